@@ -1,0 +1,16 @@
+// Markers shared by host and device code. Every core header declares its functions inside
+// namespace hashgrid::HASHGRID_ISA: the CPU kernels are compiled once per instruction set and the linker must never
+// merge a function of one set with that of another.
+#pragma once
+
+#ifndef HASHGRID_ISA
+#define HASHGRID_ISA core
+#endif
+
+#if defined(__CUDACC__)
+#define HASHGRID_HD __host__ __device__ static inline
+#else
+#define HASHGRID_HD static inline
+#endif
+
+#define HASHGRID_RESTRICT __restrict__

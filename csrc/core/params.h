@@ -1,0 +1,66 @@
+// What each kernel needs, as plain structs: pointers, sizes, options. No torch, no ownership, no methods.
+#pragma once
+
+#include <cstdint>
+
+namespace hashgrid {
+
+constexpr int kMaxDims = 7;
+constexpr int kMaxLevels = 64;
+constexpr int kMaxCorners = 1 << kMaxDims;
+
+enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+enum class Interpolation : int32_t { kLinear, kSmoothstep, kNearest };
+enum class Bounds : int32_t { kClamp, kZero, kNone };
+
+// How a raw 32-bit index becomes an entry of its level; all three equal `index % size`.
+enum class IndexWrap : int32_t {
+  kMask,     // size is a power of two
+  kOnce,     // index < 2 * size is known: one conditional subtraction
+  kModulo,
+};
+
+struct GridLevel {
+  float scale;          // cells per unit length
+  uint32_t resolution;  // vertices per axis
+  uint32_t size;        // entries
+  int64_t offset;       // first entry
+  bool hashed;
+  IndexWrap wrap;
+};
+
+struct HashEncodeParams {
+  int64_t n_points;
+  int64_t n_entries;
+  int32_t n_dims;
+  int32_t n_levels;
+  int32_t n_features;
+  int32_t n_shards;  // backward: each level's table is split into this many ranges of entries
+  float shift;       // added to scale * x
+  DType dtype;       // of positions, outputs and gradients: kFloat32 or kFloat64
+  DType table_dtype;
+  Interpolation interpolation;
+  Bounds bounds;
+  GridLevel levels[kMaxLevels];
+  const void* positions;      // [n_points, n_dims]
+  const void* table;          // [n_entries, n_features]
+  const void* level_weights;  // [n_levels] or null: all ones
+  void* y;                    // [n_points, n_levels * n_features]
+
+  const void* grad_y;        // [n_points, n_levels * n_features]
+  void* grad_positions;      // [n_points, n_dims] or null
+  void* grad_table;          // [n_entries, n_features] or null
+  double* grad_level_chunks;  // [n_chunks, n_levels] or null: partial sums of the level weight gradient
+
+  // Second order: cotangents of the three gradients above (null: zero) and what they are pulled back to (null: not needed).
+  const void* grad_grad_positions;      // [n_points, n_dims]
+  const void* grad_grad_table;          // [n_entries, n_features]
+  const void* grad_grad_level_weights;  // [n_levels]
+  void* grad_grad_y;                    // [n_points, n_levels * n_features]
+
+  // Workspace of the backward pass, fp32 only.
+  float* soa_positions;  // [n_dims, n_points] plus one vector of padding, bounds applied, 0 where not finite
+  float* level_grad_y;   // [n_levels, n_points, n_features], level weights applied
+};
+
+}  // namespace hashgrid

@@ -1,0 +1,823 @@
+// Multiresolution hash encoding on the CPU.
+//
+// fp32: kLanes points advance together. `compute_corners` finds the indices and weights of their cells' corners with
+// vector arithmetic and writes them to a small ring buffer; the rows they name are prefetched kAhead groups before
+// `interpolate`, `scatter` or `dot` touches them. Positions are transposed per block, so that dimension d of the
+// points is contiguous. fp64 and the second order use the scalar core, one point at a time.
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+constexpr int64_t kBlock = 1024;  // points per block: 12 KB of positions, 128 KB of output at 16 x 2
+constexpr int kAhead = 2;         // groups between a prefetch and its use
+constexpr int kRing = 4;          // power of two > kAhead
+
+struct PointBlock {
+  int64_t count;            // points in use; the rest up to a multiple of kLanes is 0
+  bool any_special;         // some state differs from kInside
+  float x[kMaxDims][kBlock];
+  PointState state[kBlock];
+};
+
+// Corners of kLanes cells at one level.
+struct CornerGroup {
+  uint32_t index[kMaxCorners][kLanes];  // entry within the level
+  float weight[kMaxCorners][kLanes];
+  float fraction[kMaxDims][kLanes];
+};
+
+static inline int corner_count(const HashEncodeParams& p) {
+  return p.interpolation == Interpolation::kNearest ? 1 : 1 << p.n_dims;
+}
+
+static inline int64_t min_count(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void load_block(const HashEncodeParams& p, int64_t begin, int64_t end, PointBlock* block) {
+  const float* positions = static_cast<const float*>(p.positions);
+  block->count = end - begin;
+  block->any_special = false;
+  float bounded[kMaxDims];
+  for (int64_t i = 0; i < block->count; ++i) {
+    const PointState state = apply_bounds(positions + (begin + i) * p.n_dims, p.n_dims, p.bounds, bounded);
+    block->state[i] = state;
+    block->any_special |= state != PointState::kInside;
+    for (int d = 0; d < p.n_dims; ++d) block->x[d][i] = state == PointState::kNotFinite ? 0.0f : bounded[d];
+  }
+  for (int64_t i = block->count; i % kLanes != 0; ++i) {
+    for (int d = 0; d < p.n_dims; ++d) block->x[d][i] = 0.0f;
+  }
+}
+
+static inline VecU wrap_index(VecU index, const GridLevel& level) {
+  const VecU size = splat(level.size);
+  if (level.wrap == IndexWrap::kMask) return index & (size - 1u);
+  if (level.wrap == IndexWrap::kOnce) return index - (reinterpret_cast<VecU>(index >= size) & size);
+  return index % size;
+}
+
+// kDims = 0: dimensions known at run time only. `x` is dimension-major with `stride` points per dimension.
+template <int kDims>
+static void compute_corners(const HashEncodeParams& p, const GridLevel& level, const float* x, int64_t stride,
+                            CornerGroup* group) {
+  const int n_dims = kDims > 0 ? kDims : p.n_dims;
+  VecU index[kDims > 0 ? 1 << kDims : kMaxCorners];
+  VecF weight[kDims > 0 ? 1 << kDims : kMaxCorners];
+  index[0] = VecU{};
+  weight[0] = splat(1.0f);
+  uint32_t dense_stride = 1;
+#pragma GCC unroll 8
+  for (int d = 0; d < n_dims; ++d) {
+    const VecF position = multiply_add(splat(level.scale), load(x + d * stride), splat(p.shift));
+    VecI cell;
+    // The limit keeps the conversion defined; positions inside [0, 1] never reach it.
+    const VecF whole = round_down(clamp(position, -1073741824.0f, 1073741824.0f), &cell);
+    const VecF fraction = position - whole;
+    store(group->fraction[d], fraction);
+    VecF upper = fraction;
+    if (p.interpolation == Interpolation::kSmoothstep) upper = fraction * fraction * (3.0f - 2.0f * fraction);
+    const VecF lower = 1.0f - upper;
+    const uint32_t factor = level.hashed ? hash_prime(d) : dense_stride;
+    const VecU low = reinterpret_cast<VecU>(cell) * factor;
+    const VecU high = low + factor;
+    dense_stride *= level.resolution;
+    const int half = 1 << d;
+#pragma GCC unroll 64
+    for (int c = 0; c < half; ++c) {
+      index[c + half] = level.hashed ? index[c] ^ high : index[c] + high;
+      index[c] = level.hashed ? index[c] ^ low : index[c] + low;
+      weight[c + half] = weight[c] * upper;
+      weight[c] = weight[c] * lower;
+    }
+  }
+  if (p.interpolation == Interpolation::kNearest) weight[0] = splat(1.0f);
+  const int n_corners = p.interpolation == Interpolation::kNearest ? 1 : 1 << n_dims;
+#pragma GCC unroll 16
+  for (int c = 0; c < n_corners; ++c) {
+    store(group->index[c], wrap_index(index[c], level));
+    store(group->weight[c], weight[c]);
+  }
+}
+
+using ComputeCorners = void (*)(const HashEncodeParams&, const GridLevel&, const float*, int64_t, CornerGroup*);
+
+static ComputeCorners pick_compute_corners(int n_dims) {
+  switch (n_dims) {
+    case 2:
+      return &compute_corners<2>;
+    case 3:
+      return &compute_corners<3>;
+    case 4:
+      return &compute_corners<4>;
+    default:
+      return &compute_corners<0>;
+  }
+}
+
+// ---- rows of the table -------------------------------------------------------------------------------------------
+
+static inline float bfloat16_to_float(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+static inline float float16_to_float(uint16_t bits) {
+#if defined(HASHGRID_HAS_AVX2)
+  return _cvtsh_ss(bits);
+#else
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t magnitude = bits & 0x7fffu;
+  uint32_t wide;
+  if (magnitude >= 0x7c00u) {  // inf, nan
+    wide = sign | 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  } else if (magnitude >= 0x400u) {
+    wide = sign | ((magnitude << 13) + 0x38000000u);
+  } else {  // subnormal: magnitude * 2^-24
+    const float value = static_cast<float>(magnitude) * 5.9604644775390625e-8f;
+    std::memcpy(&wide, &value, 4);
+    wide |= sign;
+  }
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+#endif
+}
+
+struct Float32Table {
+  typedef float Element;
+  static inline float to_float(float x) { return x; }
+};
+struct Float16Table {
+  typedef uint16_t Element;
+  static inline float to_float(uint16_t x) { return float16_to_float(x); }
+};
+struct BFloat16Table {
+  typedef uint16_t Element;
+  static inline float to_float(uint16_t x) { return bfloat16_to_float(x); }
+};
+
+// kF consecutive floats as one vector.
+template <int kF>
+struct RowOf {
+  typedef float Type __attribute__((vector_size(4 * kF)));
+};
+template <>
+struct RowOf<1> {
+  typedef float Type;
+};
+
+template <int kF>
+static inline typename RowOf<kF>::Type load_row(const float* p) {
+  typename RowOf<kF>::Type row;
+  std::memcpy(&row, p, sizeof(row));
+  return row;
+}
+
+template <int kF>
+static inline void store_row(float* p, typename RowOf<kF>::Type row) {
+  std::memcpy(p, &row, sizeof(row));
+}
+
+template <typename Table, int kF>
+static inline typename RowOf<kF>::Type load_table_row(const typename Table::Element* p) {
+  if constexpr (sizeof(typename Table::Element) == 4) {
+    return load_row<kF>(p);
+  } else {
+    float values[kF];
+    for (int f = 0; f < kF; ++f) values[f] = Table::to_float(p[f]);
+    return load_row<kF>(values);
+  }
+}
+
+static inline float row_sum(float row) { return row; }
+template <typename Row>
+static inline float row_sum(Row row) {
+  float total = 0.0f;
+  for (unsigned f = 0; f < sizeof(Row) / 4; ++f) total += row[f];
+  return total;
+}
+
+template <typename Element>
+static inline void prefetch_group(const CornerGroup& group, int n_corners, const Element* rows, int n_features) {
+  for (int c = 0; c < n_corners; ++c) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      __builtin_prefetch(rows + static_cast<int64_t>(group.index[c][lane]) * n_features, 0, 3);
+    }
+  }
+}
+
+// ---- forward -----------------------------------------------------------------------------------------------------
+
+// Weighted sum of the corner rows for `count` lanes; writes F values per point at out + lane * out_stride.
+template <typename Table, int kF>
+static void interpolate(const CornerGroup& group, int n_corners, const void* level_rows, float level_weight, int count,
+                        float* out, int64_t out_stride) {
+  const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
+#if defined(HASHGRID_HAS_AVX512)
+  if constexpr (kF == 2 && sizeof(typename Table::Element) == 4) {
+    if (count == kLanes) {  // a feature pair is one 64-bit lane
+      const __m512i pair_low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+      const __m512i pair_high = _mm512_add_epi32(pair_low, _mm512_set1_epi32(8));
+      __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+      for (int c = 0; c < n_corners; ++c) {
+        const __m512i index = _mm512_loadu_si512(group.index[c]);
+        const __m512 weight = _mm512_loadu_ps(group.weight[c]);
+        const __m512d a = _mm512_i32gather_pd(_mm512_castsi512_si256(index), rows, 8);
+        const __m512d b = _mm512_i32gather_pd(_mm512_extracti64x4_epi64(index, 1), rows, 8);
+        low = _mm512_fmadd_ps(_mm512_permutexvar_ps(pair_low, weight), _mm512_castpd_ps(a), low);
+        high = _mm512_fmadd_ps(_mm512_permutexvar_ps(pair_high, weight), _mm512_castpd_ps(b), high);
+      }
+      float sums[2 * kLanes];
+      _mm512_storeu_ps(sums, _mm512_mul_ps(low, _mm512_set1_ps(level_weight)));
+      _mm512_storeu_ps(sums + kLanes, _mm512_mul_ps(high, _mm512_set1_ps(level_weight)));
+      for (int lane = 0; lane < kLanes; ++lane) std::memcpy(out + lane * out_stride, sums + 2 * lane, 8);
+      return;
+    }
+  }
+#endif
+  for (int lane = 0; lane < count; ++lane) {
+    typename RowOf<kF>::Type total{};
+    for (int c = 0; c < n_corners; ++c) {
+      const int64_t entry = group.index[c][lane];
+      total += group.weight[c][lane] * load_table_row<Table, kF>(rows + entry * kF);
+    }
+    store_row<kF>(out + lane * out_stride, total * level_weight);
+  }
+}
+
+// Dot product of every corner row with the point's grad_y [F]; dots [n_corners][kLanes].
+template <typename Table, int kF>
+static void dot_rows(const CornerGroup& group, int n_corners, const void* level_rows, const float* grad_y,
+                     int64_t grad_stride, int count, float (*dots)[kLanes]) {
+  const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
+  for (int lane = 0; lane < count; ++lane) {
+    const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * grad_stride);
+    for (int c = 0; c < n_corners; ++c) {
+      const int64_t entry = group.index[c][lane];
+      dots[c][lane] = row_sum(grad * load_table_row<Table, kF>(rows + entry * kF));
+    }
+  }
+}
+
+struct RowKernels {
+  void (*interpolate)(const CornerGroup&, int, const void*, float, int, float*, int64_t);
+  void (*dot_rows)(const CornerGroup&, int, const void*, const float*, int64_t, int, float (*)[kLanes]);
+};
+
+template <typename Table>
+static RowKernels pick_row_kernels_for(int n_features) {
+  switch (n_features) {
+    case 1:
+      return {&interpolate<Table, 1>, &dot_rows<Table, 1>};
+    case 2:
+      return {&interpolate<Table, 2>, &dot_rows<Table, 2>};
+    case 4:
+      return {&interpolate<Table, 4>, &dot_rows<Table, 4>};
+    default:
+      return {&interpolate<Table, 8>, &dot_rows<Table, 8>};
+  }
+}
+
+static RowKernels pick_row_kernels(const HashEncodeParams& p) {
+  switch (p.table_dtype) {
+    case DType::kFloat16:
+      return pick_row_kernels_for<Float16Table>(p.n_features);
+    case DType::kBFloat16:
+      return pick_row_kernels_for<BFloat16Table>(p.n_features);
+    default:
+      return pick_row_kernels_for<Float32Table>(p.n_features);
+  }
+}
+
+static inline int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+static inline const char* level_rows(const HashEncodeParams& p, const GridLevel& level) {
+  return static_cast<const char*>(p.table) + level.offset * p.n_features * element_size(p.table_dtype);
+}
+
+// Level by level over one block; calls `use(group, i, count)` for each group of kLanes points whose rows are on
+// their way to the cache.
+template <typename Use>
+static inline void for_each_group(const HashEncodeParams& p, const GridLevel& level, ComputeCorners compute,
+                                  const float* x, int64_t stride, int64_t n_points, const char* rows, int row_bytes,
+                                  CornerGroup* ring, Use use) {
+  const int n_corners = corner_count(p);
+  // Rows of a level this small stay in the L2 cache by themselves.
+  const bool prefetch = static_cast<int64_t>(level.size) * row_bytes > 128 * 1024;
+  const int64_t n_groups = (n_points + kLanes - 1) / kLanes;
+  for (int64_t g = 0; g < n_groups + kAhead; ++g) {
+    if (g < n_groups) {
+      CornerGroup& next = ring[g % kRing];
+      compute(p, level, x + g * kLanes, stride, &next);
+      if (prefetch) prefetch_group(next, n_corners, rows, row_bytes);
+    }
+    if (g >= kAhead) {
+      const int64_t i = (g - kAhead) * kLanes;
+      use(ring[(g - kAhead) % kRing], i, static_cast<int>(min_count(kLanes, n_points - i)));
+    }
+  }
+}
+
+template <typename T>
+static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end);
+template <typename T>
+static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int64_t end);
+template <typename T>
+static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, int64_t end);
+
+static void hash_encode_forward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return scalar_forward<double>(p, begin, end);
+  const ComputeCorners compute = pick_compute_corners(p.n_dims);
+  const RowKernels rows_of = pick_row_kernels(p);
+  const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const int n_corners = corner_count(p);
+  const float* level_weights = static_cast<const float*>(p.level_weights);
+  PointBlock block;
+  CornerGroup ring[kRing];
+  for (int64_t start = begin; start < end; start += kBlock) {
+    load_block(p, start, min_count(start + kBlock, end), &block);
+    float* y = static_cast<float*>(p.y) + start * row;
+    for (int l = 0; l < p.n_levels; ++l) {
+      const GridLevel& level = p.levels[l];
+      const char* rows = level_rows(p, level);
+      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
+      float* out = y + l * p.n_features;
+      for_each_group(p, level, compute, block.x[0], kBlock, block.count, rows, row_bytes, ring,
+                     [&](const CornerGroup& group, int64_t i, int count) {
+                       rows_of.interpolate(group, n_corners, rows, weight, count, out + i * row, row);
+                     });
+    }
+    if (!block.any_special) continue;
+    for (int64_t i = 0; i < block.count; ++i) {
+      if (block.state[i] == PointState::kInside) continue;
+      const float value = block.state[i] == PointState::kOutside ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+      for (int64_t k = 0; k < row; ++k) y[i * row + k] = value;
+    }
+  }
+}
+
+// ---- backward ----------------------------------------------------------------------------------------------------
+
+// Transposes positions to [n_dims, n_points] and grad_y to [n_levels, n_points, n_features]: a level then reads its
+// part as a stream instead of one cache line per point.
+static void hash_encode_prepare_backward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const float* level_weights = static_cast<const float*>(p.level_weights);
+  const float* grad_y = static_cast<const float*>(p.grad_y);
+  PointBlock block;
+  for (int64_t start = begin; start < end; start += kBlock) {
+    load_block(p, start, min_count(start + kBlock, end), &block);
+    for (int d = 0; d < p.n_dims; ++d) {
+      std::memcpy(p.soa_positions + d * p.n_points + start, block.x[d], block.count * sizeof(float));
+    }
+    for (int l = 0; l < p.n_levels; ++l) {
+      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
+      float* out = p.level_grad_y + (l * p.n_points + start) * p.n_features;
+      const float* in = grad_y + start * row + l * p.n_features;
+      for (int64_t i = 0; i < block.count; ++i) {
+        const float factor = block.state[i] == PointState::kInside ? weight : 0.0f;
+        for (int f = 0; f < p.n_features; ++f) {
+          const float g = in[i * row + f];
+          out[i * p.n_features + f] = factor == 0.0f ? 0.0f : factor * g;
+        }
+      }
+    }
+  }
+}
+
+// Adds weight * grad to the corner rows of each point, in point order. Entries outside [low, high) are skipped.
+template <int kF>
+static void scatter(const CornerGroup& group, int n_corners, float* rows, const float* grad_y, int count, uint32_t low,
+                    uint32_t high, bool whole_level) {
+  for (int lane = 0; lane < count; ++lane) {
+    const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * kF);
+    for (int c = 0; c < n_corners; ++c) {
+      const uint32_t entry = group.index[c][lane];
+      if (!whole_level && (entry < low || entry >= high)) continue;
+      float* target = rows + static_cast<int64_t>(entry) * kF;
+      store_row<kF>(target, load_row<kF>(target) + group.weight[c][lane] * grad);
+    }
+  }
+}
+
+using Scatter = void (*)(const CornerGroup&, int, float*, const float*, int, uint32_t, uint32_t, bool);
+
+static Scatter pick_scatter(int n_features) {
+  switch (n_features) {
+    case 1:
+      return &scatter<1>;
+    case 2:
+      return &scatter<2>;
+    case 4:
+      return &scatter<4>;
+    default:
+      return &scatter<8>;
+  }
+}
+
+struct Shard {
+  int level;
+  uint32_t low, high;  // entries [low, high) of the level
+};
+
+static inline Shard shard_of(const HashEncodeParams& p, int64_t unit) {
+  const int level = static_cast<int>(unit / p.n_shards);
+  const int64_t shard = unit % p.n_shards;
+  const int64_t size = p.levels[level].size;
+  return {level, static_cast<uint32_t>(size * shard / p.n_shards),
+          static_cast<uint32_t>(size * (shard + 1) / p.n_shards)};
+}
+
+static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return scalar_backward_table<double>(p, begin, end);
+  const ComputeCorners compute = pick_compute_corners(p.n_dims);
+  const Scatter scatter_rows = pick_scatter(p.n_features);
+  const int n_corners = corner_count(p);
+  const int row_bytes = static_cast<int>(p.n_features * sizeof(float));
+  CornerGroup ring[kRing];
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Shard shard = shard_of(p, unit);
+    const GridLevel& level = p.levels[shard.level];
+    float* rows = static_cast<float*>(p.grad_table) + level.offset * p.n_features;
+    std::memset(rows + static_cast<int64_t>(shard.low) * p.n_features, 0,
+                static_cast<int64_t>(shard.high - shard.low) * row_bytes);
+    const float* grad = p.level_grad_y + static_cast<int64_t>(shard.level) * p.n_points * p.n_features;
+    const bool whole = p.n_shards == 1;
+    // The last group reads positions past its dimension's end, which are other dimensions' or padding.
+    for_each_group(p, level, compute, p.soa_positions, p.n_points, p.n_points, reinterpret_cast<const char*>(rows),
+                   row_bytes, ring, [&](const CornerGroup& group, int64_t i, int count) {
+                     scatter_rows(group, n_corners, rows, grad + i * p.n_features, count, shard.low, shard.high, whole);
+                   });
+  }
+}
+
+// d y / d fraction of each axis from the corner dots, for kLanes points.
+static inline void add_position_gradient(const HashEncodeParams& p, const GridLevel& level, const CornerGroup& group,
+                                         const float (*dots)[kLanes], float* grad_x, int64_t stride) {
+  VecF upper[kMaxDims], lower[kMaxDims], first[kMaxDims];
+  for (int d = 0; d < p.n_dims; ++d) {
+    const VecF f = load(group.fraction[d]);
+    const bool smooth = p.interpolation == Interpolation::kSmoothstep;
+    upper[d] = smooth ? f * f * (3.0f - 2.0f * f) : f;
+    lower[d] = 1.0f - upper[d];
+    first[d] = smooth ? 6.0f * f * (1.0f - f) : splat(1.0f);
+  }
+  const int n_corners = 1 << p.n_dims;
+  for (int d = 0; d < p.n_dims; ++d) {
+    VecF total = splat(0.0f);
+    for (int c = 0; c < n_corners; ++c) {
+      VecF weight = load(dots[c]);
+      for (int e = 0; e < p.n_dims; ++e) {
+        if (e != d) weight *= (c >> e) & 1 ? upper[e] : lower[e];
+      }
+      total = (c >> d) & 1 ? total + weight : total - weight;
+    }
+    float* out = grad_x + d * stride;
+    store(out, load(out) + total * first[d] * level.scale);
+  }
+}
+
+static void hash_encode_backward_positions_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return scalar_backward_positions<double>(p, begin, end);
+  const ComputeCorners compute = pick_compute_corners(p.n_dims);
+  const RowKernels rows_of = pick_row_kernels(p);
+  const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const int n_corners = corner_count(p);
+  const float* level_weights = static_cast<const float*>(p.level_weights);
+  const float* positions = static_cast<const float*>(p.positions);
+  float* grad_positions = static_cast<float*>(p.grad_positions);
+  PointBlock block;
+  CornerGroup ring[kRing];
+  float dots[kMaxCorners][kLanes] = {};
+  float grad_x[kMaxDims][kBlock];
+  for (int64_t start = begin; start < end; start += kBlock) {
+    load_block(p, start, min_count(start + kBlock, end), &block);
+    for (int d = 0; d < p.n_dims; ++d) std::memset(grad_x[d], 0, sizeof(grad_x[d]));
+    for (int l = 0; l < p.n_levels && p.interpolation != Interpolation::kNearest; ++l) {
+      GridLevel level = p.levels[l];
+      const char* rows = level_rows(p, level);
+      const float* grad_y = static_cast<const float*>(p.grad_y) + start * row + l * p.n_features;
+      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
+      for_each_group(p, p.levels[l], compute, block.x[0], kBlock, block.count, rows, row_bytes, ring,
+                     [&](const CornerGroup& group, int64_t i, int count) {
+                       rows_of.dot_rows(group, n_corners, rows, grad_y + i * row, row, count, dots);
+                       level.scale = p.levels[l].scale * weight;
+                       add_position_gradient(p, level, group, dots, grad_x[0] + i, kBlock);
+                     });
+    }
+    for (int64_t i = 0; i < block.count; ++i) {
+      for (int d = 0; d < p.n_dims; ++d) {
+        const float x = positions[(start + i) * p.n_dims + d];
+        const bool stopped = p.bounds != Bounds::kNone && !(x >= 0.0f && x <= 1.0f);
+        const bool inside = block.state[i] == PointState::kInside;
+        grad_positions[(start + i) * p.n_dims + d] = stopped || !inside ? 0.0f : grad_x[d][i];
+      }
+    }
+  }
+}
+
+// ---- one point at a time: fp64, level weights, second order ---------------------------------------------------------
+
+template <typename T>
+static inline T load_feature(const void* table, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return static_cast<T>(static_cast<const double*>(table)[i]);
+    case DType::kFloat16:
+      return static_cast<T>(float16_to_float(static_cast<const uint16_t*>(table)[i]));
+    case DType::kBFloat16:
+      return static_cast<T>(bfloat16_to_float(static_cast<const uint16_t*>(table)[i]));
+    default:
+      return static_cast<T>(static_cast<const float*>(table)[i]);
+  }
+}
+
+template <typename T>
+struct Point {
+  PointState state;
+  T x[kMaxDims];            // bounds applied
+  bool stopped[kMaxDims];   // the bounds policy cuts this axis' gradient
+};
+
+template <typename T>
+static inline Point<T> load_point(const HashEncodeParams& p, int64_t n) {
+  Point<T> point;
+  const T* position = static_cast<const T*>(p.positions) + n * p.n_dims;
+  point.state = apply_bounds(position, p.n_dims, p.bounds, point.x);
+  for (int d = 0; d < p.n_dims; ++d) {
+    point.stopped[d] = p.bounds != Bounds::kNone && !(position[d] >= T(0) && position[d] <= T(1));
+  }
+  return point;
+}
+
+template <typename T>
+struct Cell {
+  uint32_t base[kMaxDims];
+  CellWeights<T> weights;
+};
+
+template <typename T>
+static inline Cell<T> find_cell(const HashEncodeParams& p, const GridLevel& level, const Point<T>& point) {
+  Cell<T> cell;
+  cell.weights.n_dims = p.n_dims;
+  for (int d = 0; d < p.n_dims; ++d) {
+    T fraction;
+    cell.base[d] = grid_cell(point.x[d], level.scale, p.shift, &fraction);
+    cell.weights.axis[d] = axis_weight(fraction, p.interpolation);
+  }
+  return cell;
+}
+
+template <typename T>
+static inline T level_weight(const HashEncodeParams& p, int l) {
+  return p.level_weights != nullptr ? static_cast<const T*>(p.level_weights)[l] : T(1);
+}
+
+template <typename T>
+static inline int64_t first_feature(const HashEncodeParams& p, int l, const Cell<T>& cell, uint32_t corner) {
+  const GridLevel& level = p.levels[l];
+  return (level.offset + grid_index(level, p.n_dims, cell.base, corner)) * p.n_features;
+}
+
+template <typename T>
+static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const uint32_t n_corners = corner_count(p);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  for (int64_t n = begin; n < end; ++n) {
+    T* y = static_cast<T*>(p.y) + n * row;
+    const Point<T> point = load_point<T>(p, n);
+    const bool finite = point.state != PointState::kNotFinite;
+    for (int64_t k = 0; k < row; ++k) y[k] = finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
+    if (point.state != PointState::kInside) continue;
+    for (int l = 0; l < p.n_levels; ++l) {
+      const Cell<T> cell = find_cell(p, p.levels[l], point);
+      for (uint32_t c = 0; c < n_corners; ++c) {
+        const T weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, l);
+        const int64_t first = first_feature(p, l, cell, c);
+        for (int f = 0; f < p.n_features; ++f) {
+          y[l * p.n_features + f] += weight * load_feature<T>(p.table, p.table_dtype, first + f);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+static inline void zero_shard(const HashEncodeParams& p, const Shard& shard) {
+  const GridLevel& level = p.levels[shard.level];
+  T* grad = static_cast<T*>(p.grad_table);
+  for (int64_t i = (level.offset + shard.low) * p.n_features; i < (level.offset + shard.high) * p.n_features; ++i) {
+    grad[i] = T(0);
+  }
+}
+
+template <typename T>
+static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const uint32_t n_corners = corner_count(p);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  T* grad_table = static_cast<T*>(p.grad_table);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Shard shard = shard_of(p, unit);
+    const GridLevel& level = p.levels[shard.level];
+    zero_shard<T>(p, shard);
+    for (int64_t n = 0; n < p.n_points; ++n) {
+      const Point<T> point = load_point<T>(p, n);
+      if (point.state != PointState::kInside) continue;
+      const Cell<T> cell = find_cell(p, level, point);
+      const T* grad_y = static_cast<const T*>(p.grad_y) + n * row + shard.level * p.n_features;
+      for (uint32_t c = 0; c < n_corners; ++c) {
+        const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
+        if (entry < shard.low || entry >= shard.high) continue;
+        const T weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, shard.level);
+        T* target = grad_table + (level.offset + entry) * p.n_features;
+        for (int f = 0; f < p.n_features; ++f) target[f] += weight * grad_y[f];
+      }
+    }
+  }
+}
+
+template <typename T>
+static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const uint32_t n_corners = corner_count(p);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  for (int64_t n = begin; n < end; ++n) {
+    T* grad_x = static_cast<T*>(p.grad_positions) + n * p.n_dims;
+    const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
+    for (int d = 0; d < p.n_dims; ++d) grad_x[d] = T(0);
+    const Point<T> point = load_point<T>(p, n);
+    if (point.state != PointState::kInside) continue;
+    for (int l = 0; l < p.n_levels; ++l) {
+      const Cell<T> cell = find_cell(p, p.levels[l], point);
+      const T factor = level_weight<T>(p, l) * static_cast<T>(p.levels[l].scale);
+      for (uint32_t c = 0; c < n_corners; ++c) {
+        const int64_t first = first_feature(p, l, cell, c);
+        T dot = T(0);
+        for (int f = 0; f < p.n_features; ++f) {
+          dot += grad_y[l * p.n_features + f] * load_feature<T>(p.table, p.table_dtype, first + f);
+        }
+        for (int d = 0; d < p.n_dims; ++d) {
+          if (!point.stopped[d]) grad_x[d] += factor * corner_weight_first(cell.weights, c, d) * dot;
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+static void backward_level_weights(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const uint32_t n_corners = corner_count(p);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    double* sums = p.grad_level_chunks + chunk * p.n_levels;
+    for (int l = 0; l < p.n_levels; ++l) sums[l] = 0.0;
+    const int64_t last = min_count((chunk + 1) * kLevelWeightChunk, p.n_points);
+    for (int64_t n = chunk * kLevelWeightChunk; n < last; ++n) {
+      const Point<T> point = load_point<T>(p, n);
+      if (point.state != PointState::kInside) continue;
+      const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
+      for (int l = 0; l < p.n_levels; ++l) {
+        const Cell<T> cell = find_cell(p, p.levels[l], point);
+        T total = T(0);
+        for (uint32_t c = 0; c < n_corners; ++c) {
+          const T weight = corner_weight(cell.weights, c, -1, -1);
+          const int64_t first = first_feature(p, l, cell, c);
+          for (int f = 0; f < p.n_features; ++f) {
+            total += weight * grad_y[l * p.n_features + f] * load_feature<T>(p.table, p.table_dtype, first + f);
+          }
+        }
+        sums[l] += static_cast<double>(total);
+      }
+    }
+  }
+}
+
+static void hash_encode_backward_level_weights_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return backward_level_weights<double>(p, begin, end);
+  backward_level_weights<float>(p, begin, end);
+}
+
+// Second order. With v, V, u the cotangents of grad_positions, grad_table, grad_level_weights, m the level weights and
+// T, w the table and corner weights, the pulled-back scalar is
+//   s = sum_{n,l,f} grad_y [ m sum_c (a_c T_c + w_c V_c) + u sum_c w_c T_c ],   a_c = sum_d v_d dw_c/dx_d.
+template <typename T>
+struct SecondOrderCorner {
+  T weight;              // w_c
+  T along;               // a_c
+  T first[kMaxDims];     // dw_c/dx_e
+  T second[kMaxDims];    // da_c/dx_e
+};
+
+template <typename T>
+static inline SecondOrderCorner<T> second_order_corner(const HashEncodeParams& p, const GridLevel& level,
+                                                       const Point<T>& point, const Cell<T>& cell, uint32_t c,
+                                                       const T* v) {
+  SecondOrderCorner<T> out;
+  const T scale = static_cast<T>(level.scale);
+  out.weight = corner_weight(cell.weights, c, -1, -1);
+  out.along = T(0);
+  for (int e = 0; e < p.n_dims; ++e) {
+    out.first[e] = point.stopped[e] ? T(0) : scale * corner_weight_first(cell.weights, c, e);
+    out.second[e] = T(0);
+    if (v == nullptr || point.stopped[e]) continue;
+    out.along += v[e] * out.first[e];
+    for (int d = 0; d < p.n_dims; ++d) {
+      if (point.stopped[d]) continue;
+      out.second[e] += v[d] * scale * scale * corner_weight_second(cell.weights, c, d, e);
+    }
+  }
+  return out;
+}
+
+template <typename T>
+static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const uint32_t n_corners = corner_count(p);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const T* grad_grad_positions = static_cast<const T*>(p.grad_grad_positions);
+  const T* grad_grad_table = static_cast<const T*>(p.grad_grad_table);
+  const T* u = static_cast<const T*>(p.grad_grad_level_weights);
+  for (int64_t chunk_begin = begin; chunk_begin < end; ++chunk_begin) {
+    double* sums = p.grad_level_chunks != nullptr ? p.grad_level_chunks + chunk_begin * p.n_levels : nullptr;
+    for (int l = 0; sums != nullptr && l < p.n_levels; ++l) sums[l] = 0.0;
+    const int64_t last = min_count((chunk_begin + 1) * kLevelWeightChunk, p.n_points);
+    for (int64_t n = chunk_begin * kLevelWeightChunk; n < last; ++n) {
+      const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
+      const T* v = grad_grad_positions != nullptr ? grad_grad_positions + n * p.n_dims : nullptr;
+      T* out_y = static_cast<T*>(p.grad_grad_y) + n * row;
+      T* out_x = static_cast<T*>(p.grad_positions) + n * p.n_dims;
+      for (int64_t k = 0; k < row; ++k) out_y[k] = T(0);
+      for (int d = 0; d < p.n_dims; ++d) out_x[d] = T(0);
+      const Point<T> point = load_point<T>(p, n);
+      if (point.state != PointState::kInside) continue;
+      for (int l = 0; l < p.n_levels; ++l) {
+        const Cell<T> cell = find_cell(p, p.levels[l], point);
+        const T m = level_weight<T>(p, l);
+        const T u_level = u != nullptr ? u[l] : T(0);
+        for (uint32_t c = 0; c < n_corners; ++c) {
+          const SecondOrderCorner<T> corner = second_order_corner(p, p.levels[l], point, cell, c, v);
+          const int64_t first = first_feature(p, l, cell, c);
+          for (int f = 0; f < p.n_features; ++f) {
+            const T value = load_feature<T>(p.table, p.table_dtype, first + f);
+            const T table_cotangent = grad_grad_table != nullptr ? grad_grad_table[first + f] : T(0);
+            const T plain = corner.along * value + corner.weight * table_cotangent;
+            const int64_t k = l * p.n_features + f;
+            out_y[k] += m * plain + u_level * corner.weight * value;
+            for (int e = 0; e < p.n_dims; ++e) {
+              out_x[e] += grad_y[k] * (m * (corner.second[e] * value + corner.first[e] * table_cotangent) +
+                                       u_level * corner.first[e] * value);
+            }
+            if (sums != nullptr) sums[l] += static_cast<double>(grad_y[k] * plain);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Units are chunks of kLevelWeightChunk points.
+static void hash_encode_second_points_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return second_points<double>(p, begin, end);
+  second_points<float>(p, begin, end);
+}
+
+template <typename T>
+static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const uint32_t n_corners = corner_count(p);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const T* grad_grad_positions = static_cast<const T*>(p.grad_grad_positions);
+  const T* u = static_cast<const T*>(p.grad_grad_level_weights);
+  T* grad_table = static_cast<T*>(p.grad_table);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Shard shard = shard_of(p, unit);
+    const GridLevel& level = p.levels[shard.level];
+    zero_shard<T>(p, shard);
+    const T m = level_weight<T>(p, shard.level);
+    const T u_level = u != nullptr ? u[shard.level] : T(0);
+    for (int64_t n = 0; n < p.n_points; ++n) {
+      const Point<T> point = load_point<T>(p, n);
+      if (point.state != PointState::kInside) continue;
+      const T* v = grad_grad_positions != nullptr ? grad_grad_positions + n * p.n_dims : nullptr;
+      const T* grad_y = static_cast<const T*>(p.grad_y) + n * row + shard.level * p.n_features;
+      const Cell<T> cell = find_cell(p, level, point);
+      for (uint32_t c = 0; c < n_corners; ++c) {
+        const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
+        if (entry < shard.low || entry >= shard.high) continue;
+        const SecondOrderCorner<T> corner = second_order_corner(p, level, point, cell, c, v);
+        const T factor = m * corner.along + u_level * corner.weight;
+        T* target = grad_table + (level.offset + entry) * p.n_features;
+        for (int f = 0; f < p.n_features; ++f) target[f] += factor * grad_y[f];
+      }
+    }
+  }
+}
+
+static void hash_encode_second_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return second_table<double>(p, begin, end);
+  second_table<float>(p, begin, end);
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

@@ -1,0 +1,38 @@
+// The range kernels of one instruction set. Each processes work units [begin, end); threading is the caller's.
+#pragma once
+
+#include <cstdint>
+
+#include "core/params.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define HASHGRID_X86 1
+#endif
+
+namespace hashgrid {
+
+template <typename Params>
+using RangeKernel = void (*)(const Params& params, int64_t begin, int64_t end);
+
+struct KernelTable {
+  RangeKernel<HashEncodeParams> hash_encode_forward;                // units: points
+  RangeKernel<HashEncodeParams> hash_encode_prepare_backward;       // units: points
+  RangeKernel<HashEncodeParams> hash_encode_backward_table;         // units: (level, shard)
+  RangeKernel<HashEncodeParams> hash_encode_backward_positions;     // units: points
+  RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;  // units: chunks of kLevelWeightChunk points
+  RangeKernel<HashEncodeParams> hash_encode_second_points;           // units: chunks of kLevelWeightChunk points
+  RangeKernel<HashEncodeParams> hash_encode_second_table;           // units: (level, shard)
+};
+
+// Points whose contributions to the level weight gradient are summed together; fixed, so that the sum does not depend
+// on the thread count.
+constexpr int64_t kLevelWeightChunk = 4096;
+
+const KernelTable& kernels_default();
+#if defined(HASHGRID_X86)
+const KernelTable& kernels_avx2();
+const KernelTable& kernels_avx512();
+const KernelTable& kernels_avx512_bf16();
+#endif
+
+}  // namespace hashgrid

@@ -1,0 +1,34 @@
+// The CPU kernels for avx512_bf16.
+#include "cpu/kernels.h"
+
+#if defined(HASHGRID_X86)
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <immintrin.h>
+
+#define HASHGRID_ISA avx512_bf16
+#define HASHGRID_LANES 16
+#define HASHGRID_HAS_FMA 1
+#define HASHGRID_HAS_AVX2 1
+#define HASHGRID_HAS_AVX512 1
+#define HASHGRID_HAS_AVX512_BF16 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,bmi,bmi2")
+#endif
+#include "cpu/kernels.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace hashgrid {
+const KernelTable& kernels_avx512_bf16() { return avx512_bf16::kTable; }
+}  // namespace hashgrid
+#endif  // HASHGRID_X86

@@ -1,0 +1,14 @@
+// The Python module hashgrid._C: host functions that are no tensor ops. Loading it registers the ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/capability.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU kernels of hashgrid";
+  m.def("cpu_capability", [] { return hashgrid::cpu_capability(); }, "Instruction set the CPU kernels use.");
+  m.def("available_cpu_capabilities", &hashgrid::available_cpu_capabilities,
+        "Instruction sets this machine supports, weakest first.");
+  m.def(
+      "compiler", [] { return std::string(HASHGRID_COMPILER); }, "Compiler the extension was built with.");
+}

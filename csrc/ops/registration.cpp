@@ -1,0 +1,23 @@
+// Every schema. Arguments that take part in autograd have no defaults: torch drops defaulted ones from
+// needs_input_grad.
+#include <torch/csrc/stable/library.h>
+
+// The levels of a grid, as hashgrid.levels.LevelTable holds them.
+#define HASHGRID_LEVELS_SCHEMA \
+  "float[] scales, int[] resolutions, float shift, int[] offsets, int[] sizes, int[] hashed, "
+
+STABLE_TORCH_LIBRARY(hashgrid, m) {
+  m.def(
+      "hash_encode(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds) -> Tensor");
+  m.def(
+      "hash_encode_backward(Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
+      HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "hash_encode_backward_backward(Tensor? grad_grad_positions, Tensor? grad_grad_table, "
+      "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
+      HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds, bool need_table, bool need_level_weights) -> (Tensor, Tensor, Tensor, Tensor)");
+}

@@ -1,0 +1,199 @@
+"""Multiresolution hash encoding (Müller et al. 2022, section 3) on the native kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+from hashgrid.levels import LevelTable
+from hashgrid.ops._flatten import flatten, unflatten
+
+INTERPOLATIONS = ("linear", "smoothstep", "nearest")
+BOUNDS = ("clamp", "zero", "none")
+
+
+def hash_encode(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    level_weights: Tensor | None = None,
+    shadow: Tensor | None = None,
+) -> Tensor:
+    """Interpolated table features of every level, concatenated: channel ``l * F + f``.
+
+    Differentiable twice in ``positions``, ``table`` and ``level_weights``; sums and gradient sums are fp32 (fp64 for
+    fp64 inputs), and the table gradient has the same bits for any number of threads. A position that is NaN or
+    infinite gives NaN and no table gradient.
+
+    Args:
+        positions: [..., D] in [0, 1], fp32 or fp64 (half precision is read as fp32).
+        table: [n_entries, F], fp32, or fp64 with fp64 positions.
+        levels: geometry of the levels.
+        interpolation: ``"linear"``, ``"smoothstep"`` or ``"nearest"`` (no gradient to positions).
+        bounds: outside [0, 1], ``"clamp"`` uses the border value with zero position gradient, ``"zero"`` gives zeros
+            and no gradients, ``"none"`` extrapolates and wraps as tiny-cuda-nn does.
+        level_weights: [L] factors of the levels, for coarse-to-fine schedules.
+        shadow: [n_entries, F] half-precision copy of ``table`` to read instead; the gradient still goes to ``table``,
+            in fp32.
+
+    Returns:
+        [..., L * F] in the dtype of ``positions``, or of ``shadow`` when that is given.
+
+    Raises:
+        ValueError: an option or a shape is wrong.
+        RuntimeError: a dtype or size the kernels do not take.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"`interpolation` must be one of {INTERPOLATIONS}, got {interpolation!r}")
+    if bounds not in BOUNDS:
+        raise ValueError(f"`bounds` must be one of {BOUNDS}, got {bounds!r}")
+    if positions.dtype in (torch.float16, torch.bfloat16):
+        positions = positions.float()
+    batch = positions.shape[:-1]
+    options = _options(levels, interpolation, bounds)
+    flat = flatten(positions, levels.n_input_dims, "positions")
+    y = _HashEncode.apply(flat, table, level_weights, shadow, options)
+    return unflatten(y, batch)
+
+
+def _options(levels: LevelTable, interpolation: str, bounds: str) -> tuple[Any, ...]:
+    """The arguments of the ops that are no tensors, in schema order."""
+    return (
+        list(levels.scales),
+        list(levels.resolutions),
+        levels.shift,
+        list(levels.offsets),
+        list(levels.sizes),
+        [int(hashed) for hashed in levels.hashed],
+        INTERPOLATIONS.index(interpolation),
+        BOUNDS.index(bounds),
+    )
+
+
+class _HashEncode(torch.autograd.Function):
+    @staticmethod
+    def forward(positions, table, level_weights, shadow, options):  # type: ignore[override]
+        y = _extension.ops().hash_encode(positions, table if shadow is None else shadow, level_weights, *options)
+        return y if shadow is None else y.to(shadow.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        positions, table, level_weights, shadow, ctx.options = inputs
+        ctx.save_for_backward(positions, table, level_weights, shadow)
+
+    @staticmethod
+    def backward(ctx, grad_y):  # type: ignore[override]
+        positions, table, level_weights, shadow = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        grads = _HashEncodeBackward.apply(
+            grad_y.to(positions.dtype).contiguous(), positions, table, level_weights, shadow, ctx.options, needs
+        )
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None
+
+
+class _HashEncodeBackward(torch.autograd.Function):
+    """The first derivative as a function of its own, so that it can be differentiated once more."""
+
+    @staticmethod
+    def forward(grad_y, positions, table, level_weights, shadow, options, needs):  # type: ignore[override]
+        read = table if shadow is None else shadow
+        return _extension.ops().hash_encode_backward(grad_y, positions, read, level_weights, *options, *needs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        grad_y, positions, table, level_weights, shadow, ctx.options, ctx.needs = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad_y, positions, table, level_weights, shadow)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *cotangents):  # type: ignore[override]
+        grad_y, positions, table, level_weights, shadow = ctx.saved_tensors
+        read = table if shadow is None else shadow
+        cotangents = [
+            None if g is None or not need else g.contiguous() for g, need in zip(cotangents, ctx.needs, strict=True)
+        ]
+        need_y, need_positions, need_table, need_weights = ctx.needs_input_grad[:4]
+        if all(g is None for g in cotangents):
+            return None, None, None, None, None, None, None
+        grads = _extension.ops().hash_encode_backward_backward(
+            *cotangents, grad_y, positions, read, level_weights, *ctx.options, need_table, need_weights
+        )
+        kept = (need_y, need_positions, need_table, need_weights)
+        return *(grad if keep else None for grad, keep in zip(grads, kept, strict=True)), None, None, None
+
+
+def _register() -> None:
+    """Fake kernels and autograd of ``torch.ops.hashgrid.hash_encode``."""
+
+    @torch.library.register_fake("hashgrid::hash_encode")
+    def _(positions, table, level_weights, scales, *options):
+        return positions.new_empty(positions.shape[0], len(scales) * table.shape[1])
+
+    @torch.library.register_fake("hashgrid::hash_encode_backward")
+    def _(grad_y, positions, table, level_weights, scales, *options):
+        need_positions, need_table, need_level_weights = options[-3:]
+        n_levels = len(scales) if need_level_weights else 0
+        return (
+            positions.new_empty(positions.shape[0] if need_positions else 0, positions.shape[1]),
+            positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
+            positions.new_empty(n_levels),
+        )
+
+    @torch.library.register_fake("hashgrid::hash_encode_backward_backward")
+    def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, *options):
+        need_table, need_level_weights = options[-2:]
+        return (
+            torch.empty_like(grad_y),
+            torch.empty_like(positions),
+            positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
+            positions.new_empty(len(scales) if need_level_weights else 0),
+        )
+
+    def setup_context(ctx, inputs, output) -> None:
+        positions, table, level_weights, *ctx.options = inputs
+        ctx.save_for_backward(positions, table, level_weights)
+
+    def backward(ctx, grad_y):
+        positions, table, level_weights = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        grads = torch.ops.hashgrid.hash_encode_backward(
+            grad_y.contiguous(), positions, table, level_weights, *ctx.options, *needs
+        )
+        grads = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+        if grads[1] is not None:
+            grads[1] = grads[1].to(table.dtype)
+        return *grads, *(None for _ in ctx.options)
+
+    def setup_context_backward(ctx, inputs, output) -> None:
+        *tensors, ctx.n_options = *inputs[:4], len(inputs) - 4
+        ctx.options = inputs[4:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    def backward_backward(ctx, *cotangents):
+        grad_y, positions, table, level_weights = ctx.saved_tensors
+        *options, need_positions, need_table, need_weights = ctx.options
+        needs = ctx.needs_input_grad[:4]
+        kept = [
+            None if g is None or not need else g.contiguous()
+            for g, need in zip(cotangents, (need_positions, need_table, need_weights), strict=True)
+        ]
+        grads = torch.ops.hashgrid.hash_encode_backward_backward(
+            *kept, grad_y, positions, table, level_weights, *options, needs[2], needs[3]
+        )
+        return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None for _ in ctx.options)
+
+    torch.library.register_autograd("hashgrid::hash_encode", backward, setup_context=setup_context)
+    torch.library.register_autograd(
+        "hashgrid::hash_encode_backward", backward_backward, setup_context=setup_context_backward
+    )
+
+
+if _extension.module is not None:
+    _register()
