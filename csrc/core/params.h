@@ -58,9 +58,14 @@ struct HashEncodeParams {
   const void* grad_grad_level_weights;  // [n_levels]
   void* grad_grad_y;                    // [n_points, n_levels * n_features]
 
-  // Workspace of the backward pass, fp32 only.
-  float* soa_positions;  // [n_dims, n_points] plus one vector of padding, bounds applied, 0 where not finite
-  float* level_grad_y;   // [n_levels, n_points, n_features], level weights applied
+  bool accumulate;  // add to grad_table instead of overwriting it
+
+  // Workspace, fp32 only.
+  int32_t current_level;      // backward to positions: the level this pass adds
+  int64_t soa_stride;         // n_points rounded up to a multiple of every vector width
+  float* soa_positions;       // [n_dims, soa_stride], bounds applied, 0 where not finite
+  float* soa_grad_positions;  // [n_dims, soa_stride]
+  float* level_features;      // [n_levels, n_points, n_features]: of y, or of grad_y with level weights applied
 };
 
 }  // namespace hashgrid

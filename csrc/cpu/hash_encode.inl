@@ -2,21 +2,15 @@
 //
 // fp32: kLanes points advance together. `compute_corners` finds the indices and weights of their cells' corners with
 // vector arithmetic and writes them to a small ring buffer; the rows they name are prefetched kAhead groups before
-// `interpolate`, `scatter` or `dot` touches them. Positions are transposed per block, so that dimension d of the
-// points is contiguous. fp64 and the second order use the scalar core, one point at a time.
+// `interpolate`, `scatter` or `dot_rows` touches them. All passes walk level by level over all points, so that one
+// level's rows (4 MB at T = 19, F = 2) stay in the cache; positions are transposed to [n_dims, n_points] and features
+// to [n_levels, n_points, F] for that. fp64 and the second order use the scalar core, one point at a time.
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-constexpr int64_t kBlock = 1024;  // points per block: 12 KB of positions, 128 KB of output at 16 x 2
-constexpr int kAhead = 2;         // groups between a prefetch and its use
-constexpr int kRing = 4;          // power of two > kAhead
-
-struct PointBlock {
-  int64_t count;            // points in use; the rest up to a multiple of kLanes is 0
-  bool any_special;         // some state differs from kInside
-  float x[kMaxDims][kBlock];
-  PointState state[kBlock];
-};
+constexpr int64_t kBlock = 64;  // points transposed at a time
+constexpr int kAhead = 2;       // groups between a prefetch and its use
+constexpr int kRing = 4;        // power of two > kAhead
 
 // Corners of kLanes cells at one level.
 struct CornerGroup {
@@ -31,22 +25,6 @@ static inline int corner_count(const HashEncodeParams& p) {
 
 static inline int64_t min_count(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void load_block(const HashEncodeParams& p, int64_t begin, int64_t end, PointBlock* block) {
-  const float* positions = static_cast<const float*>(p.positions);
-  block->count = end - begin;
-  block->any_special = false;
-  float bounded[kMaxDims];
-  for (int64_t i = 0; i < block->count; ++i) {
-    const PointState state = apply_bounds(positions + (begin + i) * p.n_dims, p.n_dims, p.bounds, bounded);
-    block->state[i] = state;
-    block->any_special |= state != PointState::kInside;
-    for (int d = 0; d < p.n_dims; ++d) block->x[d][i] = state == PointState::kNotFinite ? 0.0f : bounded[d];
-  }
-  for (int64_t i = block->count; i % kLanes != 0; ++i) {
-    for (int d = 0; d < p.n_dims; ++d) block->x[d][i] = 0.0f;
-  }
-}
-
 static inline VecU wrap_index(VecU index, const GridLevel& level) {
   const VecU size = splat(level.size);
   if (level.wrap == IndexWrap::kMask) return index & (size - 1u);
@@ -54,10 +32,9 @@ static inline VecU wrap_index(VecU index, const GridLevel& level) {
   return index % size;
 }
 
-// kDims = 0: dimensions known at run time only. `x` is dimension-major with `stride` points per dimension.
+// Corners of points [i, i + kLanes). kDims = 0: dimensions known at run time only.
 template <int kDims>
-static void compute_corners(const HashEncodeParams& p, const GridLevel& level, const float* x, int64_t stride,
-                            CornerGroup* group) {
+static void compute_corners(const HashEncodeParams& p, const GridLevel& level, int64_t i, CornerGroup* group) {
   const int n_dims = kDims > 0 ? kDims : p.n_dims;
   VecU index[kDims > 0 ? 1 << kDims : kMaxCorners];
   VecF weight[kDims > 0 ? 1 << kDims : kMaxCorners];
@@ -66,7 +43,7 @@ static void compute_corners(const HashEncodeParams& p, const GridLevel& level, c
   uint32_t dense_stride = 1;
 #pragma GCC unroll 8
   for (int d = 0; d < n_dims; ++d) {
-    const VecF position = multiply_add(splat(level.scale), load(x + d * stride), splat(p.shift));
+    const VecF position = multiply_add(splat(level.scale), load(p.soa_positions + d * p.soa_stride + i), splat(p.shift));
     VecI cell;
     // The limit keeps the conversion defined; positions inside [0, 1] never reach it.
     const VecF whole = round_down(clamp(position, -1073741824.0f, 1073741824.0f), &cell);
@@ -97,7 +74,7 @@ static void compute_corners(const HashEncodeParams& p, const GridLevel& level, c
   }
 }
 
-using ComputeCorners = void (*)(const HashEncodeParams&, const GridLevel&, const float*, int64_t, CornerGroup*);
+using ComputeCorners = void (*)(const HashEncodeParams&, const GridLevel&, int64_t, CornerGroup*);
 
 static ComputeCorners pick_compute_corners(int n_dims) {
   switch (n_dims) {
@@ -208,10 +185,9 @@ static inline void prefetch_group(const CornerGroup& group, int n_corners, const
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Weighted sum of the corner rows for `count` lanes; writes F values per point at out + lane * out_stride.
+// Weighted sum of the corner rows for `count` lanes; out [count, F].
 template <typename Table, int kF>
-static void interpolate(const CornerGroup& group, int n_corners, const void* level_rows, float level_weight, int count,
-                        float* out, int64_t out_stride) {
+static void interpolate(const CornerGroup& group, int n_corners, const void* level_rows, int count, float* out) {
   const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
 #if defined(HASHGRID_HAS_AVX512)
   if constexpr (kF == 2 && sizeof(typename Table::Element) == 4) {
@@ -227,10 +203,8 @@ static void interpolate(const CornerGroup& group, int n_corners, const void* lev
         low = _mm512_fmadd_ps(_mm512_permutexvar_ps(pair_low, weight), _mm512_castpd_ps(a), low);
         high = _mm512_fmadd_ps(_mm512_permutexvar_ps(pair_high, weight), _mm512_castpd_ps(b), high);
       }
-      float sums[2 * kLanes];
-      _mm512_storeu_ps(sums, _mm512_mul_ps(low, _mm512_set1_ps(level_weight)));
-      _mm512_storeu_ps(sums + kLanes, _mm512_mul_ps(high, _mm512_set1_ps(level_weight)));
-      for (int lane = 0; lane < kLanes; ++lane) std::memcpy(out + lane * out_stride, sums + 2 * lane, 8);
+      _mm512_storeu_ps(out, low);
+      _mm512_storeu_ps(out + kLanes, high);
       return;
     }
   }
@@ -241,17 +215,17 @@ static void interpolate(const CornerGroup& group, int n_corners, const void* lev
       const int64_t entry = group.index[c][lane];
       total += group.weight[c][lane] * load_table_row<Table, kF>(rows + entry * kF);
     }
-    store_row<kF>(out + lane * out_stride, total * level_weight);
+    store_row<kF>(out + lane * kF, total);
   }
 }
 
-// Dot product of every corner row with the point's grad_y [F]; dots [n_corners][kLanes].
+// Dot product of every corner row with its point's grad_y [count, F]; dots [n_corners][kLanes].
 template <typename Table, int kF>
-static void dot_rows(const CornerGroup& group, int n_corners, const void* level_rows, const float* grad_y,
-                     int64_t grad_stride, int count, float (*dots)[kLanes]) {
+static void dot_rows(const CornerGroup& group, int n_corners, const void* level_rows, const float* grad_y, int count,
+                     float (*dots)[kLanes]) {
   const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
   for (int lane = 0; lane < count; ++lane) {
-    const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * grad_stride);
+    const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * kF);
     for (int c = 0; c < n_corners; ++c) {
       const int64_t entry = group.index[c][lane];
       dots[c][lane] = row_sum(grad * load_table_row<Table, kF>(rows + entry * kF));
@@ -260,8 +234,8 @@ static void dot_rows(const CornerGroup& group, int n_corners, const void* level_
 }
 
 struct RowKernels {
-  void (*interpolate)(const CornerGroup&, int, const void*, float, int, float*, int64_t);
-  void (*dot_rows)(const CornerGroup&, int, const void*, const float*, int64_t, int, float (*)[kLanes]);
+  void (*interpolate)(const CornerGroup&, int, const void*, int, float*);
+  void (*dot_rows)(const CornerGroup&, int, const void*, const float*, int, float (*)[kLanes]);
 };
 
 template <typename Table>
@@ -297,25 +271,58 @@ static inline const char* level_rows(const HashEncodeParams& p, const GridLevel&
   return static_cast<const char*>(p.table) + level.offset * p.n_features * element_size(p.table_dtype);
 }
 
-// Level by level over one block; calls `use(group, i, count)` for each group of kLanes points whose rows are on
+// Points [begin, end) of one level; calls `use(group, i, count)` for each group of kLanes points whose rows are on
 // their way to the cache.
 template <typename Use>
 static inline void for_each_group(const HashEncodeParams& p, const GridLevel& level, ComputeCorners compute,
-                                  const float* x, int64_t stride, int64_t n_points, const char* rows, int row_bytes,
-                                  CornerGroup* ring, Use use) {
+                                  int64_t begin, int64_t end, const char* rows, int row_bytes, Use use) {
+  CornerGroup ring[kRing];
   const int n_corners = corner_count(p);
   // Rows of a level this small stay in the L2 cache by themselves.
   const bool prefetch = static_cast<int64_t>(level.size) * row_bytes > 128 * 1024;
-  const int64_t n_groups = (n_points + kLanes - 1) / kLanes;
+  const int64_t n_groups = (end - begin + kLanes - 1) / kLanes;
   for (int64_t g = 0; g < n_groups + kAhead; ++g) {
     if (g < n_groups) {
       CornerGroup& next = ring[g % kRing];
-      compute(p, level, x + g * kLanes, stride, &next);
+      compute(p, level, begin + g * kLanes, &next);
       if (prefetch) prefetch_group(next, n_corners, rows, row_bytes);
     }
     if (g >= kAhead) {
-      const int64_t i = (g - kAhead) * kLanes;
-      use(ring[(g - kAhead) % kRing], i, static_cast<int>(min_count(kLanes, n_points - i)));
+      const int64_t i = begin + (g - kAhead) * kLanes;
+      use(ring[(g - kAhead) % kRing], i, static_cast<int>(min_count(kLanes, end - i)));
+    }
+  }
+}
+
+// Transposes positions to [n_dims, n_points] and, if there is one, grad_y to [n_levels, n_points, n_features] with the
+// level weights applied. Points that take no part get position 0 and gradient 0.
+static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return;
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const float* positions = static_cast<const float*>(p.positions);
+  const float* level_weights = static_cast<const float*>(p.level_weights);
+  for (int64_t start = begin; start < end; start += kBlock) {
+    const int64_t count = min_count(kBlock, end - start);
+    bool inside[kBlock];
+    for (int64_t i = 0; i < count; ++i) {
+      float bounded[kMaxDims];
+      const PointState state = apply_bounds(positions + (start + i) * p.n_dims, p.n_dims, p.bounds, bounded);
+      inside[i] = state == PointState::kInside;
+      for (int d = 0; d < p.n_dims; ++d) {
+        p.soa_positions[d * p.soa_stride + start + i] = state == PointState::kNotFinite ? 0.0f : bounded[d];
+      }
+    }
+    if (p.grad_y == nullptr) continue;
+    const float* grad_y = static_cast<const float*>(p.grad_y) + start * row;
+    for (int l = 0; l < p.n_levels; ++l) {
+      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
+      float* out = p.level_features + (l * p.n_points + start) * p.n_features;
+      for (int64_t i = 0; i < count; ++i) {
+        for (int f = 0; f < p.n_features; ++f) {
+          const float g = grad_y[i * row + l * p.n_features + f];
+          out[i * p.n_features + f] = inside[i] ? weight * g : 0.0f;
+        }
+      }
     }
   }
 }
@@ -327,66 +334,52 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
 template <typename T>
 static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, int64_t end);
 
+// Units are (level, chunk of kLevelChunk points); fills level_features.
 static void hash_encode_forward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::kFloat64) return scalar_forward<double>(p, begin, end);
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const RowKernels rows_of = pick_row_kernels(p);
   const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
-  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const int n_corners = corner_count(p);
+  const int64_t n_chunks = (p.n_points + kLevelChunk - 1) / kLevelChunk;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t l = unit / n_chunks;
+    const int64_t first = unit % n_chunks * kLevelChunk;
+    const char* rows = level_rows(p, p.levels[l]);
+    float* out = p.level_features + l * p.n_points * p.n_features;
+    for_each_group(p, p.levels[l], compute, first, min_count(first + kLevelChunk, p.n_points), rows, row_bytes,
+                   [&](const CornerGroup& group, int64_t i, int count) {
+                     rows_of.interpolate(group, n_corners, rows, count, out + i * p.n_features);
+                   });
+  }
+}
+
+// level_features to y [n_points, n_levels * n_features], level weights applied. In fp64 the whole forward pass.
+static void hash_encode_finish_forward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return scalar_forward<double>(p, begin, end);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const float* positions = static_cast<const float*>(p.positions);
   const float* level_weights = static_cast<const float*>(p.level_weights);
-  PointBlock block;
-  CornerGroup ring[kRing];
   for (int64_t start = begin; start < end; start += kBlock) {
-    load_block(p, start, min_count(start + kBlock, end), &block);
+    const int64_t count = min_count(kBlock, end - start);
     float* y = static_cast<float*>(p.y) + start * row;
     for (int l = 0; l < p.n_levels; ++l) {
-      const GridLevel& level = p.levels[l];
-      const char* rows = level_rows(p, level);
       const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
-      float* out = y + l * p.n_features;
-      for_each_group(p, level, compute, block.x[0], kBlock, block.count, rows, row_bytes, ring,
-                     [&](const CornerGroup& group, int64_t i, int count) {
-                       rows_of.interpolate(group, n_corners, rows, weight, count, out + i * row, row);
-                     });
+      const float* in = p.level_features + (l * p.n_points + start) * p.n_features;
+      for (int64_t i = 0; i < count; ++i) {
+        for (int f = 0; f < p.n_features; ++f) y[i * row + l * p.n_features + f] = weight * in[i * p.n_features + f];
+      }
     }
-    if (!block.any_special) continue;
-    for (int64_t i = 0; i < block.count; ++i) {
-      if (block.state[i] == PointState::kInside) continue;
-      const float value = block.state[i] == PointState::kOutside ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    for (int64_t i = 0; i < count; ++i) {
+      float bounded[kMaxDims];
+      const PointState state = apply_bounds(positions + (start + i) * p.n_dims, p.n_dims, p.bounds, bounded);
+      if (state == PointState::kInside) continue;
+      const float value = state == PointState::kOutside ? 0.0f : std::numeric_limits<float>::quiet_NaN();
       for (int64_t k = 0; k < row; ++k) y[i * row + k] = value;
     }
   }
 }
 
 // ---- backward ----------------------------------------------------------------------------------------------------
-
-// Transposes positions to [n_dims, n_points] and grad_y to [n_levels, n_points, n_features]: a level then reads its
-// part as a stream instead of one cache line per point.
-static void hash_encode_prepare_backward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
-  const float* level_weights = static_cast<const float*>(p.level_weights);
-  const float* grad_y = static_cast<const float*>(p.grad_y);
-  PointBlock block;
-  for (int64_t start = begin; start < end; start += kBlock) {
-    load_block(p, start, min_count(start + kBlock, end), &block);
-    for (int d = 0; d < p.n_dims; ++d) {
-      std::memcpy(p.soa_positions + d * p.n_points + start, block.x[d], block.count * sizeof(float));
-    }
-    for (int l = 0; l < p.n_levels; ++l) {
-      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
-      float* out = p.level_grad_y + (l * p.n_points + start) * p.n_features;
-      const float* in = grad_y + start * row + l * p.n_features;
-      for (int64_t i = 0; i < block.count; ++i) {
-        const float factor = block.state[i] == PointState::kInside ? weight : 0.0f;
-        for (int f = 0; f < p.n_features; ++f) {
-          const float g = in[i * row + f];
-          out[i * p.n_features + f] = factor == 0.0f ? 0.0f : factor * g;
-        }
-      }
-    }
-  }
-}
 
 // Adds weight * grad to the corner rows of each point, in point order. Entries outside [low, high) are skipped.
 template <int kF>
@@ -437,18 +430,18 @@ static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t 
   const Scatter scatter_rows = pick_scatter(p.n_features);
   const int n_corners = corner_count(p);
   const int row_bytes = static_cast<int>(p.n_features * sizeof(float));
-  CornerGroup ring[kRing];
   for (int64_t unit = begin; unit < end; ++unit) {
     const Shard shard = shard_of(p, unit);
     const GridLevel& level = p.levels[shard.level];
     float* rows = static_cast<float*>(p.grad_table) + level.offset * p.n_features;
-    std::memset(rows + static_cast<int64_t>(shard.low) * p.n_features, 0,
-                static_cast<int64_t>(shard.high - shard.low) * row_bytes);
-    const float* grad = p.level_grad_y + static_cast<int64_t>(shard.level) * p.n_points * p.n_features;
+    if (!p.accumulate) {
+      std::memset(rows + static_cast<int64_t>(shard.low) * p.n_features, 0,
+                  static_cast<int64_t>(shard.high - shard.low) * row_bytes);
+    }
+    const float* grad = p.level_features + static_cast<int64_t>(shard.level) * p.n_points * p.n_features;
     const bool whole = p.n_shards == 1;
-    // The last group reads positions past its dimension's end, which are other dimensions' or padding.
-    for_each_group(p, level, compute, p.soa_positions, p.n_points, p.n_points, reinterpret_cast<const char*>(rows),
-                   row_bytes, ring, [&](const CornerGroup& group, int64_t i, int count) {
+    for_each_group(p, level, compute, 0, p.n_points, reinterpret_cast<const char*>(rows), row_bytes,
+                   [&](const CornerGroup& group, int64_t i, int count) {
                      scatter_rows(group, n_corners, rows, grad + i * p.n_features, count, shard.low, shard.high, whole);
                    });
   }
@@ -456,7 +449,7 @@ static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t 
 
 // d y / d fraction of each axis from the corner dots, for kLanes points.
 static inline void add_position_gradient(const HashEncodeParams& p, const GridLevel& level, const CornerGroup& group,
-                                         const float (*dots)[kLanes], float* grad_x, int64_t stride) {
+                                         const float (*dots)[kLanes], int64_t i) {
   VecF upper[kMaxDims], lower[kMaxDims], first[kMaxDims];
   for (int d = 0; d < p.n_dims; ++d) {
     const VecF f = load(group.fraction[d]);
@@ -475,47 +468,41 @@ static inline void add_position_gradient(const HashEncodeParams& p, const GridLe
       }
       total = (c >> d) & 1 ? total + weight : total - weight;
     }
-    float* out = grad_x + d * stride;
+    float* out = p.soa_grad_positions + d * p.soa_stride + i;
     store(out, load(out) + total * first[d] * level.scale);
   }
 }
 
+// Units are chunks of kLevelChunk points of level p.current_level, added to soa_grad_positions.
 static void hash_encode_backward_positions_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::kFloat64) return scalar_backward_positions<double>(p, begin, end);
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const RowKernels rows_of = pick_row_kernels(p);
   const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
-  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const int n_corners = corner_count(p);
-  const float* level_weights = static_cast<const float*>(p.level_weights);
+  const GridLevel& level = p.levels[p.current_level];
+  const char* rows = level_rows(p, level);
+  const float* grad = p.level_features + static_cast<int64_t>(p.current_level) * p.n_points * p.n_features;
+  float dots[kMaxCorners][kLanes] = {};
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t first = chunk * kLevelChunk;
+    for_each_group(p, level, compute, first, min_count(first + kLevelChunk, p.n_points), rows, row_bytes,
+                   [&](const CornerGroup& group, int64_t i, int count) {
+                     rows_of.dot_rows(group, n_corners, rows, grad + i * p.n_features, count, dots);
+                     add_position_gradient(p, level, group, dots, i);
+                   });
+  }
+}
+
+// soa_grad_positions to [n_points, n_dims]; zero where the bounds policy cuts the gradient. In fp64 the whole pass.
+static void hash_encode_finish_backward_positions_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return scalar_backward_positions<double>(p, begin, end);
   const float* positions = static_cast<const float*>(p.positions);
   float* grad_positions = static_cast<float*>(p.grad_positions);
-  PointBlock block;
-  CornerGroup ring[kRing];
-  float dots[kMaxCorners][kLanes] = {};
-  float grad_x[kMaxDims][kBlock];
-  for (int64_t start = begin; start < end; start += kBlock) {
-    load_block(p, start, min_count(start + kBlock, end), &block);
-    for (int d = 0; d < p.n_dims; ++d) std::memset(grad_x[d], 0, sizeof(grad_x[d]));
-    for (int l = 0; l < p.n_levels && p.interpolation != Interpolation::kNearest; ++l) {
-      GridLevel level = p.levels[l];
-      const char* rows = level_rows(p, level);
-      const float* grad_y = static_cast<const float*>(p.grad_y) + start * row + l * p.n_features;
-      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
-      for_each_group(p, p.levels[l], compute, block.x[0], kBlock, block.count, rows, row_bytes, ring,
-                     [&](const CornerGroup& group, int64_t i, int count) {
-                       rows_of.dot_rows(group, n_corners, rows, grad_y + i * row, row, count, dots);
-                       level.scale = p.levels[l].scale * weight;
-                       add_position_gradient(p, level, group, dots, grad_x[0] + i, kBlock);
-                     });
-    }
-    for (int64_t i = 0; i < block.count; ++i) {
-      for (int d = 0; d < p.n_dims; ++d) {
-        const float x = positions[(start + i) * p.n_dims + d];
-        const bool stopped = p.bounds != Bounds::kNone && !(x >= 0.0f && x <= 1.0f);
-        const bool inside = block.state[i] == PointState::kInside;
-        grad_positions[(start + i) * p.n_dims + d] = stopped || !inside ? 0.0f : grad_x[d][i];
-      }
+  for (int64_t i = begin; i < end; ++i) {
+    for (int d = 0; d < p.n_dims; ++d) {
+      const float x = positions[i * p.n_dims + d];
+      const bool stopped = p.bounds != Bounds::kNone && !(x >= 0.0f && x <= 1.0f);
+      grad_positions[i * p.n_dims + d] = stopped ? 0.0f : p.soa_grad_positions[d * p.soa_stride + i];
     }
   }
 }
@@ -623,7 +610,7 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
   for (int64_t unit = begin; unit < end; ++unit) {
     const Shard shard = shard_of(p, unit);
     const GridLevel& level = p.levels[shard.level];
-    zero_shard<T>(p, shard);
+    if (!p.accumulate) zero_shard<T>(p, shard);
     for (int64_t n = 0; n < p.n_points; ++n) {
       const Point<T> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;

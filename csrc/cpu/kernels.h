@@ -15,10 +15,12 @@ template <typename Params>
 using RangeKernel = void (*)(const Params& params, int64_t begin, int64_t end);
 
 struct KernelTable {
-  RangeKernel<HashEncodeParams> hash_encode_forward;                // units: points
-  RangeKernel<HashEncodeParams> hash_encode_prepare_backward;       // units: points
-  RangeKernel<HashEncodeParams> hash_encode_backward_table;         // units: (level, shard)
-  RangeKernel<HashEncodeParams> hash_encode_backward_positions;     // units: points
+  RangeKernel<HashEncodeParams> hash_encode_prepare;                     // units: points
+  RangeKernel<HashEncodeParams> hash_encode_forward;                     // units: (level, chunk of kLevelChunk points)
+  RangeKernel<HashEncodeParams> hash_encode_finish_forward;              // units: points
+  RangeKernel<HashEncodeParams> hash_encode_backward_table;              // units: (level, shard)
+  RangeKernel<HashEncodeParams> hash_encode_backward_positions;          // units: chunks of kLevelChunk points
+  RangeKernel<HashEncodeParams> hash_encode_finish_backward_positions;   // units: points
   RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;  // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_points;           // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_table;           // units: (level, shard)
@@ -27,6 +29,9 @@ struct KernelTable {
 // Points whose contributions to the level weight gradient are summed together; fixed, so that the sum does not depend
 // on the thread count.
 constexpr int64_t kLevelWeightChunk = 4096;
+
+// Points of one level that a thread takes at a time; a multiple of every vector width.
+constexpr int64_t kLevelChunk = 8192;
 
 const KernelTable& kernels_default();
 #if defined(HASHGRID_X86)

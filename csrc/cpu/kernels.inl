@@ -10,10 +10,12 @@ namespace hashgrid {
 namespace HASHGRID_ISA {
 
 static const KernelTable kTable = {
+    &hash_encode_prepare_range,
     &hash_encode_forward_range,
-    &hash_encode_prepare_backward_range,
+    &hash_encode_finish_forward_range,
     &hash_encode_backward_table_range,
     &hash_encode_backward_positions_range,
+    &hash_encode_finish_backward_positions_range,
     &hash_encode_backward_level_weights_range,
     &hash_encode_second_points_range,
     &hash_encode_second_table_range,

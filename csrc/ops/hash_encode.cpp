@@ -109,6 +109,48 @@ void run_table_units(RangeKernel<HashEncodeParams> kernel, const HashEncodeParam
   });
 }
 
+int64_t n_level_chunks(const HashEncodeParams& p) { return (p.n_points + kLevelChunk - 1) / kLevelChunk; }
+
+// Transposed copies that live as long as one op call.
+struct Workspace {
+  std::vector<Tensor> tensors;
+
+  float* floats(const Tensor& like, int64_t count) {
+    tensors.push_back(empty(like, {count}));
+    advise_huge_pages(tensors.back().mutable_data_ptr(), count * 4);
+    return static_cast<float*>(tensors.back().mutable_data_ptr());
+  }
+};
+
+// Transposes the positions, and grad_y where `p` has one, for the fp32 passes; fp64 reads them as they are.
+void prepare(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
+  if (p.dtype == DType::kFloat64) return;
+  constexpr int64_t kMultiple = 64;
+  p.soa_stride = (p.n_points + kMultiple - 1) / kMultiple * kMultiple;
+  p.soa_positions = workspace.floats(positions, p.n_dims * p.soa_stride);
+  for (int d = 0; d < p.n_dims; ++d) {
+    for (int64_t i = p.n_points; i < p.soa_stride; ++i) p.soa_positions[d * p.soa_stride + i] = 0.0f;
+  }
+  p.level_features = workspace.floats(positions, p.n_levels * p.n_points * p.n_features);
+  run_points(kernels().hash_encode_prepare, p);
+}
+
+void backward_positions(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
+  if (p.dtype == DType::kFloat32) {
+    const int64_t count = p.n_dims * p.soa_stride;
+    p.soa_grad_positions = workspace.floats(positions, count);
+    for (int64_t i = 0; i < count; ++i) p.soa_grad_positions[i] = 0.0f;
+    // Nearest has no gradient. One level after the other: a chunk's sum keeps the order of the levels.
+    const int n_levels = p.interpolation == Interpolation::kNearest ? 0 : p.n_levels;
+    for (p.current_level = 0; p.current_level < n_levels; ++p.current_level) {
+      parallel_units(n_level_chunks(p), 1, [&](int64_t begin, int64_t end) {
+        kernels().hash_encode_backward_positions(p, begin, end);
+      });
+    }
+  }
+  run_points(kernels().hash_encode_finish_backward_positions, p);
+}
+
 // A table gradient with every row the units will not write set to zero.
 Tensor empty_table_gradient(const Tensor& positions, const HashEncodeParams& p) {
   Tensor grad = empty(positions, {p.n_entries, p.n_features});
@@ -147,7 +189,14 @@ Tensor hash_encode_cpu(const Tensor& positions, const Tensor& table, const std::
   Tensor y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   advise_huge_pages(y.mutable_data_ptr(), y.numel() * (p.dtype == DType::kFloat64 ? 8 : 4));
   p.y = y.mutable_data_ptr();
-  run_points(kernels().hash_encode_forward, p);
+  Workspace workspace;
+  prepare(positions, p, workspace);
+  if (p.dtype == DType::kFloat32) {
+    parallel_units(p.n_levels * n_level_chunks(p), 1, [&](int64_t begin, int64_t end) {
+      kernels().hash_encode_forward(p, begin, end);
+    });
+  }
+  run_points(kernels().hash_encode_finish_forward, p);
   return y;
 }
 
@@ -163,21 +212,13 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
   Tensor grad_positions = empty(positions, {need_positions ? p.n_points : 0, p.n_dims});
   Tensor grad_table = need_table ? empty_table_gradient(positions, p) : empty(positions, {0, p.n_features});
   Tensor grad_level_weights = empty(positions, {0});
+  Workspace workspace;
+  if (need_positions || need_table) prepare(positions, p, workspace);
   if (need_positions) {
     p.grad_positions = grad_positions.mutable_data_ptr();
-    run_points(kernels().hash_encode_backward_positions, p);
+    backward_positions(positions, p, workspace);
   }
   if (need_table) {
-    constexpr int64_t kPadding = 64;  // floats: no vector is wider
-    Tensor soa_positions = empty(positions, {p.n_points * p.n_dims + kPadding});
-    Tensor level_grad_y = empty(positions, {p.n_levels, p.n_points, p.n_features});
-    if (p.dtype == DType::kFloat32) {
-      advise_huge_pages(level_grad_y.mutable_data_ptr(), level_grad_y.numel() * 4);
-      p.soa_positions = static_cast<float*>(soa_positions.mutable_data_ptr());
-      p.level_grad_y = static_cast<float*>(level_grad_y.mutable_data_ptr());
-      for (int64_t i = 0; i < kPadding; ++i) p.soa_positions[p.n_points * p.n_dims + i] = 0.0f;
-      run_points(kernels().hash_encode_prepare_backward, p);
-    }
     p.grad_table = grad_table.mutable_data_ptr();
     run_table_units(kernels().hash_encode_backward_table, p);
   }
@@ -190,6 +231,24 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
     grad_level_weights = sum_level_chunks(positions, chunks, p);
   }
   return {grad_positions, grad_table, grad_level_weights};
+}
+
+// Adds the table gradient to `grad_table`, which a trainer keeps from step to step: no fresh pages, no zeroing pass.
+void hash_encode_accumulate_table_gradient_cpu(
+    Tensor grad_table, const Tensor& grad_y, const Tensor& positions, const std::optional<Tensor>& level_weights,
+    const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
+    const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
+    int64_t interpolation, int64_t bounds) {
+  HashEncodeParams p = make_params(positions, grad_table, level_weights,
+                                   {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  check_dtype(grad_table, "grad_table", positions.scalar_type());
+  check_grad_y(grad_y, positions, p);
+  p.grad_y = grad_y.const_data_ptr();
+  p.grad_table = grad_table.mutable_data_ptr();
+  p.accumulate = true;
+  Workspace workspace;
+  prepare(positions, p, workspace);
+  run_table_units(kernels().hash_encode_backward_table, p);
 }
 
 // Cotangents of (grad_positions, grad_table, grad_level_weights), each optional, pulled back to
@@ -241,6 +300,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
 STABLE_TORCH_LIBRARY_IMPL(hashgrid, CPU, m) {
   m.impl("hash_encode", TORCH_BOX(&hash_encode_cpu));
   m.impl("hash_encode_backward", TORCH_BOX(&hash_encode_backward_cpu));
+  m.impl("hash_encode_accumulate_table_gradient", TORCH_BOX(&hash_encode_accumulate_table_gradient_cpu));
   m.impl("hash_encode_backward_backward", TORCH_BOX(&hash_encode_backward_backward_cpu));
 }
 

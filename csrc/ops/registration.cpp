@@ -16,6 +16,9 @@ STABLE_TORCH_LIBRARY(hashgrid, m) {
       "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
+      "hash_encode_accumulate_table_gradient(Tensor(a!) grad_table, Tensor grad_y, Tensor positions, "
+      "Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA "int interpolation, int bounds) -> ()");
+  m.def(
       "hash_encode_backward_backward(Tensor? grad_grad_positions, Tensor? grad_grad_table, "
       "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
       HASHGRID_LEVELS_SCHEMA
