@@ -381,33 +381,53 @@ static void hash_encode_finish_forward_range(const HashEncodeParams& p, int64_t 
 
 // ---- backward ----------------------------------------------------------------------------------------------------
 
-// Adds weight * grad to the corner rows of each point, in point order. Entries outside [low, high) are skipped.
+// Adds weight * grad to the corner rows of each point, in point order.
 template <int kF>
-static void scatter(const CornerGroup& group, int n_corners, float* rows, const float* grad_y, int count, uint32_t low,
-                    uint32_t high, bool whole_level) {
+static void scatter(const CornerGroup& group, int n_corners, float* rows, const float* grad_y, int count) {
   for (int lane = 0; lane < count; ++lane) {
     const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * kF);
     for (int c = 0; c < n_corners; ++c) {
-      const uint32_t entry = group.index[c][lane];
-      if (!whole_level && (entry < low || entry >= high)) continue;
-      float* target = rows + static_cast<int64_t>(entry) * kF;
+      float* target = rows + static_cast<int64_t>(group.index[c][lane]) * kF;
       store_row<kF>(target, load_row<kF>(target) + group.weight[c][lane] * grad);
     }
   }
 }
 
-using Scatter = void (*)(const CornerGroup&, int, float*, const float*, int, uint32_t, uint32_t, bool);
+// The same for entries [low, high) only. They are picked first, without branches: whether an entry falls into the
+// shard is unpredictable .
+template <int kF>
+static void scatter_shard(const CornerGroup& group, int n_corners, float* rows, const float* grad_y, int count,
+                          uint32_t low, uint32_t high) {
+  uint16_t picked[kMaxCorners * kLanes];  // lane + kLanes * corner
+  int n_picked = 0;
+  for (int c = 0; c < n_corners; ++c) {
+    for (int lane = 0; lane < count; ++lane) {
+      picked[n_picked] = static_cast<uint16_t>(lane + kLanes * c);
+      n_picked += group.index[c][lane] - low < high - low ? 1 : 0;
+    }
+  }
+  for (int i = 0; i < n_picked; ++i) {
+    const int c = picked[i] / kLanes, lane = picked[i] % kLanes;
+    float* target = rows + static_cast<int64_t>(group.index[c][lane]) * kF;
+    store_row<kF>(target, load_row<kF>(target) + group.weight[c][lane] * load_row<kF>(grad_y + lane * kF));
+  }
+}
 
-static Scatter pick_scatter(int n_features) {
+struct ScatterKernels {
+  void (*level)(const CornerGroup&, int, float*, const float*, int);
+  void (*shard)(const CornerGroup&, int, float*, const float*, int, uint32_t, uint32_t);
+};
+
+static ScatterKernels pick_scatter(int n_features) {
   switch (n_features) {
     case 1:
-      return &scatter<1>;
+      return {&scatter<1>, &scatter_shard<1>};
     case 2:
-      return &scatter<2>;
+      return {&scatter<2>, &scatter_shard<2>};
     case 4:
-      return &scatter<4>;
+      return {&scatter<4>, &scatter_shard<4>};
     default:
-      return &scatter<8>;
+      return {&scatter<8>, &scatter_shard<8>};
   }
 }
 
@@ -427,7 +447,7 @@ static inline Shard shard_of(const HashEncodeParams& p, int64_t unit) {
 static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return scalar_backward_table<double>(p, begin, end);
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
-  const Scatter scatter_rows = pick_scatter(p.n_features);
+  const ScatterKernels scatter_rows = pick_scatter(p.n_features);
   const int n_corners = corner_count(p);
   const int row_bytes = static_cast<int>(p.n_features * sizeof(float));
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -442,7 +462,12 @@ static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t 
     const bool whole = p.n_shards == 1;
     for_each_group(p, level, compute, 0, p.n_points, reinterpret_cast<const char*>(rows), row_bytes,
                    [&](const CornerGroup& group, int64_t i, int count) {
-                     scatter_rows(group, n_corners, rows, grad + i * p.n_features, count, shard.low, shard.high, whole);
+                     const float* grad_y = grad + i * p.n_features;
+                     if (whole) {
+                       scatter_rows.level(group, n_corners, rows, grad_y, count);
+                     } else {
+                       scatter_rows.shard(group, n_corners, rows, grad_y, count, shard.low, shard.high);
+                     }
                    });
   }
 }

@@ -8,7 +8,9 @@ namespace hashgrid {
 namespace {
 
 constexpr int64_t kPointGrain = 2048;  // points per unit of the point kernels
-constexpr int64_t kMinTableUnits = 16;  // (level, shard) units to have at least, so that 16 threads find work at L = 1
+// (level, shard) units to have at least: a single level still feeds 8 threads. Each shard of a level finds the corners
+// of all points again, so levels are only split where there are few.
+constexpr int64_t kMinTableUnits = 8;
 
 IndexWrap wrap_of(const GridLevel& level, int64_t n_dims, Bounds bounds) {
   if ((level.size & (level.size - 1)) == 0) return IndexWrap::kMask;
