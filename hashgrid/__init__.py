@@ -1,0 +1,34 @@
+"""Neural graphics for PyTorch: hash encoding, fused MLPs, ray marching, compositing.
+
+Modules live here, the functions behind them in :mod:`hashgrid.ops`, and plain-PyTorch twins of the functions in
+:mod:`hashgrid.reference`.
+"""
+
+from hashgrid import ops, optim, reference
+from hashgrid.levels import LevelTable, make_level_table
+from hashgrid.modules import (
+    Frequency,
+    FusedMLP,
+    HashGrid,
+    OccupancyGrid,
+    RaySamples,
+    SphericalHarmonics,
+    composite,
+)
+from hashgrid.version import __version__
+
+__all__ = [
+    "Frequency",
+    "FusedMLP",
+    "HashGrid",
+    "LevelTable",
+    "OccupancyGrid",
+    "RaySamples",
+    "SphericalHarmonics",
+    "__version__",
+    "composite",
+    "make_level_table",
+    "ops",
+    "optim",
+    "reference",
+]

@@ -1,0 +1,132 @@
+"""The ``hashgrid`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hashgrid.version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status. Errors a user can mend are one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
+        if args.traceback:
+            raise
+        print(f"hashgrid: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hashgrid", description="Neural graphics on hash grids.")
+    parser.add_argument("--version", action="version", version=f"hashgrid {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="versions, compiler, CPU capability, CUDA")
+    info.set_defaults(run=_info)
+
+    nerf = commands.add_parser(
+        "nerf",
+        help="train a NeRF from a folder with a transforms.json",
+        description="Trains a NeRF and renders its test views. Without SCENE it renders a procedural scene first.",
+    )
+    nerf.add_argument("scene", nargs="?", type=Path, metavar="SCENE", help="folder that holds transforms*.json")
+    nerf.add_argument("--out", type=Path, help="where results go (default: outputs/nerf/<scene>)")
+    _add_budget(nerf, "training steps", "training time in seconds, everything but the final evaluation")
+    nerf.add_argument("--background", help="behind transparent test images: white, black or R,G,B in 0..1")
+    nerf.add_argument("--resume", action="store_true", help="go on from OUT's checkpoint")
+    nerf.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only evaluate a checkpoint")
+    nerf.add_argument("--views", type=int, help="evaluate only this many test views, evenly spread")
+    nerf.add_argument("--no-video", action="store_true", help="no turntable.mp4")
+    nerf.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of hashgrid.nerf.NerfConfig"
+    )
+    nerf.set_defaults(run=_nerf)
+
+    image = commands.add_parser("image", help="fit a photo", description="Fits colour = f(x, y) to a photo.")
+    image.add_argument("photo", type=Path, metavar="PHOTO")
+    image.add_argument("--out", type=Path, help="where results go (default: outputs/image/<photo>)")
+    _add_budget(image, "training steps (default: 2000)", "training time in seconds")
+    image.set_defaults(run=_image)
+
+    scene = commands.add_parser("scene", help="render the procedural scene to a transforms.json folder")
+    scene.add_argument("out", type=Path, metavar="OUT")
+    scene.add_argument("--resolution", type=int, default=200, help="image width and height (default: 200)")
+    scene.add_argument("--train-views", type=int, default=60)
+    scene.add_argument("--test-views", type=int, default=20)
+    scene.add_argument("--seed", type=int, default=0)
+    scene.set_defaults(run=_scene)
+    return parser
+
+
+def _add_budget(parser: argparse.ArgumentParser, steps: str, time_limit: str) -> None:
+    parser.add_argument("--steps", type=int, help=steps)
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=time_limit)
+    parser.add_argument("--seed", type=int, help="random seed (default: 0)")
+    parser.add_argument("--backend", choices=("native", "reference"), help="kernels, or their plain PyTorch twins")
+
+
+def _info(args: argparse.Namespace) -> int:
+    from hashgrid.info import describe
+
+    for name, value in describe():
+        print(f"{name + ':' if name else '':16}{value}")
+    return 0
+
+
+def _nerf(args: argparse.Namespace) -> int:
+    from hashgrid.nerf.app import run
+
+    return run(
+        args.scene,
+        out=args.out,
+        resume=args.resume,
+        evaluate_only=args.eval,
+        n_views=args.views,
+        video=not args.no_video,
+        changes=_changes(args, ("steps", "time_limit", "seed", "backend", "background")) | _assignments(args.set),
+    )
+
+
+def _image(args: argparse.Namespace) -> int:
+    from hashgrid.image.app import run
+
+    return run(args.photo, out=args.out, changes=_changes(args, ("steps", "time_limit", "seed", "backend")))
+
+
+def _scene(args: argparse.Namespace) -> int:
+    from hashgrid.nerf.app import render_procedural_scene
+
+    render_procedural_scene(args.out, args.train_views, args.test_views, args.resolution, args.seed)
+    return 0
+
+
+def _changes(args: argparse.Namespace, names: Sequence[str]) -> dict:
+    """The options the user gave."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _assignments(pairs: Sequence[str]) -> dict:
+    """``KEY=VALUE`` pairs with the types of :class:`hashgrid.nerf.NerfConfig`."""
+    import ast
+    import dataclasses
+
+    from hashgrid.nerf.config import NerfConfig
+
+    known = [field.name for field in dataclasses.fields(NerfConfig)]
+    changes = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in known:
+            raise ValueError(f"`--set` takes KEY=VALUE with KEY one of {', '.join(known)}; got {pair!r}")
+        try:
+            changes[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            changes[key] = text
+    return changes

@@ -1,0 +1,1 @@
+"""Fitting a photo: the smallest application of a hash grid."""

@@ -1,0 +1,177 @@
+"""``hashgrid image``: colour as a function of pixel position."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashgrid.files import atomic_write_image, atomic_write_json
+from hashgrid.metrics import psnr
+from hashgrid.modules import FusedMLP, HashGrid
+from hashgrid.optim import Adam
+from hashgrid.optional import require
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Defaults of image fitting (Instant-NGP's recipe with a batch for a few CPU cores)."""
+
+    backend: str = "native"
+    seed: int = 0
+    steps: int | None = None
+    time_limit: float | None = None
+    default_steps: int = 2000  # when neither budget is given
+    batch: int = 1 << 15
+    n_levels: int = 16
+    n_features_per_level: int = 2
+    log2_hashmap_size: int = 19
+    base_resolution: int = 16
+    n_neurons: int = 64
+    n_hidden_layers: int = 2
+    learning_rate: float = 1e-2
+    final_learning_rate: float = 1e-4
+
+
+class ImageModel(nn.Module):
+    """sRGB colour [N, 3] of positions [N, 2] in the unit square."""
+
+    def __init__(self, config: ImageConfig, width: int, height: int) -> None:
+        super().__init__()
+        self.grid = HashGrid(
+            2,
+            n_levels=config.n_levels,
+            n_features_per_level=config.n_features_per_level,
+            log2_hashmap_size=config.log2_hashmap_size,
+            base_resolution=config.base_resolution,
+            max_resolution=max(max(width, height) / 2, config.base_resolution),
+            backend=config.backend,
+        )
+        self.mlp = FusedMLP(
+            self.grid.n_output_dims, 3, config.n_neurons, config.n_hidden_layers, backend=config.backend
+        )
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.mlp(self.grid(positions))
+
+
+def load_photo(path: Path) -> Tensor:
+    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white.
+
+    Raises:
+        ValueError: the file is missing or no image.
+    """
+    image_io = require("imageio.v3", "image")
+    if not path.is_file():
+        raise ValueError(f"`PHOTO` must be an image file, `{path}` does not exist")
+    try:
+        pixels = torch.from_numpy(image_io.imread(path).copy())
+    except Exception as error:  # every plugin of imageio raises its own
+        raise ValueError(f"`PHOTO` must be an image file, `{path}` cannot be read: {error}") from error
+    if pixels.dtype not in (torch.uint8, torch.uint16):
+        raise ValueError(f"`PHOTO` must have 8 or 16 bits per channel, `{path}` has {pixels.dtype}")
+    image = pixels.float() / (255 if pixels.dtype == torch.uint8 else 65535)
+    if image.dim() == 2:
+        image = image[..., None]
+    if image.dim() != 3 or image.shape[2] > 4:
+        raise ValueError(f"`PHOTO` must have shape [H, W] or [H, W, 1..4], `{path}` has {list(image.shape)}")
+    if image.shape[2] in (2, 4):
+        alpha = image[..., -1:]
+        image = image[..., :-1] * alpha + (1 - alpha)
+    return image.expand(-1, -1, 3).contiguous() if image.shape[2] == 1 else image.contiguous()
+
+
+@torch.no_grad()
+def reconstruct(model: ImageModel, width: int, height: int, chunk: int = 1 << 16) -> Tensor:
+    """The image [H, W, 3] the model has learned, clipped to [0, 1]."""
+    rows = []
+    for start in range(0, width * height, chunk):
+        pixel = torch.arange(start, min(start + chunk, width * height))
+        rows.append(model(_centres(pixel, width, height)))
+    return torch.cat(rows).clamp_(0, 1).view(height, width, 3)
+
+
+def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
+    x = (pixel % width + 0.5) / width
+    y = (torch.div(pixel, width, rounding_mode="floor") + 0.5) / height
+    return torch.stack((x, y), dim=1)
+
+
+def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = None) -> int:
+    """Fits ``photo`` and writes reconstruction, error map and ``results.json`` to ``out``."""
+    tqdm = require("tqdm", "image").tqdm
+    config = dataclasses.replace(ImageConfig(), **(changes or {}))
+    if config.steps is None and config.time_limit is None:
+        config = dataclasses.replace(config, steps=config.default_steps)
+    out = Path("outputs") / "image" / photo.stem if out is None else out
+    begin = time.perf_counter()
+    image = load_photo(photo)
+    height, width, _ = image.shape
+    pixels = image.reshape(-1, 3)
+    torch.manual_seed(config.seed)
+    model = ImageModel(config, width, height)
+    learning_rate = torch.tensor(config.learning_rate)
+    groups = [
+        {"params": [model.grid.table], "skip_zero": True},
+        {"params": list(model.mlp.parameters()), "weight_decay": 1e-6},
+    ]
+    optimizer = Adam(groups, lr=learning_rate, betas=(0.9, 0.99), eps=1e-15, backend=config.backend)
+
+    step, fraction, smooth = 0, 0.0, 0.0
+    bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar}| {elapsed} {postfix}", desc="image")
+    try:
+        while fraction < 1.0:
+            learning_rate.fill_(
+                config.learning_rate * (config.final_learning_rate / config.learning_rate) ** (fraction**2)
+            )
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            index = torch.randint(len(pixels), (config.batch,), generator=generator)
+            loss = torch.nn.functional.mse_loss(model(_centres(index, width, height)), pixels[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RuntimeError(f"the loss is {value} at step {step}; lower `learning_rate`")
+            step += 1
+            smooth = value if step == 1 else 0.95 * smooth + 0.05 * value
+            seconds = time.perf_counter() - begin
+            fraction = max(
+                step / config.steps if config.steps else 0.0, seconds / config.time_limit if config.time_limit else 0.0
+            )
+            bar.set_postfix_str(f"loss {smooth:.2e}  PSNR {-10 * math.log10(smooth + 1e-10):.2f} dB", refresh=False)
+            bar.update(min(100 * fraction, 100) - bar.n)
+    except KeyboardInterrupt:
+        bar.write("interrupted; writing what there is")
+    bar.close()
+    seconds = time.perf_counter() - begin
+
+    rendered = reconstruct(model, width, height)
+    result = psnr(rendered, image)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_image(out / "reconstruction.png", rendered)
+    atomic_write_image(out / "error.png", error_map(rendered, image))
+    results = {
+        "photo": str(photo),
+        "width": width,
+        "height": height,
+        "psnr": float(result),
+        "train": {"seconds": seconds, "steps": step, "samples": step * config.batch},
+        "config": dataclasses.asdict(config),
+    }
+    atomic_write_json(out / "results.json", results)
+    print(f"{photo.name}: {width}x{height}, {step} steps in {seconds:.1f} s, PSNR {float(result):.2f} dB; see {out}")
+    return 0
+
+
+def error_map(rendered: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute error per pixel as a colour image [H, W, 3], full scale at 0.1."""
+    from hashgrid.nerf.report import colorize
+
+    return colorize((rendered - truth).abs().mean(dim=-1) / 0.1)

@@ -1,0 +1,65 @@
+"""Every default of the NeRF application, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NerfConfig:
+    """Instant-NGP's recipe (Müller et al. 2022) with batch, schedule and update rates tuned for a few CPU cores.
+
+    Schedules run over the *progress* of a run: the larger of ``step / steps`` and ``seconds / time_limit``.
+    """
+
+    backend: str = "native"
+    seed: int = 0
+    steps: int | None = None
+    time_limit: float | None = None  # seconds of everything but the final evaluation
+    background: str = "white"  # of evaluation; training blends transparent images onto random colours
+
+    # Field: 8 levels of 4 features touch half the cache lines of 16 x 2 at the same output width.
+    n_levels: int = 8
+    n_features_per_level: int = 4
+    log2_hashmap_size: int = 19
+    base_resolution: int = 16
+    max_resolution: int = 1024  # vertices along the innermost box; outer cascades scale it
+    n_neurons: int = 64
+    n_geometry_features: int = 16
+    sh_degree: int = 4
+    compute_dtype: str | None = None  # "bfloat16": MLP products in bf16, sums in fp32
+
+    # Rays and samples.
+    target_samples: int = 1 << 15  # samples that count, per step; the number of rays follows
+    max_rays: int = 1 << 14
+    steps_per_diagonal: int = 1024  # step = sqrt(3) / this, in units of the innermost box
+    early_stop_eps: float = 1e-4
+
+    # Optimisation.
+    learning_rate: float = 1e-2
+    final_learning_rate: float = 3e-4
+    decay_start: float = 0.3  # progress at which the exponential decay begins
+    weight_decay: float = 1e-6  # MLP weights only
+    huber_delta: float = 0.1
+
+    # Occupancy grid.
+    occupancy_resolution: int = 128
+    occupancy_interval: int = 16
+    occupancy_full_steps: int = 256
+    occupancy_time_share: float = 0.08  # of a run, at most
+
+    checkpoint_seconds: float = 30.0
+
+    def replace(self, **changes: Any) -> NerfConfig:
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NerfConfig:
+        """Ignores keys this version does not know."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})

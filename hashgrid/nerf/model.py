@@ -1,0 +1,70 @@
+"""The radiance field of Instant-NGP: hash grid, density MLP, colour MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hashgrid.modules import FusedMLP, HashGrid, SphericalHarmonics
+from hashgrid.nerf.config import NerfConfig
+from hashgrid.reference.activation import truncated_exp
+
+
+class NerfModel(nn.Module):
+    """Density and view-dependent colour of points inside a box.
+
+    Args:
+        config: sizes of the field.
+        aabb: [6] box the field covers, in scene units.
+        n_cascades: the box is this many doublings of the innermost one; the finest grid level grows with it.
+    """
+
+    def __init__(self, config: NerfConfig, aabb: Tensor, n_cascades: int = 1) -> None:
+        super().__init__()
+        self.register_buffer("aabb", aabb.float().clone())
+        dtype = None if config.compute_dtype is None else getattr(torch, config.compute_dtype)
+        self.grid = HashGrid(
+            3,
+            n_levels=config.n_levels,
+            n_features_per_level=config.n_features_per_level,
+            log2_hashmap_size=config.log2_hashmap_size,
+            base_resolution=config.base_resolution,
+            max_resolution=config.max_resolution * 2 ** (n_cascades - 1),
+            backend=config.backend,
+        )
+        self.density_mlp = FusedMLP(
+            self.grid.n_output_dims,
+            config.n_geometry_features,
+            n_neurons=config.n_neurons,
+            n_hidden_layers=1,
+            compute_dtype=dtype,
+            backend=config.backend,
+        )
+        self.directions = SphericalHarmonics(config.sh_degree, backend=config.backend)
+        self.color_mlp = FusedMLP(
+            config.n_geometry_features + self.directions.n_output_dims,
+            3,
+            n_neurons=config.n_neurons,
+            n_hidden_layers=2,
+            output_activation="sigmoid",
+            compute_dtype=dtype,
+            backend=config.backend,
+        )
+
+    def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Density [S] per scene unit and geometry features [S, G] at ``positions`` [S, 3]."""
+        unit = (positions - self.aabb[:3]) * (1.0 / (self.aabb[3:] - self.aabb[:3]))
+        geometry = self.density_mlp(self.grid(unit))
+        return truncated_exp(geometry[:, 0]), geometry
+
+    def color(self, geometry: Tensor, encoded_directions: Tensor) -> Tensor:
+        """sRGB colour [S, 3] from geometry features [S, G] and encoded view directions [S, degree^2]."""
+        return self.color_mlp(torch.cat((geometry, encoded_directions), dim=1))
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """The table without decay, skipping entries without gradient; the MLPs with decay."""
+        weights = [*self.density_mlp.parameters(), *self.color_mlp.parameters()]
+        return [
+            {"params": [self.grid.table], "skip_zero": True},
+            {"params": weights, "weight_decay": weight_decay},
+        ]

@@ -1,0 +1,125 @@
+"""Rays through the field: what training and evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hashgrid.modules import OccupancyGrid, RaySamples, composite
+from hashgrid.nerf.cameras import Cameras
+from hashgrid.nerf.dataset import Scene
+from hashgrid.nerf.model import NerfModel
+
+
+@dataclass(frozen=True)
+class Marching:
+    """How rays are cut into samples; lengths in scene units."""
+
+    step_size: float
+    cone_angle: float
+    near: float
+    early_stop_eps: float
+
+    @classmethod
+    def of(cls, scene: Scene, steps_per_diagonal: int, early_stop_eps: float) -> Marching:
+        extent = float((scene.aabb[3:] - scene.aabb[:3]).max())
+        return cls(extent * 3**0.5 / steps_per_diagonal, scene.cone_angle, scene.near, early_stop_eps)
+
+
+@dataclass
+class Rendered:
+    """Per ray: colour [R, 3], opacity [R], depth [R] (absolute t, 0 where nothing was hit); samples that counted."""
+
+    colors: Tensor
+    opacities: Tensor
+    depths: Tensor
+    n_samples: int
+    n_marched: int
+
+
+def visible_samples(
+    model: NerfModel, samples: RaySamples, rays_o: Tensor, rays_d: Tensor, eps: float
+) -> tuple[RaySamples, Tensor, Tensor]:
+    """The samples that count (transmittance >= eps), their positions [S, 3] and geometry features [S, G], no gradient.
+
+    Behind a surface nothing is seen and no gradient flows, so the colour MLP and the backward pass, two thirds of a
+    step, only run on what this keeps.
+    """
+    with torch.no_grad():
+        positions = samples.positions(rays_o, rays_d)
+        sigmas, geometry = model.density(positions)
+        kept, index = samples.visible(sigmas, eps)
+        return kept, positions[index], geometry[index]
+
+
+def render_rays(
+    model: NerfModel,
+    occupancy: OccupancyGrid,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    marching: Marching,
+    background: Tensor,
+    jitter: tuple[int, int] | None = None,
+) -> Rendered:
+    """Colours of rays; differentiable in the model's parameters when gradients are enabled.
+
+    Args:
+        rays_o, rays_d: [R, 3], directions of unit length.
+        background: [3] or [R, 3] colour behind the scene.
+        jitter: (seed, step) of the random offset of the first sample; None for none.
+    """
+    seed, step = jitter if jitter is not None else (None, 0)
+    samples = occupancy.march(
+        rays_o,
+        rays_d,
+        step_size=marching.step_size,
+        cone_angle=marching.cone_angle,
+        near=marching.near,
+        seed=seed,
+        step=step,
+    )
+    n_marched = samples.t_starts.shape[0]
+    samples, positions, geometry = visible_samples(model, samples, rays_o, rays_d, marching.early_stop_eps)
+    if torch.is_grad_enabled():
+        sigmas, geometry = model.density(positions)
+    else:
+        sigmas = geometry[:, 0].exp()
+    encoded = model.directions(rays_d)
+    colors = model.color(geometry, encoded[samples.ray_indices])
+    features, opacities, depths, _, _ = composite(
+        sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background
+    )
+    return Rendered(features, opacities, depths, positions.shape[0], n_marched)
+
+
+@torch.no_grad()
+def render_view(
+    model: NerfModel,
+    occupancy: OccupancyGrid,
+    cameras: Cameras,
+    view: int,
+    marching: Marching,
+    background: Tensor,
+    chunk: int = 1 << 13,
+    on_chunk: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera."""
+    width, height = cameras.sizes[view].tolist()
+    colors, opacities, depths = [], [], []
+    for start in range(0, width * height, chunk):
+        pixel = torch.arange(start, min(start + chunk, width * height))
+        rays_o, rays_d = cameras.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
+        out = render_rays(model, occupancy, rays_o, rays_d, marching, background)
+        colors.append(out.colors)
+        opacities.append(out.opacities)
+        depths.append(out.depths)
+        if on_chunk is not None:
+            on_chunk()
+    return (
+        torch.cat(colors).clamp_(0, 1).view(height, width, 3),
+        torch.cat(opacities).view(height, width),
+        torch.cat(depths).view(height, width),
+    )

@@ -1,0 +1,288 @@
+"""Training a radiance field: one step, the schedule, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid.checkpoint import load_checkpoint, save_checkpoint
+from hashgrid.modules import OccupancyGrid
+from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.dataset import Scene
+from hashgrid.nerf.model import NerfModel
+from hashgrid.nerf.render import Marching, render_rays
+from hashgrid.optim import Adam
+
+CHECKPOINT_FORMAT = "hashgrid-nerf-1"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last checkpoint is intact."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Rates are over the last second or so, the loss and PSNR smoothed over some steps."""
+
+    step: int = 0
+    seconds: float = 0.0
+    fraction: float = 0.0
+    loss: float = 0.0
+    psnr: float = 0.0
+    samples: int = 0
+    rays: int = 0
+    samples_per_second: float = 0.0
+    rays_per_second: float = 0.0
+    n_rays: int = 0
+
+    @property
+    def seconds_left(self) -> float:
+        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0 else math.inf
+
+
+class Trainer:
+    """Fits a :class:`NerfModel` to a scene's training views.
+
+    Everything random is a function of (seed, step), so a run resumed from a checkpoint sees the rays it would have
+    seen. Time already spent counts towards ``time_limit``.
+
+    Args:
+        scene: the data.
+        config: the recipe.
+        seconds_before: time of the run spent before, e.g. loading images.
+    """
+
+    def __init__(self, scene: Scene, config: NerfConfig, seconds_before: float = 0.0) -> None:
+        if config.steps is None and config.time_limit is None:
+            raise ValueError("give `steps`, `time_limit` or both, got neither")
+        self.scene, self.config = scene, config
+        torch.manual_seed(config.seed)
+        self.marching = Marching.of(scene, config.steps_per_diagonal, config.early_stop_eps)
+        self.model = NerfModel(config, scene.outer_aabb, scene.n_cascades)
+        self.occupancy = OccupancyGrid(
+            scene.aabb, resolution=config.occupancy_resolution, n_cascades=scene.n_cascades, backend=config.backend
+        )
+        self.occupancy.mark_invisible_cells(
+            scene.train.c2w, scene.train.intrinsics, scene.train.sizes, near=scene.near
+        )
+        self.learning_rate = torch.tensor(config.learning_rate)
+        self.optimizer = Adam(
+            self.model.parameter_groups(config.weight_decay),
+            lr=self.learning_rate,
+            betas=(0.9, 0.99),
+            eps=1e-15,
+            backend=config.backend,
+        )
+        self.progress = Progress(seconds=seconds_before)
+        self.curve: list[dict[str, float]] = []  # what the PSNR-over-time plot shows
+        self.n_rays = 1024
+        self._clock = time.perf_counter() - seconds_before
+        self._occupancy_seconds = 0.0
+        self._rate_mark = (self.progress.seconds, 0, 0)
+
+    # ---- schedule ------------------------------------------------------------------------------------------------
+
+    def tick(self) -> float:
+        """Updates the time spent and returns the progress of the run in 0..1."""
+        config, progress = self.config, self.progress
+        progress.seconds = time.perf_counter() - self._clock
+        fractions = [0.0]
+        if config.steps is not None:
+            fractions.append(progress.step / config.steps if config.steps > 0 else 1.0)
+        if config.time_limit is not None:
+            fractions.append(progress.seconds / config.time_limit)
+        progress.fraction = min(1.0, max(fractions))
+        return progress.fraction
+
+    @property
+    def finished(self) -> bool:
+        return self.tick() >= 1.0
+
+    def _set_learning_rate(self) -> None:
+        config = self.config
+        decay = max(0.0, self.progress.fraction - config.decay_start) / (1 - config.decay_start)
+        ratio = config.final_learning_rate / config.learning_rate
+        warmup = min(1.0, (self.progress.step + 1) / 32)
+        self.learning_rate.fill_(config.learning_rate * warmup * ratio**decay)
+
+    # ---- one step ------------------------------------------------------------------------------------------------
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Random rays of the current step: origins, directions, colours [R, 3] and their backgrounds [R, 3]."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.progress.step)
+        rays_o, rays_d, rgba = self.scene.train.sample_rays(self.n_rays, generator)
+        # Opaque images too: a background that cannot be predicted makes every ray end on something.
+        background = torch.rand(self.n_rays, 3, generator=generator)
+        colors = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
+        return rays_o, rays_d, colors, background
+
+    def step(self) -> None:
+        """One step of the optimiser."""
+        config, progress = self.config, self.progress
+        self.tick()
+        self._set_learning_rate()
+        self._update_occupancy()
+        rays_o, rays_d, colors, background = self.batch()
+        out = render_rays(
+            self.model,
+            self.occupancy,
+            rays_o,
+            rays_d,
+            self.marching,
+            background,
+            jitter=(config.seed, progress.step),
+        )
+        loss = torch.nn.functional.huber_loss(out.colors, colors, delta=config.huber_delta) / config.huber_delta
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {progress.step}; lower the learning rate ({config.learning_rate}) or"
+                " check the scene for broken poses or images"
+            )
+        self.optimizer.zero_grad()
+        if loss.requires_grad and out.n_samples > 0:
+            loss.backward()
+            self.optimizer.step()
+        with torch.no_grad():
+            error = float(torch.nn.functional.mse_loss(out.colors, colors))
+        self._record(value, error, out.n_samples)
+        self._adapt_rays(out.n_samples)
+
+    def _update_occupancy(self) -> None:
+        config, step = self.config, self.progress.step
+        if step % config.occupancy_interval != 0:
+            return
+        share = self._occupancy_seconds / max(self.progress.seconds, 1e-9)
+        if step >= config.occupancy_full_steps and share > config.occupancy_time_share:
+            return
+        begin = time.perf_counter()
+        with torch.no_grad():
+            self.occupancy.update(
+                lambda positions: self.model.density(positions)[0],
+                step,
+                step_size=self.marching.step_size,
+                seed=config.seed,
+                full_steps=config.occupancy_full_steps,
+            )
+        self._occupancy_seconds += time.perf_counter() - begin
+
+    def _adapt_rays(self, n_samples: int) -> None:
+        """The next batch aims at ``target_samples`` samples that count."""
+        wanted = self.n_rays * self.config.target_samples / max(n_samples, 1)
+        bounded = min(max(wanted, self.n_rays / 2), self.n_rays * 2, self.config.max_rays)
+        self.n_rays = max(64, int(bounded) // 64 * 64)
+
+    def _record(self, loss: float, error: float, n_samples: int) -> None:
+        progress = self.progress
+        keep = 0.0 if progress.step == 0 else 0.95
+        progress.loss = keep * progress.loss + (1 - keep) * loss
+        psnr = -10 * math.log10(max(error, 1e-10))
+        progress.psnr = keep * progress.psnr + (1 - keep) * psnr
+        progress.step += 1
+        progress.samples += n_samples
+        progress.rays += self.n_rays
+        progress.n_rays = self.n_rays
+        self.tick()
+        seconds, samples, rays = self._rate_mark
+        if progress.seconds - seconds > 1.0:
+            elapsed = progress.seconds - seconds
+            progress.samples_per_second = (progress.samples - samples) / elapsed
+            progress.rays_per_second = (progress.rays - rays) / elapsed
+            self._rate_mark = (progress.seconds, progress.samples, progress.rays)
+            self.curve.append({"seconds": progress.seconds, "step": progress.step, "train_psnr": progress.psnr})
+
+    def train(self, on_step: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> None:
+        """Steps until the budget is spent; writes ``checkpoint`` every ``checkpoint_seconds``."""
+        saved = self.progress.seconds
+        while not self.finished:
+            self.step()
+            if on_step is not None:
+                on_step(self.progress)
+            if checkpoint is not None and self.progress.seconds - saved > self.config.checkpoint_seconds:
+                self.save(checkpoint)
+                saved = self.progress.seconds
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Everything a run needs to go on, in one file that is replaced atomically."""
+        self.tick()
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"occupancy.{name}": value for name, value in self.occupancy.state_dict().items()}
+        optimizer_meta = flatten_state(self.optimizer.state_dict(), "optimizer", tensors)
+        metadata = {
+            "format": CHECKPOINT_FORMAT,
+            "config": self.config.to_dict(),
+            "scene": str(self.scene.path),
+            "progress": vars(self.progress),
+            "n_rays": self.n_rays,
+            "occupancy_seconds": self._occupancy_seconds,
+            "curve": self.curve,
+            "optimizer": optimizer_meta,
+        }
+        save_checkpoint(path, tensors, metadata)
+
+    def load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Takes over the state that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the checkpoint belongs to a field of another shape.
+        """
+        self.model.load_state_dict(_with_prefix(tensors, "model."))
+        self.occupancy.load_state_dict(_with_prefix(tensors, "occupancy."))
+        self.optimizer.load_state_dict(unflatten_state(metadata["optimizer"], tensors))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.progress = Progress(**metadata["progress"])
+        self.n_rays = metadata["n_rays"]
+        self.curve = metadata["curve"]
+        self._occupancy_seconds = metadata["occupancy_seconds"]
+        self._clock = time.perf_counter() - self.progress.seconds
+        self._rate_mark = (self.progress.seconds, self.progress.samples, self.progress.rays)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a NeRF checkpoint.
+
+    Raises:
+        ValueError: the file is no checkpoint of this application.
+    """
+    tensors, metadata = load_checkpoint(path)
+    if metadata.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"`{path}` must be a {CHECKPOINT_FORMAT} checkpoint, got {metadata.get('format')!r}")
+    return tensors, metadata
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def flatten_state(state: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Moves the tensors of a nested state into ``tensors``; returns the rest as JSON values that refer to them."""
+    if isinstance(state, Tensor):
+        tensors[name] = state
+        return {"__tensor__": name}
+    if isinstance(state, dict):
+        items = [[key, flatten_state(value, f"{name}.{key}", tensors)] for key, value in state.items()]
+        return {"__items__": items}
+    if isinstance(state, (list, tuple)):
+        return [flatten_state(value, f"{name}.{i}", tensors) for i, value in enumerate(state)]
+    return state
+
+
+def unflatten_state(state: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of :func:`flatten_state`; tuples come back as lists."""
+    if isinstance(state, dict) and "__tensor__" in state:
+        return tensors[state["__tensor__"]]
+    if isinstance(state, dict):
+        return {key: unflatten_state(value, tensors) for key, value in state["__items__"]}
+    if isinstance(state, list):
+        return [unflatten_state(value, tensors) for value in state]
+    return state
