@@ -1,0 +1,153 @@
+"""Multiresolution hash encoding (Müller et al. 2022, section 3) in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hashgrid.levels import LevelTable
+from hashgrid.reference.straight_through import straight_through
+
+INTERPOLATIONS = ("linear", "smoothstep", "nearest")
+BOUNDS = ("clamp", "zero", "none")
+
+HASH_FACTORS = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
+UINT32_MASK = 0xFFFFFFFF
+
+
+def hash_encode(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    level_weights: Tensor | None = None,
+    shadow: Tensor | None = None,
+) -> Tensor:
+    """Features of ``positions``, interpolated in every level of the grid.
+
+    Twice differentiable to ``positions``, ``table`` and ``level_weights``. The maths runs in the dtype of ``positions``
+    (half positions: fp32), which must be the dtype of ``table``.
+
+    Args:
+        positions: [..., D], the grid covers [0, 1]^D. A row with NaN or inf gives NaN features and no gradient.
+        table: [n_entries, F], all levels one after the other.
+        levels: geometry of the levels.
+        interpolation: "linear", "smoothstep" f^2 (3 - 2 f), or "nearest" (no position gradient).
+        bounds: outside [0, 1]^D, "clamp" moves positions to the border (no position gradient along the clamped axes),
+            "zero" returns zeros without gradients, "none" continues the grid, its cells wrapped to uint32 as in tcnn.
+        level_weights: [L], multiplies the features of each level (a soft coarse-to-fine mask).
+        shadow: [n_entries, F], half copy of ``table``: values are read from it, the gradient goes to ``table``.
+
+    Returns:
+        [..., L * F] with channel ``l * F + f``, in the dtype of ``shadow`` if given, of ``table`` otherwise.
+
+    Raises:
+        ValueError: a shape, a dtype or an option does not fit.
+    """
+    _check_arguments(positions, table, levels, interpolation, bounds, level_weights, shadow)
+    x = positions.reshape(-1, levels.n_input_dims)  # [N, D]
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+
+    finite = x.isfinite().all(-1, keepdim=True)  # [N, 1]
+    inside = ((x >= 0) & (x <= 1)).all(-1, keepdim=True)  # [N, 1]
+    x = torch.where(finite, x, 0)
+    if bounds != "none":
+        x = x.clamp(0, 1)
+
+    features = []
+    for level, entries in enumerate(_split_levels(table, levels)):
+        index, weight = _cell_corners(x, levels, level, interpolation)  # [N, 2^D] each
+        values = _gather(entries, index)  # [N, 2^D, F]
+        if shadow is not None:
+            values = straight_through(_gather(_split_levels(shadow, levels)[level], index), values)
+        features.append((weight.unsqueeze(-1) * values).sum(-2))
+    y = torch.stack(features, dim=-2)  # [N, L, F]
+
+    if level_weights is not None:
+        y = y * level_weights.to(y.dtype).unsqueeze(-1)
+    y = y.flatten(-2)  # [N, L * F]
+    # masks come last, so that not even a NaN cotangent of a masked row passes
+    if bounds == "zero":
+        y = torch.where(inside, y, 0)
+    y = torch.where(finite, y, torch.nan)
+    return y.to(table.dtype if shadow is None else shadow.dtype).reshape(*positions.shape[:-1], y.shape[-1])
+
+
+def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str) -> tuple[Tensor, Tensor]:
+    """Entry index and weight of the corners around ``x`` [N, D], both [N, 2^D]; bit d of the corner steps along axis d.
+
+    ``interpolation="nearest"`` has the lower corner only, [N, 1].
+    """
+    # through float64, where the product of two fp32 numbers is exact: that is fma(scale, x, shift) in fp32
+    p = (x.double() * levels.scales[level] + levels.shift).to(x.dtype)
+    corner = p.detach().floor()
+    # saturates like a device cast; the low 32 bits of this int64 are the uint32 cell
+    cell = corner.clamp(-(2.0**31), 2.0**31).long().clamp(max=2**31 - 1)
+
+    if interpolation == "nearest":
+        vertices = cell.unsqueeze(-1)  # [N, D, 1]
+        weights = torch.ones_like(p).unsqueeze(-1)
+    else:
+        f = p - corner
+        if interpolation == "smoothstep":
+            f = f * f * (3 - 2 * f)
+        vertices = torch.stack([cell, cell + 1], dim=-1)  # [N, D, 2]
+        weights = torch.stack([1 - f, f], dim=-1)
+
+    # outer combination axis by axis: 1, 2, 4, ... 2^D corners
+    index, weight = _axis_term(vertices, levels, level, 0), weights[:, 0]
+    for axis in range(1, levels.n_input_dims):
+        term = _axis_term(vertices, levels, level, axis).unsqueeze(-1)  # [N, 2, 1]
+        index = (index.unsqueeze(-2) ^ term if levels.hashed[level] else index.unsqueeze(-2) + term).flatten(-2)
+        weight = (weight.unsqueeze(-2) * weights[:, axis].unsqueeze(-1)).flatten(-2)
+    return (index & UINT32_MASK) % levels.sizes[level], weight
+
+
+def _axis_term(vertices: Tensor, levels: LevelTable, level: int, axis: int) -> Tensor:
+    """What ``vertices[:, axis]`` adds to the index, mod 2^32; |vertex| <= 2^31, so that int64 holds the product."""
+    factor = HASH_FACTORS[axis] if levels.hashed[level] else levels.resolutions[level] ** axis
+    return (vertices[:, axis] * factor) & UINT32_MASK
+
+
+def _gather(entries: Tensor, index: Tensor) -> Tensor:
+    """``entries[index]``; index_select because its gradient, index_add, is the fastest of PyTorch's on the CPU."""
+    return entries.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _split_levels(table: Tensor, levels: LevelTable) -> tuple[Tensor, ...]:
+    """The entries of each level, [size, F] each."""
+    ends = [offset + size for offset, size in zip(levels.offsets, levels.sizes, strict=True)]
+    if list(levels.offsets) == [0, *ends[:-1]]:
+        return table.split(levels.sizes)  # one concatenation backward, where slices add up a full table per level
+    return tuple(table[offset:end] for offset, end in zip(levels.offsets, ends, strict=True))
+
+
+def _check_arguments(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    interpolation: str,
+    bounds: str,
+    level_weights: Tensor | None,
+    shadow: Tensor | None,
+) -> None:
+    if positions.dim() < 1 or positions.shape[-1] != levels.n_input_dims:
+        raise ValueError(f"`positions` must have shape [..., {levels.n_input_dims}], got {list(positions.shape)}")
+    if table.dim() != 2 or table.shape[0] != levels.n_entries:
+        raise ValueError(f"`table` must have shape [{levels.n_entries}, F], got {list(table.shape)}")
+    maths_dtype = torch.float64 if positions.dtype == torch.float64 else torch.float32
+    if table.dtype != maths_dtype:
+        raise ValueError(
+            f"`table` must be {maths_dtype} for {positions.dtype} `positions`, got {table.dtype};"
+            " pass a half copy as `shadow`"
+        )
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"`interpolation` must be one of {INTERPOLATIONS}, got {interpolation!r}")
+    if bounds not in BOUNDS:
+        raise ValueError(f"`bounds` must be one of {BOUNDS}, got {bounds!r}")
+    if level_weights is not None and level_weights.shape != (levels.n_levels,):
+        raise ValueError(f"`level_weights` must have shape [{levels.n_levels}], got {list(level_weights.shape)}")
+    if shadow is not None and shadow.shape != table.shape:
+        raise ValueError(f"`shadow` must have the shape of `table`, {list(table.shape)}, got {list(shadow.shape)}")
