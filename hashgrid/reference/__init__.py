@@ -4,5 +4,6 @@ Same names and signatures as ``hashgrid.ops``, any dtype, any device, nothing of
 """
 
 from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.mlp import mlp
 
-__all__ = ["hash_encode"]
+__all__ = ["hash_encode", "mlp"]

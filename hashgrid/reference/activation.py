@@ -1,0 +1,54 @@
+"""Activation functions of the MLP, each twice differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EXP_GRADIENT_CLAMP = 15.0
+
+
+class _ClampedGradientExp(torch.autograd.Function):
+    """exp(x) with the derivative exp(clamp(x, -15, 15)).
+
+    The backward is made of differentiable operations, so the second derivative follows: zero outside the clamp.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_y * x.clamp(-EXP_GRADIENT_CLAMP, EXP_GRADIENT_CLAMP).exp()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
+    "silu": F.silu,
+    # beyond 40 the identity is exact in fp64; PyTorch's default of 20 is not
+    "softplus": lambda x: F.softplus(x, threshold=40),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "exp": _ClampedGradientExp.apply,
+    "sine": torch.sin,
+}
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Apply the activation called ``activation`` elementwise."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"`activation` must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
+    return ACTIVATIONS[activation](x)

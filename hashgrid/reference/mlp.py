@@ -1,0 +1,69 @@
+"""Multilayer perceptron in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hashgrid.reference.activation import activate
+from hashgrid.reference.straight_through import straight_through
+
+
+def mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    activation: str = "relu",
+    output_activation: str = "none",
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``output_activation(W_n ... activation(W_1 x + b_1) ... + b_n)``, twice differentiable to every tensor.
+
+    Args:
+        x: [..., in], taken in the dtype of the weights.
+        weights: one [out_i, in_i] per layer.
+        biases: one [out_i] per layer.
+        activation: of the hidden layers: "none", "relu", "leaky_relu" (slope 0.01), "silu", "softplus", "sigmoid",
+            "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
+        output_activation: of the last layer, from the same set.
+        compute_dtype: both factors of each forward product are rounded to it; sums, biases, activations and gradients
+            keep the dtype of the weights.
+
+    Returns:
+        [..., out] in the dtype of the weights.
+
+    Raises:
+        ValueError: shapes do not chain, or an activation is unknown.
+    """
+    _check_arguments(x, weights, biases)
+    y = x.to(weights[0].dtype)
+    for layer, weight in enumerate(weights):
+        bias = None if biases is None else biases[layer]
+        y = F.linear(_round(y, compute_dtype), _round(weight, compute_dtype), bias)
+        y = activate(y, activation if layer < len(weights) - 1 else output_activation)
+    return y
+
+
+def _round(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """``x`` rounded to ``dtype``, kept in its own dtype: products of such values are exact before they are summed."""
+    return x if dtype is None or dtype == x.dtype else straight_through(x.to(dtype), x)
+
+
+def _check_arguments(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> None:
+    if not weights:
+        raise ValueError("`weights` must have at least one layer, got none")
+    width = x.shape[-1] if x.dim() else None
+    for layer, weight in enumerate(weights):
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(f"`weights[{layer}]` must have shape [out, {width}], got {list(weight.shape)}")
+        width = weight.shape[0]
+    if biases is None:
+        return
+    if len(biases) != len(weights):
+        raise ValueError(f"`biases` must have {len(weights)} tensors, one per layer, got {len(biases)}")
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"`biases[{layer}]` must have shape [{weight.shape[0]}], got {list(bias.shape)}")
