@@ -5,6 +5,9 @@ Same names and signatures as ``hashgrid.ops``, any dtype, any device, nothing of
 
 from hashgrid.reference.composite import composite
 from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
+from hashgrid.reference.random import counter_uniform
+from hashgrid.reference.ray_aabb import ray_aabb
 
-__all__ = ["composite", "hash_encode", "mlp"]
+__all__ = ["composite", "counter_uniform", "hash_encode", "march_rays", "mlp", "ray_aabb"]
