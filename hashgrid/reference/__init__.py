@@ -9,5 +9,14 @@ from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
+from hashgrid.reference.sh_encode import sh_encode
 
-__all__ = ["composite", "counter_uniform", "hash_encode", "march_rays", "mlp", "ray_aabb"]
+__all__ = [
+    "composite",
+    "counter_uniform",
+    "hash_encode",
+    "march_rays",
+    "mlp",
+    "ray_aabb",
+    "sh_encode",
+]
