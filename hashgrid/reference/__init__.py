@@ -4,6 +4,7 @@ Same names and signatures as ``hashgrid.ops``, any dtype, any device, nothing of
 """
 
 from hashgrid.reference.composite import composite
+from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode
 from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
@@ -14,6 +15,7 @@ from hashgrid.reference.sh_encode import sh_encode
 __all__ = [
     "composite",
     "counter_uniform",
+    "frequency_encode",
     "hash_encode",
     "march_rays",
     "mlp",

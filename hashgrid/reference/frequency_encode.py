@@ -1,0 +1,31 @@
+"""Frequency encoding (Mildenhall et al. 2020, eq. 4) in tcnn's order, in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
+    """``sin(2^k pi x), cos(2^k pi x)`` for each input dimension and k in 0..K-1.
+
+    Args:
+        x: [..., D].
+        n_frequencies: K.
+
+    Returns:
+        [..., D * 2 * K], channel ``(d * K + k) * 2`` for the sine, the next one for the cosine.
+
+    Raises:
+        ValueError: ``n_frequencies`` is below 1 or ``x`` is a scalar.
+    """
+    if x.dim() < 1:
+        raise ValueError("`x` must have shape [..., D], got []")
+    if n_frequencies < 1:
+        raise ValueError(f"`n_frequencies` must be at least 1, got {n_frequencies}")
+    half_turns = x.unsqueeze(-1) * 2.0 ** torch.arange(n_frequencies, device=x.device, dtype=x.dtype)  # [..., D, K]
+    # whole turns are exact to drop here and no longer are after the product with pi
+    angles = math.pi * (half_turns - 2 * (half_turns.detach() / 2).round())
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
