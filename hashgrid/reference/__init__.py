@@ -3,6 +3,7 @@
 Same names and signatures as ``hashgrid.ops``, any dtype, any device, nothing of the compiled extension.
 """
 
+from hashgrid.reference.adam_step import adam_step
 from hashgrid.reference.composite import composite
 from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode
@@ -14,6 +15,7 @@ from hashgrid.reference.ray_aabb import ray_aabb
 from hashgrid.reference.sh_encode import sh_encode
 
 __all__ = [
+    "adam_step",
     "composite",
     "counter_uniform",
     "frequency_encode",

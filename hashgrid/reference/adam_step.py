@@ -1,0 +1,117 @@
+"""One step of Adam (Kingma & Ba 2015) with sparse rows and an exponential moving average, in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    steps: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    skip_zero: bool,
+    ema: Tensor | None = None,
+    ema_last: Tensor | None = None,
+    ema_decay: float = 0.95,
+    global_step: int = 0,
+    shadow: Tensor | None = None,
+) -> None:
+    """Update ``param`` and its state in place.
+
+    ``p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)``: as in tcnn, ``eps`` is added to the uncorrected
+    root. With ``skip_zero``, rows whose gradient is all zero are left alone, state included, and t counts the updates
+    of each row.
+
+    The moving average of a row that was last updated in step s0 first catches up with the steps it missed,
+    ``ema = d^n ema + (1 - d^n) p`` with ``n = global_step - 1 - s0``, then takes the new value: the same as averaging
+    in every step, except that rows not updated since lag behind.
+
+    Args:
+        param: [..., C], a row is a vector along the last dimension.
+        grad: shape of ``param``.
+        exp_avg: shape of ``param``, first moment.
+        exp_avg_sq: shape of ``param``, second moment.
+        steps: int32, updates so far; [n_rows] with ``skip_zero``, otherwise [1].
+        lr: 0-dim, a tensor so that a schedule needs no new graph.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: coupled L2, added to the gradient of updated rows.
+        skip_zero: skip rows whose gradient is all zero.
+        ema: shape of ``param``, average of the parameters, starts as a copy of them.
+        ema_last: int32 of the shape of ``steps``, step of the last update, starts as 0; goes with ``ema``.
+        ema_decay: d above.
+        global_step: number of this step, from 1.
+        shadow: shape of ``param``, half copy, rewritten for the updated rows.
+
+    Raises:
+        ValueError: a shape does not fit, or only one of ``ema`` and ``ema_last`` is given.
+    """
+    _check_arguments(param, grad, exp_avg, exp_avg_sq, steps, skip_zero, ema, ema_last, shadow)
+    width = param.shape[-1] if param.dim() else 1
+    rows = grad.reshape(-1, width).ne(0).any(-1).nonzero().squeeze(-1) if skip_zero else slice(None)
+
+    def read(state: Tensor) -> Tensor:
+        """The updated rows of ``state``, [n, C], or of a counter, [n, 1]."""
+        return state.reshape(-1, 1 if state is steps or state is ema_last else width)[rows]
+
+    def write(state: Tensor, values: Tensor) -> None:
+        if skip_zero:
+            new = state.reshape(-1, values.shape[-1]).index_copy(0, rows, values.to(state.dtype))
+            state.copy_(new.view_as(state))
+        else:
+            state.copy_(values.view_as(state))
+
+    t = read(steps) + 1  # [n, 1], [1, 1] when dense
+    old = read(param)
+    g = read(grad).to(param.dtype) + weight_decay * old
+    m = beta1 * read(exp_avg) + (1 - beta1) * g
+    v = beta2 * read(exp_avg_sq) + (1 - beta2) * g * g
+    rate = lr * ((1 - beta2 ** t.double()).sqrt() / (1 - beta1 ** t.double())).to(param.dtype)
+    new = old - rate * m / (v.sqrt() + eps)
+
+    for state, values in ((steps, t), (exp_avg, m), (exp_avg_sq, v), (param, new)):
+        write(state, values)
+    if ema is not None:
+        missed = (global_step - 1 - read(ema_last)).double()
+        behind = -torch.expm1(missed * math.log(ema_decay)).to(param.dtype)  # 1 - d^n
+        average = torch.lerp(read(ema), old, behind)
+        write(ema, ema_decay * average + (1 - ema_decay) * new)
+        write(ema_last, torch.full_like(t, global_step))
+    if shadow is not None:
+        write(shadow, new)
+
+
+def _check_arguments(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    steps: Tensor,
+    skip_zero: bool,
+    ema: Tensor | None,
+    ema_last: Tensor | None,
+    shadow: Tensor | None,
+) -> None:
+    for name, tensor in (
+        ("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("ema", ema), ("shadow", shadow)
+    ):  # fmt: skip
+        if tensor is not None and tensor.shape != param.shape:
+            raise ValueError(f"`{name}` must have the shape of `param`, {list(param.shape)}, got {list(tensor.shape)}")
+    if (ema is None) != (ema_last is None):
+        raise ValueError("`ema` and `ema_last` must be given together, got one of them")
+    n_counters = math.prod(param.shape[:-1]) if skip_zero else 1
+    for name, counter in (("steps", steps), ("ema_last", ema_last)):
+        if counter is not None and counter.shape != (n_counters,):
+            raise ValueError(f"`{name}` must have shape [{n_counters}], got {list(counter.shape)}")
