@@ -1,0 +1,1 @@
+"""Neural radiance fields: data, model, training, reports."""

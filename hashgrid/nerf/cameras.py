@@ -1,0 +1,251 @@
+"""Pinhole cameras with radial-tangential distortion, and the rays through their pixels.
+
+Cameras follow OpenGL: x right, y up, looking along -z. Pixel (0, 0) is the top left one and its centre lies at
+(0.5, 0.5). Image-plane points have x right, y *down*, at unit distance, as OpenCV's distortion model wants them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
+# Undistorted pixel positions are tabulated per distinct camera up to this many pixels (8 bytes each).
+MAX_TABLE_PIXELS = 1 << 25
+
+
+def distort(points: Tensor, distortion: Tensor) -> Tensor:
+    """Where the lens moves ideal image-plane points.
+
+    Radial factor ``1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8`` plus OpenCV's tangential terms.
+
+    Args:
+        points: ideal points [..., 2].
+        distortion: ``k1, k2, k3, k4, p1, p2`` [..., 6], broadcast against the points.
+
+    Returns:
+        Distorted points [..., 2].
+    """
+    x, y = points.unbind(-1)
+    k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+    return torch.stack(
+        (
+            x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
+            y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y),
+        ),
+        dim=-1,
+    )
+
+
+def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 30) -> tuple[Tensor, Tensor]:
+    """The inverse of ``distort`` by Newton iteration in float64.
+
+    Steps are halved where they would not reduce the residual, so a point outside the region in which the polynomial is
+    invertible stops at its nearest reachable position instead of flying away.
+
+    Args:
+        points: distorted points [..., 2].
+        distortion: [..., 6], broadcast against the points.
+
+    Returns:
+        Ideal points [..., 2] (dtype of ``points``) and the residual ``|distort(ideal) - points|`` [...] (float64).
+    """
+    target = points.double()
+    coefficients = distortion.double()
+    k1, k2, k3, k4, p1, p2 = coefficients.unbind(-1)
+    ideal = target.clone()
+    error = distort(ideal, coefficients) - target
+    residual = error.norm(dim=-1)
+    damping = torch.ones_like(residual)
+    for _ in range(max_iterations):
+        if not bool((residual > 1e-12).any()):
+            break
+        x, y = ideal.unbind(-1)
+        r2 = x * x + y * y
+        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+        slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))  # d radial / dx = slope * x
+        # Jacobian of `distort`, symmetric: [[a, b], [b, c]].
+        a = radial + slope * x * x + 2 * p1 * y + 6 * p2 * x
+        b = slope * x * y + 2 * p1 * x + 2 * p2 * y
+        c = radial + slope * y * y + 6 * p1 * y + 2 * p2 * x
+        det = a * c - b * b
+        det = torch.where(det.abs() < 1e-9, torch.full_like(det, 1e-9), det)
+        ex, ey = error.unbind(-1)
+        step = torch.stack(((c * ex - b * ey) / det, (a * ey - b * ex) / det), dim=-1)
+        candidate = ideal - damping[..., None] * step
+        candidate_error = distort(candidate, coefficients) - target
+        candidate_residual = candidate_error.norm(dim=-1)
+        better = candidate_residual < residual
+        ideal = torch.where(better[..., None], candidate, ideal)
+        error = torch.where(better[..., None], candidate_error, error)
+        residual = torch.where(better, candidate_residual, residual)
+        damping = torch.where(better, torch.ones_like(damping), damping * 0.5)
+    return ideal.to(points.dtype), residual
+
+
+@dataclass
+class Cameras:
+    """N cameras.
+
+    Attributes:
+        c2w: rigid camera-to-world matrices [N, 3, 4], fp32.
+        intrinsics: focal lengths and principal point ``fx, fy, cx, cy`` in pixels [N, 4], fp32.
+        sizes: width and height [N, 2], int64.
+        distortion: ``k1, k2, k3, k4, p1, p2`` [N, 6], fp32; all zero by default.
+    """
+
+    c2w: Tensor
+    intrinsics: Tensor
+    sizes: Tensor
+    distortion: Tensor = None  # type: ignore[assignment]
+    _plane_table: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.c2w)
+        if self.distortion is None:
+            self.distortion = torch.zeros(n, N_DISTORTION)
+        for name, tail in (("c2w", (3, 4)), ("intrinsics", (4,)), ("sizes", (2,)), ("distortion", (N_DISTORTION,))):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (n, *tail):
+                raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(shape)}")
+        self._is_distorted = bool((self.distortion != 0).any())
+
+    def __len__(self) -> int:
+        return len(self.c2w)
+
+    @property
+    def origins(self) -> Tensor:
+        """Camera centres [N, 3]."""
+        return self.c2w[:, :, 3]
+
+    @property
+    def forward(self) -> Tensor:
+        """Unit viewing directions [N, 3]."""
+        return torch.nn.functional.normalize(-self.c2w[:, :, 2], dim=-1)
+
+    def rays(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> tuple[Tensor, Tensor]:
+        """Rays through pixel centres.
+
+        Args:
+            view_index: camera of each ray [B], int64.
+            pixel_x, pixel_y: column and row [B], int64.
+
+        Returns:
+            ``rays_o`` [B, 3] and unit ``rays_d`` [B, 3], fp32.
+        """
+        x, y = self._plane_points(view_index, pixel_x, pixel_y).unbind(-1)
+        # `index_select` of whole rows is several times faster than advanced indexing on the CPU.
+        c2w = self.c2w.reshape(-1, 12).index_select(0, view_index).view(-1, 3, 4)
+        rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2]
+        rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
+        return c2w[:, :, 3].contiguous(), rays_d
+
+    def view_rays(self, view: int) -> tuple[Tensor, Tensor]:
+        """Rays through all pixels of one view, row by row: [H*W, 3] twice."""
+        width, height = self.sizes[view].tolist()
+        pixel = torch.arange(width * height, device=self.c2w.device)
+        return self.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
+
+    def project(self, points: Tensor, view: int) -> tuple[Tensor, Tensor]:
+        """Pixel coordinates [P, 2] and depth along the viewing direction [P] of world points [P, 3] in one view.
+
+        The coordinates are continuous (a pixel centre is at +0.5) and mean nothing where the depth is not positive.
+        """
+        rotation, origin = self.c2w[view, :, :3], self.c2w[view, :, 3]
+        local = (points - origin.to(points)) @ rotation.to(points)
+        depth = -local[:, 2]
+        plane = torch.stack((local[:, 0], -local[:, 1]), dim=-1) / depth.abs().clamp_min(1e-9)[:, None]
+        if self._is_distorted:
+            plane = distort(plane, self.distortion[view].to(plane))
+        fx, fy, cx, cy = self.intrinsics[view].tolist()
+        return torch.stack((plane[:, 0] * fx + cx, plane[:, 1] * fy + cy), dim=-1), depth
+
+    def select(self, views: Sequence[int]) -> Cameras:
+        """The cameras ``views``, in that order, without any images."""
+        index = torch.as_tensor(views, dtype=torch.int64)
+        return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index])
+
+    def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
+        """Ideal image-plane points of pixel centres [B, 2], fp32."""
+        if self._is_distorted:
+            table, camera_rows = self._undistorted_table()
+            if len(table):
+                offset, width = camera_rows.index_select(0, view_index).unbind(-1)
+                return table.index_select(0, offset + pixel_y * width + pixel_x)
+        fx, fy, cx, cy = self.intrinsics.index_select(0, view_index).unbind(-1)
+        points = torch.stack(((pixel_x + 0.5 - cx) / fx, (pixel_y + 0.5 - cy) / fy), dim=-1)
+        return undistort(points, self.distortion.index_select(0, view_index))[0] if self._is_distorted else points
+
+    def _undistorted_table(self) -> tuple[Tensor, Tensor]:
+        """Points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
+
+        The table is empty where it would not fit ``MAX_TABLE_PIXELS``.
+        """
+        if self._plane_table is None:
+            key = torch.cat((self.intrinsics.double(), self.distortion.double(), self.sizes.double()), dim=1)
+            cameras, camera_of_view = torch.unique(key, dim=0, return_inverse=True)
+            n_pixels = (cameras[:, -2] * cameras[:, -1]).long()
+            offsets = torch.cumsum(n_pixels, 0) - n_pixels
+            rows = torch.stack((offsets, cameras[:, -2].long()), dim=1)[camera_of_view]
+            table = torch.empty(0, 2, device=self.c2w.device)
+            if int(n_pixels.sum()) <= MAX_TABLE_PIXELS:
+                table = torch.cat([_undistorted_pixels(camera) for camera in cameras])
+            self._plane_table = table, rows
+        return self._plane_table
+
+
+def _undistorted_pixels(camera: Tensor) -> Tensor:
+    """Ideal points of all pixels [W*H, 2] of ``fx fy cx cy | distortion | width height`` [12]."""
+    fx, fy, cx, cy = camera[:4].tolist()
+    width, height = int(camera[-2]), int(camera[-1])
+    x = (torch.arange(width, device=camera.device).double() + 0.5 - cx) / fx
+    y = (torch.arange(height, device=camera.device).double() + 0.5 - cy) / fy
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    points, residual = undistort(torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2), camera[4:-2])
+    n_failed = int((residual > 1e-3 / max(fx, fy)).sum())
+    if n_failed:
+        warnings.warn(
+            f"lens distortion cannot be undone for {n_failed} of {width * height} pixels (outside the range where the"
+            " model is invertible); their directions are approximate, check k1 k2 k3 k4 p1 p2",
+            stacklevel=2,
+        )
+    return points.float()
+
+
+def nearest_point_to_axes(cameras: Cameras) -> Tensor:
+    """The point nearest to all optical axes, in the least-squares sense [3], float64.
+
+    Where the axes (nearly) agree, as in a forward-facing capture, a weak pull keeps it in front of the cameras; where
+    the cameras look outwards, it is the mean camera centre.
+    """
+    origins, axes = cameras.origins.double(), cameras.forward.double()
+    mean_origin = origins.mean(0)
+    spread = (origins - mean_origin).norm(dim=-1).mean().clamp_min(1e-6)
+    guess = mean_origin + axes.mean(0) * spread
+    across = torch.eye(3, dtype=torch.float64, device=axes.device) - axes[:, :, None] * axes[:, None, :]  # [N, 3, 3]
+    pull = 1e-3 * torch.eye(3, dtype=torch.float64, device=axes.device)
+    centre = torch.linalg.solve(across.mean(0) + pull, (across @ origins[:, :, None]).mean(0)[:, 0] + pull @ guess)
+    in_front = ((centre - origins) * axes).sum(-1) > 0
+    return centre if in_front.double().mean() > 0.5 else mean_origin
+
+
+def look_at(origin: Tensor, target: Tensor, up: Tensor) -> Tensor:
+    """Camera-to-world matrix [3, 4] of a camera at ``origin`` that looks at ``target``."""
+    backward = torch.nn.functional.normalize(origin - target, dim=0)
+    right = torch.linalg.cross(up.to(backward), backward)
+    if float(right.norm()) < 1e-6:  # looking along `up`: any right vector will do
+        right = torch.linalg.cross(torch.eye(3).to(backward)[int(backward.abs().argmin())], backward)
+    right = torch.nn.functional.normalize(right, dim=0)
+    return torch.stack((right, torch.linalg.cross(backward, right), backward, origin), dim=1)
+
+
+def focal_length(angle: float, pixels: float) -> float:
+    """Focal length in pixels of a field of view ``angle`` (radians) over ``pixels``."""
+    return 0.5 * pixels / math.tan(0.5 * angle)

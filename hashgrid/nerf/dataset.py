@@ -1,0 +1,641 @@
+"""Posed photographs: `transforms.json` folders in the Blender, instant-ngp and nerfstudio dialects.
+
+`load_scene(folder)` gives a `Scene`: training and test `Views` (cameras with their pixels) and the box to reconstruct.
+Images stay uint8 on the host; colours are sRGB as stored, alpha is straight (not premultiplied).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length, nearest_point_to_axes
+from hashgrid.optional import optional_import
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
+LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
+LENS_FLAGS = ("is_fisheye", "latlong", "equirectangular", "orthographic", "rolling_shutter")
+BLENDER_HALF = 1.5  # half side of the box of NeRF-synthetic scenes
+NGP_SCALE, NGP_OFFSET = 0.33, 0.5  # instant-ngp's defaults: ngp = file * scale + offset
+CAPTURE_AABB_SCALE = 16.0  # a capture whose file names no `aabb_scale`
+BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
+
+
+class SceneError(ValueError):
+    """A scene that cannot be used; the message says what, where and what to do."""
+
+
+class SceneWarning(UserWarning):
+    """Part of a scene was skipped."""
+
+
+def background_color(name: str | Sequence[float]) -> Tensor:
+    """The colour [3] of ``"black"``, ``"white"``, ``"grey"``, ``"#rrggbb"`` or three numbers in [0, 1]."""
+    if not isinstance(name, str):
+        color = torch.as_tensor(name, dtype=torch.float32)
+        if color.shape != (3,):
+            raise ValueError(f"`background` must have 3 values, got shape {list(color.shape)}")
+        return color
+    if name in BACKGROUNDS:
+        return torch.tensor(BACKGROUNDS[name])
+    if len(name) == 7 and name[0] == "#":
+        try:
+            return torch.tensor([int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        except ValueError:
+            pass
+    raise ValueError(f"`background` must be one of {', '.join(BACKGROUNDS)} or #rrggbb, got {name!r}")
+
+
+def blend(rgba: Tensor, background: Tensor) -> Tensor:
+    """Straight-alpha colours [..., 4] over ``background`` (broadcast to [..., 3]) -> [..., 3]."""
+    return torch.lerp(background.to(rgba).expand(rgba.shape[:-1] + (3,)), rgba[..., :3], rgba[..., 3:])
+
+
+@dataclass
+class Views(Cameras):
+    """N cameras with their images.
+
+    Attributes:
+        data: the pixels of all images one after the other, row by row [P, C] uint8, C = 3 or 4.
+        offsets: first row of each image in ``data`` [N + 1], int64.
+        names: file names, relative to the scene.
+    """
+
+    data: Tensor = None  # type: ignore[assignment]
+    offsets: Tensor = None  # type: ignore[assignment]
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = [0, *torch.cumsum(self.sizes.prod(dim=1), 0).tolist()]
+        if self.offsets is None:
+            self.offsets = torch.tensor(expected, dtype=torch.int64)
+        if self.data.dtype != torch.uint8 or self.data.ndim != 2 or self.data.shape[1] not in (3, 4):
+            raise ValueError(
+                f"`data` must be uint8 of shape [P, 3] or [P, 4], got {self.data.dtype} {list(self.data.shape)}"
+            )
+        if self.offsets.tolist() != expected or len(self.data) != expected[-1]:
+            raise ValueError(f"`data` must have {expected[-1]} rows, one per pixel of `sizes`, got {len(self.data)}")
+        sizes = self.sizes.unique(dim=0)
+        self._common_size = tuple(sizes[0].tolist()) if len(sizes) == 1 else None
+
+    @property
+    def n_pixels(self) -> int:
+        return len(self.data)
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.data.shape[1] == 4
+
+    def image(self, view: int) -> Tensor:
+        """The stored image [H, W, C], uint8, without a copy."""
+        width, height = self.sizes[view].tolist()
+        begin, end = self.offsets[view : view + 2].tolist()
+        return self.data[begin:end].view(height, width, -1)
+
+    def image_rgb(self, view: int, background: Tensor | None = None) -> Tensor:
+        """The image as floats [H, W, 3] in [0, 1], over ``background`` [3] (black by default) where it has alpha."""
+        image = self.image(view).float() / 255
+        if not self.has_alpha:
+            return image
+        return blend(image, torch.zeros(3) if background is None else background)
+
+    def pixels(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
+        """RGBA of pixels [B, 4] in [0, 1]; alpha is 1 where the images have none."""
+        widths = self.sizes[:, 0].index_select(0, view_index)
+        rows = self.offsets.index_select(0, view_index) + pixel_y * widths + pixel_x
+        values = self.data.index_select(0, rows).float().mul_(1 / 255)
+        return values if self.has_alpha else torch.nn.functional.pad(values, (0, 1), value=1.0)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """``n`` pixels drawn uniformly (with replacement) from all pixels: ``view_index, pixel_x, pixel_y`` [n]."""
+        device = self.data.device
+        row = torch.randint(self.n_pixels, (n,), generator=generator, device=device)
+        if self._common_size is not None:
+            width, height = self._common_size
+            view_index = torch.div(row, width * height, rounding_mode="floor")
+            row -= view_index * (width * height)
+            pixel_y = torch.div(row, width, rounding_mode="floor")
+            return view_index, row - pixel_y * width, pixel_y
+        view_index = torch.searchsorted(self.offsets, row, right=True) - 1
+        row -= self.offsets.index_select(0, view_index)
+        widths = self.sizes[:, 0].index_select(0, view_index)
+        pixel_y = torch.div(row, widths, rounding_mode="floor")
+        return view_index, row - pixel_y * widths, pixel_y
+
+    def sample_rays(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """A training batch: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of ``n`` random pixels."""
+        index = self.sample(n, generator)
+        return *self.rays(*index), self.pixels(*index)
+
+    def subset(self, views: Iterable[int]) -> Views:
+        """The views ``views``, in that order, with copies of their pixels."""
+        index = list(views)
+        cameras = self.select(index)
+        data = [self.image(i).reshape(-1, self.data.shape[1]) for i in index]
+        return Views(
+            cameras.c2w,
+            cameras.intrinsics,
+            cameras.sizes,
+            cameras.distortion,
+            data=torch.cat(data) if data else self.data[:0],
+            names=tuple(self.names[i] for i in index),
+        )
+
+
+@dataclass
+class Scene:
+    """A scene to reconstruct.
+
+    Attributes:
+        train, test: the views; no test view is ever trained on.
+        aabb: box of cascade 0, ``xmin, ymin, zmin, xmax, ymax, zmax`` [6], in the units of the file.
+        n_cascades: boxes doubling around it; 1 for a bounded scene.
+        bounded: whether everything the images show lies inside ``aabb`` (the rest is background).
+        near: distance from the camera at which rays begin.
+        up: unit vector [3].
+        path: the folder it came from.
+    """
+
+    train: Views
+    test: Views
+    aabb: Tensor
+    n_cascades: int
+    bounded: bool
+    near: float
+    up: Tensor
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def centre(self) -> Tensor:
+        """Centre of the box [3]."""
+        return 0.5 * (self.aabb[:3] + self.aabb[3:])
+
+    @property
+    def outer_aabb(self) -> Tensor:
+        """Box of the outermost cascade [6]."""
+        half = 0.5 * (self.aabb[3:] - self.aabb[:3]) * 2 ** (self.n_cascades - 1)
+        return torch.cat((self.centre - half, self.centre + half))
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.train.has_alpha
+
+    @property
+    def cone_angle(self) -> float:
+        """Growth of the marching step with distance."""
+        return 0.0 if self.bounded else 1 / 256
+
+    def describe(self) -> str:
+        """One line for a person."""
+        width, height = self.train.sizes[0].tolist()
+        channels = "RGBA" if self.has_alpha else "RGB"
+        low, high = self.outer_aabb[:3].tolist(), self.outer_aabb[3:].tolist()
+        box = " x ".join(f"[{a:.3g}, {b:.3g}]" for a, b in zip(low, high, strict=True))
+        return (
+            f"{self.name}: {len(self.train)} training and {len(self.test)} test views, {width}x{height} {channels},"
+            f" {'bounded' if self.bounded else 'unbounded'}, box {box}, {self.n_cascades} cascade(s)"
+        )
+
+
+def load_scene(
+    path: str | Path,
+    *,
+    test_split: str = "test",
+    holdout: int = 8,
+    downscale: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scene:
+    """Load a folder that holds `transforms.json` or `transforms_{train,val,test}.json`.
+
+    Split: the files' own (`transforms_test.json`, or nerfstudio's `train_filenames` / `test_filenames`); else every
+    ``holdout``-th view, beginning with the first, is a test view.
+
+    Args:
+        path: the folder, or one `transforms*.json` file.
+        test_split: which file or list the test views come from, ``"test"`` or ``"val"``.
+        holdout: distance between held-out views where the scene has no split; 0 holds none out.
+        downscale: integer factor by which images are reduced (box filter, on premultiplied alpha).
+        progress: called with (images read, images in all).
+
+    Raises:
+        SceneError: the folder, the JSON, a camera or an image is unusable.
+        ImportError: imageio is not installed.
+    """
+    if test_split not in ("test", "val"):
+        raise ValueError(f"`test_split` must be 'test' or 'val', got {test_split!r}")
+    if downscale < 1 or holdout < 0:
+        raise ValueError(f"`downscale` must be at least 1 and `holdout` at least 0, got {downscale} and {holdout}")
+    train_file, test_file = _find_files(Path(path), test_split)
+    meta = _read_json(train_file)
+    train = _parse_frames(meta, train_file)
+    test: list[_Frame] = []
+    if test_file is not None:
+        test = _parse_frames(_read_json(test_file), test_file, required=False)
+        if not test:
+            warnings.warn(f"{test_file} has no usable view; holding out training views", SceneWarning, stacklevel=2)
+    if not test:
+        train, test = _split(train, meta, test_split, holdout)
+        if not train:
+            raise SceneError(f"{train_file}: the split leaves no training view; check `train_filenames` or add views")
+
+    n_images = len(train) + len(test)
+    train_views = _load_views(train, downscale, lambda done: progress and progress(done, n_images))
+    test_views = _load_views(test, downscale, lambda done: progress and progress(len(train) + done, n_images))
+    box = _choose_box(meta, train_views, train_file)
+    up = torch.nn.functional.normalize(train_views.c2w[:, :, 1].mean(0), dim=0)
+    return Scene(train_views, test_views, *box, up=up, path=train_file.parent.resolve())
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _find_files(path: Path, test_split: str) -> tuple[Path, Path | None]:
+    """The JSON files of the training and, where there is one, the test views."""
+    if path.is_file():
+        if path.suffix != ".json":
+            raise SceneError(f"`scene` must be a folder or a transforms.json file, got the file {path}")
+        return path, None
+    if not path.is_dir():
+        raise SceneError(f"`scene` must be a folder that holds transforms.json, got {path}, which does not exist")
+    train_file = next((f for f in (path / "transforms_train.json", path / "transforms.json") if f.is_file()), None)
+    if train_file is None:
+        inside = sorted({f.parent for f in [*path.glob("*/transforms.json"), *path.glob("*/transforms_train.json")]})
+        if inside:
+            hint = "did you mean " + " or ".join(str(folder) for folder in inside[:3]) + "?"
+        elif not any(path.iterdir()):
+            hint = "the folder is empty"
+        else:
+            hint = "make one with COLMAP and instant-ngp's colmap2nerf.py or nerfstudio's ns-process-data"
+        raise SceneError(f"{path} holds no transforms.json or transforms_train.json; {hint}")
+    test_file = path / f"transforms_{test_split}.json"
+    return train_file, test_file if test_file.is_file() else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise SceneError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SceneError(f"{file} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
+        raise SceneError(f"{file} must be a JSON object with a list `frames`, got {_kind(meta)}")
+    if not meta["frames"]:
+        raise SceneError(f"{file}: `frames` is empty; a scene needs at least one view")
+    return meta
+
+
+def _kind(meta: Any) -> str:
+    if not isinstance(meta, dict):
+        return f"a {type(meta).__name__}"
+    return f"`frames` of type {type(meta['frames']).__name__}" if "frames" in meta else "no `frames`"
+
+
+@dataclass
+class _Frame:
+    """One frame of the file whose image exists."""
+
+    name: str  # as in the file
+    image: Path
+    c2w: np.ndarray  # [3, 4]
+    lens: dict[str, Any]  # scene keys, overridden by the frame's own
+    where: str  # file and frame, for messages
+
+
+def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> list[_Frame]:
+    """The usable frames; those without a file name or without an image are skipped with one warning each kind."""
+    scene_lens = {key: value for key, value in meta.items() if key != "frames"}
+    frames: list[_Frame] = []
+    nameless: list[int] = []
+    missing: list[str] = []
+    for i, entry in enumerate(meta["frames"]):
+        where = f"{file}, frame {i}"
+        if not isinstance(entry, dict):
+            raise SceneError(f"{where}: must be an object with `file_path` and `transform_matrix`, got {entry!r:.60}")
+        name = entry.get("file_path")
+        if not isinstance(name, str) or not name.strip():
+            nameless.append(i)
+            continue
+        image = _find_image(file.parent, name)
+        if image is None:
+            missing.append(name)
+            continue
+        where += f" ({name})"
+        frames.append(_Frame(name, image, _parse_pose(entry, where), {**scene_lens, **entry}, where))
+    if nameless:
+        warnings.warn(
+            f"{file}: skipping {len(nameless)} frame(s) without `file_path`: {_some(nameless)}",
+            SceneWarning,
+            stacklevel=3,
+        )
+    if not frames and required:
+        raise SceneError(
+            f"{file}: none of its {len(meta['frames'])} frames has an image on disk (first:"
+            f" {missing[0] if missing else 'no name'}); `file_path` is relative to {file.parent}"
+        )
+    if missing:
+        warnings.warn(
+            f"{file}: skipping {len(missing)} of {len(meta['frames'])} frames whose image is missing: {_some(missing)}",
+            SceneWarning,
+            stacklevel=3,
+        )
+    return frames
+
+
+def _some(items: Sequence[Any], n: int = 5) -> str:
+    return ", ".join(str(item) for item in items[:n]) + (f", ... ({len(items) - n} more)" if len(items) > n else "")
+
+
+def _find_image(folder: Path, name: str) -> Path | None:
+    """The image of ``file_path``, which may lack its extension."""
+    path = folder / name.strip().replace("\\", "/")
+    candidates = (path, *(path.with_name(path.name + extension) for extension in IMAGE_EXTENSIONS))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _parse_pose(entry: dict[str, Any], where: str) -> np.ndarray:
+    try:
+        matrix = np.asarray(entry["transform_matrix"], dtype=np.float64)
+    except KeyError:
+        raise SceneError(f"{where}: `transform_matrix` is missing") from None
+    except (TypeError, ValueError):
+        raise SceneError(f"{where}: `transform_matrix` must be 4 rows of 4 numbers, got something else") from None
+    if matrix.shape not in ((4, 4), (3, 4)):
+        raise SceneError(f"{where}: `transform_matrix` must have shape [4, 4], got {list(matrix.shape)}")
+    if not np.isfinite(matrix).all():
+        raise SceneError(f"{where}: `transform_matrix` must be finite, got NaN or inf; remove the frame")
+    rotation = matrix[:3, :3]
+    deviation = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if deviation > 1e-2 or np.linalg.det(rotation) < 0:
+        got = f"a deviation of {deviation:.2g} from orthonormal, determinant {np.linalg.det(rotation):.3g}"
+        raise SceneError(f"{where}: `transform_matrix` must be rigid (rotation and translation), got {got}")
+    u, _, vt = np.linalg.svd(rotation)  # the nearest rotation: files round to a few digits
+    return np.concatenate((u @ vt, matrix[:3, 3:]), axis=1)
+
+
+def _split(frames: list[_Frame], meta: dict, test_split: str, holdout: int) -> tuple[list[_Frame], list[_Frame]]:
+    """Training and test frames of a single file."""
+    lists = {key: set(meta[f"{key}_filenames"]) for key in ("train", "test", "val") if meta.get(f"{key}_filenames")}
+    if lists:
+        test_names = lists.get(test_split)
+        reserved = set().union(*(names for key, names in lists.items() if key != "train"))
+        train_names = lists.get("train", {frame.name for frame in frames} - reserved)
+        if test_names is None:  # only a training list: whatever it leaves out
+            test_names = {frame.name for frame in frames} - train_names - reserved
+        train = [frame for frame in frames if frame.name in train_names and frame.name not in test_names]
+        return train, [frame for frame in frames if frame.name in test_names]
+    if not holdout or len(frames) < 2:
+        return frames, []
+    return [f for i, f in enumerate(frames) if i % holdout], [f for i, f in enumerate(frames) if i % holdout == 0]
+
+
+# Images and lenses ---------------------------------------------------------------------------------------------------
+
+
+def _load_views(frames: list[_Frame], downscale: int, progress: Callable[[int], object]) -> Views:
+    images: list[np.ndarray] = []
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for image in pool.map(_read_image, frames):
+            images.append(_reduce(image, downscale) if downscale > 1 else image)
+            progress(len(images))
+    lenses = [_parse_lens(f, *image.shape[1::-1], downscale) for f, image in zip(frames, images, strict=True)]
+    sizes = torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2)
+    # Alpha is kept only where some image is really transparent.
+    channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
+    data = np.empty((int(sizes.prod(dim=1).sum()), channels), dtype=np.uint8)
+    begin = 0
+    while images:
+        image = images.pop(0)  # freed as soon as it is copied
+        rows = data[begin : begin + image.shape[0] * image.shape[1]]
+        rows[:, 3:] = 255
+        n_shared = min(channels, image.shape[2])
+        rows[:, :n_shared] = image.reshape(-1, image.shape[2])[:, :n_shared]
+        begin += len(rows)
+    return Views(
+        torch.from_numpy(np.array([f.c2w for f in frames], dtype=np.float32).reshape(-1, 3, 4)),
+        torch.tensor([lens for lens, _ in lenses], dtype=torch.float32).reshape(-1, 4),
+        sizes,
+        torch.tensor([distortion for _, distortion in lenses], dtype=torch.float32).reshape(-1, N_DISTORTION),
+        data=torch.from_numpy(data),
+        names=tuple(f.name for f in frames),
+    )
+
+
+def _read_image(frame: _Frame) -> np.ndarray:
+    """The image as uint8 [H, W, 3 or 4]."""
+    iio = optional_import("imageio.v3")
+    try:
+        image = np.asarray(iio.imread(frame.image))
+    except Exception as error:  # every plugin raises its own kinds
+        raise SceneError(f"{frame.image} cannot be read as an image: {error}") from error
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or 0 in image.shape:
+        raise SceneError(f"{frame.image}: an image must have shape [H, W] or [H, W, 1..4], got {list(image.shape)}")
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif image.dtype == bool:
+        image = image.astype(np.uint8) * 255
+    elif image.dtype != np.uint8:
+        raise SceneError(
+            f"{frame.image}: an image must have 8 or 16 bits per channel, got {image.dtype}; make it a PNG"
+        )
+    if image.shape[2] <= 2:  # grey, grey + alpha
+        image = np.concatenate((np.repeat(image[..., :1], 3, axis=2), image[..., 1:]), axis=2)
+    return image
+
+
+def _reduce(image: np.ndarray, factor: int) -> np.ndarray:
+    """Box filter on premultiplied alpha; rows and columns that do not fill a box are cropped."""
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    if not height or not width:
+        raise ValueError(f"`downscale` {factor} leaves nothing of an image of {image.shape[1]}x{image.shape[0]}")
+    blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1).astype(np.float32)
+    alpha = blocks[..., 3:] / 255 if image.shape[2] == 4 else np.ones_like(blocks[..., :1])
+    coverage = alpha.mean(axis=(1, 3))
+    reduced = (blocks[..., :3] * alpha).mean(axis=(1, 3)) / np.maximum(coverage, 1e-6)
+    if image.shape[2] == 4:
+        reduced = np.concatenate((reduced, coverage * 255), axis=2)
+    return np.clip(reduced + 0.5, 0, 255).astype(np.uint8)
+
+
+def _parse_lens(frame: _Frame, width: int, height: int, downscale: int = 1) -> tuple[list[float], list[float]]:
+    """``fx, fy, cx, cy`` for an image of the given size (after ``downscale``), and the distortion coefficients."""
+    lens = frame.lens
+    model = str(lens.get("camera_model", "PINHOLE")).upper()
+    unsupported = [key for key in LENS_FLAGS if lens.get(key)] + ([model] if model not in LENS_MODELS else [])
+    if unsupported:
+        raise SceneError(
+            f"{frame.where}: the lens must be perspective with k1 k2 k3 k4 p1 p2, got {unsupported[0]!r};"
+            " undistort the images first (COLMAP's image_undistorter)"
+        )
+
+    def number(*keys: str, unit: float = 1.0) -> float | None:
+        """The first key that is given, as a number."""
+        for key in keys:
+            if lens.get(key) is None:
+                continue
+            try:
+                value = float(lens[key])
+            except (TypeError, ValueError):
+                value = math.nan
+            if not math.isfinite(value):
+                raise SceneError(f"{frame.where}: `{key}` must be a finite number, got {lens[key]!r}")
+            return value * unit
+        return None
+
+    file_width = number("w") or float(width * downscale)
+    file_height = number("h") or float(height * downscale)
+    scale_x, scale_y = width / file_width, height / file_height
+    # One pixel of rounding is allowed: 1/8 of 1081 rows is 135 rows.
+    if abs(scale_x / scale_y - 1) > 0.01 + 1 / min(width, height):
+        raise SceneError(
+            f"{frame.where}: the image must have the shape of `w` x `h` = {file_width:g} x {file_height:g} (or scaled),"
+            f" got {width} x {height}; was it rotated or cropped?"
+        )
+
+    def focal(key: str, angle_key: str, fov_key: str, size: float) -> float | None:
+        value, angle = number(key), number(angle_key)
+        if angle is None:
+            angle = number(fov_key, unit=math.pi / 180)
+        if value is None and angle is not None:
+            if not 0 < angle < math.pi:
+                degrees = math.degrees(angle)
+                raise SceneError(f"{frame.where}: the field of view must be within (0, 180) degrees, got {degrees:g}")
+            value = focal_length(angle, size)
+        if value is not None and value <= 0:
+            raise SceneError(f"{frame.where}: `{key}` must be positive, got {value:g}")
+        return value
+
+    focal_x = focal("fl_x", "camera_angle_x", "x_fov", file_width)
+    focal_y = focal("fl_y", "camera_angle_y", "y_fov", file_height)
+    if focal_x is None and focal_y is None:
+        raise SceneError(
+            f"{frame.where}: no focal length; give `fl_x` (pixels), `camera_angle_x` (radians) or `x_fov` (degrees)"
+        )
+    focal_x = focal_x if focal_x is not None else focal_y
+    focal_y = focal_y if focal_y is not None else focal_x
+    assert focal_x is not None and focal_y is not None
+    centre_x, centre_y = number("cx"), number("cy")
+    centre_x = centre_x if centre_x is not None else file_width / 2
+    centre_y = centre_y if centre_y is not None else file_height / 2
+    coefficients = [number(key) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")]
+    assert len(coefficients) == N_DISTORTION
+    return [focal_x * scale_x, focal_y * scale_y, centre_x * scale_x, centre_y * scale_y], coefficients
+
+
+# The box -------------------------------------------------------------------------------------------------------------
+
+
+def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> tuple[Tensor, int, bool, float]:
+    """``aabb, n_cascades, bounded, near`` of a scene.
+
+    - `aabb` in the file is taken at its word.
+    - A Blender scene (nothing but angles) is the +-1.5 box of NeRF-synthetic.
+    - Images with a transparent background bound the object themselves: the box of its visual hull.
+    - Anything else is a capture: cascade 0 is a cube around the point the cameras look at, with the cameras around its
+      border; cascades reach as far as instant-ngp's box of `aabb_scale`.
+    """
+    aabb_scale, scale = _positive(meta, "aabb_scale", file), _positive(meta, "scale", file) or NGP_SCALE
+    if meta.get("aabb") is not None:
+        try:
+            aabb = torch.tensor(meta["aabb"], dtype=torch.float32).reshape(-1)
+        except (TypeError, ValueError):
+            aabb = torch.empty(0)
+        if aabb.shape != (6,) or not bool(aabb.isfinite().all()) or not bool((aabb[3:] > aabb[:3]).all()):
+            raise SceneError(f"{file}: `aabb` must be two corners, the lower one first, got {meta['aabb']!r}")
+        return aabb, 1, True, 0.0
+
+    centre = nearest_point_to_axes(views).float()
+    reach = (views.origins - centre).abs().amax(dim=-1)  # Chebyshev distance of the cameras [N]
+    focal_given = any("fl_x" in holder for holder in (meta, *meta["frames"]))
+    outside = bool((views.origins.abs().amax(dim=-1) > BLENDER_HALF).all())
+    if aabb_scale is None and "camera_angle_x" in meta and not focal_given and outside:
+        return _cube(torch.zeros(3), BLENDER_HALF), 1, True, 0.0
+    if views.has_alpha:
+        hull = _hull_box(views, centre, 0.95 * float((views.origins - centre).norm(dim=-1).max()))
+        if hull is None:  # the masks contradict each other: instant-ngp's box
+            hull = _cube((0.5 - _offset(meta, file)) / scale, 0.5 * (aabb_scale or 1.0) / scale)
+        return hull, 1, True, 0.0
+    half = float(reach.median()) or 1.0
+    outer = 0.5 * (aabb_scale or CAPTURE_AABB_SCALE) / scale
+    n_cascades = max(1, 1 + round(math.log2(outer / half))) if aabb_scale else 4
+    # Nothing is in focus closer than this, and what would be put there is fog in front of one lens.
+    return _cube(centre, half), min(n_cascades, 8), False, 0.05 * half
+
+
+def _positive(meta: dict[str, Any], key: str, file: Path) -> float | None:
+    if meta.get(key) is None:
+        return None
+    try:
+        value = float(meta[key])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise SceneError(f"{file}: `{key}` must be a positive number, got {meta[key]!r}")
+    return value
+
+
+def _offset(meta: dict[str, Any], file: Path) -> Tensor:
+    try:
+        offset = torch.tensor(meta.get("offset", NGP_OFFSET), dtype=torch.float32).expand(3)
+    except (TypeError, ValueError, RuntimeError):
+        raise SceneError(f"{file}: `offset` must be one number or three, got {meta['offset']!r}") from None
+    return offset
+
+
+def _cube(centre: Tensor, half: float) -> Tensor:
+    return torch.cat((centre - half, centre + half)).float()
+
+
+def _hull_box(views: Views, centre: Tensor, half: float, resolution: int = 48, max_views: int = 64) -> Tensor | None:
+    """Cube around the visual hull of the alpha masks [6]; None where nothing is left.
+
+    A cell of a coarse grid goes when the footprint of its bounding sphere is transparent in some view that sees all of
+    it, or when fewer than half of the views have it in frame. Later rounds carve the box that the one before has found.
+    """
+    chosen = torch.linspace(0, len(views) - 1, min(len(views), max_views)).round().long().unique().tolist()
+    # Summed-area tables of the opaque pixels [H + 1, W + 1]: any footprint is four look-ups.
+    masks = ((views.image(view)[..., 3] > 0).int() for view in chosen)
+    tables = [torch.nn.functional.pad(mask.cumsum(0).cumsum(1), (1, 0, 1, 0)) for mask in masks]
+    axis = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+    for _ in range(3):
+        points = centre + half * grid
+        radius = half / resolution * math.sqrt(3)  # of a cell's bounding sphere
+        n_seen = torch.zeros(len(points), dtype=torch.int32)
+        for view, table in zip(chosen, tables, strict=True):
+            pixel, depth = views.project(points, view)
+            size = views.sizes[view]
+            inside = (depth > 2 * radius) & (pixel >= 0).all(-1) & (pixel < size).all(-1)
+            footprint = (float(views.intrinsics[view, :2].max()) * radius / (depth - radius).clamp_min(radius))[:, None]
+            low = (pixel - footprint).clamp_min(0).minimum(size).long()
+            high = (pixel + footprint + 1).clamp_min(0).minimum(size).long()
+            n_opaque = (
+                table[high[:, 1], high[:, 0]] - table[low[:, 1], high[:, 0]]
+                - table[high[:, 1], low[:, 0]] + table[low[:, 1], low[:, 0]]
+            )  # fmt: skip
+            n_seen += inside
+            keep = ~inside | (n_opaque > 0)
+            points, n_seen = points[keep], n_seen[keep]
+        points = points[2 * n_seen >= len(chosen)]
+        if not len(points):
+            return None
+        low, high = points.amin(0) - radius, points.amax(0) + radius
+        centre, half = 0.5 * (low + high), 0.5 * float((high - low).max())
+    return _cube(centre, half)

@@ -1,0 +1,17 @@
+"""Imports of optional dependencies, with an error that says what to install."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def optional_import(name: str, extra: str = "nerf") -> ModuleType:
+    """The module ``name``; an ``ImportError`` naming ``pip install hashgrid[extra]`` when it is absent."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        if (error.name or package).partition(".")[0] != package:
+            raise  # the module is there, something it needs is not: its own message is the better one
+        raise ImportError(f"`{package}` is needed here, but not installed; pip install 'hashgrid[{extra}]'") from error
