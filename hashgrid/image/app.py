@@ -16,7 +16,7 @@ from hashgrid.files import atomic_write_image, atomic_write_json
 from hashgrid.metrics import psnr
 from hashgrid.modules import FusedMLP, HashGrid
 from hashgrid.optim import Adam
-from hashgrid.optional import require
+from hashgrid.optional import optional_import
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def load_photo(path: Path) -> Tensor:
     Raises:
         ValueError: the file is missing or no image.
     """
-    image_io = require("imageio.v3", "image")
+    image_io = optional_import("imageio.v3", "image")
     if not path.is_file():
         raise ValueError(f"`PHOTO` must be an image file, `{path}` does not exist")
     try:
@@ -105,7 +105,7 @@ def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
 
 def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = None) -> int:
     """Fits ``photo`` and writes reconstruction, error map and ``results.json`` to ``out``."""
-    tqdm = require("tqdm", "image").tqdm
+    tqdm = optional_import("tqdm", "image").tqdm
     config = dataclasses.replace(ImageConfig(), **(changes or {}))
     if config.steps is None and config.time_limit is None:
         config = dataclasses.replace(config, steps=config.default_steps)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hashgrid.modules import FusedMLP, HashGrid, SphericalHarmonics
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.reference.activation import truncated_exp
+from hashgrid.reference.activation import activate
 
 
 class NerfModel(nn.Module):
@@ -55,7 +55,7 @@ class NerfModel(nn.Module):
         """Density [S] per scene unit and geometry features [S, G] at ``positions`` [S, 3]."""
         unit = (positions - self.aabb[:3]) * (1.0 / (self.aabb[3:] - self.aabb[:3]))
         geometry = self.density_mlp(self.grid(unit))
-        return truncated_exp(geometry[:, 0]), geometry
+        return activate(geometry[:, 0], "exp"), geometry
 
     def color(self, geometry: Tensor, encoded_directions: Tensor) -> Tensor:
         """sRGB colour [S, 3] from geometry features [S, G] and encoded view directions [S, degree^2]."""

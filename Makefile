@@ -1,0 +1,40 @@
+# Everything on a fresh clone: `make demo` and `make test` make their own virtual environment in .venv first.
+# PYTHON is the interpreter to start from; TORCH is what pip installs as PyTorch (any version from 2.10).
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+DEMO_SECONDS ?= 180
+
+VENV := .venv
+BIN := $(VENV)/bin
+BUILT := $(VENV)/.built
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test lint build clean
+
+demo: build
+	$(BIN)/hashgrid nerf --out outputs/demo --time-limit $(DEMO_SECONDS)
+
+test: build
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(BUILT)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.dependencies: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel ninja "pybind11>=2.13"
+	touch $@
+
+$(BUILT): $(SOURCES) $(VENV)/.dependencies
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build outputs *.egg-info hashgrid/*.so
