@@ -60,18 +60,17 @@ def adam_step(
     """
     _check_arguments(param, grad, exp_avg, exp_avg_sq, steps, skip_zero, ema, ema_last, shadow)
     width = param.shape[-1] if param.dim() else 1
-    rows = grad.reshape(-1, width).ne(0).any(-1).nonzero().squeeze(-1) if skip_zero else slice(None)
+    rows = grad.reshape(-1, width).ne(0).any(-1).nonzero().squeeze(-1) if skip_zero else None
 
     def read(state: Tensor) -> Tensor:
         """The updated rows of ``state``, [n, C], or of a counter, [n, 1]."""
-        return state.reshape(-1, 1 if state is steps or state is ema_last else width)[rows]
+        values = state.reshape(-1, 1 if state is steps or state is ema_last else width)
+        return values if rows is None else values.index_select(0, rows)
 
     def write(state: Tensor, values: Tensor) -> None:
-        if skip_zero:
-            new = state.reshape(-1, values.shape[-1]).index_copy(0, rows, values.to(state.dtype))
-            state.copy_(new.view_as(state))
-        else:
-            state.copy_(values.view_as(state))
+        if rows is not None:
+            values = state.reshape(-1, values.shape[-1]).index_copy(0, rows, values.to(state.dtype))
+        state.copy_(values.view_as(state))
 
     t = read(steps) + 1  # [n, 1], [1, 1] when dense
     old = read(param)
@@ -83,7 +82,7 @@ def adam_step(
 
     for state, values in ((steps, t), (exp_avg, m), (exp_avg_sq, v), (param, new)):
         write(state, values)
-    if ema is not None:
+    if ema is not None and ema_last is not None:
         missed = (global_step - 1 - read(ema_last)).double()
         behind = -torch.expm1(missed * math.log(ema_decay)).to(param.dtype)  # 1 - d^n
         average = torch.lerp(read(ema), old, behind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -87,28 +89,26 @@ def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str)
     cell = corner.clamp(-(2.0**31), 2.0**31).long().clamp(max=2**31 - 1)
 
     if interpolation == "nearest":
-        vertices = cell.unsqueeze(-1)  # [N, D, 1]
-        weights = torch.ones_like(p).unsqueeze(-1)
+        steps = [(0, torch.ones_like(p))]
     else:
         f = p - corner
         if interpolation == "smoothstep":
             f = f * f * (3 - 2 * f)
-        vertices = torch.stack([cell, cell + 1], dim=-1)  # [N, D, 2]
-        weights = torch.stack([1 - f, f], dim=-1)
+        steps = [(0, 1 - f), (1, f)]
 
-    # outer combination axis by axis: 1, 2, 4, ... 2^D corners
-    index, weight = _axis_term(vertices, levels, level, 0), weights[:, 0]
-    for axis in range(1, levels.n_input_dims):
-        term = _axis_term(vertices, levels, level, axis).unsqueeze(-1)  # [N, 2, 1]
-        index = (index.unsqueeze(-2) ^ term if levels.hashed[level] else index.unsqueeze(-2) + term).flatten(-2)
-        weight = (weight.unsqueeze(-2) * weights[:, axis].unsqueeze(-1)).flatten(-2)
-    return (index & UINT32_MASK) % levels.sizes[level], weight
-
-
-def _axis_term(vertices: Tensor, levels: LevelTable, level: int, axis: int) -> Tensor:
-    """What ``vertices[:, axis]`` adds to the index, mod 2^32; |vertex| <= 2^31, so that int64 holds the product."""
-    factor = HASH_FACTORS[axis] if levels.hashed[level] else levels.resolutions[level] ** axis
-    return (vertices[:, axis] * factor) & UINT32_MASK
+    # axis by axis 1, 2, 4, ... 2^D corners; a list of [N] tensors, which torch.compile keeps apart until the stack
+    hashed, combine = levels.hashed[level], operator.xor if levels.hashed[level] else operator.add
+    corners: list[tuple[Tensor, Tensor]] = []
+    for axis in range(levels.n_input_dims):
+        factor = HASH_FACTORS[axis] if hashed else levels.resolutions[level] ** axis
+        # |cell| <= 2^31, so that int64 holds the product
+        ends = [((cell[:, axis] + step) * factor & UINT32_MASK, weight[:, axis]) for step, weight in steps]
+        if axis == 0:
+            corners = ends
+        else:
+            corners = [(combine(i, term), w * weight) for term, weight in ends for i, w in corners]
+    index = torch.stack([(i & UINT32_MASK) % levels.sizes[level] for i, _ in corners], dim=-1)
+    return index, torch.stack([w for _, w in corners], dim=-1)
 
 
 def _gather(entries: Tensor, index: Tensor) -> Tensor:
