@@ -413,7 +413,9 @@ def _load_views(frames: list[_Frame], downscale: int, progress: Callable[[int], 
         for image in pool.map(_read_image, frames):
             images.append(_reduce(image, downscale) if downscale > 1 else image)
             progress(len(images))
-    lenses = [_parse_lens(f, *image.shape[1::-1], downscale) for f, image in zip(frames, images, strict=True)]
+    lenses = [
+        _parse_lens(f, image.shape[1], image.shape[0], downscale) for f, image in zip(frames, images, strict=True)
+    ]
     sizes = torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2)
     # Alpha is kept only where some image is really transparent.
     channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
