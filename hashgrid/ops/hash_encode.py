@@ -23,6 +23,7 @@ def hash_encode(
     bounds: str = "clamp",
     level_weights: Tensor | None = None,
     shadow: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Interpolated table features of every level, concatenated: channel ``l * F + f``.
 
@@ -40,6 +41,8 @@ def hash_encode(
         level_weights: [L] factors of the levels, for coarse-to-fine schedules.
         shadow: [n_entries, F] half-precision copy of ``table`` to read instead; the gradient still goes to ``table``,
             in fp32.
+        known: [..., L * F] result of an earlier call with the same arguments: returned as it is, with the gradient it
+            would have had. Saves the forward pass where values were needed first to choose which points to keep.
 
     Returns:
         [..., L * F] in the dtype of ``positions``, or of ``shadow`` when that is given.
@@ -57,7 +60,11 @@ def hash_encode(
     batch = positions.shape[:-1]
     options = _options(levels, interpolation, bounds)
     flat = flatten(positions, levels.n_input_dims, "positions")
-    y = _HashEncode.apply(flat, table, level_weights, shadow, options)
+    if known is not None:
+        known = flatten(known, levels.n_levels * table.shape[1], "known")
+        if known.shape[0] != flat.shape[0]:
+            raise ValueError(f"`known` must have one row per position ({flat.shape[0]}), got {known.shape[0]}")
+    y = _HashEncode.apply(flat, table, level_weights, shadow, known, options)
     return unflatten(y, batch)
 
 
@@ -77,13 +84,15 @@ def _options(levels: LevelTable, interpolation: str, bounds: str) -> tuple[Any, 
 
 class _HashEncode(torch.autograd.Function):
     @staticmethod
-    def forward(positions, table, level_weights, shadow, options):  # type: ignore[override]
+    def forward(positions, table, level_weights, shadow, known, options):  # type: ignore[override]
+        if known is not None:
+            return known.view_as(known)
         y = _extension.ops().hash_encode(positions, table if shadow is None else shadow, level_weights, *options)
         return y if shadow is None else y.to(shadow.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        positions, table, level_weights, shadow, ctx.options = inputs
+        positions, table, level_weights, shadow, _, ctx.options = inputs
         ctx.save_for_backward(positions, table, level_weights, shadow)
 
     @staticmethod
@@ -93,7 +102,7 @@ class _HashEncode(torch.autograd.Function):
         grads = _HashEncodeBackward.apply(
             grad_y.to(positions.dtype).contiguous(), positions, table, level_weights, shadow, ctx.options, needs
         )
-        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
 
 
 class _HashEncodeBackward(torch.autograd.Function):

@@ -25,6 +25,7 @@ def hash_encode(
     bounds: str = "clamp",
     level_weights: Tensor | None = None,
     shadow: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Features of ``positions``, interpolated in every level of the grid.
 
@@ -40,6 +41,7 @@ def hash_encode(
             "zero" returns zeros without gradients, "none" continues the grid, its cells wrapped to uint32 as in tcnn.
         level_weights: [L], multiplies the features of each level (a soft coarse-to-fine mask).
         shadow: [n_entries, F], half copy of ``table``: values are read from it, the gradient goes to ``table``.
+        known: [..., L * F], result of an earlier call: returned in place of the values computed here.
 
     Returns:
         [..., L * F] with channel ``l * F + f``, in the dtype of ``shadow`` if given, of ``table`` otherwise.
@@ -74,7 +76,8 @@ def hash_encode(
     if bounds == "zero":
         y = torch.where(inside, y, 0)
     y = torch.where(finite, y, torch.nan)
-    return y.to(table.dtype if shadow is None else shadow.dtype).reshape(*positions.shape[:-1], y.shape[-1])
+    y = y.to(table.dtype if shadow is None else shadow.dtype).reshape(*positions.shape[:-1], y.shape[-1])
+    return y if known is None else straight_through(known, y)
 
 
 def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,194 @@
+"""``hashgrid nerf``: load, train, evaluate, write everything down."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hashgrid.files import atomic_write_json
+from hashgrid.nerf import report
+from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.dataset import Scene, background_color, load_scene
+from hashgrid.nerf.evaluate import ViewScore, evaluate
+from hashgrid.nerf.procedural import write_scene
+from hashgrid.nerf.render import render_view
+from hashgrid.nerf.trainer import Progress, Trainer, read_checkpoint
+from hashgrid.optional import optional_import
+
+PROCEDURAL_SCENE = Path("outputs") / "procedural_scene"
+DEFAULT_SECONDS = 240.0
+
+
+def run(
+    scene_path: Path | None,
+    out: Path | None = None,
+    resume: bool = False,
+    evaluate_only: Path | None = None,
+    n_views: int | None = None,
+    video: bool = True,
+    changes: dict[str, Any] | None = None,
+) -> int:
+    """Trains on ``scene_path`` (a procedural scene when None) and evaluates; or only evaluates a checkpoint.
+
+    Returns:
+        Exit status: 0, or 130 when the user interrupted training.
+
+    Raises:
+        ValueError: the scene, the checkpoint or an option is wrong.
+    """
+    begin = time.perf_counter()
+    changes = dict(changes or {})
+    stored = None
+    if evaluate_only is not None:
+        stored = read_checkpoint(evaluate_only)
+        out = evaluate_only.parent if out is None else out
+    elif resume:
+        checkpoint = _output_folder(scene_path, out) / "checkpoint.safetensors"
+        if not checkpoint.is_file():
+            raise ValueError(f"`--resume` needs a checkpoint, `{checkpoint}` does not exist; train without it first")
+        stored = read_checkpoint(checkpoint)
+    if stored is not None:
+        config = NerfConfig.from_dict(stored[1]["config"]).replace(**changes)
+        scene_path = Path(stored[1]["scene"]) if scene_path is None else scene_path
+    else:
+        config = NerfConfig().replace(**changes)
+    if config.steps is None and config.time_limit is None:
+        config = config.replace(time_limit=DEFAULT_SECONDS)
+    out = _output_folder(scene_path, out)
+    scene = load_scene(_procedural_if_none(scene_path))
+    print(scene.describe(), flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+    trainer = Trainer(scene, config, seconds_before=time.perf_counter() - begin)
+    if stored is not None:
+        trainer.load(*stored)
+    interrupted = False
+    if evaluate_only is None:
+        interrupted = _train(trainer, out)
+        if interrupted:
+            n_views = min(n_views or 4, 4)
+            print("interrupted: the checkpoint is written, a few test views follow; --resume goes on", flush=True)
+    _evaluate(trainer, out, n_views, interrupted)
+    if video and not interrupted:
+        _turntable(trainer, out)
+    print(f"results in {out}", flush=True)
+    return 130 if interrupted else 0
+
+
+def render_procedural_scene(out: Path, n_train: int, n_test: int, resolution: int, seed: int) -> None:
+    """Writes the procedural scene with a progress bar."""
+    tqdm = optional_import("tqdm", "nerf").tqdm
+    with tqdm(total=n_train + n_test, desc="scene", unit="view") as bar:
+        write_scene(out, n_train, n_test, resolution, seed, progress=lambda done, total: bar.update(done - bar.n))
+    print(f"scene in {out}")
+
+
+def _output_folder(scene: Path | None, out: Path | None) -> Path:
+    if out is not None:
+        return out
+    return Path("outputs") / "nerf" / ("procedural_scene" if scene is None else scene.resolve().name)
+
+
+def _procedural_if_none(scene: Path | None) -> Path:
+    if scene is not None:
+        return scene
+    if not (PROCEDURAL_SCENE / "transforms_test.json").is_file():
+        print(f"no SCENE given: rendering a procedural one to {PROCEDURAL_SCENE}", flush=True)
+        render_procedural_scene(PROCEDURAL_SCENE, 60, 20, 200, seed=0)
+    return PROCEDURAL_SCENE
+
+
+def _train(trainer: Trainer, out: Path) -> bool:
+    """Whether the user interrupted."""
+    tqdm = optional_import("tqdm", "nerf").tqdm
+    checkpoint = out / "checkpoint.safetensors"
+    bar_format = "{desc} {percentage:3.0f}%|{bar:20}| {postfix}"
+    interrupted = False
+    with tqdm(total=100.0, desc="train", bar_format=bar_format, mininterval=0.2) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.set_postfix_str(
+                f"step {progress.step} loss {progress.loss:.4f} PSNR {progress.psnr:.2f} dB"
+                f" {progress.samples_per_second / 1e6:.2f} M samples/s {progress.rays_per_second / 1e3:.0f} k rays/s"
+                f" {progress.seconds_left:.0f} s left",
+                refresh=False,
+            )
+            bar.update(100 * progress.fraction - bar.n)
+
+        try:
+            trainer.train(show, checkpoint)
+        except KeyboardInterrupt:
+            interrupted = True
+    trainer.save(checkpoint)
+    return interrupted
+
+
+def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: bool) -> None:
+    tqdm = optional_import("tqdm", "nerf").tqdm
+    scene, config, progress = trainer.scene, trainer.config, trainer.progress
+    background = background_color(config.background)
+    n_test = len(scene.test)
+    n_views = n_test if n_views is None else min(n_views, n_test)
+    indices = [i * n_test // n_views for i in range(n_views)] if n_views else []
+    scores: list[ViewScore] = []
+    with tqdm(total=len(indices), desc="test views", unit="view") as bar:
+
+        def show(score: ViewScore) -> None:
+            scores.append(score)
+            bar.set_postfix_str(f"PSNR {statistics.fmean(s.psnr for s in scores):.2f} dB", refresh=False)
+            bar.update()
+
+        _, seconds = evaluate(
+            trainer.model, trainer.occupancy, scene.test, trainer.marching, background, out, indices, show
+        )
+    results = {
+        "scene": str(scene.path),
+        "train": {
+            "seconds": progress.seconds,
+            "steps": progress.step,
+            "samples": progress.samples,
+            "rays": progress.rays,
+            "interrupted": interrupted,
+        },
+        "test": {
+            "psnr_mean": statistics.fmean(s.psnr for s in scores) if scores else None,
+            "ssim_mean": statistics.fmean(s.ssim for s in scores) if scores else None,
+            "views": len(scores),
+            "views_total": n_test,
+            "seconds": seconds,
+        },
+        "protocol": {
+            "background": config.background,
+            "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
+            "test_views": "every 8th view" if not (scene.path / "transforms_test.json").exists() else "test split",
+        },
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "threads": torch.get_num_threads(),
+        "config": config.to_dict(),
+    }
+    atomic_write_json(out / "results.json", results)
+    report.write_scores(out / "test_views.csv", [(s.view, s.psnr, s.ssim) for s in scores])
+    report.plot_training(out / "psnr_over_time.png", trainer.curve, results["test"]["psnr_mean"])
+    if scores:
+        print(
+            f"{len(scores)} test views: PSNR {results['test']['psnr_mean']:.2f} dB, SSIM"
+            f" {results['test']['ssim_mean']:.4f} in {seconds:.1f} s; trained {progress.step} steps,"
+            f" {progress.samples / 1e6:.1f} M samples in {progress.seconds:.1f} s",
+            flush=True,
+        )
+
+
+def _turntable(trainer: Trainer, out: Path, n_frames: int = 48) -> None:
+    tqdm = optional_import("tqdm", "nerf").tqdm
+    scene: Scene = trainer.scene
+    cameras = report.orbit(scene, n_frames)
+    background = background_color(trainer.config.background)
+    frames = []
+    for view in tqdm(range(len(cameras)), desc="turntable", unit="frame"):
+        frames.append(render_view(trainer.model, trainer.occupancy, cameras, view, trainer.marching, background)[0])
+    report.write_video(out / "turntable.mp4", frames)

@@ -1,0 +1,62 @@
+"""Rendering and scoring the test views."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hashgrid.metrics import psnr, ssim
+from hashgrid.modules import OccupancyGrid
+from hashgrid.nerf import report
+from hashgrid.nerf.dataset import Views
+from hashgrid.nerf.model import NerfModel
+from hashgrid.nerf.render import Marching, render_view
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """One test view: its name, PSNR in dB and SSIM."""
+
+    view: str
+    psnr: float
+    ssim: float
+
+
+def evaluate(
+    model: NerfModel,
+    occupancy: OccupancyGrid,
+    views: Views,
+    marching: Marching,
+    background: torch.Tensor,
+    out: Path | None = None,
+    indices: Sequence[int] | None = None,
+    on_view: Callable[[ViewScore], None] | None = None,
+) -> tuple[list[ViewScore], float]:
+    """Scores of the views (all, or ``indices``) and the seconds that took.
+
+    With ``out``, writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth | render | error) and
+    ``depth/NAME.png``. PSNR is that of the 8-bit image clipped to [0, 1], so that it can be repeated from the files.
+    """
+    begin = time.perf_counter()
+    scores = []
+    with ThreadPoolExecutor(max_workers=1) as writer:  # compresses one view while the next is rendered
+        pending = []
+        for view in range(len(views)) if indices is None else indices:
+            color, opacity, depth = render_view(model, occupancy, views, view, marching, background)
+            color = (color * 255).round() / 255
+            truth = views.image_rgb(view, background)
+            name = Path(views.names[view]).stem
+            score = ViewScore(views.names[view], float(psnr(color, truth)), float(ssim(color, truth)))
+            scores.append(score)
+            if out is not None:
+                pending.append(writer.submit(report.write_view, out, name, truth, color, opacity, depth))
+            if on_view is not None:
+                on_view(score)
+        for future in pending:
+            future.result()
+    return scores, time.perf_counter() - begin
