@@ -26,6 +26,7 @@ def adam_step(
     ema_decay: float = 0.95,
     global_step: int = 0,
     shadow: Tensor | None = None,
+    zero_grad: bool = False,
 ) -> None:
     """Update ``param`` and its state in place.
 
@@ -54,6 +55,7 @@ def adam_step(
         ema_decay: d above.
         global_step: number of this step, from 1.
         shadow: shape of ``param``, half copy, rewritten for the updated rows.
+        zero_grad: overwrite ``grad`` with zeros once it is consumed.
 
     Raises:
         ValueError: a shape does not fit, or only one of ``ema`` and ``ema_last`` is given.
@@ -73,7 +75,7 @@ def adam_step(
         state.copy_(values.view_as(state))
 
     t = read(steps) + 1  # [n, 1], [1, 1] when dense
-    old = read(param)
+    old = read(param).clone()  # dense rows are a view, and the average needs the value before the update
     g = read(grad).to(param.dtype) + weight_decay * old
     m = beta1 * read(exp_avg) + (1 - beta1) * g
     v = beta2 * read(exp_avg_sq) + (1 - beta2) * g * g
@@ -90,6 +92,8 @@ def adam_step(
         write(ema_last, torch.full_like(t, global_step))
     if shadow is not None:
         write(shadow, new)
+    if zero_grad:
+        grad.zero_()
 
 
 def _check_arguments(
