@@ -24,6 +24,7 @@ struct KernelTable {
   RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;  // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_points;           // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_table;           // units: (level, shard)
+  RangeKernel<AdamStepParams> adam_step;                            // units: rows if skip_zero, else elements
 };
 
 // Points whose contributions to the level weight gradient are summed together; fixed, so that the sum does not depend

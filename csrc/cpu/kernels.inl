@@ -1,10 +1,13 @@
 // Every range kernel, compiled once per instruction set. Standard headers are included by kernels_<isa>.cpp before
 // the target pragma; nothing here may add a static initialiser.
+#include "core/adam.h"
 #include "core/grid.h"
 #include "core/interpolation.h"
 #include "cpu/simd.h"
 
 #include "cpu/hash_encode.inl"
+
+#include "cpu/adam_step.inl"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -19,6 +22,7 @@ static const KernelTable kTable = {
     &hash_encode_backward_level_weights_range,
     &hash_encode_second_points_range,
     &hash_encode_second_table_range,
+    &adam_step_range,
 };
 
 }  // namespace HASHGRID_ISA

@@ -23,4 +23,8 @@ STABLE_TORCH_LIBRARY(hashgrid, m) {
       "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
       HASHGRID_LEVELS_SCHEMA
       "int interpolation, int bounds, bool need_table, bool need_level_weights) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "adam_step(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) steps, "
+      "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool skip_zero, Tensor(f!)? ema, "
+      "Tensor(g!)? ema_last, float ema_decay, int global_step, Tensor(h!)? shadow, bool zero_grad) -> ()");
 }

@@ -1,0 +1,295 @@
+// Adam on the CPU. The gradient is streamed; of rows without gradient nothing else is touched, so that a step over a
+// sparsely used table costs little more than reading its gradient. Every element goes through the same vector code,
+// tails included: results do not depend on how the rows are split over threads.
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+// All bits but the signs are 0.
+static inline bool is_zero(VecF x) {
+  uint64_t words[kLanes / 2];
+  std::memcpy(words, &x, sizeof(x));
+  uint64_t any = 0;
+  for (int i = 0; i < kLanes / 2; ++i) any |= words[i];
+  return (any & 0x7fffffff7fffffffull) == 0;
+}
+
+static inline VecF square_root(VecF x) {
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+
+static inline uint16_t float_to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // quiet NaN
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Round to nearest, ties to even.
+static inline uint16_t float_to_float16(float x) {
+#if defined(HASHGRID_HAS_AVX2)
+  return static_cast<uint16_t>(_cvtss_sh(x, 0));
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x1ffu));
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds past 65504
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 leaves the rounded value in the low bits
+    float value;
+    std::memcpy(&value, &magnitude, 4);
+    value += 0.5f;
+    uint32_t rounded;
+    std::memcpy(&rounded, &value, 4);
+    return static_cast<uint16_t>(sign | (rounded - 0x3f000000u));
+  }
+  return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
+#endif
+}
+
+static inline void store_shadow(uint16_t* out, VecF x, bool bfloat16) {
+  if (bfloat16) {
+    const VecU bits = reinterpret_cast<VecU>(x);
+    const VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const VecU nan = (bits >> 16) | 0x40u;
+    const VecU value = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+    typedef uint16_t VecU16 __attribute__((vector_size(2 * kLanes)));
+    const VecU16 narrow = __builtin_convertvector(value, VecU16);
+    std::memcpy(out, &narrow, sizeof(narrow));
+    return;
+  }
+#if defined(HASHGRID_HAS_AVX512)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtps_ph(reinterpret_cast<__m512>(x), 0));
+#elif defined(HASHGRID_HAS_AVX2)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0));
+#else
+  for (int i = 0; i < kLanes; ++i) out[i] = float_to_float16(x[i]);
+#endif
+}
+
+struct AdamPointers {
+  float* param;
+  float* grad;
+  float* exp_avg;
+  float* exp_avg_sq;
+  float* ema;        // null: no average
+  uint16_t* shadow;  // null: no shadow
+};
+
+static inline AdamPointers adam_pointers(const AdamStepParams& p, int64_t first) {
+  const auto at = [&](void* data) { return static_cast<float*>(data) + first; };
+  return {at(p.param),
+          at(p.grad),
+          at(p.exp_avg),
+          at(p.exp_avg_sq),
+          p.ema != nullptr ? at(p.ema) : nullptr,
+          p.shadow != nullptr ? p.shadow + first : nullptr};
+}
+
+// A vector's worth of copies for the last, incomplete vector of a range.
+struct AdamTail {
+  float values[5][kLanes];
+  uint16_t shadow[kLanes];
+};
+
+static inline AdamPointers load_tail(const AdamPointers& a, int64_t count, AdamTail* tail) {
+  std::memset(tail, 0, sizeof(*tail));
+  const float* sources[5] = {a.param, a.grad, a.exp_avg, a.exp_avg_sq, a.ema};
+  for (int k = 0; k < 5; ++k) {
+    if (sources[k] != nullptr) std::memcpy(tail->values[k], sources[k], count * sizeof(float));
+  }
+  return {tail->values[0], tail->values[1], tail->values[2], tail->values[3],
+          a.ema != nullptr ? tail->values[4] : nullptr, a.shadow != nullptr ? tail->shadow : nullptr};
+}
+
+static inline void store_tail(const AdamTail& tail, int64_t count, const AdamPointers& a) {
+  float* targets[5] = {a.param, a.grad, a.exp_avg, a.exp_avg_sq, a.ema};
+  for (int k = 0; k < 5; ++k) {
+    if (targets[k] != nullptr) std::memcpy(targets[k], tail.values[k], count * sizeof(float));
+  }
+  if (a.shadow != nullptr) std::memcpy(a.shadow, tail.shadow, count * sizeof(uint16_t));
+}
+
+// kLanes elements; lanes whose mask is 0 keep their values.
+template <bool kMasked>
+static inline void adam_vector(const AdamStepParams& p, const AdamConstants<float>& constants, const AdamPointers& a,
+                               VecF grad, VecI mask, VecF rate, VecF keep) {
+  const VecF old_param = load(a.param), old_avg = load(a.exp_avg), old_sq = load(a.exp_avg_sq);
+  VecF avg = old_avg, sq = old_sq;
+  adam_moments(constants, grad, old_param, &avg, &sq);
+  VecF param = adam_apply(constants, old_param, rate, avg, square_root(sq));
+  if (kMasked) {
+    param = mask ? param : old_param;
+    avg = mask ? avg : old_avg;
+    sq = mask ? sq : old_sq;
+  }
+  store(a.param, param);
+  store(a.exp_avg, avg);
+  store(a.exp_avg_sq, sq);
+  if (a.ema != nullptr) {
+    const VecF old_ema = load(a.ema);
+    const VecF ema = ema_update(constants, ema_catch_up(old_ema, old_param, keep), param);
+    store(a.ema, kMasked ? (mask ? ema : old_ema) : ema);
+  }
+  if (a.shadow != nullptr) store_shadow(a.shadow, param, p.shadow_dtype == DType::kBFloat16);
+  if (p.zero_grad) store(a.grad, VecF{});
+}
+
+// `count` elements that share one step count.
+static void adam_span(const AdamStepParams& p, const AdamConstants<float>& constants, int64_t first, int64_t count,
+                      float rate, float keep) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const AdamPointers a = adam_pointers(p, first + i);
+    if (count - i >= kLanes) {
+      adam_vector<false>(p, constants, a, load(a.grad), VecI{}, splat(rate), splat(keep));
+    } else {
+      AdamTail tail;
+      const AdamPointers copy = load_tail(a, count - i, &tail);
+      adam_vector<false>(p, constants, copy, load(copy.grad), VecI{}, splat(rate), splat(keep));
+      store_tail(tail, count - i, a);
+    }
+  }
+}
+
+static inline float next_rate(const AdamStepParams& p, int32_t step) {
+  return static_cast<float>(p.lr) * p.bias_corrections[step < p.n_bias_corrections ? step : p.n_bias_corrections - 1];
+}
+
+static inline float next_keep(const AdamStepParams& p, int32_t last) {
+  const int32_t idle = p.global_step - 1 - last;
+  return p.ema_keeps[idle < p.n_ema_keeps ? idle : p.n_ema_keeps - 1];
+}
+
+// Rows of kF elements, kLanes / kF to a vector.
+template <int kF>
+static inline void adam_row_vector(const AdamStepParams& p, const AdamConstants<float>& constants,
+                                   const AdamPointers& a, VecF grad, int32_t* steps, int32_t* ema_last) {
+  constexpr int kRows = kLanes / kF;
+  VecI mask;
+  VecF rate, keep = splat(1.0f);
+  for (int r = 0; r < kRows; ++r) {
+    bool touched = false;
+    for (int f = 0; f < kF; ++f) touched |= grad[r * kF + f] != 0.0f;
+    steps[r] += touched;
+    const float row_rate = next_rate(p, steps[r]);
+    for (int f = 0; f < kF; ++f) {
+      mask[r * kF + f] = touched ? -1 : 0;
+      rate[r * kF + f] = row_rate;
+    }
+  }
+  if (a.ema != nullptr) {
+    for (int r = 0; r < kRows; ++r) {
+      const float row_keep = next_keep(p, ema_last[r]);
+      for (int f = 0; f < kF; ++f) keep[r * kF + f] = row_keep;
+      if (mask[r * kF] != 0) ema_last[r] = p.global_step;
+    }
+  }
+  adam_vector<true>(p, constants, a, grad, mask, rate, keep);
+}
+
+template <int kF>
+static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end) {
+  const AdamConstants<float> constants =
+      adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
+  constexpr int kRows = kLanes / kF;
+  const float* grad = static_cast<const float*>(p.grad);
+  int64_t row = begin;
+  for (; row + kRows <= end; row += kRows) {
+    const VecF g = load(grad + row * kF);
+    if (is_zero(g)) continue;
+    adam_row_vector<kF>(p, constants, adam_pointers(p, row * kF), g, p.steps + row,
+                        p.ema_last != nullptr ? p.ema_last + row : nullptr);
+  }
+  if (row == end) return;
+  AdamTail tail;
+  int32_t steps[kRows] = {}, ema_last[kRows] = {};
+  const int64_t n_rows = end - row;
+  const AdamPointers a = adam_pointers(p, row * kF);
+  const AdamPointers copy = load_tail(a, n_rows * kF, &tail);
+  std::memcpy(steps, p.steps + row, n_rows * sizeof(int32_t));
+  if (p.ema_last != nullptr) std::memcpy(ema_last, p.ema_last + row, n_rows * sizeof(int32_t));
+  adam_row_vector<kF>(p, constants, copy, load(copy.grad), steps, ema_last);
+  store_tail(tail, n_rows * kF, a);
+  std::memcpy(p.steps + row, steps, n_rows * sizeof(int32_t));
+  if (p.ema_last != nullptr) std::memcpy(p.ema_last + row, ema_last, n_rows * sizeof(int32_t));
+}
+
+template <typename T>
+static inline bool has_gradient(const T* grad, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (grad[i] != T(0)) return true;
+  }
+  return false;
+}
+
+static void adam_wide_rows(const AdamStepParams& p, int64_t begin, int64_t end) {
+  const AdamConstants<float> constants =
+      adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t first = row * p.row_size;
+    if (!has_gradient(static_cast<const float*>(p.grad) + first, p.row_size)) continue;
+    const float keep = p.ema != nullptr ? next_keep(p, p.ema_last[row]) : 1.0f;
+    adam_span(p, constants, first, p.row_size, next_rate(p, ++p.steps[row]), keep);
+    if (p.ema != nullptr) p.ema_last[row] = p.global_step;
+  }
+}
+
+// fp64, `count` elements that share one step count: the exactness path, element by element.
+static void adam_span_double(const AdamStepParams& p, int64_t first, int64_t count, int32_t step, int32_t ema_last) {
+  const AdamConstants<double> constants =
+      adam_constants<double>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
+  const double rate = p.lr * adam_bias_correction(p.beta1, p.beta2, step);
+  const double keep = ::pow(p.ema_decay, static_cast<double>(p.global_step - 1 - ema_last));
+  double* param = static_cast<double*>(p.param);
+  double* grad = static_cast<double*>(p.grad);
+  double* exp_avg = static_cast<double*>(p.exp_avg);
+  double* exp_avg_sq = static_cast<double*>(p.exp_avg_sq);
+  double* ema = static_cast<double*>(p.ema);
+  for (int64_t i = first; i < first + count; ++i) {
+    const double old_param = param[i];
+    adam_moments(constants, grad[i], old_param, &exp_avg[i], &exp_avg_sq[i]);
+    param[i] = adam_apply(constants, old_param, rate, exp_avg[i], ::sqrt(exp_avg_sq[i]));
+    if (ema != nullptr) ema[i] = ema_update(constants, ema_catch_up(ema[i], old_param, keep), param[i]);
+    if (p.zero_grad) grad[i] = 0.0;
+    if (p.shadow == nullptr) continue;
+    const float narrow = static_cast<float>(param[i]);
+    p.shadow[i] = p.shadow_dtype == DType::kBFloat16 ? float_to_bfloat16(narrow) : float_to_float16(narrow);
+  }
+}
+
+static void adam_rows_double(const AdamStepParams& p, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t first = row * p.row_size;
+    if (!has_gradient(static_cast<const double*>(p.grad) + first, p.row_size)) continue;
+    adam_span_double(p, first, p.row_size, ++p.steps[row], p.ema_last != nullptr ? p.ema_last[row] : 0);
+    if (p.ema_last != nullptr) p.ema_last[row] = p.global_step;
+  }
+}
+
+static void adam_step_range(const AdamStepParams& p, int64_t begin, int64_t end) {
+  if (!p.skip_zero) {  // the caller advances the shared counters once all ranges are done
+    const int32_t step = *p.steps + 1;
+    const int32_t ema_last = p.ema_last != nullptr ? *p.ema_last : p.global_step - 1;
+    if (p.dtype == DType::kFloat64) return adam_span_double(p, begin, end - begin, step, ema_last);
+    const double rate = p.lr * adam_bias_correction(p.beta1, p.beta2, step);
+    const double keep = ::pow(p.ema_decay, static_cast<double>(p.global_step - 1 - ema_last));
+    return adam_span(p, adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay), begin,
+                     end - begin, static_cast<float>(rate), static_cast<float>(keep));
+  }
+  if (p.dtype == DType::kFloat64) return adam_rows_double(p, begin, end);
+  switch (p.row_size) {
+    case 1:
+      return adam_narrow_rows<1>(p, begin, end);
+    case 2:
+      return adam_narrow_rows<2>(p, begin, end);
+    case 4:
+      return adam_narrow_rows<4>(p, begin, end);
+    case 8:
+      if constexpr (kLanes >= 8) return adam_narrow_rows<8>(p, begin, end);
+  }
+  adam_wide_rows(p, begin, end);
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

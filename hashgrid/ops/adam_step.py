@@ -1,0 +1,76 @@
+"""One fused Adam update of a parameter, on the native kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+
+
+@torch.no_grad()
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    steps: Tensor,
+    lr: Tensor | float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    skip_zero: bool,
+    ema: Tensor | None = None,
+    ema_last: Tensor | None = None,
+    ema_decay: float = 0.95,
+    global_step: int = 0,
+    shadow: Tensor | None = None,
+    zero_grad: bool = False,
+) -> None:
+    """Updates ``param`` and the optimiser state in place (Kingma & Ba 2015).
+
+    ``p -= lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)``, eps on the uncorrected root as in
+    tiny-cuda-nn. With ``skip_zero``, rows (along the last dimension) whose gradient is entirely zero stay as they are:
+    no decay of their moments, no weight decay, and t counts the updates of the row.
+
+    The average of the weights is kept in closed form: a row touched at step s and last at s0 first catches up,
+    ``ema = d^(s-1-s0) ema + (1 - d^(s-1-s0)) p``, then follows the update, ``ema = d ema + (1 - d) p``.
+
+    Args:
+        param: [..., C], fp32 or fp64, contiguous.
+        grad, exp_avg, exp_avg_sq: like ``param``.
+        steps: int32, updates so far: one per row (the product of the leading dimensions) with ``skip_zero``, else [1].
+        lr: learning rate, a number or a tensor with one element.
+        weight_decay: coupled L2, added to the gradient.
+        ema: average of the weights, like ``param``.
+        ema_last: int32, shaped like ``steps``: the global step of the last update.
+        global_step: number of this step, from 1.
+        shadow: half-precision copy of ``param``, rewritten where ``param`` changes.
+        zero_grad: overwrite the gradient with zeros where it was consumed (elsewhere it is zero already), so that it
+            can be accumulated into again without a separate memset.
+
+    Raises:
+        RuntimeError: a shape, dtype or value does not fit.
+    """
+    if not isinstance(lr, Tensor):
+        lr = torch.tensor(lr, dtype=torch.float64)
+    _extension.ops().adam_step(
+        param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay, skip_zero,
+        ema, ema_last, ema_decay, global_step, shadow, zero_grad,
+    )  # fmt: skip
+    if torch.compiler.is_compiling():
+        return
+    # The kernel is opaque to autograd's version counters, which shadows and saved tensors rely on.
+    written = [param, exp_avg, exp_avg_sq, steps, ema, ema_last, shadow, grad if zero_grad else None]
+    torch.autograd.graph.increment_version([tensor for tensor in written if tensor is not None])
+
+
+def _register() -> None:
+    @torch.library.register_fake("hashgrid::adam_step")
+    def _(param, *arguments):
+        return None
+
+
+if _extension.module is not None:
+    _register()

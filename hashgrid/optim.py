@@ -1,0 +1,292 @@
+"""Optimisers for grids: Adam that skips untouched entries, averages weights and rewrites half-precision shadows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from hashgrid.shadow import mark_fresh
+
+BACKENDS = ("native", "reference")
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015) in one pass over the gradient, with the options neural graphics needs.
+
+    The update is ``p -= lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)``. Every option below except the
+    last three may be set per parameter group.
+
+    Args:
+        params: parameters or groups of them; fp32 or fp64, contiguous.
+        lr: learning rate: a float, or a tensor with one element that a schedule may overwrite in place. PyTorch's
+            ``lr_scheduler`` classes work with both.
+        betas: decay of the two moments.
+        eps: added to the uncorrected root of the second moment.
+        weight_decay: coupled L2, added to the gradient.
+        skip_zero: rows (along the last dimension) whose gradient is entirely zero stay as they are, moments included,
+            and every row counts its own updates. For the tables of hash grids: most entries see no sample in a step,
+            and such a step costs little more than reading the gradient.
+        ema_decay: keeps an exponential average of the weights, see `ema_parameters` and `swap_ema`. Skipped rows are
+            averaged in closed form, so they cost nothing either.
+        zero_grad_in_step: ``step`` overwrites the gradients it consumes with zeros, and `zero_grad` keeps the buffers:
+            a persistent ``.grad`` then needs no separate memset. Not for code that reads ``.grad`` after the step.
+        backend: ``"native"`` or ``"reference"`` (plain PyTorch, any device).
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-15,
+        weight_decay: float = 0.0,
+        skip_zero: bool = False,
+        ema_decay: float | None = None,
+        zero_grad_in_step: bool = False,
+        backend: str = "native",
+    ) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"`backend` must be one of {BACKENDS}, got {backend!r}")
+        if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"`ema_decay` must be in [0, 1) or None, got {ema_decay}")
+        self.backend = backend
+        self.ema_decay = ema_decay
+        self.zero_grad_in_step = zero_grad_in_step
+        self.global_step = 0
+        self._shadows: dict[Tensor, Tensor] = {}
+        self._zeroed: dict[Tensor, tuple[Tensor, int]] = {}  # gradients left at zero, with their version
+        self._swapped = False
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "skip_zero": skip_zero}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        group = {**self.defaults, **param_group}
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        if isinstance(lr, Tensor):
+            if lr.numel() != 1:
+                raise ValueError(f"`lr` must be a float or a tensor with one element, got shape {list(lr.shape)}")
+        elif not lr >= 0.0:
+            raise ValueError(f"`lr` must not be negative, got {lr}")
+        if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
+            raise ValueError(f"`betas` must be in [0, 1), got {(beta1, beta2)}")
+        for name in ("eps", "weight_decay"):
+            if not group[name] >= 0.0:
+                raise ValueError(f"`{name}` must not be negative, got {group[name]}")
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, value in (("_shadows", {}), ("_zeroed", {}), ("_swapped", False)):
+            self.__dict__.setdefault(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        options = ("backend", "ema_decay", "zero_grad_in_step", "global_step", "_shadows")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in options}}
+
+    def register_shadow(self, param: Tensor, shadow: Tensor) -> None:
+        """Keeps ``shadow``, a half-precision copy of ``param`` of the same shape, up to date in every step.
+
+        Raises:
+            ValueError: ``param`` is not optimised here, or ``shadow`` does not fit it.
+        """
+        if not any(param is known for group in self.param_groups for known in group["params"]):
+            raise ValueError("`param` must be one of the optimiser's parameters; add it before its shadow")
+        if shadow.shape != param.shape or shadow.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"`shadow` must be float16 or bfloat16 with shape {list(param.shape)},"
+                f" got {shadow.dtype} with shape {list(shadow.shape)}"
+            )
+        if not shadow.is_contiguous() or shadow.device != param.device:
+            raise ValueError("`shadow` must be contiguous and on the device of `param`")
+        self._shadows[param] = shadow
+        self._write_shadow(param)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient.
+
+        Raises:
+            RuntimeError: called inside `swap_ema`, or a gradient is sparse.
+        """
+        if self._swapped:
+            raise RuntimeError("`step` must not be called inside `swap_ema`: the parameters hold their averages")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        adam_step = _adam_step(self.backend)
+        self.global_step += 1
+        for group in self.param_groups:
+            lr = group["lr"]
+            lr = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
+            beta1, beta2 = group["betas"]
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if param.grad.is_sparse:
+                    raise RuntimeError("gradients must be dense; a table's zero rows are skipped with `skip_zero=True`")
+                state = self._state_of(param, group["skip_zero"])
+                grad = param.grad.contiguous()
+                shadow = self._shadows.get(param)
+                adam_step(
+                    param,
+                    grad,
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    state["step"],
+                    lr,
+                    beta1,
+                    beta2,
+                    group["eps"],
+                    group["weight_decay"],
+                    group["skip_zero"],
+                    state.get("ema"),
+                    state.get("ema_last"),
+                    0.0 if self.ema_decay is None else self.ema_decay,
+                    self.global_step,
+                    shadow,
+                    self.zero_grad_in_step,
+                )
+                if self.zero_grad_in_step:
+                    if grad is not param.grad:
+                        param.grad.zero_()
+                    self._zeroed[param] = (param.grad, param.grad._version)
+                if shadow is not None:
+                    mark_fresh(shadow, param)
+        return loss
+
+    def zero_grad(self, set_to_none: bool | None = None) -> None:
+        """Clears the gradients. ``set_to_none`` defaults to True, but to False with ``zero_grad_in_step``: the buffers
+        stay, and those that ``step`` has left at zero are not written again."""
+        if set_to_none is None:
+            set_to_none = not self.zero_grad_in_step
+        if set_to_none:
+            self._zeroed.clear()
+            return super().zero_grad(set_to_none=True)
+        for group in self.param_groups:
+            for param in group["params"]:
+                grad = param.grad
+                if grad is None:
+                    continue
+                known, version = self._zeroed.get(param, (None, 0))
+                if known is grad and version == grad._version:
+                    continue
+                grad.requires_grad_(False) if grad.grad_fn is None else grad.detach_()
+                grad.zero_()
+
+    def _state_of(self, param: Tensor, skip_zero: bool) -> dict[str, Any]:
+        state = self.state[param]
+        if not state:
+            n_counters = param.shape[:-1].numel() if skip_zero and param.dim() > 0 else 1
+            # "step" is the one name whose dtype torch leaves alone when it loads a state
+            state["step"] = torch.zeros(n_counters, dtype=torch.int32, device=param.device)
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+            if self.ema_decay is not None:
+                # the average starts at the initial weights and has stood still since
+                state["ema"] = param.detach().clone(memory_format=torch.contiguous_format)
+                state["ema_last"] = torch.full_like(state["step"], self.global_step - 1)
+        return state
+
+    @torch.no_grad()
+    def _average(self, param: Tensor) -> Tensor:
+        """The average of ``param`` as of now; the parameter itself before its first step."""
+        if self.ema_decay is None:
+            raise RuntimeError("no average is kept; construct the optimiser with `ema_decay`, for example 0.95")
+        state = self.state.get(param)
+        if not state:
+            return param.detach().clone()
+        idle = (self.global_step - state["ema_last"]).to(param.dtype)
+        keep = torch.pow(torch.tensor(self.ema_decay, dtype=param.dtype, device=param.device), idle)
+        if keep.numel() != 1:
+            keep = keep.view(*param.shape[:-1], 1)
+        # a sum of two products, not a lerp: exact where nothing has happened since the last update
+        return torch.where(keep == 1, state["ema"], keep * state["ema"] + (1 - keep) * param)
+
+    def ema_parameters(self) -> list[Tensor]:
+        """The averaged weights as new tensors, in the order of the parameters of all groups.
+
+        Raises:
+            RuntimeError: no average is kept.
+        """
+        return [self._average(param) for group in self.param_groups for param in group["params"]]
+
+    @contextmanager
+    def swap_ema(self) -> Iterator[None]:
+        """Inside, the parameters (and their shadows) hold their averages; afterwards exactly what they held before.
+
+        Raises:
+            RuntimeError: no average is kept, or the averages are in place already.
+        """
+        if self._swapped:
+            raise RuntimeError("`swap_ema` must not be nested: the parameters hold their averages already")
+        params = [param for group in self.param_groups for param in group["params"]]
+        averages = self.ema_parameters()
+        kept = [param.detach().clone() for param in params]
+        self._overwrite(params, averages)
+        self._swapped = True
+        try:
+            yield
+        finally:
+            self._swapped = False
+            self._overwrite(params, kept)
+
+    @torch.no_grad()
+    def _overwrite(self, params: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+        for param, value in zip(params, values, strict=True):
+            param.copy_(value)
+            if param in self._shadows:
+                self._write_shadow(param)
+
+    @torch.no_grad()
+    def _write_shadow(self, param: Tensor) -> None:
+        self._shadows[param].copy_(param)
+        mark_fresh(self._shadows[param], param)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's ``state`` and ``param_groups``, and ``global_step``."""
+        return {**super().state_dict(), "global_step": self.global_step}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores ``state_dict()``; training goes on with the same bits. A learning rate kept as a tensor stays the
+        same tensor, with the loaded value."""
+        if self._swapped:
+            raise RuntimeError("`load_state_dict` must not be called inside `swap_ema`")
+        rates = [group["lr"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for rate, group in zip(rates, self.param_groups, strict=True):
+            if isinstance(rate, Tensor):
+                rate.fill_(group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"])
+                group["lr"] = rate
+        self.global_step = int(state_dict.get("global_step", 0))
+        saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for index, param in zip(saved_ids, params, strict=True):
+            saved = state_dict["state"].get(index)
+            if saved is None:
+                continue
+            # torch casts counters to the dtype of the parameter and shares tensors with the caller's dict
+            self.state[param] = {
+                name: value.to(param.device, param.dtype if value.is_floating_point() else torch.int32).clone()
+                for name, value in saved.items()
+            }
+        self._zeroed.clear()
+        for param in self._shadows:
+            self._write_shadow(param)
+
+
+def _adam_step(backend: str) -> Callable[..., None]:
+    if backend == "native":
+        from hashgrid.ops.adam_step import adam_step
+    else:
+        from hashgrid.reference.adam_step import adam_step
+    return adam_step

@@ -1,0 +1,246 @@
+"""The fused Adam step against its reference: values, skipped rows, averages, shadows, threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hashgrid import reference
+from hashgrid.ops import adam_step
+
+SHAPES = [(), (5,), (0, 2), (1, 2), (7, 1), (1000, 1), (1001, 2), (999, 4), (333, 8), (65, 3), (40, 37), (3, 5, 2)]
+
+
+class State:
+    """A parameter, its gradient and everything a step writes."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, skip_zero: bool, ema: bool, shadow=None) -> None:
+        generator = torch.Generator().manual_seed(len(shape) + sum(shape))
+        draw = lambda: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+        n_counters = int(torch.Size(shape[:-1]).numel()) if skip_zero and shape else 1
+        self.param, self.exp_avg, self.exp_avg_sq = draw(), draw() * 0.1, draw().square() * 0.01
+        self.steps = torch.randint(0, 3000, (n_counters,), generator=generator, dtype=torch.int32)
+        self.ema = draw() if ema else None
+        self.ema_last = torch.randint(0, 90, (n_counters,), generator=generator, dtype=torch.int32) if ema else None
+        self.shadow = self.param.to(shadow) if shadow is not None else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def step(self, op, grad: Tensor, skip_zero: bool, global_step: int = 100, **options) -> None:
+        op(
+            self.param, grad, self.exp_avg, self.exp_avg_sq, self.steps, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3,
+            skip_zero, self.ema, self.ema_last, 0.95, global_step, self.shadow, **options,
+        )  # fmt: skip
+
+
+def sparse_gradient(shape: tuple[int, ...], density: float, dtype: torch.dtype) -> Tensor:
+    grad = torch.randn(shape, dtype=torch.float64).to(dtype)
+    if not shape:
+        return grad
+    return grad * (torch.rand(*shape[:-1], 1) < density)
+
+
+def check(actual: State, expected: State, exact: State) -> None:
+    """The error against fp64 is at most twice the reference's, plus roundings."""
+    for name, tensor in actual.tensors().items():
+        if not tensor.is_floating_point():
+            assert torch.equal(tensor, getattr(expected, name)), name
+            continue
+        truth = getattr(exact, name).double()
+        assert tensor.shape == truth.shape
+        if tensor.numel() == 0:
+            continue
+        scale = truth.abs().max().item() * torch.finfo(tensor.dtype).eps
+        error = (tensor.double() - truth).abs().max().item()
+        allowed = (getattr(expected, name).double() - truth).abs().max().item()
+        assert error <= 2 * allowed + 2 * scale, f"{name}: {error} > 2 * {allowed} + 2 * {scale}"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("skip_zero", [False, True])
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matches_reference(shape: tuple[int, ...], skip_zero: bool, ema: bool, dtype: torch.dtype) -> None:
+    grad = sparse_gradient(shape, 0.3, dtype)
+    states = [State(shape, dtype, skip_zero, ema) for _ in range(2)] + [State(shape, torch.float64, skip_zero, ema)]
+    for name in ("param", "exp_avg", "exp_avg_sq", "ema"):  # the truth starts from the rounded values
+        if getattr(states[0], name) is not None:
+            setattr(states[2], name, getattr(states[0], name).double())
+    states[0].step(adam_step, grad.clone(), skip_zero)
+    states[1].step(reference.adam_step, grad.clone(), skip_zero)
+    states[2].step(reference.adam_step, grad.double(), skip_zero)
+    check(*states)
+
+
+@pytest.mark.parametrize("shadow", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(777, 2), (333, 8), (65, 3)], ids=str)
+@pytest.mark.parametrize("skip_zero", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shadow_is_the_rounded_parameter(shape, skip_zero: bool, dtype: torch.dtype, shadow: torch.dtype) -> None:
+    state = State(shape, dtype, skip_zero, ema=False, shadow=shadow)
+    ties = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8]
+    special = [
+        0.0,
+        -0.0,
+        1e-8,
+        -6e-8,
+        2.0**-25,
+        3 * 2.0**-25,
+        3e-5,
+        65519.0,
+        65520.0,
+        1e9,
+        -3.4e38,
+        torch.inf,
+        torch.nan,
+    ]
+    state.param.view(-1)[: len(special + ties)] = torch.tensor(special + ties, dtype=dtype)
+    state.shadow.zero_()
+    adam_step(
+        state.param, torch.ones(shape, dtype=dtype), state.exp_avg, state.exp_avg_sq, state.steps, 0.0, 0.9, 0.99,
+        1e-15, 0.0, skip_zero, shadow=state.shadow,
+    )  # fmt: skip
+    expected = state.param.float().to(shadow)
+    torch.testing.assert_close(state.shadow, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(state.shadow.signbit() & ~expected.isnan(), expected.signbit() & ~expected.isnan())
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 37])
+def test_rows_without_gradient_keep_every_bit(width: int) -> None:
+    state, before = (State((500, width), torch.float32, True, ema=True, shadow=torch.bfloat16) for _ in range(2))
+    grad = torch.zeros(500, width)
+    grad[::7, width - 1] = 1.0
+    grad[3::7] = -0.0  # a negative zero is no gradient
+    state.step(adam_step, grad, True)
+    touched = grad.ne(0).any(-1)
+    for name, tensor in state.tensors().items():
+        same = tensor == getattr(before, name)
+        same = same.view(500, -1).all(-1)
+        assert same[~touched].all(), name
+        assert not same[touched].all(), name
+    assert torch.equal(state.steps, before.steps + touched.int())
+
+
+def test_nan_gradient_counts_as_gradient() -> None:
+    state = State((64, 2), torch.float32, True, ema=False)
+    grad = torch.zeros(64, 2)
+    grad[5, 1] = torch.nan
+    state.step(adam_step, grad, True)
+    assert state.param.isnan().any(-1).nonzero().tolist() == [[5]]
+
+
+@pytest.mark.parametrize("skip_zero", [False, True])
+@pytest.mark.parametrize("shape", [(1001, 2), (65, 3), (333, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_grad_clears_the_gradient_and_changes_nothing_else(shape, skip_zero: bool, dtype: torch.dtype) -> None:
+    grad = sparse_gradient(shape, 0.4, dtype)
+    kept, cleared = grad.clone(), grad.clone()
+    first, second = (State(shape, dtype, skip_zero, ema=True) for _ in range(2))
+    first.step(adam_step, kept, skip_zero)
+    second.step(adam_step, cleared, skip_zero, zero_grad=True)
+    assert torch.equal(kept, grad) and not cleared.any()
+    for name, tensor in first.tensors().items():
+        assert torch.equal(tensor, getattr(second, name)), name
+
+
+@pytest.mark.parametrize("width", [2, 5])
+@pytest.mark.parametrize("skip_zero", [False, True])
+def test_bits_do_not_depend_on_threads(width: int, skip_zero: bool) -> None:
+    grad = sparse_gradient((50_001, width), 0.3, torch.float32)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for n_threads in (1, 2, 16):
+            torch.set_num_threads(n_threads)
+            results.append(State(tuple(grad.shape), torch.float32, skip_zero, ema=True))
+            results[-1].step(adam_step, grad.clone(), skip_zero)
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name, tensor in results[0].tensors().items():
+            assert torch.equal(tensor, getattr(other, name)), name
+
+
+def test_closed_form_average_equals_averaging_every_step() -> None:
+    state = State((40, 2), torch.float64, True, ema=True)
+    state.steps.zero_()
+    state.ema_last.zero_()
+    state.ema.copy_(state.param)
+    average = state.param.clone()
+    for step in range(1, 30):
+        grad = sparse_gradient((40, 2), 0.2, torch.float64)
+        grad[:, 0] += grad[:, 1]
+        if step == 29:
+            grad = torch.ones(40, 2, dtype=torch.float64)  # everything catches up
+        state.step(adam_step, grad, True, global_step=step)
+        average = 0.95 * average + 0.05 * state.param
+    torch.testing.assert_close(state.ema, average, rtol=1e-12, atol=1e-14)
+
+
+@given(
+    n_rows=st.integers(0, 70),
+    width=st.integers(1, 20),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    skip_zero=st.booleans(),
+    ema=st.booleans(),
+    shadow=st.sampled_from([None, torch.float16, torch.bfloat16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_and_option(n_rows, width, density, skip_zero, ema, shadow) -> None:
+    grad = sparse_gradient((n_rows, width), density, torch.float32)
+    actual, expected = (State((n_rows, width), torch.float32, skip_zero, ema, shadow) for _ in range(2))
+    actual.step(adam_step, grad.clone(), skip_zero)
+    expected.step(reference.adam_step, grad.clone(), skip_zero)
+    for name, tensor in actual.tensors().items():
+        if name != "shadow":
+            torch.testing.assert_close(tensor, getattr(expected, name), rtol=2e-5, atol=1e-6, msg=name)
+    if shadow is not None:
+        assert torch.equal(actual.shadow, actual.param.to(shadow))
+
+
+def test_step_bumps_versions() -> None:
+    state = State((8, 2), torch.float32, True, ema=True, shadow=torch.bfloat16)
+    versions = {name: tensor._version for name, tensor in state.tensors().items()}
+    state.step(adam_step, torch.ones(8, 2), True)
+    for name, tensor in state.tensors().items():
+        assert tensor._version > versions[name], name
+
+
+@pytest.mark.parametrize("skip_zero", [False, True])
+@pytest.mark.parametrize("zero_grad", [False, True])
+def test_adam_step_passes_opcheck(skip_zero: bool, zero_grad: bool) -> None:
+    state = State((65, 2), torch.float32, skip_zero, ema=True, shadow=torch.bfloat16)
+    arguments = (
+        state.param, torch.randn(65, 2), state.exp_avg, state.exp_avg_sq, state.steps, torch.tensor(0.01), 0.9, 0.99,
+        1e-15, 0.0, skip_zero, state.ema, state.ema_last, 0.95, 100, state.shadow, zero_grad,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.hashgrid.adam_step.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grad": torch.zeros(4, 3)}, r"`grad` must have shape \[4, 2\], got \[4, 3\]"),
+        ({"grad": torch.zeros(4, 2).double()}, r"`grad` must be float32, got float64"),
+        ({"steps": torch.zeros(1, dtype=torch.int32)}, r"`steps` must have shape \[4\], got \[1\]"),
+        ({"steps": torch.zeros(4)}, r"`steps` must be int32, got float32"),
+        ({"exp_avg": torch.zeros(2, 4).T}, r"`exp_avg` must be contiguous"),
+        ({"beta2": 1.0}, r"`beta2` must be in \[0, 1\), got 1"),
+        ({"beta2": 0.9999999}, r"must be below 0.999995 with `skip_zero`"),
+        ({"shadow": torch.zeros(4, 2)}, r"`shadow` must be float16 or bfloat16, got float32"),
+        ({"ema": torch.zeros(4, 2)}, r"`ema` and `ema_last` must be given together"),
+        ({"lr": torch.zeros(2)}, r"`lr` must have one element, got shape \[2\]"),
+    ],
+)
+def test_errors_name_contract_and_actual(changes: dict, message: str) -> None:
+    arguments = {
+        "param": torch.zeros(4, 2), "grad": torch.zeros(4, 2), "exp_avg": torch.zeros(4, 2),
+        "exp_avg_sq": torch.zeros(4, 2), "steps": torch.zeros(4, dtype=torch.int32), "lr": 0.01, "beta1": 0.9,
+        "beta2": 0.99, "eps": 1e-15, "weight_decay": 0.0, "skip_zero": True,
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match=message):
+        adam_step(**arguments | changes)
