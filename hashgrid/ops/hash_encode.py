@@ -24,6 +24,7 @@ def hash_encode(
     level_weights: Tensor | None = None,
     shadow: Tensor | None = None,
     known: Tensor | None = None,
+    grad_buffer: Tensor | None = None,
 ) -> Tensor:
     """Interpolated table features of every level, concatenated: channel ``l * F + f``.
 
@@ -43,6 +44,8 @@ def hash_encode(
             in fp32.
         known: [..., L * F] result of an earlier call with the same arguments: returned as it is, with the gradient it
             would have had. Saves the forward pass where values were needed first to choose which points to keep.
+        grad_buffer: [n_entries, F], usually ``table.grad``: the backward adds the table's gradient to it and passes
+            none through autograd. A buffer that is kept from step to step costs no fresh pages and no zeroing pass.
 
     Returns:
         [..., L * F] in the dtype of ``positions``, or of ``shadow`` when that is given.
@@ -64,7 +67,7 @@ def hash_encode(
         known = flatten(known, levels.n_levels * table.shape[1], "known")
         if known.shape[0] != flat.shape[0]:
             raise ValueError(f"`known` must have one row per position ({flat.shape[0]}), got {known.shape[0]}")
-    y = _HashEncode.apply(flat, table, level_weights, shadow, known, options)
+    y = _HashEncode.apply(flat, table, level_weights, shadow, known, grad_buffer, options)
     return unflatten(y, batch)
 
 
@@ -84,7 +87,7 @@ def _options(levels: LevelTable, interpolation: str, bounds: str) -> tuple[Any, 
 
 class _HashEncode(torch.autograd.Function):
     @staticmethod
-    def forward(positions, table, level_weights, shadow, known, options):  # type: ignore[override]
+    def forward(positions, table, level_weights, shadow, known, grad_buffer, options):  # type: ignore[override]
         if known is not None:
             return known.view_as(known)
         y = _extension.ops().hash_encode(positions, table if shadow is None else shadow, level_weights, *options)
@@ -92,17 +95,25 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        positions, table, level_weights, shadow, _, ctx.options = inputs
+        positions, table, level_weights, shadow, _, ctx.grad_buffer, ctx.options = inputs
         ctx.save_for_backward(positions, table, level_weights, shadow)
 
     @staticmethod
     def backward(ctx, grad_y):  # type: ignore[override]
         positions, table, level_weights, shadow = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
+        grad_y = grad_y.to(positions.dtype).contiguous()
+        if ctx.grad_buffer is not None and needs[1]:
+            _extension.ops().hash_encode_accumulate_table_gradient(
+                ctx.grad_buffer, grad_y, positions, level_weights, *ctx.options
+            )
+            needs = (needs[0], False, needs[2])
+            if not any(needs):
+                return (None,) * 7
         grads = _HashEncodeBackward.apply(
-            grad_y.to(positions.dtype).contiguous(), positions, table, level_weights, shadow, ctx.options, needs
+            grad_y, positions, table, level_weights, shadow, ctx.options, needs
         )
-        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None
 
 
 class _HashEncodeBackward(torch.autograd.Function):
@@ -153,6 +164,10 @@ def _register() -> None:
             positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
             positions.new_empty(n_levels),
         )
+
+    @torch.library.register_fake("hashgrid::hash_encode_accumulate_table_gradient")
+    def _(grad_table, grad_y, positions, level_weights, *options):
+        return None
 
     @torch.library.register_fake("hashgrid::hash_encode_backward_backward")
     def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, *options):

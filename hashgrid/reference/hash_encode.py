@@ -26,6 +26,7 @@ def hash_encode(
     level_weights: Tensor | None = None,
     shadow: Tensor | None = None,
     known: Tensor | None = None,
+    grad_buffer: Tensor | None = None,
 ) -> Tensor:
     """Features of ``positions``, interpolated in every level of the grid.
 
@@ -42,6 +43,7 @@ def hash_encode(
         level_weights: [L], multiplies the features of each level (a soft coarse-to-fine mask).
         shadow: [n_entries, F], half copy of ``table``: values are read from it, the gradient goes to ``table``.
         known: [..., L * F], result of an earlier call: returned in place of the values computed here.
+        grad_buffer: not used here; the gradient of ``table`` takes its ordinary way.
 
     Returns:
         [..., L * F] with channel ``l * F + f``, in the dtype of ``shadow`` if given, of ``table`` otherwise.
