@@ -25,68 +25,86 @@ static inline int corner_count(const HashEncodeParams& p) {
 
 static inline int64_t min_count(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline VecU wrap_index(VecU index, const GridLevel& level) {
-  const VecU size = splat(level.size);
-  if (level.wrap == IndexWrap::kMask) return index & (size - 1u);
-  if (level.wrap == IndexWrap::kOnce) return index - (reinterpret_cast<VecU>(index >= size) & size);
-  return index % size;
-}
-
-// Corners of points [i, i + kLanes). kDims = 0: dimensions known at run time only.
-template <int kDims>
-static void compute_corners(const HashEncodeParams& p, const GridLevel& level, int64_t i, CornerGroup* group) {
-  const int n_dims = kDims > 0 ? kDims : p.n_dims;
-  VecU index[kDims > 0 ? 1 << kDims : kMaxCorners];
-  VecF weight[kDims > 0 ? 1 << kDims : kMaxCorners];
-  index[0] = VecU{};
-  weight[0] = splat(1.0f);
-  uint32_t dense_stride = 1;
-#pragma GCC unroll 8
-  for (int d = 0; d < n_dims; ++d) {
-    const VecF position = multiply_add(splat(level.scale), load(p.soa_positions + d * p.soa_stride + i), splat(p.shift));
+// One axis: each of the first 2^kDim corners splits into its lower and its upper neighbour. Recursive, not a loop, so
+// that corners stay in registers (as a loop: 21 instead of 8 cycles per point and level).
+template <int kDim, int kDims>
+static inline void split_corners(const HashEncodeParams& p, const GridLevel& level, int64_t i, uint32_t dense_stride,
+                                 CornerGroup* group, VecU* index, VecF* weight) {
+  if constexpr (kDim < kDims) {
+    const VecF position =
+        multiply_add(splat(level.scale), load(p.soa_positions + kDim * p.soa_stride + i), splat(p.shift));
     VecI cell;
     // The limit keeps the conversion defined; positions inside [0, 1] never reach it.
     const VecF whole = round_down(clamp(position, -1073741824.0f, 1073741824.0f), &cell);
     const VecF fraction = position - whole;
-    store(group->fraction[d], fraction);
+    store(group->fraction[kDim], fraction);
     VecF upper = fraction;
     if (p.interpolation == Interpolation::kSmoothstep) upper = fraction * fraction * (3.0f - 2.0f * fraction);
     const VecF lower = 1.0f - upper;
-    const uint32_t factor = level.hashed ? hash_prime(d) : dense_stride;
+    const uint32_t factor = level.hashed ? hash_prime(kDim) : dense_stride;
     const VecU low = reinterpret_cast<VecU>(cell) * factor;
     const VecU high = low + factor;
-    dense_stride *= level.resolution;
-    const int half = 1 << d;
+    constexpr int kHalf = 1 << kDim;
+    if (level.hashed) {
 #pragma GCC unroll 64
-    for (int c = 0; c < half; ++c) {
-      index[c + half] = level.hashed ? index[c] ^ high : index[c] + high;
-      index[c] = level.hashed ? index[c] ^ low : index[c] + low;
-      weight[c + half] = weight[c] * upper;
+      for (int c = 0; c < kHalf; ++c) {
+        index[c + kHalf] = index[c] ^ high;
+        index[c] = index[c] ^ low;
+      }
+    } else {
+#pragma GCC unroll 64
+      for (int c = 0; c < kHalf; ++c) {
+        index[c + kHalf] = index[c] + high;
+        index[c] = index[c] + low;
+      }
+    }
+#pragma GCC unroll 64
+    for (int c = 0; c < kHalf; ++c) {
+      weight[c + kHalf] = weight[c] * upper;
       weight[c] = weight[c] * lower;
     }
+    split_corners<kDim + 1, kDims>(p, level, i, dense_stride * level.resolution, group, index, weight);
   }
-  if (p.interpolation == Interpolation::kNearest) weight[0] = splat(1.0f);
-  const int n_corners = p.interpolation == Interpolation::kNearest ? 1 : 1 << n_dims;
+}
+
+// Corners of points [i, i + kLanes).
+template <int kDims>
+static void compute_corners(const HashEncodeParams& p, const GridLevel& level, int64_t i, CornerGroup* group) {
+  constexpr int kCorners = 1 << kDims;
+  VecU index[kCorners];
+  VecF weight[kCorners];
+  index[0] = VecU{};
+  weight[0] = splat(1.0f);
+  split_corners<0, kDims>(p, level, i, 1, group, index, weight);
+  if (p.interpolation == Interpolation::kNearest) {
+    index[0] = level.wrap == IndexWrap::kMask ? index[0] & (level.size - 1u) : index[0] % splat(level.size);
+    store(group->index[0], index[0]);
+    store(group->weight[0], splat(1.0f));
+    return;
+  }
+  const VecU size = splat(level.size);
+  if (level.wrap == IndexWrap::kMask) {
 #pragma GCC unroll 16
-  for (int c = 0; c < n_corners; ++c) {
-    store(group->index[c], wrap_index(index[c], level));
-    store(group->weight[c], weight[c]);
+    for (int c = 0; c < kCorners; ++c) store(group->index[c], index[c] & (size - 1u));
+  } else if (level.wrap == IndexWrap::kOnce) {
+#pragma GCC unroll 16
+    for (int c = 0; c < kCorners; ++c) {
+      store(group->index[c], index[c] - (reinterpret_cast<VecU>(index[c] >= size) & size));
+    }
+  } else {
+    for (int c = 0; c < kCorners; ++c) store(group->index[c], index[c] % size);
   }
+#pragma GCC unroll 16
+  for (int c = 0; c < kCorners; ++c) store(group->weight[c], weight[c]);
 }
 
 using ComputeCorners = void (*)(const HashEncodeParams&, const GridLevel&, int64_t, CornerGroup*);
 
 static ComputeCorners pick_compute_corners(int n_dims) {
-  switch (n_dims) {
-    case 2:
-      return &compute_corners<2>;
-    case 3:
-      return &compute_corners<3>;
-    case 4:
-      return &compute_corners<4>;
-    default:
-      return &compute_corners<0>;
-  }
+  constexpr ComputeCorners kByDims[kMaxDims] = {&compute_corners<1>, &compute_corners<2>, &compute_corners<3>,
+                                                &compute_corners<4>, &compute_corners<5>, &compute_corners<6>,
+                                                &compute_corners<7>};
+  return kByDims[n_dims - 1];
 }
 
 // ---- rows of the table -------------------------------------------------------------------------------------------
@@ -189,26 +207,6 @@ static inline void prefetch_group(const CornerGroup& group, int n_corners, const
 template <typename Table, int kF>
 static void interpolate(const CornerGroup& group, int n_corners, const void* level_rows, int count, float* out) {
   const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
-#if defined(HASHGRID_HAS_AVX512)
-  if constexpr (kF == 2 && sizeof(typename Table::Element) == 4) {
-    if (count == kLanes) {  // a feature pair is one 64-bit lane
-      const __m512i pair_low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-      const __m512i pair_high = _mm512_add_epi32(pair_low, _mm512_set1_epi32(8));
-      __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-      for (int c = 0; c < n_corners; ++c) {
-        const __m512i index = _mm512_loadu_si512(group.index[c]);
-        const __m512 weight = _mm512_loadu_ps(group.weight[c]);
-        const __m512d a = _mm512_i32gather_pd(_mm512_castsi512_si256(index), rows, 8);
-        const __m512d b = _mm512_i32gather_pd(_mm512_extracti64x4_epi64(index, 1), rows, 8);
-        low = _mm512_fmadd_ps(_mm512_permutexvar_ps(pair_low, weight), _mm512_castpd_ps(a), low);
-        high = _mm512_fmadd_ps(_mm512_permutexvar_ps(pair_high, weight), _mm512_castpd_ps(b), high);
-      }
-      _mm512_storeu_ps(out, low);
-      _mm512_storeu_ps(out + kLanes, high);
-      return;
-    }
-  }
-#endif
   for (int lane = 0; lane < count; ++lane) {
     typename RowOf<kF>::Type total{};
     for (int c = 0; c < n_corners; ++c) {
@@ -294,6 +292,27 @@ static inline void for_each_group(const HashEncodeParams& p, const GridLevel& le
   }
 }
 
+// out[i] = weight * in[i] for `count` rows of F features.
+template <int kF>
+static inline void copy_rows_of(int64_t count, float weight, const float* in, int64_t in_stride, float* out,
+                                int64_t out_stride) {
+  for (int64_t i = 0; i < count; ++i) store_row<kF>(out + i * out_stride, load_row<kF>(in + i * in_stride) * weight);
+}
+
+static void copy_rows(int n_features, int64_t count, float weight, const float* in, int64_t in_stride, float* out,
+                      int64_t out_stride) {
+  switch (n_features) {
+    case 1:
+      return copy_rows_of<1>(count, weight, in, in_stride, out, out_stride);
+    case 2:
+      return copy_rows_of<2>(count, weight, in, in_stride, out, out_stride);
+    case 4:
+      return copy_rows_of<4>(count, weight, in, in_stride, out, out_stride);
+    default:
+      return copy_rows_of<8>(count, weight, in, in_stride, out, out_stride);
+  }
+}
+
 // Transposes positions to [n_dims, n_points] and, if there is one, grad_y to [n_levels, n_points, n_features] with the
 // level weights applied. Points that take no part get position 0 and gradient 0.
 static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
@@ -317,11 +336,11 @@ static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, 
     for (int l = 0; l < p.n_levels; ++l) {
       const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
       float* out = p.level_features + (l * p.n_points + start) * p.n_features;
-      for (int64_t i = 0; i < count; ++i) {
-        for (int f = 0; f < p.n_features; ++f) {
-          const float g = grad_y[i * row + l * p.n_features + f];
-          out[i * p.n_features + f] = inside[i] ? weight * g : 0.0f;
-        }
+      copy_rows(p.n_features, count, weight, grad_y + l * p.n_features, row, out, p.n_features);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      for (int l = 0; !inside[i] && l < p.n_levels; ++l) {
+        std::memset(p.level_features + (l * p.n_points + start + i) * p.n_features, 0, p.n_features * sizeof(float));
       }
     }
   }
@@ -365,9 +384,7 @@ static void hash_encode_finish_forward_range(const HashEncodeParams& p, int64_t 
     for (int l = 0; l < p.n_levels; ++l) {
       const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
       const float* in = p.level_features + (l * p.n_points + start) * p.n_features;
-      for (int64_t i = 0; i < count; ++i) {
-        for (int f = 0; f < p.n_features; ++f) y[i * row + l * p.n_features + f] = weight * in[i * p.n_features + f];
-      }
+      copy_rows(p.n_features, count, weight, in, p.n_features, y + l * p.n_features, row);
     }
     for (int64_t i = 0; i < count; ++i) {
       float bounded[kMaxDims];
