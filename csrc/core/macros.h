@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define HASHGRID_HD __host__ __device__ static inline
+#define HASHGRID_HD_MEMBER __host__ __device__ inline
 #else
 #define HASHGRID_HD static inline
+#define HASHGRID_HD_MEMBER inline
 #endif
 
 #define HASHGRID_RESTRICT __restrict__

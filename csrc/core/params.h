@@ -8,6 +8,7 @@ namespace hashgrid {
 constexpr int kMaxDims = 7;
 constexpr int kMaxLevels = 64;
 constexpr int kMaxCorners = 1 << kMaxDims;
+constexpr int kMaxCascades = 16;
 
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 enum class Interpolation : int32_t { kLinear, kSmoothstep, kNearest };
@@ -90,6 +91,94 @@ struct AdamStepParams {
   const float* ema_keeps;         // [n_ema_keeps], ema_decay^i
   int32_t n_bias_corrections;
   int32_t n_ema_keeps;
+struct RayAabbParams {
+  int64_t n_rays;
+  double near, far;
+  DType dtype;         // of every array: kFloat32 or kFloat64
+  const void* rays_o;  // [n_rays, 3]
+  const void* rays_d;  // [n_rays, 3]
+  const void* aabb;    // [6], low corner, high corner
+  void* t_min;         // [n_rays]
+  void* t_max;         // [n_rays]
+};
+
+struct MarchRaysParams {
+  int64_t n_rays;
+  int64_t max_samples_per_ray;
+  double step_size, cone_angle, near, far;
+  int32_t resolution[3];  // cells per axis
+  int32_t n_cascades;
+  bool jitter;
+  uint64_t seed;
+  uint32_t step;
+  DType dtype;           // of rays, aabb and distances: kFloat32 or kFloat64
+  const void* rays_o;    // [n_rays, 3]
+  const void* rays_d;    // [n_rays, 3]
+  const void* aabb;      // [6], box of cascade 0
+  const uint32_t* bits;  // cell g is bit g & 31 of word g >> 5 (little endian: bit g & 7 of byte g >> 3)
+
+  void* t_begin;  // [n_rays] distance of the first step, jitter included
+  void* t_stop;   // [n_rays] no step has its middle behind this; inf where a ray has no samples
+
+  // Set per thread: where the next samples go, ray after ray in no particular order.
+  void* samples;       // receives t_start of each sample
+  void* lane_samples;  // [kMaxLanes, lane_capacity] samples of the rays under way
+  int64_t lane_capacity;
+
+  const void** ray_samples;  // [n_rays] the samples of each ray within some `samples`
+  int64_t* packed_info;      // [n_rays, 2] first sample, number of samples
+  void* t_starts;            // [n_samples]
+  void* t_ends;              // [n_samples]
+  int64_t* ray_indices;      // [n_samples]
+};
+
+// One struct for the values and the gradients, and for their derivatives along (tangent_sigmas, tangent_features):
+// with `second_order` every output receives its derivative instead.
+struct CompositeParams {
+  int64_t n_rays;
+  int64_t n_features;
+  double early_stop_eps;
+  DType dtype;                 // of every array of reals: kFloat32 or kFloat64
+  bool second_order;
+  const void* sigmas;          // [n_samples]
+  const void* features;        // [n_samples, n_features]
+  const void* t_starts;        // [n_samples]
+  const void* t_ends;          // [n_samples]
+  const int64_t* packed_info;  // [n_rays, 2] first sample, number of samples; rays lie back to back
+  const void* tangent_sigmas;    // [n_samples] or null: zero
+  const void* tangent_features;  // [n_samples, n_features] or null: zero
+
+  void* ray_features;  // [n_rays, n_features]
+  void* opacities;     // [n_rays]
+  void* depths;        // [n_rays]
+  void* weights;       // [n_samples]
+  void* distortion;    // [n_rays]
+
+  const void* grad_ray_features;  // as the outputs, each null: zero
+  const void* grad_opacities;
+  const void* grad_depths;
+  const void* grad_weights;
+  const void* grad_distortion;
+  void* grad_sigmas;    // [n_samples]
+  void* grad_features;  // [n_samples, n_features]
+
+  // Set per thread.
+  void* scratch;             // [kCompositeRows, scratch_capacity], twice that with second_order
+  int64_t scratch_capacity;  // at least the longest ray, and a vector of padding
+};
+
+struct OccupancyUpdateParams {
+  int64_t n_cells;
+  int64_t n_samples;
+  float decay;
+  float threshold;
+  float* density;        // [n_cells]; negative: no camera sees the cell
+  uint8_t* bits;         // [ceil(n_cells / 8)]
+  const int64_t* cells;  // [n_samples], unique
+  const float* values;   // [n_samples]
+  double* chunk_sums;    // [n_chunks] sum over the visible cells of each kOccupancyChunk cells
+  int64_t* chunk_counts;  // [n_chunks] number of visible cells
+  int64_t* invalid_cell;  // set to a member of `cells` that is no cell, if there is one
 };
 
 }  // namespace hashgrid

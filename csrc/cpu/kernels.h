@@ -25,7 +25,25 @@ struct KernelTable {
   RangeKernel<HashEncodeParams> hash_encode_second_points;           // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_table;           // units: (level, shard)
   RangeKernel<AdamStepParams> adam_step;                            // units: rows if skip_zero, else elements
+  RangeKernel<RayAabbParams> ray_aabb;                              // units: rays
+  RangeKernel<MarchRaysParams> march_rays_begin;                    // units: rays
+  RangeKernel<MarchRaysParams> march_rays;                          // units: rays
+  RangeKernel<MarchRaysParams> march_rays_write;                    // units: rays
+  RangeKernel<CompositeParams> composite_forward;                   // units: rays
+  RangeKernel<CompositeParams> composite_backward;                  // units: rays
+  RangeKernel<OccupancyUpdateParams> occupancy_update_decay;        // units: cells
+  RangeKernel<OccupancyUpdateParams> occupancy_update_raise;        // units: samples
+  RangeKernel<OccupancyUpdateParams> occupancy_update_sum;          // units: chunks of kOccupancyChunk cells
+  RangeKernel<OccupancyUpdateParams> occupancy_update_pack;         // units: bytes of the bits
 };
+
+constexpr int kMaxLanes = 16;  // of any instruction set
+
+constexpr int64_t kOccupancyChunk = 16384;  // cells whose densities are summed together: the mean must not depend on threads
+
+// Scratch of compositing: thickness, transmittance, alpha, passed, weight, spread, each per sample of a group of rays.
+constexpr int kCompositeRows = 6;
+constexpr int64_t kCompositeGroup = 1024;  // samples a group has unless a single ray has more
 
 // Points whose contributions to the level weight gradient are summed together; fixed, so that the sum does not depend
 // on the thread count.

@@ -1,11 +1,18 @@
 // Every range kernel, compiled once per instruction set. Standard headers are included by kernels_<isa>.cpp before
 // the target pragma; nothing here may add a static initialiser.
 #include "core/adam.h"
+#include "core/dual.h"
 #include "core/grid.h"
 #include "core/interpolation.h"
+#include "core/ray.h"
+#include "core/volume.h"
 #include "cpu/simd.h"
 
 #include "cpu/hash_encode.inl"
+#include "cpu/ray_aabb.inl"
+#include "cpu/march_rays.inl"
+#include "cpu/composite.inl"
+#include "cpu/occupancy_update.inl"
 
 #include "cpu/adam_step.inl"
 
@@ -23,6 +30,16 @@ static const KernelTable kTable = {
     &hash_encode_second_points_range,
     &hash_encode_second_table_range,
     &adam_step_range,
+    &ray_aabb_range,
+    &march_rays_begin_range,
+    &march_rays_range,
+    &march_rays_write_range,
+    &composite_forward_range,
+    &composite_backward_range,
+    &occupancy_update_decay_range,
+    &occupancy_update_raise_range,
+    &occupancy_update_sum_range,
+    &occupancy_update_pack_range,
 };
 
 }  // namespace HASHGRID_ISA

@@ -6,6 +6,11 @@
 #define HASHGRID_LEVELS_SCHEMA \
   "float[] scales, int[] resolutions, float shift, int[] offsets, int[] sizes, int[] hashed, "
 
+#define HASHGRID_SAMPLES_SCHEMA "Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps"
+#define HASHGRID_COMPOSITE_GRADIENTS_SCHEMA                                                   \
+  "Tensor? grad_ray_features, Tensor? grad_opacities, Tensor? grad_depths, Tensor? grad_weights, " \
+  "Tensor? grad_distortion, "
+
 STABLE_TORCH_LIBRARY(hashgrid, m) {
   m.def(
       "hash_encode(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
@@ -27,4 +32,22 @@ STABLE_TORCH_LIBRARY(hashgrid, m) {
       "adam_step(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) steps, "
       "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool skip_zero, Tensor(f!)? ema, "
       "Tensor(g!)? ema_last, float ema_decay, int global_step, Tensor(h!)? shadow, bool zero_grad) -> ()");
+  m.def("ray_aabb(Tensor rays_o, Tensor rays_d, Tensor aabb, float near, float far) -> (Tensor, Tensor)");
+  m.def(
+      "march_rays(Tensor rays_o, Tensor rays_d, Tensor aabb, Tensor bits, int[] resolution, int n_cascades, "
+      "float step_size, float cone_angle, float near, float far, int? seed, int step, int max_samples_per_ray) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "composite(Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
+      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "composite_backward(" HASHGRID_COMPOSITE_GRADIENTS_SCHEMA "Tensor sigmas, Tensor features, "
+      HASHGRID_SAMPLES_SCHEMA ") -> (Tensor, Tensor)");
+  m.def(
+      "composite_backward_backward(Tensor? grad_grad_sigmas, Tensor? grad_grad_features, "
+      HASHGRID_COMPOSITE_GRADIENTS_SCHEMA "Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
+      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "occupancy_update(Tensor(a!) density, Tensor(b!) bits, Tensor cells, Tensor values, float decay, "
+      "float max_threshold) -> ()");
 }

@@ -1,0 +1,233 @@
+// Rays: intersection with a box (slab method, Kay & Kajiya 1986), steps, occupancy cells, counter-based random numbers.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "core/macros.h"
+#include "core/params.h"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+// a * b, rounded: the compiler must not fuse it with a later addition. Which cell a step falls into depends on the
+// last bit, and every instruction set, device and the reference have to agree on it.
+#if defined(__CUDA_ARCH__)
+HASHGRID_HD float rounded_multiply(float a, float b) { return __fmul_rn(a, b); }
+HASHGRID_HD double rounded_multiply(double a, double b) { return __dmul_rn(a, b); }
+#else
+template <typename V>
+HASHGRID_HD V rounded_multiply(V a, V b) {
+  V product = a * b;
+#if defined(__clang__)
+  // Clang fuses within one expression only, and this one ends here.
+#elif defined(__GNUC__) && __GNUC__ >= 12
+  product = __builtin_assoc_barrier(product);
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(product));
+#endif
+  return product;
+}
+#endif
+
+// ---- counter-based random numbers ("lowbias32", Wellons 2018) ----------------------------------------------------
+
+HASHGRID_HD uint32_t mix_bits(uint32_t h) {
+  h ^= h >> 16;
+  h *= 0x7feb352du;
+  h ^= h >> 15;
+  h *= 0x846ca68bu;
+  return h ^ (h >> 16);
+}
+
+// The part of the hash that is common to all indices.
+HASHGRID_HD uint32_t counter_key(uint64_t seed, uint32_t step) {
+  uint32_t h = mix_bits(static_cast<uint32_t>(seed) ^ 0x9e3779b9u);
+  h = mix_bits(h ^ static_cast<uint32_t>(seed >> 32));
+  return mix_bits(h ^ step);
+}
+
+// 24 random bits in [0, 1).
+HASHGRID_HD float counter_uniform(uint32_t key, uint32_t index) {
+  return static_cast<float>(mix_bits(key ^ index) >> 8) * 5.9604644775390625e-8f;
+}
+
+// ---- box ---------------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct RaySpan {
+  T begin, end;  // both inf for a miss
+};
+
+// An axis with direction zero does not constrain a ray inside its slab. NaN anywhere is a miss.
+template <typename T>
+HASHGRID_HD RaySpan<T> intersect_box(const T* origin, const T* direction, const T* low, const T* high, T near_limit,
+                                     T far_limit) {
+  const T inf = std::numeric_limits<T>::infinity();
+  T enter = -inf, leave = inf;
+  bool hit = true;
+  for (int axis = 0; axis < 3; ++axis) {
+    const T o = origin[axis], d = direction[axis];
+    if (d == T(0)) {
+      hit = hit && o >= low[axis] && o <= high[axis];
+      continue;
+    }
+    const T a = (low[axis] - o) / d, b = (high[axis] - o) / d;
+    hit = hit && a == a && b == b;
+    const T first = a < b ? a : b, last = a < b ? b : a;
+    enter = first > enter ? first : enter;
+    leave = last < leave ? last : leave;
+  }
+  enter = enter < near_limit ? near_limit : enter;
+  leave = leave > far_limit ? far_limit : leave;
+  hit = hit && enter <= leave;
+  return {hit ? enter : inf, hit ? leave : inf};
+}
+
+// ---- marching ----------------------------------------------------------------------------------------------------
+
+// Nested boxes around one centre; cascade c is 2^c times cascade 0. Scaling by 2^c is exact.
+template <typename T>
+struct MarchGrid {
+  int32_t resolution[3];
+  int32_t n_cascades;
+  T centre[3];
+  T half[3];      // half extents of cascade 0
+  T cell[3];      // cell sides of cascade 0
+  T min_cell;     // smallest of them
+  T step_size, cone_angle, max_step;
+};
+
+template <typename T>
+HASHGRID_HD MarchGrid<T> make_march_grid(const MarchRaysParams& p) {
+  const T* aabb = static_cast<const T*>(p.aabb);
+  MarchGrid<T> grid;
+  grid.n_cascades = p.n_cascades;
+  const T outermost = static_cast<T>(1 << (p.n_cascades - 1));
+  double diagonal = 0.0;
+  for (int axis = 0; axis < 3; ++axis) {
+    const T low = aabb[axis], high = aabb[3 + axis];
+    grid.resolution[axis] = p.resolution[axis];
+    grid.centre[axis] = (low + high) / T(2);
+    grid.half[axis] = (high - low) / T(2);
+    grid.cell[axis] = T(2) * grid.half[axis] / static_cast<T>(p.resolution[axis]);
+    const double side = static_cast<double>(grid.cell[axis] * outermost);
+    diagonal += rounded_multiply(side, side);
+  }
+  const T* cell = grid.cell;
+  grid.min_cell = cell[0] < cell[1] ? (cell[0] < cell[2] ? cell[0] : cell[2]) : (cell[1] < cell[2] ? cell[1] : cell[2]);
+  grid.step_size = static_cast<T>(p.step_size);
+  grid.cone_angle = static_cast<T>(p.cone_angle);
+  const T max_step = static_cast<T>(::sqrt(diagonal));
+  grid.max_step = max_step < grid.step_size ? grid.step_size : max_step;
+  return grid;
+}
+
+template <typename T>
+HASHGRID_HD T step_at(const MarchGrid<T>& grid, T t) {
+  T step = t * grid.cone_angle;
+  step = step < grid.step_size ? grid.step_size : step;
+  return step > grid.max_step ? grid.max_step : step;
+}
+
+template <typename T>
+HASHGRID_HD RaySpan<T> begin_march(const MarchRaysParams& p, const MarchGrid<T>& grid, uint32_t key, int64_t ray) {
+  const T* origin = static_cast<const T*>(p.rays_o) + 3 * ray;
+  const T* direction = static_cast<const T*>(p.rays_d) + 3 * ray;
+  const T growth = static_cast<T>(1 << (p.n_cascades - 1));
+  T low[3], high[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    low[axis] = grid.centre[axis] - grid.half[axis] * growth;
+    high[axis] = grid.centre[axis] + grid.half[axis] * growth;
+  }
+  RaySpan<T> span = intersect_box(origin, direction, low, high, static_cast<T>(p.near), static_cast<T>(p.far));
+  if (p.jitter && span.begin < std::numeric_limits<T>::infinity()) {
+    const T u = static_cast<T>(counter_uniform(key, static_cast<uint32_t>(ray)));
+    span.begin += rounded_multiply(u, step_at(grid, span.begin));
+  }
+  return span;
+}
+
+// Whether the cell at distance t is occupied, and where the ray leaves it. The cascade is the smallest one that
+// contains the point and has no cell side below `step`.
+template <typename T>
+HASHGRID_HD bool look_up_cell(const MarchGrid<T>& grid, const uint32_t* bits, const T* origin, const T* direction, T t,
+                              T step, T* t_exit) {
+  T point[3];
+  for (int axis = 0; axis < 3; ++axis) point[axis] = origin[axis] + rounded_multiply(direction[axis], t);
+  int64_t index = 0;
+  T growth = T(1);
+  for (; index < grid.n_cascades - 1; ++index, growth *= T(2)) {
+    bool inside = !(step > grid.min_cell * growth);
+    for (int axis = 0; axis < 3; ++axis) {
+      const T half = grid.half[axis] * growth;
+      inside = inside && !(point[axis] < grid.centre[axis] - half) && !(point[axis] > grid.centre[axis] + half);
+    }
+    if (inside) break;
+  }
+  *t_exit = std::numeric_limits<T>::infinity();
+  for (int axis = 0; axis < 3; ++axis) {
+    const T low = grid.centre[axis] - grid.half[axis] * growth;
+    const T side = grid.cell[axis] * growth;
+    const T last = static_cast<T>(grid.resolution[axis] - 1);
+    T position = (point[axis] - low) / side;
+    position = position >= T(0) ? position : T(0);
+    position = position > last ? last : position;
+    const int32_t cell = static_cast<int32_t>(position);
+    index = index * grid.resolution[axis] + cell;
+    if (direction[axis] == T(0)) continue;
+    const T far_side = low + rounded_multiply(static_cast<T>(cell + (direction[axis] > T(0) ? 1 : 0)), side);
+    const T t_side = (far_side - origin[axis]) / direction[axis];
+    *t_exit = t_side < *t_exit ? t_side : *t_exit;
+  }
+  return (bits[index >> 5] >> (index & 31)) & 1u;
+}
+
+// The whole march of one ray; emit(t_start) is called for each sample. Returns their number.
+//
+// With equal steps, distances are t_begin + k * step with an integer k: rounding does not build up, and empty cells are
+// left in one go. With growing ones every step is taken, and those within a cell known to be empty are not looked up.
+template <typename T, typename Emit>
+HASHGRID_HD int64_t march_ray(const MarchRaysParams& p, const MarchGrid<T>& grid, int64_t ray, T t_begin, T t_stop,
+                              Emit emit) {
+  const T* origin = static_cast<const T*>(p.rays_o) + 3 * ray;
+  const T* direction = static_cast<const T*>(p.rays_d) + 3 * ray;
+  const T inf = std::numeric_limits<T>::infinity();
+  if (!(t_stop < inf)) return 0;
+  const bool equal_steps = grid.cone_angle == T(0);
+  T t = t_begin, t_empty = -inf;
+  int64_t k = 0, count = 0;
+  while (count < p.max_samples_per_ray) {
+    const T step = step_at(grid, t);
+    const T middle = t + step / T(2);
+    if (!(middle < t_stop) || !(t + step > t)) break;  // a step too small to change t would never end
+    if (middle < t_empty) {
+      t += step;
+      continue;
+    }
+    T t_exit;
+    const bool occupied = look_up_cell(grid, p.bits, origin, direction, middle, step, &t_exit);
+    if (occupied) {
+      emit(t);
+      ++count;
+    }
+    if (!equal_steps) {
+      if (!occupied) t_empty = t_exit;
+      t += step;
+      continue;
+    }
+    if (occupied) {
+      ++k;
+    } else {
+      const T limit = t_exit < t_stop ? t_exit : t_stop;
+      const T skip = ::ceil((limit - middle) / step);
+      k += skip > T(1) ? static_cast<int64_t>(skip) : 1;
+    }
+    t = t_begin + rounded_multiply(static_cast<T>(k), grid.step_size);
+  }
+  return count;
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

@@ -1,0 +1,82 @@
+// Volume compositing (Max 1995) with the distortion of mip-NeRF 360 (Barron et al. 2022, eq. 15): one sample at a time,
+// front to back for the values, back to front for the gradients.
+//
+// V: number type of a sample, T: of distances, A: of the running sums of a ray.
+#pragma once
+
+#include "core/dual.h"
+#include "core/macros.h"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+// Sums of a ray are kept in double on the CPU, where that is free.
+template <typename V>
+struct SumOf {
+  typedef double Type;
+};
+template <typename T>
+struct SumOf<Dual<T>> {
+  typedef Dual<double> Type;
+};
+
+// What one ray has gathered from the samples in front of the current one.
+template <typename A>
+struct RaySums {
+  A weight = A(0.0);      // sum w_j
+  A depth = A(0.0);       // sum w_j m_j
+  A spread = A(0.0);      // sum w_j (m - m_j), m the middle of the latest sample
+  A distortion = A(0.0);  // 1/3 sum w_j^2 dt_j + 2 sum_j w_j sum_{k<j} w_k (m_j - m_k)
+  double middle = 0.0;    // m
+};
+
+// Adds one sample and returns its weight. sums->spread is then that of the samples in front of it.
+template <typename V, typename T, typename A>
+HASHGRID_HD V composite_step(V transmittance, V alpha, T step, T middle, RaySums<A>* sums) {
+  // Moving m by one gap moves every difference by it: no difference of two large sums.
+  const double m = static_cast<double>(middle);
+  sums->spread += sums->weight * A(m - sums->middle);
+  sums->middle = m;
+  const V weight = transmittance * alpha;
+  const A w = A(weight);
+  sums->distortion += w * (w * A(static_cast<double>(step) / 3.0) + A(2.0) * sums->spread);
+  sums->depth += w * A(m);
+  sums->weight += w;
+  return weight;
+}
+
+// What the samples behind the current one contribute to its gradient.
+template <typename A>
+struct RaySuffix {
+  A weight = A(0.0);    // sum w_j
+  A spread = A(0.0);    // sum w_j (m_j - m)
+  A gradient = A(0.0);  // sum w_j dL/dw_j
+  double middle = 0.0;
+};
+
+// Gradients of the outputs of one ray.
+template <typename T>
+struct RayGradients {
+  T opacity, depth, distortion;
+};
+
+// dL / d(sigma dt) of one sample. `passed` = exp(-sigma dt); `spread` as composite_step left it; `grad_weight` is
+// dL/dw through the features and the weight itself.
+template <typename V, typename T, typename A>
+HASHGRID_HD V composite_step_reverse(V transmittance, V passed, V weight, V spread, V grad_weight, T step, T middle,
+                                     const RayGradients<T>& grads, RaySuffix<A>* suffix) {
+  const double m = static_cast<double>(middle);
+  suffix->spread += suffix->weight * A(suffix->middle - m);
+  suffix->middle = m;
+  const A w = A(weight);
+  const A both = A(2.0) * (A(spread) + suffix->spread) + w * A(static_cast<double>(step) * (2.0 / 3.0));
+  const A grad = A(grad_weight) + A(static_cast<double>(grads.opacity) + static_cast<double>(grads.depth) * m) +
+                 A(static_cast<double>(grads.distortion)) * both;
+  const A result = grad * A(transmittance * passed) - suffix->gradient;
+  suffix->gradient += grad * w;
+  suffix->weight += w;
+  return V(result);
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

@@ -1,0 +1,291 @@
+// Ray marching on the CPU.
+//
+// fp32: kLanes rays advance together, one visited cell each; a lane whose ray ends takes the next ray. Every lane does
+// exactly the arithmetic of march_ray in core/ray.h, so which rays share a vector does not show in the result.
+// fp64, and rays of so many steps that a float cannot count them, use march_ray itself.
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+constexpr double kMaxVectorSteps = 8388608.0;  // 2^23: integers are exact in fp32 up to twice that
+
+static inline VecI select(VecI mask, VecI a, VecI b) { return mask ? a : b; }
+static inline VecF select(VecI mask, VecF a, VecF b) { return mask ? a : b; }
+static inline VecF minimum(VecF a, VecF b) { return a < b ? a : b; }
+
+// One bit per lane.
+static inline uint32_t lane_bits(VecI mask) {
+#if defined(HASHGRID_HAS_AVX512)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(HASHGRID_HAS_AVX2)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= (mask[lane] != 0 ? 1u : 0u) << lane;
+  return bits;
+#endif
+}
+
+static inline VecU gather_words(const uint32_t* words, VecU index) {
+#if defined(HASHGRID_HAS_AVX512)
+  return reinterpret_cast<VecU>(_mm512_i32gather_epi32(reinterpret_cast<__m512i>(index), words, 4));
+#elif defined(HASHGRID_HAS_AVX2)
+  return reinterpret_cast<VecU>(
+      _mm256_i32gather_epi32(reinterpret_cast<const int*>(words), reinterpret_cast<__m256i>(index), 4));
+#else
+  VecU out;
+  for (int lane = 0; lane < kLanes; ++lane) out[lane] = words[index[lane]];
+  return out;
+#endif
+}
+
+// Smallest integer >= x, for x in [1, 2^31).
+static inline VecF round_up(VecF x) {
+  const VecI truncated = __builtin_convertvector(x, VecI);
+  const VecI above = __builtin_convertvector(truncated, VecF) < x;  // -1 where truncation went down
+  return __builtin_convertvector(truncated - above, VecF);
+}
+
+static inline VecF step_at(const MarchGrid<float>& grid, VecF t) {
+  return clamp(t * grid.cone_angle, grid.step_size, grid.max_step);
+}
+
+struct RayLanes {
+  VecF origin[3], direction[3];
+  VecF t_begin, t_stop;
+  VecF k;        // steps taken
+  VecF t;        // start of the current step
+  VecF t_empty;  // known to be empty up to here, used where steps grow
+  VecI count;    // samples found
+};
+
+// look_up_cell for one ray per lane; all bits of the result set where the cell is occupied.
+template <bool kCascades>
+static inline VecI look_up_cells(const MarchGrid<float>& grid, const uint32_t* bits, const RayLanes& rays, VecF t,
+                                 VecF step, VecF* t_exit) {
+  VecF point[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    point[axis] = rays.origin[axis] + rounded_multiply(rays.direction[axis], t);
+  }
+  VecI index = {};
+  VecF growth = splat(1.0f);
+  if (kCascades) {
+    for (int c = 0; c < grid.n_cascades - 1; ++c) {
+      VecI outside = step > grid.min_cell * growth;
+      for (int axis = 0; axis < 3; ++axis) {
+        const VecF half = grid.half[axis] * growth;
+        outside |= (point[axis] < grid.centre[axis] - half) | (point[axis] > grid.centre[axis] + half);
+      }
+      if (lane_bits(outside) == 0) break;
+      index -= outside;
+      growth = select(outside, growth * 2.0f, growth);
+    }
+  }
+  VecF exit = splat(std::numeric_limits<float>::infinity());
+  for (int axis = 0; axis < 3; ++axis) {
+    const VecF low = kCascades ? grid.centre[axis] - grid.half[axis] * growth
+                               : splat(grid.centre[axis] - grid.half[axis]);
+    const VecF side = kCascades ? grid.cell[axis] * growth : splat(grid.cell[axis]);
+    const VecF zero = splat(0.0f), last = splat(static_cast<float>(grid.resolution[axis] - 1));
+    VecF position = (point[axis] - low) / side;
+    position = position >= zero ? position : zero;  // also where it is NaN
+    position = position > last ? last : position;
+    const VecI cell = __builtin_convertvector(position, VecI);
+    index = index * grid.resolution[axis] + cell;
+    const VecF direction = rays.direction[axis];
+    const VecI upper = cell - (direction > zero);
+    const VecF far_side = low + rounded_multiply(__builtin_convertvector(upper, VecF), side);
+    const VecF t_side = (far_side - rays.origin[axis]) / direction;
+    exit = minimum(select(direction == zero, exit, t_side), exit);
+  }
+  *t_exit = exit;
+  const VecU word = gather_words(bits, reinterpret_cast<VecU>(index) >> 5);
+  return -reinterpret_cast<VecI>((word >> (reinterpret_cast<VecU>(index) & 31u)) & 1u);
+}
+
+// A lane takes its next ray from here.
+class RayQueue {
+ public:
+  RayQueue(const MarchRaysParams& p, int64_t begin, int64_t end)
+      : p_(p), next_(begin), end_(end), out_(static_cast<float*>(p.samples)) {}
+
+  // The ray given to `lane`, or -1 when none is left: the lane idles.
+  int64_t load(const MarchGrid<float>& grid, int lane, RayLanes* lanes) {
+    for (; next_ < end_; ++next_) {
+      const int64_t ray = next_;
+      const float t_begin = static_cast<const float*>(p_.t_begin)[ray];
+      const float t_stop = static_cast<const float*>(p_.t_stop)[ray];
+      if (!(t_stop < std::numeric_limits<float>::infinity())) {
+        finish(ray, out_, 0);
+        continue;
+      }
+      if ((static_cast<double>(t_stop) - t_begin) / grid.step_size > kMaxVectorSteps) {
+        int64_t count = 0;
+        march_ray(p_, grid, ray, t_begin, t_stop, [&](float t) { out_[count++] = t; });
+        finish(ray, out_, count);
+        out_ += count;
+        continue;
+      }
+      for (int axis = 0; axis < 3; ++axis) {
+        lanes->origin[axis][lane] = static_cast<const float*>(p_.rays_o)[3 * ray + axis];
+        lanes->direction[axis][lane] = static_cast<const float*>(p_.rays_d)[3 * ray + axis];
+      }
+      lanes->t_begin[lane] = t_begin;
+      lanes->t_stop[lane] = t_stop;
+      lanes->k[lane] = 0.0f;
+      lanes->t[lane] = t_begin;
+      lanes->t_empty[lane] = -std::numeric_limits<float>::infinity();
+      lanes->count[lane] = 0;
+      ++next_;
+      return ray;
+    }
+    lanes->t_stop[lane] = -std::numeric_limits<float>::infinity();
+    lanes->t[lane] = 0.0f;
+    return -1;
+  }
+
+  void store(int64_t ray, const float* samples, int64_t count) {
+    std::memcpy(out_, samples, count * sizeof(float));
+    finish(ray, out_, count);
+    out_ += count;
+  }
+
+ private:
+  void finish(int64_t ray, const float* samples, int64_t count) {
+    p_.ray_samples[ray] = samples;
+    p_.packed_info[2 * ray + 1] = count;
+  }
+
+  const MarchRaysParams& p_;
+  int64_t next_, end_;
+  float* out_;
+};
+
+template <bool kEqualSteps, bool kCascades>
+static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, int64_t begin, int64_t end) {
+  RayLanes lanes = {};
+  int64_t ray_of[kLanes];
+  RayQueue queue(p, begin, end);
+  float* lane_samples = static_cast<float*>(p.lane_samples);
+  uint32_t active = 0;
+  VecI lane_offset;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    lane_offset[lane] = static_cast<int32_t>(lane * p.lane_capacity);
+    ray_of[lane] = queue.load(grid, lane, &lanes);
+    active |= (ray_of[lane] >= 0 ? 1u : 0u) << lane;
+  }
+  const int64_t limit = p.max_samples_per_ray < (1 << 30) ? p.max_samples_per_ray : (1 << 30);
+  const VecI max_count = static_cast<int32_t>(limit) - VecI{};
+  while (active != 0) {
+    const VecF step = step_at(grid, lanes.t);
+    const VecF middle = lanes.t + step * 0.5f;
+    const VecF t_end = lanes.t + step;
+    const VecI going = (middle < lanes.t_stop) & (lanes.count < max_count) & (t_end > lanes.t);
+    const uint32_t finished = active & ~lane_bits(going);
+    if (finished != 0) {
+      for (uint32_t left = finished; left != 0; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        queue.store(ray_of[lane], lane_samples + lane * p.lane_capacity, lanes.count[lane]);
+        ray_of[lane] = queue.load(grid, lane, &lanes);
+        if (ray_of[lane] < 0) active &= ~(1u << lane);
+      }
+      continue;
+    }
+    if (!kEqualSteps) {
+      const VecI skipped = going & (middle < lanes.t_empty);
+      if (lane_bits(skipped) != 0) {
+        lanes.t = select(skipped, t_end, lanes.t);
+        continue;
+      }
+    }
+    VecF t_exit;
+    const VecI occupied = look_up_cells<kCascades>(grid, p.bits, lanes, middle, step, &t_exit);
+    const VecI emit = occupied & going;
+    const uint32_t emitted = lane_bits(emit);
+    if (emitted != 0) {
+#if defined(HASHGRID_HAS_AVX512)
+      _mm512_mask_i32scatter_ps(lane_samples, static_cast<__mmask16>(emitted),
+                                reinterpret_cast<__m512i>(lane_offset + lanes.count), lanes.t, 4);
+#else
+      for (uint32_t left = emitted; left != 0; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        lane_samples[lane_offset[lane] + lanes.count[lane]] = lanes.t[lane];
+      }
+#endif
+      lanes.count -= emit;
+    }
+    if (kEqualSteps) {
+      const VecF one = splat(1.0f);
+      VecF skip = (minimum(t_exit, lanes.t_stop) - middle) / step;
+      skip = skip > one ? skip : one;
+      skip = select(going, skip, one);  // idle lanes hold anything
+      lanes.k += select(occupied, one, round_up(skip));
+      lanes.t = lanes.t_begin + rounded_multiply(lanes.k, splat(grid.step_size));
+    } else {
+      lanes.t_empty = select(occupied, lanes.t_empty, t_exit);
+      lanes.t = t_end;
+    }
+  }
+}
+
+template <typename T>
+static void march_rays_begin_typed(const MarchRaysParams& p, int64_t begin, int64_t end) {
+  const MarchGrid<T> grid = make_march_grid<T>(p);
+  const uint32_t key = counter_key(p.seed, p.step);
+  for (int64_t ray = begin; ray < end; ++ray) {
+    const RaySpan<T> span = begin_march(p, grid, key, ray);
+    static_cast<T*>(p.t_begin)[ray] = span.begin;
+    static_cast<T*>(p.t_stop)[ray] = span.end;
+  }
+}
+
+static void march_rays_begin_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return march_rays_begin_typed<double>(p, begin, end);
+  march_rays_begin_typed<float>(p, begin, end);
+}
+
+static void march_rays_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) {
+    const MarchGrid<double> grid = make_march_grid<double>(p);
+    double* out = static_cast<double*>(p.samples);
+    for (int64_t ray = begin; ray < end; ++ray) {
+      const double t_begin = static_cast<const double*>(p.t_begin)[ray];
+      const double t_stop = static_cast<const double*>(p.t_stop)[ray];
+      int64_t count = 0;
+      march_ray(p, grid, ray, t_begin, t_stop, [&](double t) { out[count++] = t; });
+      p.ray_samples[ray] = out;
+      p.packed_info[2 * ray + 1] = count;
+      out += count;
+    }
+    return;
+  }
+  const MarchGrid<float> grid = make_march_grid<float>(p);
+  const bool equal_steps = grid.cone_angle == 0.0f, cascades = grid.n_cascades > 1;
+  if (equal_steps && cascades) return march_lanes<true, true>(p, grid, begin, end);
+  if (equal_steps) return march_lanes<true, false>(p, grid, begin, end);
+  if (cascades) return march_lanes<false, true>(p, grid, begin, end);
+  march_lanes<false, false>(p, grid, begin, end);
+}
+
+template <typename T>
+static void march_rays_write_typed(const MarchRaysParams& p, int64_t begin, int64_t end) {
+  const MarchGrid<T> grid = make_march_grid<T>(p);
+  for (int64_t ray = begin; ray < end; ++ray) {
+    const int64_t start = p.packed_info[2 * ray], count = p.packed_info[2 * ray + 1];
+    const T* samples = static_cast<const T*>(p.ray_samples[ray]);
+    T* t_starts = static_cast<T*>(p.t_starts) + start;
+    T* t_ends = static_cast<T*>(p.t_ends) + start;
+    for (int64_t i = 0; i < count; ++i) {
+      t_starts[i] = samples[i];
+      t_ends[i] = samples[i] + step_at(grid, samples[i]);
+      p.ray_indices[start + i] = ray;
+    }
+  }
+}
+
+static void march_rays_write_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return march_rays_write_typed<double>(p, begin, end);
+  march_rays_write_typed<float>(p, begin, end);
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

@@ -1,0 +1,181 @@
+// march_rays: checks, allocation and launch.
+//
+// Rays are marched in chunks, whose samples go to memory of the thread that took the chunk. Once all counts are known,
+// they are copied to where their ray belongs: the result does not depend on who marched what.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "cpu/capability.h"
+#include "cpu/kernels.h"
+#include "ops/checks.h"
+#include "ops/memory.h"
+#include "ops/rays.h"
+
+namespace hashgrid {
+namespace {
+
+constexpr int64_t kRayGrain = 512;                   // rays per chunk: many more than there are lanes to refill
+constexpr int64_t kBlockSamples = int64_t{1} << 16;  // smallest block of a thread's memory
+
+// Samples of the chunks one thread marched. Blocks stay where they are; memory is touched only where samples lie.
+class SampleArena {
+ public:
+  explicit SampleArena(int64_t sample_bytes) : sample_bytes_(sample_bytes) {}
+
+  char* reserve(int64_t n_samples) {
+    const int64_t bytes = n_samples * sample_bytes_;
+    if (blocks_.empty() || used_ + bytes > capacity_) {
+      capacity_ = std::max(bytes, kBlockSamples * sample_bytes_);
+      used_ = 0;
+      blocks_.emplace_back(new char[capacity_]);
+    }
+    return blocks_.back().get() + used_;
+  }
+  void commit(int64_t n_samples) { used_ += n_samples * sample_bytes_; }
+
+ private:
+  int64_t sample_bytes_;
+  int64_t capacity_ = 0, used_ = 0;
+  std::vector<std::unique_ptr<char[]>> blocks_;
+};
+
+MarchRaysParams make_params(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb, const Tensor& bits,
+                            const std::vector<int64_t>& resolution, int64_t n_cascades, double step_size,
+                            double cone_angle, double near, double far, std::optional<int64_t> seed, int64_t step,
+                            int64_t max_samples_per_ray) {
+  MarchRaysParams p = {};
+  p.dtype = check_rays(rays_o, rays_d, aabb);
+  STD_TORCH_CHECK(n_cascades >= 1 && n_cascades <= kMaxCascades, "`n_cascades` must be in 1..", kMaxCascades, ", got ",
+                  n_cascades);
+  bool positive = resolution.size() == 3;
+  double n_cells = static_cast<double>(n_cascades);
+  for (const int64_t cells : resolution) {
+    positive = positive && cells > 0;
+    n_cells *= static_cast<double>(cells);
+  }
+  STD_TORCH_CHECK(positive, "`resolution` must be three positive numbers");
+  STD_TORCH_CHECK(n_cells < 2147483648.0, "the grid must have less than 2^31 cells, got ", n_cells);
+  const int64_t n_bytes = (static_cast<int64_t>(n_cells) + 7) / 8;
+  check_dtype(bits, "bits", ScalarType::Byte);
+  check_shape(bits, "bits", {n_bytes});
+  check_contiguous(bits, "bits");
+  STD_TORCH_CHECK(step_size > 0.0 && std::isfinite(step_size), "`step_size` must be positive and finite, got ",
+                  step_size);
+  STD_TORCH_CHECK(cone_angle >= 0.0 && std::isfinite(cone_angle), "`cone_angle` must be non-negative and finite, got ",
+                  cone_angle);
+  for (int axis = 0; axis < 3; ++axis) p.resolution[axis] = static_cast<int32_t>(resolution[axis]);
+  p.n_cascades = static_cast<int32_t>(n_cascades);
+  p.n_rays = rays_o.size(0);
+  p.max_samples_per_ray = std::max<int64_t>(max_samples_per_ray, 0);
+  p.step_size = step_size;
+  p.cone_angle = cone_angle;
+  p.near = near;
+  p.far = far;
+  p.jitter = seed.has_value();
+  p.seed = static_cast<uint64_t>(seed.value_or(0));
+  p.step = static_cast<uint32_t>(step);
+  p.rays_o = rays_o.const_data_ptr();
+  p.rays_d = rays_d.const_data_ptr();
+  p.aabb = aabb.const_data_ptr();
+  return p;
+}
+
+// An upper bound of the samples of one ray.
+int64_t sample_bound(const MarchRaysParams& p, int64_t ray) {
+  const auto distance = [&](const void* values) {
+    return p.dtype == DType::kFloat64 ? static_cast<const double*>(values)[ray]
+                                      : static_cast<double>(static_cast<const float*>(values)[ray]);
+  };
+  const double t_stop = distance(p.t_stop);
+  if (!(t_stop < INFINITY)) return 0;
+  // The slack covers the rounding of t: less than one step in 2^20 for the distances a float can still step along.
+  const double n_steps = (t_stop - distance(p.t_begin)) / p.step_size * (1.0 + 1e-5) + 2.0;
+  if (!(n_steps > 0.0)) return 0;
+  return n_steps < static_cast<double>(p.max_samples_per_ray) ? static_cast<int64_t>(n_steps) : p.max_samples_per_ray;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> march_rays_cpu(const Tensor& rays_o, const Tensor& rays_d,
+                                                          const Tensor& aabb, const Tensor& bits,
+                                                          const std::vector<int64_t>& resolution, int64_t n_cascades,
+                                                          double step_size, double cone_angle, double near, double far,
+                                                          std::optional<int64_t> seed, int64_t step,
+                                                          int64_t max_samples_per_ray) {
+  MarchRaysParams p = make_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle, near, far,
+                                  seed, step, max_samples_per_ray);
+  const KernelTable& kernel = kernels();
+  const int64_t sample_bytes = element_bytes(p.dtype);
+
+  // The kernels read whole words.
+  std::vector<uint32_t> padded;
+  const void* bytes = bits.const_data_ptr();
+  if (bits.numel() % 4 != 0 || reinterpret_cast<uintptr_t>(bytes) % 4 != 0) {
+    padded.resize((bits.numel() + 3) / 4);
+    std::memcpy(padded.data(), bytes, bits.numel());
+    bytes = padded.data();
+  }
+  p.bits = static_cast<const uint32_t*>(bytes);
+
+  Tensor span = empty_like_dtype(rays_o, {2, p.n_rays});
+  p.t_begin = span.mutable_data_ptr();
+  p.t_stop = static_cast<char*>(p.t_begin) + p.n_rays * sample_bytes;
+  Tensor packed_info = empty_like_dtype(rays_o, {p.n_rays, 2}, ScalarType::Long);
+  p.packed_info = static_cast<int64_t*>(packed_info.mutable_data_ptr());
+  std::unique_ptr<const void*[]> ray_samples(new const void*[p.n_rays]);
+  p.ray_samples = ray_samples.get();
+  parallel_units(p.n_rays, 4096, [&](int64_t begin, int64_t end) { kernel.march_rays_begin(p, begin, end); });
+
+  std::vector<int64_t> bounds(p.n_rays);
+  int64_t longest = 0;
+  for (int64_t ray = 0; ray < p.n_rays; ++ray) {
+    bounds[ray] = sample_bound(p, ray);
+    longest = std::max(longest, bounds[ray]);
+  }
+  // An odd number of cache lines apart, or the lanes' buffers would compete for one set of the cache.
+  p.lane_capacity = (std::min<int64_t>(longest, int64_t{1} << 24) / 32 + 1) * 32 + 16;
+
+  const int64_t n_workers = std::max<int64_t>(1, static_cast<int64_t>(torch::stable::get_num_threads()));
+  std::vector<SampleArena> arenas;
+  for (int64_t worker = 0; worker < n_workers; ++worker) arenas.emplace_back(sample_bytes);
+  std::atomic<int64_t> next_ray{0};
+  const auto work = [&](int64_t worker) {
+    MarchRaysParams q = p;
+    std::unique_ptr<char[]> lanes(new char[kMaxLanes * p.lane_capacity * sample_bytes]);
+    q.lane_samples = lanes.get();
+    for (;;) {
+      const int64_t begin = next_ray.fetch_add(kRayGrain);
+      if (begin >= p.n_rays) return;
+      const int64_t end = std::min(begin + kRayGrain, p.n_rays);
+      int64_t bound = 0, count = 0;
+      for (int64_t ray = begin; ray < end; ++ray) bound += bounds[ray];
+      q.samples = arenas[worker].reserve(bound);
+      kernel.march_rays(q, begin, end);
+      for (int64_t ray = begin; ray < end; ++ray) count += p.packed_info[2 * ray + 1];
+      arenas[worker].commit(count);
+    }
+  };
+  parallel_units(n_workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) work(worker);
+  });
+
+  int64_t n_samples = 0;
+  for (int64_t ray = 0; ray < p.n_rays; ++ray) {
+    p.packed_info[2 * ray] = n_samples;
+    n_samples += p.packed_info[2 * ray + 1];
+  }
+  Tensor t_starts = empty_like_dtype(rays_o, {n_samples});
+  Tensor t_ends = empty_like_dtype(rays_o, {n_samples});
+  Tensor ray_indices = empty_like_dtype(rays_o, {n_samples}, ScalarType::Long);
+  p.t_starts = t_starts.mutable_data_ptr();
+  p.t_ends = t_ends.mutable_data_ptr();
+  p.ray_indices = static_cast<int64_t*>(ray_indices.mutable_data_ptr());
+  parallel_units(p.n_rays, kRayGrain, [&](int64_t begin, int64_t end) { kernel.march_rays_write(p, begin, end); });
+  return {t_starts, t_ends, ray_indices, packed_info};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hashgrid, CPU, m) { m.impl("march_rays", TORCH_BOX(&march_rays_cpu)); }
+
+}  // namespace hashgrid

@@ -1,0 +1,86 @@
+"""Ray marching through a bit-packed occupancy grid with cascades on the native kernels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+from hashgrid.ops.ray_aabb import prepare_rays
+
+
+def march_rays(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    aabb: Tensor,
+    bits: Tensor,
+    resolution: tuple[int, int, int],
+    n_cascades: int = 1,
+    *,
+    step_size: float,
+    cone_angle: float = 0.0,
+    near: float = 0.0,
+    far: float = math.inf,
+    seed: int | None = None,
+    step: int = 0,
+    max_samples_per_ray: int = 1024,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Samples of each ray where the grid is occupied. Not differentiable.
+
+    A ray advances by ``step(t) = clamp(t * cone_angle, step_size, max_step)``, ``max_step`` being the diagonal of the
+    largest cell (at least ``step_size``), from its entry into the outermost box. The cell at the middle of a step
+    decides: occupied, the step becomes a sample; empty, the ray moves on by whole steps until the middle has left the
+    cell. With ``cone_angle == 0`` positions are ``t_begin + k * step_size`` with integer k: rounding does not build up.
+    The result has the same bits for any number of threads and any instruction set.
+
+    Args:
+        rays_o: [R, 3], origins, fp32 or fp64 (half precision is read as fp32).
+        rays_d: [R, 3], directions; distances are in units of their length.
+        aabb: [6], box of cascade 0, (x_min, y_min, z_min, x_max, y_max, z_max); cascade c is 2^c times as large.
+        bits: [ceil(C * X * Y * Z / 8)] uint8; cell ``((c * X + x) * Y + y) * Z + z`` is bit ``cell & 7`` of byte
+            ``cell >> 3``.
+        resolution: cells per axis (X, Y, Z).
+        n_cascades: number of cascades C.
+        step_size: smallest step.
+        cone_angle: growth of the step with the distance.
+        near: no sample before this distance.
+        far: no sample whose middle is behind this distance.
+        seed: shifts the samples of each ray by a fraction of its first step; None for no shift.
+        step: training step, varies the shift.
+        max_samples_per_ray: further samples of a ray are dropped.
+
+    Returns:
+        t_starts [S], t_ends [S], ray_indices [S] int64, packed_info [R, 2] int64 (first sample, count); sorted by ray,
+        in the order of the distance within a ray. A ray with NaN coordinates has no samples.
+
+    Raises:
+        RuntimeError: a shape, a dtype or a step does not fit.
+    """
+    rays_o, rays_d, aabb = prepare_rays(rays_o, rays_d, aabb)
+    return _extension.ops().march_rays(
+        rays_o, rays_d, aabb, bits.contiguous(), list(resolution), n_cascades, step_size, cone_angle, near, far,
+        None if seed is None else signed64(seed), step & 0xFFFFFFFF, max_samples_per_ray,
+    )  # fmt: skip
+
+
+def signed64(seed: int) -> int:
+    """The low 64 bits of ``seed`` as the signed number a schema can carry."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _register() -> None:
+    @torch.library.register_fake("hashgrid::march_rays")
+    def _(rays_o, *options):
+        n_samples = torch.library.get_ctx().new_dynamic_size()
+        return (
+            rays_o.new_empty(n_samples),
+            rays_o.new_empty(n_samples),
+            rays_o.new_empty(n_samples, dtype=torch.int64),
+            rays_o.new_empty(rays_o.shape[0], 2, dtype=torch.int64),
+        )
+
+
+if _extension.module is not None:
+    _register()

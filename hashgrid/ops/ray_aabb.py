@@ -1,0 +1,52 @@
+"""Intersection of rays with an axis-aligned box (slab method, Kay & Kajiya 1986) on the native kernels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+
+
+def ray_aabb(
+    rays_o: Tensor, rays_d: Tensor, aabb: Tensor, near: float = 0.0, far: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """Where rays enter and leave a box, in units of the length of their direction. Not differentiable.
+
+    An axis along which the direction is zero does not constrain a ray that starts within its slab; outside it the ray
+    misses.
+
+    Args:
+        rays_o: [R, 3], origins, fp32 or fp64 (half precision is read as fp32).
+        rays_d: [R, 3], directions of any length.
+        aabb: [6], (x_min, y_min, z_min, x_max, y_max, z_max).
+        near: lower limit of the entry.
+        far: upper limit of the exit.
+
+    Returns:
+        t_min [R] and t_max [R], both inf where the ray misses the box or has NaN coordinates.
+
+    Raises:
+        RuntimeError: a shape or a dtype does not fit.
+    """
+    rays_o, rays_d, aabb = prepare_rays(rays_o, rays_d, aabb)
+    return _extension.ops().ray_aabb(rays_o, rays_d, aabb, near, far)
+
+
+def prepare_rays(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Detached, contiguous and of one dtype, that of ``rays_o``, at least fp32."""
+    dtype = torch.float64 if rays_o.dtype == torch.float64 else torch.float32
+    rays_o, rays_d, aabb = (x.detach().to(dtype).contiguous() for x in (rays_o, rays_d, aabb))
+    return rays_o, rays_d, aabb.to(rays_o.device)
+
+
+def _register() -> None:
+    @torch.library.register_fake("hashgrid::ray_aabb")
+    def _(rays_o, rays_d, aabb, near, far):
+        return rays_o.new_empty(rays_o.shape[0]), rays_o.new_empty(rays_o.shape[0])
+
+
+if _extension.module is not None:
+    _register()
