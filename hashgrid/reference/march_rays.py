@@ -63,7 +63,8 @@ def march_rays(
     if not (step_size > 0 and math.isfinite(step_size)):
         raise ValueError(f"`step_size` must be positive and finite, got {step_size}")
     rays_o, rays_d = rays_o.detach(), rays_d.detach()
-    max_step = grid.cell_sizes[-1].norm().clamp(min=step_size)
+    diagonal = grid.cell_sizes[-1].double().square()
+    max_step = (diagonal[0] + diagonal[1] + diagonal[2]).sqrt().to(rays_o).clamp(min=step_size)
 
     def step_at(t: Tensor) -> Tensor:
         return (t * cone_angle).clamp(min=step_size).minimum(max_step)
