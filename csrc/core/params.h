@@ -91,6 +91,8 @@ struct AdamStepParams {
   const float* ema_keeps;         // [n_ema_keeps], ema_decay^i
   int32_t n_bias_corrections;
   int32_t n_ema_keeps;
+};
+
 struct RayAabbParams {
   int64_t n_rays;
   double near, far;

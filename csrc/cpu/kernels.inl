@@ -13,7 +13,6 @@
 #include "cpu/march_rays.inl"
 #include "cpu/composite.inl"
 #include "cpu/occupancy_update.inl"
-
 #include "cpu/adam_step.inl"
 
 namespace hashgrid {
