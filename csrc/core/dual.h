@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "core/elementary.h"
 #include "core/macros.h"
 
 namespace hashgrid {
@@ -41,8 +42,6 @@ HASHGRID_HD T primal(const Dual<T>& x) {
   return x.value;
 }
 
-HASHGRID_HD float exponential(float x) { return ::expf(x); }
-HASHGRID_HD double exponential(double x) { return ::exp(x); }
 template <typename T>
 HASHGRID_HD Dual<T> exponential(const Dual<T>& x) {
   const T e = exponential(x.value);

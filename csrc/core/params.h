@@ -183,4 +183,60 @@ struct OccupancyUpdateParams {
   int64_t* invalid_cell;  // set to a member of `cells` that is no cell, if there is one
 };
 
+enum class Activation : int32_t { kNone, kReLU, kLeakyReLU, kSiLU, kSoftplus, kSigmoid, kTanh, kExp, kSine };
+
+// What the matrix products multiply; sums are float32, or float64 for kFloat64 tensors.
+enum class MlpFactors : int32_t {
+  kReal,         // values as they are
+  kRounded,      // values rounded to bfloat16, multiplied as floats
+  kBFloat16,     // bfloat16 instructions
+};
+
+constexpr int kMaxMlpLayers = 9;     // 8 hidden ones and the output
+constexpr int kMlpColumnPad = 16;    // columns of a block's matrices: a multiple of every vector width
+constexpr int kMlpRowPad = 8;        // rows: a multiple of every register tile's height
+
+// One layer. Widths in brackets are padded to kMlpColumnPad, rows to kMlpRowPad. Offsets in bytes; -1: no such matrix.
+struct MlpLayer {
+  int32_t n_in;
+  int32_t n_out;
+  const void* weight;         // [n_out, n_in]
+  const void* bias;           // [n_out] or null
+  int64_t packed_weight;      // in `packed`: panels of the transposed weight, for the forward product
+  int64_t packed_transposed;  // in `packed`: panels of the weight, for the product that pulls gradients back
+  int64_t packed_bias;        // in `packed`: [n_out]
+  int64_t input;              // in `scratch`: [n_block, n_in], factors (bfloat16 for kBFloat16)
+  int64_t input_pairs;        // in `scratch`: [n_block / 2, n_in, 2] bfloat16, kBFloat16 backward only
+  int64_t source;             // in `scratch`: [n_block, n_out], what the derivative of a hidden activation is computed
+                              // from where the next layer's input cannot serve
+  int64_t grad_weight;        // in a partial sum, elements: [n_out rounded up to kMlpRowPad, n_in]
+  int64_t grad_bias;          // in a partial sum, elements: [n_out]
+};
+
+struct MlpParams {
+  int64_t n_rows;
+  int32_t n_layers;
+  int32_t n_block;       // rows that pass through all layers together, a multiple of kMlpRowPad
+  int64_t n_blocks;
+  int64_t n_partials;    // backward: ranges of blocks, each with its own sum of the parameter gradients
+  DType dtype;           // of every tensor: kFloat32 or kFloat64
+  MlpFactors factors;
+  Activation activation;         // of the hidden layers
+  Activation output_activation;  // of the last layer
+  MlpLayer layers[kMaxMlpLayers];
+  const void* x;         // [n_rows, n_in]
+  void* y;               // [n_rows, n_out]
+  const void* grad_y;    // [n_rows, n_out]
+  void* grad_x;          // [n_rows, n_in] or null
+  void* partials;        // [n_partials, partial_size] or null
+  int64_t partial_size;  // elements
+  void* grad_params;     // weights, then biases, each in layer order and unpadded
+
+  void* packed;          // weights and biases as the products read them
+  void* scratch;         // of the calling thread
+  int64_t staging[2];    // in `scratch`: [n_block, widest layer], sums of the matrix products
+  int64_t gradient;        // in `scratch`: [n_block, widest layer] bfloat16 factors, kBFloat16 only
+  int64_t gradient_pairs;  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, kBFloat16 only
+};
+
 }  // namespace hashgrid

@@ -35,6 +35,11 @@ struct KernelTable {
   RangeKernel<OccupancyUpdateParams> occupancy_update_raise;        // units: samples
   RangeKernel<OccupancyUpdateParams> occupancy_update_sum;          // units: chunks of kOccupancyChunk cells
   RangeKernel<OccupancyUpdateParams> occupancy_update_pack;         // units: bytes of the bits
+  RangeKernel<MlpParams> mlp_pack;      // units: layers
+  RangeKernel<MlpParams> mlp_forward;   // units: blocks of n_block rows
+  RangeKernel<MlpParams> mlp_backward;  // units: partial sums
+  RangeKernel<MlpParams> mlp_reduce;    // units: output rows of all layers
+  bool has_bfloat16_products;           // takes MlpFactors::kBFloat16
 };
 
 constexpr int kMaxLanes = 16;  // of any instruction set

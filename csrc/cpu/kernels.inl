@@ -2,11 +2,13 @@
 // the target pragma; nothing here may add a static initialiser.
 #include "core/adam.h"
 #include "core/dual.h"
+#include "core/activation.h"
 #include "core/grid.h"
 #include "core/interpolation.h"
 #include "core/ray.h"
 #include "core/volume.h"
 #include "cpu/simd.h"
+#include "cpu/vector_math.h"
 
 #include "cpu/hash_encode.inl"
 #include "cpu/ray_aabb.inl"
@@ -14,6 +16,7 @@
 #include "cpu/composite.inl"
 #include "cpu/occupancy_update.inl"
 #include "cpu/adam_step.inl"
+#include "cpu/mlp.inl"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -39,6 +42,11 @@ static const KernelTable kTable = {
     &occupancy_update_raise_range,
     &occupancy_update_sum_range,
     &occupancy_update_pack_range,
+    &mlp_pack_range,
+    &mlp_forward_range,
+    &mlp_backward_range,
+    &mlp_reduce_range,
+    kHasBFloat16Products,
 };
 
 }  // namespace HASHGRID_ISA

@@ -8,8 +8,6 @@ namespace HASHGRID_ISA {
 
 constexpr double kMaxVectorSteps = 8388608.0;  // 2^23: integers are exact in fp32 up to twice that
 
-static inline VecI select(VecI mask, VecI a, VecI b) { return mask ? a : b; }
-static inline VecF select(VecI mask, VecF a, VecF b) { return mask ? a : b; }
 static inline VecF minimum(VecF a, VecF b) { return a < b ? a : b; }
 
 // One bit per lane.

@@ -33,6 +33,9 @@ static inline VecU load(const uint32_t* p) {
 static inline void store(float* p, VecF v) { std::memcpy(p, &v, sizeof(v)); }
 static inline void store(uint32_t* p, VecU v) { std::memcpy(p, &v, sizeof(v)); }
 
+static inline VecF select(VecI mask, VecF yes, VecF no) { return mask ? yes : no; }
+static inline VecI select(VecI mask, VecI yes, VecI no) { return mask ? yes : no; }
+
 // a * b + c with one rounding. Without FMA instructions the product is exact in double.
 static inline VecF multiply_add(VecF a, VecF b, VecF c) {
 #if defined(HASHGRID_HAS_FMA)

@@ -1,7 +1,9 @@
 // Hints for large outputs that are about to be written once.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -21,6 +23,22 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
   (void)data;
   (void)bytes;
 #endif
+}
+
+// At least `bytes` of memory that belong to the calling thread until it asks again, aligned to cache lines. Kept from
+// call to call: a fresh allocation per call would fault its pages anew.
+inline void* thread_scratch(int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  thread_local std::unique_ptr<char[]> memory;
+  thread_local int64_t size = 0;
+  if (size < bytes + kLine) {
+    memory.reset();
+    size = 0;
+    memory.reset(new char[static_cast<size_t>(bytes + kLine)]);
+    size = bytes + kLine;
+  }
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.get());
+  return reinterpret_cast<void*>((address + kLine - 1) & ~static_cast<uintptr_t>(kLine - 1));
 }
 
 }  // namespace hashgrid

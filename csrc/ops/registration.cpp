@@ -50,4 +50,10 @@ STABLE_TORCH_LIBRARY(hashgrid, m) {
   m.def(
       "occupancy_update(Tensor(a!) density, Tensor(b!) bits, Tensor cells, Tensor values, float decay, "
       "float max_threshold) -> ()");
+  m.def(
+      "mlp(Tensor x, Tensor[] weights, Tensor[] biases, int activation, int output_activation, bool bfloat16) "
+      "-> Tensor");
+  m.def(
+      "mlp_backward(Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, int activation, "
+      "int output_activation, bool bfloat16, bool need_x, bool need_params) -> (Tensor, Tensor)");
 }

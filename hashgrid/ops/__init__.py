@@ -4,7 +4,8 @@ from hashgrid.ops.adam_step import adam_step
 from hashgrid.ops.composite import composite
 from hashgrid.ops.hash_encode import hash_encode
 from hashgrid.ops.march_rays import march_rays
+from hashgrid.ops.mlp import mlp
 from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.ray_aabb import ray_aabb
 
-__all__ = ["adam_step", "composite", "hash_encode", "march_rays", "occupancy_update", "ray_aabb"]
+__all__ = ["adam_step", "composite", "hash_encode", "march_rays", "mlp", "occupancy_update", "ray_aabb"]

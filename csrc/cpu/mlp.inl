@@ -1,0 +1,859 @@
+// Multilayer perceptron on the CPU, fused over blocks of rows.
+//
+// A block's activations and gradients stay in the cache while it passes through all layers. Every product is
+//
+//     sums[row][column] += sum over depth of a(row, depth) * b[depth][column]
+//
+// with columns along vectors, `a` broadcast and a tile of sums in registers:
+//
+//                 rows           columns      depth     a              b
+//     forward     rows           outputs      inputs    activations    weight, transposed and packed
+//     back        rows           inputs       outputs   gradients      weight, packed
+//     weights     outputs        inputs       rows      gradients      activations
+//
+// bfloat16 instructions multiply pairs along the depth. For the first two products these are neighbours in a row; for
+// the third they are neighbours in a column, so that each block is also kept with two rows interleaved (`pairs`).
+//
+// The backward runs the forward again, block by block, rather than reading activations from memory.
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+// Tile of sums in registers: kTileRows x kTileVectors, with a vector for `a` and kTileVectors for `b` beside it.
+#if defined(HASHGRID_HAS_AVX512) || defined(__aarch64__)
+constexpr int kTileRows = 8;
+constexpr int kTileVectors = 2;
+#elif defined(HASHGRID_HAS_AVX2)
+constexpr int kTileRows = 4;
+constexpr int kTileVectors = 3;
+#else
+constexpr int kTileRows = 4;
+constexpr int kTileVectors = 2;
+#endif
+static_assert(kMlpRowPad % kTileRows == 0, "blocks hold whole tiles");
+
+#define HASHGRID_INLINE static inline __attribute__((always_inline))
+
+template <typename T>
+struct Lane;
+template <>
+struct Lane<float> {
+  typedef VecF Vec;
+  typedef VecI Mask;
+  static constexpr int kWidth = kLanes;
+};
+template <>
+struct Lane<double> {
+  typedef double Vec __attribute__((vector_size(4 * HASHGRID_LANES)));
+  typedef int64_t Mask __attribute__((vector_size(4 * HASHGRID_LANES)));
+  static constexpr int kWidth = kLanes / 2;
+};
+
+template <typename V, typename T>
+HASHGRID_INLINE V load_vector(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <typename V, typename T>
+HASHGRID_INLINE void store_vector(T* p, V v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+// ---- bfloat16 ----------------------------------------------------------------------------------------------------
+
+HASHGRID_INLINE VecU bfloat16_bits(VecF x) {
+  const VecU bits = reinterpret_cast<VecU>(x);
+  const VecU rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
+  return x == x ? rounded : (bits >> 16 | 0x40u);
+}
+
+HASHGRID_INLINE VecF round_to_bfloat16(VecF x) { return reinterpret_cast<VecF>(bfloat16_bits(x) << 16); }
+
+typedef uint16_t VecH __attribute__((vector_size(2 * HASHGRID_LANES)));
+
+HASHGRID_INLINE VecH to_bfloat16(VecF x) {
+#if defined(HASHGRID_HAS_AVX512_BF16)
+  return reinterpret_cast<VecH>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
+  return __builtin_convertvector(bfloat16_bits(x), VecH);
+#endif
+}
+
+HASHGRID_INLINE VecF from_bfloat16(VecH x) { return reinterpret_cast<VecF>(__builtin_convertvector(x, VecU) << 16); }
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct RealProduct {
+  typedef T Element;  // what `a` and `b` hold
+  typedef T Sum;
+  typedef typename Lane<T>::Vec Factor;
+  typedef typename Lane<T>::Vec Vec;
+  static constexpr int kWidth = Lane<T>::kWidth;
+  HASHGRID_INLINE Vec add_product(T a, Factor b, Vec sum) { return (a - Vec{}) * b + sum; }
+};
+
+#if defined(HASHGRID_HAS_AVX512_BF16)
+struct BFloat16Product {
+  typedef uint32_t Element;  // a pair
+  typedef float Sum;
+  typedef VecU Factor;
+  typedef VecF Vec;
+  static constexpr int kWidth = kLanes;
+  HASHGRID_INLINE Vec add_product(uint32_t a, Factor b, Vec sum) {
+    return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), (__m512bh)(a - VecU{}), (__m512bh)b));
+  }
+};
+#endif
+
+// Element (row, depth) at data[row * row_stride + depth * depth_stride].
+template <typename T>
+struct Broadcast {
+  const T* data;
+  int64_t row_stride;
+  int64_t depth_stride;
+};
+
+// Element (depth, column): panels of kTileVectors vectors follow each other, `panel_stride` apart. depth_stride 0:
+// rows of a panel are as long as the panel is wide.
+template <typename T>
+struct Columns {
+  const T* data;
+  int64_t panel_stride;
+  int64_t depth_stride;
+};
+
+enum class SumsBegin { kZero, kBias, kAccumulate };
+
+template <class P, int kVectors, SumsBegin kBegin>
+HASHGRID_INLINE void multiply_tile(int64_t depth, const typename P::Element* a, int64_t a_row, int64_t a_step,
+                                   const typename P::Element* b, int64_t b_step, const typename P::Sum* bias,
+                                   typename P::Sum* sums, int64_t sums_row) {
+  typename P::Vec sum[kTileRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = kBegin == SumsBegin::kBias ? load_vector<typename P::Vec>(bias + v * P::kWidth) : typename P::Vec{};
+    }
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    typename P::Factor factor[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) factor[v] = load_vector<typename P::Factor>(b + v * P::kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+      const typename P::Element x = a[r * a_row];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = P::add_product(x, factor[v], sum[r][v]);
+    }
+    a += a_step;
+    b += b_step;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      typename P::Sum* at = sums + r * sums_row + v * P::kWidth;
+      if (kBegin == SumsBegin::kAccumulate) sum[r][v] += load_vector<typename P::Vec>(at);
+      store_vector(at, sum[r][v]);
+    }
+  }
+}
+
+template <class P, int kVectors, SumsBegin kBegin>
+static void multiply_panel(int64_t rows, int64_t depth, Broadcast<typename P::Element> a,
+                           const typename P::Element* b, int64_t b_step, const typename P::Sum* bias,
+                           typename P::Sum* sums, int64_t sums_row) {
+  for (int64_t r = 0; r < rows; r += kTileRows) {
+    multiply_tile<P, kVectors, kBegin>(depth, a.data + r * a.row_stride, a.row_stride, a.depth_stride, b, b_step, bias,
+                                       sums + r * sums_row, sums_row);
+  }
+}
+
+// `rows` a multiple of kTileRows; `columns` rounded up to whole vectors.
+template <class P, SumsBegin kBegin>
+static void multiply(int64_t rows, int64_t columns, int64_t depth, Broadcast<typename P::Element> a,
+                     Columns<typename P::Element> b, const typename P::Sum* bias, typename P::Sum* sums,
+                     int64_t sums_row) {
+  constexpr int64_t kPanel = kTileVectors * P::kWidth;
+  const typename P::Element* panel = b.data;
+  for (int64_t c = 0; c < columns; c += kPanel) {
+    const int64_t left = (columns - c + P::kWidth - 1) / P::kWidth;
+    const int64_t vectors = left < kTileVectors ? left : kTileVectors;
+    const int64_t step = b.depth_stride > 0 ? b.depth_stride : vectors * P::kWidth;
+    const typename P::Sum* panel_bias = kBegin == SumsBegin::kBias ? bias + c : nullptr;
+    if (vectors == kTileVectors) {
+      multiply_panel<P, kTileVectors, kBegin>(rows, depth, a, panel, step, panel_bias, sums + c, sums_row);
+    } else if (kTileVectors > 2 && vectors == 2) {
+      multiply_panel<P, 2, kBegin>(rows, depth, a, panel, step, panel_bias, sums + c, sums_row);
+    } else {
+      multiply_panel<P, 1, kBegin>(rows, depth, a, panel, step, panel_bias, sums + c, sums_row);
+    }
+    panel += b.panel_stride;
+  }
+}
+
+// ---- activations of vectors --------------------------------------------------------------------------------------
+
+template <Activation kActivation>
+HASHGRID_INLINE VecF activate_vector(VecF z) {
+  switch (kActivation) {
+    case Activation::kReLU:
+      return z < 0.0f ? VecF{} : z;
+    case Activation::kLeakyReLU:
+      return z < 0.0f ? z * static_cast<float>(kLeakySlope) : z;
+    case Activation::kSiLU:
+      return z * vector_sigmoid(z);
+    case Activation::kSoftplus:
+      return vector_softplus(z);
+    case Activation::kSigmoid:
+      return vector_sigmoid(z);
+    case Activation::kTanh:
+      return vector_tanh(z);
+    case Activation::kExp:
+      return vector_exp(z);
+    case Activation::kSine:
+      return vector_sine(z, 0);
+    default:
+      return z;
+  }
+}
+
+template <Activation kActivation>
+HASHGRID_INLINE VecF derivative_vector(VecF source) {
+  switch (kActivation) {
+    case Activation::kReLU:
+      return source <= 0.0f ? VecF{} : splat(1.0f);
+    case Activation::kLeakyReLU:
+      return source > 0.0f ? splat(1.0f) : splat(static_cast<float>(kLeakySlope));
+    case Activation::kSiLU: {
+      const VecF s = vector_sigmoid(source);
+      return s * (1.0f + source * (1.0f - s));
+    }
+    case Activation::kSoftplus:
+      return vector_sigmoid(source);
+    case Activation::kSigmoid:
+      return source * (1.0f - source);
+    case Activation::kTanh:
+      return 1.0f - source * source;
+    case Activation::kExp:
+      return clamp(source, 3.05902321e-7f, 3269017.37f);  // exp(-15), exp(15)
+    case Activation::kSine:
+      return vector_sine(source, 1);
+    default:
+      return splat(1.0f);
+  }
+}
+
+typedef typename Lane<double>::Vec VecDouble;
+
+template <Activation kActivation>
+HASHGRID_INLINE VecDouble activate_vector(VecDouble z) {
+  for (int i = 0; i < Lane<double>::kWidth; ++i) z[i] = activate<double>(z[i], kActivation);
+  return z;
+}
+
+template <Activation kActivation>
+HASHGRID_INLINE VecDouble derivative_vector(VecDouble source) {
+  for (int i = 0; i < Lane<double>::kWidth; ++i) source[i] = activation_derivative<double>(source[i], kActivation);
+  return source;
+}
+
+// ---- how a block's factors are kept ------------------------------------------------------------------------------
+
+// Factors are fp32 or fp64 values.
+template <typename T>
+struct RealFactors {
+  typedef T Real;
+  typedef RealProduct<T> Product;
+  typedef typename Lane<T>::Vec Vec;
+  typedef T Stored;
+  typedef T Pair;  // unused
+  static constexpr int kPack = 1;  // stored values per element of a product
+  static constexpr int kWidth = Lane<T>::kWidth;
+  static constexpr bool kInPlace = true;  // sums and factors have the same form
+
+  HASHGRID_INLINE Vec rounded(Vec x, bool round) {
+    if constexpr (sizeof(T) == 4) {
+      return round ? round_to_bfloat16(x) : x;
+    } else {
+      return x;
+    }
+  }
+  // Two neighbouring rows. `stride`: between rows, in stored values.
+  HASHGRID_INLINE void put(const MlpParams& p, Stored* rows, Pair*, int64_t stride, Vec a, Vec b) {
+    const bool round = p.factors == MlpFactors::kRounded;
+    store_vector(rows, rounded(a, round));
+    store_vector(rows + stride, rounded(b, round));
+  }
+  HASHGRID_INLINE Vec get(const Stored* rows) { return load_vector<Vec>(rows); }
+};
+
+#if defined(HASHGRID_HAS_AVX512_BF16)
+// Factors are bfloat16, in rows and, for the weight gradient, with two rows interleaved.
+struct BFloat16Factors {
+  typedef float Real;
+  typedef BFloat16Product Product;
+  typedef VecF Vec;
+  typedef uint16_t Stored;
+  typedef uint32_t Pair;
+  static constexpr int kPack = 2;
+  static constexpr int kWidth = kLanes;
+  static constexpr bool kInPlace = false;
+
+  HASHGRID_INLINE void put(const MlpParams&, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b) {
+    const VecH low = to_bfloat16(a), high = to_bfloat16(b);
+    store_vector(rows, low);
+    store_vector(rows + stride, high);
+    if (pairs != nullptr) {
+      store_vector(pairs, __builtin_convertvector(low, VecU) | (__builtin_convertvector(high, VecU) << 16));
+    }
+  }
+  HASHGRID_INLINE Vec get(const Stored* rows) { return from_bfloat16(load_vector<VecH>(rows)); }
+};
+#endif
+
+static inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+static inline int64_t column_pad(int64_t columns) { return round_up(columns, kMlpColumnPad); }
+
+template <typename T>
+static inline T* at(void* base, int64_t offset) {
+  return offset < 0 ? nullptr : reinterpret_cast<T*>(static_cast<char*>(base) + offset);
+}
+
+// A block's matrix of factors [rows, columns].
+template <class F>
+struct Factors {
+  typename F::Stored* rows;
+  typename F::Pair* pairs;  // [rows / 2, columns], same stride; null unless needed
+  int64_t stride;
+};
+
+template <class F>
+HASHGRID_INLINE Broadcast<typename F::Product::Element> broadcast_rows(const Factors<F>& m) {
+  return {reinterpret_cast<const typename F::Product::Element*>(m.rows), m.stride / F::kPack, 1};
+}
+
+// A block of rows under way.
+struct BlockRows {
+  int64_t first;   // in the batch
+  int64_t count;
+  int64_t padded;  // to kMlpRowPad
+};
+
+// Zeroes the lanes of `columns` and more, which would otherwise turn 0 * inf into NaN where depth runs over pairs.
+template <class F>
+HASHGRID_INLINE typename F::Vec mask_columns(typename F::Vec v, int64_t column, int64_t columns) {
+  if (F::kPack == 1 || column + F::kWidth <= columns) return v;
+  for (int i = 0; i < F::kWidth; ++i) v[i] = column + i < columns ? v[i] : 0;
+  return v;
+}
+
+template <class F>
+HASHGRID_INLINE void put_rows(const MlpParams& p, const Factors<F>& out, int64_t r, int64_t c, const BlockRows& block,
+                              typename F::Vec a, typename F::Vec b) {
+  if (F::kPack == 2 && r + 1 >= block.count) {
+    b = typename F::Vec{};
+    if (r >= block.count) a = typename F::Vec{};
+  }
+  F::put(p, out.rows + r * out.stride + c, out.pairs == nullptr ? nullptr : out.pairs + (r / 2) * out.stride + c,
+         out.stride, a, b);
+}
+
+// Part of a row of user memory, zeros beyond its end.
+template <class F>
+HASHGRID_INLINE typename F::Vec load_columns(const typename F::Real* row, int64_t column, int64_t columns) {
+  if (column + F::kWidth <= columns) return load_vector<typename F::Vec>(row + column);
+  typename F::Vec v = {};
+  std::memcpy(&v, row + column, (columns - column) * sizeof(typename F::Real));
+  return v;
+}
+
+template <class F>
+HASHGRID_INLINE typename F::Vec load_row(const typename F::Real* data, int64_t columns, int64_t r, int64_t c,
+                                         const BlockRows& block) {
+  if (r >= block.count) return typename F::Vec{};
+  return load_columns<F>(data + r * columns, c, columns);
+}
+
+// User memory [count, columns] to factors.
+template <class F>
+static void import_factors(const MlpParams& p, const typename F::Real* data, int64_t columns, const BlockRows& block,
+                           const Factors<F>& out) {
+  for (int64_t r = 0; r < block.padded; r += 2) {
+    for (int64_t c = 0; c < columns; c += F::kWidth) {
+      put_rows<F>(p, out, r, c, block, load_row<F>(data, columns, r, c, block),
+                  load_row<F>(data, columns, r + 1, c, block));
+    }
+  }
+}
+
+// User memory [count, columns] to a padded matrix.
+template <class F>
+static void import_rows(const typename F::Real* data, int64_t columns, const BlockRows& block, typename F::Real* out,
+                        int64_t stride) {
+  for (int64_t r = 0; r < block.padded; ++r) {
+    for (int64_t c = 0; c < columns; c += F::kWidth) {
+      store_vector(out + r * stride + c, load_row<F>(data, columns, r, c, block));
+    }
+  }
+}
+
+template <class F>
+static void export_rows(const typename F::Real* in, int64_t stride, int64_t columns, const BlockRows& block,
+                        typename F::Real* data) {
+  for (int64_t r = 0; r < block.count; ++r) {
+    std::memcpy(data + r * columns, in + r * stride, columns * sizeof(typename F::Real));
+  }
+}
+
+// Whether the block's rows can be used where they lie in user memory.
+template <class F>
+static bool fits_tiles(int64_t columns, const BlockRows& block) {
+  return columns % F::kWidth == 0 && block.count == block.padded;
+}
+
+// ---- elementwise passes ------------------------------------------------------------------------------------------
+
+template <Activation kActivation>
+struct ActivationTag {
+  static constexpr Activation kValue = kActivation;
+};
+
+template <class Body>
+HASHGRID_INLINE void with_activation(Activation activation, const Body& body) {
+  switch (activation) {
+    case Activation::kReLU:
+      return body.run(ActivationTag<Activation::kReLU>());
+    case Activation::kLeakyReLU:
+      return body.run(ActivationTag<Activation::kLeakyReLU>());
+    case Activation::kSiLU:
+      return body.run(ActivationTag<Activation::kSiLU>());
+    case Activation::kSoftplus:
+      return body.run(ActivationTag<Activation::kSoftplus>());
+    case Activation::kSigmoid:
+      return body.run(ActivationTag<Activation::kSigmoid>());
+    case Activation::kTanh:
+      return body.run(ActivationTag<Activation::kTanh>());
+    case Activation::kExp:
+      return body.run(ActivationTag<Activation::kExp>());
+    case Activation::kSine:
+      return body.run(ActivationTag<Activation::kSine>());
+    default:
+      return body.run(ActivationTag<Activation::kNone>());
+  }
+}
+
+// Pre-activations to the factors of the next layer, and to `kept` (may be `z`) the outputs, if not null.
+template <class F>
+struct ActivatePass {
+  const MlpParams& p;
+  const BlockRows& block;
+  typename F::Real* z;
+  int64_t stride;
+  int64_t columns;
+  const Factors<F>& out;
+  typename F::Real* kept;
+
+  template <class Tag>
+  void run(Tag) const {
+    for (int64_t r = 0; r < block.padded; r += 2) {
+      for (int64_t c = 0; c < columns; c += F::kWidth) {
+        const int64_t i = r * stride + c;
+        const auto a = mask_columns<F>(activate_vector<Tag::kValue>(load_vector<typename F::Vec>(z + i)), c, columns);
+        const auto b =
+            mask_columns<F>(activate_vector<Tag::kValue>(load_vector<typename F::Vec>(z + i + stride)), c, columns);
+        if (kept != nullptr) {
+          store_vector(kept + i, a);
+          store_vector(kept + i + stride, b);
+        }
+        put_rows<F>(p, out, r, c, block, a, b);
+      }
+    }
+  }
+};
+
+// Pre-activations of the last layer to outputs, in place.
+template <class F>
+struct OutputPass {
+  typename F::Real* z;
+  int64_t rows;
+  int64_t stride;
+  int64_t columns;
+
+  template <class Tag>
+  void run(Tag) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; c += F::kWidth) {
+        typename F::Real* at = z + r * stride + c;
+        store_vector(at, activate_vector<Tag::kValue>(load_vector<typename F::Vec>(at)));
+      }
+    }
+  }
+};
+
+enum class DerivativeFrom {
+  kNowhere,         // there is no activation
+  kPreActivation,   // of the last layer: pre-activations, whatever the derivative reads
+  kSource,          // MlpLayer::source
+  kFactors,         // factors of the next layer
+};
+
+// Gradient of a layer's outputs to the factors of its pre-activations' gradient; sums them over rows for the bias.
+template <class F>
+struct GradientPass {
+  const MlpParams& p;
+  const BlockRows& block;
+  const typename F::Real* gradient;
+  int64_t stride;
+  int64_t columns;
+  DerivativeFrom from;
+  const typename F::Real* source;
+  int64_t source_stride;
+  Factors<F> factors;  // of the next layer
+  Factors<F> out;
+  typename F::Real* grad_bias;  // or null
+
+  template <class Tag>
+  HASHGRID_INLINE typename F::Vec derivative(const GradientPass& pass, int64_t r, int64_t c) {
+    constexpr Activation kActivation = Tag::kValue;
+    if (pass.from == DerivativeFrom::kFactors) {
+      return derivative_vector<kActivation>(F::get(pass.factors.rows + r * pass.factors.stride + c));
+    }
+    typename F::Vec s = load_vector<typename F::Vec>(pass.source + r * pass.source_stride + c);
+    if (pass.from == DerivativeFrom::kPreActivation && !derivative_reads_input(kActivation)) {
+      s = activate_vector<kActivation>(s);
+    }
+    return derivative_vector<kActivation>(s);
+  }
+
+  template <class Tag>
+  void run(Tag) const {
+    typedef typename F::Vec Vec;
+    for (int64_t c = 0; c < columns; c += F::kWidth) {
+      Vec total = {};
+      for (int64_t r = 0; r < block.padded; r += 2) {
+        Vec a = load_vector<Vec>(gradient + r * stride + c);
+        Vec b = load_vector<Vec>(gradient + (r + 1) * stride + c);
+        if (from != DerivativeFrom::kNowhere) {
+          a *= derivative<Tag>(*this, r, c);
+          b *= derivative<Tag>(*this, r + 1, c);
+        }
+        a = mask_columns<F>(a, c, columns);
+        b = mask_columns<F>(b, c, columns);
+        if (grad_bias != nullptr) {
+          if (r < block.count) total += a;
+          if (r + 1 < block.count) total += b;
+        }
+        put_rows<F>(p, out, r, c, block, a, b);
+      }
+      if (grad_bias != nullptr) store_vector(grad_bias + c, load_vector<Vec>(grad_bias + c) + total);
+    }
+  }
+};
+
+// ---- layers ------------------------------------------------------------------------------------------------------
+
+template <class F>
+static void forward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& in,
+                            typename F::Real* sums, int64_t stride) {
+  typedef typename F::Product Product;
+  typedef typename Product::Element Element;
+  const MlpLayer& l = p.layers[layer];
+  const int64_t depth = (l.n_in + F::kPack - 1) / F::kPack;
+  const Columns<Element> weight = {at<const Element>(p.packed, l.packed_weight),
+                                   depth * kTileVectors * Product::kWidth, 0};
+  if (l.bias != nullptr) {
+    multiply<Product, SumsBegin::kBias>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
+                                        at<const typename F::Real>(p.packed, l.packed_bias), sums, stride);
+  } else {
+    multiply<Product, SumsBegin::kZero>(block.padded, l.n_out, depth, broadcast_rows(in), weight, nullptr, sums,
+                                        stride);
+  }
+}
+
+template <class F>
+static void backward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& gradient,
+                             typename F::Real* sums, int64_t stride) {
+  typedef typename F::Product Product;
+  typedef typename Product::Element Element;
+  const MlpLayer& l = p.layers[layer];
+  const int64_t depth = (l.n_out + F::kPack - 1) / F::kPack;
+  const Columns<Element> weight = {at<const Element>(p.packed, l.packed_transposed),
+                                   depth * kTileVectors * Product::kWidth, 0};
+  multiply<Product, SumsBegin::kZero>(block.padded, l.n_in, depth, broadcast_rows(gradient), weight, nullptr, sums,
+                                      stride);
+}
+
+template <class F>
+static void weight_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& gradient,
+                           const Factors<F>& in, typename F::Real* partial) {
+  typedef typename F::Product Product;
+  typedef typename Product::Element Element;
+  const MlpLayer& l = p.layers[layer];
+  const Element* a = F::kPack == 1 ? reinterpret_cast<const Element*>(gradient.rows)
+                                   : reinterpret_cast<const Element*>(gradient.pairs);
+  const Element* b =
+      F::kPack == 1 ? reinterpret_cast<const Element*>(in.rows) : reinterpret_cast<const Element*>(in.pairs);
+  multiply<Product, SumsBegin::kAccumulate>(round_up(l.n_out, kTileRows), l.n_in,
+                                            (block.count + F::kPack - 1) / F::kPack,
+                                            Broadcast<Element>{a, 1, gradient.stride},
+                                            Columns<Element>{b, kTileVectors * Product::kWidth, in.stride}, nullptr,
+                                            partial + l.grad_weight, column_pad(l.n_in));
+}
+
+// Factors of layer 0. `overrun`: the weight product reads whole tiles, past the last input of the last row.
+template <class F>
+static Factors<F> block_inputs(const MlpParams& p, const BlockRows& block) {
+  typedef typename F::Real Real;
+  const MlpLayer& l = p.layers[0];
+  const Real* x = static_cast<const Real*>(p.x) + block.first * l.n_in;
+  if constexpr (F::kInPlace) {
+    if (p.factors == MlpFactors::kReal && fits_tiles<F>(l.n_in, block)) {
+      return {const_cast<Real*>(x), nullptr, l.n_in};
+    }
+  }
+  const Factors<F> in = {at<typename F::Stored>(p.scratch, l.input), at<typename F::Pair>(p.scratch, l.input_pairs),
+                         column_pad(l.n_in)};
+  import_factors<F>(p, x, l.n_in, block, in);
+  return in;
+}
+
+// Runs the hidden layers; inputs[l] are the factors of layer l.
+template <class F>
+static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs) {
+  typedef typename F::Real Real;
+  inputs[0] = block_inputs<F>(p, block);
+  for (int l = 0; l + 1 < p.n_layers; ++l) {
+    const MlpLayer& layer = p.layers[l];
+    const MlpLayer& next = p.layers[l + 1];
+    const int64_t stride = column_pad(layer.n_out);
+    inputs[l + 1] = {at<typename F::Stored>(p.scratch, next.input), at<typename F::Pair>(p.scratch, next.input_pairs),
+                     stride};
+    Real* source = at<Real>(p.scratch, layer.source);
+    Real* z = source;
+    if (z == nullptr) z = F::kInPlace ? reinterpret_cast<Real*>(inputs[l + 1].rows) : at<Real>(p.scratch, p.staging[0]);
+    forward_product<F>(p, l, block, inputs[l], z, stride);
+    Real* kept = source != nullptr && !derivative_reads_input(p.activation) ? source : nullptr;
+    with_activation(p.activation, ActivatePass<F>{p, block, z, stride, layer.n_out, inputs[l + 1], kept});
+  }
+}
+
+static inline BlockRows block_rows(const MlpParams& p, int64_t block) {
+  BlockRows rows;
+  rows.first = block * p.n_block;
+  rows.count = p.n_rows - rows.first < p.n_block ? p.n_rows - rows.first : p.n_block;
+  rows.padded = round_up(rows.count, kMlpRowPad);
+  return rows;
+}
+
+template <class F>
+static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
+  typedef typename F::Real Real;
+  Factors<F> inputs[kMaxMlpLayers];
+  const int last = p.n_layers - 1;
+  const int64_t n_out = p.layers[last].n_out;
+  for (int64_t b = begin; b < end; ++b) {
+    const BlockRows block = block_rows(p, b);
+    run_hidden_layers<F>(p, block, inputs);
+    Real* y = static_cast<Real*>(p.y) + block.first * n_out;
+    const bool direct = fits_tiles<F>(n_out, block);
+    Real* sums = direct ? y : at<Real>(p.scratch, p.staging[0]);
+    const int64_t stride = direct ? n_out : column_pad(n_out);
+    forward_product<F>(p, last, block, inputs[last], sums, stride);
+    if (p.output_activation != Activation::kNone) {
+      with_activation(p.output_activation, OutputPass<F>{sums, block.count, stride, n_out});
+    }
+    if (!direct) export_rows<F>(sums, stride, n_out, block, y);
+  }
+}
+
+// Adds the block's parameter gradients to `partial` unless that is null.
+template <class F>
+static void mlp_backward_block(const MlpParams& p, const BlockRows& block, typename F::Real* partial) {
+  typedef typename F::Real Real;
+  Factors<F> inputs[kMaxMlpLayers];
+  run_hidden_layers<F>(p, block, inputs);
+
+  const int last = p.n_layers - 1;
+  const MlpLayer& out = p.layers[last];
+  const Real* grad_y = static_cast<const Real*>(p.grad_y) + block.first * out.n_out;
+  int64_t stride = column_pad(out.n_out);
+  Real* staging = at<Real>(p.scratch, p.staging[0]);
+  Real* other = at<Real>(p.scratch, p.staging[1]);
+  Factors<F> gradient = {at<typename F::Stored>(p.scratch, p.gradient),
+                         at<typename F::Pair>(p.scratch, p.gradient_pairs), stride};
+  if constexpr (F::kInPlace) gradient.rows = staging;
+  import_rows<F>(grad_y, out.n_out, block, staging, stride);
+  DerivativeFrom from = DerivativeFrom::kNowhere;
+  if (p.output_activation != Activation::kNone) {
+    from = DerivativeFrom::kPreActivation;
+    forward_product<F>(p, last, block, inputs[last], other, stride);
+  }
+  with_activation(p.output_activation,
+                  GradientPass<F>{p, block, staging, stride, out.n_out, from, other, stride, inputs[last], gradient,
+                                  partial != nullptr && out.bias != nullptr ? partial + out.grad_bias : nullptr});
+  for (int l = last; l >= 0; --l) {
+    const MlpLayer& layer = p.layers[l];
+    if (partial != nullptr) weight_product<F>(p, l, block, gradient, inputs[l], partial);
+    if (l == 0) break;
+    stride = column_pad(layer.n_in);
+    Real* sums = F::kInPlace ? other : staging;
+    backward_product<F>(p, l, block, gradient, sums, stride);
+    gradient.stride = stride;
+    if constexpr (F::kInPlace) {
+      other = staging;
+      staging = sums;
+      gradient.rows = sums;
+    }
+    const MlpLayer& below = p.layers[l - 1];
+    const Real* source = at<const Real>(p.scratch, below.source);
+    from = p.activation == Activation::kNone ? DerivativeFrom::kNowhere
+           : source == nullptr               ? DerivativeFrom::kFactors
+                                             : DerivativeFrom::kSource;
+    with_activation(p.activation,
+                    GradientPass<F>{p, block, sums, stride, below.n_out, from, source, stride, inputs[l], gradient,
+                                    partial != nullptr && below.bias != nullptr ? partial + below.grad_bias : nullptr});
+  }
+  if (p.grad_x == nullptr) return;
+  const int64_t n_in = p.layers[0].n_in;
+  Real* grad_x = static_cast<Real*>(p.grad_x) + block.first * n_in;
+  const bool direct = fits_tiles<F>(n_in, block);
+  Real* sums = direct ? grad_x : (F::kInPlace ? other : staging);
+  stride = direct ? n_in : column_pad(n_in);
+  backward_product<F>(p, 0, block, gradient, sums, stride);
+  if (!direct) export_rows<F>(sums, stride, n_in, block, grad_x);
+}
+
+template <class F>
+static void mlp_backward_partials(const MlpParams& p, int64_t begin, int64_t end) {
+  typedef typename F::Real Real;
+  for (int64_t i = begin; i < end; ++i) {
+    Real* partial = p.partials == nullptr ? nullptr : static_cast<Real*>(p.partials) + i * p.partial_size;
+    if (partial != nullptr) std::memset(partial, 0, p.partial_size * sizeof(Real));
+    const int64_t first = i * p.n_blocks / p.n_partials, last = (i + 1) * p.n_blocks / p.n_partials;
+    for (int64_t b = first; b < last; ++b) mlp_backward_block<F>(p, block_rows(p, b), partial);
+  }
+}
+
+// ---- weights -----------------------------------------------------------------------------------------------------
+
+// b(depth, column) = data[depth * depth_stride + column * column_stride] to panels.
+template <class F>
+static void pack_columns(const MlpParams& p, const typename F::Real* data, int64_t depth, int64_t columns,
+                         int64_t depth_stride, int64_t column_stride, void* packed) {
+  typedef typename F::Real Real;
+  typedef typename F::Vec Vec;
+  constexpr int64_t kPanel = kTileVectors * F::kWidth;
+  typename F::Product::Element* out = static_cast<typename F::Product::Element*>(packed);
+  for (int64_t panel = 0; panel < columns; panel += kPanel) {
+    const int64_t width = round_up(columns - panel < kPanel ? columns - panel : kPanel, F::kWidth);
+    for (int64_t d = 0; d < depth; d += F::kPack) {
+      for (int64_t c = panel; c < panel + width; c += F::kWidth) {
+        Real values[F::kPack][F::kWidth];
+        for (int k = 0; k < F::kPack; ++k) {
+          for (int i = 0; i < F::kWidth; ++i) {
+            const bool inside = d + k < depth && c + i < columns;
+            values[k][i] = inside ? data[(d + k) * depth_stride + (c + i) * column_stride] : Real(0);
+          }
+        }
+        typename F::Stored rows[F::kPack * F::kWidth];
+        if constexpr (F::kPack == 1) {
+          store_vector(rows, F::rounded(load_vector<Vec>(values[0]), p.factors == MlpFactors::kRounded));
+          std::memcpy(out, rows, sizeof(rows));
+        } else {
+          F::put(p, rows, out, F::kWidth, load_vector<Vec>(values[0]), load_vector<Vec>(values[1]));
+        }
+        out += F::kWidth;
+      }
+    }
+  }
+}
+
+template <class F>
+static void mlp_pack_layers(const MlpParams& p, int64_t begin, int64_t end) {
+  typedef typename F::Real Real;
+  for (int64_t i = begin; i < end; ++i) {
+    const MlpLayer& l = p.layers[i];
+    const Real* weight = static_cast<const Real*>(l.weight);
+    if (l.packed_weight >= 0) pack_columns<F>(p, weight, l.n_in, l.n_out, 1, l.n_in, at<void>(p.packed, l.packed_weight));
+    if (l.packed_transposed >= 0) {
+      pack_columns<F>(p, weight, l.n_out, l.n_in, l.n_in, 1, at<void>(p.packed, l.packed_transposed));
+    }
+    if (l.bias != nullptr) {
+      Real* bias = at<Real>(p.packed, l.packed_bias);
+      std::memset(bias, 0, column_pad(l.n_out) * sizeof(Real));
+      std::memcpy(bias, l.bias, l.n_out * sizeof(Real));
+    }
+  }
+}
+
+// Adds the partial sums in order. Units: output rows of all layers.
+template <typename T>
+static void mlp_reduce_rows(const MlpParams& p, int64_t begin, int64_t end) {
+  int64_t weights = 0, n_weights = 0, rows = 0;
+  for (int l = 0; l < p.n_layers; ++l) n_weights += int64_t{p.layers[l].n_in} * p.layers[l].n_out;
+  T* grad = static_cast<T*>(p.grad_params);
+  for (int i = 0, biases = 0; i < p.n_layers; ++i) {
+    const MlpLayer& l = p.layers[i];
+    for (int64_t o = begin > rows ? begin - rows : 0; o < l.n_out && rows + o < end; ++o) {
+      const T* row = static_cast<const T*>(p.partials) + l.grad_weight + o * column_pad(l.n_in);
+      T* out = grad + weights + o * l.n_in;
+      std::memset(out, 0, l.n_in * sizeof(T));
+      for (int64_t k = 0; k < p.n_partials; ++k, row += p.partial_size) {
+        for (int64_t c = 0; c < l.n_in; ++c) out[c] += row[c];
+      }
+      if (l.bias != nullptr) {
+        T total = 0;
+        const T* partial = static_cast<const T*>(p.partials) + l.grad_bias + o;
+        for (int64_t k = 0; k < p.n_partials; ++k) total += partial[k * p.partial_size];
+        grad[n_weights + biases + o] = total;
+      }
+    }
+    weights += int64_t{l.n_in} * l.n_out;
+    biases += l.bias != nullptr ? l.n_out : 0;
+    rows += l.n_out;
+  }
+}
+
+// ---- range kernels -----------------------------------------------------------------------------------------------
+
+static void mlp_pack_range(const MlpParams& p, int64_t begin, int64_t end) {
+#if defined(HASHGRID_HAS_AVX512_BF16)
+  if (p.factors == MlpFactors::kBFloat16) return mlp_pack_layers<BFloat16Factors>(p, begin, end);
+#endif
+  if (p.dtype == DType::kFloat64) return mlp_pack_layers<RealFactors<double>>(p, begin, end);
+  mlp_pack_layers<RealFactors<float>>(p, begin, end);
+}
+
+static void mlp_forward_range(const MlpParams& p, int64_t begin, int64_t end) {
+#if defined(HASHGRID_HAS_AVX512_BF16)
+  if (p.factors == MlpFactors::kBFloat16) return mlp_forward_blocks<BFloat16Factors>(p, begin, end);
+#endif
+  if (p.dtype == DType::kFloat64) return mlp_forward_blocks<RealFactors<double>>(p, begin, end);
+  mlp_forward_blocks<RealFactors<float>>(p, begin, end);
+}
+
+static void mlp_backward_range(const MlpParams& p, int64_t begin, int64_t end) {
+#if defined(HASHGRID_HAS_AVX512_BF16)
+  if (p.factors == MlpFactors::kBFloat16) return mlp_backward_partials<BFloat16Factors>(p, begin, end);
+#endif
+  if (p.dtype == DType::kFloat64) return mlp_backward_partials<RealFactors<double>>(p, begin, end);
+  mlp_backward_partials<RealFactors<float>>(p, begin, end);
+}
+
+static void mlp_reduce_range(const MlpParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return mlp_reduce_rows<double>(p, begin, end);
+  mlp_reduce_rows<float>(p, begin, end);
+}
+
+// What mlp_* make of MlpFactors::kBFloat16.
+#if defined(HASHGRID_HAS_AVX512_BF16)
+constexpr bool kHasBFloat16Products = true;
+#else
+constexpr bool kHasBFloat16Products = false;
+#endif
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

@@ -1,0 +1,242 @@
+// mlp: checks, block sizes, allocation and launch. Inputs are [n_rows, n_in] here; the Python side flattens batches.
+#include "core/activation.h"
+#include "cpu/capability.h"
+#include "cpu/kernels.h"
+#include "ops/checks.h"
+#include "ops/memory.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace hashgrid {
+namespace {
+
+constexpr int64_t kBlockBytes = 96 * 1024;  // of a block's matrices: well inside L2
+constexpr int64_t kMaxBlock = 128;
+constexpr int64_t kForwardGrain = 8;        // blocks per unit
+constexpr int64_t kRowsPerPartial = 2048;   // at least, so that adding up the partial sums costs little
+constexpr int64_t kMaxPartials = 32;        // work units of a backward
+constexpr int64_t kMaxPartialBytes = int64_t{1} << 26;  // of all partial sums together
+constexpr int64_t kReduceGrain = 64;        // output rows per unit
+
+int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+int64_t padded(int64_t columns) { return round_up(columns, kMlpColumnPad); }
+
+// Lays matrices out one after the other, each on a cache line.
+struct Layout {
+  int64_t size = 0;
+
+  int64_t add(int64_t bytes) {
+    const int64_t offset = size;
+    size += round_up(bytes, 64);
+    return offset;
+  }
+};
+
+Tensor empty(const Tensor& like, std::vector<int64_t> shape) { return torch::stable::new_empty(like, shape); }
+
+void* allocate(const Tensor& like, int64_t elements, std::vector<Tensor>& keep) {
+  keep.push_back(empty(like, {elements}));
+  return keep.back().mutable_data_ptr();
+}
+
+Activation activation_of(int64_t value, const char* name) {
+  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Activation::kSine), "`", name, "` must be in 0..",
+                  static_cast<int64_t>(Activation::kSine), ", got ", value);
+  return static_cast<Activation>(value);
+}
+
+struct Mlp {
+  MlpParams p = {};
+  int64_t element = 4;  // bytes
+  int64_t scratch_bytes = 0;
+  std::vector<Tensor> keep;  // workspace
+
+  int64_t width_in(int l) const { return padded(p.layers[l].n_in); }
+  int64_t width_out(int l) const { return padded(p.layers[l].n_out); }
+};
+
+Mlp make_mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+             int64_t activation, int64_t output_activation, bool bfloat16) {
+  Mlp mlp;
+  MlpParams& p = mlp.p;
+  STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
+  STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
+  const int64_t n_layers = static_cast<int64_t>(weights.size());
+  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`weights` must have 1..", kMaxMlpLayers,
+                  " layers, got ", n_layers);
+  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
+                  " tensors, one per layer, or none, got ", biases.size());
+  p.dtype = real_dtype_of(x, "x");
+  mlp.element = p.dtype == DType::kFloat64 ? 8 : 4;
+  p.n_rows = x.size(0);
+  p.n_layers = static_cast<int32_t>(n_layers);
+  p.activation = activation_of(activation, "activation");
+  p.output_activation = activation_of(output_activation, "output_activation");
+  STD_TORCH_CHECK(!bfloat16 || p.dtype == DType::kFloat32, "bfloat16 products need float32 tensors, got ",
+                  name_of(x.scalar_type()));
+  p.factors = !bfloat16                          ? MlpFactors::kReal
+              : kernels().has_bfloat16_products ? MlpFactors::kBFloat16
+                                                : MlpFactors::kRounded;
+  int64_t width = x.size(1);
+  STD_TORCH_CHECK(width >= 1, "`x` must have at least one column, got ", shape_of(x));
+  for (int l = 0; l < p.n_layers; ++l) {
+    const Tensor& weight = weights[l];
+    const std::string name = "weights[" + std::to_string(l) + "]";
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && weight.size(0) >= 1, "`", name,
+                    "` must have shape [out, ", width, "], got ", shape_of(weight));
+    check_dtype(weight, name.c_str(), x.scalar_type());
+    STD_TORCH_CHECK(weight.is_contiguous(), "`", name, "` must be contiguous");
+    STD_TORCH_CHECK(weight.size(0) < (1 << 20) && width < (1 << 20), "`", name, "` is wider than 2^20: ",
+                    shape_of(weight));
+    MlpLayer& layer = p.layers[l];
+    layer.n_in = static_cast<int32_t>(width);
+    layer.n_out = static_cast<int32_t>(weight.size(0));
+    layer.weight = weight.const_data_ptr();
+    layer.input_pairs = layer.source = layer.packed_transposed = -1;
+    if (!biases.empty()) {
+      const std::string bias_name = "biases[" + std::to_string(l) + "]";
+      check_shape(biases[l], bias_name.c_str(), {layer.n_out});
+      check_dtype(biases[l], bias_name.c_str(), x.scalar_type());
+      STD_TORCH_CHECK(biases[l].is_contiguous(), "`", bias_name, "` must be contiguous");
+      layer.bias = biases[l].const_data_ptr();
+    }
+    width = layer.n_out;
+  }
+  p.x = x.const_data_ptr();
+  return mlp;
+}
+
+// Matrices of a block of `n_block` rows. Returns their size in bytes.
+int64_t lay_out_block(Mlp& mlp, int64_t n_block, bool backward, bool need_params) {
+  MlpParams& p = mlp.p;
+  const bool halves = p.factors == MlpFactors::kBFloat16;
+  const int64_t stored = halves ? 2 : mlp.element;
+  Layout scratch;
+  int64_t widest = 0;
+  for (int l = 0; l < p.n_layers; ++l) widest = std::max({widest, mlp.width_in(l), mlp.width_out(l)});
+  // A forward alternates between two inputs; a backward keeps all.
+  int64_t alternate[2] = {-1, -1};
+  for (int l = 0; l < p.n_layers; ++l) {
+    MlpLayer& layer = p.layers[l];
+    if (backward) {
+      layer.input = scratch.add(n_block * mlp.width_in(l) * stored);
+    } else {
+      int64_t& slot = alternate[l % 2];
+      if (slot < 0) slot = scratch.add(n_block * widest * stored);
+      layer.input = slot;
+    }
+    if (halves && backward && need_params) layer.input_pairs = scratch.add(n_block * mlp.width_in(l) * 2);
+    const bool hidden = l + 1 < p.n_layers;
+    const bool separate = core::derivative_reads_input(p.activation) ||
+                          (p.factors != MlpFactors::kReal && !core::derivative_reads_sign(p.activation));
+    if (backward && hidden && separate) layer.source = scratch.add(n_block * mlp.width_out(l) * mlp.element);
+  }
+  for (int64_t& staging : p.staging) staging = scratch.add(n_block * widest * mlp.element);
+  p.gradient = p.gradient_pairs = -1;
+  if (halves && backward) {
+    p.gradient = scratch.add(n_block * widest * 2);
+    if (need_params) p.gradient_pairs = scratch.add(n_block * widest * 2);
+  }
+  p.n_block = static_cast<int32_t>(n_block);
+  p.n_blocks = (p.n_rows + n_block - 1) / n_block;
+  mlp.scratch_bytes = scratch.size;
+  return scratch.size;
+}
+
+void choose_block(Mlp& mlp, bool backward, bool need_params) {
+  const int64_t per_row = lay_out_block(mlp, kMlpRowPad, backward, need_params) / kMlpRowPad;
+  const int64_t rows = std::min(kMaxBlock, std::max<int64_t>(2 * kMlpRowPad, kBlockBytes / per_row));
+  lay_out_block(mlp, rows / kMlpRowPad * kMlpRowPad, backward, need_params);
+}
+
+void pack(Mlp& mlp, const Tensor& like, bool forward, bool transposed) {
+  MlpParams& p = mlp.p;
+  Layout packed;
+  for (int l = 0; l < p.n_layers; ++l) {
+    MlpLayer& layer = p.layers[l];
+    // Sizes for whole vectors of any width; bfloat16 pairs take as much as floats when the depth is odd.
+    const int64_t depth_in = layer.n_in + (layer.n_in & 1), depth_out = layer.n_out + (layer.n_out & 1);
+    layer.packed_weight = forward ? packed.add(depth_in * mlp.width_out(l) * mlp.element) : -1;
+    layer.packed_transposed = transposed ? packed.add(depth_out * mlp.width_in(l) * mlp.element) : -1;
+    if (layer.bias != nullptr) layer.packed_bias = packed.add(mlp.width_out(l) * mlp.element);
+  }
+  void* memory = allocate(like, packed.size / mlp.element + 64 / mlp.element, mlp.keep);
+  p.packed = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory) + 63) & ~uintptr_t{63});
+  parallel_units(p.n_layers, p.n_layers, [&](int64_t begin, int64_t end) { kernels().mlp_pack(p, begin, end); });
+}
+
+// Runs a kernel on scratch memory of the thread it lands on.
+void run_with_scratch(RangeKernel<MlpParams> kernel, const Mlp& mlp, int64_t units, int64_t grain) {
+  parallel_units(units, grain, [&](int64_t begin, int64_t end) {
+    MlpParams p = mlp.p;
+    p.scratch = thread_scratch(mlp.scratch_bytes);
+    kernel(p, begin, end);
+  });
+}
+
+Tensor mlp_cpu(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+               int64_t activation, int64_t output_activation, bool bfloat16) {
+  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, bfloat16);
+  MlpParams& p = mlp.p;
+  Tensor y = empty(x, {p.n_rows, p.layers[p.n_layers - 1].n_out});
+  if (p.n_rows == 0) return y;
+  advise_huge_pages(y.mutable_data_ptr(), y.numel() * mlp.element);
+  p.y = y.mutable_data_ptr();
+  choose_block(mlp, false, false);
+  pack(mlp, x, true, false);
+  run_with_scratch(kernels().mlp_forward, mlp, p.n_blocks, kForwardGrain);
+  return y;
+}
+
+// grad_x [N, in] (or [0, in]) and all parameter gradients in one buffer: weights, then biases, in layer order.
+std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
+                                            const std::vector<Tensor>& biases, int64_t activation,
+                                            int64_t output_activation, bool bfloat16, bool need_x, bool need_params) {
+  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, bfloat16);
+  MlpParams& p = mlp.p;
+  check_shape(grad_y, "grad_y", {p.n_rows, p.layers[p.n_layers - 1].n_out});
+  check_dtype(grad_y, "grad_y", x.scalar_type());
+  STD_TORCH_CHECK(grad_y.is_contiguous(), "`grad_y` must be contiguous");
+  p.grad_y = grad_y.const_data_ptr();
+
+  Layout partial;
+  int64_t n_params = 0, n_outputs = 0;
+  for (int l = 0; l < p.n_layers; ++l) {
+    MlpLayer& layer = p.layers[l];
+    layer.grad_weight = partial.add(round_up(layer.n_out, kMlpRowPad) * mlp.width_in(l) * mlp.element) / mlp.element;
+    if (layer.bias != nullptr) layer.grad_bias = partial.add(mlp.width_out(l) * mlp.element) / mlp.element;
+    n_params += int64_t{layer.n_in} * layer.n_out + (layer.bias != nullptr ? layer.n_out : 0);
+    n_outputs += layer.n_out;
+  }
+  Tensor grad_x = empty(x, {need_x ? p.n_rows : 0, x.size(1)});
+  Tensor grad_params = empty(x, {need_params ? n_params : 0});
+  if (need_x) {
+    advise_huge_pages(grad_x.mutable_data_ptr(), grad_x.numel() * mlp.element);
+    p.grad_x = grad_x.mutable_data_ptr();
+  }
+  choose_block(mlp, true, need_params);
+  // Derived from the problem alone, like everything else that fixes the order of sums.
+  p.n_partials = std::min({kMaxPartials, (p.n_rows + kRowsPerPartial - 1) / kRowsPerPartial, p.n_blocks});
+  p.n_partials = std::max<int64_t>(1, std::min(p.n_partials, std::max<int64_t>(4, kMaxPartialBytes / partial.size)));
+  if (need_params) {
+    p.partial_size = partial.size / mlp.element;
+    p.partials = allocate(x, p.partial_size * p.n_partials, mlp.keep);
+    p.grad_params = grad_params.mutable_data_ptr();
+  }
+  if (p.n_rows > 0 && (need_x || need_params)) pack(mlp, x, true, true);
+  run_with_scratch(kernels().mlp_backward, mlp, need_x || need_params ? p.n_partials : 0, 1);
+  if (need_params) {
+    parallel_units(n_outputs, kReduceGrain, [&](int64_t begin, int64_t end) { kernels().mlp_reduce(p, begin, end); });
+  }
+  return {grad_x, grad_params};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hashgrid, CPU, m) {
+  m.impl("mlp", TORCH_BOX(&mlp_cpu));
+  m.impl("mlp_backward", TORCH_BOX(&mlp_backward_cpu));
+}
+
+}  // namespace hashgrid

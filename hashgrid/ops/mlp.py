@@ -1,0 +1,244 @@
+"""Multilayer perceptron on the native kernels, all layers fused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.reference.mlp import mlp as reference_mlp
+
+# In the order of the kernels' enum.
+ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine")
+MAX_LAYERS = 9
+
+
+def mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    activation: str = "relu",
+    output_activation: str = "none",
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``output_activation(W_n ... activation(W_1 x + b_1) ... + b_n)``, twice differentiable to every tensor.
+
+    Sums are fp32 (fp64 for fp64 weights); gradients have the same bits for any number of threads. The backward keeps
+    only ``x`` and the weights and computes hidden layers again. The second derivative runs on composed PyTorch ops.
+
+    Args:
+        x: [..., in], taken in the dtype of the weights.
+        weights: 1 to 9 tensors [out_i, in_i], fp32 or fp64.
+        biases: one [out_i] per layer.
+        activation: of the hidden layers: "none", "relu", "leaky_relu" (slope 0.01), "silu", "softplus", "sigmoid",
+            "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
+        output_activation: of the last layer, from the same set.
+        compute_dtype: ``torch.bfloat16`` rounds both factors of every product, forward and backward, to bfloat16 and
+            sums in fp32; None or the dtype of the weights rounds nothing.
+
+    Returns:
+        [..., out] in the dtype of the weights.
+
+    Raises:
+        ValueError: an option is unknown, or shapes do not chain.
+        RuntimeError: a dtype the kernels do not take.
+    """
+    weights = list(weights)
+    biases = [] if biases is None else list(biases)
+    _check_arguments(x, weights, biases, activation, output_activation, compute_dtype)
+    batch = x.shape[:-1]
+    flat = flatten(x.to(weights[0].dtype), weights[0].shape[1], "x")
+    options = (
+        ACTIVATIONS.index(activation),
+        ACTIVATIONS.index(output_activation),
+        compute_dtype == torch.bfloat16,
+    )
+    params = [param.contiguous() for param in (*weights, *biases)]
+    return unflatten(_Mlp.apply(flat, len(weights), options, *params), batch)
+
+
+def _check_arguments(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    activation: str,
+    output_activation: str,
+    compute_dtype: torch.dtype | None,
+) -> None:
+    for name, value in (("activation", activation), ("output_activation", output_activation)):
+        if value not in ACTIVATIONS:
+            raise ValueError(f"`{name}` must be one of {ACTIVATIONS}, got {value!r}")
+    if not 1 <= len(weights) <= MAX_LAYERS:
+        raise ValueError(f"`weights` must have 1 to {MAX_LAYERS} layers, got {len(weights)}")
+    if compute_dtype not in (None, torch.bfloat16, weights[0].dtype):
+        raise ValueError(f"`compute_dtype` must be None, torch.bfloat16 or {weights[0].dtype}, got {compute_dtype}")
+    if biases and len(biases) != len(weights):
+        raise ValueError(f"`biases` must have {len(weights)} tensors, one per layer, got {len(biases)}")
+    if x.dim() == 0:
+        raise ValueError("`x` must have shape [..., in], got []")
+    width = x.shape[-1]
+    for layer, weight in enumerate(weights):
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(f"`weights[{layer}]` must have shape [out, {width}], got {list(weight.shape)}")
+        width = weight.shape[0]
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=False)):
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"`biases[{layer}]` must have shape [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def _split(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """The flat gradient of the kernels as one view per parameter."""
+    parts = grad_params.split([param.numel() for param in params])
+    return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(x, n_layers, options, *params):  # type: ignore[override]
+        return _extension.ops().mlp(x, params[:n_layers], params[n_layers:], *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        x, ctx.n_layers, ctx.options, *params = inputs
+        ctx.save_for_backward(x, *params)
+
+    @staticmethod
+    def backward(ctx, grad_y):  # type: ignore[override]
+        x, *params = ctx.saved_tensors
+        needs = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:]))
+        grad_x, *grads = _MlpBackward.apply(grad_y.contiguous(), x, ctx.n_layers, ctx.options, needs, *params)
+        kept = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[3:], strict=True))
+        return grad_x if needs[0] else None, None, None, *kept
+
+
+class _MlpBackward(torch.autograd.Function):
+    """The first derivative as a function of its own, so that it can be differentiated once more."""
+
+    @staticmethod
+    def forward(grad_y, x, n_layers, options, needs, *params):  # type: ignore[override]
+        grad_x, grad_params = _extension.ops().mlp_backward(
+            grad_y, x, params[:n_layers], params[n_layers:], *options, *needs
+        )
+        return grad_x, *(_split(grad_params, params) if needs[1] else [grad_params.new_empty(0) for _ in params])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        grad_y, x, ctx.n_layers, ctx.options, ctx.needs, *params = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad_y, x, *params)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *cotangents):  # type: ignore[override]
+        grad_y, x, *params = ctx.saved_tensors
+        need_x, need_params = ctx.needs
+        of_x = cotangents[0] if need_x else None
+        of_params = [g if need_params else None for g in cotangents[1:]]
+        wanted = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[5:])
+        grads = _second_order([of_x, *of_params], grad_y, x, params, ctx.n_layers, ctx.options, wanted)
+        return *grads[:2], None, None, None, *grads[2:]
+
+
+def _second_order(
+    cotangents: Sequence[Tensor | None],
+    grad_y: Tensor,
+    x: Tensor,
+    params: Sequence[Tensor],
+    n_layers: int,
+    options: Sequence[Any],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Pulls cotangents of (grad_x, gradients of ``params``) back to (grad_y, x, ``params``), on composed ops.
+
+    Curvature is rare enough not to have kernels of its own.
+    """
+    activation, output_activation, bfloat16 = options
+    inputs = [tensor.detach().requires_grad_() for tensor in (grad_y, x, *params)]
+    asked = [tensor for tensor, cotangent in zip(inputs[1:], cotangents, strict=True) if cotangent is not None]
+    given = [cotangent for cotangent in cotangents if cotangent is not None]
+    if not given:
+        return [None] * len(inputs)
+    with torch.enable_grad():
+        y = reference_mlp(
+            inputs[1],
+            inputs[2 : 2 + n_layers],
+            inputs[2 + n_layers :] or None,
+            ACTIVATIONS[activation],
+            ACTIVATIONS[output_activation],
+            torch.bfloat16 if bfloat16 else None,
+        )
+        first = torch.autograd.grad(y, asked, inputs[0], create_graph=True)
+        targets = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
+        second = iter(torch.autograd.grad(first, targets, given, allow_unused=True, materialize_grads=True))
+    return [next(second) if want else None for want in wanted]
+
+
+def _register() -> None:
+    """Fake kernels and autograd of ``torch.ops.hashgrid.mlp``."""
+
+    @torch.library.register_fake("hashgrid::mlp")
+    def _(x, weights, biases, *options):
+        return x.new_empty(x.shape[0], weights[-1].shape[0])
+
+    @torch.library.register_fake("hashgrid::mlp_backward")
+    def _(grad_y, x, weights, biases, activation, output_activation, bfloat16, need_x, need_params):
+        n_params = sum(param.numel() for param in (*weights, *biases))
+        return x.new_empty(x.shape[0] if need_x else 0, x.shape[1]), x.new_empty(n_params if need_params else 0)
+
+    def setup_context(ctx, inputs, output) -> None:
+        x, weights, biases, *ctx.options = inputs
+        ctx.n_layers = len(weights)
+        ctx.n_biases = len(biases)
+        ctx.save_for_backward(x, *weights, *biases)
+
+    def backward(ctx, grad_y):
+        x, *params = ctx.saved_tensors
+        n = ctx.n_layers
+        need_x, *need_params = _needs(ctx.needs_input_grad[:3], n, ctx.n_biases)
+        grad_x, grad_params = torch.ops.hashgrid.mlp_backward(
+            grad_y.contiguous(), x, params[:n], params[n:], *ctx.options, need_x, any(need_params)
+        )
+        grads: list[Tensor | None] = [None] * len(params)
+        if any(need_params):
+            parts = _split(grad_params, params)
+            grads = [grad if need else None for grad, need in zip(parts, need_params, strict=True)]
+        return grad_x if need_x else None, grads[:n], grads[n:], *(None for _ in ctx.options)
+
+    def setup_context_backward(ctx, inputs, output) -> None:
+        grad_y, x, weights, biases, *ctx.options = inputs
+        ctx.n_layers = len(weights)
+        ctx.n_biases = len(biases)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad_y, x, *weights, *biases)
+
+    def backward_backward(ctx, of_x, of_params):
+        grad_y, x, *params = ctx.saved_tensors
+        n = ctx.n_layers
+        *options, need_x, need_params = ctx.options
+        parts: list[Tensor | None] = [None] * len(params)
+        if of_params is not None and need_params:
+            parts = [*_split(of_params, params)]
+        wanted = [ctx.needs_input_grad[0], *_needs(ctx.needs_input_grad[1:4], n, ctx.n_biases)]
+        grads = _second_order([of_x if need_x else None, *parts], grad_y, x, params, n, options, wanted)
+        return *grads[:2], grads[2 : 2 + n], grads[2 + n :], *(None for _ in ctx.options)
+
+    torch.library.register_autograd("hashgrid::mlp", backward, setup_context=setup_context)
+    torch.library.register_autograd(
+        "hashgrid::mlp_backward", backward_backward, setup_context=setup_context_backward
+    )
+
+
+def _needs(needs: Sequence[Any], n_layers: int, n_biases: int) -> list[bool]:
+    """Flattens (x, weights, biases) of an op's ``needs_input_grad``; list arguments may come as one flag or as many."""
+    flat: list[bool] = [bool(needs[0])]
+    for need, count in zip(needs[1:], (n_layers, n_biases), strict=True):
+        flat += [bool(n) for n in need] if isinstance(need, (list, tuple)) else [bool(need)] * count
+    return flat
+
+
+if _extension.module is not None:
+    _register()
