@@ -8,6 +8,19 @@ namespace HASHGRID_ISA {
 
 constexpr double kMaxVectorSteps = 8388608.0;  // 2^23: integers are exact in fp32 up to twice that
 
+// GCC would split a vector that goes through __builtin_assoc_barrier into its lanes.
+static inline VecF rounded_multiply(VecF a, VecF b) {
+  VecF product = a * b;
+#if defined(HASHGRID_HAS_AVX512)
+  __asm__("" : "+v"(product));
+#elif defined(HASHGRID_X86)
+  __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(product));
+#endif
+  return product;
+}
+
 static inline VecF minimum(VecF a, VecF b) { return a < b ? a : b; }
 
 // One bit per lane.
@@ -174,9 +187,23 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
   const int64_t limit = p.max_samples_per_ray < (1 << 30) ? p.max_samples_per_ray : (1 << 30);
   const VecI max_count = static_cast<int32_t>(limit) - VecI{};
   while (active != 0) {
-    const VecF step = step_at(grid, lanes.t);
-    const VecF middle = lanes.t + step * 0.5f;
-    const VecF t_end = lanes.t + step;
+    VecF step = step_at(grid, lanes.t);
+    VecF middle = lanes.t + step * 0.5f;
+    VecF t_end = lanes.t + step;
+    VecI looked_up = ~VecI{};
+    if (!kEqualSteps) {
+      const VecF bound = minimum(lanes.t_empty, lanes.t_stop);
+      VecI behind = (middle < bound) & (t_end > lanes.t);
+      // A step costs a fraction of a look-up: lanes wait for each other, up to the last few.
+      while (__builtin_popcount(lane_bits(behind)) > kLanes / 4) {
+        lanes.t = select(behind, t_end, lanes.t);
+        step = step_at(grid, lanes.t);
+        middle = lanes.t + step * 0.5f;
+        t_end = lanes.t + step;
+        behind = (middle < bound) & (t_end > lanes.t);
+      }
+      looked_up = middle >= bound;
+    }
     const VecI going = (middle < lanes.t_stop) & (lanes.count < max_count) & (t_end > lanes.t);
     const uint32_t finished = active & ~lane_bits(going);
     if (finished != 0) {
@@ -188,16 +215,9 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
       }
       continue;
     }
-    if (!kEqualSteps) {
-      const VecI skipped = going & (middle < lanes.t_empty);
-      if (lane_bits(skipped) != 0) {
-        lanes.t = select(skipped, t_end, lanes.t);
-        continue;
-      }
-    }
     VecF t_exit;
     const VecI occupied = look_up_cells<kCascades>(grid, p.bits, lanes, middle, step, &t_exit);
-    const VecI emit = occupied & going;
+    const VecI emit = occupied & going & looked_up;
     const uint32_t emitted = lane_bits(emit);
     if (emitted != 0) {
 #if defined(HASHGRID_HAS_AVX512)
@@ -215,11 +235,10 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
       const VecF one = splat(1.0f);
       VecF skip = (minimum(t_exit, lanes.t_stop) - middle) / step;
       skip = skip > one ? skip : one;
-      skip = select(going, skip, one);  // idle lanes hold anything
       lanes.k += select(occupied, one, round_up(skip));
       lanes.t = lanes.t_begin + rounded_multiply(lanes.k, splat(grid.step_size));
     } else {
-      lanes.t_empty = select(occupied, lanes.t_empty, t_exit);
+      lanes.t_empty = select(looked_up & ~occupied, t_exit, lanes.t_empty);
       lanes.t = t_end;
     }
   }

@@ -17,7 +17,8 @@ static void occupancy_update_raise_range(const OccupancyUpdateParams& p, int64_t
       continue;
     }
     const float old = p.density[cell];
-    if (old >= 0.0f && p.values[i] > old) p.density[cell] = p.values[i];
+    const float value = p.values[i];
+    p.density[cell] = (old >= 0.0f) & (value > old) ? value : old;
   }
 }
 

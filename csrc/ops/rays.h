@@ -2,12 +2,15 @@
 #pragma once
 
 #include "ops/checks.h"
+#include "ops/memory.h"
 
 namespace hashgrid {
 
 inline Tensor empty_like_dtype(const Tensor& like, std::vector<int64_t> shape,
                                std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, shape, dtype);
+  Tensor tensor = torch::stable::new_empty(like, shape, dtype);
+  advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * 4);
+  return tensor;
 }
 
 inline int64_t element_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
