@@ -7,7 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hashgrid.optional import optional_import
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 @contextmanager
@@ -59,6 +65,21 @@ def atomic_write_text(path: str | Path, content: str) -> None:
 def atomic_write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     """Write ``content`` as strict JSON: NaN and inf become null."""
     atomic_write_text(path, json.dumps(_strict(content), indent=indent, allow_nan=False) + "\n")
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """A float image in [0, 1] (or a uint8 one) as uint8, rounded."""
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        image = (image.float().nan_to_num(0).clamp(0, 1) * 255 + 0.5).byte()
+    return image.numpy()
+
+
+def atomic_write_image(path: str | Path, image: Tensor) -> None:
+    """Write an image [H, W, 3 or 4], floats in [0, 1] or uint8; the extension of ``path`` says in which format."""
+    iio = optional_import("imageio.v3", "image")
+    with atomic_path(path) as temporary:
+        iio.imwrite(temporary, to_uint8(image))
 
 
 def _strict(value: Any) -> Any:

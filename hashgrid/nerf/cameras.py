@@ -44,11 +44,11 @@ def distort(points: Tensor, distortion: Tensor) -> Tensor:
     )
 
 
-def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 30) -> tuple[Tensor, Tensor]:
-    """The inverse of ``distort`` by Newton iteration in float64.
+def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 40) -> tuple[Tensor, Tensor]:
+    """The inverse of ``distort`` by damped Newton iteration in float64.
 
-    Steps are halved where they would not reduce the residual, so a point outside the region in which the polynomial is
-    invertible stops at its nearest reachable position instead of flying away.
+    It starts at the optical axis and never leaves the region around it in which the polynomial is invertible, so that a
+    point no direction maps to ends near the border of that region, not at one of the polynomial's other roots.
 
     Args:
         points: distorted points [..., 2].
@@ -57,37 +57,43 @@ def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 30) -> t
     Returns:
         Ideal points [..., 2] (dtype of ``points``) and the residual ``|distort(ideal) - points|`` [...] (float64).
     """
-    target = points.double()
-    coefficients = distortion.double()
-    k1, k2, k3, k4, p1, p2 = coefficients.unbind(-1)
-    ideal = target.clone()
-    error = distort(ideal, coefficients) - target
-    residual = error.norm(dim=-1)
+    target, coefficients = points.double(), distortion.double()
+    ideal = torch.zeros_like(target)
+    error, residual = -target, target.norm(dim=-1)
+    jacobian = _jacobian(ideal, coefficients)
     damping = torch.ones_like(residual)
     for _ in range(max_iterations):
         if not bool((residual > 1e-12).any()):
             break
-        x, y = ideal.unbind(-1)
-        r2 = x * x + y * y
-        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-        slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))  # d radial / dx = slope * x
-        # Jacobian of `distort`, symmetric: [[a, b], [b, c]].
-        a = radial + slope * x * x + 2 * p1 * y + 6 * p2 * x
-        b = slope * x * y + 2 * p1 * x + 2 * p2 * y
-        c = radial + slope * y * y + 6 * p1 * y + 2 * p2 * x
-        det = a * c - b * b
-        det = torch.where(det.abs() < 1e-9, torch.full_like(det, 1e-9), det)
-        ex, ey = error.unbind(-1)
+        a, b, c = jacobian.unbind(-1)
+        det, (ex, ey) = a * c - b * b, error.unbind(-1)
         step = torch.stack(((c * ex - b * ey) / det, (a * ey - b * ex) / det), dim=-1)
         candidate = ideal - damping[..., None] * step
         candidate_error = distort(candidate, coefficients) - target
         candidate_residual = candidate_error.norm(dim=-1)
-        better = candidate_residual < residual
+        candidate_jacobian = _jacobian(candidate, coefficients)
+        a, b, c = candidate_jacobian.unbind(-1)
+        # Positive definite: between the axis and the first fold.
+        better = (candidate_residual < residual) & (a > 0) & (a * c - b * b > 1e-6)
         ideal = torch.where(better[..., None], candidate, ideal)
         error = torch.where(better[..., None], candidate_error, error)
+        jacobian = torch.where(better[..., None], candidate_jacobian, jacobian)
         residual = torch.where(better, candidate_residual, residual)
-        damping = torch.where(better, torch.ones_like(damping), damping * 0.5)
+        damping = torch.where(better, (2 * damping).clamp_max(1), 0.5 * damping)
     return ideal.to(points.dtype), residual
+
+
+def _jacobian(points: Tensor, distortion: Tensor) -> Tensor:
+    """``a, b, c`` [..., 3] of the derivative ``[[a, b], [b, c]]`` of ``distort``, which is symmetric."""
+    x, y = points.unbind(-1)
+    k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
+    slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))  # d radial / dx = slope * x
+    a = radial + slope * x * x + 2 * p1 * y + 6 * p2 * x
+    b = slope * x * y + 2 * p1 * x + 2 * p2 * y
+    c = radial + slope * y * y + 6 * p1 * y + 2 * p2 * x
+    return torch.stack((a, b, c), dim=-1)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.files import atomic_path, atomic_write_json
+from hashgrid.files import atomic_write_image, atomic_write_json
 from hashgrid.nerf.cameras import Cameras, focal_length, look_at
 from hashgrid.optional import optional_import
 
@@ -404,7 +404,7 @@ def write_scene(
         raise ValueError(
             f"`n_train` must be at least 1, `n_test` 0 and `resolution` 8, got {n_train}, {n_test} and {resolution}"
         )
-    iio = optional_import("imageio.v3")
+    optional_import("imageio.v3")  # before a minute of rendering, not after it
     out_dir = Path(out_dir)
     splits = {
         "train": orbit_cameras(n_train, resolution, 2 * seed),
@@ -414,9 +414,7 @@ def write_scene(
 
     def work(job: tuple[str, int]) -> None:
         split, view = job
-        image = (render(splits[split], view) * 255 + 0.5).byte().numpy()
-        with atomic_path(out_dir / split / f"r_{view:03d}.png") as path:
-            iio.imwrite(path, image)
+        atomic_write_image(out_dir / split / f"r_{view:03d}.png", render(splits[split], view))
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one image per thread scales better than threads inside these small operations
