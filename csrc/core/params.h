@@ -169,6 +169,38 @@ struct CompositeParams {
   int64_t scratch_capacity;  // at least the longest ray, and a vector of padding
 };
 
+struct VisibleSamplesParams {
+  int64_t n_rays;
+  double early_stop_eps;
+  DType dtype;                 // of every array of reals: kFloat32 or kFloat64
+  const void* sigmas;          // [n_samples]
+  const void* t_starts;        // [n_samples]
+  const void* t_ends;          // [n_samples]
+  const int64_t* packed_info;  // [n_rays, 2] first sample, number of samples
+  int64_t* kept_info;          // [n_rays, 2] the same of the samples kept
+  int64_t* index;              // [n_kept] the samples kept
+};
+
+struct CounterUniformParams {
+  uint64_t seed;
+  uint32_t step;
+  const int64_t* index;  // [N]
+  float* u;              // [N]
+};
+
+struct OccupancyPointsParams {
+  int64_t n_cells;        // of the grid
+  int32_t resolution[3];  // cells per axis
+  bool jitter;
+  uint64_t seed;
+  uint32_t step;
+  DType dtype;            // of aabb and points: kFloat32 or kFloat64
+  const int64_t* cells;   // [n_points]
+  const void* aabb;       // [6], box of cascade 0
+  void* points;           // [n_points, 3]
+  int64_t* invalid_cell;  // set to a member of `cells` that is no cell, if there is one
+};
+
 struct OccupancyUpdateParams {
   int64_t n_cells;
   int64_t n_samples;

@@ -31,6 +31,10 @@ struct KernelTable {
   RangeKernel<MarchRaysParams> march_rays_write;                    // units: rays
   RangeKernel<CompositeParams> composite_forward;                   // units: rays
   RangeKernel<CompositeParams> composite_backward;                  // units: rays
+  RangeKernel<VisibleSamplesParams> visible_samples_count;          // units: rays
+  RangeKernel<VisibleSamplesParams> visible_samples_write;          // units: rays
+  RangeKernel<CounterUniformParams> counter_uniform;                // units: numbers
+  RangeKernel<OccupancyPointsParams> occupancy_points;              // units: points
   RangeKernel<OccupancyUpdateParams> occupancy_update_decay;        // units: cells
   RangeKernel<OccupancyUpdateParams> occupancy_update_raise;        // units: samples
   RangeKernel<OccupancyUpdateParams> occupancy_update_sum;          // units: chunks of kOccupancyChunk cells

@@ -14,6 +14,9 @@
 #include "cpu/ray_aabb.inl"
 #include "cpu/march_rays.inl"
 #include "cpu/composite.inl"
+#include "cpu/visible_samples.inl"
+#include "cpu/counter_uniform.inl"
+#include "cpu/occupancy_points.inl"
 #include "cpu/occupancy_update.inl"
 #include "cpu/adam_step.inl"
 #include "cpu/mlp.inl"
@@ -38,6 +41,10 @@ static const KernelTable kTable = {
     &march_rays_write_range,
     &composite_forward_range,
     &composite_backward_range,
+    &visible_samples_count_range,
+    &visible_samples_write_range,
+    &counter_uniform_range,
+    &occupancy_points_range,
     &occupancy_update_decay_range,
     &occupancy_update_raise_range,
     &occupancy_update_sum_range,

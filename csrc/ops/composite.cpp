@@ -26,20 +26,16 @@ Composite make_params(const Tensor& sigmas, const Tensor& features, const Tensor
                   ", C], got ", shape_of(features));
   check_shape(t_starts, "t_starts", {n_samples});
   check_shape(t_ends, "t_ends", {n_samples});
-  STD_TORCH_CHECK(packed_info.dim() == 2 && packed_info.size(1) == 2, "`packed_info` must have shape [R, 2], got ",
-                  shape_of(packed_info));
   Composite c;
   CompositeParams& p = c.params;
   p.dtype = real_dtype_of(sigmas, "sigmas");
   check_dtype(features, "features", sigmas.scalar_type());
   check_dtype(t_starts, "t_starts", sigmas.scalar_type());
   check_dtype(t_ends, "t_ends", sigmas.scalar_type());
-  check_dtype(packed_info, "packed_info", ScalarType::Long);
   check_contiguous(sigmas, "sigmas");
   check_contiguous(features, "features");
   check_contiguous(t_starts, "t_starts");
   check_contiguous(t_ends, "t_ends");
-  check_contiguous(packed_info, "packed_info");
   p.n_rays = packed_info.size(0);
   p.n_features = features.size(1);
   p.early_stop_eps = early_stop_eps;
@@ -49,15 +45,7 @@ Composite make_params(const Tensor& sigmas, const Tensor& features, const Tensor
   p.t_ends = t_ends.const_data_ptr();
   p.packed_info = static_cast<const int64_t*>(packed_info.const_data_ptr());
   c.n_samples = n_samples;
-  int64_t total = 0;
-  for (int64_t ray = 0; ray < p.n_rays; ++ray) {
-    const int64_t start = p.packed_info[2 * ray], count = p.packed_info[2 * ray + 1];
-    STD_TORCH_CHECK(count >= 0 && start == total, "`packed_info` must list rays back to back, in order: ray ", ray,
-                    " must start at ", total, ", got start ", start, " and count ", count);
-    total += count;
-    c.longest = std::max(c.longest, count);
-  }
-  STD_TORCH_CHECK(total == n_samples, "`packed_info` must count the ", n_samples, " samples of `sigmas`, got ", total);
+  c.longest = check_packed_info(packed_info, n_samples);
   return c;
 }
 

@@ -47,17 +47,8 @@ MarchRaysParams make_params(const Tensor& rays_o, const Tensor& rays_d, const Te
                             int64_t max_samples_per_ray) {
   MarchRaysParams p = {};
   p.dtype = check_rays(rays_o, rays_d, aabb);
-  STD_TORCH_CHECK(n_cascades >= 1 && n_cascades <= kMaxCascades, "`n_cascades` must be in 1..", kMaxCascades, ", got ",
-                  n_cascades);
-  bool positive = resolution.size() == 3;
-  double n_cells = static_cast<double>(n_cascades);
-  for (const int64_t cells : resolution) {
-    positive = positive && cells > 0;
-    n_cells *= static_cast<double>(cells);
-  }
-  STD_TORCH_CHECK(positive, "`resolution` must be three positive numbers");
-  STD_TORCH_CHECK(n_cells < 2147483648.0, "the grid must have less than 2^31 cells, got ", n_cells);
-  const int64_t n_bytes = (static_cast<int64_t>(n_cells) + 7) / 8;
+  const int64_t n_cells = check_grid(resolution, n_cascades, p.resolution);
+  const int64_t n_bytes = (n_cells + 7) / 8;
   check_dtype(bits, "bits", ScalarType::Byte);
   check_shape(bits, "bits", {n_bytes});
   check_contiguous(bits, "bits");
@@ -65,7 +56,6 @@ MarchRaysParams make_params(const Tensor& rays_o, const Tensor& rays_d, const Te
                   step_size);
   STD_TORCH_CHECK(cone_angle >= 0.0 && std::isfinite(cone_angle), "`cone_angle` must be non-negative and finite, got ",
                   cone_angle);
-  for (int axis = 0; axis < 3; ++axis) p.resolution[axis] = static_cast<int32_t>(resolution[axis]);
   p.n_cascades = static_cast<int32_t>(n_cascades);
   p.n_rays = rays_o.size(0);
   p.max_samples_per_ray = std::max<int64_t>(max_samples_per_ray, 0);

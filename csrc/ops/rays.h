@@ -34,4 +34,39 @@ inline DType check_rays(const Tensor& rays_o, const Tensor& rays_d, const Tensor
   return dtype;
 }
 
+// Cells of an occupancy grid; it must be possible to count them in 31 bits.
+inline int64_t check_grid(const std::vector<int64_t>& resolution, int64_t n_cascades, int32_t* resolution_out) {
+  STD_TORCH_CHECK(n_cascades >= 1 && n_cascades <= kMaxCascades, "`n_cascades` must be in 1..", kMaxCascades, ", got ",
+                  n_cascades);
+  bool positive = resolution.size() == 3;
+  double n_cells = static_cast<double>(n_cascades);
+  for (const int64_t cells : resolution) {
+    positive = positive && cells > 0;
+    n_cells *= static_cast<double>(cells);
+  }
+  STD_TORCH_CHECK(positive, "`resolution` must be three positive numbers");
+  STD_TORCH_CHECK(n_cells < 2147483648.0, "the grid must have less than 2^31 cells, got ", n_cells);
+  for (int axis = 0; axis < 3; ++axis) resolution_out[axis] = static_cast<int32_t>(resolution[axis]);
+  return static_cast<int64_t>(n_cells);
+}
+
+// The longest ray of packed_info [R, 2], which must list n_samples samples back to back.
+inline int64_t check_packed_info(const Tensor& packed_info, int64_t n_samples) {
+  STD_TORCH_CHECK(packed_info.dim() == 2 && packed_info.size(1) == 2, "`packed_info` must have shape [R, 2], got ",
+                  shape_of(packed_info));
+  check_dtype(packed_info, "packed_info", ScalarType::Long);
+  check_contiguous(packed_info, "packed_info");
+  const int64_t* info = static_cast<const int64_t*>(packed_info.const_data_ptr());
+  int64_t total = 0, longest = 0;
+  for (int64_t ray = 0; ray < packed_info.size(0); ++ray) {
+    const int64_t start = info[2 * ray], count = info[2 * ray + 1];
+    STD_TORCH_CHECK(count >= 0 && start == total, "`packed_info` must list rays back to back, in order: ray ", ray,
+                    " must start at ", total, ", got start ", start, " and count ", count);
+    total += count;
+    longest = longest < count ? count : longest;
+  }
+  STD_TORCH_CHECK(total == n_samples, "`packed_info` must count the ", n_samples, " samples of `sigmas`, got ", total);
+  return longest;
+}
+
 }  // namespace hashgrid

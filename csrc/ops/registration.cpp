@@ -48,6 +48,12 @@ STABLE_TORCH_LIBRARY(hashgrid, m) {
       HASHGRID_COMPOSITE_GRADIENTS_SCHEMA "Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
       ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "visible_samples(Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps) "
+      "-> (Tensor, Tensor)");
+  m.def("counter_uniform(int seed, int step, Tensor index) -> Tensor");
+  m.def(
+      "occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, int? seed, int step) -> Tensor");
+  m.def(
       "occupancy_update(Tensor(a!) density, Tensor(b!) bits, Tensor cells, Tensor values, float decay, "
       "float max_threshold) -> ()");
   m.def(

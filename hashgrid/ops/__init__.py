@@ -2,10 +2,24 @@
 
 from hashgrid.ops.adam_step import adam_step
 from hashgrid.ops.composite import composite
+from hashgrid.ops.counter_uniform import counter_uniform
 from hashgrid.ops.hash_encode import hash_encode
 from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.mlp import mlp
+from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.ray_aabb import ray_aabb
+from hashgrid.ops.visible_samples import visible_samples
 
-__all__ = ["adam_step", "composite", "hash_encode", "march_rays", "mlp", "occupancy_update", "ray_aabb"]
+__all__ = [
+    "adam_step",
+    "composite",
+    "counter_uniform",
+    "hash_encode",
+    "march_rays",
+    "mlp",
+    "occupancy_points",
+    "occupancy_update",
+    "ray_aabb",
+    "visible_samples",
+]

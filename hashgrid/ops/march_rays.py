@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.ops.counter_uniform import signed64
 from hashgrid.ops.ray_aabb import prepare_rays
 
 
@@ -63,11 +64,6 @@ def march_rays(
         rays_o, rays_d, aabb, bits.contiguous(), list(resolution), n_cascades, step_size, cone_angle, near, far,
         None if seed is None else signed64(seed), step & 0xFFFFFFFF, max_samples_per_ray,
     )  # fmt: skip
-
-
-def signed64(seed: int) -> int:
-    """The low 64 bits of ``seed`` as the signed number a schema can carry."""
-    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _register() -> None:

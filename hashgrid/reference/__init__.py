@@ -9,10 +9,12 @@ from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode
 from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
+from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
 from hashgrid.reference.sh_encode import sh_encode
+from hashgrid.reference.visible_samples import visible_samples
 
 __all__ = [
     "adam_step",
@@ -22,7 +24,9 @@ __all__ = [
     "hash_encode",
     "march_rays",
     "mlp",
+    "occupancy_points",
     "occupancy_update",
     "ray_aabb",
     "sh_encode",
+    "visible_samples",
 ]

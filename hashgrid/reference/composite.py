@@ -45,12 +45,12 @@ def composite(
     dt, midpoints = t_ends - t_starts, (t_starts + t_ends) / 2
 
     thickness = sigmas * dt
-    transmittance = (-_exclusive_sum(thickness, rank)).exp()
+    transmittance = (-exclusive_sum(thickness, rank)).exp()
     weights = torch.where(transmittance >= early_stop_eps, transmittance * -torch.expm1(-thickness), 0)
 
     # sum_{j<i} w_j (m_i - m_j) = sum_{k<i} (w_0 + ... + w_k) (m_{k+1} - m_k): no difference of two large sums
     gaps = torch.where(rank[1:] > 0, midpoints.diff(), 0)
-    spread = _exclusive_sum(_inclusive_sum(weights, rank) * F.pad(gaps, (0, 1)), rank)
+    spread = exclusive_sum(inclusive_sum(weights, rank) * F.pad(gaps, (0, 1)), rank)
 
     def per_ray(values: Tensor) -> Tensor:
         return values.new_zeros(n_rays, *values.shape[1:]).index_add(0, ray, values)
@@ -64,7 +64,7 @@ def composite(
     )
 
 
-def _inclusive_sum(values: Tensor, rank: Tensor) -> Tensor:
+def inclusive_sum(values: Tensor, rank: Tensor) -> Tensor:
     """``sum_{j<=i} values_j`` within each ray [S]; ``rank`` [S] counts the samples of a ray from 0.
 
     Log-step scan (Hillis & Steele 1986): no sum ever crosses a ray, as those of one long cumsum would.
@@ -76,9 +76,9 @@ def _inclusive_sum(values: Tensor, rank: Tensor) -> Tensor:
     return values
 
 
-def _exclusive_sum(values: Tensor, rank: Tensor) -> Tensor:
+def exclusive_sum(values: Tensor, rank: Tensor) -> Tensor:
     """``sum_{j<i} values_j`` within each ray [S]."""
-    return _inclusive_sum(torch.where(rank >= 1, _shift(values, 1), 0), rank)
+    return inclusive_sum(torch.where(rank >= 1, _shift(values, 1), 0), rank)
 
 
 def _shift(values: Tensor, step: int) -> Tensor:
@@ -87,11 +87,16 @@ def _shift(values: Tensor, step: int) -> Tensor:
 
 
 def _check_arguments(sigmas: Tensor, features: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info: Tensor) -> None:
+    if sigmas.dim() == 1 and (features.dim() != 2 or features.shape[0] != sigmas.shape[0]):
+        raise ValueError(f"`features` must have shape [{sigmas.shape[0]}, C], got {list(features.shape)}")
+    check_samples(sigmas, t_starts, t_ends, packed_info)
+
+
+def check_samples(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info: Tensor) -> None:
+    """Raise ValueError unless the shapes are [S], [S], [S] and [R, 2], with counts that add up to S."""
     if sigmas.dim() != 1:
         raise ValueError(f"`sigmas` must have shape [S], got {list(sigmas.shape)}")
     n_samples = sigmas.shape[0]
-    if features.dim() != 2 or features.shape[0] != n_samples:
-        raise ValueError(f"`features` must have shape [{n_samples}, C], got {list(features.shape)}")
     for name, t in (("t_starts", t_starts), ("t_ends", t_ends)):
         if t.shape != sigmas.shape:
             raise ValueError(f"`{name}` must have shape [{n_samples}], got {list(t.shape)}")

@@ -1,0 +1,11 @@
+// Counter-based random numbers on the CPU.
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+static void counter_uniform_range(const CounterUniformParams& p, int64_t begin, int64_t end) {
+  const uint32_t key = counter_key(p.seed, p.step);
+  for (int64_t i = begin; i < end; ++i) p.u[i] = counter_uniform(key, static_cast<uint32_t>(p.index[i]));
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

@@ -1,0 +1,70 @@
+"""Samples along rays, packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hashgrid.modules._backend import ops_of
+
+
+@dataclass
+class RaySamples:
+    """Intervals along rays, sorted by ray, rays in input order.
+
+    Attributes:
+        t_starts: [S], distances in units of the length of the ray's direction.
+        t_ends: [S].
+        ray_indices: [S] int64.
+        packed_info: [R, 2] int64, first sample and number of samples of each ray.
+        backend: of what is computed from the samples, ``"native"`` or ``"reference"``.
+    """
+
+    t_starts: Tensor
+    t_ends: Tensor
+    ray_indices: Tensor
+    packed_info: Tensor
+    backend: str = "native"
+
+    @property
+    def n_samples(self) -> int:
+        return self.t_starts.shape[0]
+
+    @property
+    def n_rays(self) -> int:
+        return self.packed_info.shape[0]
+
+    @property
+    def midpoints(self) -> Tensor:
+        """[S], distances of the middles."""
+        return (self.t_starts + self.t_ends) * 0.5
+
+    def positions(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+        """The middles in space.
+
+        Args:
+            rays_o: [R, 3], origins.
+            rays_d: [R, 3], directions.
+
+        Returns:
+            [S, 3].
+        """
+        t = self.midpoints.unsqueeze(-1)
+        return rays_o.index_select(0, self.ray_indices).addcmul(rays_d.index_select(0, self.ray_indices), t)
+
+    def visible(self, sigmas: Tensor, early_stop_eps: float = 1e-4) -> tuple[RaySamples, Tensor]:
+        """The samples that compositing counts, those of transmittance at least ``early_stop_eps``.
+
+        Args:
+            sigmas: [S], densities.
+            early_stop_eps: smallest transmittance at which a sample counts.
+
+        Returns:
+            The samples kept, and their index [K] int64 among these.
+        """
+        index, packed_info = ops_of(self.backend).visible_samples(
+            sigmas, self.t_starts, self.t_ends, self.packed_info, early_stop_eps
+        )
+        kept = (x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices))
+        return RaySamples(*kept, packed_info, self.backend), index
