@@ -47,7 +47,9 @@ class NerfConfig:
     # Occupancy grid.
     occupancy_resolution: int = 128
     occupancy_interval: int = 16
-    occupancy_full_steps: int = 256
+    occupancy_warmup_steps: int = 256  # the time share is not looked at before
+    occupancy_uniform: float = 1 / 16  # of all cells, evaluated per update; 1/4 on a GPU
+    occupancy_occupied: float = 1 / 16  # of all cells, from the occupied ones
     occupancy_time_share: float = 0.08  # of a run, at most
 
     checkpoint_seconds: float = 30.0

@@ -31,6 +31,7 @@ class NerfModel(nn.Module):
             base_resolution=config.base_resolution,
             max_resolution=config.max_resolution * 2 ** (n_cascades - 1),
             backend=config.backend,
+            accumulate_grad=True,
         )
         self.density_mlp = FusedMLP(
             self.grid.n_output_dims,
@@ -51,11 +52,18 @@ class NerfModel(nn.Module):
             backend=config.backend,
         )
 
-    def density(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Density [S] per scene unit and geometry features [S, G] at ``positions`` [S, 3]."""
-        unit = (positions - self.aabb[:3]) * (1.0 / (self.aabb[3:] - self.aabb[:3]))
-        geometry = self.density_mlp(self.grid(unit))
+    def unit(self, positions: Tensor) -> Tensor:
+        """Scene positions [S, 3] in the unit cube of the grid."""
+        return (positions - self.aabb[:3]) * (1.0 / (self.aabb[3:] - self.aabb[:3]))
+
+    def geometry(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Density [S] per scene unit and geometry features [S, G] from grid features [S, L * F]."""
+        geometry = self.density_mlp(encoded)
         return activate(geometry[:, 0], "exp"), geometry
+
+    def density(self, positions: Tensor) -> Tensor:
+        """Density [S] per scene unit at scene positions [S, 3]."""
+        return self.geometry(self.grid(self.unit(positions)))[0]
 
     def color(self, geometry: Tensor, encoded_directions: Tensor) -> Tensor:
         """sRGB colour [S, 3] from geometry features [S, G] and encoded view directions [S, degree^2]."""

@@ -40,21 +40,6 @@ class Rendered:
     n_marched: int
 
 
-def visible_samples(
-    model: NerfModel, samples: RaySamples, rays_o: Tensor, rays_d: Tensor, eps: float
-) -> tuple[RaySamples, Tensor, Tensor]:
-    """The samples that count (transmittance >= eps), their positions [S, 3] and geometry features [S, G], no gradient.
-
-    Behind a surface nothing is seen and no gradient flows, so the colour MLP and the backward pass, two thirds of a
-    step, only run on what this keeps.
-    """
-    with torch.no_grad():
-        positions = samples.positions(rays_o, rays_d)
-        sigmas, geometry = model.density(positions)
-        kept, index = samples.visible(sigmas, eps)
-        return kept, positions[index], geometry[index]
-
-
 def render_rays(
     model: NerfModel,
     occupancy: OccupancyGrid,
@@ -81,18 +66,25 @@ def render_rays(
         seed=seed,
         step=step,
     )
-    n_marched = samples.t_starts.shape[0]
-    samples, positions, geometry = visible_samples(model, samples, rays_o, rays_d, marching.early_stop_eps)
+    n_marched = samples.n_samples
+    # Behind a surface nothing is seen and no gradient flows: values of all samples first, without gradient, then the
+    # colour MLP and the backward pass, two thirds of a step, on those that count.
+    with torch.no_grad():
+        unit = model.unit(samples.positions(rays_o, rays_d))
+        encoded = model.grid(unit)
+        sigmas, geometry = model.geometry(encoded)
+        samples, index = samples.visible(sigmas, marching.early_stop_eps)
     if torch.is_grad_enabled():
-        sigmas, geometry = model.density(positions)
+        known = encoded.index_select(0, index)
+        sigmas, geometry = model.geometry(model.grid(unit.index_select(0, index), known=known))
     else:
-        sigmas = geometry[:, 0].exp()
-    encoded = model.directions(rays_d)
-    colors = model.color(geometry, encoded[samples.ray_indices])
+        sigmas, geometry = sigmas.index_select(0, index), geometry.index_select(0, index)
+    directions = model.directions(rays_d).index_select(0, samples.ray_indices)
+    colors = model.color(geometry, directions)
     features, opacities, depths, _, _ = composite(
         sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background
     )
-    return Rendered(features, opacities, depths, positions.shape[0], n_marched)
+    return Rendered(features, opacities, depths, samples.n_samples, n_marched)
 
 
 @torch.no_grad()

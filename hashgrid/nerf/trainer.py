@@ -78,6 +78,7 @@ class Trainer:
             lr=self.learning_rate,
             betas=(0.9, 0.99),
             eps=1e-15,
+            zero_grad_in_step=True,
             backend=config.backend,
         )
         self.progress = Progress(seconds=seconds_before)
@@ -160,16 +161,18 @@ class Trainer:
         if step % config.occupancy_interval != 0:
             return
         share = self._occupancy_seconds / max(self.progress.seconds, 1e-9)
-        if step >= config.occupancy_full_steps and share > config.occupancy_time_share:
+        if step >= config.occupancy_warmup_steps and share > config.occupancy_time_share:
             return
         begin = time.perf_counter()
         with torch.no_grad():
             self.occupancy.update(
-                lambda positions: self.model.density(positions)[0],
+                self.model.density,
                 step,
                 step_size=self.marching.step_size,
                 seed=config.seed,
-                full_steps=config.occupancy_full_steps,
+                full_steps=0,
+                uniform_fraction=config.occupancy_uniform,
+                occupied_fraction=config.occupancy_occupied,
             )
         self._occupancy_seconds += time.perf_counter() - begin
 
