@@ -201,6 +201,16 @@ struct OccupancyPointsParams {
   int64_t* invalid_cell;  // set to a member of `cells` that is no cell, if there is one
 };
 
+struct OccupancyVisibleParams {
+  int64_t n_views;
+  int32_t resolution[3];  // cells per axis
+  int32_t n_cascades;
+  const float* planes;  // [n_views, 5, 4] plane[:3] . x + plane[3] >= 0 inside the view
+  const float* aabb;    // [6], box of cascade 0
+  uint8_t* visible;     // [n_cells] 0 or 1
+  int32_t* candidates;  // [n_views] scratch, set per thread
+};
+
 struct OccupancyUpdateParams {
   int64_t n_cells;
   int64_t n_samples;

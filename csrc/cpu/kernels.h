@@ -35,6 +35,7 @@ struct KernelTable {
   RangeKernel<VisibleSamplesParams> visible_samples_write;          // units: rays
   RangeKernel<CounterUniformParams> counter_uniform;                // units: numbers
   RangeKernel<OccupancyPointsParams> occupancy_points;              // units: points
+  RangeKernel<OccupancyVisibleParams> occupancy_visible;            // units: blocks of kVisibleBlock^3 cells
   RangeKernel<OccupancyUpdateParams> occupancy_update_decay;        // units: cells
   RangeKernel<OccupancyUpdateParams> occupancy_update_raise;        // units: samples
   RangeKernel<OccupancyUpdateParams> occupancy_update_sum;          // units: chunks of kOccupancyChunk cells
@@ -49,6 +50,8 @@ struct KernelTable {
 constexpr int kMaxLanes = 16;  // of any instruction set
 
 constexpr int64_t kOccupancyChunk = 16384;  // cells whose densities are summed together: the mean must not depend on threads
+
+constexpr int kVisibleBlock = 8;  // cells per side of a block whose views are found together
 
 // Scratch of compositing: thickness, transmittance, alpha, passed, weight, spread, each per sample of a group of rays.
 constexpr int kCompositeRows = 6;

@@ -18,6 +18,7 @@
 #include "cpu/counter_uniform.inl"
 #include "cpu/occupancy_points.inl"
 #include "cpu/occupancy_update.inl"
+#include "cpu/occupancy_visible.inl"
 #include "cpu/adam_step.inl"
 #include "cpu/mlp.inl"
 
@@ -45,6 +46,7 @@ static const KernelTable kTable = {
     &visible_samples_write_range,
     &counter_uniform_range,
     &occupancy_points_range,
+    &occupancy_visible_range,
     &occupancy_update_decay_range,
     &occupancy_update_raise_range,
     &occupancy_update_sum_range,

@@ -9,7 +9,8 @@ namespace hashgrid {
 inline Tensor empty_like_dtype(const Tensor& like, std::vector<int64_t> shape,
                                std::optional<ScalarType> dtype = std::nullopt) {
   Tensor tensor = torch::stable::new_empty(like, shape, dtype);
-  advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * 4);
+  const int64_t element_size = tensor.scalar_type() == ScalarType::Bool ? 1 : 4;  // or more
+  advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * element_size);
   return tensor;
 }
 

@@ -53,6 +53,7 @@ STABLE_TORCH_LIBRARY(hashgrid, m) {
   m.def("counter_uniform(int seed, int step, Tensor index) -> Tensor");
   m.def(
       "occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, int? seed, int step) -> Tensor");
+  m.def("occupancy_visible(Tensor planes, Tensor aabb, int[] resolution, int n_cascades) -> Tensor");
   m.def(
       "occupancy_update(Tensor(a!) density, Tensor(b!) bits, Tensor cells, Tensor values, float decay, "
       "float max_threshold) -> ()");

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from hashgrid.modules._backend import check_backend, ops_of
 from hashgrid.modules.rays import RaySamples
 
-_VIEWS_AT_ONCE = 16
-_CELLS_AT_ONCE = 1 << 16
-
 
 class OccupancyGrid(nn.Module):
     """Optical thickness of the cells of nested boxes, and one bit per cell: worth a sample or not.
@@ -204,25 +201,7 @@ class OccupancyGrid(nn.Module):
             ValueError: a shape does not fit.
         """
         planes = _frustum_planes(c2w, intrinsics, sizes, near, margin).to(self.density)  # [N, 5, 4]
-        low, high = self.aabb.view(2, 3)
-        radius = float(((high - low) / torch.tensor(self.resolution, device=low.device)).norm()) / 2
-        cells_per_cascade = math.prod(self.resolution)
-        ops = ops_of(self.backend)
-        seen = torch.zeros(self.n_cells, dtype=torch.bool, device=self.density.device)
-        # Far apart views first: they leave few cells for the others.
-        n_groups = max(1, -(-len(planes) // _VIEWS_AT_ONCE))
-        groups = [planes[g::n_groups] for g in range(n_groups)]
-        for begin in range(0, self.n_cells, _CELLS_AT_ONCE):
-            cells = torch.arange(begin, min(begin + _CELLS_AT_ONCE, self.n_cells), device=self.density.device)
-            points = ops.occupancy_points(cells, self.aabb, self.resolution, self.n_cascades)
-            reach = radius * 2.0 ** (cells // cells_per_cascade)
-            for group in groups:
-                distances = points @ group[..., :3].reshape(-1, 3).T + group[..., 3].reshape(-1)
-                inside = (distances >= -reach.unsqueeze(-1)).view(len(cells), -1, 5).all(-1).any(-1)
-                seen[cells[inside]] = True
-                cells, points, reach = cells[~inside], points[~inside], reach[~inside]
-                if len(cells) == 0:
-                    break
+        seen = ops_of(self.backend).occupancy_visible(planes, self.aabb, self.resolution, self.n_cascades)
         self.density.copy_(torch.where(seen, self.density.clamp(min=0), -1.0))
         self.bits.bitwise_and_(_pack(seen))
 

@@ -8,6 +8,7 @@ from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.mlp import mlp
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
+from hashgrid.ops.occupancy_visible import occupancy_visible
 from hashgrid.ops.ray_aabb import ray_aabb
 from hashgrid.ops.visible_samples import visible_samples
 
@@ -20,6 +21,7 @@ __all__ = [
     "mlp",
     "occupancy_points",
     "occupancy_update",
+    "occupancy_visible",
     "ray_aabb",
     "visible_samples",
 ]

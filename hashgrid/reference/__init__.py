@@ -11,6 +11,7 @@ from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
+from hashgrid.reference.occupancy_visible import occupancy_visible
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
 from hashgrid.reference.sh_encode import sh_encode
@@ -26,6 +27,7 @@ __all__ = [
     "mlp",
     "occupancy_points",
     "occupancy_update",
+    "occupancy_visible",
     "ray_aabb",
     "sh_encode",
     "visible_samples",
