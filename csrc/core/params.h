@@ -246,7 +246,7 @@ struct MlpLayer {
   const void* bias;           // [n_out] or null
   int64_t packed_weight;      // in `packed`: panels of the transposed weight, for the forward product
   int64_t packed_transposed;  // in `packed`: panels of the weight, for the product that pulls gradients back
-  int64_t packed_bias;        // in `packed`: [n_out]
+  int64_t packed_bias;        // in `packed`: [n_out], zeros without biases
   int64_t input;              // in `scratch`: [n_block, n_in], factors (bfloat16 for kBFloat16)
   int64_t input_pairs;        // in `scratch`: [n_block / 2, n_in, 2] bfloat16, kBFloat16 backward only
   int64_t source;             // in `scratch`: [n_block, n_out], what the derivative of a hidden activation is computed
@@ -277,8 +277,8 @@ struct MlpParams {
   void* packed;          // weights and biases as the products read them
   void* scratch;         // of the calling thread
   int64_t staging[2];    // in `scratch`: [n_block, widest layer], sums of the matrix products
-  int64_t gradient;        // in `scratch`: [n_block, widest layer] bfloat16 factors, kBFloat16 only
-  int64_t gradient_pairs;  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, kBFloat16 only
+  int64_t gradient[2];        // in `scratch`: [n_block, widest layer] bfloat16 factors, kBFloat16 only
+  int64_t gradient_pairs[2];  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, kBFloat16 only
 };
 
 }  // namespace hashgrid

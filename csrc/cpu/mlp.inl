@@ -32,6 +32,7 @@ constexpr int kTileVectors = 2;
 static_assert(kMlpRowPad % kTileRows == 0, "blocks hold whole tiles");
 
 #define HASHGRID_INLINE static inline __attribute__((always_inline))
+#define HASHGRID_INLINE_METHOD inline __attribute__((always_inline))
 
 template <typename T>
 struct Lane;
@@ -123,18 +124,17 @@ struct Columns {
   int64_t depth_stride;
 };
 
-enum class SumsBegin { kZero, kBias, kAccumulate };
-
-template <class P, int kVectors, SumsBegin kBegin>
-HASHGRID_INLINE void multiply_tile(int64_t depth, const typename P::Element* a, int64_t a_row, int64_t a_step,
-                                   const typename P::Element* b, int64_t b_step, const typename P::Sum* bias,
-                                   typename P::Sum* sums, int64_t sums_row) {
+// A tile's sums, then what `finish` makes of them: finish.store<kVectors>(row, column, sums).
+template <class P, int kVectors, bool kBias, class Finish>
+HASHGRID_INLINE void multiply_tile(int64_t row, int64_t column, int64_t depth, const typename P::Element* a,
+                                   int64_t a_row, int64_t a_step, const typename P::Element* b, int64_t b_step,
+                                   const typename P::Sum* bias, const Finish& finish) {
   typename P::Vec sum[kTileRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = kBegin == SumsBegin::kBias ? load_vector<typename P::Vec>(bias + v * P::kWidth) : typename P::Vec{};
+      sum[r][v] = kBias ? load_vector<typename P::Vec>(bias + column + v * P::kWidth) : typename P::Vec{};
     }
   }
   for (int64_t d = 0; d < depth; ++d) {
@@ -150,49 +150,72 @@ HASHGRID_INLINE void multiply_tile(int64_t depth, const typename P::Element* a, 
     a += a_step;
     b += b_step;
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      typename P::Sum* at = sums + r * sums_row + v * P::kWidth;
-      if (kBegin == SumsBegin::kAccumulate) sum[r][v] += load_vector<typename P::Vec>(at);
-      store_vector(at, sum[r][v]);
-    }
-  }
+  finish.template store<kVectors>(row, column, sum);
 }
 
-template <class P, int kVectors, SumsBegin kBegin>
-static void multiply_panel(int64_t rows, int64_t depth, Broadcast<typename P::Element> a,
+template <class P, int kVectors, bool kBias, class Finish>
+static void multiply_panel(int64_t rows, int64_t column, int64_t depth, Broadcast<typename P::Element> a,
                            const typename P::Element* b, int64_t b_step, const typename P::Sum* bias,
-                           typename P::Sum* sums, int64_t sums_row) {
+                           const Finish& finish) {
   for (int64_t r = 0; r < rows; r += kTileRows) {
-    multiply_tile<P, kVectors, kBegin>(depth, a.data + r * a.row_stride, a.row_stride, a.depth_stride, b, b_step, bias,
-                                       sums + r * sums_row, sums_row);
+    multiply_tile<P, kVectors, kBias>(r, column, depth, a.data + r * a.row_stride, a.row_stride, a.depth_stride, b,
+                                      b_step, bias, finish);
   }
 }
 
 // `rows` a multiple of kTileRows; `columns` rounded up to whole vectors.
-template <class P, SumsBegin kBegin>
+template <class P, bool kBias, class Finish>
 static void multiply(int64_t rows, int64_t columns, int64_t depth, Broadcast<typename P::Element> a,
-                     Columns<typename P::Element> b, const typename P::Sum* bias, typename P::Sum* sums,
-                     int64_t sums_row) {
+                     Columns<typename P::Element> b, const typename P::Sum* bias, const Finish& finish) {
   constexpr int64_t kPanel = kTileVectors * P::kWidth;
   const typename P::Element* panel = b.data;
   for (int64_t c = 0; c < columns; c += kPanel) {
     const int64_t left = (columns - c + P::kWidth - 1) / P::kWidth;
     const int64_t vectors = left < kTileVectors ? left : kTileVectors;
     const int64_t step = b.depth_stride > 0 ? b.depth_stride : vectors * P::kWidth;
-    const typename P::Sum* panel_bias = kBegin == SumsBegin::kBias ? bias + c : nullptr;
     if (vectors == kTileVectors) {
-      multiply_panel<P, kTileVectors, kBegin>(rows, depth, a, panel, step, panel_bias, sums + c, sums_row);
+      multiply_panel<P, kTileVectors, kBias>(rows, c, depth, a, panel, step, bias, finish);
     } else if (kTileVectors > 2 && vectors == 2) {
-      multiply_panel<P, 2, kBegin>(rows, depth, a, panel, step, panel_bias, sums + c, sums_row);
+      multiply_panel<P, 2, kBias>(rows, c, depth, a, panel, step, bias, finish);
     } else {
-      multiply_panel<P, 1, kBegin>(rows, depth, a, panel, step, panel_bias, sums + c, sums_row);
+      multiply_panel<P, 1, kBias>(rows, c, depth, a, panel, step, bias, finish);
     }
     panel += b.panel_stride;
   }
 }
+
+template <class P>
+struct StoreSums {
+  typename P::Sum* sums;
+  int64_t stride;
+
+  template <int kVectors>
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, const typename P::Vec (&sum)[kTileRows][kVectors]) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) store_vector(sums + (row + r) * stride + column + v * P::kWidth, sum[r][v]);
+    }
+  }
+};
+
+template <class P>
+struct AddSums {
+  typename P::Sum* sums;
+  int64_t stride;
+
+  template <int kVectors>
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, const typename P::Vec (&sum)[kTileRows][kVectors]) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        typename P::Sum* at = sums + (row + r) * stride + column + v * P::kWidth;
+        store_vector(at, load_vector<typename P::Vec>(at) + sum[r][v]);
+      }
+    }
+  }
+};
 
 // ---- activations of vectors --------------------------------------------------------------------------------------
 
@@ -303,11 +326,15 @@ struct BFloat16Factors {
   static constexpr bool kInPlace = false;
 
   HASHGRID_INLINE void put(const MlpParams&, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b) {
-    const VecH low = to_bfloat16(a), high = to_bfloat16(b);
-    store_vector(rows, low);
-    store_vector(rows + stride, high);
+    const VecU both = (VecU)_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a));
+    const __m512i bits = reinterpret_cast<__m512i>(both);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), _mm512_castsi512_si256(bits));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + stride), _mm512_extracti64x4_epi64(bits, 1));
     if (pairs != nullptr) {
-      store_vector(pairs, __builtin_convertvector(low, VecU) | (__builtin_convertvector(high, VecU) << 16));
+      const __m512i interleave = reinterpret_cast<__m512i>(
+          VecU{0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007, 0x180008, 0x190009,
+               0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f});
+      store_vector(pairs, _mm512_permutexvar_epi16(interleave, bits));
     }
   }
   HASHGRID_INLINE Vec get(const Stored* rows) { return from_bfloat16(load_vector<VecH>(rows)); }
@@ -342,12 +369,27 @@ struct BlockRows {
   int64_t padded;  // to kMlpRowPad
 };
 
+// Lane i holds i.
+template <typename T>
+HASHGRID_INLINE typename Lane<T>::Mask lane_numbers() {
+  typename Lane<T>::Mask lanes;
+  for (int i = 0; i < Lane<T>::kWidth; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Zeroes lanes `count` and more.
+template <typename T>
+HASHGRID_INLINE typename Lane<T>::Vec first_lanes(typename Lane<T>::Vec v, int64_t count) {
+  typedef typename Lane<T>::Mask Mask;
+  const Mask inside = lane_numbers<T>() < (count < Lane<T>::kWidth ? static_cast<int>(count) : Lane<T>::kWidth);
+  return reinterpret_cast<typename Lane<T>::Vec>(reinterpret_cast<Mask>(v) & inside);
+}
+
 // Zeroes the lanes of `columns` and more, which would otherwise turn 0 * inf into NaN where depth runs over pairs.
 template <class F>
 HASHGRID_INLINE typename F::Vec mask_columns(typename F::Vec v, int64_t column, int64_t columns) {
   if (F::kPack == 1 || column + F::kWidth <= columns) return v;
-  for (int i = 0; i < F::kWidth; ++i) v[i] = column + i < columns ? v[i] : 0;
-  return v;
+  return first_lanes<typename F::Real>(v, columns - column);
 }
 
 template <class F>
@@ -361,20 +403,20 @@ HASHGRID_INLINE void put_rows(const MlpParams& p, const Factors<F>& out, int64_t
          out.stride, a, b);
 }
 
-// Part of a row of user memory, zeros beyond its end.
-template <class F>
-HASHGRID_INLINE typename F::Vec load_columns(const typename F::Real* row, int64_t column, int64_t columns) {
-  if (column + F::kWidth <= columns) return load_vector<typename F::Vec>(row + column);
-  typename F::Vec v = {};
-  std::memcpy(&v, row + column, (columns - column) * sizeof(typename F::Real));
-  return v;
-}
-
+// Row `r` of user memory [count, columns], zeros beyond its end. Reads whole vectors, into the next row, wherever the
+// block holds them.
 template <class F>
 HASHGRID_INLINE typename F::Vec load_row(const typename F::Real* data, int64_t columns, int64_t r, int64_t c,
                                          const BlockRows& block) {
-  if (r >= block.count) return typename F::Vec{};
-  return load_columns<F>(data + r * columns, c, columns);
+  typename F::Vec v = {};
+  if (r >= block.count) return v;
+  const typename F::Real* row = data + r * columns + c;
+  if (c + F::kWidth <= columns) return load_vector<typename F::Vec>(row);
+  if (r * columns + c + F::kWidth <= block.count * columns) {
+    return first_lanes<typename F::Real>(load_vector<typename F::Vec>(row), columns - c);
+  }
+  std::memcpy(&v, row, (columns - c) * sizeof(typename F::Real));
+  return v;
 }
 
 // User memory [count, columns] to factors.
@@ -389,22 +431,20 @@ static void import_factors(const MlpParams& p, const typename F::Real* data, int
   }
 }
 
-// User memory [count, columns] to a padded matrix.
-template <class F>
-static void import_rows(const typename F::Real* data, int64_t columns, const BlockRows& block, typename F::Real* out,
-                        int64_t stride) {
-  for (int64_t r = 0; r < block.padded; ++r) {
-    for (int64_t c = 0; c < columns; c += F::kWidth) {
-      store_vector(out + r * stride + c, load_row<F>(data, columns, r, c, block));
-    }
-  }
-}
-
+// A padded matrix to user memory [count, columns], in whole vectors: what runs into the next row is overwritten there.
 template <class F>
 static void export_rows(const typename F::Real* in, int64_t stride, int64_t columns, const BlockRows& block,
                         typename F::Real* data) {
   for (int64_t r = 0; r < block.count; ++r) {
-    std::memcpy(data + r * columns, in + r * stride, columns * sizeof(typename F::Real));
+    for (int64_t c = 0; c < columns; c += F::kWidth) {
+      const typename F::Real* from = in + r * stride + c;
+      typename F::Real* to = data + r * columns + c;
+      if (r * columns + c + F::kWidth <= block.count * columns) {
+        store_vector(to, load_vector<typename F::Vec>(from));
+      } else {
+        std::memcpy(to, from, (columns - c < F::kWidth ? columns - c : F::kWidth) * sizeof(typename F::Real));
+      }
+    }
   }
 }
 
@@ -506,7 +546,7 @@ struct GradientPass {
   const MlpParams& p;
   const BlockRows& block;
   const typename F::Real* gradient;
-  int64_t stride;
+  int64_t stride;  // 0: user memory, unpadded
   int64_t columns;
   DerivativeFrom from;
   const typename F::Real* source;
@@ -532,10 +572,16 @@ struct GradientPass {
   void run(Tag) const {
     typedef typename F::Vec Vec;
     for (int64_t c = 0; c < columns; c += F::kWidth) {
-      Vec total = {};
+      Vec total_a = {}, total_b = {};
       for (int64_t r = 0; r < block.padded; r += 2) {
-        Vec a = load_vector<Vec>(gradient + r * stride + c);
-        Vec b = load_vector<Vec>(gradient + (r + 1) * stride + c);
+        Vec a, b;
+        if (stride == 0) {
+          a = load_row<F>(gradient, columns, r, c, block);
+          b = load_row<F>(gradient, columns, r + 1, c, block);
+        } else {
+          a = load_vector<Vec>(gradient + r * stride + c);
+          b = load_vector<Vec>(gradient + (r + 1) * stride + c);
+        }
         if (from != DerivativeFrom::kNowhere) {
           a *= derivative<Tag>(*this, r, c);
           b *= derivative<Tag>(*this, r + 1, c);
@@ -543,47 +589,138 @@ struct GradientPass {
         a = mask_columns<F>(a, c, columns);
         b = mask_columns<F>(b, c, columns);
         if (grad_bias != nullptr) {
-          if (r < block.count) total += a;
-          if (r + 1 < block.count) total += b;
+          if (r < block.count) total_a += a;
+          if (r + 1 < block.count) total_b += b;
         }
         put_rows<F>(p, out, r, c, block, a, b);
       }
-      if (grad_bias != nullptr) store_vector(grad_bias + c, load_vector<Vec>(grad_bias + c) + total);
+      if (grad_bias != nullptr) store_vector(grad_bias + c, load_vector<Vec>(grad_bias + c) + (total_a + total_b));
+    }
+  }
+};
+
+// ---- what becomes of a tile's sums -------------------------------------------------------------------------------
+
+// Pre-activations to the factors of the next layer, for the activations that cost no more than a comparison.
+template <class F>
+struct StoreActivated {
+  const MlpParams& p;
+  const BlockRows& block;
+  int64_t columns;
+  const Factors<F>& out;
+
+  template <int kVectors>
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, typename F::Vec (&sum)[kTileRows][kVectors]) const {
+    if (p.activation == Activation::kReLU) {
+      apply<Activation::kReLU>(sum);
+    } else if (p.activation == Activation::kLeakyReLU) {
+      apply<Activation::kLeakyReLU>(sum);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; r += 2) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t c = column + v * F::kWidth;
+        put_rows<F>(p, out, row + r, c, block, mask_columns<F>(sum[r][v], c, columns),
+                    mask_columns<F>(sum[r + 1][v], c, columns));
+      }
+    }
+  }
+
+  template <Activation kActivation, int kVectors>
+  HASHGRID_INLINE void apply(typename F::Vec (&sum)[kTileRows][kVectors]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = activate_vector<kActivation>(sum[r][v]);
+    }
+  }
+};
+
+// Gradient of a layer's outputs to the factors of its pre-activations' gradient, for the same activations; sums them
+// over rows for the bias.
+template <class F>
+struct StoreGradient {
+  const MlpParams& p;
+  const BlockRows& block;
+  int64_t columns;
+  const Factors<F>& outputs;  // of the layer
+  const Factors<F>& out;
+  typename F::Real* grad_bias;  // or null
+
+  template <int kVectors>
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, typename F::Vec (&sum)[kTileRows][kVectors]) const {
+    if (p.activation == Activation::kReLU) {
+      apply<Activation::kReLU>(row, column, sum);
+    } else if (p.activation == Activation::kLeakyReLU) {
+      apply<Activation::kLeakyReLU>(row, column, sum);
+    }
+    if (grad_bias != nullptr) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        typename F::Vec total = {};
+#pragma GCC unroll 8
+        for (int r = 0; r < kTileRows; ++r) {
+          if (row + r < block.count) total += sum[r][v];
+        }
+        typename F::Real* at = grad_bias + column + v * F::kWidth;
+        store_vector(at, load_vector<typename F::Vec>(at) + total);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; r += 2) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t c = column + v * F::kWidth;
+        put_rows<F>(p, out, row + r, c, block, mask_columns<F>(sum[r][v], c, columns),
+                    mask_columns<F>(sum[r + 1][v], c, columns));
+      }
+    }
+  }
+
+  template <Activation kActivation, int kVectors>
+  HASHGRID_INLINE_METHOD void apply(int64_t row, int64_t column, typename F::Vec (&sum)[kTileRows][kVectors]) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const typename F::Stored* y = outputs.rows + (row + r) * outputs.stride + column + v * F::kWidth;
+        if (kActivation == Activation::kReLU) {
+          sum[r][v] = F::get(y) <= 0 ? typename F::Vec{} : sum[r][v];
+        } else {
+          sum[r][v] *= derivative_vector<kActivation>(F::get(y));
+        }
+      }
     }
   }
 };
 
 // ---- layers ------------------------------------------------------------------------------------------------------
 
-template <class F>
+template <class F, class Finish>
 static void forward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& in,
-                            typename F::Real* sums, int64_t stride) {
+                            const Finish& finish) {
   typedef typename F::Product Product;
   typedef typename Product::Element Element;
   const MlpLayer& l = p.layers[layer];
   const int64_t depth = (l.n_in + F::kPack - 1) / F::kPack;
   const Columns<Element> weight = {at<const Element>(p.packed, l.packed_weight),
                                    depth * kTileVectors * Product::kWidth, 0};
-  if (l.bias != nullptr) {
-    multiply<Product, SumsBegin::kBias>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
-                                        at<const typename F::Real>(p.packed, l.packed_bias), sums, stride);
-  } else {
-    multiply<Product, SumsBegin::kZero>(block.padded, l.n_out, depth, broadcast_rows(in), weight, nullptr, sums,
-                                        stride);
-  }
+  // Without biases these are zeros.
+  multiply<Product, true>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
+                          at<const typename F::Real>(p.packed, l.packed_bias), finish);
 }
 
-template <class F>
+template <class F, class Finish>
 static void backward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& gradient,
-                             typename F::Real* sums, int64_t stride) {
+                             const Finish& finish) {
   typedef typename F::Product Product;
   typedef typename Product::Element Element;
   const MlpLayer& l = p.layers[layer];
   const int64_t depth = (l.n_out + F::kPack - 1) / F::kPack;
   const Columns<Element> weight = {at<const Element>(p.packed, l.packed_transposed),
                                    depth * kTileVectors * Product::kWidth, 0};
-  multiply<Product, SumsBegin::kZero>(block.padded, l.n_in, depth, broadcast_rows(gradient), weight, nullptr, sums,
-                                      stride);
+  multiply<Product, false>(block.padded, l.n_in, depth, broadcast_rows(gradient), weight, nullptr, finish);
 }
 
 template <class F>
@@ -596,14 +733,13 @@ static void weight_product(const MlpParams& p, int layer, const BlockRows& block
                                    : reinterpret_cast<const Element*>(gradient.pairs);
   const Element* b =
       F::kPack == 1 ? reinterpret_cast<const Element*>(in.rows) : reinterpret_cast<const Element*>(in.pairs);
-  multiply<Product, SumsBegin::kAccumulate>(round_up(l.n_out, kTileRows), l.n_in,
-                                            (block.count + F::kPack - 1) / F::kPack,
-                                            Broadcast<Element>{a, 1, gradient.stride},
-                                            Columns<Element>{b, kTileVectors * Product::kWidth, in.stride}, nullptr,
-                                            partial + l.grad_weight, column_pad(l.n_in));
+  multiply<Product, false>(round_up(l.n_out, kTileRows), l.n_in, (block.count + F::kPack - 1) / F::kPack,
+                           Broadcast<Element>{a, 1, gradient.stride},
+                           Columns<Element>{b, kTileVectors * Product::kWidth, in.stride}, nullptr,
+                           AddSums<Product>{partial + l.grad_weight, column_pad(l.n_in)});
 }
 
-// Factors of layer 0. `overrun`: the weight product reads whole tiles, past the last input of the last row.
+// Factors of layer 0.
 template <class F>
 static Factors<F> block_inputs(const MlpParams& p, const BlockRows& block) {
   typedef typename F::Real Real;
@@ -631,10 +767,14 @@ static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factor
     const int64_t stride = column_pad(layer.n_out);
     inputs[l + 1] = {at<typename F::Stored>(p.scratch, next.input), at<typename F::Pair>(p.scratch, next.input_pairs),
                      stride};
+    if (derivative_reads_sign(p.activation)) {
+      forward_product<F>(p, l, block, inputs[l], StoreActivated<F>{p, block, layer.n_out, inputs[l + 1]});
+      continue;
+    }
     Real* source = at<Real>(p.scratch, layer.source);
     Real* z = source;
     if (z == nullptr) z = F::kInPlace ? reinterpret_cast<Real*>(inputs[l + 1].rows) : at<Real>(p.scratch, p.staging[0]);
-    forward_product<F>(p, l, block, inputs[l], z, stride);
+    forward_product<F>(p, l, block, inputs[l], StoreSums<typename F::Product>{z, stride});
     Real* kept = source != nullptr && !derivative_reads_input(p.activation) ? source : nullptr;
     with_activation(p.activation, ActivatePass<F>{p, block, z, stride, layer.n_out, inputs[l + 1], kept});
   }
@@ -661,7 +801,7 @@ static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
     const bool direct = fits_tiles<F>(n_out, block);
     Real* sums = direct ? y : at<Real>(p.scratch, p.staging[0]);
     const int64_t stride = direct ? n_out : column_pad(n_out);
-    forward_product<F>(p, last, block, inputs[last], sums, stride);
+    forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{sums, stride});
     if (p.output_activation != Activation::kNone) {
       with_activation(p.output_activation, OutputPass<F>{sums, block.count, stride, n_out});
     }
@@ -682,39 +822,46 @@ static void mlp_backward_block(const MlpParams& p, const BlockRows& block, typen
   int64_t stride = column_pad(out.n_out);
   Real* staging = at<Real>(p.scratch, p.staging[0]);
   Real* other = at<Real>(p.scratch, p.staging[1]);
-  Factors<F> gradient = {at<typename F::Stored>(p.scratch, p.gradient),
-                         at<typename F::Pair>(p.scratch, p.gradient_pairs), stride};
+  int slot = 0;
+  Factors<F> gradient = {at<typename F::Stored>(p.scratch, p.gradient[slot]),
+                         at<typename F::Pair>(p.scratch, p.gradient_pairs[slot]), stride};
   if constexpr (F::kInPlace) gradient.rows = staging;
-  import_rows<F>(grad_y, out.n_out, block, staging, stride);
   DerivativeFrom from = DerivativeFrom::kNowhere;
   if (p.output_activation != Activation::kNone) {
     from = DerivativeFrom::kPreActivation;
-    forward_product<F>(p, last, block, inputs[last], other, stride);
+    forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{other, stride});
   }
   with_activation(p.output_activation,
-                  GradientPass<F>{p, block, staging, stride, out.n_out, from, other, stride, inputs[last], gradient,
+                  GradientPass<F>{p, block, grad_y, 0, out.n_out, from, other, stride, inputs[last], gradient,
                                   partial != nullptr && out.bias != nullptr ? partial + out.grad_bias : nullptr});
   for (int l = last; l >= 0; --l) {
     const MlpLayer& layer = p.layers[l];
     if (partial != nullptr) weight_product<F>(p, l, block, gradient, inputs[l], partial);
     if (l == 0) break;
     stride = column_pad(layer.n_in);
-    Real* sums = F::kInPlace ? other : staging;
-    backward_product<F>(p, l, block, gradient, sums, stride);
-    gradient.stride = stride;
-    if constexpr (F::kInPlace) {
-      other = staging;
-      staging = sums;
-      gradient.rows = sums;
-    }
     const MlpLayer& below = p.layers[l - 1];
-    const Real* source = at<const Real>(p.scratch, below.source);
-    from = p.activation == Activation::kNone ? DerivativeFrom::kNowhere
-           : source == nullptr               ? DerivativeFrom::kFactors
-                                             : DerivativeFrom::kSource;
-    with_activation(p.activation,
-                    GradientPass<F>{p, block, sums, stride, below.n_out, from, source, stride, inputs[l], gradient,
-                                    partial != nullptr && below.bias != nullptr ? partial + below.grad_bias : nullptr});
+    Real* grad_bias = partial != nullptr && below.bias != nullptr ? partial + below.grad_bias : nullptr;
+    Factors<F> next = {F::kInPlace ? reinterpret_cast<typename F::Stored*>(other) : nullptr, nullptr, stride};
+    if constexpr (!F::kInPlace) {
+      slot ^= 1;
+      next = {at<typename F::Stored>(p.scratch, p.gradient[slot]),
+              at<typename F::Pair>(p.scratch, p.gradient_pairs[slot]), stride};
+    }
+    if (derivative_reads_sign(p.activation)) {
+      backward_product<F>(p, l, block, gradient,
+                          StoreGradient<F>{p, block, below.n_out, inputs[l], next, grad_bias});
+    } else {
+      Real* sums = F::kInPlace ? other : staging;
+      backward_product<F>(p, l, block, gradient, StoreSums<typename F::Product>{sums, stride});
+      const Real* source = at<const Real>(p.scratch, below.source);
+      from = source == nullptr ? DerivativeFrom::kFactors : DerivativeFrom::kSource;
+      with_activation(p.activation, GradientPass<F>{p, block, sums, stride, below.n_out, from, source, stride,
+                                                    inputs[l], next, grad_bias});
+    }
+    gradient = next;
+    Real* swapped = staging;
+    staging = other;
+    other = swapped;
   }
   if (p.grad_x == nullptr) return;
   const int64_t n_in = p.layers[0].n_in;
@@ -722,7 +869,7 @@ static void mlp_backward_block(const MlpParams& p, const BlockRows& block, typen
   const bool direct = fits_tiles<F>(n_in, block);
   Real* sums = direct ? grad_x : (F::kInPlace ? other : staging);
   stride = direct ? n_in : column_pad(n_in);
-  backward_product<F>(p, 0, block, gradient, sums, stride);
+  backward_product<F>(p, 0, block, gradient, StoreSums<typename F::Product>{sums, stride});
   if (!direct) export_rows<F>(sums, stride, n_in, block, grad_x);
 }
 
@@ -781,11 +928,9 @@ static void mlp_pack_layers(const MlpParams& p, int64_t begin, int64_t end) {
     if (l.packed_transposed >= 0) {
       pack_columns<F>(p, weight, l.n_out, l.n_in, l.n_in, 1, at<void>(p.packed, l.packed_transposed));
     }
-    if (l.bias != nullptr) {
-      Real* bias = at<Real>(p.packed, l.packed_bias);
-      std::memset(bias, 0, column_pad(l.n_out) * sizeof(Real));
-      std::memcpy(bias, l.bias, l.n_out * sizeof(Real));
-    }
+    Real* bias = at<Real>(p.packed, l.packed_bias);
+    std::memset(bias, 0, column_pad(l.n_out) * sizeof(Real));
+    if (l.bias != nullptr) std::memcpy(bias, l.bias, l.n_out * sizeof(Real));
   }
 }
 

@@ -133,10 +133,9 @@ int64_t lay_out_block(Mlp& mlp, int64_t n_block, bool backward, bool need_params
     if (backward && hidden && separate) layer.source = scratch.add(n_block * mlp.width_out(l) * mlp.element);
   }
   for (int64_t& staging : p.staging) staging = scratch.add(n_block * widest * mlp.element);
-  p.gradient = p.gradient_pairs = -1;
-  if (halves && backward) {
-    p.gradient = scratch.add(n_block * widest * 2);
-    if (need_params) p.gradient_pairs = scratch.add(n_block * widest * 2);
+  for (int i = 0; i < 2; ++i) {
+    p.gradient[i] = halves && backward ? scratch.add(n_block * widest * 2) : -1;
+    p.gradient_pairs[i] = halves && backward && need_params ? scratch.add(n_block * widest * 2) : -1;
   }
   p.n_block = static_cast<int32_t>(n_block);
   p.n_blocks = (p.n_rows + n_block - 1) / n_block;
@@ -159,7 +158,7 @@ void pack(Mlp& mlp, const Tensor& like, bool forward, bool transposed) {
     const int64_t depth_in = layer.n_in + (layer.n_in & 1), depth_out = layer.n_out + (layer.n_out & 1);
     layer.packed_weight = forward ? packed.add(depth_in * mlp.width_out(l) * mlp.element) : -1;
     layer.packed_transposed = transposed ? packed.add(depth_out * mlp.width_in(l) * mlp.element) : -1;
-    if (layer.bias != nullptr) layer.packed_bias = packed.add(mlp.width_out(l) * mlp.element);
+    layer.packed_bias = packed.add(mlp.width_out(l) * mlp.element);
   }
   void* memory = allocate(like, packed.size / mlp.element + 64 / mlp.element, mlp.keep);
   p.packed = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory) + 63) & ~uintptr_t{63});
