@@ -6,11 +6,17 @@ namespace HASHGRID_ISA {
 
 // All bits but the signs are 0.
 static inline bool is_zero(VecF x) {
+#if defined(HASHGRID_HAS_AVX512)
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(0x7fffffff)) == 0;
+#elif defined(HASHGRID_HAS_AVX2)
+  return _mm256_testz_si256(reinterpret_cast<__m256i>(x), _mm256_set1_epi32(0x7fffffff)) != 0;
+#else
   uint64_t words[kLanes / 2];
   std::memcpy(words, &x, sizeof(x));
   uint64_t any = 0;
   for (int i = 0; i < kLanes / 2; ++i) any |= words[i];
   return (any & 0x7fffffff7fffffffull) == 0;
+#endif
 }
 
 static inline VecF square_root(VecF x) {
@@ -161,31 +167,103 @@ static inline float next_keep(const AdamStepParams& p, int32_t last) {
   return p.ema_keeps[idle < p.n_ema_keeps ? idle : p.n_ema_keeps - 1];
 }
 
+// Lane i of the result is lane kMap(i) of x.
+template <typename Map, int... kLane>
+static inline VecI permute(VecI x, std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, Map::source(kLane)...);
+#else
+  return __builtin_shuffle(x, VecI{Map::source(kLane)...});
+#endif
+}
+template <typename Map>
+static inline VecI permute(VecI x) {
+  return permute<Map>(x, std::make_integer_sequence<int, kLanes>());
+}
+template <int kDistance>
+struct Neighbour {
+  static constexpr int source(int lane) { return lane ^ kDistance; }
+};
+template <int kF>
+struct RowOfLane {
+  static constexpr int source(int lane) { return lane / kF; }
+};
+template <int kF>
+struct FirstLaneOfRow {
+  static constexpr int source(int lane) { return lane * kF % kLanes; }
+};
+
+// kRows counters in the low lanes. The intrinsics keep the compiler from going through the stack.
+template <int kRows>
+static inline VecI load_counters(const int32_t* p) {
+#if defined(HASHGRID_HAS_AVX512)
+  return reinterpret_cast<VecI>(_mm512_maskz_loadu_epi32((1u << kRows) - 1, p));
+#elif defined(HASHGRID_HAS_AVX2)
+  if constexpr (kRows == 4) {
+    return reinterpret_cast<VecI>(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+#endif
+  VecI v = {};
+  std::memcpy(&v, p, kRows * sizeof(int32_t));
+  return v;
+}
+
+template <int kRows>
+static inline void store_counters(int32_t* p, VecI v) {
+  std::memcpy(p, &v, kRows * sizeof(int32_t));
+}
+
+// table[min(index, last)] for the low kRows lanes. A negative index counts as large.
+template <int kRows>
+static inline VecF look_up(const float* table, int32_t last, VecI index) {
+#if defined(HASHGRID_HAS_AVX512)
+  const __m512i clipped = _mm512_min_epu32(reinterpret_cast<__m512i>(index), _mm512_set1_epi32(last));
+  if constexpr (kRows == 16) return reinterpret_cast<VecF>(_mm512_i32gather_ps(clipped, table, 4));
+  if constexpr (kRows == 8) {
+    const __m256 found = _mm256_i32gather_ps(table, _mm512_castsi512_si256(clipped), 4);
+    return reinterpret_cast<VecF>(_mm512_castps256_ps512(found));
+  }
+  const __m128 found = _mm_i32gather_ps(table, _mm512_castsi512_si128(clipped), 4);  // unused lanes read entry 0
+  return reinterpret_cast<VecF>(_mm512_castps128_ps512(found));
+#elif defined(HASHGRID_HAS_AVX2)
+  const __m256i clipped = _mm256_min_epu32(reinterpret_cast<__m256i>(index), _mm256_set1_epi32(last));
+  if constexpr (kRows == 8) return reinterpret_cast<VecF>(_mm256_i32gather_ps(table, clipped, 4));
+  const __m128 found = _mm_i32gather_ps(table, _mm256_castsi256_si128(clipped), 4);
+  return reinterpret_cast<VecF>(_mm256_castps128_ps256(found));
+#else
+  VecF values = {};
+  for (int r = 0; r < kRows; ++r) {
+    const uint32_t i = static_cast<uint32_t>(index[r]);
+    values[r] = table[i < static_cast<uint32_t>(last) ? i : last];
+  }
+  return values;
+#endif
+}
+
 // Rows of kF elements, kLanes / kF to a vector.
 template <int kF>
 static inline void adam_row_vector(const AdamStepParams& p, const AdamConstants<float>& constants,
-                                   const AdamPointers& a, VecF grad, int32_t* steps, int32_t* ema_last) {
+                                   const AdamPointers& a, int32_t* steps, int32_t* ema_last) {
   constexpr int kRows = kLanes / kF;
-  VecI mask;
-  VecF rate, keep = splat(1.0f);
-  for (int r = 0; r < kRows; ++r) {
-    bool touched = false;
-    for (int f = 0; f < kF; ++f) touched |= grad[r * kF + f] != 0.0f;
-    steps[r] += touched;
-    const float row_rate = next_rate(p, steps[r]);
-    for (int f = 0; f < kF; ++f) {
-      mask[r * kF + f] = touched ? -1 : 0;
-      rate[r * kF + f] = row_rate;
-    }
-  }
+  const VecF grad = load(a.grad);
+  VecI mask = grad != VecF{};
+  if constexpr (kF >= 2) mask |= permute<Neighbour<1>>(mask);
+  if constexpr (kF >= 4) mask |= permute<Neighbour<2>>(mask);
+  if constexpr (kF >= 8) mask |= permute<Neighbour<4>>(mask);
+  const VecI row_mask = permute<FirstLaneOfRow<kF>>(mask);
+  // By the count before this step, one entry further on: rows the mask leaves out may read what they like.
+  const VecI count = load_counters<kRows>(steps);
+  VecF rate = look_up<kRows>(p.bias_corrections + 1, p.n_bias_corrections - 2, count);
+  rate = reinterpret_cast<VecF>(permute<RowOfLane<kF>>(reinterpret_cast<VecI>(rate)));
+  store_counters<kRows>(steps, count - row_mask);
+  VecF keep = {};
   if (a.ema != nullptr) {
-    for (int r = 0; r < kRows; ++r) {
-      const float row_keep = next_keep(p, ema_last[r]);
-      for (int f = 0; f < kF; ++f) keep[r * kF + f] = row_keep;
-      if (mask[r * kF] != 0) ema_last[r] = p.global_step;
-    }
+    const VecI last = load_counters<kRows>(ema_last);
+    keep = look_up<kRows>(p.ema_keeps, p.n_ema_keeps - 1, (p.global_step - 1) - last);
+    keep = reinterpret_cast<VecF>(permute<RowOfLane<kF>>(reinterpret_cast<VecI>(keep)));
+    store_counters<kRows>(ema_last, row_mask != 0 ? p.global_step - VecI{} : last);
   }
-  adam_vector<true>(p, constants, a, grad, mask, rate, keep);
+  adam_vector<true>(p, constants, a, grad, mask, rate * static_cast<float>(p.lr), keep);
 }
 
 template <int kF>
@@ -193,13 +271,30 @@ static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end
   const AdamConstants<float> constants =
       adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
   constexpr int kRows = kLanes / kF;
+  constexpr int kChunk = 64;  // vectors scanned ahead of their update
   const float* grad = static_cast<const float*>(p.grad);
   int64_t row = begin;
-  for (; row + kRows <= end; row += kRows) {
-    const VecF g = load(grad + row * kF);
-    if (is_zero(g)) continue;
-    adam_row_vector<kF>(p, constants, adam_pointers(p, row * kF), g, p.steps + row,
-                        p.ema_last != nullptr ? p.ema_last + row : nullptr);
+  while (row + kRows <= end) {
+    // First without a branch per vector, which would be mispredicted at every other one.
+    const int64_t n_vectors = min_count(kChunk, (end - row) / kRows);
+    int32_t touched[kChunk];
+    int n_touched = 0;
+    for (int k = 0; k < n_vectors; ++k) {
+      touched[n_touched] = k;
+      n_touched += !is_zero(load(grad + (row + k * kRows) * kF));
+    }
+    // Streams with many gaps defeat the hardware's prefetcher: from a quarter on, taking every vector is faster
+    // (measured; prefetching the touched ones instead was slower still).
+    if (4 * n_touched >= n_vectors) {
+      for (int k = 0; k < n_vectors; ++k) touched[k] = k;
+      n_touched = static_cast<int>(n_vectors);
+    }
+    for (int k = 0; k < n_touched; ++k) {
+      const int64_t at = row + touched[k] * kRows;
+      adam_row_vector<kF>(p, constants, adam_pointers(p, at * kF), p.steps + at,
+                          p.ema_last != nullptr ? p.ema_last + at : nullptr);
+    }
+    row += n_vectors * kRows;
   }
   if (row == end) return;
   AdamTail tail;
@@ -209,7 +304,7 @@ static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end
   const AdamPointers copy = load_tail(a, n_rows * kF, &tail);
   std::memcpy(steps, p.steps + row, n_rows * sizeof(int32_t));
   if (p.ema_last != nullptr) std::memcpy(ema_last, p.ema_last + row, n_rows * sizeof(int32_t));
-  adam_row_vector<kF>(p, constants, copy, load(copy.grad), steps, ema_last);
+  adam_row_vector<kF>(p, constants, copy, steps, ema_last);
   store_tail(tail, n_rows * kF, a);
   std::memcpy(p.steps + row, steps, n_rows * sizeof(int32_t));
   if (p.ema_last != nullptr) std::memcpy(p.ema_last + row, ema_last, n_rows * sizeof(int32_t));

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <immintrin.h>
 
 #define HASHGRID_ISA avx512

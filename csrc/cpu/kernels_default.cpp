@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #define HASHGRID_ISA default_isa
 #define HASHGRID_LANES 4
