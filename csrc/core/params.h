@@ -8,6 +8,8 @@ namespace hashgrid {
 constexpr int kMaxDims = 7;
 constexpr int kMaxLevels = 64;
 constexpr int kMaxCorners = 1 << kMaxDims;
+constexpr int kMaxShDegree = 8;
+constexpr int kMaxFrequencies = 64;
 constexpr int kMaxCascades = 16;
 
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
@@ -67,6 +69,27 @@ struct HashEncodeParams {
   float* soa_positions;       // [n_dims, soa_stride], bounds applied, 0 where not finite
   float* soa_grad_positions;  // [n_dims, soa_stride]
   float* level_features;      // [n_levels, n_points, n_features]: of y, or of grad_y with level weights applied
+};
+
+struct ShEncodeParams {
+  int64_t n_points;
+  int32_t degree;  // 1..kMaxShDegree
+  DType dtype;     // kFloat32 or kFloat64
+  const void* directions;  // [n_points, 3]
+  void* y;                 // [n_points, degree^2]
+  const void* grad_y;      // [n_points, degree^2]
+  void* grad_directions;   // [n_points, 3]
+};
+
+struct FrequencyEncodeParams {
+  int64_t n_inputs;       // points times dimensions
+  int32_t n_frequencies;  // 1..kMaxFrequencies
+  DType dtype;            // kFloat32 or kFloat64
+  const void* x;          // [n_inputs]
+  void* y;                // [n_inputs, n_frequencies, 2] sine, cosine
+  const void* grad_y;     // [n_inputs, n_frequencies, 2]
+  void* grad_x;           // [n_inputs]
+  float scales[kMaxFrequencies];  // 2^k
 };
 
 struct AdamStepParams {

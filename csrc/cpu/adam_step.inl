@@ -167,19 +167,6 @@ static inline float next_keep(const AdamStepParams& p, int32_t last) {
   return p.ema_keeps[idle < p.n_ema_keeps ? idle : p.n_ema_keeps - 1];
 }
 
-// Lane i of the result is lane kMap(i) of x.
-template <typename Map, int... kLane>
-static inline VecI permute(VecI x, std::integer_sequence<int, kLane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(x, x, Map::source(kLane)...);
-#else
-  return __builtin_shuffle(x, VecI{Map::source(kLane)...});
-#endif
-}
-template <typename Map>
-static inline VecI permute(VecI x) {
-  return permute<Map>(x, std::make_integer_sequence<int, kLanes>());
-}
 template <int kDistance>
 struct Neighbour {
   static constexpr int source(int lane) { return lane ^ kDistance; }

@@ -24,6 +24,10 @@ struct KernelTable {
   RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;  // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_points;           // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_table;           // units: (level, shard)
+  RangeKernel<ShEncodeParams> sh_encode_forward;                    // units: points
+  RangeKernel<ShEncodeParams> sh_encode_backward;                   // units: points
+  RangeKernel<FrequencyEncodeParams> frequency_encode_forward;      // units: inputs, points times dimensions
+  RangeKernel<FrequencyEncodeParams> frequency_encode_backward;     // units: inputs
   RangeKernel<AdamStepParams> adam_step;                            // units: rows if skip_zero, else elements
   RangeKernel<RayAabbParams> ray_aabb;                              // units: rays
   RangeKernel<MarchRaysParams> march_rays_begin;                    // units: rays

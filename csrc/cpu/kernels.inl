@@ -1,16 +1,21 @@
 // Every range kernel, compiled once per instruction set. Standard headers are included by kernels_<isa>.cpp before
 // the target pragma; nothing here may add a static initialiser.
+#include "core/activation.h"
 #include "core/adam.h"
 #include "core/dual.h"
-#include "core/activation.h"
+#include "core/frequency.h"
 #include "core/grid.h"
 #include "core/interpolation.h"
 #include "core/ray.h"
+#include "core/spherical_harmonics.h"
 #include "core/volume.h"
+#include "cpu/shuffle.h"
 #include "cpu/simd.h"
 #include "cpu/vector_math.h"
 
 #include "cpu/hash_encode.inl"
+#include "cpu/sh_encode.inl"
+#include "cpu/frequency_encode.inl"
 #include "cpu/ray_aabb.inl"
 #include "cpu/march_rays.inl"
 #include "cpu/composite.inl"
@@ -35,6 +40,10 @@ static const KernelTable kTable = {
     &hash_encode_backward_level_weights_range,
     &hash_encode_second_points_range,
     &hash_encode_second_table_range,
+    &sh_encode_forward_range,
+    &sh_encode_backward_range,
+    &frequency_encode_forward_range,
+    &frequency_encode_backward_range,
     &adam_step_range,
     &ray_aabb_range,
     &march_rays_begin_range,

@@ -3,6 +3,7 @@
 from hashgrid.ops.adam_step import adam_step
 from hashgrid.ops.composite import composite
 from hashgrid.ops.counter_uniform import counter_uniform
+from hashgrid.ops.frequency_encode import frequency_encode
 from hashgrid.ops.hash_encode import hash_encode
 from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.mlp import mlp
@@ -10,12 +11,14 @@ from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.occupancy_visible import occupancy_visible
 from hashgrid.ops.ray_aabb import ray_aabb
+from hashgrid.ops.sh_encode import sh_encode
 from hashgrid.ops.visible_samples import visible_samples
 
 __all__ = [
     "adam_step",
     "composite",
     "counter_uniform",
+    "frequency_encode",
     "hash_encode",
     "march_rays",
     "mlp",
@@ -23,5 +26,6 @@ __all__ = [
     "occupancy_update",
     "occupancy_visible",
     "ray_aabb",
+    "sh_encode",
     "visible_samples",
 ]
