@@ -24,7 +24,13 @@ class _Written:
 
 def mark_fresh(shadow: Tensor, param: Tensor) -> None:
     """Notes that ``shadow`` holds the current values of ``param``."""
-    shadow._hashgrid_written = _Written(param)  # type: ignore[attr-defined]
+    # inference tensors have no version: their shadows are renewed each time
+    shadow._hashgrid_written = _Written(None if param.is_inference() else param)  # type: ignore[attr-defined]
+
+
+def forget(shadow: Tensor) -> None:
+    """Notes that nothing is known about ``shadow``."""
+    shadow._hashgrid_written = _Written()  # type: ignore[attr-defined]
 
 
 def is_fresh(shadow: Tensor, param: Tensor) -> bool:

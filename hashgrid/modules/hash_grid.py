@@ -1,0 +1,145 @@
+"""The multiresolution hash grid as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
+from hashgrid.modules._backend import check_backend, ops_of
+from hashgrid.shadow import forget, is_fresh, mark_fresh
+
+INTERPOLATIONS = ("linear", "smoothstep", "nearest")
+BOUNDS = ("clamp", "zero", "none")
+
+
+class HashGrid(nn.Module):
+    """Trainable features of positions in [0, 1]^D at several resolutions (Müller et al. 2022, section 3).
+
+    Args:
+        n_input_dims: dimensions D of the positions, 1..7.
+        n_levels: levels L.
+        n_features_per_level: features F of a table entry: 1, 2, 4 or 8.
+        log2_hashmap_size: a level has at most 2 to this power entries; coarse levels that need fewer are dense.
+        base_resolution: resolution of the coarsest level.
+        max_resolution: resolution of the finest level.
+        per_level_scale: growth from level to level; when given, it wins over ``max_resolution``.
+        interpolation: ``"linear"``, ``"smoothstep"`` or ``"nearest"``.
+        convention: how scales are rounded, ``"tcnn"`` or ``"paper"``.
+        bounds: outside [0, 1], ``"clamp"`` uses the border value, ``"zero"`` gives zeros, ``"none"`` extrapolates.
+        level_table: ready geometry that replaces everything from ``n_levels`` on but the features, for importers.
+        compute_dtype: ``torch.float16`` or ``torch.bfloat16`` to read a half-precision copy of the table, the shadow;
+            the table and its gradient stay fp32. The shadow is renewed when the table has changed; an optimiser that
+            knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. Changes through ``table.data``
+            go unnoticed: call `refresh_shadow` after them.
+        backend: ``"native"`` or ``"reference"``.
+
+    Attributes:
+        table: Parameter [n_entries, F], fp32, drawn from U(-1e-4, 1e-4).
+        shadow: buffer like ``table`` in ``compute_dtype``, not part of the state; None without ``compute_dtype``.
+        levels: geometry of the levels.
+        n_output_dims: L * F.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    table: nn.Parameter
+    shadow: Tensor | None
+
+    def __init__(
+        self,
+        n_input_dims: int = 3,
+        n_levels: int = 16,
+        n_features_per_level: int = 2,
+        log2_hashmap_size: int = 19,
+        base_resolution: int = 16,
+        max_resolution: float | None = 2048,
+        per_level_scale: float | None = None,
+        interpolation: str = "linear",
+        convention: str = "tcnn",
+        bounds: str = "clamp",
+        level_table: LevelTable | Sequence[dict] | None = None,
+        compute_dtype: torch.dtype | None = None,
+        backend: str = "native",
+    ) -> None:
+        super().__init__()
+        if n_features_per_level not in FEATURE_COUNTS:
+            raise ValueError(f"`n_features_per_level` must be one of {FEATURE_COUNTS}, got {n_features_per_level}")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"`interpolation` must be one of {INTERPOLATIONS}, got {interpolation!r}")
+        if bounds not in BOUNDS:
+            raise ValueError(f"`bounds` must be one of {BOUNDS}, got {bounds!r}")
+        if compute_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"`compute_dtype` must be torch.float16, torch.bfloat16 or None, got {compute_dtype}")
+        self.backend = check_backend(backend)
+        if level_table is None:
+            self.levels = make_level_table(
+                n_input_dims, n_levels, log2_hashmap_size, base_resolution, max_resolution, per_level_scale, convention
+            )
+        else:
+            self.levels = as_level_table(level_table, n_input_dims)
+        self.n_input_dims = n_input_dims
+        self.n_levels = self.levels.n_levels
+        self.n_features_per_level = n_features_per_level
+        self.n_output_dims = self.n_levels * n_features_per_level
+        self.interpolation = interpolation
+        self.bounds = bounds
+        self.compute_dtype = None if compute_dtype == torch.float32 else compute_dtype
+        self.table = nn.Parameter(torch.empty(self.levels.n_entries, n_features_per_level))
+        shadow = None if self.compute_dtype is None else torch.empty_like(self.table, dtype=self.compute_dtype)
+        self.register_buffer("shadow", None if shadow is None else shadow.detach(), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the table from U(-1e-4, 1e-4) (Müller et al. 2022, section 4)."""
+        nn.init.uniform_(self.table, -1e-4, 1e-4)
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Features [..., L * F] of the positions ``x`` [..., D], channel ``l * F + f``, in the dtype of the shadow if
+        there is one. ``level_weights`` [L] scale the levels, for coarse-to-fine schedules; gradients reach them too.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
+            raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
+        if level_weights is not None:
+            if level_weights.shape != (self.n_levels,):
+                raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
+            level_weights = level_weights.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        return ops_of(self.backend).hash_encode(
+            x, self.table, self.levels, self.interpolation, self.bounds, level_weights, self._read_shadow()
+        )
+
+    def _read_shadow(self) -> Tensor | None:
+        """The shadow with the values the table has now."""
+        if self.shadow is None:
+            return None
+        if torch.compiler.is_compiling():  # versions cannot be looked at inside a graph: it casts each time
+            return self.table.detach().to(self.compute_dtype)
+        if not is_fresh(self.shadow, self.table):
+            self.refresh_shadow()
+        return self.shadow
+
+    @torch.no_grad()
+    def refresh_shadow(self) -> None:
+        """Copies the table to the shadow. Needed by hand only after changes that bypass autograd's version counter."""
+        if self.shadow is not None:
+            self.shadow.copy_(self.table)
+            mark_fresh(self.shadow, self.table)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HashGrid:
+        super()._apply(fn, recurse)
+        if self.shadow is not None:
+            self.shadow = self.shadow.to(self.compute_dtype)  # `.double()`, `.half()` are not meant for it
+            forget(self.shadow)
+        return self
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.n_input_dims}, n_levels={self.n_levels}, n_features_per_level={self.n_features_per_level}"
+        options = f"interpolation={self.interpolation!r}, bounds={self.bounds!r}, backend={self.backend!r}"
+        dtype = "" if self.compute_dtype is None else f", compute_dtype={self.compute_dtype}"
+        return f"{sizes}, n_entries={self.levels.n_entries}, {options}{dtype}"
