@@ -34,6 +34,10 @@ class HashGrid(nn.Module):
             the table and its gradient stay fp32. The shadow is renewed when the table has changed; an optimiser that
             knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. Changes through ``table.data``
             go unnoticed: call `refresh_shadow` after them.
+        accumulate_grad: the backward adds the table's gradient to ``table.grad`` itself, a buffer that is kept from
+            step to step, instead of handing a fresh one to autograd. For training loops whose optimiser zeroes what it
+            consumes (`hashgrid.optim.Adam` with ``zero_grad_in_step``); gradient hooks, `torch.autograd.grad` and
+            DistributedDataParallel do not see this gradient.
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:
@@ -63,6 +67,7 @@ class HashGrid(nn.Module):
         bounds: str = "clamp",
         level_table: LevelTable | Sequence[dict] | None = None,
         compute_dtype: torch.dtype | None = None,
+        accumulate_grad: bool = False,
         backend: str = "native",
     ) -> None:
         super().__init__()
@@ -81,6 +86,7 @@ class HashGrid(nn.Module):
             )
         else:
             self.levels = as_level_table(level_table, n_input_dims)
+        self.accumulate_grad = accumulate_grad
         self.n_input_dims = n_input_dims
         self.n_levels = self.levels.n_levels
         self.n_features_per_level = n_features_per_level
@@ -97,9 +103,11 @@ class HashGrid(nn.Module):
         """Draws the table from U(-1e-4, 1e-4) (Müller et al. 2022, section 4)."""
         nn.init.uniform_(self.table, -1e-4, 1e-4)
 
-    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, level_weights: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """Features [..., L * F] of the positions ``x`` [..., D], channel ``l * F + f``, in the dtype of the shadow if
         there is one. ``level_weights`` [L] scale the levels, for coarse-to-fine schedules; gradients reach them too.
+        ``known`` [..., L * F] is the result of an earlier call with the same positions and table: it is returned as it
+        is, and only its gradient is new.
 
         Raises:
             ValueError: a shape does not fit.
@@ -111,8 +119,24 @@ class HashGrid(nn.Module):
                 raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
             level_weights = level_weights.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
         return ops_of(self.backend).hash_encode(
-            x, self.table, self.levels, self.interpolation, self.bounds, level_weights, self._read_shadow()
+            x,
+            self.table,
+            self.levels,
+            self.interpolation,
+            self.bounds,
+            level_weights,
+            self._read_shadow(),
+            known,
+            self._grad_buffer(),
         )
+
+    def _grad_buffer(self) -> Tensor | None:
+        """``table.grad``, made where needed, when the backward is to add to it itself."""
+        if not (self.accumulate_grad and torch.is_grad_enabled() and self.table.requires_grad):
+            return None
+        if self.table.grad is None:
+            self.table.grad = torch.zeros_like(self.table)
+        return self.table.grad
 
     def _read_shadow(self) -> Tensor | None:
         """The shadow with the values the table has now."""
