@@ -1,0 +1,25 @@
+"""Benchmarks that an installed package can run: ``hashgrid bench``; ``benchmarks/*.py`` are thin scripts over them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+SUITES = ("hash_encode", "mlp", "nerf_step")
+
+
+def run(names: Sequence[str] = (), out: Path | str = "benchmarks/results") -> list[Path]:
+    """Runs the suites ``names`` (all of :data:`SUITES` when empty) with their defaults.
+
+    Returns:
+        The JSON files written, one per suite, each with a plot beside it.
+
+    Raises:
+        ValueError: a name is unknown.
+        ImportError: a package for the plots or the scene is missing.
+    """
+    unknown = [name for name in names if name not in SUITES]
+    if unknown:
+        raise ValueError(f"`names` must be among {SUITES}, got {unknown}")
+    return [importlib.import_module(f"hashgrid.bench.{name}").main(["--out", str(out)]) for name in (names or SUITES)]
