@@ -45,7 +45,9 @@ def composite(
     dtype = torch.float64 if sigmas.dtype == torch.float64 else torch.float32
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.to(dtype)
-    return _Composite.apply(
+    # Dynamo shifts the arguments of a Function whose forward takes *arguments, as the backward's does.
+    op = _extension.ops().composite if torch.compiler.is_compiling() else _Composite.apply
+    return op(
         sigmas.to(dtype).contiguous(),
         features.contiguous(),
         t_starts.detach().to(dtype).contiguous(),

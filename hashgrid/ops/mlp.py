@@ -58,7 +58,11 @@ def mlp(
         compute_dtype == torch.bfloat16,
     )
     params = [param.contiguous() for param in (*weights, *biases)]
-    return unflatten(_Mlp.apply(flat, len(weights), options, *params), batch)
+    if torch.compiler.is_compiling():  # Dynamo shifts the arguments of a Function whose forward takes *params
+        y = _extension.ops().mlp(flat, params[: len(weights)], params[len(weights) :], *options)
+    else:
+        y = _Mlp.apply(flat, len(weights), options, *params)
+    return unflatten(y, batch)
 
 
 def _check_arguments(
