@@ -1,0 +1,147 @@
+"""Sample inputs of every op in ``torch.ops.hashgrid``, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid.levels import make_level_table
+from hashgrid.ops.hash_encode import _options
+
+Arguments = tuple[Any, ...]
+
+N_POINTS, N_RAYS, N_CHANNELS = 9, 5, 3
+LEVELS = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=4, max_resolution=16)
+LINEAR = _options(LEVELS, "linear", "clamp")
+SMOOTHSTEP = _options(LEVELS, "smoothstep", "zero")
+RESOLUTION = (4, 5, 6)
+N_CELLS = 2 * 4 * 5 * 6  # two cascades
+AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
+
+
+def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def _hash_encode() -> Iterator[Arguments]:
+    for dtype, options in ((torch.float32, LINEAR), (torch.float64, SMOOTHSTEP)):
+        positions = torch.rand(N_POINTS, 3, dtype=dtype).requires_grad_()
+        table = _leaf(LEVELS.n_entries, 2, dtype=dtype)
+        yield positions, table, None, *options
+        yield positions, table, torch.rand(3, dtype=dtype).requires_grad_(), *options
+    yield torch.rand(N_POINTS, 3), _leaf(LEVELS.n_entries, 4), None, *LINEAR  # as in training: the table only
+
+
+def _hash_encode_backward() -> Iterator[Arguments]:
+    positions, table = torch.rand(N_POINTS, 3).requires_grad_(), _leaf(LEVELS.n_entries, 2)
+    yield _leaf(N_POINTS, 6), positions, table, torch.rand(3), *LINEAR, True, True, True
+    yield torch.randn(N_POINTS, 6), positions.detach(), table.detach(), None, *LINEAR, False, True, False
+
+
+def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
+    yield torch.zeros(LEVELS.n_entries, 2), torch.randn(N_POINTS, 6), torch.rand(N_POINTS, 3), None, *LINEAR
+
+
+def _hash_encode_backward_backward() -> Iterator[Arguments]:
+    grad_y, positions, table = torch.randn(N_POINTS, 6), torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
+    cotangents = torch.randn(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2), torch.randn(3)
+    yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True
+    yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, True, False
+
+
+def _mlp_params(bias: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    shapes = ((8, 5), (8, 8), (3, 8))
+    return _leaf(N_POINTS, 5), [_leaf(*s) for s in shapes], [_leaf(s[0]) for s in shapes] if bias else []
+
+
+def _mlp() -> Iterator[Arguments]:
+    yield *_mlp_params(bias=False), 1, 0, False  # relu
+    yield *_mlp_params(bias=True), 3, 5, False  # silu, sigmoid
+
+
+def _mlp_backward() -> Iterator[Arguments]:
+    for bias in (False, True):
+        x, weights, biases = _mlp_params(bias)
+        params = [p.detach() for p in weights], [p.detach() for p in biases]
+        yield torch.randn(N_POINTS, 3), x.detach(), *params, 3, 0, False, True, True
+        yield torch.randn(N_POINTS, 3), x.detach(), *params, 1, 0, True, False, True
+
+
+def _rays() -> tuple[Tensor, Tensor, Tensor]:
+    origins = torch.nn.functional.normalize(torch.randn(N_RAYS, 3), dim=1) * 2
+    return origins, torch.nn.functional.normalize(-origins, dim=1), torch.tensor(AABB)
+
+
+def _ray_aabb() -> Iterator[Arguments]:
+    yield *_rays(), 0.0, float("inf")
+
+
+def _march_rays() -> Iterator[Arguments]:
+    bits = torch.full((-(-N_CELLS // 8),), 0b01101101, dtype=torch.uint8)
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, float("inf"), None, 0, 1024
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 1 / 64, 0.1, 4.0, 7, 3, 8
+
+
+def _samples() -> tuple[Tensor, Tensor, Tensor]:
+    """t_starts, t_ends [S] and packed_info [R, 2]; the second ray has no samples."""
+    counts = torch.tensor([4, 0, 1, 3, 2])
+    t_starts = torch.cat([0.3 * torch.arange(int(count)) for count in counts]) + 0.5
+    return t_starts, t_starts + 0.3, torch.stack((counts.cumsum(0) - counts, counts), dim=1)
+
+
+def _composite() -> Iterator[Arguments]:
+    t_starts, t_ends, packed_info = _samples()
+    sigmas = torch.rand(len(t_starts)).requires_grad_()
+    yield sigmas, _leaf(len(t_starts), N_CHANNELS), t_starts, t_ends, packed_info, 1e-4
+
+
+def _composite_gradients() -> tuple[Tensor | None, ...]:
+    n_samples = len(_samples()[0])
+    return torch.randn(N_RAYS, N_CHANNELS), torch.randn(N_RAYS), None, torch.randn(n_samples), torch.randn(N_RAYS)
+
+
+def _composite_backward() -> Iterator[Arguments]:
+    for sigmas, features, *rest in _composite():
+        yield *_composite_gradients(), sigmas.detach(), features.detach(), *rest
+
+
+def _composite_backward_backward() -> Iterator[Arguments]:
+    for arguments in _composite_backward():
+        n_samples = len(_samples()[0])
+        yield torch.randn(n_samples), torch.randn(n_samples, N_CHANNELS), *arguments
+
+
+def _occupancy_update() -> Iterator[Arguments]:
+    bits = torch.zeros(-(-N_CELLS // 8), dtype=torch.uint8)
+    yield torch.rand(N_CELLS) - 0.1, bits, torch.arange(0, N_CELLS, 3), torch.rand(-(-N_CELLS // 3)), 0.95, 0.01
+
+
+def _adam_step() -> Iterator[Arguments]:
+    lr = torch.tensor(1e-2)
+    for skip_zero, n_steps in ((False, 1), (True, 6)):
+        param, grad, exp_avg, ema = (torch.randn(6, 2) for _ in range(4))
+        grad[::2] = 0
+        steps = torch.full((n_steps,), 3, dtype=torch.int32)
+        shared = param, grad, exp_avg, torch.rand(6, 2), steps, lr, 0.9, 0.99, 1e-15, 1e-6, skip_zero
+        yield *shared, None, None, 0.0, 4, None, False
+        yield *shared, ema, steps.clone(), 0.95, 4, param.half(), True
+
+
+SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
+    "hash_encode": _hash_encode,
+    "hash_encode_backward": _hash_encode_backward,
+    "hash_encode_accumulate_table_gradient": _hash_encode_accumulate_table_gradient,
+    "hash_encode_backward_backward": _hash_encode_backward_backward,
+    "mlp": _mlp,
+    "mlp_backward": _mlp_backward,
+    "ray_aabb": _ray_aabb,
+    "march_rays": _march_rays,
+    "composite": _composite,
+    "composite_backward": _composite_backward,
+    "composite_backward_backward": _composite_backward_backward,
+    "occupancy_update": _occupancy_update,
+    "adam_step": _adam_step,
+}
