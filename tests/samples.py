@@ -114,6 +114,21 @@ def _composite_backward_backward() -> Iterator[Arguments]:
         yield torch.randn(n_samples), torch.randn(n_samples, N_CHANNELS), *arguments
 
 
+def _visible_samples() -> Iterator[Arguments]:
+    t_starts, t_ends, packed_info = _samples()
+    yield 20 * torch.rand(len(t_starts)), t_starts, t_ends, packed_info, 1e-2
+
+
+def _counter_uniform() -> Iterator[Arguments]:
+    yield 7, 3, torch.arange(N_RAYS)
+
+
+def _occupancy_points() -> Iterator[Arguments]:
+    cells = torch.arange(0, N_CELLS, 3)
+    yield cells, torch.tensor(AABB), list(RESOLUTION), 2, None, 0
+    yield cells, torch.tensor(AABB), list(RESOLUTION), 2, 7, 3
+
+
 def _occupancy_update() -> Iterator[Arguments]:
     bits = torch.zeros(-(-N_CELLS // 8), dtype=torch.uint8)
     yield torch.rand(N_CELLS) - 0.1, bits, torch.arange(0, N_CELLS, 3), torch.rand(-(-N_CELLS // 3)), 0.95, 0.01
@@ -142,6 +157,9 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "composite": _composite,
     "composite_backward": _composite_backward,
     "composite_backward_backward": _composite_backward_backward,
+    "visible_samples": _visible_samples,
+    "counter_uniform": _counter_uniform,
+    "occupancy_points": _occupancy_points,
     "occupancy_update": _occupancy_update,
     "adam_step": _adam_step,
 }

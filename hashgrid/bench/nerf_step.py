@@ -1,0 +1,105 @@
+"""A whole training step of ``hashgrid nerf``: native kernels against the reference backend, eager and compiled.
+
+March, density, compositing, colours, loss, backward and optimiser, from one checkpoint of a half-trained field.
+Occupancy updates are left out: the trainer keeps them below a fixed share of a run's time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hashgrid.bench import harness
+from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
+from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.dataset import Scene, load_scene
+from hashgrid.nerf.procedural import write_scene
+from hashgrid.nerf.render import render_rays
+from hashgrid.nerf.trainer import Trainer, read_checkpoint
+
+N_CHECKED_RAYS = 256
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measures a training step; returns the JSON file."""
+    options = harness.parser(__doc__)
+    options.add_argument("--scene", type=Path, default=None, help="with transforms.json; procedural if none")
+    options.add_argument("--warm-steps", type=int, default=300, help="training steps before the clock starts")
+    options.add_argument("--target-samples", type=int, default=NerfConfig.target_samples, help="samples per step")
+    options.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default=None, help="of the native MLPs")
+    args = options.parse_args(argv)
+    suite = harness.Suite("nerf_step", "sample", args)
+
+    config = NerfConfig(seed=args.seed, steps=10**6, target_samples=args.target_samples)
+    native = config if args.compute_dtype in (None, "float32") else config.replace(compute_dtype=args.compute_dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.scene is None:
+            write_scene(Path(folder), n_train=12, n_test=1, resolution=100, seed=args.seed)
+        scene = load_scene(Path(folder) if args.scene is None else args.scene)
+        checkpoint = Path(folder) / "warm.safetensors"
+        warm = Trainer(scene, native)
+        while warm.progress.step < args.warm_steps:
+            warm.step()
+        warm.save(checkpoint)
+        del warm
+
+        trainers = {EAGER: _trainer(scene, config.replace(backend="reference"), checkpoint)}
+        if not args.no_compile:
+            trainers[COMPILED] = _trainer(scene, config.replace(backend="reference"), checkpoint)
+            model = trainers[COMPILED].model
+            # The field is where the time goes; marching and compositing have loops that do not compile well.
+            model.density = torch.compile(model.density, dynamic=True)  # type: ignore[method-assign]
+            model.color = torch.compile(model.color, dynamic=True)  # type: ignore[method-assign]
+        trainers[OURS] = _trainer(scene, native, checkpoint)
+
+    tolerance = 1e-2 if native.compute_dtype is None else 1e-1
+    suite.run(Case("training step", args.target_samples, [_contender(*item) for item in trainers.items()], tolerance))
+    for name, row in zip(trainers, suite.record["cases"][-1]["contenders"], strict=True):
+        if "median_ns" in row:
+            print(f"  {name}: {1e3 / row['median_ns']:.3f} M samples/s")
+    return suite.write()
+
+
+def _trainer(scene: Scene, config: NerfConfig, checkpoint: Path) -> Trainer:
+    trainer = Trainer(scene, config)
+    trainer.load(*read_checkpoint(checkpoint))
+    return trainer
+
+
+def _contender(name: str, trainer: Trainer) -> Contender:
+    samples = 0
+
+    def step() -> Sequence[Tensor]:
+        nonlocal samples
+        if trainer.progress.step % trainer.config.occupancy_interval == 0:
+            trainer.progress.step += 1
+        before = trainer.progress.samples
+        trainer.step()
+        samples = trainer.progress.samples - before
+        return ()
+
+    return Contender(name, step, points=lambda: samples, check=_check(trainer))
+
+
+def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
+    """Colours of fixed rays and the gradients of all parameters, as the checkpoint gives them."""
+
+    def check() -> Sequence[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        rays_o, rays_d, rgba = trainer.scene.train.sample_rays(N_CHECKED_RAYS, generator)
+        out = render_rays(trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, torch.ones(3))
+        trainer.optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.mse_loss(out.colors, rgba[:, :3]).backward()
+        gradients = [parameter.grad.clone() for parameter in trainer.model.parameters()]
+        trainer.optimizer.zero_grad(set_to_none=True)
+        return [out.colors.detach(), *gradients]
+
+    return check
+
+
+if __name__ == "__main__":
+    main()
