@@ -101,7 +101,7 @@ class OccupancyGrid(nn.Module):
             step: training step, varies the shift.
             max_samples_per_ray: further samples of a ray are dropped.
         """
-        samples = ops_of(self.backend).march_rays(
+        t_starts, t_ends, ray_indices, packed_info = ops_of(self.backend).march_rays(
             rays_o,
             rays_d,
             self.aabb,
@@ -116,7 +116,7 @@ class OccupancyGrid(nn.Module):
             step=step,
             max_samples_per_ray=max_samples_per_ray,
         )
-        return RaySamples(*samples, self.backend)
+        return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend)
 
     @torch.no_grad()
     def update(

@@ -66,5 +66,7 @@ class RaySamples:
         index, packed_info = ops_of(self.backend).visible_samples(
             sigmas, self.t_starts, self.t_ends, self.packed_info, early_stop_eps
         )
-        kept = (x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices))
-        return RaySamples(*kept, packed_info, self.backend), index
+        t_starts, t_ends, ray_indices = (
+            x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices)
+        )
+        return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend), index

@@ -8,9 +8,7 @@ from torch import Tensor
 from hashgrid import _extension
 
 
-def occupancy_visible(
-    planes: Tensor, aabb: Tensor, resolution: tuple[int, int, int], n_cascades: int = 1
-) -> Tensor:
+def occupancy_visible(planes: Tensor, aabb: Tensor, resolution: tuple[int, int, int], n_cascades: int = 1) -> Tensor:
     """Whether the sphere around each cell reaches into a view.
 
     Args:

@@ -1,0 +1,300 @@
+"""Native compositing against the worked example, the reference and finite differences."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_reference_composite import brute_force, make_samples
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import hashgrid
+from hashgrid import _extension, ops, reference
+
+COUNTS = [[3, 0, 7, 1, 0, 33, 8], [700] * 6, [0, 0], [2000, 3, 1], [1], [16] * 65]
+
+
+def evaluate(composite, samples: dict[str, Tensor], dtype: torch.dtype, **options) -> list[Tensor]:
+    """Outputs, gradients and second derivatives in ``dtype``, for cotangents that do not depend on it."""
+    samples = {k: v.to(dtype) if v.is_floating_point() else v for k, v in samples.items()}
+    inputs = [samples[name].clone().requires_grad_() for name in ("sigmas", "features")]
+    outputs = composite(**samples | dict(zip(("sigmas", "features"), inputs, strict=True)), **options)
+    generator = torch.Generator().manual_seed(1)
+
+    def random_like(tensors) -> list[Tensor]:
+        return [torch.rand(t.shape, generator=generator, dtype=torch.float64).to(dtype) for t in tensors]
+
+    cotangents = [g.requires_grad_() for g in random_like(outputs)]
+    grads = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True)
+    second = torch.autograd.grad(grads, [*cotangents, *inputs], random_like(grads))
+    return [*outputs, *grads, *second]
+
+
+def assert_within_budget(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None:
+    """Twice the error of PyTorch in fp32 and one rounding; three where a tensor is so small that PyTorch is lucky."""
+    for a, b, e in zip(ours, theirs, exact, strict=True):
+        if e.numel() > 0:
+            roundings = 3 if e.numel() < 100 else 1
+            budget = 2 * (b - e).abs().max() + roundings * torch.finfo(torch.float32).eps * e.abs().max()
+            assert (a - e).abs().max() <= budget
+
+
+@pytest.mark.parametrize("n_features", [0, 1, 3, 5])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_composite_matches_reference(counts: list[int], n_features: int) -> None:
+    for density in (0.1, 20.0):
+        samples = make_samples(counts, density=density)
+        samples["features"] = torch.rand(len(samples["sigmas"]), n_features, dtype=torch.float64)
+        exact = evaluate(reference.composite, samples, torch.float64)
+        for a, b in zip(evaluate(ops.composite, samples, torch.float64), exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        # fp32: rounded inputs are the truth of both
+        samples = {k: v.float() if v.is_floating_point() else v for k, v in samples.items()}
+        exact = evaluate(reference.composite, samples, torch.float64)
+        ours, theirs = (evaluate(module.composite, samples, torch.float32) for module in (ops, reference))
+        assert_within_budget(ours, theirs, exact)
+
+
+def test_composite_worked_example() -> None:
+    sigmas = torch.tensor([0.4, 0.8, 0.1, 0.8, 0.1, 0.0, 0.9])
+    t_starts = torch.tensor([0.0, 1, 2, 0, 1, 0, 1])
+    packed_info = torch.tensor([[0, 3], [3, 2], [5, 2]])
+    weights = ops.composite(sigmas, torch.ones(7, 1), t_starts, t_starts + 1, packed_info)[3]
+    torch.testing.assert_close(weights, torch.tensor([0.33, 0.37, 0.03, 0.55, 0.04, 0, 0.59]), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("early_stop_eps", [0.0, 1e-4, 0.3])
+def test_composite_matches_plain_python(early_stop_eps: float) -> None:
+    samples = make_samples([3, 0, 7, 1, 0, 33, 8], density=20)
+    actual = ops.composite(**samples, early_stop_eps=early_stop_eps)
+    for a, b in zip(actual, brute_force(samples, early_stop_eps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("early_stop_eps", [0.0, 0.3])
+def test_composite_gradients_match_finite_differences(early_stop_eps: float) -> None:
+    samples = make_samples([3, 0, 4], density=8)
+
+    def run(sigmas: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        return ops.composite(**samples | {"sigmas": sigmas, "features": features}, early_stop_eps=early_stop_eps)
+
+    inputs = (samples["sigmas"].requires_grad_(), samples["features"].requires_grad_())
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("name", ["sigmas", "features"])
+def test_composite_of_one_differentiable_input(name: str) -> None:
+    samples = make_samples([3, 2])
+    samples[name].requires_grad_()
+    (actual,) = torch.autograd.grad(sum(x.square().sum() for x in ops.composite(**samples)), samples[name])
+    (expected,) = torch.autograd.grad(sum(x.square().sum() for x in reference.composite(**samples)), samples[name])
+    torch.testing.assert_close(actual, expected)
+
+
+def test_composite_third_derivative_raises() -> None:
+    samples = make_samples([3, 2])
+    sigmas = samples["sigmas"].requires_grad_()
+    (first,) = torch.autograd.grad(ops.composite(**samples)[1].sum(), sigmas, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), sigmas, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        second.sum().backward()
+
+
+def test_composite_samples_behind_early_stop_have_no_weight_and_no_gradient() -> None:
+    samples = make_samples([6, 6], torch.float32, density=0.5)
+    samples["sigmas"][2] = 1e4
+    samples["sigmas"].requires_grad_()
+    samples["features"].requires_grad_()
+    outputs = ops.composite(**samples)
+    assert not outputs[3][3:6].any() and outputs[3][6:].all()
+    loss = sum(output.square().sum() for output in outputs)
+    for gradient in torch.autograd.grad(loss, [samples["sigmas"], samples["features"]]):
+        assert not gradient[3:6].any() and gradient[6:].all()
+
+
+@pytest.mark.parametrize("opaque", [1e30, math.inf])
+def test_composite_opaque_ray_leaves_the_others_alone(opaque: float) -> None:
+    samples = make_samples([4, 300], torch.float32)
+    alone = {k: v[4:] for k, v in samples.items() if k != "packed_info"} | {"packed_info": torch.tensor([[0, 300]])}
+    samples["sigmas"][1] = opaque
+    samples["sigmas"].requires_grad_()
+    outputs = ops.composite(**samples)
+    assert torch.equal(outputs[3][4:], ops.composite(**alone)[3])
+    assert outputs[1][0].item() == pytest.approx(1)
+    (gradient,) = torch.autograd.grad(sum(output.sum() for output in outputs), samples["sigmas"])
+    assert gradient.isfinite().all()
+
+
+def test_composite_shows_nan() -> None:
+    samples = make_samples([4, 4], torch.float32)
+    samples["sigmas"][1] = math.nan
+    outputs = ops.composite(**samples)
+    assert outputs[0][0].isnan().all() and outputs[1][0].isnan() and outputs[0][1].isfinite().all()
+
+
+def test_composite_without_samples_or_rays() -> None:
+    samples = make_samples([0, 0])
+    outputs = ops.composite(**samples)
+    assert [list(output.shape) for output in outputs] == [[2, 3], [2], [2], [0], [2]]
+    assert not any(output.any() for output in outputs)
+    samples["sigmas"].requires_grad_()
+    (gradient,) = torch.autograd.grad(ops.composite(**samples)[1].sum(), samples["sigmas"])
+    assert gradient.shape == (0,)
+    assert ops.composite(**samples | {"packed_info": torch.zeros(0, 2, dtype=torch.int64)})[0].shape == (0, 3)
+
+
+def test_composite_does_not_depend_on_the_number_of_threads() -> None:
+    samples = make_samples([5, 0, 90, 3, 17] * 80, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for n_threads in (1, 2, 16):
+            torch.set_num_threads(n_threads)
+            results.append(evaluate(ops.composite, samples, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_composite_on_every_instruction_set(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from hashgrid import ops\n"
+        "from test_composite import evaluate\n"
+        "samples = torch.load(sys.argv[1])\n"
+        "torch.save([x.detach() for x in evaluate(ops.composite, samples, torch.float32)], sys.argv[2])\n"
+    )
+    samples = make_samples([5, 0, 90, 3, 17, 300], torch.float32, density=3)
+    torch.save(samples, tmp_path / "in.pt")
+    exact = evaluate(reference.composite, samples, torch.float64)
+    theirs = evaluate(reference.composite, samples, torch.float32)
+    for capability in _extension.require().available_cpu_capabilities():
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")],
+            env=os.environ | {"HASHGRID_CPU_CAPABILITY": capability},
+            cwd=Path(__file__).resolve().parents[1],
+            check=True,
+        )
+        assert_within_budget(torch.load(tmp_path / "out.pt"), theirs, exact)
+
+
+def test_composite_takes_strides_and_half_precision() -> None:
+    samples = make_samples([3, 5], torch.float32)
+    expected = ops.composite(**samples)
+    strided = {k: v.repeat_interleave(2, 0)[::2] for k, v in samples.items()}
+    assert all(torch.equal(a, b) for a, b in zip(ops.composite(**strided), expected, strict=True))
+    half = samples | {"sigmas": samples["sigmas"].bfloat16(), "features": samples["features"].half()}
+    assert all(output.dtype == torch.float32 for output in ops.composite(**half))
+
+
+def test_composite_opcheck() -> None:
+    samples = make_samples([3, 0, 2], torch.float32)
+    sigmas, features, *rest = samples.values()
+    op = torch.ops.hashgrid
+    torch.library.opcheck(op.composite.default, (sigmas.requires_grad_(), features.requires_grad_(), *rest, 1e-4))
+    grads = (torch.rand(3, 3), torch.rand(3), None, torch.rand(5), torch.rand(3))
+    grads = tuple(g if g is None else g.requires_grad_() for g in grads)
+    torch.library.opcheck(op.composite_backward.default, (*grads, sigmas, features, *rest, 1e-4))
+    plain = tuple(g if g is None else g.detach() for g in (*grads, sigmas, features))
+    torch.library.opcheck(
+        op.composite_backward_backward.default, (torch.rand(5), torch.rand(5, 3), *plain, *rest, 1e-4)
+    )
+
+
+def test_composite_registered_autograd_is_the_public_one() -> None:
+    samples = make_samples([3, 0, 4])
+
+    def run(sigmas: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        return torch.ops.hashgrid.composite(sigmas, features, *list(samples.values())[2:], 1e-4)
+
+    inputs = (samples["sigmas"].requires_grad_(), samples["features"].requires_grad_())
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigmas": torch.zeros(5, 1)}, r"`sigmas` must have shape \[S\], got \[5, 1\]"),
+        ({"features": torch.zeros(5)}, r"`features` must have shape \[5, C\], got \[5\]"),
+        ({"features": torch.zeros(5, 3, dtype=torch.float32)}, "`features` must be float64, got float32"),
+        ({"t_ends": torch.zeros(4)}, r"`t_ends` must have shape \[5\], got \[4\]"),
+        ({"packed_info": torch.zeros(2)}, r"`packed_info` must have shape \[R, 2\], got \[2\]"),
+        ({"packed_info": torch.tensor([[0, 4]])}, "`packed_info` must count the 5 samples of `sigmas`, got 4"),
+        ({"packed_info": torch.tensor([[0, 2], [3, 2]])}, "back to back, in order: ray 1 must start at 2, got start 3"),
+        ({"packed_info": torch.tensor([[0, 6], [6, -1]])}, "back to back, in order: ray 1 .* count -1"),
+    ],
+)
+def test_composite_errors_name_contract_and_actual(changes: dict, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.composite(**make_samples([2, 3]) | changes)
+
+
+# ---- visible_samples ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_visible_samples_are_those_that_composite_counts(counts: list[int], dtype: torch.dtype) -> None:
+    samples = make_samples(counts, dtype, density=30)
+    sigmas, features, t_starts, t_ends, packed_info = samples.values()
+    index, kept_info = ops.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-3)
+    weights = ops.composite(**samples, early_stop_eps=1e-3)[3]
+    assert torch.equal(index, (weights > 0).nonzero().squeeze(-1))
+    whole = ops.composite(**samples, early_stop_eps=1e-3)
+    part = ops.composite(sigmas[index], features[index], t_starts[index], t_ends[index], kept_info, early_stop_eps=1e-3)
+    for a, b in zip(part[:3], whole[:3], strict=True):
+        assert torch.equal(a, b)
+    if dtype == torch.float64:
+        expected = reference.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-3)
+        assert torch.equal(index, expected[0]) and torch.equal(kept_info, expected[1])
+    if sum(counts) > 20:
+        assert 0 < len(index) < len(sigmas)
+
+
+def test_visible_samples_opcheck() -> None:
+    sigmas, _, *rest = make_samples([3, 0, 2], torch.float32).values()
+    torch.library.opcheck(torch.ops.hashgrid.visible_samples.default, (sigmas, *rest, 1e-4))
+
+
+# ---- hashgrid.composite ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("shape", [(3,), (7, 3)])
+def test_background_fills_what_the_samples_let_through(shape: tuple[int, ...], backend: str) -> None:
+    samples = make_samples([3, 0, 7, 1, 0, 33, 8])
+    rays = hashgrid.RaySamples(
+        samples["t_starts"], samples["t_ends"], torch.zeros(0, dtype=torch.int64), samples["packed_info"], backend
+    )
+    background = torch.rand(shape, dtype=torch.float64)
+    plain = hashgrid.composite(samples["sigmas"], samples["features"], rays)
+    filled = hashgrid.composite(samples["sigmas"], samples["features"], rays, background=background)
+    torch.testing.assert_close(filled[0], plain[0] + (1 - plain[1]).unsqueeze(-1) * background)
+    assert torch.equal(filled[0][1], background.expand(7, 3)[1])
+    with pytest.raises(ValueError, match=r"`background` must have shape \[3\] or \[7, 3\], got \[4\]"):
+        hashgrid.composite(samples["sigmas"], samples["features"], rays, background=torch.zeros(4))
+
+
+def test_samples_know_their_positions_and_visible_part() -> None:
+    samples = make_samples([3, 0, 7], torch.float32, density=30)
+    rays = hashgrid.RaySamples(
+        samples["t_starts"], samples["t_ends"], torch.tensor([0] * 3 + [2] * 7), samples["packed_info"]
+    )
+    rays_o, rays_d = torch.rand(3, 3), torch.rand(3, 3)
+    middle = (rays.t_starts + rays.t_ends) / 2
+    for i in range(10):
+        ray = rays.ray_indices[i]
+        torch.testing.assert_close(rays.positions(rays_o, rays_d)[i], rays_o[ray] + rays_d[ray] * middle[i])
+    kept, index = rays.visible(samples["sigmas"], 0.3)
+    assert kept.n_samples == len(index) < rays.n_samples and kept.n_rays == 3
+    assert torch.equal(kept.ray_indices, rays.ray_indices[index]) and torch.equal(kept.t_starts, rays.t_starts[index])

@@ -1,0 +1,238 @@
+"""Native ray marching against the reference, bit for bit, and against a plain Python loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_reference_march_rays import brute_force_march, make_rays, pack, random_cells
+from torch import Tensor
+
+from hashgrid import _extension, ops, reference
+
+AABB = torch.tensor([-1.0, -1.0, -0.5, 1.0, 1.0, 0.5], dtype=torch.float64)
+RESOLUTION = (4, 5, 3)
+OPTIONS = [
+    {"step_size": 0.013},
+    {"step_size": 0.02, "seed": 2**63 + 5, "step": 7, "max_samples_per_ray": 9},
+    {"step_size": 0.01, "near": 1.2, "far": 2.1},
+    {"step_size": 0.01, "cone_angle": 0.02},
+    {"step_size": 0.005, "cone_angle": 1 / 256, "seed": -3, "step": 2**32 + 1},
+    {"step_size": 0.7},
+]
+
+
+def scene(n_rays: int, resolution: tuple[int, int, int], n_cascades: int, occupied: float, dtype: torch.dtype) -> tuple:
+    """Positional arguments of march_rays, rays of every kind included."""
+    rays_o, rays_d = make_rays(max(n_rays, 12))
+    rays_o[4], rays_d[5], rays_d[6] = math.nan, 0, torch.tensor([1.0, math.nan, 0])
+    rays_o[7], rays_o[8, 0] = 100, math.inf
+    bits = pack(random_cells(n_cascades * math.prod(resolution), occupied))
+    return rays_o[:n_rays].to(dtype), rays_d[:n_rays].to(dtype), AABB.to(dtype), bits, resolution, n_cascades
+
+
+def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("resolution", "n_cascades"), [((16, 16, 16), 1), ((17, 9, 33), 1), ((16, 12, 8), 3)])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_march_equals_reference(
+    options: dict, resolution: tuple[int, int, int], n_cascades: int, dtype: torch.dtype
+) -> None:
+    for occupied in (0.05, 0.5):
+        arguments = scene(400, resolution, n_cascades, occupied, dtype)
+        actual = ops.march_rays(*arguments, **options)
+        assert_same(actual, reference.march_rays(*arguments, **options))
+        assert len(actual[0]) > 20
+
+
+@pytest.mark.parametrize("n_rays", [0, 1, 7, 15, 16, 17, 511, 512, 513])
+def test_march_of_any_number_of_rays(n_rays: int) -> None:
+    arguments = scene(n_rays, (8, 8, 8), 1, 0.3, torch.float32)
+    assert_same(
+        ops.march_rays(*arguments, step_size=0.05, seed=1), reference.march_rays(*arguments, step_size=0.05, seed=1)
+    )
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2] + OPTIONS[3:4])
+def test_march_matches_plain_python(options: dict) -> None:
+    cells = random_cells()
+    rays_o, rays_d = make_rays(30)
+    actual = ops.march_rays(rays_o, rays_d, AABB, pack(cells), RESOLUTION, **options)
+    expected = [
+        brute_force_march(o, d, cells, 1, options | {"ray": ray})
+        for ray, (o, d) in enumerate(zip(rays_o.tolist(), rays_d.tolist(), strict=True))
+    ]
+    assert actual[3][:, 1].tolist() == [len(samples) for samples in expected]
+    flat = torch.tensor([sample for samples in expected for sample in samples], dtype=torch.float64)
+    torch.testing.assert_close(torch.stack(actual[:2], dim=-1), flat, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    resolution=st.tuples(*[st.integers(1, 20)] * 3),
+    n_cascades=st.integers(1, 4),
+    occupied=st.floats(0, 1),
+    step_size=st.floats(0.005, 1.0),
+    cone_angle=st.sampled_from([0.0, 0.0, 0.01, 0.2]),
+    limit=st.sampled_from([1, 5, 1024]),
+    jitter=st.sampled_from([None, 0, 12345]),
+)
+def test_march_properties(seed, resolution, n_cascades, occupied, step_size, cone_angle, limit, jitter) -> None:
+    torch.manual_seed(seed)
+    arguments = scene(50, resolution, n_cascades, occupied, torch.float64)
+    rays_o, rays_d, aabb, bits = arguments[:4]
+    t_starts, t_ends, ray_indices, packed_info = ops.march_rays(
+        *arguments, step_size=step_size, cone_angle=cone_angle, max_samples_per_ray=limit, seed=jitter
+    )
+    starts, counts = packed_info.unbind(-1)
+    assert torch.equal(starts, counts.cumsum(0) - counts)
+    assert torch.equal(ray_indices, torch.arange(50).repeat_interleave(counts))
+    assert counts.max() <= limit
+
+    steps = t_ends - t_starts
+    assert (steps >= step_size * (1 - 1e-9)).all() and (t_starts >= 0).all()
+    same_ray = ray_indices[1:] == ray_indices[:-1]
+    assert (t_starts[1:] >= t_ends[:-1] - 1e-9)[same_ray].all()
+
+    # the middle of a sample lies in an occupied cell of one of the boxes, up to rounding at borders
+    middle = ((t_starts + t_ends) / 2).unsqueeze(-1) * rays_d[ray_indices] + rays_o[ray_indices]
+    low, high = aabb.view(2, 3)
+    flags = (bits.unsqueeze(-1) >> torch.arange(8) & 1).flatten().bool()
+    hit = torch.zeros(len(middle), dtype=torch.bool)
+    for cascade in range(n_cascades):
+        half = (high - low) / 2 * 2**cascade
+        for nudge in torch.cartesian_prod(*[torch.tensor([-1e-9, 0, 1e-9], dtype=torch.float64)] * 3):
+            position = (middle + nudge - (low + high) / 2 + half) / (2 * half) * torch.tensor(resolution)
+            inside = ((position > -1e-6) & (position < torch.tensor(resolution) + 1e-6)).all(-1)
+            index = torch.full((len(middle),), cascade)
+            for axis in range(3):
+                index = index * resolution[axis] + position[:, axis].floor().long().clamp(0, resolution[axis] - 1)
+            hit |= inside & flags[index]
+    assert hit.all()
+
+
+def test_march_does_not_depend_on_the_number_of_threads() -> None:
+    arguments = scene(3000, (16, 16, 16), 2, 0.2, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for n_threads in (1, 2, 16):
+            torch.set_num_threads(n_threads)
+            results.append(ops.march_rays(*arguments, step_size=0.02, seed=3))
+    finally:
+        torch.set_num_threads(before)
+    assert_same(results[1], results[0])
+    assert_same(results[2], results[0])
+
+
+def test_march_does_not_depend_on_a_ray_s_neighbours() -> None:
+    arguments = scene(100, (16, 16, 16), 1, 0.2, torch.float32)
+    together = ops.march_rays(*arguments, step_size=0.02)
+    for ray in (0, 9, 50, 99):
+        alone = ops.march_rays(arguments[0][ray : ray + 1], arguments[1][ray : ray + 1], *arguments[2:], step_size=0.02)
+        start, count = together[3][ray].tolist()
+        assert torch.equal(alone[0], together[0][start : start + count])
+
+
+def test_march_is_the_same_on_every_instruction_set(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch\n"
+        "from hashgrid import ops\n"
+        "arguments, options = torch.load(sys.argv[1])\n"
+        "torch.save([ops.march_rays(*a, **o) for a in arguments for o in options], sys.argv[2])\n"
+    )
+    arguments = [scene(300, (16, 12, 9), n_cascades, 0.2, torch.float32) for n_cascades in (1, 3)]
+    torch.save((arguments, OPTIONS), tmp_path / "in.pt")
+    expected = [ops.march_rays(*a, **o) for a in arguments for o in OPTIONS]
+    for capability in _extension.require().available_cpu_capabilities():
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")],
+            env=os.environ | {"HASHGRID_CPU_CAPABILITY": capability},
+            cwd=Path(__file__).resolve().parents[1],
+            check=True,
+        )
+        for actual, wanted in zip(torch.load(tmp_path / "out.pt"), expected, strict=True):
+            assert_same(actual, wanted)
+
+
+def test_march_counts_as_many_steps_as_a_float_can_tell_apart() -> None:
+    rays_o, rays_d = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]), torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])
+    aabb = torch.tensor([0.0, 0, 0, 64, 1, 1])
+    bits = pack([False] * 63 + [True])
+    options = {"step_size": 2.0**-18, "max_samples_per_ray": 5}
+    actual = ops.march_rays(rays_o, rays_d, aabb, bits, (64, 1, 1), **options)
+    assert_same(actual, reference.march_rays(rays_o, rays_d, aabb, bits, (64, 1, 1), **options))
+    assert actual[3][:, 1].tolist() == [5, 5] and (actual[0] >= 63 - 1e-5).all()
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 1e-9])
+def test_march_ends_where_a_step_does_not_change_t(cone_angle: float) -> None:
+    rays_o, rays_d = make_rays(20, torch.float32)
+    bits = pack([True] * math.prod(RESOLUTION))
+    ops.march_rays(rays_o + 1e9, rays_d, AABB + 1e9, bits, RESOLUTION, step_size=1e-3, cone_angle=cone_angle)
+    ops.march_rays(rays_o, rays_d * 1e-12, AABB, bits, RESOLUTION, step_size=1e-3, cone_angle=cone_angle)
+
+
+def test_march_takes_strides_half_precision_and_unaligned_bits() -> None:
+    rays_o, rays_d = make_rays(40, torch.float32)
+    bits = pack(random_cells())
+    shifted = torch.zeros(len(bits) + 1, dtype=torch.uint8)[1:].copy_(bits)
+    expected = ops.march_rays(rays_o, rays_d, AABB.float(), bits, RESOLUTION, step_size=0.05)
+    actual = ops.march_rays(
+        rays_o.T.contiguous().T, rays_d.repeat(1, 2)[:, :3], AABB, shifted, list(RESOLUTION), step_size=0.05
+    )
+    assert_same(actual, expected)
+    half = ops.march_rays(rays_o.half(), rays_d.half(), AABB, bits, RESOLUTION, step_size=0.05)
+    assert half[0].dtype == torch.float32
+
+
+def test_march_opcheck() -> None:
+    rays_o, rays_d, aabb, bits, resolution, n_cascades = scene(20, (4, 4, 4), 2, 0.5, torch.float32)
+    torch.library.opcheck(
+        torch.ops.hashgrid.march_rays.default,
+        (rays_o, rays_d, aabb, bits, list(resolution), n_cascades, 0.05, 0.0, 0.0, math.inf, 3, 1, 1024),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rays_d": torch.zeros(2, 3)}, r"`rays_d` must have the shape of `rays_o`, \[1, 3\], got \[2, 3\]"),
+        ({"aabb": torch.zeros(2, 3)}, r"`aabb` must have shape \[6\], got \[2, 3\]"),
+        ({"bits": torch.zeros(7, dtype=torch.uint8)}, r"`bits` must have shape \[8\], got \[7\]"),
+        ({"bits": torch.zeros(8, dtype=torch.int64)}, "`bits` must be uint8, got int64"),
+        ({"resolution": (4, 5)}, "`resolution` must be three positive numbers"),
+        ({"resolution": (4, 5, 0)}, "`resolution` must be three positive numbers"),
+        ({"resolution": (2000, 2000, 2000)}, r"must have less than 2\^31 cells"),
+        ({"n_cascades": 0}, r"`n_cascades` must be in 1\.\.16, got 0"),
+        ({"step_size": 0.0}, "`step_size` must be positive and finite, got 0"),
+        ({"cone_angle": -1.0}, "`cone_angle` must be non-negative and finite, got -1"),
+    ],
+)
+def test_march_errors_name_contract_and_actual(changes: dict, message: str) -> None:
+    arguments = {"rays_o": torch.zeros(1, 3), "rays_d": torch.ones(1, 3), "aabb": AABB, "resolution": RESOLUTION}
+    with pytest.raises(RuntimeError, match=message):
+        ops.march_rays(**arguments | {"bits": torch.zeros(8, dtype=torch.uint8), "step_size": 0.1} | changes)
+
+
+def test_counter_uniform_equals_reference() -> None:
+    index = torch.cat([torch.arange(5000), torch.tensor([2**31, 2**32 + 5, -1, -(2**40)])])
+    for seed, step in [(0, 0), (2**63 + 12345, 7), (-1, 2**32 + 3)]:
+        expected = reference.counter_uniform(seed, step, index)
+        assert torch.equal(ops.counter_uniform(seed, step, index), expected)
+        assert torch.equal(ops.counter_uniform(seed, step, index.view(-1, 2)), expected.view(-1, 2))
+    torch.library.opcheck(torch.ops.hashgrid.counter_uniform.default, (5, 2, index))
+    with pytest.raises(RuntimeError, match="`index` must be int64, got int32"):
+        ops.counter_uniform(0, 0, index.int())
