@@ -29,6 +29,7 @@ constexpr int kTileVectors = 3;
 constexpr int kTileRows = 4;
 constexpr int kTileVectors = 2;
 #endif
+constexpr int kTileUnroll = 2;
 static_assert(kMlpRowPad % kTileRows == 0, "blocks hold whole tiles");
 
 #define HASHGRID_INLINE static inline __attribute__((always_inline))
@@ -124,11 +125,25 @@ struct Columns {
   int64_t depth_stride;
 };
 
+template <class P, int kVectors>
+HASHGRID_INLINE void add_products(const typename P::Element* a, int64_t a_row, const typename P::Element* b,
+                                  typename P::Vec (&sum)[kTileRows][kVectors]) {
+  typename P::Factor factor[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) factor[v] = load_vector<typename P::Factor>(b + v * P::kWidth);
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r) {
+    const typename P::Element x = a[r * a_row];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = P::add_product(x, factor[v], sum[r][v]);
+  }
+}
+
 // A tile's sums, then what `finish` makes of them: finish.store<kVectors>(row, column, sums).
 template <class P, int kVectors, bool kBias, class Finish>
 HASHGRID_INLINE void multiply_tile(int64_t row, int64_t column, int64_t depth, const typename P::Element* a,
                                    int64_t a_row, int64_t a_step, const typename P::Element* b, int64_t b_step,
-                                   const typename P::Sum* bias, const Finish& finish) {
+                                   const typename P::Sum* bias, Finish finish) {
   typename P::Vec sum[kTileRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
@@ -137,27 +152,51 @@ HASHGRID_INLINE void multiply_tile(int64_t row, int64_t column, int64_t depth, c
       sum[r][v] = kBias ? load_vector<typename P::Vec>(bias + column + v * P::kWidth) : typename P::Vec{};
     }
   }
-  for (int64_t d = 0; d < depth; ++d) {
-    typename P::Factor factor[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) factor[v] = load_vector<typename P::Factor>(b + v * P::kWidth);
+  // Unrolled so that the loop's exit is predicted even for narrow layers.
+  int64_t d = 0;
+  for (; d + kTileUnroll <= depth; d += kTileUnroll) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r) {
-      const typename P::Element x = a[r * a_row];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = P::add_product(x, factor[v], sum[r][v]);
+    for (int k = 0; k < kTileUnroll; ++k) {
+      add_products<P, kVectors>(a, a_row, b, sum);
+      a += a_step;
+      b += b_step;
     }
+  }
+  for (; d < depth; ++d) {
+    add_products<P, kVectors>(a, a_row, b, sum);
     a += a_step;
     b += b_step;
   }
   finish.template store<kVectors>(row, column, sum);
 }
 
+// Memory a block will want later, brought nearer a few lines per tile: blocks are too short for the hardware to learn
+// their streams.
+struct Prefetch {
+  static constexpr int kRanges = 3;
+  static constexpr int kLinesPerTile = 4;
+  const char* next[kRanges] = {};
+  const char* end[kRanges] = {};
+  int range = 0;
+
+  void add(int i, const void* data, int64_t bytes) {
+    next[i] = static_cast<const char*>(data);
+    end[i] = next[i] + bytes;
+  }
+  HASHGRID_INLINE_METHOD void step() {
+    if (range == kRanges) return;
+    for (int i = 0; i < kLinesPerTile; ++i) __builtin_prefetch(next[range] + 64 * i);
+    next[range] += 64 * kLinesPerTile;
+    while (range < kRanges && next[range] >= end[range]) ++range;
+  }
+};
+
 template <class P, int kVectors, bool kBias, class Finish>
 static void multiply_panel(int64_t rows, int64_t column, int64_t depth, Broadcast<typename P::Element> a,
                            const typename P::Element* b, int64_t b_step, const typename P::Sum* bias,
-                           const Finish& finish) {
+                           Finish finish, Prefetch* prefetch) {
   for (int64_t r = 0; r < rows; r += kTileRows) {
+    prefetch->step();
     multiply_tile<P, kVectors, kBias>(r, column, depth, a.data + r * a.row_stride, a.row_stride, a.depth_stride, b,
                                       b_step, bias, finish);
   }
@@ -166,7 +205,8 @@ static void multiply_panel(int64_t rows, int64_t column, int64_t depth, Broadcas
 // `rows` a multiple of kTileRows; `columns` rounded up to whole vectors.
 template <class P, bool kBias, class Finish>
 static void multiply(int64_t rows, int64_t columns, int64_t depth, Broadcast<typename P::Element> a,
-                     Columns<typename P::Element> b, const typename P::Sum* bias, const Finish& finish) {
+                     Columns<typename P::Element> b, const typename P::Sum* bias, Finish finish,
+                     Prefetch* prefetch) {
   constexpr int64_t kPanel = kTileVectors * P::kWidth;
   const typename P::Element* panel = b.data;
   for (int64_t c = 0; c < columns; c += kPanel) {
@@ -174,11 +214,11 @@ static void multiply(int64_t rows, int64_t columns, int64_t depth, Broadcast<typ
     const int64_t vectors = left < kTileVectors ? left : kTileVectors;
     const int64_t step = b.depth_stride > 0 ? b.depth_stride : vectors * P::kWidth;
     if (vectors == kTileVectors) {
-      multiply_panel<P, kTileVectors, kBias>(rows, c, depth, a, panel, step, bias, finish);
+      multiply_panel<P, kTileVectors, kBias>(rows, c, depth, a, panel, step, bias, finish, prefetch);
     } else if (kTileVectors > 2 && vectors == 2) {
-      multiply_panel<P, 2, kBias>(rows, c, depth, a, panel, step, bias, finish);
+      multiply_panel<P, 2, kBias>(rows, c, depth, a, panel, step, bias, finish, prefetch);
     } else {
-      multiply_panel<P, 1, kBias>(rows, c, depth, a, panel, step, bias, finish);
+      multiply_panel<P, 1, kBias>(rows, c, depth, a, panel, step, bias, finish, prefetch);
     }
     panel += b.panel_stride;
   }
@@ -223,7 +263,7 @@ template <Activation kActivation>
 HASHGRID_INLINE VecF activate_vector(VecF z) {
   switch (kActivation) {
     case Activation::kReLU:
-      return z < 0.0f ? VecF{} : z;
+      return maximum(VecF{}, z);
     case Activation::kLeakyReLU:
       return z < 0.0f ? z * static_cast<float>(kLeakySlope) : z;
     case Activation::kSiLU:
@@ -305,12 +345,17 @@ struct RealFactors {
     }
   }
   // Two neighbouring rows. `stride`: between rows, in stored values.
-  HASHGRID_INLINE void put(const MlpParams& p, Stored* rows, Pair*, int64_t stride, Vec a, Vec b) {
-    const bool round = p.factors == MlpFactors::kRounded;
+  HASHGRID_INLINE void put(bool round, Stored* rows, Pair*, int64_t stride, Vec a, Vec b) {
     store_vector(rows, rounded(a, round));
     store_vector(rows + stride, rounded(b, round));
   }
   HASHGRID_INLINE Vec get(const Stored* rows) { return load_vector<Vec>(rows); }
+
+  // As `put`, with zeros where the ReLU outputs `y` of the same two rows are zero.
+  HASHGRID_INLINE void put_masked(bool round, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b,
+                                  const Stored* y, int64_t y_stride) {
+    put(round, rows, pairs, stride, get(y) <= 0 ? Vec{} : a, get(y + y_stride) <= 0 ? Vec{} : b);
+  }
 };
 
 #if defined(HASHGRID_HAS_AVX512_BF16)
@@ -325,9 +370,11 @@ struct BFloat16Factors {
   static constexpr int kWidth = kLanes;
   static constexpr bool kInPlace = false;
 
-  HASHGRID_INLINE void put(const MlpParams&, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b) {
-    const VecU both = (VecU)_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a));
-    const __m512i bits = reinterpret_cast<__m512i>(both);
+  HASHGRID_INLINE __m512i round_rows(Vec a, Vec b) {
+    return reinterpret_cast<__m512i>(
+        (VecU)_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a)));
+  }
+  HASHGRID_INLINE void put_bits(Stored* rows, Pair* pairs, int64_t stride, __m512i bits) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), _mm512_castsi512_si256(bits));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + stride), _mm512_extracti64x4_epi64(bits, 1));
     if (pairs != nullptr) {
@@ -336,6 +383,17 @@ struct BFloat16Factors {
                0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f});
       store_vector(pairs, _mm512_permutexvar_epi16(interleave, bits));
     }
+  }
+  HASHGRID_INLINE void put(bool, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b) {
+    put_bits(rows, pairs, stride, round_rows(a, b));
+  }
+  HASHGRID_INLINE void put_masked(bool, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b,
+                                  const Stored* y, int64_t y_stride) {
+    const __m512i both = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(y))),
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(y + y_stride)), 1);
+    const __mmask32 positive = _mm512_test_epi16_mask(both, _mm512_set1_epi16(0x7fff));
+    put_bits(rows, pairs, stride, _mm512_maskz_mov_epi16(positive, round_rows(a, b)));
   }
   HASHGRID_INLINE Vec get(const Stored* rows) { return from_bfloat16(load_vector<VecH>(rows)); }
 };
@@ -392,15 +450,42 @@ HASHGRID_INLINE typename F::Vec mask_columns(typename F::Vec v, int64_t column, 
   return first_lanes<typename F::Real>(v, columns - column);
 }
 
+// Two rows of vectors to column `c` of rows `r` and `r + 1`.
 template <class F>
-HASHGRID_INLINE void put_rows(const MlpParams& p, const Factors<F>& out, int64_t r, int64_t c, const BlockRows& block,
-                              typename F::Vec a, typename F::Vec b) {
-  if (F::kPack == 2 && r + 1 >= block.count) {
-    b = typename F::Vec{};
-    if (r >= block.count) a = typename F::Vec{};
-  }
-  F::put(p, out.rows + r * out.stride + c, out.pairs == nullptr ? nullptr : out.pairs + (r / 2) * out.stride + c,
+HASHGRID_INLINE void put_whole_rows(bool round, const Factors<F>& out, int64_t r, int64_t c, typename F::Vec a,
+                                    typename F::Vec b) {
+  F::put(round, out.rows + r * out.stride + c, out.pairs == nullptr ? nullptr : out.pairs + (r / 2) * out.stride + c,
          out.stride, a, b);
+}
+
+// The same; zeros beyond the `count` rows of the block where depth runs over pairs.
+template <class F>
+HASHGRID_INLINE void put_rows(bool round, const Factors<F>& out, int64_t r, int64_t c, int64_t count,
+                              typename F::Vec a, typename F::Vec b) {
+  if (F::kPack == 2 && r + 1 >= count) {
+    b = typename F::Vec{};
+    if (r >= count) a = typename F::Vec{};
+  }
+  put_whole_rows<F>(round, out, r, c, a, b);
+}
+
+template <class F, int kVectors>
+HASHGRID_INLINE void put_tile(bool round, const Factors<F>& out, int64_t row, int64_t column, int64_t count,
+                              int64_t columns, typename F::Vec (&sum)[kTileRows][kVectors]) {
+  const bool whole = row + kTileRows <= count && column + kVectors * F::kWidth <= columns;
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; r += 2) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t c = column + v * F::kWidth;
+      if (F::kPack == 1 || whole) {
+        put_whole_rows<F>(round, out, row + r, c, sum[r][v], sum[r + 1][v]);
+      } else {
+        put_rows<F>(round, out, row + r, c, count, mask_columns<F>(sum[r][v], c, columns),
+                    mask_columns<F>(sum[r + 1][v], c, columns));
+      }
+    }
+  }
 }
 
 // Row `r` of user memory [count, columns], zeros beyond its end. Reads whole vectors, into the next row, wherever the
@@ -421,11 +506,19 @@ HASHGRID_INLINE typename F::Vec load_row(const typename F::Real* data, int64_t c
 
 // User memory [count, columns] to factors.
 template <class F>
-static void import_factors(const MlpParams& p, const typename F::Real* data, int64_t columns, const BlockRows& block,
+static void import_factors(bool round, const typename F::Real* data, int64_t columns, const BlockRows& block,
                            const Factors<F>& out) {
+  typedef typename F::Vec Vec;
   for (int64_t r = 0; r < block.padded; r += 2) {
-    for (int64_t c = 0; c < columns; c += F::kWidth) {
-      put_rows<F>(p, out, r, c, block, load_row<F>(data, columns, r, c, block),
+    int64_t c = 0;
+    if (r + 1 < block.count) {
+      const typename F::Real* row = data + r * columns;
+      for (; c + F::kWidth <= columns; c += F::kWidth) {
+        put_whole_rows<F>(round, out, r, c, load_vector<Vec>(row + c), load_vector<Vec>(row + columns + c));
+      }
+    }
+    for (; c < columns; c += F::kWidth) {
+      put_rows<F>(round, out, r, c, block.count, load_row<F>(data, columns, r, c, block),
                   load_row<F>(data, columns, r + 1, c, block));
     }
   }
@@ -488,12 +581,12 @@ HASHGRID_INLINE void with_activation(Activation activation, const Body& body) {
 // Pre-activations to the factors of the next layer, and to `kept` (may be `z`) the outputs, if not null.
 template <class F>
 struct ActivatePass {
-  const MlpParams& p;
-  const BlockRows& block;
+  bool round;
+  BlockRows block;
   typename F::Real* z;
   int64_t stride;
   int64_t columns;
-  const Factors<F>& out;
+  Factors<F> out;
   typename F::Real* kept;
 
   template <class Tag>
@@ -508,7 +601,7 @@ struct ActivatePass {
           store_vector(kept + i, a);
           store_vector(kept + i + stride, b);
         }
-        put_rows<F>(p, out, r, c, block, a, b);
+        put_rows<F>(round, out, r, c, block.count, a, b);
       }
     }
   }
@@ -543,8 +636,8 @@ enum class DerivativeFrom {
 // Gradient of a layer's outputs to the factors of its pre-activations' gradient; sums them over rows for the bias.
 template <class F>
 struct GradientPass {
-  const MlpParams& p;
-  const BlockRows& block;
+  bool round;
+  BlockRows block;
   const typename F::Real* gradient;
   int64_t stride;  // 0: user memory, unpadded
   int64_t columns;
@@ -592,7 +685,7 @@ struct GradientPass {
           if (r < block.count) total_a += a;
           if (r + 1 < block.count) total_b += b;
         }
-        put_rows<F>(p, out, r, c, block, a, b);
+        put_rows<F>(round, out, r, c, block.count, a, b);
       }
       if (grad_bias != nullptr) store_vector(grad_bias + c, load_vector<Vec>(grad_bias + c) + (total_a + total_b));
     }
@@ -604,31 +697,25 @@ struct GradientPass {
 // Pre-activations to the factors of the next layer, for the activations that cost no more than a comparison.
 template <class F>
 struct StoreActivated {
-  const MlpParams& p;
-  const BlockRows& block;
+  typedef typename F::Vec Vec;
+  Activation activation;
+  bool round;
+  int64_t count;    // rows of the block
   int64_t columns;
-  const Factors<F>& out;
+  Factors<F> out;
 
   template <int kVectors>
-  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, typename F::Vec (&sum)[kTileRows][kVectors]) const {
-    if (p.activation == Activation::kReLU) {
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, Vec (&sum)[kTileRows][kVectors]) const {
+    if (activation == Activation::kReLU) {
       apply<Activation::kReLU>(sum);
-    } else if (p.activation == Activation::kLeakyReLU) {
+    } else if (activation == Activation::kLeakyReLU) {
       apply<Activation::kLeakyReLU>(sum);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; r += 2) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t c = column + v * F::kWidth;
-        put_rows<F>(p, out, row + r, c, block, mask_columns<F>(sum[r][v], c, columns),
-                    mask_columns<F>(sum[r + 1][v], c, columns));
-      }
-    }
+    put_tile<F>(round, out, row, column, count, columns, sum);
   }
 
   template <Activation kActivation, int kVectors>
-  HASHGRID_INLINE void apply(typename F::Vec (&sum)[kTileRows][kVectors]) {
+  HASHGRID_INLINE void apply(Vec (&sum)[kTileRows][kVectors]) {
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
@@ -641,56 +728,69 @@ struct StoreActivated {
 // over rows for the bias.
 template <class F>
 struct StoreGradient {
-  const MlpParams& p;
-  const BlockRows& block;
+  typedef typename F::Vec Vec;
+  Activation activation;
+  bool round;
+  int64_t count;    // rows of the block
   int64_t columns;
-  const Factors<F>& outputs;  // of the layer
-  const Factors<F>& out;
+  Factors<F> outputs;  // of the layer
+  Factors<F> out;
   typename F::Real* grad_bias;  // or null
 
   template <int kVectors>
-  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, typename F::Vec (&sum)[kTileRows][kVectors]) const {
-    if (p.activation == Activation::kReLU) {
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, Vec (&sum)[kTileRows][kVectors]) const {
+    const bool whole = row + kTileRows <= count && column + kVectors * F::kWidth <= columns;
+    if (activation == Activation::kReLU && grad_bias == nullptr && whole) return put_masked_tile(row, column, sum);
+    if (activation == Activation::kReLU) {
       apply<Activation::kReLU>(row, column, sum);
-    } else if (p.activation == Activation::kLeakyReLU) {
+    } else if (activation == Activation::kLeakyReLU) {
       apply<Activation::kLeakyReLU>(row, column, sum);
     }
-    if (grad_bias != nullptr) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        typename F::Vec total = {};
-#pragma GCC unroll 8
-        for (int r = 0; r < kTileRows; ++r) {
-          if (row + r < block.count) total += sum[r][v];
-        }
-        typename F::Real* at = grad_bias + column + v * F::kWidth;
-        store_vector(at, load_vector<typename F::Vec>(at) + total);
-      }
-    }
+    if (grad_bias != nullptr) add_to_bias(row, column, sum);
+    put_tile<F>(round, out, row, column, count, columns, sum);
+  }
+
+  template <int kVectors>
+  HASHGRID_INLINE_METHOD void put_masked_tile(int64_t row, int64_t column, Vec (&sum)[kTileRows][kVectors]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; r += 2) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const int64_t c = column + v * F::kWidth;
-        put_rows<F>(p, out, row + r, c, block, mask_columns<F>(sum[r][v], c, columns),
-                    mask_columns<F>(sum[r + 1][v], c, columns));
+        F::put_masked(round, out.rows + (row + r) * out.stride + c,
+                      out.pairs == nullptr ? nullptr : out.pairs + (row + r) / 2 * out.stride + c, out.stride,
+                      sum[r][v], sum[r + 1][v], outputs.rows + (row + r) * outputs.stride + c, outputs.stride);
       }
     }
   }
 
   template <Activation kActivation, int kVectors>
-  HASHGRID_INLINE_METHOD void apply(int64_t row, int64_t column, typename F::Vec (&sum)[kTileRows][kVectors]) const {
+  HASHGRID_INLINE_METHOD void apply(int64_t row, int64_t column, Vec (&sum)[kTileRows][kVectors]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const typename F::Stored* y = outputs.rows + (row + r) * outputs.stride + column + v * F::kWidth;
+        const Vec y = F::get(outputs.rows + (row + r) * outputs.stride + column + v * F::kWidth);
         if (kActivation == Activation::kReLU) {
-          sum[r][v] = F::get(y) <= 0 ? typename F::Vec{} : sum[r][v];
+          sum[r][v] = y <= 0 ? Vec{} : sum[r][v];
         } else {
-          sum[r][v] *= derivative_vector<kActivation>(F::get(y));
+          sum[r][v] *= derivative_vector<kActivation>(y);
         }
       }
+    }
+  }
+
+  template <int kVectors>
+  HASHGRID_INLINE_METHOD void add_to_bias(int64_t row, int64_t column, Vec (&sum)[kTileRows][kVectors]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      Vec total = {};
+#pragma GCC unroll 8
+      for (int r = 0; r < kTileRows; ++r) {
+        if (row + r < count) total += sum[r][v];
+      }
+      typename F::Real* at = grad_bias + column + v * F::kWidth;
+      store_vector(at, load_vector<Vec>(at) + total);
     }
   }
 };
@@ -699,7 +799,7 @@ struct StoreGradient {
 
 template <class F, class Finish>
 static void forward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& in,
-                            const Finish& finish) {
+                            Finish finish, Prefetch* prefetch) {
   typedef typename F::Product Product;
   typedef typename Product::Element Element;
   const MlpLayer& l = p.layers[layer];
@@ -708,24 +808,24 @@ static void forward_product(const MlpParams& p, int layer, const BlockRows& bloc
                                    depth * kTileVectors * Product::kWidth, 0};
   // Without biases these are zeros.
   multiply<Product, true>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
-                          at<const typename F::Real>(p.packed, l.packed_bias), finish);
+                          at<const typename F::Real>(p.packed, l.packed_bias), finish, prefetch);
 }
 
 template <class F, class Finish>
 static void backward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& gradient,
-                             const Finish& finish) {
+                             Finish finish, Prefetch* prefetch) {
   typedef typename F::Product Product;
   typedef typename Product::Element Element;
   const MlpLayer& l = p.layers[layer];
   const int64_t depth = (l.n_out + F::kPack - 1) / F::kPack;
   const Columns<Element> weight = {at<const Element>(p.packed, l.packed_transposed),
                                    depth * kTileVectors * Product::kWidth, 0};
-  multiply<Product, false>(block.padded, l.n_in, depth, broadcast_rows(gradient), weight, nullptr, finish);
+  multiply<Product, false>(block.padded, l.n_in, depth, broadcast_rows(gradient), weight, nullptr, finish, prefetch);
 }
 
 template <class F>
 static void weight_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& gradient,
-                           const Factors<F>& in, typename F::Real* partial) {
+                           const Factors<F>& in, typename F::Real* partial, Prefetch* prefetch) {
   typedef typename F::Product Product;
   typedef typename Product::Element Element;
   const MlpLayer& l = p.layers[layer];
@@ -736,7 +836,7 @@ static void weight_product(const MlpParams& p, int layer, const BlockRows& block
   multiply<Product, false>(round_up(l.n_out, kTileRows), l.n_in, (block.count + F::kPack - 1) / F::kPack,
                            Broadcast<Element>{a, 1, gradient.stride},
                            Columns<Element>{b, kTileVectors * Product::kWidth, in.stride}, nullptr,
-                           AddSums<Product>{partial + l.grad_weight, column_pad(l.n_in)});
+                           AddSums<Product>{partial + l.grad_weight, column_pad(l.n_in)}, prefetch);
 }
 
 // Factors of layer 0.
@@ -752,14 +852,16 @@ static Factors<F> block_inputs(const MlpParams& p, const BlockRows& block) {
   }
   const Factors<F> in = {at<typename F::Stored>(p.scratch, l.input), at<typename F::Pair>(p.scratch, l.input_pairs),
                          column_pad(l.n_in)};
-  import_factors<F>(p, x, l.n_in, block, in);
+  import_factors<F>(p.factors == MlpFactors::kRounded, x, l.n_in, block, in);
   return in;
 }
 
 // Runs the hidden layers; inputs[l] are the factors of layer l.
 template <class F>
-static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs) {
+static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs,
+                              Prefetch* prefetch) {
   typedef typename F::Real Real;
+  const bool round = p.factors == MlpFactors::kRounded;
   inputs[0] = block_inputs<F>(p, block);
   for (int l = 0; l + 1 < p.n_layers; ++l) {
     const MlpLayer& layer = p.layers[l];
@@ -768,15 +870,16 @@ static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factor
     inputs[l + 1] = {at<typename F::Stored>(p.scratch, next.input), at<typename F::Pair>(p.scratch, next.input_pairs),
                      stride};
     if (derivative_reads_sign(p.activation)) {
-      forward_product<F>(p, l, block, inputs[l], StoreActivated<F>{p, block, layer.n_out, inputs[l + 1]});
+      forward_product<F>(p, l, block, inputs[l], StoreActivated<F>{p.activation, round, block.count, layer.n_out, inputs[l + 1]},
+                         prefetch);
       continue;
     }
     Real* source = at<Real>(p.scratch, layer.source);
     Real* z = source;
     if (z == nullptr) z = F::kInPlace ? reinterpret_cast<Real*>(inputs[l + 1].rows) : at<Real>(p.scratch, p.staging[0]);
-    forward_product<F>(p, l, block, inputs[l], StoreSums<typename F::Product>{z, stride});
+    forward_product<F>(p, l, block, inputs[l], StoreSums<typename F::Product>{z, stride}, prefetch);
     Real* kept = source != nullptr && !derivative_reads_input(p.activation) ? source : nullptr;
-    with_activation(p.activation, ActivatePass<F>{p, block, z, stride, layer.n_out, inputs[l + 1], kept});
+    with_activation(p.activation, ActivatePass<F>{round, block, z, stride, layer.n_out, inputs[l + 1], kept});
   }
 }
 
@@ -789,6 +892,21 @@ static inline BlockRows block_rows(const MlpParams& p, int64_t block) {
 }
 
 template <class F>
+static void prefetch_inputs(const MlpParams& p, int64_t b, Prefetch* prefetch) {
+  typedef typename F::Real Real;
+  if (b >= p.n_blocks) {
+    prefetch->range = Prefetch::kRanges;
+    return;
+  }
+  const BlockRows block = block_rows(p, b);
+  const int64_t n_in = p.layers[0].n_in, n_out = p.layers[p.n_layers - 1].n_out;
+  const int64_t rows = block.count * static_cast<int64_t>(sizeof(Real));
+  prefetch->add(0, static_cast<const Real*>(p.x) + block.first * n_in, rows * n_in);
+  if (p.grad_y != nullptr) prefetch->add(1, static_cast<const Real*>(p.grad_y) + block.first * n_out, rows * n_out);
+  if (p.grad_x != nullptr) prefetch->add(2, static_cast<const Real*>(p.grad_x) + block.first * n_in, rows * n_in);
+}
+
+template <class F>
 static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
   typedef typename F::Real Real;
   Factors<F> inputs[kMaxMlpLayers];
@@ -796,12 +914,15 @@ static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
   const int64_t n_out = p.layers[last].n_out;
   for (int64_t b = begin; b < end; ++b) {
     const BlockRows block = block_rows(p, b);
-    run_hidden_layers<F>(p, block, inputs);
+    Prefetch next;
+    prefetch_inputs<F>(p, b + 1, &next);
+    Prefetch* prefetch = &next;
+    run_hidden_layers<F>(p, block, inputs, prefetch);
     Real* y = static_cast<Real*>(p.y) + block.first * n_out;
     const bool direct = fits_tiles<F>(n_out, block);
     Real* sums = direct ? y : at<Real>(p.scratch, p.staging[0]);
     const int64_t stride = direct ? n_out : column_pad(n_out);
-    forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{sums, stride});
+    forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{sums, stride}, prefetch);
     if (p.output_activation != Activation::kNone) {
       with_activation(p.output_activation, OutputPass<F>{sums, block.count, stride, n_out});
     }
@@ -811,11 +932,16 @@ static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
 
 // Adds the block's parameter gradients to `partial` unless that is null.
 template <class F>
-static void mlp_backward_block(const MlpParams& p, const BlockRows& block, typename F::Real* partial) {
+static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* partial) {
   typedef typename F::Real Real;
   Factors<F> inputs[kMaxMlpLayers];
-  run_hidden_layers<F>(p, block, inputs);
+  const BlockRows block = block_rows(p, b);
+  Prefetch next_block;
+  prefetch_inputs<F>(p, b + 1, &next_block);
+  Prefetch* prefetch = &next_block;
+  run_hidden_layers<F>(p, block, inputs, prefetch);
 
+  const bool round = p.factors == MlpFactors::kRounded;
   const int last = p.n_layers - 1;
   const MlpLayer& out = p.layers[last];
   const Real* grad_y = static_cast<const Real*>(p.grad_y) + block.first * out.n_out;
@@ -829,14 +955,14 @@ static void mlp_backward_block(const MlpParams& p, const BlockRows& block, typen
   DerivativeFrom from = DerivativeFrom::kNowhere;
   if (p.output_activation != Activation::kNone) {
     from = DerivativeFrom::kPreActivation;
-    forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{other, stride});
+    forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{other, stride}, prefetch);
   }
   with_activation(p.output_activation,
-                  GradientPass<F>{p, block, grad_y, 0, out.n_out, from, other, stride, inputs[last], gradient,
+                  GradientPass<F>{round, block, grad_y, 0, out.n_out, from, other, stride, inputs[last], gradient,
                                   partial != nullptr && out.bias != nullptr ? partial + out.grad_bias : nullptr});
   for (int l = last; l >= 0; --l) {
     const MlpLayer& layer = p.layers[l];
-    if (partial != nullptr) weight_product<F>(p, l, block, gradient, inputs[l], partial);
+    if (partial != nullptr) weight_product<F>(p, l, block, gradient, inputs[l], partial, prefetch);
     if (l == 0) break;
     stride = column_pad(layer.n_in);
     const MlpLayer& below = p.layers[l - 1];
@@ -849,13 +975,13 @@ static void mlp_backward_block(const MlpParams& p, const BlockRows& block, typen
     }
     if (derivative_reads_sign(p.activation)) {
       backward_product<F>(p, l, block, gradient,
-                          StoreGradient<F>{p, block, below.n_out, inputs[l], next, grad_bias});
+                          StoreGradient<F>{p.activation, round, block.count, below.n_out, inputs[l], next, grad_bias}, prefetch);
     } else {
       Real* sums = F::kInPlace ? other : staging;
-      backward_product<F>(p, l, block, gradient, StoreSums<typename F::Product>{sums, stride});
+      backward_product<F>(p, l, block, gradient, StoreSums<typename F::Product>{sums, stride}, prefetch);
       const Real* source = at<const Real>(p.scratch, below.source);
       from = source == nullptr ? DerivativeFrom::kFactors : DerivativeFrom::kSource;
-      with_activation(p.activation, GradientPass<F>{p, block, sums, stride, below.n_out, from, source, stride,
+      with_activation(p.activation, GradientPass<F>{round, block, sums, stride, below.n_out, from, source, stride,
                                                     inputs[l], next, grad_bias});
     }
     gradient = next;
@@ -869,7 +995,7 @@ static void mlp_backward_block(const MlpParams& p, const BlockRows& block, typen
   const bool direct = fits_tiles<F>(n_in, block);
   Real* sums = direct ? grad_x : (F::kInPlace ? other : staging);
   stride = direct ? n_in : column_pad(n_in);
-  backward_product<F>(p, 0, block, gradient, StoreSums<typename F::Product>{sums, stride});
+  backward_product<F>(p, 0, block, gradient, StoreSums<typename F::Product>{sums, stride}, prefetch);
   if (!direct) export_rows<F>(sums, stride, n_in, block, grad_x);
 }
 
@@ -880,7 +1006,7 @@ static void mlp_backward_partials(const MlpParams& p, int64_t begin, int64_t end
     Real* partial = p.partials == nullptr ? nullptr : static_cast<Real*>(p.partials) + i * p.partial_size;
     if (partial != nullptr) std::memset(partial, 0, p.partial_size * sizeof(Real));
     const int64_t first = i * p.n_blocks / p.n_partials, last = (i + 1) * p.n_blocks / p.n_partials;
-    for (int64_t b = first; b < last; ++b) mlp_backward_block<F>(p, block_rows(p, b), partial);
+    for (int64_t b = first; b < last; ++b) mlp_backward_block<F>(p, b, partial);
   }
 }
 
@@ -910,7 +1036,7 @@ static void pack_columns(const MlpParams& p, const typename F::Real* data, int64
           store_vector(rows, F::rounded(load_vector<Vec>(values[0]), p.factors == MlpFactors::kRounded));
           std::memcpy(out, rows, sizeof(rows));
         } else {
-          F::put(p, rows, out, F::kWidth, load_vector<Vec>(values[0]), load_vector<Vec>(values[1]));
+          F::put(false, rows, out, F::kWidth, load_vector<Vec>(values[0]), load_vector<Vec>(values[1]));
         }
         out += F::kWidth;
       }

@@ -12,6 +12,17 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
+// a > b ? a : b, in one instruction where there is one: b if either is NaN.
+static inline VecF maximum(VecF a, VecF b) {
+#if defined(HASHGRID_HAS_AVX512)
+  return reinterpret_cast<VecF>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#elif defined(HASHGRID_HAS_AVX2)
+  return reinterpret_cast<VecF>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
 static inline VecF absolute(VecF x) { return reinterpret_cast<VecF>(reinterpret_cast<VecI>(x) & 0x7fffffff); }
 static inline VecF copy_sign(VecF magnitude, VecF sign) {
   return reinterpret_cast<VecF>(reinterpret_cast<VecU>(magnitude) | (reinterpret_cast<VecU>(sign) & 0x80000000u));

@@ -11,7 +11,7 @@
 namespace hashgrid {
 namespace {
 
-constexpr int64_t kBlockBytes = 96 * 1024;  // of a block's matrices: well inside L2
+constexpr int64_t kBlockBytes = 192 * 1024;  // of a block's matrices: well inside L2
 constexpr int64_t kMaxBlock = 128;
 constexpr int64_t kForwardGrain = 8;        // blocks per unit
 constexpr int64_t kRowsPerPartial = 2048;   // at least, so that adding up the partial sums costs little
