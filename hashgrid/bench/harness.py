@@ -68,6 +68,8 @@ class Case:
         points: points (rows, samples) of one call.
         contenders: the first one is the truth.
         tolerance: largest difference to the truth, relative to the largest value of each tensor.
+        rms: the difference is a root mean square instead, for half-precision products: rounding decides the sign
+            of some unit before a ReLU, and that row's gradient then differs by a good part of itself.
         limit: bound of the machine, if one was measured.
     """
 
@@ -75,6 +77,7 @@ class Case:
     points: int
     contenders: list[Contender]
     tolerance: float = 1e-4
+    rms: bool = False
     limit: Limit | None = None
 
 
@@ -166,12 +169,14 @@ def _warm_up_and_validate(case: Case, timings: list[Timing]) -> None:
         timing.warmup_seconds = time.perf_counter() - begin
         if i == 0:
             truth = [result.clone() for result in results]
-        timing.error = compare(results, truth, case.tolerance, f"{case.name}, {contender.name}")
+        timing.error = compare(results, truth, case.tolerance, f"{case.name}, {contender.name}", case.rms)
         contender.run()
 
 
-def compare(results: Sequence[Tensor], truth: Sequence[Tensor], tolerance: float, what: str) -> float:
-    """The largest difference, relative to the largest value of each tensor.
+def compare(
+    results: Sequence[Tensor], truth: Sequence[Tensor], tolerance: float, what: str, rms: bool = False
+) -> float:
+    """The largest difference, relative to the largest value of each tensor; with ``rms`` root mean squares of both.
 
     Raises:
         ValidationError: it exceeds ``tolerance``, or shapes differ.
@@ -180,8 +185,9 @@ def compare(results: Sequence[Tensor], truth: Sequence[Tensor], tolerance: float
     for i, (result, expected) in enumerate(zip(results, truth, strict=True)):
         if result.shape != expected.shape:
             raise ValidationError(f"{what}: result {i} has shape {list(result.shape)}, not {list(expected.shape)}")
-        scale = float(expected.double().abs().max()) or 1.0
-        error = float((result.double() - expected.double()).abs().max()) / scale
+        order = 2 if rms else float("inf")
+        scale = float(torch.linalg.vector_norm(expected.double(), order)) or 1.0
+        error = float(torch.linalg.vector_norm(result.double() - expected.double(), order)) / scale
         if not error <= tolerance:  # NaN fails too
             raise ValidationError(f"{what}: result {i} is off by {error:.2e} relative, more than {tolerance:.0e}")
         worst = max(worst, error)

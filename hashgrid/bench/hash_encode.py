@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     grad_y = torch.randn(args.points, args.n_levels * args.n_features_per_level)
 
     plain = functools.partial(reference.hash_encode, levels=levels)
-    contenders = {EAGER: plain}
+    contenders: dict[str, Callable[..., Tensor]] = {EAGER: plain}
     if not args.no_compile:
         contenders[COMPILED] = torch.compile(plain, dynamic=False, fullgraph=True)
     contenders[OURS] = functools.partial(hash_encode, levels=levels)
