@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from hashgrid import _extension
+
 
 @dataclass(frozen=True)
 class NerfConfig:
@@ -29,16 +31,16 @@ class NerfConfig:
     n_neurons: int = 64
     n_geometry_features: int = 16
     sh_degree: int = 4
-    compute_dtype: str | None = None  # "bfloat16": MLP products in bf16, sums in fp32
+    compute_dtype: str = "auto"  # of MLP products, sums stay fp32: "float32", "bfloat16", or bf16 where the CPU has it
 
     # Rays and samples.
     target_samples: int = 1 << 15  # samples that count, per step; the number of rays follows
     max_rays: int = 1 << 14
-    steps_per_diagonal: int = 1024  # step = sqrt(3) / this, in units of the innermost box
+    steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
     early_stop_eps: float = 1e-4
 
     # Optimisation.
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     final_learning_rate: float = 3e-4
     decay_start: float = 0.3  # progress at which the exponential decay begins
     weight_decay: float = 1e-6  # MLP weights only
@@ -53,6 +55,13 @@ class NerfConfig:
     occupancy_time_share: float = 0.08  # of a run, at most
 
     checkpoint_seconds: float = 30.0
+
+    def resolved(self) -> NerfConfig:
+        """With ``compute_dtype`` decided for this machine."""
+        if self.compute_dtype != "auto":
+            return self
+        fast = self.backend == "native" and _extension.require().cpu_capability() == "avx512_bf16"
+        return self.replace(compute_dtype="bfloat16" if fast else "float32")
 
     def replace(self, **changes: Any) -> NerfConfig:
         return dataclasses.replace(self, **changes)

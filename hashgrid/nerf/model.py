@@ -22,7 +22,7 @@ class NerfModel(nn.Module):
     def __init__(self, config: NerfConfig, aabb: Tensor, n_cascades: int = 1) -> None:
         super().__init__()
         self.register_buffer("aabb", aabb.float().clone())
-        dtype = None if config.compute_dtype is None else getattr(torch, config.compute_dtype)
+        dtype = torch.bfloat16 if config.resolved().compute_dtype == "bfloat16" else None
         self.grid = HashGrid(
             3,
             n_levels=config.n_levels,

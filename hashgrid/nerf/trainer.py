@@ -62,6 +62,7 @@ class Trainer:
     def __init__(self, scene: Scene, config: NerfConfig, seconds_before: float = 0.0) -> None:
         if config.steps is None and config.time_limit is None:
             raise ValueError("give `steps`, `time_limit` or both, got neither")
+        config = config.resolved()
         self.scene, self.config = scene, config
         torch.manual_seed(config.seed)
         self.marching = Marching.of(scene, config.steps_per_diagonal, config.early_stop_eps)
