@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     scene.add_argument("--test-views", type=int, default=20)
     scene.add_argument("--seed", type=int, default=0)
     scene.set_defaults(run=_scene)
+
+    bench = commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
+    bench.add_argument("suite", nargs="*", help="hash_encode, mlp, nerf_step (default: all)")
+    bench.add_argument("--out", type=Path, default=Path("outputs") / "bench", help="folder of JSON and plots")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -104,6 +109,13 @@ def _scene(args: argparse.Namespace) -> int:
     from hashgrid.nerf.app import render_procedural_scene
 
     render_procedural_scene(args.out, args.train_views, args.test_views, args.resolution, args.seed)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from hashgrid import bench
+
+    bench.run(args.suite, args.out)
     return 0
 
 

@@ -1,0 +1,154 @@
+"""Training, resuming and evaluating a NeRF, end to end on a tiny procedural scene."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from hashgrid.checkpoint import CheckpointError
+from hashgrid.cli import main
+from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.dataset import load_scene
+from hashgrid.nerf.procedural import write_scene
+from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
+
+TINY = {
+    "log2_hashmap_size": 14,
+    "max_resolution": 128,
+    "target_samples": 4096,
+    "max_rays": 1024,
+    "occupancy_resolution": 32,
+    "steps_per_diagonal": 256,
+    "compute_dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def scene_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scene")
+    write_scene(path, n_train=12, n_test=2, resolution=48)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scene(scene_path):
+    return load_scene(scene_path)
+
+
+def trained(scene, steps, total, **changes):
+    trainer = Trainer(scene, NerfConfig(steps=total, **{**TINY, **changes}))
+    for _ in range(steps):
+        trainer.step()
+    return trainer
+
+
+def test_training_explains_the_images(scene):
+    trainer = trained(scene, 150, 150)
+    assert trainer.finished
+    assert trainer.progress.psnr > 22
+    assert trainer.occupancy.occupied_fraction < 0.6
+
+
+def test_resumed_run_ends_where_an_uninterrupted_one_does(scene, tmp_path):
+    whole = trained(scene, 40, 40)
+    half = trained(scene, 20, 40)
+    half.save(tmp_path / "checkpoint.safetensors")
+    resumed = Trainer(scene, NerfConfig(steps=40, **TINY))
+    resumed.load(*read_checkpoint(tmp_path / "checkpoint.safetensors"))
+    assert resumed.progress.step == 20 and resumed.n_rays == half.n_rays
+    while not resumed.finished:
+        resumed.step()
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    assert resumed.progress.loss == whole.progress.loss
+
+
+def test_backends_agree_on_a_step(scene):
+    native, reference = (trained(scene, 1, 10, backend=backend) for backend in ("native", "reference"))
+    assert math.isclose(native.progress.loss, reference.progress.loss, rel_tol=1e-4)
+    for (name, a), b in zip(native.model.named_parameters(), reference.model.parameters(), strict=True):
+        # Adam's first step moves every touched weight by the learning rate, whatever the size of its gradient; a
+        # gradient that is zero up to rounding may differ in sign.
+        differing = ((a - b).abs() > 1e-4).float().mean()
+        assert float(differing) < 0.01, name
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(scene):
+    trainer = trained(scene, 1, 10)
+    with torch.no_grad():
+        trainer.model.color_mlp.weights[0].fill_(math.nan)
+    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
+        trainer.step()
+
+
+def test_a_budget_is_needed(scene):
+    with pytest.raises(ValueError, match="give `steps`, `time_limit` or both"):
+        Trainer(scene, NerfConfig())
+
+
+def options(**values):
+    return [part for key, value in {**TINY, **values}.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["nerf", str(scene_path), "--out", str(out), "--steps", "30", "--no-video", *options()]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["train"]["steps"] == 30 and results["train"]["samples"] > 0 and results["train"]["seconds"] > 0
+    assert results["test"]["views"] == 2 and results["test"]["psnr_mean"] > 8
+    assert 0 < results["test"]["ssim_mean"] <= 1
+    for name in ("checkpoint.safetensors", "test_views.csv", "psnr_over_time.png"):
+        assert (out / name).is_file(), name
+    for folder in ("renders", "comparisons", "depth"):
+        assert len(list((out / folder).glob("*.png"))) == 2, folder
+
+    assert main(["nerf", str(scene_path), "--out", str(out), "--resume", "--steps", "40", "--no-video"]) == 0
+    assert json.loads((out / "results.json").read_text())["train"]["steps"] == 40
+
+    again = tmp_path / "again"
+    checkpoint = str(out / "checkpoint.safetensors")
+    assert main(["nerf", "--eval", checkpoint, "--out", str(again), "--no-video"]) == 0
+    first, second = (json.loads((path / "results.json").read_text())["test"] for path in (out, again))
+    assert first["psnr_mean"] == second["psnr_mean"]
+
+
+def test_turntable_is_written(scene_path, tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    out = tmp_path / "out"
+    assert main(["nerf", str(scene_path), "--out", str(out), "--steps", "2", "--views", "1", *options()]) == 0
+    assert (out / "turntable.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nerf", "does_not_exist"], "does_not_exist"),
+        (["nerf", "--set", "nonsense=1"], "`--set` takes KEY=VALUE"),
+        (["image", "does_not_exist.png"], "`does_not_exist.png` does not exist"),
+    ],
+)
+def test_command_reports_mistakes_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hashgrid: error: ") and message in error and error.count("\n") == 1
+
+
+def test_checkpoint_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises((CheckpointError, ValueError), match="checkpoint"):
+        read_checkpoint(path)
+
+
+def test_image_command_fits_a_photo(tmp_path):
+    imageio = pytest.importorskip("imageio.v3")
+    y, x = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 60), indexing="ij")
+    photo = torch.stack((x, y, (12 * x * y).sin() / 2 + 0.5), dim=-1)
+    imageio.imwrite(tmp_path / "photo.png", (photo * 255).round().byte().numpy())
+    out = tmp_path / "out"
+    assert main(["image", str(tmp_path / "photo.png"), "--out", str(out), "--steps", "60"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["psnr"] > 30 and results["train"]["steps"] == 60
+    assert (out / "reconstruction.png").is_file() and (out / "error.png").is_file()
