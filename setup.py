@@ -14,7 +14,6 @@ from setuptools import setup
 
 try:
     import pybind11
-    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     sys.exit(
@@ -43,10 +42,20 @@ def default_jobs() -> int:
 
 
 def cpu_extension() -> CppExtension:
-    sources = sorted(str(path.relative_to(ROOT)) for folder in ("cpu", "ops") for path in (ROOT / "csrc" / folder).glob("*.cpp"))
+    sources = sorted(
+        str(path.relative_to(ROOT)) for folder in ("cpu", "ops") for path in (ROOT / "csrc" / folder).glob("*.cpp")
+    )
     compile_args = ["-O0", "-g"] if flag("HASHGRID_DEBUG") else ["-O3", "-g0"]
-    compile_args += ["-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi",
-                     "-Wno-unused-parameter", "-Wno-maybe-uninitialized"]
+    compile_args += [
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wall",
+        "-Wextra",
+        "-Wno-psabi",
+        "-Wno-unused-parameter",
+        "-Wno-maybe-uninitialized",
+    ]
     if flag("HASHGRID_NATIVE"):
         compile_args.append("-march=native")
     return CppExtension(
@@ -59,7 +68,9 @@ def cpu_extension() -> CppExtension:
             ("HASHGRID_COMPILER", "__VERSION__"),
         ],
         extra_compile_args={"cxx": compile_args},
-        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".inl")),
+        depends=sorted(
+            str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".inl")
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """A hash grid inside an ordinary PyTorch model: learn a signed distance and its normals with torch.optim.
 
-    python examples/drop_in.py
+python examples/drop_in.py
 """
 
 import torch
@@ -15,9 +15,7 @@ class DistanceField(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoding = hashgrid.HashGrid(n_input_dims=3, n_levels=8, log2_hashmap_size=15, max_resolution=128)
-        self.head = nn.Sequential(
-            nn.Linear(self.encoding.n_output_dims, 64), nn.Softplus(beta=100), nn.Linear(64, 1)
-        )
+        self.head = nn.Sequential(nn.Linear(self.encoding.n_output_dims, 64), nn.Softplus(beta=100), nn.Linear(64, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.encoding(x)).squeeze(-1)

@@ -48,7 +48,9 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"step {step:5d}  {time.perf_counter() - begin:5.1f} s  batch PSNR {-10 * loss.log10().item():.2f} dB")
+            print(
+                f"step {step:5d}  {time.perf_counter() - begin:5.1f} s  batch PSNR {-10 * loss.log10().item():.2f} dB"
+            )
 
     with torch.no_grad():
         fitted = mlp(encoding(positions)).clamp(0, 1).view_as(image)

@@ -68,10 +68,12 @@ def main() -> None:
     pixel = torch.arange(width * height)
     with torch.no_grad():
         rays = scene.test.rays(torch.zeros_like(pixel), pixel % width, pixel // width)
-        image = torch.cat([render(o, d, torch.ones(3), None) for o, d in zip(*(r.split(8192) for r in rays))])
+        image = torch.cat(
+            [render(o, d, torch.ones(3), None) for o, d in zip(*(r.split(8192) for r in rays), strict=True)]
+        )
     image = image.clamp(0, 1).view(height, width, 3)
     atomic_write_image("view.png", image)
-    print(f"first test view: {float(psnr(image, scene.test.image_rgb(0, torch.ones(3)))):.2f} dB, written to view.png")
+    print(f"first test view: {psnr(image, scene.test.image_rgb(0, torch.ones(3))):.2f} dB, written to view.png")
 
 
 if __name__ == "__main__":

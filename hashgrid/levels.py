@@ -107,7 +107,9 @@ def make_level_table(
         if max_resolution is None:
             raise ValueError("give `max_resolution` or `per_level_scale`, got neither")
         if max_resolution < base_resolution:
-            raise ValueError(f"`max_resolution` must be at least `base_resolution` {base_resolution}, got {max_resolution}")
+            raise ValueError(
+                f"`max_resolution` must be at least `base_resolution` {base_resolution}, got {max_resolution}"
+            )
         growth = (max_resolution / base_resolution) ** (1 / (n_levels - 1)) if n_levels > 1 else 1.0
     else:
         growth = float(per_level_scale)

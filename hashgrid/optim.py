@@ -177,7 +177,7 @@ class Adam(Optimizer):
                 if grad is None:
                     continue
                 known, version = self._zeroed.get(param, (None, 0))
-                if known is grad and version == grad._version:
+                if known is not None and known is grad and version == grad._version:
                     continue
                 grad.requires_grad_(False) if grad.grad_fn is None else grad.detach_()
                 grad.zero_()
@@ -286,7 +286,9 @@ class Adam(Optimizer):
 
 def _adam_step(backend: str) -> Callable[..., None]:
     if backend == "native":
-        from hashgrid.ops.adam_step import adam_step
-    else:
-        from hashgrid.reference.adam_step import adam_step
-    return adam_step
+        from hashgrid import ops
+
+        return ops.adam_step
+    from hashgrid import reference
+
+    return reference.adam_step

@@ -48,10 +48,10 @@ def test_fused_mlp_xavier_bounds_and_siren_bounds():
     torch.manual_seed(0)
     mlp = FusedMLP(32, 16, n_neurons=64, n_hidden_layers=1)
     bound = (6 / (32 + 64)) ** 0.5
-    assert 0.9 * bound < float(mlp.weights[0].abs().max()) <= bound
+    assert 0.9 * bound < mlp.weights[0].abs().max().item() <= bound
     siren = FusedMLP(3, 1, n_neurons=256, n_hidden_layers=2, activation="sine")
-    assert 9 < float(siren.weights[0].abs().max()) <= 10
-    assert 0.9 * (6 / 256) ** 0.5 < float(siren.weights[1].abs().max()) <= (6 / 256) ** 0.5
+    assert 9 < siren.weights[0].abs().max().item() <= 10
+    assert 0.9 * (6 / 256) ** 0.5 < siren.weights[1].abs().max().item() <= (6 / 256) ** 0.5
 
 
 def test_fused_mlp_takes_batches_and_none():

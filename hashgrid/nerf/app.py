@@ -146,7 +146,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
         _, seconds = evaluate(
             trainer.model, trainer.occupancy, scene.test, trainer.marching, background, out, indices, show
         )
-    results = {
+    results: dict[str, Any] = {
         "scene": str(scene.path),
         "train": {
             "seconds": progress.seconds,

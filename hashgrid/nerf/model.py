@@ -19,6 +19,8 @@ class NerfModel(nn.Module):
         n_cascades: the box is this many doublings of the innermost one; the finest grid level grows with it.
     """
 
+    aabb: Tensor
+
     def __init__(self, config: NerfConfig, aabb: Tensor, n_cascades: int = 1) -> None:
         super().__init__()
         self.register_buffer("aabb", aabb.float().clone())

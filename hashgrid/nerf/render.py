@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hashgrid.modules import OccupancyGrid, RaySamples, composite
+from hashgrid.modules import OccupancyGrid, composite
 from hashgrid.nerf.cameras import Cameras
 from hashgrid.nerf.dataset import Scene
 from hashgrid.nerf.model import NerfModel

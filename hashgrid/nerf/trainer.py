@@ -70,9 +70,7 @@ class Trainer:
         self.occupancy = OccupancyGrid(
             scene.aabb, resolution=config.occupancy_resolution, n_cascades=scene.n_cascades, backend=config.backend
         )
-        self.occupancy.mark_invisible_cells(
-            scene.train.c2w, scene.train.intrinsics, scene.train.sizes, near=scene.near
-        )
+        self.occupancy.mark_invisible_cells(scene.train.c2w, scene.train.intrinsics, scene.train.sizes, near=scene.near)
         self.learning_rate = torch.tensor(config.learning_rate)
         self.optimizer = Adam(
             self.model.parameter_groups(config.weight_decay),

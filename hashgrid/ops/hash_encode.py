@@ -107,12 +107,11 @@ class _HashEncode(torch.autograd.Function):
             _extension.ops().hash_encode_accumulate_table_gradient(
                 ctx.grad_buffer, grad_y, positions, level_weights, *ctx.options
             )
+            torch.autograd.graph.increment_version(ctx.grad_buffer)
             needs = (needs[0], False, needs[2])
             if not any(needs):
                 return (None,) * 7
-        grads = _HashEncodeBackward.apply(
-            grad_y, positions, table, level_weights, shadow, ctx.options, needs
-        )
+        grads = _HashEncodeBackward.apply(grad_y, positions, table, level_weights, shadow, ctx.options, needs)
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None
 
 
@@ -135,17 +134,17 @@ class _HashEncodeBackward(torch.autograd.Function):
     def backward(ctx, *cotangents):  # type: ignore[override]
         grad_y, positions, table, level_weights, shadow = ctx.saved_tensors
         read = table if shadow is None else shadow
-        cotangents = [
+        kept = [
             None if g is None or not need else g.contiguous() for g, need in zip(cotangents, ctx.needs, strict=True)
         ]
         need_y, need_positions, need_table, need_weights = ctx.needs_input_grad[:4]
-        if all(g is None for g in cotangents):
+        if all(g is None for g in kept):
             return None, None, None, None, None, None, None
         grads = _extension.ops().hash_encode_backward_backward(
-            *cotangents, grad_y, positions, read, level_weights, *ctx.options, need_table, need_weights
+            *kept, grad_y, positions, read, level_weights, *ctx.options, need_table, need_weights
         )
-        kept = (need_y, need_positions, need_table, need_weights)
-        return *(grad if keep else None for grad, keep in zip(grads, kept, strict=True)), None, None, None
+        wanted = (need_y, need_positions, need_table, need_weights)
+        return *(grad if keep else None for grad, keep in zip(grads, wanted, strict=True)), None, None, None
 
 
 def _register() -> None:
@@ -195,10 +194,9 @@ def _register() -> None:
         return *grads, *(None for _ in ctx.options)
 
     def setup_context_backward(ctx, inputs, output) -> None:
-        *tensors, ctx.n_options = *inputs[:4], len(inputs) - 4
         ctx.options = inputs[4:]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*inputs[:4])
 
     def backward_backward(ctx, *cotangents):
         grad_y, positions, table, level_weights = ctx.saved_tensors

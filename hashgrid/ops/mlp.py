@@ -231,9 +231,7 @@ def _register() -> None:
         return *grads[:2], grads[2 : 2 + n], grads[2 + n :], *(None for _ in ctx.options)
 
     torch.library.register_autograd("hashgrid::mlp", backward, setup_context=setup_context)
-    torch.library.register_autograd(
-        "hashgrid::mlp_backward", backward_backward, setup_context=setup_context_backward
-    )
+    torch.library.register_autograd("hashgrid::mlp_backward", backward_backward, setup_context=setup_context_backward)
 
 
 def _needs(needs: Sequence[Any], n_layers: int, n_biases: int) -> list[bool]:
