@@ -70,6 +70,23 @@ def _mlp_backward() -> Iterator[Arguments]:
         yield torch.randn(N_POINTS, 3), x.detach(), *params, 1, 0, True, False, True
 
 
+def _sh_encode() -> Iterator[Arguments]:
+    for degree in (1, 4):
+        yield torch.nn.functional.normalize(torch.randn(N_POINTS, 3), dim=1).requires_grad_(), degree
+
+
+def _sh_encode_backward() -> Iterator[Arguments]:
+    yield _leaf(N_POINTS, 16), _leaf(N_POINTS, 3), 4
+
+
+def _frequency_encode() -> Iterator[Arguments]:
+    yield _leaf(N_POINTS, 2), 5
+
+
+def _frequency_encode_backward() -> Iterator[Arguments]:
+    yield _leaf(N_POINTS, 20), _leaf(N_POINTS, 2), 5
+
+
 def _rays() -> tuple[Tensor, Tensor, Tensor]:
     origins = torch.nn.functional.normalize(torch.randn(N_RAYS, 3), dim=1) * 2
     return origins, torch.nn.functional.normalize(-origins, dim=1), torch.tensor(AABB)
@@ -129,6 +146,10 @@ def _occupancy_points() -> Iterator[Arguments]:
     yield cells, torch.tensor(AABB), list(RESOLUTION), 2, 7, 3
 
 
+def _occupancy_visible() -> Iterator[Arguments]:
+    yield torch.randn(2, 5, 4), torch.tensor(AABB), list(RESOLUTION), 2
+
+
 def _occupancy_update() -> Iterator[Arguments]:
     bits = torch.zeros(-(-N_CELLS // 8), dtype=torch.uint8)
     yield torch.rand(N_CELLS) - 0.1, bits, torch.arange(0, N_CELLS, 3), torch.rand(-(-N_CELLS // 3)), 0.95, 0.01
@@ -152,6 +173,10 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "hash_encode_backward_backward": _hash_encode_backward_backward,
     "mlp": _mlp,
     "mlp_backward": _mlp_backward,
+    "sh_encode": _sh_encode,
+    "sh_encode_backward": _sh_encode_backward,
+    "frequency_encode": _frequency_encode,
+    "frequency_encode_backward": _frequency_encode_backward,
     "ray_aabb": _ray_aabb,
     "march_rays": _march_rays,
     "composite": _composite,
@@ -160,6 +185,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "visible_samples": _visible_samples,
     "counter_uniform": _counter_uniform,
     "occupancy_points": _occupancy_points,
+    "occupancy_visible": _occupancy_visible,
     "occupancy_update": _occupancy_update,
     "adam_step": _adam_step,
 }

@@ -30,12 +30,16 @@ def main(argv: Sequence[str] | None = None) -> Path:
     options.add_argument("--scene", type=Path, default=None, help="with transforms.json; procedural if none")
     options.add_argument("--warm-steps", type=int, default=300, help="training steps before the clock starts")
     options.add_argument("--target-samples", type=int, default=NerfConfig.target_samples, help="samples per step")
-    options.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default=None, help="of the native MLPs")
+    options.add_argument(
+        "--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the native MLPs"
+    )
     args = options.parse_args(argv)
     suite = harness.Suite("nerf_step", "sample", args)
 
     config = NerfConfig(seed=args.seed, steps=10**6, target_samples=args.target_samples)
-    native = config if args.compute_dtype in (None, "float32") else config.replace(compute_dtype=args.compute_dtype)
+    native = config.replace(compute_dtype=args.compute_dtype).resolved()
+    suite.record["settings"]["native_compute_dtype"] = native.compute_dtype
+    plain = config.replace(backend="reference", compute_dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         if args.scene is None:
             write_scene(Path(folder), n_train=12, n_test=1, resolution=100, seed=args.seed)
@@ -47,16 +51,16 @@ def main(argv: Sequence[str] | None = None) -> Path:
         warm.save(checkpoint)
         del warm
 
-        trainers = {EAGER: _trainer(scene, config.replace(backend="reference"), checkpoint)}
+        trainers = {EAGER: _trainer(scene, plain, checkpoint)}
         if not args.no_compile:
-            trainers[COMPILED] = _trainer(scene, config.replace(backend="reference"), checkpoint)
+            trainers[COMPILED] = _trainer(scene, plain, checkpoint)
             model = trainers[COMPILED].model
             # The field is where the time goes; marching and compositing have loops that do not compile well.
-            model.density = torch.compile(model.density, dynamic=True)  # type: ignore[method-assign]
-            model.color = torch.compile(model.color, dynamic=True)  # type: ignore[method-assign]
+            for module in (model.grid, model.density_mlp, model.color_mlp):
+                module.compile(dynamic=True)
         trainers[OURS] = _trainer(scene, native, checkpoint)
 
-    half = native.compute_dtype is not None
+    half = native.compute_dtype == "bfloat16"
     contenders = [_contender(*item) for item in trainers.items()]
     suite.run(Case("training step", args.target_samples, contenders, tolerance=0.1 if half else 1e-2, rms=half))
     for name, row in zip(trainers, suite.record["cases"][-1]["contenders"], strict=True):
