@@ -96,10 +96,10 @@ def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
     def check() -> Sequence[Tensor]:
         generator = torch.Generator().manual_seed(0)
         rays_o, rays_d, rgba = trainer.scene.train.sample_rays(N_CHECKED_RAYS, generator)
+        trainer.optimizer.zero_grad(set_to_none=True)  # before the forward, which takes hold of the table's buffer
         out = render_rays(trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, torch.ones(3))
-        trainer.optimizer.zero_grad(set_to_none=True)
         torch.nn.functional.mse_loss(out.colors, rgba[:, :3]).backward()
-        gradients = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
         trainer.optimizer.zero_grad(set_to_none=True)
         return [out.colors.detach(), *gradients]
 
