@@ -37,7 +37,7 @@ class HashGrid(nn.Module):
         accumulate_grad: the backward adds the table's gradient to ``table.grad`` itself, a buffer that is kept from
             step to step, instead of handing a fresh one to autograd. For training loops whose optimiser zeroes what it
             consumes (`hashgrid.optim.Adam` with ``zero_grad_in_step``); gradient hooks, `torch.autograd.grad` and
-            DistributedDataParallel do not see this gradient.
+            DistributedDataParallel do not see this gradient, and `zero_grad` belongs before the forward pass.
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:

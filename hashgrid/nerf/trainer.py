@@ -129,6 +129,7 @@ class Trainer:
         self.tick()
         self._set_learning_rate()
         self._update_occupancy()
+        self.optimizer.zero_grad()
         rays_o, rays_d, colors, background = self.batch()
         out = render_rays(
             self.model,
@@ -146,7 +147,6 @@ class Trainer:
                 f"the loss is {value} at step {progress.step}; lower the learning rate ({config.learning_rate}) or"
                 " check the scene for broken poses or images"
             )
-        self.optimizer.zero_grad()
         if loss.requires_grad and out.n_samples > 0:
             loss.backward()
             self.optimizer.step()
