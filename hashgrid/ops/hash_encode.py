@@ -67,6 +67,7 @@ def hash_encode(
         known = flatten(known, levels.n_levels * table.shape[1], "known")
         if known.shape[0] != flat.shape[0]:
             raise ValueError(f"`known` must have one row per position ({flat.shape[0]}), got {known.shape[0]}")
+    table, level_weights, shadow = (t if t is None else t.contiguous() for t in (table, level_weights, shadow))
     y = _HashEncode.apply(flat, table, level_weights, shadow, known, grad_buffer, options)
     return unflatten(y, batch)
 
@@ -130,21 +131,37 @@ class _HashEncodeBackward(torch.autograd.Function):
         ctx.save_for_backward(grad_y, positions, table, level_weights, shadow)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *cotangents):  # type: ignore[override]
-        grad_y, positions, table, level_weights, shadow = ctx.saved_tensors
-        read = table if shadow is None else shadow
-        kept = [
+        kept = tuple(
             None if g is None or not need else g.contiguous() for g, need in zip(cotangents, ctx.needs, strict=True)
-        ]
-        need_y, need_positions, need_table, need_weights = ctx.needs_input_grad[:4]
-        if all(g is None for g in kept):
-            return None, None, None, None, None, None, None
-        grads = _extension.ops().hash_encode_backward_backward(
-            *kept, grad_y, positions, read, level_weights, *ctx.options, need_table, need_weights
         )
-        wanted = (need_y, need_positions, need_table, need_weights)
-        return *(grad if keep else None for grad, keep in zip(grads, wanted, strict=True)), None, None, None
+        if all(g is None for g in kept):
+            return (None,) * 7
+        keep = ctx.needs_input_grad[:4]
+        grads = _HashEncodeBackwardBackward.apply(*kept, *ctx.saved_tensors, ctx.options, keep)
+        return *(grad if need else None for grad, need in zip(grads, keep, strict=True)), None, None, None
+
+
+class _HashEncodeBackwardBackward(torch.autograd.Function):
+    """The second derivative, a function only to say that there is no third: `once_differentiable` would return zero
+    for it where the cotangents are constant."""
+
+    @staticmethod
+    def forward(v_positions, v_table, v_weights, grad_y, positions, table, level_weights, shadow, options, keep):  # type: ignore[override]
+        read = table if shadow is None else shadow
+        return _extension.ops().hash_encode_backward_backward(
+            v_positions, v_table, v_weights, grad_y, positions, read, level_weights, *options, keep[2], keep[3]
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        pass
+
+    @staticmethod
+    def backward(ctx, *cotangents):  # type: ignore[override]
+        raise RuntimeError(
+            'hash_encode can be differentiated twice, not three times; use `backend="reference"` for higher derivatives'
+        )
 
 
 def _register() -> None:

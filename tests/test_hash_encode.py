@@ -1,0 +1,467 @@
+"""The native hash encoding against its reference in float64, with the error budget of PyTorch in the same dtype."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from hashgrid import ops, reference
+from hashgrid.levels import LevelTable, make_level_table
+
+MARGIN = 4e-3  # of a cell: fp32 and fp64 agree on the cell of points this far from its borders
+SIZES = [0, 1, 7, 1023, 1024, 1025]
+
+
+def make_levels(n_input_dims: int = 3, **options) -> LevelTable:
+    """Dense and hashed levels, sizes that are powers of two and not."""
+    defaults = {"n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 3, "per_level_scale": 1.7}
+    return make_level_table(n_input_dims, **defaults | options)
+
+
+def safe_positions(levels: LevelTable, n: int, low: float = 0.0, high: float = 1.0, clamp: bool = False) -> Tensor:
+    """[n, D] fp32 points in [low, high] that keep away from the cell borders of every level, and from 0 and 1."""
+    accepted: list[Tensor] = []
+    while sum(len(x) for x in accepted) < n or not accepted:
+        x = low + (high - low) * torch.rand(max(4 * n, 16), levels.n_input_dims)
+        safe = ((x - 0).abs() > 1e-4).all(-1) & ((x - 1).abs() > 1e-4).all(-1)
+        seen = x.double().clamp(0, 1) if clamp else x.double()
+        for scale in levels.scales:
+            cell = seen * scale + levels.shift
+            safe &= ((cell - cell.round()).abs() >= MARGIN).all(-1)
+        accepted.append(x[safe])
+    return torch.cat(accepted)[:n]
+
+
+def run(function, dtype: torch.dtype, x, table, weights, grad_y, levels, **options) -> dict[str, Tensor]:
+    """Output and all first gradients in ``dtype``, then the second ones of the position gradient, as fp64."""
+    x, table = (t.to(dtype).requires_grad_() for t in (x, table))
+    weights = None if weights is None else weights.to(dtype).requires_grad_()
+    y = function(x, table, levels, level_weights=weights, **options)
+    grad_y = grad_y.to(y.dtype).requires_grad_()
+    inputs = {"x": x, "table": table} | ({} if weights is None else {"weights": weights})
+    grads = torch.autograd.grad(y, list(inputs.values()), grad_y, create_graph=True, materialize_grads=True)
+    results = {"y": y} | {f"grad_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
+    if grads[0].requires_grad:
+        second = torch.autograd.grad(
+            grads[0], [grad_y, *inputs.values()], torch.ones_like(x).cumsum(-1), materialize_grads=True
+        )
+        results |= {f"second_{name}": grad for name, grad in zip(["grad_y", *inputs], second, strict=True)}
+    return {name: value.detach().double() for name, value in results.items()}
+
+
+def check_budget(ours: dict[str, Tensor], theirs: dict[str, Tensor], truth: dict[str, Tensor], eps: float) -> None:
+    """|ours - f64| <= 2 |PyTorch - f64| + one rounding, in the largest element of every tensor.
+
+    Second derivatives get twice that: sums of up to 2^D F L terms of either sign, added in another order. So does the
+    gradient of the level weights, few sums of many terms, where PyTorch's own error is a matter of luck.
+    """
+    for name, exact in truth.items():
+        assert ours[name].shape == exact.shape, name
+        if exact.numel() == 0:
+            continue
+        error, allowed = ((other[name] - exact).abs().max().item() for other in (ours, theirs))
+        rounding = exact.abs().max().item() * eps
+        factor = 2 if name.startswith("second_") or name == "grad_weights" else 1
+        assert error <= factor * (2 * allowed + rounding), f"{name}: {error} > {factor} * (2 * {allowed} + {rounding})"
+
+
+def compare(levels: LevelTable, x: Tensor, n_features: int, level_weights: bool = False, **options) -> None:
+    table = torch.randn(levels.n_entries, n_features)
+    grad_y = torch.randn(x.shape[0], levels.n_levels * n_features)
+    weights = torch.rand(levels.n_levels) if level_weights else None
+    arguments = (x, table, weights, grad_y, levels)
+    truth = run(reference.hash_encode, torch.float64, *arguments, **options)
+    theirs = run(reference.hash_encode, torch.float32, *arguments, **options)
+    ours = run(ops.hash_encode, torch.float32, *arguments, **options)
+    check_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
+    assert torch.equal(ours["grad_table"] != 0, truth["grad_table"] != 0), "other entries have gradients"
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_input_dims", range(1, 8))
+def test_fp32_stays_in_the_error_budget(n_input_dims: int, n_features: int, interpolation: str) -> None:
+    levels = make_levels(n_input_dims)
+    x = safe_positions(levels, 300 if n_input_dims < 5 else 60)
+    compare(levels, x, n_features, level_weights=True, interpolation=interpolation)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n_input_dims", [2, 3, 5])
+def test_batch_sizes_around_a_block(n: int, n_input_dims: int) -> None:
+    levels = make_levels(n_input_dims)
+    compare(levels, safe_positions(levels, n), 2)
+
+
+@pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
+@pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
+@pytest.mark.parametrize("n_input_dims", [1, 2, 3, 4, 6])
+def test_positions_outside_follow_the_bounds(n_input_dims: int, interpolation: str, bounds: str) -> None:
+    levels = make_levels(n_input_dims, base_resolution=4, per_level_scale=2)
+    x = safe_positions(levels, 300, -0.4, 1.4, clamp=bounds == "clamp")
+    assert ((x < 0) | (x > 1)).any() and (n_input_dims > 4 or ((x >= 0) & (x <= 1)).all(-1).any())
+    compare(levels, x, 2, level_weights=True, interpolation=interpolation, bounds=bounds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"convention": "paper"},
+        {"n_levels": 1, "base_resolution": 16},
+        {"n_levels": 16, "log2_hashmap_size": 12, "base_resolution": 4, "per_level_scale": 1.3},
+        {"log2_hashmap_size": 2},
+        {"per_level_scale": 1.0},
+        {"per_level_scale": 0.9, "base_resolution": 9},
+    ],
+    ids=str,
+)
+def test_level_geometries(options: dict) -> None:
+    levels = make_levels(3, **options)
+    compare(levels, safe_positions(levels, 500), 2)
+
+
+def test_levels_with_gaps_leave_them_without_gradient() -> None:
+    packed = make_levels(2)
+    offsets = tuple(offset + 5 * (level + 1) for level, offset in enumerate(packed.offsets))
+    levels = LevelTable(2, packed.scales, packed.resolutions, packed.shift, offsets, packed.sizes, packed.hashed)
+    compare(levels, safe_positions(levels, 200), 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_input_dims", [2, 3, 5])
+def test_half_shadow(n_input_dims: int, n_features: int, dtype: torch.dtype) -> None:
+    levels = make_levels(n_input_dims)
+    table = torch.randn(levels.n_entries, n_features)
+    table.view(-1)[:3] = torch.tensor([1e-7, -3e-8, 3e-5])  # subnormal in fp16
+    shadow, x = table.to(dtype), safe_positions(levels, 300)
+    grad_y = torch.randn(300, levels.n_levels * n_features)
+    weights = torch.rand(levels.n_levels)
+    ours = run(ops.hash_encode, torch.float32, x, table, weights, grad_y, levels, shadow=shadow)
+    # the same values without a shadow; only the output is rounded, and with it grad_y
+    grad_y = grad_y.to(dtype).float()
+    truth = run(reference.hash_encode, torch.float64, x, shadow.float(), weights, grad_y, levels)
+    theirs = run(reference.hash_encode, torch.float32, x, shadow.float(), weights, grad_y, levels)
+    for name in ("y", "second_grad_y"):
+        torch.testing.assert_close(ours.pop(name), truth.pop(name), rtol=torch.finfo(dtype).eps, atol=1e-4)
+    check_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
+    y = ops.hash_encode(x, table, levels, shadow=shadow)
+    assert y.dtype == dtype
+    (grad,) = torch.autograd.grad(ops.hash_encode(x, table.requires_grad_(), levels, shadow=shadow).sum(), table)
+    assert grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strides_offsets_and_batches(dtype: torch.dtype) -> None:
+    levels = make_levels(3)
+    base = torch.rand(6, 7, 5, dtype=dtype)
+    x = base[1::2, :, 1:4].transpose(0, 1)
+    wide = torch.randn(levels.n_entries + 1, 3, dtype=dtype)
+    table = wide[1:, 1:]
+    y = ops.hash_encode(x, table, levels)
+    assert torch.equal(y, ops.hash_encode(x.contiguous(), table.contiguous(), levels)) and y.shape == (7, 3, 8)
+    assert ops.hash_encode(x[0, 0], table, levels).shape == (8,)
+    assert ops.hash_encode(x[:0], table, levels).shape == (0, 3, 8)
+    table = table.detach().requires_grad_()
+    grads = []
+    for grad_y in (torch.ones(1, dtype=dtype).expand(7, 3, 8), torch.ones(7, 3, 8, dtype=dtype)):
+        grads.append(torch.autograd.grad(ops.hash_encode(x, table, levels), table, grad_y)[0])
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nonfinite_positions_give_nan_and_no_gradient(bounds: str, bad: float, dtype: torch.dtype) -> None:
+    levels = make_levels(3)
+    x = safe_positions(levels, 100).to(dtype)
+    x[17, 1] = bad
+    good = torch.arange(100) != 17
+    table = torch.randn(levels.n_entries, 2, dtype=dtype).requires_grad_()
+    weights = torch.rand(levels.n_levels, dtype=dtype, requires_grad=True)
+    y = ops.hash_encode(x, table, levels, bounds=bounds, level_weights=weights)
+    assert y[17].isnan().all() and torch.equal(
+        y[good], ops.hash_encode(x[good], table, levels, "linear", bounds, weights)
+    )
+    clean = ops.hash_encode(x[good], table, levels, bounds=bounds, level_weights=weights)
+    for grad, expected in zip(
+        torch.autograd.grad(y, [table, weights], torch.ones_like(y)),
+        torch.autograd.grad(clean.sum(), [table, weights]),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5)
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("magnitude", [1e9, 1e20, 3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_huge_positions_are_defined(magnitude: float, dtype: torch.dtype) -> None:
+    levels = make_levels(3)
+    x = torch.tensor([[-magnitude] * 3, [magnitude] * 3], dtype=dtype, requires_grad=True)
+    table = torch.randn(levels.n_entries, 2, dtype=dtype, requires_grad=True)
+    for bounds in ("clamp", "zero", "none"):
+        y = ops.hash_encode(x, table, levels, bounds=bounds)
+        torch.autograd.grad(y.sum(), [x, table])
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])
+@pytest.mark.parametrize("n_input_dims", [2, 3, 4])
+def test_gradients_match_finite_differences(n_input_dims: int, interpolation: str) -> None:
+    levels = make_levels(n_input_dims, n_levels=2, log2_hashmap_size=3)
+    x = safe_positions(levels, 2).double().requires_grad_()
+    table = torch.randn(levels.n_entries, 2, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+        return ops.hash_encode(x, table, levels, interpolation, level_weights=weights)
+
+    assert gradcheck(function, (x, table, weights))
+    assert gradgradcheck(function, (x, table, weights))
+    for wanted in range(
+        3 if n_input_dims == 2 else 0
+    ):  # each input alone: the others' parts of the kernels are switched off
+        inputs = [t.detach().requires_grad_(i == wanted) for i, t in enumerate((x, table, weights))]
+        assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
+def test_gradients_outside_match_finite_differences(bounds: str) -> None:
+    levels = make_levels(2, n_levels=2, log2_hashmap_size=3, base_resolution=4, per_level_scale=2)
+    x = safe_positions(levels, 6, -0.4, 1.4, clamp=bounds == "clamp").double().requires_grad_()
+    table = torch.randn(levels.n_entries, 2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x, table: ops.hash_encode(x, table, levels, bounds=bounds), (x, table))
+    assert gradgradcheck(lambda x, table: ops.hash_encode(x, table, levels, bounds=bounds), (x, table))
+
+
+def test_nearest_has_table_gradient_only() -> None:
+    levels = make_levels(2)
+    x = safe_positions(levels, 5).double().requires_grad_()
+    table = torch.randn(levels.n_entries, 2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda table: ops.hash_encode(x.detach(), table, levels, "nearest"), (table,))
+    (grad,) = torch.autograd.grad(ops.hash_encode(x, table, levels, "nearest").sum(), x, materialize_grads=True)
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("n_levels", [1, 16])
+@pytest.mark.parametrize("n_input_dims", [2, 3])
+def test_table_gradient_has_the_same_bits_for_any_number_of_threads(n_input_dims: int, n_levels: int) -> None:
+    levels = make_level_table(n_input_dims, n_levels, 12, 16, 256)
+    x = torch.rand(50_000, n_input_dims)
+    table = torch.randn(levels.n_entries, 2, requires_grad=True)
+    weights = torch.rand(n_levels, requires_grad=True)
+    grad_y = torch.randn(50_000, n_levels * 2)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 2, 16, 2):
+            torch.set_num_threads(n_threads)
+            y = ops.hash_encode(x, table, levels, level_weights=weights)
+            results.append((y, *torch.autograd.grad(y, [table, weights], grad_y)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_continuous_across_cell_borders(interpolation: str, dtype: torch.dtype) -> None:
+    levels = make_levels(2, n_levels=1, base_resolution=20)
+    table = torch.randn(levels.n_entries, 2, dtype=dtype)
+    border = (torch.arange(1, 19, dtype=torch.float64) - levels.shift + 0.0) / levels.scales[0]
+    border = border.to(dtype)
+    values = []
+    x = border
+    for _ in range(8):
+        x = x.nextafter(torch.zeros_like(x))
+    for _ in range(17):  # from eight numbers below to eight above: some on either side, whatever the rounding
+        points = torch.stack((x, torch.full_like(x, 0.3123)), dim=-1)
+        values.append(ops.hash_encode(points, table, levels, interpolation))
+        x = x.nextafter(torch.ones_like(x))
+    steps = torch.stack(values).diff(dim=0).abs()
+    assert steps.max() <= 20 * levels.scales[0] * torch.finfo(dtype).eps
+
+
+def test_two_forwards_before_one_backward() -> None:
+    levels = make_levels(3)
+    table = torch.randn(levels.n_entries, 2, requires_grad=True)
+    a, b = (torch.rand(40, 3, requires_grad=True) for _ in range(2))
+    first, second = ops.hash_encode(a, table, levels), ops.hash_encode(b, table, levels)
+    (first.square().sum() + second.pow(3).sum()).backward()
+    grads = a.grad, b.grad, table.grad
+    expected = [torch.zeros(40, 3), torch.zeros(40, 3), torch.zeros_like(table)]
+    for i, (x, power) in enumerate(((a, 2), (b, 3))):
+        x = x.detach().requires_grad_()
+        y = ops.hash_encode(x, table, levels)
+        grad_x, grad_table = torch.autograd.grad(y.pow(power).sum(), [x, table])
+        expected[i] += grad_x
+        expected[2] += grad_table
+    for grad, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, other)
+
+
+def test_known_output_keeps_its_gradient() -> None:
+    levels = make_levels(3)
+    x = torch.rand(40, 3, requires_grad=True)
+    table = torch.randn(levels.n_entries, 2, requires_grad=True)
+    y = ops.hash_encode(x, table, levels)
+    again = ops.hash_encode(x, table, levels, known=y.detach())
+    assert torch.equal(y, again)
+    grad_y = torch.randn_like(y)
+    for a, b in zip(*(torch.autograd.grad(out, [x, table], grad_y) for out in (y, again)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shadow", [None, torch.bfloat16])
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+def test_gradient_buffer_is_added_to(n_features: int, shadow: torch.dtype | None) -> None:
+    levels = make_levels(3)
+    x = torch.rand(500, 3, requires_grad=True)
+    table = torch.randn(levels.n_entries, n_features, requires_grad=True)
+    half = None if shadow is None else table.detach().to(shadow)
+    y = ops.hash_encode(x, table, levels, shadow=half)
+    grad_y = torch.randn(y.shape).to(y.dtype)
+    grad_x, grad_table = torch.autograd.grad(y, [x, table], grad_y)
+    start = torch.randn_like(table)
+    buffer = start.clone()
+    y = ops.hash_encode(x, table, levels, shadow=half, grad_buffer=buffer)
+    y.backward(grad_y)
+    assert table.grad is None
+    assert torch.equal(x.grad, grad_x)
+    torch.testing.assert_close(buffer, start + grad_table, rtol=1e-5, atol=1e-5)
+    assert torch.equal(buffer != start, grad_table != 0)
+
+
+def test_half_positions_run_in_fp32() -> None:
+    levels = make_levels(3)
+    table = torch.randn(levels.n_entries, 2)
+    x = torch.rand(40, 3).half()
+    assert torch.equal(ops.hash_encode(x, table, levels), ops.hash_encode(x.float(), table, levels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("interpolation", [0, 1, 2])
+def test_hash_encode_passes_opcheck(interpolation: int, dtype: torch.dtype) -> None:
+    levels = make_levels(2, n_levels=2)
+    x = safe_positions(levels, 9).to(dtype)
+    table, weights = torch.randn(levels.n_entries, 2, dtype=dtype), torch.rand(2, dtype=dtype)
+    options = (
+        list(levels.scales), list(levels.resolutions), levels.shift, list(levels.offsets), list(levels.sizes),
+        [int(hashed) for hashed in levels.hashed], interpolation, 0,
+    )  # fmt: skip
+    grad_y = torch.randn(9, 4, dtype=dtype)
+    leaves = [t.clone().requires_grad_() for t in (x, table, weights)]
+    library = torch.ops.hashgrid
+    torch.library.opcheck(library.hash_encode.default, (*leaves, *options))
+    torch.library.opcheck(library.hash_encode.default, (*leaves[:2], None, *options))
+    torch.library.opcheck(library.hash_encode_backward.default, (grad_y, *leaves, *options, True, True, True))
+    cotangents = torch.randn_like(x), torch.randn_like(table), torch.randn_like(weights)
+    torch.library.opcheck(
+        library.hash_encode_backward_backward.default, (*cotangents, grad_y, x, table, weights, *options, True, True)
+    )
+    torch.library.opcheck(
+        library.hash_encode_accumulate_table_gradient.default,
+        (torch.zeros_like(table), grad_y, x, weights, *options),
+    )
+
+
+def test_registered_op_is_twice_differentiable() -> None:
+    levels = make_levels(2, n_levels=2, log2_hashmap_size=3)
+    x = safe_positions(levels, 3).double().requires_grad_()
+    table = torch.randn(levels.n_entries, 2, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, dtype=torch.float64, requires_grad=True)
+    options = (
+        list(levels.scales), list(levels.resolutions), levels.shift, list(levels.offsets), list(levels.sizes),
+        [int(hashed) for hashed in levels.hashed], 1, 0,
+    )  # fmt: skip
+
+    def function(x: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+        return torch.ops.hashgrid.hash_encode(x, table, weights, *options)
+
+    assert gradcheck(function, (x, table, weights)) and gradgradcheck(function, (x, table, weights))
+
+
+@pytest.mark.parametrize("loss", [torch.sum, lambda t: t.square().sum()])
+def test_third_derivative_raises(loss) -> None:
+    levels = make_levels(2)
+    x = torch.rand(5, 2, requires_grad=True)
+    table = torch.randn(levels.n_entries, 2, requires_grad=True)
+    y = ops.hash_encode(x, table, levels, "smoothstep")
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(loss(first), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice, not three times"):
+        (second.sum() + x.sum()).backward()
+
+
+def test_functional_grad() -> None:
+    levels = make_levels(2)
+    x, table = torch.rand(5, 2), torch.randn(levels.n_entries, 2)
+    grads = torch.func.grad(lambda x, table: ops.hash_encode(x, table, levels).square().sum(), argnums=(0, 1))(x, table)
+    leaves = x.clone().requires_grad_(), table.clone().requires_grad_()
+    expected = torch.autograd.grad(ops.hash_encode(*leaves, levels).square().sum(), leaves)
+    for a, b in zip(grads, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_configuration_matches_reference_in_fp64(data) -> None:
+    n_input_dims = data.draw(st.integers(1, 7))
+    levels = make_level_table(
+        n_input_dims,
+        n_levels=data.draw(st.integers(1, 8)),
+        log2_hashmap_size=data.draw(st.integers(0, 11)),
+        base_resolution=data.draw(st.integers(1, 24)),
+        per_level_scale=data.draw(st.floats(0.8, 2.5)),
+        convention=data.draw(st.sampled_from(["tcnn", "paper"])),
+    )
+    n_features = data.draw(st.sampled_from([1, 2, 4, 8]))
+    n = data.draw(st.integers(0, 40))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    x = torch.rand(n, n_input_dims, dtype=torch.float64, generator=generator) * 1.4 - 0.2
+    table = torch.randn(levels.n_entries, n_features, dtype=torch.float64, generator=generator)
+    grad_y = torch.randn(n, levels.n_levels * n_features, dtype=torch.float64, generator=generator)
+    weights = (
+        torch.rand(levels.n_levels, dtype=torch.float64, generator=generator) if data.draw(st.booleans()) else None
+    )
+    options = {
+        "interpolation": data.draw(st.sampled_from(["linear", "smoothstep", "nearest"])),
+        "bounds": data.draw(st.sampled_from(["clamp", "zero", "none"])),
+    }
+    ours, expected = (
+        run(function, torch.float64, x, table, weights, grad_y, levels, **options)
+        for function in (ops.hash_encode, reference.hash_encode)
+    )
+    for name, value in expected.items():
+        scale = value.abs().max().item() if value.numel() else 1.0
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-9 * max(scale, 1.0), msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": torch.zeros(5, 2)}, r"`positions` must have shape \[\.\.\., 3\], got \[5, 2\]"),
+        ({"positions": torch.zeros(5, 3).double()}, r"must both be float64 or neither, got float64 and float32"),
+        ({"positions": torch.zeros(5, 3).int()}, r"`positions` must be float32, float64"),
+        ({"table": torch.zeros(4, 2)}, r"`table`|entries"),
+        ({"table": torch.zeros(4096, 3)}, r"`table` must have 1, 2, 4 or 8 features per entry, got 3"),
+        ({"interpolation": "cubic"}, r"`interpolation` must be one of .*got 'cubic'"),
+        ({"bounds": "wrap"}, r"`bounds` must be one of .*got 'wrap'"),
+        ({"level_weights": torch.ones(2)}, r"`level_weights` must have shape \[4\], got \[2\]"),
+        ({"level_weights": torch.ones(4).double()}, r"`level_weights` must be float32, got float64"),
+        ({"shadow": torch.zeros(4, 2).half()}, r"`shadow`|entries"),
+        ({"known": torch.zeros(4, 8)}, r"`known` must have one row per position \(5\), got 4"),
+    ],
+)
+def test_errors_name_contract_and_actual(changes: dict, message: str) -> None:
+    levels = make_levels(3)
+    arguments = {"positions": torch.zeros(5, 3), "table": torch.zeros(levels.n_entries, 2), "levels": levels}
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        ops.hash_encode(**arguments | changes)
