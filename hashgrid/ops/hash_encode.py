@@ -67,7 +67,8 @@ def hash_encode(
         known = flatten(known, levels.n_levels * table.shape[1], "known")
         if known.shape[0] != flat.shape[0]:
             raise ValueError(f"`known` must have one row per position ({flat.shape[0]}), got {known.shape[0]}")
-    table, level_weights, shadow = (t if t is None else t.contiguous() for t in (table, level_weights, shadow))
+    table = table.contiguous()
+    level_weights, shadow = (t if t is None else t.contiguous() for t in (level_weights, shadow))
     y = _HashEncode.apply(flat, table, level_weights, shadow, known, grad_buffer, options)
     return unflatten(y, batch)
 

@@ -1,0 +1,317 @@
+"""The native MLP against its reference: values, derivatives, rounding, determinism, contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from hashgrid import ops, reference
+from hashgrid.reference.activation import ACTIVATIONS
+
+BF16 = torch.bfloat16
+# Block sizes are 128 rows for narrow networks and less for wide ones; a partial sum of gradients covers 2048 or more.
+SIZES = (0, 1, 7, 127, 128, 129)
+WIDTHS = ([1, 1], [3, 64, 3], [32, 64, 64, 16], [31, 100, 16, 5], [17, 31, 1], [3, 100, 100, 100, 2])
+
+
+def make_params(widths: Sequence[int], bias: bool, gain: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+    """fp64 weights, Xavier times ``gain``, and biases."""
+    pairs = list(zip(widths, widths[1:], strict=False))
+    weights = [gain * (6 / (i + o)) ** 0.5 * (2 * torch.rand(o, i, dtype=torch.float64) - 1) for i, o in pairs]
+    return weights, [0.1 * torch.randn(o, dtype=torch.float64) for _, o in pairs] if bias else []
+
+
+def run(
+    mlp: Callable[..., Tensor],
+    dtype: torch.dtype,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    grad_y: Tensor,
+    *options,
+) -> list[Tensor]:
+    """Output and gradients to x, weights, biases, all computed in ``dtype``."""
+    inputs = [t.to(dtype).requires_grad_() for t in (x, *weights, *biases)]
+    n = len(weights)
+    y = mlp(inputs[0], inputs[1 : 1 + n], inputs[1 + n :] or None, *options)
+    return [y.detach(), *torch.autograd.grad(y, inputs, grad_y.to(dtype))]
+
+
+def assert_within_budget(
+    ours: list[Tensor], pytorch: list[Tensor], exact: list[Tensor], unit: float, terms: float
+) -> None:
+    """|ours - exact| <= 2 |pytorch - exact| + a few roundings, max-norm per tensor.
+
+    Roundings are relative to the largest sum of absolute terms; for y that is ``terms``, gradients do not cancel.
+    """
+    for i, (a, b, truth) in enumerate(zip(ours, pytorch, exact, strict=True)):
+        assert a.shape == truth.shape
+        if truth.numel() == 0:
+            continue
+        error, theirs, scale = ((t - truth).abs().max().item() for t in (a, b, torch.zeros_like(truth)))
+        scale = max(scale, terms if i == 0 else 0)
+        assert error <= 2 * theirs + 8 * unit * scale, f"tensor {i}: {error:.3g}, PyTorch {theirs:.3g}, max {scale:.3g}"
+
+
+def sum_of_terms(x: Tensor, weights: list[Tensor], biases: list[Tensor], activation: str) -> float:
+    """Largest sum of absolute terms of the last layer."""
+    h = reference.mlp(x, weights[:-1], biases[:-1] or None, activation, activation) if len(weights) > 1 else x
+    return (h.abs() @ weights[-1].abs().T).amax().item() if len(x) else 0.0
+
+
+def problem(widths: Sequence[int], n: int, bias: bool, gain: float = 1.0) -> tuple:
+    """x and grad_y are positive: sums over rows do not cancel, so that roundings are relative to the results."""
+    weights, biases = make_params(widths, bias, gain)
+    return (
+        torch.rand(n, widths[0], dtype=torch.float64),
+        weights,
+        biases,
+        torch.rand(n, widths[-1], dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("widths", WIDTHS, ids=lambda w: "-".join(map(str, w)))
+def test_matches_reference(activation: str, widths: list[int]) -> None:
+    gain = 0.3 if activation == "exp" else 1.0
+    for n in SIZES:
+        for bias in (False, True):
+            x, weights, biases, grad_y = problem(widths, n, bias, gain)
+            options = activation, activation if bias else "none"
+            exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+            pytorch = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options)
+            ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
+            assert_within_budget(ours, pytorch, exact, 2**-24, sum_of_terms(x, weights, biases, activation))
+            ours = run(ops.mlp, torch.float64, x, weights, biases, grad_y, *options)
+            for a, b in zip(ours, exact, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_hidden", range(9))
+@pytest.mark.parametrize("compute_dtype", [None, BF16])
+def test_matches_reference_at_any_depth(n_hidden: int, compute_dtype: torch.dtype | None) -> None:
+    x, weights, biases, grad_y = problem([7, *[31] * n_hidden, 2], 33, True)
+    options = "leaky_relu", "sigmoid"
+    exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+    pytorch = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+    ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+    unit = 2**-24 if compute_dtype is None else 2**-9
+    assert_within_budget(ours, pytorch, exact, unit, sum_of_terms(x, weights, biases, "leaky_relu"))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("widths", [[32, 64, 64, 3], [7, 31, 33, 5]], ids=["even", "odd"])
+def test_bfloat16_matches_reference(activation: str, widths: list[int]) -> None:
+    gain = 0.3 if activation == "exp" else 1.0
+    for n in (1, 7, 129):
+        x, weights, biases, grad_y = problem(widths, n, True, gain)
+        options = activation, activation
+        exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+        rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, BF16)
+        ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, BF16)
+        assert_within_budget(ours, rounded, exact, 2**-9, sum_of_terms(x, weights, biases, activation))
+
+
+def test_bfloat16_rounds_the_factors_and_nothing_else() -> None:
+    x, weights, biases, grad_y = problem([37, 19], 300, True)
+    y, grad_x, grad_weight, grad_bias = run(ops.mlp, torch.float32, x, weights, biases, grad_y, "relu", "none", BF16)
+    x, weight, g = (t.float().bfloat16().double() for t in (x, weights[0], grad_y))
+    exact = [x @ weight.T + biases[0].float(), g @ weight, g.T @ x, grad_y.float().double().sum(0)]
+    for a, b in zip((y, grad_x, grad_weight, grad_bias), exact, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, BF16])
+def test_gradients_do_not_depend_on_threads(compute_dtype: torch.dtype | None) -> None:
+    x, weights, biases, grad_y = problem([32, 64, 64, 3], 10_007, True)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 2, 16, 16):
+            torch.set_num_threads(n_threads)
+            results.append(run(ops.mlp, torch.float32, x, weights, biases, grad_y, "relu", "sigmoid", compute_dtype))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_first_and_second_derivatives(activation: str) -> None:
+    x, weights, biases, _ = problem([3, 5, 4, 2], 4, True, 0.7)
+    inputs = [(t - 0.5 if i == 0 else t).requires_grad_() for i, t in enumerate((x, *weights, *biases))]
+
+    def mlp(x: Tensor, *params: Tensor) -> Tensor:
+        return ops.mlp(x, params[:3], params[3:], activation, activation)
+
+    assert gradcheck(mlp, inputs)
+    assert gradgradcheck(mlp, inputs)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, BF16])
+def test_second_derivatives_match_reference(compute_dtype: torch.dtype | None) -> None:
+    """A gradient penalty, as for signed distances."""
+    x, weights, biases, _ = problem([3, 16, 1], 50, True)
+    results = []
+    for mlp in (ops.mlp, reference.mlp):
+        inputs = [t.float().requires_grad_() for t in (x, *weights, *biases)]
+        y = mlp(inputs[0], inputs[1:3], inputs[3:], "softplus", "none", compute_dtype)
+        (normal,) = torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
+        results.append(torch.autograd.grad((normal.norm(dim=1) - 1).square().sum() + y.sum(), inputs))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4 if compute_dtype is None else 3e-2, atol=1e-4 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_accurate_everywhere(activation: str) -> None:
+    """One input, one weight 1: the activation and its derivative alone, in units in the last place of their scale."""
+    x = torch.cat((torch.linspace(-100, 80, 4001), torch.linspace(-3, 3, 4001), torch.tensor([0.0, -0.0])))
+    if activation == "sine":
+        x = torch.cat((x, torch.tensor([1e4, 3e4, -1e6, 1e20])))
+    one = [torch.ones(1, 1)]
+
+    def value_and_derivative(mlp: Callable[..., Tensor], x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+        x = x[:, None].requires_grad_()
+        y = mlp(x, weights, None, "none", activation)
+        return [y.detach(), *torch.autograd.grad(y.sum(), x)]
+
+    exact = value_and_derivative(reference.mlp, x.double(), [one[0].double()])
+    ours = value_and_derivative(ops.mlp, x, one)
+    # beside a zero of sine, cosine and the derivative of SiLU only the absolute error can be small
+    floor = 1.0 if activation in ("sine", "silu", "tanh", "sigmoid") else 1e-30
+    torch.testing.assert_close(ours[0].double(), exact[0], rtol=4e-7, atol=2e-7 if activation == "sine" else 1e-35)
+    torch.testing.assert_close(ours[1].double(), exact[1], rtol=1e-6, atol=2.5e-7 * floor)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("compute_dtype", [None, BF16])
+def test_nan_and_infinity_stay_in_their_rows(activation: str, compute_dtype: torch.dtype | None) -> None:
+    x, weights, _, grad_y = problem([3, 31, 5], 40, False, 0.3)
+    clean = run(ops.mlp, torch.float32, x, weights, [], grad_y, activation, "none", compute_dtype)
+    bad = x.clone()
+    bad[3, 1] = torch.nan
+    bad[8, 0] = torch.inf
+    bad[20, 2] = -torch.inf
+    y, grad_x, *_ = run(ops.mlp, torch.float32, bad, weights, [], grad_y, activation, "none", compute_dtype)
+    expected, *_ = run(reference.mlp, torch.float32, bad, weights, [], grad_y, activation, "none")
+    torch.testing.assert_close(y.isnan(), expected.isnan())
+    torch.testing.assert_close(y.isinf(), expected.isinf())
+    assert y[3].isnan().all()
+    good = torch.ones(40, dtype=torch.bool)
+    good[[3, 8, 20]] = False
+    assert torch.equal(y[good], clean[0][good])
+    assert torch.equal(grad_x[good], clean[1][good])
+
+
+def test_two_forwards_before_one_backward() -> None:
+    x, weights, _, _ = problem([4, 8, 2], 20, False)
+    weights = [w.requires_grad_() for w in weights]
+    first, second = ops.mlp(x, weights), ops.mlp(2 * x, weights)
+    ours = torch.autograd.grad((first * second).sum(), weights)
+    first, second = reference.mlp(x, weights), reference.mlp(2 * x, weights)
+    torch.testing.assert_close(ours, torch.autograd.grad((first * second).sum(), weights))
+
+
+def test_batches_strides_and_offsets() -> None:
+    weights, biases = make_params([3, 8, 2], True)
+    storage = torch.randn(3, 5, 4, 2, dtype=torch.float64)
+    for x in (storage[:, 1:, :, 0].permute(2, 1, 0), torch.randn(3, dtype=torch.float64), storage[:, 0, 0, 0]):
+        torch.testing.assert_close(ops.mlp(x, weights, biases), reference.mlp(x, weights, biases))
+    slanted = [torch.randn(w.shape[::-1], dtype=torch.float64).T.requires_grad_() for w in weights]
+    x = torch.randn(6, 3, dtype=torch.float64)
+    y, expected = ops.mlp(x, slanted), reference.mlp(x, slanted)
+    torch.testing.assert_close(y, expected)
+    ours = torch.autograd.grad(y.sum(), slanted)  # an expanded, stride-0 grad_y
+    torch.testing.assert_close(ours, torch.autograd.grad(expected.sum(), slanted))
+
+
+def test_only_what_requires_grad_gets_one() -> None:
+    x, weights, biases, _ = problem([4, 8, 2], 20, True)
+    x.requires_grad_()
+    y = ops.mlp(x, weights, biases)
+    y.sum().backward()
+    assert x.grad is not None and weights[0].grad is None
+    weights[1].requires_grad_()
+    ops.mlp(x.detach(), weights, biases).sum().backward()
+    assert weights[1].grad is not None and weights[0].grad is None and biases[0].grad is None
+
+
+def test_empty_batch_gives_zero_parameter_gradients() -> None:
+    x, weights, biases, _ = problem([4, 8, 2], 0, True)
+    params = [p.requires_grad_() for p in (*weights, *biases)]
+    y = ops.mlp(x, params[:2], params[2:])
+    assert y.shape == (0, 2)
+    assert all(not g.any() for g in torch.autograd.grad(y.sum(), params))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, BF16, torch.float64])
+def test_inputs_take_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
+    weights = [w.float() for w in make_params([4, 8, 2], False)[0]]
+    x = torch.randn(5, 4).to(dtype).requires_grad_()
+    y = ops.mlp(x, weights)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, ops.mlp(x.float(), weights))
+    y.sum().backward()
+    assert x.grad is not None and x.grad.dtype == dtype
+
+
+def test_torch_func_grad() -> None:
+    x, weights, biases, _ = problem([4, 8, 2], 20, True)
+
+    def loss(mlp: Callable[..., Tensor], params: list[Tensor]) -> Tensor:
+        return mlp(x, params[:2], params[2:]).square().sum()
+
+    params = [*weights, *biases]
+    ours = torch.func.grad(lambda p: loss(ops.mlp, p))(params)
+    torch.testing.assert_close(ours, torch.func.grad(lambda p: loss(reference.mlp, p))(params))
+
+
+def test_compiled_gradients_match_eager() -> None:
+    x, weights, biases, _ = problem([4, 8, 2], 20, True)
+    inputs = [t.requires_grad_() for t in (x, *weights, *biases)]
+
+    def loss(x: Tensor, *params: Tensor) -> Tensor:
+        return ops.mlp(x, params[:2], params[2:], "silu", "tanh").square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    torch.testing.assert_close(torch.autograd.grad(compiled(*inputs), inputs), expected)
+
+
+W = [torch.zeros(4, 3), torch.zeros(2, 4)]
+X = torch.zeros(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((X, []), r"`weights` must have 1 to 9 layers, got 0"),
+        ((X, [torch.zeros(3, 3)] * 10), r"`weights` must have 1 to 9 layers, got 10"),
+        ((torch.zeros(()), W), r"`x` must have shape \[\.\.\., in\], got \[\]"),
+        ((X[:, :2], W), r"`weights\[0\]` must have shape \[out, 2\], got \[4, 3\]"),
+        ((X, [W[0], W[0]]), r"`weights\[1\]` must have shape \[out, 4\], got \[4, 3\]"),
+        ((X, W, [torch.zeros(4)]), r"`biases` must have 2 tensors, one per layer, got 1"),
+        ((X, W, [torch.zeros(4), torch.zeros(3)]), r"`biases\[1\]` must have shape \[2\], got \[3\]"),
+        ((X, W, None, "gelu"), r"`activation` must be one of .*, got 'gelu'"),
+        ((X, W, None, "relu", "gelu"), r"`output_activation` must be one of .*, got 'gelu'"),
+        ((X, W, None, "relu", "none", torch.float16), r"`compute_dtype` must be .*, got torch.float16"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.mlp(*arguments)
+
+
+def test_wrong_dtypes() -> None:
+    with pytest.raises(RuntimeError, match=r"`weights\[1\]` must be float32, got float64"):
+        ops.mlp(X, [W[0], W[1].double()])
+    with pytest.raises(RuntimeError, match=r"`x` must be float32 or float64, got float16"):
+        ops.mlp(X, [w.half() for w in W])
+    with pytest.raises(RuntimeError, match="bfloat16 products need float32 tensors, got float64"):
+        ops.mlp(X, [w.double() for w in W], compute_dtype=BF16)
