@@ -1,58 +1,65 @@
-"""A small multilayer perceptron whose layers run fused."""
+"""The multilayer perceptron as a module."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hashgrid.modules._backend import check_backend, ops_of
+from hashgrid.reference.activation import ACTIVATIONS, activate
 
 MAX_HIDDEN_LAYERS = 8
-SINE_OMEGA = 30.0
-_MODULES: dict[str, type[nn.Module]] = {
-    "none": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-}
-ACTIVATIONS = (*_MODULES, "exp", "sine")
+SIREN_FREQUENCY = 30.0  # omega_0 of Sitzmann et al. 2020
+
+
+class Activation(nn.Module):
+    """One of the MLP's activations by name, for those PyTorch has no module for."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = _check_activation(name, "name")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activate(x, self.name)
+
+    def extra_repr(self) -> str:
+        return repr(self.name)
 
 
 class FusedMLP(nn.Module):
-    """``n_hidden_layers`` layers of ``n_neurons``, then one to ``n_output_dims``, computed block by block of rows.
-
-    Differentiable twice in inputs and parameters. Any width and any batch size, none included.
+    """Multilayer perceptron whose layers run as one kernel, with fp32 sums and exact derivatives up to the second.
 
     Args:
-        n_input_dims: input size.
-        n_output_dims: output size.
-        n_neurons: width of the hidden layers.
+        n_input_dims: inputs.
+        n_output_dims: outputs.
+        n_neurons: width of the hidden layers, or one width per hidden layer.
         n_hidden_layers: 0..8.
-        activation: of the hidden layers: ``"none"``, ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"silu"``,
-            ``"softplus"``, ``"sigmoid"``, ``"tanh"``, ``"exp"`` (derivative clamped to exp(+-15)) or ``"sine"``.
+        activation: of the hidden layers: ``"none"``, ``"relu"``, ``"leaky_relu"``, ``"silu"``, ``"softplus"``,
+            ``"sigmoid"``, ``"tanh"``, ``"exp"`` or ``"sine"``.
         output_activation: of the last layer, from the same set.
-        bias: whether layers have a bias.
-        compute_dtype: ``torch.bfloat16`` rounds the factors of every product to bf16; sums and parameters stay fp32.
+        bias: adds a trainable vector after every product.
+        compute_dtype: ``torch.bfloat16`` multiplies in bfloat16 and sums in fp32; parameters stay as they are.
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:
-        weights: ParameterList of [out, in], Xavier uniform; SIREN's (Sitzmann et al. 2020) for sine.
-        biases: ParameterList of [out], zeros; empty without bias.
+        weights: ParameterList of [out, in], one per layer.
+        biases: ParameterList of [out], empty without ``bias``.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
+    weights: nn.ParameterList
+    biases: nn.ParameterList
+
     def __init__(
         self,
         n_input_dims: int,
         n_output_dims: int,
-        n_neurons: int = 64,
+        n_neurons: int | Sequence[int] = 64,
         n_hidden_layers: int = 2,
         activation: str = "relu",
         output_activation: str = "none",
@@ -61,132 +68,178 @@ class FusedMLP(nn.Module):
         backend: str = "native",
     ) -> None:
         super().__init__()
-        for name, size in (("n_input_dims", n_input_dims), ("n_output_dims", n_output_dims), ("n_neurons", n_neurons)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be positive, got {size}")
         if not 0 <= n_hidden_layers <= MAX_HIDDEN_LAYERS:
             raise ValueError(f"`n_hidden_layers` must be in 0..{MAX_HIDDEN_LAYERS}, got {n_hidden_layers}")
-        for name, value in (("activation", activation), ("output_activation", output_activation)):
-            if value not in ACTIVATIONS:
-                raise ValueError(f"`{name}` must be one of {ACTIVATIONS}, got {value!r}")
+        hidden = [n_neurons] * n_hidden_layers if isinstance(n_neurons, int) else list(n_neurons)
+        if len(hidden) != n_hidden_layers:
+            raise ValueError(f"`n_neurons` must have one width per hidden layer ({n_hidden_layers}), got {n_neurons}")
+        widths = [n_input_dims, *hidden, n_output_dims]
+        if min(widths) < 1:
+            raise ValueError(f"`n_input_dims`, `n_neurons` and `n_output_dims` must be positive, got {widths}")
         if compute_dtype not in (None, torch.float32, torch.bfloat16):
-            raise ValueError(f"`compute_dtype` must be torch.bfloat16, torch.float32 or None, got {compute_dtype}")
+            raise ValueError(f"`compute_dtype` must be torch.bfloat16 or None, got {compute_dtype}")
+        self.n_input_dims = n_input_dims
+        self.n_output_dims = n_output_dims
+        self.n_neurons = n_neurons
+        self.n_hidden_layers = n_hidden_layers
+        self.activation = _check_activation(activation, "activation")
+        self.output_activation = _check_activation(output_activation, "output_activation")
+        self.compute_dtype = None if compute_dtype == torch.float32 else compute_dtype
         self.backend = check_backend(backend)
-        self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
-        self.n_neurons, self.n_hidden_layers = n_neurons, n_hidden_layers
-        self.activation, self.output_activation = activation, output_activation
-        self.compute_dtype = compute_dtype
-        sizes = [n_input_dims, *[n_neurons] * n_hidden_layers, n_output_dims]
-        self.weights = nn.ParameterList(torch.empty(out, into) for into, out in zip(sizes, sizes[1:], strict=False))
-        self.biases = nn.ParameterList(torch.empty(out) for out in sizes[1:]) if bias else nn.ParameterList()
+        shapes = [(n_out, n_in) for n_in, n_out in zip(widths, widths[1:], strict=False)]
+        self.weights = nn.ParameterList([nn.Parameter(torch.empty(shape)) for shape in shapes])
+        self.biases = nn.ParameterList([nn.Parameter(torch.empty(n_out)) for n_out, _ in shapes] if bias else [])
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws new weights; biases become zero."""
-        for layer, weight in enumerate(self.weights):
-            if self.activation == "sine":
-                # SIREN folds omega_0 = 30 into the weights of the first layer; the others start at sqrt(6 / in).
-                n_in = weight.shape[1]
-                bound = SINE_OMEGA / n_in if layer == 0 else math.sqrt(6 / n_in)
-                weight.uniform_(-bound, bound)
-            else:
-                nn.init.xavier_uniform_(weight)
+        """Draws weights from Xavier's uniform distribution and zeroes biases; for sine, SIREN's initialisation.
+
+        SIREN (Sitzmann et al. 2020, section 3.2) computes ``sin(30 (W x + b))``; its factor 30 is part of the
+        parameters here.
+        """
+        if self.activation == "sine" and self.n_hidden_layers > 0:
+            return self._reset_siren()
+        for weight in self.weights:
+            nn.init.xavier_uniform_(weight)
         for bias in self.biases:
-            bias.zero_()
+            nn.init.zeros_(bias)
+
+    def _reset_siren(self) -> None:
+        for layer, weight in enumerate(self.weights):
+            n_in = weight.shape[1]
+            bound = 1 / n_in if layer == 0 else math.sqrt(6 / n_in) / SIREN_FREQUENCY
+            factor = SIREN_FREQUENCY if layer < self.n_hidden_layers else 1.0
+            nn.init.uniform_(weight, -bound * factor, bound * factor)
+            if len(self.biases) > 0:
+                bound = factor / math.sqrt(n_in)
+                nn.init.uniform_(self.biases[layer], -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., n_output_dims] of ``x`` [..., n_input_dims]."""
+        """Outputs [..., out] of inputs ``x`` [..., in], in the dtype of the weights.
+
+        Raises:
+            ValueError: the last dimension of ``x`` does not fit.
+        """
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
         return ops_of(self.backend).mlp(
             x,
             list(self.weights),
-            list(self.biases) or None,
+            list(self.biases) if len(self.biases) > 0 else None,
             self.activation,
             self.output_activation,
-            compute_dtype=self.compute_dtype,
+            self.compute_dtype,
         )
 
     @classmethod
     def from_sequential(
-        cls, layers: nn.Sequential, compute_dtype: torch.dtype | None = None, backend: str = "native"
+        cls, model: nn.Sequential, compute_dtype: torch.dtype | None = None, backend: str = "native"
     ) -> FusedMLP:
-        """A fused copy of ``nn.Linear`` layers of one hidden width with one kind of activation between them.
+        """Copies an ``nn.Sequential`` of ``nn.Linear`` layers with activations between them.
 
         Raises:
-            ValueError: the modules are no such stack; the message names the first that does not fit.
+            ValueError: it holds something else, activations that differ between hidden layers, or biases in some
+                layers only.
         """
-        names = {module: name for name, module in _MODULES.items()}
         linears: list[nn.Linear] = []
-        activations: list[str] = []
-        for index, module in enumerate(layers):
+        activations: list[str] = []  # what follows each linear layer
+        for module in _flat_modules(model):
             if isinstance(module, nn.Linear):
-                if len(activations) < len(linears):
-                    activations.append("none")
                 linears.append(module)
-            elif type(module) in names and len(activations) == len(linears) - 1:
-                if isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01:
-                    raise ValueError(f"layer {index}: LeakyReLU must have slope 0.01, got {module.negative_slope}")
-                if isinstance(module, nn.Softplus) and module.beta != 1:
-                    raise ValueError(f"layer {index}: Softplus must have beta 1, got {module.beta}")
-                activations.append(names[type(module)])
+                activations.append("none")
+            elif not linears:
+                raise ValueError(f"`model` must begin with nn.Linear, got {module}")
+            elif activations[-1] != "none":
+                raise ValueError(f"`model` must have one activation after each nn.Linear, got {module} besides")
             else:
-                raise ValueError(f"layer {index} must be nn.Linear or one activation after it, got {module}")
+                activations[-1] = _name_of(module)
         if not linears:
-            raise ValueError("`layers` must hold at least one nn.Linear, got none")
-        if len(activations) < len(linears):
-            activations.append("none")
-        hidden, output = set(activations[:-1]) or {"relu"}, activations[-1]
-        widths = {linear.out_features for linear in linears[:-1]} or {64}
-        biases = {linear.bias is not None for linear in linears}
-        for what, found in (("activation", hidden), ("hidden width", widths), ("use of a bias", biases)):
-            if len(found) > 1:
-                raise ValueError(f"`layers` must have one {what}, got {sorted(found)}")
+            raise ValueError("`model` must hold at least one nn.Linear, got none")
+        hidden, output = activations[:-1], activations[-1]
+        if len(set(hidden)) > 1:
+            raise ValueError(f"`model` must have the same activation after every hidden layer, got {hidden}")
+        with_bias = [linear.bias is not None for linear in linears]
+        if len(set(with_bias)) > 1:
+            raise ValueError("`model` must have biases in all layers or in none; set the missing ones to zero")
         mlp = cls(
             linears[0].in_features,
             linears[-1].out_features,
-            widths.pop(),
+            [linear.out_features for linear in linears[:-1]],
             len(linears) - 1,
-            hidden.pop(),
+            hidden[0] if hidden else "relu",
             output,
-            biases.pop(),
+            with_bias[0],
             compute_dtype,
             backend,
         )
-        mlp = mlp.to(linears[0].weight)
-        with torch.no_grad():
-            for layer, linear in enumerate(linears):
-                mlp.weights[layer].copy_(linear.weight)
-                if linear.bias is not None:
-                    mlp.biases[layer].copy_(linear.bias)
+        mlp.to(device=linears[0].weight.device, dtype=linears[0].weight.dtype)
+        mlp.load_state_dict(
+            {f"weights.{i}": linear.weight for i, linear in enumerate(linears)}
+            | {f"biases.{i}": linear.bias for i, linear in enumerate(linears) if linear.bias is not None}
+        )
         return mlp
 
     def to_sequential(self) -> nn.Sequential:
-        """The same network of ``nn.Linear`` and activation modules, with copies of the parameters.
-
-        Raises:
-            ValueError: an activation has no module in PyTorch (exp, sine).
-        """
+        """The same function as an ``nn.Sequential`` with copies of the parameters; bfloat16 rounding is left out."""
         modules: list[nn.Module] = []
         for layer, weight in enumerate(self.weights):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=len(self.biases) > 0).to(weight)
+            n_out, n_in = weight.shape
+            has_bias = len(self.biases) > 0
+            linear = nn.Linear(n_in, n_out, bias=has_bias, device=weight.device, dtype=weight.dtype)
             with torch.no_grad():
                 linear.weight.copy_(weight)
-                if len(self.biases) > 0:
+                if has_bias:
                     linear.bias.copy_(self.biases[layer])
             modules.append(linear)
-            activation = self.activation if layer < self.n_hidden_layers else self.output_activation
-            if activation not in _MODULES:
-                raise ValueError(f"`{activation}` has no module in torch.nn; one of {tuple(_MODULES)} does")
-            if activation != "none":
-                modules.append(_MODULES[activation]())
+            name = self.activation if layer < self.n_hidden_layers else self.output_activation
+            if name != "none":
+                modules.append(_MODULES[name]() if name in _MODULES else Activation(name))
         return nn.Sequential(*modules)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.n_input_dims}, {self.n_output_dims}, n_neurons={self.n_neurons},"
-            f" n_hidden_layers={self.n_hidden_layers}, activation={self.activation!r},"
-            f" output_activation={self.output_activation!r}, bias={len(self.biases) > 0},"
-            f" compute_dtype={self.compute_dtype}, backend={self.backend!r}"
-        )
+        sizes = f"{self.n_input_dims}, {self.n_output_dims}, n_neurons={self.n_neurons}"
+        layers = f"n_hidden_layers={self.n_hidden_layers}, activation={self.activation!r}"
+        output = f"output_activation={self.output_activation!r}, bias={len(self.biases) > 0}"
+        dtype = "" if self.compute_dtype is None else f", compute_dtype={self.compute_dtype}"
+        return f"{sizes}, {layers}, {output}, backend={self.backend!r}{dtype}"
+
+
+_MODULES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,  # slope 0.01
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def _check_activation(activation: str, argument: str) -> str:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"`{argument}` must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
+    return activation
+
+
+def _flat_modules(model: nn.Sequential) -> Iterator[nn.Module]:
+    for module in model:
+        if isinstance(module, nn.Sequential):
+            yield from _flat_modules(module)
+        else:
+            yield module
+
+
+def _name_of(module: nn.Module) -> str:
+    """The activation an ``nn.Module`` stands for."""
+    if isinstance(module, nn.Identity):
+        return "none"
+    if isinstance(module, Activation):
+        return module.name
+    for name, kind in _MODULES.items():
+        if type(module) is kind:
+            if isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01:
+                raise ValueError(f"nn.LeakyReLU must have slope 0.01, got {module.negative_slope}")
+            if isinstance(module, nn.Softplus) and module.beta != 1:
+                raise ValueError(f"nn.Softplus must have beta 1, got {module.beta}")
+            return name
+    raise ValueError(f"`model` may hold nn.Linear, nn.Identity and {[*_MODULES]}, got {module}")
