@@ -167,6 +167,17 @@ def test_second_derivatives_match_reference(compute_dtype: torch.dtype | None) -
         torch.testing.assert_close(a, b, rtol=1e-4 if compute_dtype is None else 3e-2, atol=1e-4 * b.abs().max().item())
 
 
+@pytest.mark.parametrize("loss", [torch.sum, lambda t: t.square().sum()])
+def test_third_derivative_raises(loss) -> None:
+    x = torch.rand(5, 2, requires_grad=True)
+    (first,) = torch.autograd.grad(
+        ops.mlp(x, [torch.ones(3, 2)], activation="none", output_activation="tanh").sum(), x, create_graph=True
+    )
+    (second,) = torch.autograd.grad(loss(first), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice, not three times"):
+        second.sum().backward()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_are_accurate_everywhere(activation: str) -> None:
     """One input, one weight 1: the activation and its derivative alone, in units in the last place of their scale."""

@@ -6,6 +6,7 @@
 namespace hashgrid {
 
 constexpr int kMaxDims = 7;
+constexpr int kMaxFeatures = 8;  // per level
 constexpr int kMaxLevels = 64;
 constexpr int kMaxCorners = 1 << kMaxDims;
 constexpr int kMaxShDegree = 8;

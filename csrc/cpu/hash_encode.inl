@@ -550,18 +550,20 @@ static void hash_encode_finish_backward_positions_range(const HashEncodeParams& 
 }
 
 // ---- one point at a time: fp64, level weights, second order ---------------------------------------------------------
+//
+// T is the type of positions and gradients. Products and a point's sums are in double for either: the second order
+// adds up to 2^D F L terms of either sign. Only the cell is found in T, so that every pass finds the same one.
 
-template <typename T>
-static inline T load_feature(const void* table, DType dtype, int64_t i) {
+static inline double load_feature(const void* table, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::kFloat64:
-      return static_cast<T>(static_cast<const double*>(table)[i]);
+      return static_cast<const double*>(table)[i];
     case DType::kFloat16:
-      return static_cast<T>(float16_to_float(static_cast<const uint16_t*>(table)[i]));
+      return float16_to_float(static_cast<const uint16_t*>(table)[i]);
     case DType::kBFloat16:
-      return static_cast<T>(bfloat16_to_float(static_cast<const uint16_t*>(table)[i]));
+      return bfloat16_to_float(static_cast<const uint16_t*>(table)[i]);
     default:
-      return static_cast<T>(static_cast<const float*>(table)[i]);
+      return static_cast<const float*>(table)[i];
   }
 }
 
@@ -583,31 +585,29 @@ static inline Point<T> load_point(const HashEncodeParams& p, int64_t n) {
   return point;
 }
 
-template <typename T>
 struct Cell {
   uint32_t base[kMaxDims];
-  CellWeights<T> weights;
+  CellWeights<double> weights;
 };
 
 template <typename T>
-static inline Cell<T> find_cell(const HashEncodeParams& p, const GridLevel& level, const Point<T>& point) {
-  Cell<T> cell;
+static inline Cell find_cell(const HashEncodeParams& p, const GridLevel& level, const Point<T>& point) {
+  Cell cell;
   cell.weights.n_dims = p.n_dims;
   for (int d = 0; d < p.n_dims; ++d) {
     T fraction;
     cell.base[d] = grid_cell(point.x[d], level.scale, p.shift, &fraction);
-    cell.weights.axis[d] = axis_weight(fraction, p.interpolation);
+    cell.weights.axis[d] = axis_weight<double>(fraction, p.interpolation);
   }
   return cell;
 }
 
 template <typename T>
-static inline T level_weight(const HashEncodeParams& p, int l) {
-  return p.level_weights != nullptr ? static_cast<const T*>(p.level_weights)[l] : T(1);
+static inline double level_weight(const HashEncodeParams& p, int l) {
+  return p.level_weights != nullptr ? static_cast<const T*>(p.level_weights)[l] : 1.0;
 }
 
-template <typename T>
-static inline int64_t first_feature(const HashEncodeParams& p, int l, const Cell<T>& cell, uint32_t corner) {
+static inline int64_t first_feature(const HashEncodeParams& p, int l, const Cell& cell, uint32_t corner) {
   const GridLevel& level = p.levels[l];
   return (level.offset + grid_index(level, p.n_dims, cell.base, corner)) * p.n_features;
 }
@@ -623,12 +623,12 @@ static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end
     for (int64_t k = 0; k < row; ++k) y[k] = finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
-      const Cell<T> cell = find_cell(p, p.levels[l], point);
+      const Cell cell = find_cell(p, p.levels[l], point);
       for (uint32_t c = 0; c < n_corners; ++c) {
-        const T weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, l);
+        const double weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, l);
         const int64_t first = first_feature(p, l, cell, c);
         for (int f = 0; f < p.n_features; ++f) {
-          y[l * p.n_features + f] += weight * load_feature<T>(p.table, p.table_dtype, first + f);
+          y[l * p.n_features + f] += weight * load_feature(p.table, p.table_dtype, first + f);
         }
       }
     }
@@ -656,12 +656,12 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
     for (int64_t n = 0; n < p.n_points; ++n) {
       const Point<T> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
-      const Cell<T> cell = find_cell(p, level, point);
+      const Cell cell = find_cell(p, level, point);
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row + shard.level * p.n_features;
       for (uint32_t c = 0; c < n_corners; ++c) {
         const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
         if (entry < shard.low || entry >= shard.high) continue;
-        const T weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, shard.level);
+        const double weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, shard.level);
         T* target = grad_table + (level.offset + entry) * p.n_features;
         for (int f = 0; f < p.n_features; ++f) target[f] += weight * grad_y[f];
       }
@@ -680,13 +680,13 @@ static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, 
     const Point<T> point = load_point<T>(p, n);
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
-      const Cell<T> cell = find_cell(p, p.levels[l], point);
-      const T factor = level_weight<T>(p, l) * static_cast<T>(p.levels[l].scale);
+      const Cell cell = find_cell(p, p.levels[l], point);
+      const double factor = level_weight<T>(p, l) * p.levels[l].scale;
       for (uint32_t c = 0; c < n_corners; ++c) {
         const int64_t first = first_feature(p, l, cell, c);
-        T dot = T(0);
+        double dot = 0.0;
         for (int f = 0; f < p.n_features; ++f) {
-          dot += grad_y[l * p.n_features + f] * load_feature<T>(p.table, p.table_dtype, first + f);
+          dot += grad_y[l * p.n_features + f] * load_feature(p.table, p.table_dtype, first + f);
         }
         for (int d = 0; d < p.n_dims; ++d) {
           if (!point.stopped[d]) grad_x[d] += factor * corner_weight_first(cell.weights, c, d) * dot;
@@ -709,16 +709,16 @@ static void backward_level_weights(const HashEncodeParams& p, int64_t begin, int
       if (point.state != PointState::kInside) continue;
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
       for (int l = 0; l < p.n_levels; ++l) {
-        const Cell<T> cell = find_cell(p, p.levels[l], point);
-        T total = T(0);
+        const Cell cell = find_cell(p, p.levels[l], point);
+        double total = 0.0;
         for (uint32_t c = 0; c < n_corners; ++c) {
-          const T weight = corner_weight(cell.weights, c, -1, -1);
+          const double weight = corner_weight(cell.weights, c, -1, -1);
           const int64_t first = first_feature(p, l, cell, c);
           for (int f = 0; f < p.n_features; ++f) {
-            total += weight * grad_y[l * p.n_features + f] * load_feature<T>(p.table, p.table_dtype, first + f);
+            total += weight * grad_y[l * p.n_features + f] * load_feature(p.table, p.table_dtype, first + f);
           }
         }
-        sums[l] += static_cast<double>(total);
+        sums[l] += total;
       }
     }
   }
@@ -732,25 +732,24 @@ static void hash_encode_backward_level_weights_range(const HashEncodeParams& p, 
 // Second order. With v, V, u the cotangents of grad_positions, grad_table, grad_level_weights, m the level weights and
 // T, w the table and corner weights, the pulled-back scalar is
 //   s = sum_{n,l,f} grad_y [ m sum_c (a_c T_c + w_c V_c) + u sum_c w_c T_c ],   a_c = sum_d v_d dw_c/dx_d.
-template <typename T>
 struct SecondOrderCorner {
-  T weight;              // w_c
-  T along;               // a_c
-  T first[kMaxDims];     // dw_c/dx_e
-  T second[kMaxDims];    // da_c/dx_e
+  double weight;            // w_c
+  double along;             // a_c
+  double first[kMaxDims];   // dw_c/dx_e
+  double second[kMaxDims];  // da_c/dx_e
 };
 
 template <typename T>
-static inline SecondOrderCorner<T> second_order_corner(const HashEncodeParams& p, const GridLevel& level,
-                                                       const Point<T>& point, const Cell<T>& cell, uint32_t c,
+static inline SecondOrderCorner second_order_corner(const HashEncodeParams& p, const GridLevel& level,
+                                                       const Point<T>& point, const Cell& cell, uint32_t c,
                                                        const T* v) {
-  SecondOrderCorner<T> out;
-  const T scale = static_cast<T>(level.scale);
+  SecondOrderCorner out;
+  const double scale = level.scale;
   out.weight = corner_weight(cell.weights, c, -1, -1);
-  out.along = T(0);
+  out.along = 0.0;
   for (int e = 0; e < p.n_dims; ++e) {
-    out.first[e] = point.stopped[e] ? T(0) : scale * corner_weight_first(cell.weights, c, e);
-    out.second[e] = T(0);
+    out.first[e] = point.stopped[e] ? 0.0 : scale * corner_weight_first(cell.weights, c, e);
+    out.second[e] = 0.0;
     if (v == nullptr || point.stopped[e]) continue;
     out.along += v[e] * out.first[e];
     for (int d = 0; d < p.n_dims; ++d) {
@@ -781,27 +780,31 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
       for (int d = 0; d < p.n_dims; ++d) out_x[d] = T(0);
       const Point<T> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
+      double total_x[kMaxDims] = {};
       for (int l = 0; l < p.n_levels; ++l) {
-        const Cell<T> cell = find_cell(p, p.levels[l], point);
-        const T m = level_weight<T>(p, l);
-        const T u_level = u != nullptr ? u[l] : T(0);
+        const Cell cell = find_cell(p, p.levels[l], point);
+        const double m = level_weight<T>(p, l);
+        const double u_level = u != nullptr ? u[l] : 0.0;
+        double total_y[kMaxFeatures] = {};
         for (uint32_t c = 0; c < n_corners; ++c) {
-          const SecondOrderCorner<T> corner = second_order_corner(p, p.levels[l], point, cell, c, v);
+          const SecondOrderCorner corner = second_order_corner(p, p.levels[l], point, cell, c, v);
           const int64_t first = first_feature(p, l, cell, c);
           for (int f = 0; f < p.n_features; ++f) {
-            const T value = load_feature<T>(p.table, p.table_dtype, first + f);
-            const T table_cotangent = grad_grad_table != nullptr ? grad_grad_table[first + f] : T(0);
-            const T plain = corner.along * value + corner.weight * table_cotangent;
-            const int64_t k = l * p.n_features + f;
-            out_y[k] += m * plain + u_level * corner.weight * value;
+            const double value = load_feature(p.table, p.table_dtype, first + f);
+            const double table_cotangent = grad_grad_table != nullptr ? grad_grad_table[first + f] : 0.0;
+            const double plain = corner.along * value + corner.weight * table_cotangent;
+            const double grad = grad_y[l * p.n_features + f];
+            total_y[f] += m * plain + u_level * corner.weight * value;
             for (int e = 0; e < p.n_dims; ++e) {
-              out_x[e] += grad_y[k] * (m * (corner.second[e] * value + corner.first[e] * table_cotangent) +
-                                       u_level * corner.first[e] * value);
+              total_x[e] += grad * (m * (corner.second[e] * value + corner.first[e] * table_cotangent) +
+                                    u_level * corner.first[e] * value);
             }
-            if (sums != nullptr) sums[l] += static_cast<double>(grad_y[k] * plain);
+            if (sums != nullptr) sums[l] += grad * plain;
           }
         }
+        for (int f = 0; f < p.n_features; ++f) out_y[l * p.n_features + f] = static_cast<T>(total_y[f]);
       }
+      for (int d = 0; d < p.n_dims; ++d) out_x[d] = static_cast<T>(total_x[d]);
     }
   }
 }
@@ -823,19 +826,19 @@ static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) 
     const Shard shard = shard_of(p, unit);
     const GridLevel& level = p.levels[shard.level];
     zero_shard<T>(p, shard);
-    const T m = level_weight<T>(p, shard.level);
-    const T u_level = u != nullptr ? u[shard.level] : T(0);
+    const double m = level_weight<T>(p, shard.level);
+    const double u_level = u != nullptr ? u[shard.level] : 0.0;
     for (int64_t n = 0; n < p.n_points; ++n) {
       const Point<T> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
       const T* v = grad_grad_positions != nullptr ? grad_grad_positions + n * p.n_dims : nullptr;
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row + shard.level * p.n_features;
-      const Cell<T> cell = find_cell(p, level, point);
+      const Cell cell = find_cell(p, level, point);
       for (uint32_t c = 0; c < n_corners; ++c) {
         const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
         if (entry < shard.low || entry >= shard.high) continue;
-        const SecondOrderCorner<T> corner = second_order_corner(p, level, point, cell, c, v);
-        const T factor = m * corner.along + u_level * corner.weight;
+        const SecondOrderCorner corner = second_order_corner(p, level, point, cell, c, v);
+        const double factor = m * corner.along + u_level * corner.weight;
         T* target = grad_table + (level.offset + entry) * p.n_features;
         for (int f = 0; f < p.n_features; ++f) target[f] += factor * grad_y[f];
       }

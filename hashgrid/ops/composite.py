@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.ops._last import no_third_derivative
 
 _N_OUTPUTS = 5
 
@@ -72,9 +73,9 @@ def _pull_back_twice(ctx, cotangents) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[: _N_OUTPUTS + 2]
     if all(g is None for g in cotangents):
         return (None,) * len(needs)
-    grads = torch.ops.hashgrid.composite_backward_backward(
-        *_contiguous(cotangents), *ctx.saved_tensors, ctx.early_stop_eps
-    )
+    backward_backward = torch.ops.hashgrid.composite_backward_backward
+    arguments = (*_contiguous(cotangents), *ctx.saved_tensors, ctx.early_stop_eps)
+    grads = no_third_derivative("composite", backward_backward, *arguments)
     return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
@@ -106,7 +107,6 @@ class _CompositeBackward(torch.autograd.Function):
         _setup_context(ctx, inputs, output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *cotangents):  # type: ignore[override]
         return *_pull_back_twice(ctx, cotangents), None, None, None, None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.ops._last import no_third_derivative
 
 INTERPOLATIONS = ("linear", "smoothstep", "nearest")
 BOUNDS = ("clamp", "zero", "none")
@@ -139,30 +140,15 @@ class _HashEncodeBackward(torch.autograd.Function):
         if all(g is None for g in kept):
             return (None,) * 7
         keep = ctx.needs_input_grad[:4]
-        grads = _HashEncodeBackwardBackward.apply(*kept, *ctx.saved_tensors, ctx.options, keep)
+        grads = no_third_derivative("hash_encode", _second_order, *kept, *ctx.saved_tensors, ctx.options, keep)
         return *(grad if need else None for grad, need in zip(grads, keep, strict=True)), None, None, None
 
 
-class _HashEncodeBackwardBackward(torch.autograd.Function):
-    """The second derivative, a function only to say that there is no third: `once_differentiable` would return zero
-    for it where the cotangents are constant."""
-
-    @staticmethod
-    def forward(v_positions, v_table, v_weights, grad_y, positions, table, level_weights, shadow, options, keep):  # type: ignore[override]
-        read = table if shadow is None else shadow
-        return _extension.ops().hash_encode_backward_backward(
-            v_positions, v_table, v_weights, grad_y, positions, read, level_weights, *options, keep[2], keep[3]
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        pass
-
-    @staticmethod
-    def backward(ctx, *cotangents):  # type: ignore[override]
-        raise RuntimeError(
-            'hash_encode can be differentiated twice, not three times; use `backend="reference"` for higher derivatives'
-        )
+def _second_order(v_positions, v_table, v_weights, grad_y, positions, table, level_weights, shadow, options, keep):
+    read = table if shadow is None else shadow
+    return _extension.ops().hash_encode_backward_backward(
+        v_positions, v_table, v_weights, grad_y, positions, read, level_weights, *options, keep[2], keep[3]
+    )
 
 
 def _register() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.ops._last import no_third_derivative
 from hashgrid.reference.mlp import mlp as reference_mlp
 
 # In the order of the kernels' enum.
@@ -136,14 +137,19 @@ class _MlpBackward(torch.autograd.Function):
         ctx.save_for_backward(grad_y, x, *params)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *cotangents):  # type: ignore[override]
         grad_y, x, *params = ctx.saved_tensors
         need_x, need_params = ctx.needs
         of_x = cotangents[0] if need_x else None
         of_params = [g if need_params else None for g in cotangents[1:]]
         wanted = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[5:])
-        grads = _second_order([of_x, *of_params], grad_y, x, params, ctx.n_layers, ctx.options, wanted)
+        n_given = len(cotangents)
+
+        def compute(*tensors):
+            grad_y, x, *params = tensors[n_given:]
+            return tuple(_second_order(tensors[:n_given], grad_y, x, params, ctx.n_layers, ctx.options, wanted))
+
+        grads = no_third_derivative("mlp", compute, of_x, *of_params, grad_y, x, *params)
         return *grads[:2], None, None, None, *grads[2:]
 
 

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def straight_through(value: Tensor, gradient_to: Tensor) -> Tensor:
     """Exactly ``value`` in the dtype of ``gradient_to``, which receives the whole gradient; same shapes."""
-    return value.detach().to(gradient_to.dtype) + (gradient_to - gradient_to.detach())  # the bracket is exactly 0
+    return _StraightThrough.apply(value, gradient_to)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(value, gradient_to):  # type: ignore[override]
+        return value.to(gradient_to.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        return None, grad
