@@ -437,7 +437,7 @@ def test_any_configuration_matches_reference_in_fp64(data) -> None:
     order = {"grad_x": 1, "second_grad_y": 1, "second_table": 1, "second_x": 2}
     for name, value in expected.items():
         scale = value.abs().max().item() if value.numel() else 1.0
-        # a derivative to x is a difference of terms as large as the level's scale, that of a table of one entry exactly 0
+        # a derivative to x is a difference of terms as large as the level's scale, of a one-entry table exactly 0
         rounding = 1e-13 * max(levels.scales) ** order.get(name, 0)
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-9 * max(scale, 1.0) + rounding, msg=name)
 
