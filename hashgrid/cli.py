@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hashgrid.options import BACKENDS
 from hashgrid.version import __version__
 
 
@@ -74,7 +75,7 @@ def _add_budget(parser: argparse.ArgumentParser, steps: str, time_limit: str) ->
     parser.add_argument("--steps", type=int, help=steps)
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=time_limit)
     parser.add_argument("--seed", type=int, help="random seed (default: 0)")
-    parser.add_argument("--backend", choices=("native", "reference"), help="kernels, or their plain PyTorch twins")
+    parser.add_argument("--backend", choices=BACKENDS, help="kernels, or their plain PyTorch twins")
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -36,6 +36,4 @@ def describe() -> list[tuple[str, str]]:
 
 def cuda_status() -> str:
     """Whether the CUDA kernels are there, or why not."""
-    if torch.version.cuda is None:
-        return "not built: this version has CPU kernels only (and this torch has no CUDA)"
     return "not built: this version has CPU kernels only"

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from hashgrid.options import BACKENDS, check_option
 from hashgrid.shadow import mark_fresh
-
-BACKENDS = ("native", "reference")
 
 
 class Adam(Optimizer):
@@ -53,8 +52,7 @@ class Adam(Optimizer):
         zero_grad_in_step: bool = False,
         backend: str = "native",
     ) -> None:
-        if backend not in BACKENDS:
-            raise ValueError(f"`backend` must be one of {BACKENDS}, got {backend!r}")
+        check_option("backend", backend, BACKENDS)
         if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"`ema_decay` must be in [0, 1) or None, got {ema_decay}")
         self.backend = backend

@@ -11,7 +11,7 @@ from torch import nn
 
 import hashgrid
 from hashgrid import FusedMLP
-from hashgrid.reference.activation import ACTIVATIONS
+from hashgrid.options import ACTIVATIONS
 
 
 def test_parameters_are_named_per_layer() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
-from hashgrid.reference.activation import ACTIVATIONS
+from hashgrid.options import ACTIVATIONS
 
 BF16 = torch.bfloat16
 # Block sizes are 128 rows for narrow networks and less for wide ones; a partial sum of gradients covers 2048 or more.

@@ -2,6 +2,10 @@
 
 import json
 import math
+import random
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -112,6 +116,41 @@ def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
     assert main(["nerf", "--eval", checkpoint, "--out", str(again), "--no-video"]) == 0
     first, second = (json.loads((path / "results.json").read_text())["test"] for path in (out, again))
     assert first["psnr_mean"] == second["psnr_mean"]
+
+
+def test_run_killed_five_times_ends_like_an_uninterrupted_one(scene_path, tmp_path):
+    generator = random.Random(0)
+    # the share of time spent on the occupancy grid is all of a run that clocks decide
+    options_ = options(checkpoint_seconds=0.2, occupancy_time_share=1)
+
+    def command(out, *more):
+        return [sys.executable, "-m", "hashgrid", "nerf", str(scene_path), "--out", str(out), "--no-video", *more]
+
+    def start(out):
+        checkpoint = out / "checkpoint.safetensors"
+        more = ["--resume"] if checkpoint.exists() else ["--steps", "400", *options_]
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = subprocess.Popen(command(out, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+            time.sleep(0.01)
+        return process
+
+    killed, steps = tmp_path / "killed", []
+    for _ in range(5):
+        process = start(killed)
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(generator.uniform(0, 0.4))
+        process.kill()
+        process.wait()
+        steps.append(read_checkpoint(killed / "checkpoint.safetensors")[1]["progress"]["step"])
+    assert 0 < steps[0] and steps == sorted(set(steps)) and steps[-1] < 400, steps
+    assert start(killed).wait() == 0
+    assert start(tmp_path / "whole").wait() == 0
+    psnr = [
+        json.loads((tmp_path / run / "results.json").read_text())["test"]["psnr_mean"] for run in ("killed", "whole")
+    ]
+    assert math.isclose(*psnr, abs_tol=0.1), psnr
+    assert not [path.name for path in killed.iterdir() if path.name.startswith(".") or path.suffix == ".tmp"]
 
 
 def test_turntable_is_written(scene_path, tmp_path):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from hashgrid.options import ACTIVATIONS
 from hashgrid.reference import mlp
-from hashgrid.reference.activation import ACTIVATIONS, activate
+from hashgrid.reference.activation import activate
 
 MODULES = {
     "none": nn.Identity,

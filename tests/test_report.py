@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 
@@ -150,18 +149,6 @@ def test_video(tmp_path):
         with pytest.raises(ValueError, match=message):
             report.write_video(path, bad)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["turntable.mp4"]
-
-
-def test_results(tmp_path):
-    path = tmp_path / "results.json"
-    results = {"train.seconds": 1.5, "train": {"steps": 10, "samples": torch.tensor(99)}, "test.psnr_mean": math.nan}
-    report.write_results(path, results)
-    assert json.loads(path.read_text()) == {
-        "train": {"seconds": 1.5, "steps": 10, "samples": 99},
-        "test": {"psnr_mean": None},
-    }
-    with pytest.raises(ValueError, match="got no train.steps, train.samples"):
-        report.write_results(path, {"train.seconds": 1})
 
 
 def test_missing_extra_is_named(monkeypatch):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hashgrid.modules._backend import check_backend, ops_of
+from hashgrid.modules._backend import ops_of
+from hashgrid.options import BACKENDS, check_option
 
 
 class SphericalHarmonics(nn.Module):
@@ -25,7 +26,7 @@ class SphericalHarmonics(nn.Module):
         if not 1 <= degree <= 8:
             raise ValueError(f"`degree` must be in 1..8, got {degree}")
         self.degree = degree
-        self.backend = check_backend(backend)
+        self.backend = check_option("backend", backend, BACKENDS)
         self.n_output_dims = degree * degree
 
     def forward(self, directions: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class Frequency(nn.Module):
             raise ValueError(f"`n_frequencies` must be in 1..64, got {n_frequencies}")
         self.n_input_dims = n_input_dims
         self.n_frequencies = n_frequencies
-        self.backend = check_backend(backend)
+        self.backend = check_option("backend", backend, BACKENDS)
         self.n_output_dims = n_input_dims * 2 * n_frequencies
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from hashgrid.modules._backend import check_backend, ops_of
-from hashgrid.reference.activation import ACTIVATIONS, activate
+from hashgrid.modules._backend import ops_of
+from hashgrid.options import ACTIVATIONS, BACKENDS, check_option
+from hashgrid.reference.activation import activate
 
 MAX_HIDDEN_LAYERS = 8
 SIREN_FREQUENCY = 30.0  # omega_0 of Sitzmann et al. 2020
@@ -20,7 +21,7 @@ class Activation(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = _check_activation(name, "name")
+        self.name = check_option("name", name, ACTIVATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
         return activate(x, self.name)
@@ -82,10 +83,10 @@ class FusedMLP(nn.Module):
         self.n_output_dims = n_output_dims
         self.n_neurons = n_neurons
         self.n_hidden_layers = n_hidden_layers
-        self.activation = _check_activation(activation, "activation")
-        self.output_activation = _check_activation(output_activation, "output_activation")
+        self.activation = check_option("activation", activation, ACTIVATIONS)
+        self.output_activation = check_option("output_activation", output_activation, ACTIVATIONS)
         self.compute_dtype = None if compute_dtype == torch.float32 else compute_dtype
-        self.backend = check_backend(backend)
+        self.backend = check_option("backend", backend, BACKENDS)
         shapes = [(n_out, n_in) for n_in, n_out in zip(widths, widths[1:], strict=False)]
         self.weights = nn.ParameterList([nn.Parameter(torch.empty(shape)) for shape in shapes])
         self.biases = nn.ParameterList([nn.Parameter(torch.empty(n_out)) for n_out, _ in shapes] if bias else [])
@@ -213,12 +214,6 @@ _MODULES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
-
-
-def _check_activation(activation: str, argument: str) -> str:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"`{argument}` must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
-    return activation
 
 
 def _flat_modules(model: nn.Sequential) -> Iterator[nn.Module]:

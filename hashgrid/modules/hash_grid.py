@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
-from hashgrid.modules._backend import check_backend, ops_of
+from hashgrid.modules._backend import ops_of
+from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, check_option
 from hashgrid.shadow import forget, is_fresh, mark_fresh
-
-INTERPOLATIONS = ("linear", "smoothstep", "nearest")
-BOUNDS = ("clamp", "zero", "none")
 
 
 class HashGrid(nn.Module):
@@ -73,13 +71,11 @@ class HashGrid(nn.Module):
         super().__init__()
         if n_features_per_level not in FEATURE_COUNTS:
             raise ValueError(f"`n_features_per_level` must be one of {FEATURE_COUNTS}, got {n_features_per_level}")
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"`interpolation` must be one of {INTERPOLATIONS}, got {interpolation!r}")
-        if bounds not in BOUNDS:
-            raise ValueError(f"`bounds` must be one of {BOUNDS}, got {bounds!r}")
+        check_option("interpolation", interpolation, INTERPOLATIONS)
+        check_option("bounds", bounds, BOUNDS)
         if compute_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"`compute_dtype` must be torch.float16, torch.bfloat16 or None, got {compute_dtype}")
-        self.backend = check_backend(backend)
+        self.backend = check_option("backend", backend, BACKENDS)
         if level_table is None:
             self.levels = make_level_table(
                 n_input_dims, n_levels, log2_hashmap_size, base_resolution, max_resolution, per_level_scale, convention

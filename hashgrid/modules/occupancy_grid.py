@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from hashgrid.modules._backend import check_backend, ops_of
+from hashgrid.modules._backend import ops_of
 from hashgrid.modules.rays import RaySamples
+from hashgrid.options import BACKENDS, check_option
 
 
 class OccupancyGrid(nn.Module):
@@ -45,7 +46,7 @@ class OccupancyGrid(nn.Module):
         backend: str = "native",
     ) -> None:
         super().__init__()
-        self.backend = check_backend(backend)
+        self.backend = check_option("backend", backend, BACKENDS)
         x, y, z = (resolution,) * 3 if isinstance(resolution, int) else tuple(int(n) for n in resolution)
         if min(x, y, z) < 1 or n_cascades < 1:
             raise ValueError(f"`resolution` and `n_cascades` must be positive, got {resolution} and {n_cascades}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def run(
         if interrupted:
             n_views = min(n_views or 4, 4)
             print("interrupted: the checkpoint is written, a few test views follow; --resume goes on", flush=True)
-    _evaluate(trainer, out, n_views, interrupted)
+    train_peak = _peak_memory() if evaluate_only is None else None
+    _evaluate(trainer, out, n_views, interrupted, train_peak)
     if video and not interrupted:
         _turntable(trainer, out)
     print(f"results in {out}", flush=True)
@@ -128,7 +130,12 @@ def _train(trainer: Trainer, out: Path) -> bool:
     return interrupted
 
 
-def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: bool) -> None:
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: bool, train_peak: int | None) -> None:
     tqdm = optional_import("tqdm", "nerf").tqdm
     scene, config, progress = trainer.scene, trainer.config, trainer.progress
     background = background_color(config.background)
@@ -154,6 +161,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "samples": progress.samples,
             "rays": progress.rays,
             "interrupted": interrupted,
+            "peak_memory_bytes": train_peak,
         },
         "test": {
             "psnr_mean": statistics.fmean(s.psnr for s in scores) if scores else None,
@@ -167,7 +175,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
             "test_views": "every 8th view" if not (scene.path / "transforms_test.json").exists() else "test split",
         },
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": _peak_memory(),
         "threads": torch.get_num_threads(),
         "config": config.to_dict(),
     }

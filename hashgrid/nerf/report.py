@@ -10,13 +10,12 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.files import atomic_path, atomic_write_image, atomic_write_json, atomic_write_text, to_uint8
+from hashgrid.files import atomic_path, atomic_write_image, atomic_write_text, to_uint8
 from hashgrid.metrics import psnr
 from hashgrid.nerf.cameras import Cameras, look_at, nearest_point_to_axes
 from hashgrid.nerf.dataset import Scene
@@ -235,31 +234,3 @@ def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30) -> No
                 writer.close()
         if writer is None:
             raise ValueError("`frames` must hold at least one image, got none")
-
-
-def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write `results.json`. Dotted keys become objects: ``{"train.steps": 3}`` -> ``{"train": {"steps": 3}}``.
-
-    Raises:
-        ValueError: ``train.seconds``, ``train.steps`` or ``train.samples`` is missing.
-    """
-    nested: dict[str, Any] = {}
-
-    def insert(target: dict[str, Any], key: str, value: Any) -> None:
-        head, _, rest = key.partition(".")
-        if rest:
-            insert(target.setdefault(head, {}), rest, value)
-        elif isinstance(value, Mapping):
-            for name, item in value.items():
-                insert(target.setdefault(head, {}), str(name), item)
-        else:
-            target[head] = value
-
-    for key, value in results.items():
-        insert(nested, key, value)
-    missing = [f"train.{key}" for key in ("seconds", "steps", "samples") if key not in nested.get("train", {})]
-    if missing:
-        raise ValueError(
-            f"`results` must have train.seconds, train.steps and train.samples, got no {', '.join(missing)}"
-        )
-    atomic_write_json(path, nested)

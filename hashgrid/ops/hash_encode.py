@@ -11,9 +11,7 @@ from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
-
-INTERPOLATIONS = ("linear", "smoothstep", "nearest")
-BOUNDS = ("clamp", "zero", "none")
+from hashgrid.options import BOUNDS, INTERPOLATIONS, check_option
 
 
 def hash_encode(
@@ -55,10 +53,8 @@ def hash_encode(
         ValueError: an option or a shape is wrong.
         RuntimeError: a dtype or size the kernels do not take.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"`interpolation` must be one of {INTERPOLATIONS}, got {interpolation!r}")
-    if bounds not in BOUNDS:
-        raise ValueError(f"`bounds` must be one of {BOUNDS}, got {bounds!r}")
+    check_option("interpolation", interpolation, INTERPOLATIONS)
+    check_option("bounds", bounds, BOUNDS)
     if positions.dtype in (torch.float16, torch.bfloat16):
         positions = positions.float()
     batch = positions.shape[:-1]

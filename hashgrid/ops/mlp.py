@@ -11,10 +11,9 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
+from hashgrid.options import ACTIVATIONS, check_option
 from hashgrid.reference.mlp import mlp as reference_mlp
 
-# In the order of the kernels' enum.
-ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine")
 MAX_LAYERS = 9
 
 
@@ -75,8 +74,7 @@ def _check_arguments(
     compute_dtype: torch.dtype | None,
 ) -> None:
     for name, value in (("activation", activation), ("output_activation", output_activation)):
-        if value not in ACTIVATIONS:
-            raise ValueError(f"`{name}` must be one of {ACTIVATIONS}, got {value!r}")
+        check_option(name, value, ACTIVATIONS)
     if not 1 <= len(weights) <= MAX_LAYERS:
         raise ValueError(f"`weights` must have 1 to {MAX_LAYERS} layers, got {len(weights)}")
     if compute_dtype not in (None, torch.bfloat16, weights[0].dtype):

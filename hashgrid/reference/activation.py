@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hashgrid.options import ACTIVATIONS, check_option
+
 EXP_GRADIENT_CLAMP = 15.0
 
 
@@ -33,7 +35,7 @@ class _ClampedGradientExp(torch.autograd.Function):
         return grad_y * x.clamp(-EXP_GRADIENT_CLAMP, EXP_GRADIENT_CLAMP).exp()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
     "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
@@ -49,6 +51,4 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """Apply the activation called ``activation`` elementwise."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
-    return ACTIVATIONS[activation](x)
+    return _FUNCTIONS[check_option("activation", activation, ACTIVATIONS)](x)

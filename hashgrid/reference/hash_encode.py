@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from hashgrid.levels import LevelTable
+from hashgrid.options import BOUNDS, INTERPOLATIONS, check_option
 from hashgrid.reference.straight_through import straight_through
-
-INTERPOLATIONS = ("linear", "smoothstep", "nearest")
-BOUNDS = ("clamp", "zero", "none")
 
 HASH_FACTORS = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
 UINT32_MASK = 0xFFFFFFFF
@@ -148,10 +146,8 @@ def _check_arguments(
             f"`table` must be {maths_dtype} for {positions.dtype} `positions`, got {table.dtype};"
             " pass a half copy as `shadow`"
         )
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"`interpolation` must be one of {INTERPOLATIONS}, got {interpolation!r}")
-    if bounds not in BOUNDS:
-        raise ValueError(f"`bounds` must be one of {BOUNDS}, got {bounds!r}")
+    check_option("interpolation", interpolation, INTERPOLATIONS)
+    check_option("bounds", bounds, BOUNDS)
     if level_weights is not None and level_weights.shape != (levels.n_levels,):
         raise ValueError(f"`level_weights` must have shape [{levels.n_levels}], got {list(level_weights.shape)}")
     if shadow is not None and shadow.shape != table.shape:
