@@ -15,6 +15,7 @@ from hashgrid.cli import main
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import load_scene
 from hashgrid.nerf.procedural import write_scene
+from hashgrid.nerf.render import evaluate_front_to_back
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
 
 TINY = {
@@ -85,6 +86,25 @@ def test_training_stops_at_a_loss_that_is_not_finite(scene):
         trainer.model.color_mlp.weights[0].fill_(math.nan)
     with pytest.raises(TrainingError, match="the loss is nan at step 1"):
         trainer.step()
+
+
+def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
+    trainer = trained(scene, 60, 60)
+    model, eps = trainer.model, trainer.marching.early_stop_eps
+    rays_o, rays_d = scene.test.rays(torch.zeros(300, dtype=torch.long), torch.arange(300) % 48, torch.arange(300) // 8)
+    samples = trainer.occupancy.march(rays_o, rays_d, step_size=trainer.marching.step_size)
+    with torch.no_grad():
+        expected, expected_geometry = model.geometry(model.grid(model.unit(samples.positions(rays_o, rays_d))))
+        expected *= 300  # surfaces
+        model.geometry = lambda encoded, plain=model.geometry: tuple(
+            x * factor for x, factor in zip(plain(encoded), (300, 1), strict=True)
+        )
+        sigmas, geometry = evaluate_front_to_back(model, samples, rays_o, rays_d, eps, first_window=4)
+    index, found = samples.visible(expected, eps)[1], samples.visible(sigmas, eps)[1]
+    assert torch.equal(index, found) and 0 < len(index) < samples.n_samples / 2
+    torch.testing.assert_close(sigmas[index], expected[index])
+    torch.testing.assert_close(geometry[index], expected_geometry[index])
+    assert (sigmas == 0).sum() > samples.n_samples / 4
 
 
 def test_a_budget_is_needed(scene):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hashgrid.modules._backend import ops_of
@@ -52,6 +53,27 @@ class RaySamples:
         """
         t = self.midpoints.unsqueeze(-1)
         return rays_o.index_select(0, self.ray_indices).addcmul(rays_d.index_select(0, self.ray_indices), t)
+
+    def window(self, rays: Tensor, begin: int, end: int) -> tuple[RaySamples, Tensor]:
+        """Samples number ``begin`` to ``end`` of some rays, less where a ray has fewer.
+
+        Args:
+            rays: [A] int64, ascending.
+            begin, end: number of a sample along its ray.
+
+        Returns:
+            The samples, of A rays but with the ``ray_indices`` they have here, and their index [K] int64 among these.
+        """
+        starts, counts = self.packed_info.index_select(0, rays).unbind(-1)
+        counts = (counts - begin).clamp(0, end - begin)
+        offsets = counts.cumsum(0) - counts
+        index = torch.repeat_interleave(starts + begin - offsets, counts)
+        index += torch.arange(index.shape[0], device=index.device)
+        t_starts, t_ends, ray_indices = (
+            x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices)
+        )
+        packed_info = torch.stack((offsets, counts), dim=-1)
+        return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend), index
 
     def visible(self, sigmas: Tensor, early_stop_eps: float = 1e-4) -> tuple[RaySamples, Tensor]:
         """The samples that compositing counts, those of transmittance at least ``early_stop_eps``.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hashgrid.modules import OccupancyGrid, composite
+from hashgrid.modules import OccupancyGrid, RaySamples, composite
 from hashgrid.nerf.cameras import Cameras
 from hashgrid.nerf.dataset import Scene
 from hashgrid.nerf.model import NerfModel
@@ -69,15 +70,16 @@ def render_rays(
     n_marched = samples.n_samples
     # Behind a surface nothing is seen and no gradient flows: values of all samples first, without gradient, then the
     # colour MLP and the backward pass, two thirds of a step, on those that count.
-    with torch.no_grad():
-        unit = model.unit(samples.positions(rays_o, rays_d))
-        encoded = model.grid(unit)
-        sigmas, geometry = model.geometry(encoded)
-        samples, index = samples.visible(sigmas, marching.early_stop_eps)
     if torch.is_grad_enabled():
-        known = encoded.index_select(0, index)
+        with torch.no_grad():
+            unit = model.unit(samples.positions(rays_o, rays_d))
+            encoded = model.grid(unit)
+            samples, index = samples.visible(model.geometry(encoded)[0], marching.early_stop_eps)
+            known = encoded.index_select(0, index)
         sigmas, geometry = model.geometry(model.grid(unit.index_select(0, index), known=known))
     else:
+        sigmas, geometry = evaluate_front_to_back(model, samples, rays_o, rays_d, marching.early_stop_eps)
+        samples, index = samples.visible(sigmas, marching.early_stop_eps)
         sigmas, geometry = sigmas.index_select(0, index), geometry.index_select(0, index)
     directions = model.directions(rays_d).index_select(0, samples.ray_indices)
     colors = model.color(geometry, directions)
@@ -85,6 +87,38 @@ def render_rays(
         sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background
     )
     return Rendered(features, opacities, depths, samples.n_samples, n_marched)
+
+
+@torch.no_grad()
+def evaluate_front_to_back(
+    model: NerfModel,
+    samples: RaySamples,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    early_stop_eps: float,
+    first_window: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Densities [S] and geometry features [S, G] of the samples that may be seen; zeros behind surfaces.
+
+    Rays advance together, window by window, each twice as long as the one before; those that have become opaque stop.
+    """
+    n_samples, counts = samples.n_samples, samples.packed_info[:, 1]
+    sigmas = rays_o.new_zeros(n_samples)
+    geometry = rays_o.new_zeros(n_samples, model.density_mlp.n_output_dims)
+    thickness = torch.zeros(samples.n_rays, dtype=torch.float64, device=rays_o.device)
+    opaque = -math.log(early_stop_eps) + 1e-6  # a rounding later than compositing stops
+    begin, length = 0, first_window
+    rays = counts.nonzero().squeeze(-1)
+    while rays.shape[0] > 0:
+        window, index = samples.window(rays, begin, begin + length)
+        densities, features = model.geometry(model.grid(model.unit(window.positions(rays_o, rays_d))))
+        sigmas[index] = densities
+        geometry[index] = features
+        thickness.index_add_(0, window.ray_indices, (densities * (window.t_ends - window.t_starts)).double())
+        begin, length = begin + length, 2 * length
+        alive = (counts[rays] > begin) & ~(thickness[rays] > opaque)
+        rays = rays[alive]
+    return sigmas, geometry
 
 
 @torch.no_grad()
