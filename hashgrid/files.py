@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,22 +19,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, same extension, that takes its place when the block ends without an error.
+    """A temporary path, same name, that takes the place of ``path`` when the block ends without an error.
 
-    The content is on the disk before the name changes. The temporary name is always the same, so that the remains of a
-    killed process are overwritten by the next; two processes must not write the same file at once.
+    The content is on the disk before the name changes. The temporary file lies in a folder of its own beside ``path``,
+    where libraries that make further files for themselves leave them; the remains of a killed process go when the next
+    one writes the same file. Two processes must not write it at once.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    folder = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    temporary = folder / path.name
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     sync_directory(path.parent)
 
 

@@ -127,3 +127,5 @@ def test_checkpoint_survives_sigkill(tmp_path):
         process.wait()
         tensors, metadata = load_checkpoint(path)
         assert bool((tensors["x"] == metadata["step"]).all())
+        save_checkpoint(path, tensors, metadata)
+        assert os.listdir(tmp_path) == ["run.safetensors"]  # also what safetensors had begun
