@@ -124,7 +124,7 @@ def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = N
     optimizer = Adam(groups, lr=learning_rate, betas=(0.9, 0.99), eps=1e-15, backend=config.backend)
 
     step, fraction, smooth = 0, 0.0, 0.0
-    bar = tqdm(total=100, bar_format="{percentage:3.0f}%|{bar}| {elapsed} {postfix}", desc="image")
+    bar = tqdm(total=100, bar_format="image {percentage:3.0f}%|{bar:20}| {elapsed} {desc}")
     try:
         while fraction < 1.0:
             learning_rate.fill_(
@@ -145,7 +145,7 @@ def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = N
             fraction = max(
                 step / config.steps if config.steps else 0.0, seconds / config.time_limit if config.time_limit else 0.0
             )
-            bar.set_postfix_str(f"loss {smooth:.2e}  PSNR {-10 * math.log10(smooth + 1e-10):.2f} dB", refresh=False)
+            bar.set_description_str(f"loss {smooth:.2e}  PSNR {-10 * math.log10(smooth + 1e-10):.2f} dB", refresh=False)
             bar.update(min(100 * fraction, 100) - bar.n)
     except KeyboardInterrupt:
         bar.write("interrupted; writing what there is")

@@ -109,12 +109,12 @@ def _train(trainer: Trainer, out: Path) -> bool:
     """Whether the user interrupted."""
     tqdm = optional_import("tqdm", "nerf").tqdm
     checkpoint = out / "checkpoint.safetensors"
-    bar_format = "{desc} {percentage:3.0f}%|{bar:20}| {postfix}"
+    bar_format = "train {percentage:3.0f}%|{bar:20}| {desc}"
     interrupted = False
-    with tqdm(total=100.0, desc="train", bar_format=bar_format, mininterval=0.2) as bar:
+    with tqdm(total=100.0, bar_format=bar_format, mininterval=0.2) as bar:
 
         def show(progress: Progress) -> None:
-            bar.set_postfix_str(
+            bar.set_description_str(
                 f"step {progress.step} loss {progress.loss:.4f} PSNR {progress.psnr:.2f} dB"
                 f" {progress.samples_per_second / 1e6:.2f} M samples/s {progress.rays_per_second / 1e3:.0f} k rays/s"
                 f" {progress.seconds_left:.0f} s left",
