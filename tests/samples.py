@@ -37,19 +37,19 @@ def _hash_encode() -> Iterator[Arguments]:
 
 def _hash_encode_backward() -> Iterator[Arguments]:
     positions, table = torch.rand(N_POINTS, 3).requires_grad_(), _leaf(LEVELS.n_entries, 2)
-    yield _leaf(N_POINTS, 6), positions, table, torch.rand(3), *LINEAR, True, True, True
-    yield torch.randn(N_POINTS, 6), positions.detach(), table.detach(), None, *LINEAR, False, True, False
+    yield _leaf(N_POINTS, 6), positions, table, torch.rand(3), *LINEAR, True, True, True, False
+    yield torch.randn(N_POINTS, 6), positions.detach(), table.detach(), None, *LINEAR, False, True, False, False
 
 
 def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
-    yield torch.zeros(LEVELS.n_entries, 2), torch.randn(N_POINTS, 6), torch.rand(N_POINTS, 3), None, *LINEAR
+    yield torch.zeros(LEVELS.n_entries, 2), torch.randn(N_POINTS, 6), torch.rand(N_POINTS, 3), None, *LINEAR, False
 
 
 def _hash_encode_backward_backward() -> Iterator[Arguments]:
     grad_y, positions, table = torch.randn(N_POINTS, 6), torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
     cotangents = torch.randn(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2), torch.randn(3)
-    yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True
-    yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, True, False
+    yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True, False
+    yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, True, False, False
 
 
 def _mlp_params(bias: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:

@@ -69,7 +69,7 @@ def test_matches_reference(shape: tuple[int, ...], skip_zero: bool, ema: bool, d
     states = [State(shape, dtype, skip_zero, ema) for _ in range(2)] + [State(shape, torch.float64, skip_zero, ema)]
     for name in ("param", "exp_avg", "exp_avg_sq", "ema"):  # the truth starts from the rounded values
         if getattr(states[0], name) is not None:
-            setattr(states[2], name, getattr(states[0], name).double())
+            setattr(states[2], name, getattr(states[0], name).double().clone())
     states[0].step(adam_step, grad.clone(), skip_zero)
     states[1].step(reference.adam_step, grad.clone(), skip_zero)
     states[2].step(reference.adam_step, grad.double(), skip_zero)

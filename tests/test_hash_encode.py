@@ -356,14 +356,15 @@ def test_hash_encode_passes_opcheck(interpolation: int, dtype: torch.dtype) -> N
     library = torch.ops.hashgrid
     torch.library.opcheck(library.hash_encode.default, (*leaves, *options))
     torch.library.opcheck(library.hash_encode.default, (*leaves[:2], None, *options))
-    torch.library.opcheck(library.hash_encode_backward.default, (grad_y, *leaves, *options, True, True, True))
+    torch.library.opcheck(library.hash_encode_backward.default, (grad_y, *leaves, *options, True, True, True, False))
     cotangents = torch.randn_like(x), torch.randn_like(table), torch.randn_like(weights)
     torch.library.opcheck(
-        library.hash_encode_backward_backward.default, (*cotangents, grad_y, x, table, weights, *options, True, True)
+        library.hash_encode_backward_backward.default,
+        (*cotangents, grad_y, x, table, weights, *options, True, True, False),
     )
     torch.library.opcheck(
         library.hash_encode_accumulate_table_gradient.default,
-        (torch.zeros_like(table), grad_y, x, weights, *options),
+        (torch.zeros_like(table), grad_y, x, weights, *options, False),
     )
 
 

@@ -33,6 +33,17 @@ HASHGRID_HD double adam_bias_correction(double beta1, double beta2, int64_t step
   return ::sqrt(1.0 - ::pow(beta2, t)) / (1.0 - ::pow(beta1, t));
 }
 
+// The same in fp32, from the logarithms of the betas: within 4 roundings, for where pow would cost more than the update.
+HASHGRID_HD float adam_bias_correction_from_logs(float log_beta1, float log_beta2, int32_t step) {
+  const float t = static_cast<float>(step);
+  return ::sqrtf(-::expm1f(t * log_beta2)) / -::expm1f(t * log_beta1);
+}
+
+// decay^n for the n steps a row was idle.
+HASHGRID_HD float ema_keep(float log_decay, int32_t n) {
+  return n > 0 ? ::expf(static_cast<float>(n) * log_decay) : n == 0 ? 1.0f : 0.0f;
+}
+
 template <typename S, typename T>
 HASHGRID_HD void adam_moments(const AdamConstants<S>& c, T grad, T param, T* exp_avg, T* exp_avg_sq) {
   grad = grad + c.weight_decay * param;

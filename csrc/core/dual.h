@@ -35,6 +35,26 @@ struct Dual {
   HASHGRID_HD_MEMBER Dual& operator+=(const Dual& b) { return *this = *this + b; }
 };
 
+// The real type a number type is made of.
+template <typename V>
+struct RealOf {
+  typedef V Type;
+};
+template <typename T>
+struct RealOf<Dual<T>> {
+  typedef T Type;
+};
+
+// What an output receives: the value, or the derivative of a dual number.
+template <typename T>
+HASHGRID_HD T written(T x) {
+  return x;
+}
+template <typename T>
+HASHGRID_HD T written(const Dual<T>& x) {
+  return x.tangent;
+}
+
 HASHGRID_HD float primal(float x) { return x; }
 HASHGRID_HD double primal(double x) { return x; }
 template <typename T>

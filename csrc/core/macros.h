@@ -16,3 +16,12 @@
 #endif
 
 #define HASHGRID_RESTRICT __restrict__
+
+// Unrolls the loop that follows, of at most 8 turns.
+#if defined(__CUDACC__)
+#define HASHGRID_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
+#define HASHGRID_UNROLL _Pragma("unroll")
+#else
+#define HASHGRID_UNROLL _Pragma("GCC unroll 8")
+#endif

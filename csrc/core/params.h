@@ -62,9 +62,15 @@ struct HashEncodeParams {
   const void* grad_grad_level_weights;  // [n_levels]
   void* grad_grad_y;                    // [n_points, n_levels * n_features]
 
-  bool accumulate;  // add to grad_table instead of overwriting it
+  bool accumulate;  // CPU: add to grad_table instead of overwriting it
 
-  // Workspace, fp32 only.
+  // Workspace of CUDA. With `fixed`, table gradients are summed in integers, which no order changes: contributions are
+  // scaled by a power of two that keeps the sum of all of them below 2^62.
+  int64_t* fixed;            // [n_entries, n_features] zeros, or null: sums as they come
+  uint32_t* largest;         // [1] zero; receives the bits of the largest contribution's magnitude, in fp32
+  void* grad_level_weights;  // [n_levels] sum of the chunks
+
+  // Workspace of the CPU, fp32 only.
   int32_t current_level;      // backward to positions: the level this pass adds
   int64_t soa_stride;         // n_points rounded up to a multiple of every vector width
   float* soa_positions;       // [n_dims, soa_stride], bounds applied, 0 where not finite
@@ -115,7 +121,14 @@ struct AdamStepParams {
   const float* ema_keeps;         // [n_ema_keeps], ema_decay^i
   int32_t n_bias_corrections;
   int32_t n_ema_keeps;
+  const void* lr_tensor;  // [1]; CUDA reads it on the device, or `lr` where this is null
+  DType lr_dtype;         // kFloat32 or kFloat64
+  double* shared_rates;   // CUDA: [2] unless skip_zero: learning rate times bias correction, weight of the old average
 };
+
+// Sums over rays on CUDA take this many rays per block. Their workspace holds a sum per block, then the total, then a
+// word that is not 0 if some ray does not lie where it should.
+constexpr int64_t kScanChunk = 1024;
 
 struct RayAabbParams {
   int64_t n_rays;
@@ -141,7 +154,7 @@ struct MarchRaysParams {
   const void* rays_o;    // [n_rays, 3]
   const void* rays_d;    // [n_rays, 3]
   const void* aabb;      // [6], box of cascade 0
-  const uint32_t* bits;  // cell g is bit g & 31 of word g >> 5 (little endian: bit g & 7 of byte g >> 3)
+  const uint8_t* bits;   // cell g is bit g & 7 of byte g >> 3; on the CPU aligned and padded to words of 4 bytes
 
   void* t_begin;  // [n_rays] distance of the first step, jitter included
   void* t_stop;   // [n_rays] no step has its middle behind this; inf where a ray has no samples
@@ -156,12 +169,15 @@ struct MarchRaysParams {
   void* t_starts;            // [n_samples]
   void* t_ends;              // [n_samples]
   int64_t* ray_indices;      // [n_samples]
+
+  int64_t* scan;  // CUDA: workspace of the sum over rays, see kScanChunk
 };
 
 // One struct for the values and the gradients, and for their derivatives along (tangent_sigmas, tangent_features):
 // with `second_order` every output receives its derivative instead.
 struct CompositeParams {
   int64_t n_rays;
+  int64_t n_samples;
   int64_t n_features;
   double early_stop_eps;
   DType dtype;                 // of every array of reals: kFloat32 or kFloat64
@@ -191,10 +207,13 @@ struct CompositeParams {
   // Set per thread.
   void* scratch;             // [kCompositeRows, scratch_capacity], twice that with second_order
   int64_t scratch_capacity;  // at least the longest ray, and a vector of padding
+
+  void* saved;  // CUDA, backward: [2, n_samples] transmittance and spread, twice that with second_order
 };
 
 struct VisibleSamplesParams {
   int64_t n_rays;
+  int64_t n_samples;
   double early_stop_eps;
   DType dtype;                 // of every array of reals: kFloat32 or kFloat64
   const void* sigmas;          // [n_samples]
@@ -203,16 +222,19 @@ struct VisibleSamplesParams {
   const int64_t* packed_info;  // [n_rays, 2] first sample, number of samples
   int64_t* kept_info;          // [n_rays, 2] the same of the samples kept
   int64_t* index;              // [n_kept] the samples kept
+  int64_t* scan;               // CUDA: workspace of the sum over rays, see kScanChunk
 };
 
 struct CounterUniformParams {
+  int64_t n;
   uint64_t seed;
   uint32_t step;
-  const int64_t* index;  // [N]
-  float* u;              // [N]
+  const int64_t* index;  // [n]
+  float* u;              // [n]
 };
 
 struct OccupancyPointsParams {
+  int64_t n_points;
   int64_t n_cells;        // of the grid
   int32_t resolution[3];  // cells per axis
   bool jitter;
@@ -222,11 +244,12 @@ struct OccupancyPointsParams {
   const int64_t* cells;   // [n_points]
   const void* aabb;       // [6], box of cascade 0
   void* points;           // [n_points, 3]
-  int64_t* invalid_cell;  // set to a member of `cells` that is no cell, if there is one
+  int64_t* invalid_cell;  // [1] set to a member of `cells` that is no cell, if there is one
 };
 
 struct OccupancyVisibleParams {
   int64_t n_views;
+  int64_t n_cells;
   int32_t resolution[3];  // cells per axis
   int32_t n_cascades;
   const float* planes;  // [n_views, 5, 4] plane[:3] . x + plane[3] >= 0 inside the view
@@ -235,18 +258,23 @@ struct OccupancyVisibleParams {
   int32_t* candidates;  // [n_views] scratch, set per thread
 };
 
+// Cells whose densities are summed together: the mean must depend on neither threads nor blocks.
+constexpr int64_t kOccupancyChunk = 16384;
+
 struct OccupancyUpdateParams {
   int64_t n_cells;
   int64_t n_samples;
   float decay;
-  float threshold;
+  float threshold;        // CPU
+  double max_threshold;
   float* density;        // [n_cells]; negative: no camera sees the cell
   uint8_t* bits;         // [ceil(n_cells / 8)]
   const int64_t* cells;  // [n_samples], unique
   const float* values;   // [n_samples]
   double* chunk_sums;    // [n_chunks] sum over the visible cells of each kOccupancyChunk cells
   int64_t* chunk_counts;  // [n_chunks] number of visible cells
-  int64_t* invalid_cell;  // set to a member of `cells` that is no cell, if there is one
+  int64_t* invalid_cell;  // [1] set to a member of `cells` that is no cell, if there is one
+  float* mean_threshold;  // CUDA: [1] receives the threshold
 };
 
 enum class Activation : int32_t { kNone, kReLU, kLeakyReLU, kSiLU, kSoftplus, kSigmoid, kTanh, kExp, kSine };
@@ -303,6 +331,15 @@ struct MlpParams {
   int64_t staging[2];    // in `scratch`: [n_block, widest layer], sums of the matrix products
   int64_t gradient[2];        // in `scratch`: [n_block, widest layer] bfloat16 factors, kBFloat16 only
   int64_t gradient_pairs[2];  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, kBFloat16 only
+
+  // CUDA. With kBFloat16 `scratch` is the shared memory of a block, all widths are padded to 16, and matrices lie in
+  // tiles of 16 x 16; without, it is global memory, nothing is padded, and each partial sum is of `n_slice` rows.
+  int32_t n_warps;         // kBFloat16 backward: warps of a block
+  int64_t n_slice;
+  int64_t shared_bytes;    // kBFloat16
+  int64_t sums;            // in `scratch`: [partial_size] floats; -1: added up in `partials` itself
+  int64_t bias_sums;       // in `scratch`: [n_warps, n_bias_sums] floats; -1: no bias gradients
+  int64_t n_bias_sums;
 };
 
 }  // namespace hashgrid

@@ -12,7 +12,8 @@ namespace hashgrid {
 namespace HASHGRID_ISA {
 
 // a * b, rounded: the compiler must not fuse it with a later addition. Which cell a step falls into depends on the
-// last bit, and every instruction set, device and the reference have to agree on it.
+// last bit, and every instruction set, device and the reference have to agree on it. Products by a power of two, as by
+// the size of a cascade, are exact and need no guard; divisions and roots are correctly rounded on every device.
 #if defined(__CUDA_ARCH__)
 HASHGRID_HD float rounded_multiply(float a, float b) { return __fmul_rn(a, b); }
 HASHGRID_HD double rounded_multiply(double a, double b) { return __dmul_rn(a, b); }
@@ -22,10 +23,12 @@ HASHGRID_HD V rounded_multiply(V a, V b) {
   V product = a * b;
 #if defined(__clang__)
   // Clang fuses within one expression only, and this one ends here.
+#elif defined(__x86_64__)  // an association barrier does not survive GCC's vectoriser
+  __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(product));
 #elif defined(__GNUC__) && __GNUC__ >= 12
   product = __builtin_assoc_barrier(product);
-#elif defined(__x86_64__)
-  __asm__("" : "+x"(product));
 #endif
   return product;
 }
@@ -126,7 +129,7 @@ HASHGRID_HD MarchGrid<T> make_march_grid(const MarchRaysParams& p) {
 
 template <typename T>
 HASHGRID_HD T step_at(const MarchGrid<T>& grid, T t) {
-  T step = t * grid.cone_angle;
+  T step = rounded_multiply(t, grid.cone_angle);
   step = step < grid.step_size ? grid.step_size : step;
   return step > grid.max_step ? grid.max_step : step;
 }
@@ -152,11 +155,11 @@ HASHGRID_HD RaySpan<T> begin_march(const MarchRaysParams& p, const MarchGrid<T>&
 // Whether the cell at distance t is occupied, and where the ray leaves it. The cascade is the smallest one that
 // contains the point and has no cell side below `step`.
 template <typename T>
-HASHGRID_HD bool look_up_cell(const MarchGrid<T>& grid, const uint32_t* bits, const T* origin, const T* direction, T t,
+HASHGRID_HD bool look_up_cell(const MarchGrid<T>& grid, const uint8_t* bits, const T* origin, const T* direction, T t,
                               T step, T* t_exit) {
   T point[3];
   for (int axis = 0; axis < 3; ++axis) point[axis] = origin[axis] + rounded_multiply(direction[axis], t);
-  int64_t index = 0;
+  int32_t index = 0;
   T growth = T(1);
   for (; index < grid.n_cascades - 1; ++index, growth *= T(2)) {
     bool inside = !(step > grid.min_cell * growth);
@@ -181,16 +184,16 @@ HASHGRID_HD bool look_up_cell(const MarchGrid<T>& grid, const uint32_t* bits, co
     const T t_side = (far_side - origin[axis]) / direction[axis];
     *t_exit = t_side < *t_exit ? t_side : *t_exit;
   }
-  return (bits[index >> 5] >> (index & 31)) & 1u;
+  return (bits[index >> 3] >> (index & 7)) & 1u;
 }
 
-// The whole march of one ray; emit(t_start) is called for each sample. Returns their number.
+// The march of one ray up to its max_samples-th sample; emit(t_start) is called for each. Returns their number.
 //
 // With equal steps, distances are t_begin + k * step with an integer k: rounding does not build up, and empty cells are
 // left in one go. With growing ones every step is taken, and those within a cell known to be empty are not looked up.
 template <typename T, typename Emit>
 HASHGRID_HD int64_t march_ray(const MarchRaysParams& p, const MarchGrid<T>& grid, int64_t ray, T t_begin, T t_stop,
-                              Emit emit) {
+                              int64_t max_samples, Emit emit) {
   const T* origin = static_cast<const T*>(p.rays_o) + 3 * ray;
   const T* direction = static_cast<const T*>(p.rays_d) + 3 * ray;
   const T inf = std::numeric_limits<T>::infinity();
@@ -198,7 +201,7 @@ HASHGRID_HD int64_t march_ray(const MarchRaysParams& p, const MarchGrid<T>& grid
   const bool equal_steps = grid.cone_angle == T(0);
   T t = t_begin, t_empty = -inf;
   int64_t k = 0, count = 0;
-  while (count < p.max_samples_per_ray) {
+  while (count < max_samples) {
     const T step = step_at(grid, t);
     const T middle = t + step / T(2);
     if (!(middle < t_stop) || !(t + step > t)) break;  // a step too small to change t would never end

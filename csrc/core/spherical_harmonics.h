@@ -49,10 +49,10 @@ HASHGRID_HD ShConstants<S> sh_constants(int degree) {
 template <int kDegree, typename S, typename T>
 HASHGRID_HD void sh_values(const ShConstants<S>& c, T x, T y, T z, T* values) {
   T re = T{} + S(1), im = T{};  // (x + iy)^m
-#pragma GCC unroll 8
+  HASHGRID_UNROLL
   for (int m = 0; m < kDegree; ++m) {
     T q = T{} + c.first[m], before = T{};
-#pragma GCC unroll 8
+    HASHGRID_UNROLL
     for (int l = m; l < kDegree; ++l) {
       if (l > m) {
         const T next = c.rise[sh_index(l, m)] * z * q - c.fall[sh_index(l, m)] * before;
@@ -76,13 +76,13 @@ HASHGRID_HD void sh_gradient(const ShConstants<S>& c, T x, T y, T z, const T* gr
   *grad_x = *grad_y = *grad_z = zero;
   T re = zero + S(1), im = zero;
   T re_before = zero, im_before = zero;  // (x + iy)^(m-1)
-#pragma GCC unroll 8
+  HASHGRID_UNROLL
   for (int m = 0; m < kDegree; ++m) {
     T q = zero + c.first[m], q_before = zero;
     T slope = zero, slope_before = zero;  // d Q / d z
     T sum_re = zero, sum_im = zero;       // of Q times the gradient of the channel with Re, Im
     T slope_re = zero, slope_im = zero;
-#pragma GCC unroll 8
+    HASHGRID_UNROLL
     for (int l = m; l < kDegree; ++l) {
       if (l > m) {
         const S rise = c.rise[sh_index(l, m)], fall = c.fall[sh_index(l, m)];

@@ -4,13 +4,15 @@
 // V: number type of a sample, T: of distances, A: of the running sums of a ray.
 #pragma once
 
+#include <cstdint>
+
 #include "core/dual.h"
 #include "core/macros.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-// Sums of a ray are kept in double on the CPU, where that is free.
+// Sums of a ray are kept in double: a handful of additions per sample.
 template <typename V>
 struct SumOf {
   typedef double Type;
@@ -19,6 +21,32 @@ template <typename T>
 struct SumOf<Dual<T>> {
   typedef Dual<double> Type;
 };
+
+template <typename T>
+HASHGRID_HD T read_value(const void* values, const void*, int64_t i, T*) {
+  return static_cast<const T*>(values)[i];
+}
+template <typename T>
+HASHGRID_HD Dual<T> read_value(const void* values, const void* tangents, int64_t i, Dual<T>*) {
+  return {static_cast<const T*>(values)[i], tangents != nullptr ? static_cast<const T*>(tangents)[i] : T(0)};
+}
+
+// Element i of `values`, with its tangent (null: zero) where V is a dual number.
+template <typename V>
+HASHGRID_HD V read_value(const void* values, const void* tangents, int64_t i) {
+  return read_value(values, tangents, i, static_cast<V*>(nullptr));
+}
+
+template <typename T>
+HASHGRID_HD T read_or_zero(const void* values, int64_t i) {
+  return values != nullptr ? static_cast<const T*>(values)[i] : T(0);
+}
+
+// What a sample of weight w adds to the distortion; `spread` is sum w_j (m - m_j) over the samples in front of it.
+template <typename T, typename A>
+HASHGRID_HD A sample_distortion(A w, A spread, T step) {
+  return w * (w * A(static_cast<double>(step) / 3.0) + A(2.0) * spread);
+}
 
 // What one ray has gathered from the samples in front of the current one.
 template <typename A>
@@ -39,7 +67,7 @@ HASHGRID_HD V composite_step(V transmittance, V alpha, T step, T middle, RaySums
   sums->middle = m;
   const V weight = transmittance * alpha;
   const A w = A(weight);
-  sums->distortion += w * (w * A(static_cast<double>(step) / 3.0) + A(2.0) * sums->spread);
+  sums->distortion += sample_distortion(w, sums->spread, step);
   sums->depth += w * A(m);
   sums->weight += w;
   return weight;
@@ -60,6 +88,15 @@ struct RayGradients {
   T opacity, depth, distortion;
 };
 
+// dL/dw of a sample: grad_weight, that through the features and the weight itself, and what comes through the sums of
+// its ray. `spread` is sum w_j |m - m_j| over the other samples.
+template <typename T, typename A>
+HASHGRID_HD A weight_gradient(A grad_weight, A w, A spread, T step, double middle, const RayGradients<T>& grads) {
+  const A both = A(2.0) * spread + w * A(static_cast<double>(step) * (2.0 / 3.0));
+  return grad_weight + A(static_cast<double>(grads.opacity) + static_cast<double>(grads.depth) * middle) +
+         A(static_cast<double>(grads.distortion)) * both;
+}
+
 // dL / d(sigma dt) of one sample. `passed` = exp(-sigma dt); `spread` as composite_step left it; `grad_weight` is
 // dL/dw through the features and the weight itself.
 template <typename V, typename T, typename A>
@@ -69,9 +106,7 @@ HASHGRID_HD V composite_step_reverse(V transmittance, V passed, V weight, V spre
   suffix->spread += suffix->weight * A(suffix->middle - m);
   suffix->middle = m;
   const A w = A(weight);
-  const A both = A(2.0) * (A(spread) + suffix->spread) + w * A(static_cast<double>(step) * (2.0 / 3.0));
-  const A grad = A(grad_weight) + A(static_cast<double>(grads.opacity) + static_cast<double>(grads.depth) * m) +
-                 A(static_cast<double>(grads.distortion)) * both;
+  const A grad = weight_gradient(A(grad_weight), w, A(spread) + suffix->spread, step, m, grads);
   const A result = grad * A(transmittance * passed) - suffix->gradient;
   suffix->gradient += grad * w;
   suffix->weight += w;

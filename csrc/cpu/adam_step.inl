@@ -24,13 +24,6 @@ static inline VecF square_root(VecF x) {
   return x;
 }
 
-static inline uint16_t float_to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);  // quiet NaN
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 // Round to nearest, ties to even.
 static inline uint16_t float_to_float16(float x) {
 #if defined(HASHGRID_HAS_AVX2)

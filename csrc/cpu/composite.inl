@@ -5,15 +5,6 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-template <typename V>
-struct RealOf {
-  typedef V Type;
-};
-template <typename T>
-struct RealOf<Dual<T>> {
-  typedef T Type;
-};
-
 // The per-sample rows of a group of rays.
 template <typename V>
 struct CompositeScratch {
@@ -69,34 +60,6 @@ static void exponentiate(const CompositeScratch<V>& s, int64_t count) {
     s.passed[i] = exponential(-s.thickness[i]);
     s.alpha[i] = -exponential_minus_one(-s.thickness[i]);
   }
-}
-
-template <typename T>
-static inline T read_value(const void* values, const void*, int64_t i, T*) {
-  return static_cast<const T*>(values)[i];
-}
-template <typename T>
-static inline Dual<T> read_value(const void* values, const void* tangents, int64_t i, Dual<T>*) {
-  return {static_cast<const T*>(values)[i], tangents != nullptr ? static_cast<const T*>(tangents)[i] : T(0)};
-}
-template <typename V>
-static inline V read_value(const void* values, const void* tangents, int64_t i) {
-  return read_value(values, tangents, i, static_cast<V*>(nullptr));
-}
-
-// What an output receives: the value, or the derivative of a dual number.
-template <typename T>
-static inline T written(T x) {
-  return x;
-}
-template <typename T>
-static inline T written(const Dual<T>& x) {
-  return x.tangent;
-}
-
-template <typename T>
-static inline T read_or_zero(const void* values, int64_t i) {
-  return values != nullptr ? static_cast<const T*>(values)[i] : T(0);
 }
 
 // Calls body(ray, first, count, offset) for each ray; `offset` is where its samples lie in the scratch rows, with

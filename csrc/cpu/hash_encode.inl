@@ -19,10 +19,6 @@ struct CornerGroup {
   float fraction[kMaxDims][kLanes];
 };
 
-static inline int corner_count(const HashEncodeParams& p) {
-  return p.interpolation == Interpolation::kNearest ? 1 : 1 << p.n_dims;
-}
-
 static inline int64_t min_count(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // One axis: each of the first 2^kDim corners splits into its lower and its upper neighbour. Recursive, not a loop, so
@@ -275,7 +271,7 @@ template <typename Use>
 static inline void for_each_group(const HashEncodeParams& p, const GridLevel& level, ComputeCorners compute,
                                   int64_t begin, int64_t end, const char* rows, int row_bytes, Use use) {
   CornerGroup ring[kRing];
-  const int n_corners = corner_count(p);
+  const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   // Rows of a level this small stay in the L2 cache by themselves.
   const bool prefetch = static_cast<int64_t>(level.size) * row_bytes > 128 * 1024;
   const int64_t n_groups = (end - begin + kLanes - 1) / kLanes;
@@ -358,7 +354,7 @@ static void hash_encode_forward_range(const HashEncodeParams& p, int64_t begin, 
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const RowKernels rows_of = pick_row_kernels(p);
   const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
-  const int n_corners = corner_count(p);
+  const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   const int64_t n_chunks = (p.n_points + kLevelChunk - 1) / kLevelChunk;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t l = unit / n_chunks;
@@ -465,7 +461,7 @@ static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t 
   if (p.dtype == DType::kFloat64) return scalar_backward_table<double>(p, begin, end);
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const ScatterKernels scatter_rows = pick_scatter(p.n_features);
-  const int n_corners = corner_count(p);
+  const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   const int row_bytes = static_cast<int>(p.n_features * sizeof(float));
   for (int64_t unit = begin; unit < end; ++unit) {
     const Shard shard = shard_of(p, unit);
@@ -520,7 +516,7 @@ static void hash_encode_backward_positions_range(const HashEncodeParams& p, int6
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const RowKernels rows_of = pick_row_kernels(p);
   const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
-  const int n_corners = corner_count(p);
+  const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   const GridLevel& level = p.levels[p.current_level];
   const char* rows = level_rows(p, level);
   const float* grad = p.level_features + static_cast<int64_t>(p.current_level) * p.n_points * p.n_features;
@@ -568,65 +564,20 @@ static inline double load_feature(const void* table, DType dtype, int64_t i) {
 }
 
 template <typename T>
-struct Point {
-  PointState state;
-  T x[kMaxDims];            // bounds applied
-  bool stopped[kMaxDims];   // the bounds policy cuts this axis' gradient
-};
-
-template <typename T>
-static inline Point<T> load_point(const HashEncodeParams& p, int64_t n) {
-  Point<T> point;
-  const T* position = static_cast<const T*>(p.positions) + n * p.n_dims;
-  point.state = apply_bounds(position, p.n_dims, p.bounds, point.x);
-  for (int d = 0; d < p.n_dims; ++d) {
-    point.stopped[d] = p.bounds != Bounds::kNone && !(position[d] >= T(0) && position[d] <= T(1));
-  }
-  return point;
-}
-
-struct Cell {
-  uint32_t base[kMaxDims];
-  CellWeights<double> weights;
-};
-
-template <typename T>
-static inline Cell find_cell(const HashEncodeParams& p, const GridLevel& level, const Point<T>& point) {
-  Cell cell;
-  cell.weights.n_dims = p.n_dims;
-  for (int d = 0; d < p.n_dims; ++d) {
-    T fraction;
-    cell.base[d] = grid_cell(point.x[d], level.scale, p.shift, &fraction);
-    cell.weights.axis[d] = axis_weight<double>(fraction, p.interpolation);
-  }
-  return cell;
-}
-
-template <typename T>
-static inline double level_weight(const HashEncodeParams& p, int l) {
-  return p.level_weights != nullptr ? static_cast<const T*>(p.level_weights)[l] : 1.0;
-}
-
-static inline int64_t first_feature(const HashEncodeParams& p, int l, const Cell& cell, uint32_t corner) {
-  const GridLevel& level = p.levels[l];
-  return (level.offset + grid_index(level, p.n_dims, cell.base, corner)) * p.n_features;
-}
-
-template <typename T>
 static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  const uint32_t n_corners = corner_count(p);
+  const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   for (int64_t n = begin; n < end; ++n) {
     T* y = static_cast<T*>(p.y) + n * row;
-    const Point<T> point = load_point<T>(p, n);
+    const GridPoint<T, 0> point = load_point<T>(p, n);
     const bool finite = point.state != PointState::kNotFinite;
     for (int64_t k = 0; k < row; ++k) y[k] = finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
-      const Cell cell = find_cell(p, p.levels[l], point);
+      const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
       for (uint32_t c = 0; c < n_corners; ++c) {
         const double weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, l);
-        const int64_t first = first_feature(p, l, cell, c);
+        const int64_t first = first_feature(p, p.levels[l], cell, c);
         for (int f = 0; f < p.n_features; ++f) {
           y[l * p.n_features + f] += weight * load_feature(p.table, p.table_dtype, first + f);
         }
@@ -646,7 +597,7 @@ static inline void zero_shard(const HashEncodeParams& p, const Shard& shard) {
 
 template <typename T>
 static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  const uint32_t n_corners = corner_count(p);
+  const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   T* grad_table = static_cast<T*>(p.grad_table);
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -654,9 +605,9 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
     const GridLevel& level = p.levels[shard.level];
     if (!p.accumulate) zero_shard<T>(p, shard);
     for (int64_t n = 0; n < p.n_points; ++n) {
-      const Point<T> point = load_point<T>(p, n);
+      const GridPoint<T, 0> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
-      const Cell cell = find_cell(p, level, point);
+      const GridCell<double, 0> cell = find_cell<double>(p, level, point);
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row + shard.level * p.n_features;
       for (uint32_t c = 0; c < n_corners; ++c) {
         const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
@@ -671,19 +622,19 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
 
 template <typename T>
 static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  const uint32_t n_corners = corner_count(p);
+  const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   for (int64_t n = begin; n < end; ++n) {
     T* grad_x = static_cast<T*>(p.grad_positions) + n * p.n_dims;
     const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
     for (int d = 0; d < p.n_dims; ++d) grad_x[d] = T(0);
-    const Point<T> point = load_point<T>(p, n);
+    const GridPoint<T, 0> point = load_point<T>(p, n);
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
-      const Cell cell = find_cell(p, p.levels[l], point);
+      const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
       const double factor = level_weight<T>(p, l) * p.levels[l].scale;
       for (uint32_t c = 0; c < n_corners; ++c) {
-        const int64_t first = first_feature(p, l, cell, c);
+        const int64_t first = first_feature(p, p.levels[l], cell, c);
         double dot = 0.0;
         for (int f = 0; f < p.n_features; ++f) {
           dot += grad_y[l * p.n_features + f] * load_feature(p.table, p.table_dtype, first + f);
@@ -698,22 +649,22 @@ static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, 
 
 template <typename T>
 static void backward_level_weights(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  const uint32_t n_corners = corner_count(p);
+  const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     double* sums = p.grad_level_chunks + chunk * p.n_levels;
     for (int l = 0; l < p.n_levels; ++l) sums[l] = 0.0;
     const int64_t last = min_count((chunk + 1) * kLevelWeightChunk, p.n_points);
     for (int64_t n = chunk * kLevelWeightChunk; n < last; ++n) {
-      const Point<T> point = load_point<T>(p, n);
+      const GridPoint<T, 0> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
       for (int l = 0; l < p.n_levels; ++l) {
-        const Cell cell = find_cell(p, p.levels[l], point);
+        const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
         double total = 0.0;
         for (uint32_t c = 0; c < n_corners; ++c) {
           const double weight = corner_weight(cell.weights, c, -1, -1);
-          const int64_t first = first_feature(p, l, cell, c);
+          const int64_t first = first_feature(p, p.levels[l], cell, c);
           for (int f = 0; f < p.n_features; ++f) {
             total += weight * grad_y[l * p.n_features + f] * load_feature(p.table, p.table_dtype, first + f);
           }
@@ -729,40 +680,9 @@ static void hash_encode_backward_level_weights_range(const HashEncodeParams& p, 
   backward_level_weights<float>(p, begin, end);
 }
 
-// Second order. With v, V, u the cotangents of grad_positions, grad_table, grad_level_weights, m the level weights and
-// T, w the table and corner weights, the pulled-back scalar is
-//   s = sum_{n,l,f} grad_y [ m sum_c (a_c T_c + w_c V_c) + u sum_c w_c T_c ],   a_c = sum_d v_d dw_c/dx_d.
-struct SecondOrderCorner {
-  double weight;            // w_c
-  double along;             // a_c
-  double first[kMaxDims];   // dw_c/dx_e
-  double second[kMaxDims];  // da_c/dx_e
-};
-
-template <typename T>
-static inline SecondOrderCorner second_order_corner(const HashEncodeParams& p, const GridLevel& level,
-                                                       const Point<T>& point, const Cell& cell, uint32_t c,
-                                                       const T* v) {
-  SecondOrderCorner out;
-  const double scale = level.scale;
-  out.weight = corner_weight(cell.weights, c, -1, -1);
-  out.along = 0.0;
-  for (int e = 0; e < p.n_dims; ++e) {
-    out.first[e] = point.stopped[e] ? 0.0 : scale * corner_weight_first(cell.weights, c, e);
-    out.second[e] = 0.0;
-    if (v == nullptr || point.stopped[e]) continue;
-    out.along += v[e] * out.first[e];
-    for (int d = 0; d < p.n_dims; ++d) {
-      if (point.stopped[d]) continue;
-      out.second[e] += v[d] * scale * scale * corner_weight_second(cell.weights, c, d, e);
-    }
-  }
-  return out;
-}
-
 template <typename T>
 static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  const uint32_t n_corners = corner_count(p);
+  const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const T* grad_grad_positions = static_cast<const T*>(p.grad_grad_positions);
   const T* grad_grad_table = static_cast<const T*>(p.grad_grad_table);
@@ -778,17 +698,17 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
       T* out_x = static_cast<T*>(p.grad_positions) + n * p.n_dims;
       for (int64_t k = 0; k < row; ++k) out_y[k] = T(0);
       for (int d = 0; d < p.n_dims; ++d) out_x[d] = T(0);
-      const Point<T> point = load_point<T>(p, n);
+      const GridPoint<T, 0> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
       double total_x[kMaxDims] = {};
       for (int l = 0; l < p.n_levels; ++l) {
-        const Cell cell = find_cell(p, p.levels[l], point);
+        const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
         const double m = level_weight<T>(p, l);
         const double u_level = u != nullptr ? u[l] : 0.0;
         double total_y[kMaxFeatures] = {};
         for (uint32_t c = 0; c < n_corners; ++c) {
-          const SecondOrderCorner corner = second_order_corner(p, p.levels[l], point, cell, c, v);
-          const int64_t first = first_feature(p, l, cell, c);
+          const SecondOrderCorner<double, 0> corner = second_order_corner(p.levels[l], point, cell, c, v);
+          const int64_t first = first_feature(p, p.levels[l], cell, c);
           for (int f = 0; f < p.n_features; ++f) {
             const double value = load_feature(p.table, p.table_dtype, first + f);
             const double table_cotangent = grad_grad_table != nullptr ? grad_grad_table[first + f] : 0.0;
@@ -817,7 +737,7 @@ static void hash_encode_second_points_range(const HashEncodeParams& p, int64_t b
 
 template <typename T>
 static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  const uint32_t n_corners = corner_count(p);
+  const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const T* grad_grad_positions = static_cast<const T*>(p.grad_grad_positions);
   const T* u = static_cast<const T*>(p.grad_grad_level_weights);
@@ -829,15 +749,15 @@ static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) 
     const double m = level_weight<T>(p, shard.level);
     const double u_level = u != nullptr ? u[shard.level] : 0.0;
     for (int64_t n = 0; n < p.n_points; ++n) {
-      const Point<T> point = load_point<T>(p, n);
+      const GridPoint<T, 0> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
       const T* v = grad_grad_positions != nullptr ? grad_grad_positions + n * p.n_dims : nullptr;
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row + shard.level * p.n_features;
-      const Cell cell = find_cell(p, level, point);
+      const GridCell<double, 0> cell = find_cell<double>(p, level, point);
       for (uint32_t c = 0; c < n_corners; ++c) {
         const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
         if (entry < shard.low || entry >= shard.high) continue;
-        const SecondOrderCorner corner = second_order_corner(p, level, point, cell, c, v);
+        const SecondOrderCorner<double, 0> corner = second_order_corner(level, point, cell, c, v);
         const double factor = m * corner.along + u_level * corner.weight;
         T* target = grad_table + (level.offset + entry) * p.n_features;
         for (int f = 0; f < p.n_features; ++f) target[f] += factor * grad_y[f];

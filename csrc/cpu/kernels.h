@@ -53,8 +53,6 @@ struct KernelTable {
 
 constexpr int kMaxLanes = 16;  // of any instruction set
 
-constexpr int64_t kOccupancyChunk = 16384;  // cells whose densities are summed together: the mean must not depend on threads
-
 constexpr int kVisibleBlock = 8;  // cells per side of a block whose views are found together
 
 // Scratch of compositing: thickness, transmittance, alpha, passed, weight, spread, each per sample of a group of rays.

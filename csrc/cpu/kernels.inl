@@ -2,10 +2,13 @@
 // the target pragma; nothing here may add a static initialiser.
 #include "core/activation.h"
 #include "core/adam.h"
+#include "core/bfloat16.h"
 #include "core/dual.h"
 #include "core/frequency.h"
 #include "core/grid.h"
+#include "core/grid_point.h"
 #include "core/interpolation.h"
+#include "core/occupancy.h"
 #include "core/ray.h"
 #include "core/spherical_harmonics.h"
 #include "core/volume.h"

@@ -131,7 +131,7 @@ class RayQueue {
       }
       if ((static_cast<double>(t_stop) - t_begin) / grid.step_size > kMaxVectorSteps) {
         int64_t count = 0;
-        march_ray(p_, grid, ray, t_begin, t_stop, [&](float t) { out_[count++] = t; });
+        march_ray(p_, grid, ray, t_begin, t_stop, p_.max_samples_per_ray, [&](float t) { out_[count++] = t; });
         finish(ray, out_, count);
         out_ += count;
         continue;
@@ -186,6 +186,7 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
   }
   const int64_t limit = p.max_samples_per_ray < (1 << 30) ? p.max_samples_per_ray : (1 << 30);
   const VecI max_count = static_cast<int32_t>(limit) - VecI{};
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(p.bits);
   while (active != 0) {
     VecF step = step_at(grid, lanes.t);
     VecF middle = lanes.t + step * 0.5f;
@@ -216,7 +217,7 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
       continue;
     }
     VecF t_exit;
-    const VecI occupied = look_up_cells<kCascades>(grid, p.bits, lanes, middle, step, &t_exit);
+    const VecI occupied = look_up_cells<kCascades>(grid, words, lanes, middle, step, &t_exit);
     const VecI emit = occupied & going & looked_up;
     const uint32_t emitted = lane_bits(emit);
     if (emitted != 0) {
@@ -268,7 +269,7 @@ static void march_rays_range(const MarchRaysParams& p, int64_t begin, int64_t en
       const double t_begin = static_cast<const double*>(p.t_begin)[ray];
       const double t_stop = static_cast<const double*>(p.t_stop)[ray];
       int64_t count = 0;
-      march_ray(p, grid, ray, t_begin, t_stop, [&](double t) { out[count++] = t; });
+      march_ray(p, grid, ray, t_begin, t_stop, p.max_samples_per_ray, [&](double t) { out[count++] = t; });
       p.ray_samples[ray] = out;
       p.packed_info[2 * ray + 1] = count;
       out += count;

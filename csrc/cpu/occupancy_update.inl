@@ -8,7 +8,7 @@ static void occupancy_update_decay_range(const OccupancyUpdateParams& p, int64_t
   for (int64_t i = begin; i < end; ++i) density[i] = density[i] >= 0.0f ? density[i] * decay : density[i];
 }
 
-// A NaN value is ignored, a cell that does not exist is reported.
+// A cell that does not exist is reported.
 static void occupancy_update_raise_range(const OccupancyUpdateParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t cell = p.cells[i];
@@ -16,9 +16,7 @@ static void occupancy_update_raise_range(const OccupancyUpdateParams& p, int64_t
       __atomic_store_n(p.invalid_cell, cell, __ATOMIC_RELAXED);
       continue;
     }
-    const float old = p.density[cell];
-    const float value = p.values[i];
-    p.density[cell] = (old >= 0.0f) & (value > old) ? value : old;
+    p.density[cell] = raised_density(p.density[cell], p.values[i]);
   }
 }
 

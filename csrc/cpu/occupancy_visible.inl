@@ -5,25 +5,11 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-static inline bool sphere_in_view(const float* planes, const float* centre, float radius) {
-  for (int i = 0; i < 5; ++i) {
-    const float* plane = planes + 4 * i;
-    const float distance = plane[0] * centre[0] + plane[1] * centre[1] + plane[2] * centre[2] + plane[3];
-    if (!(distance >= -radius)) return false;
-  }
-  return true;
-}
-
 static void occupancy_visible_range(const OccupancyVisibleParams& p, int64_t begin, int64_t end) {
+  const CellBoxes<float> boxes = make_cell_boxes(p.resolution, p.aabb);
+  const float diagonal = cell_diagonal(boxes);
   int64_t blocks[3];
-  float centre[3], half[3], side[3];
-  for (int axis = 0; axis < 3; ++axis) {
-    blocks[axis] = (p.resolution[axis] + kVisibleBlock - 1) / kVisibleBlock;
-    centre[axis] = (p.aabb[axis] + p.aabb[3 + axis]) / 2.0f;
-    half[axis] = (p.aabb[3 + axis] - p.aabb[axis]) / 2.0f;
-    side[axis] = 2.0f * half[axis] / static_cast<float>(p.resolution[axis]);
-  }
-  const float diagonal = ::sqrtf(side[0] * side[0] + side[1] * side[1] + side[2] * side[2]);
+  for (int axis = 0; axis < 3; ++axis) blocks[axis] = (p.resolution[axis] + kVisibleBlock - 1) / kVisibleBlock;
   const auto in_view = [&](int32_t view, const float* point, float radius) {
     return sphere_in_view(p.planes + 20 * static_cast<int64_t>(view), point, radius);
   };
@@ -36,10 +22,10 @@ static void occupancy_visible_range(const OccupancyVisibleParams& p, int64_t beg
     }
     const int64_t cascade = rest;
     const float growth = static_cast<float>(1 << cascade);
-    float low[3], point[3];
+    float point[3];
     for (int axis = 0; axis < 3; ++axis) {
-      low[axis] = centre[axis] - half[axis] * growth;
-      point[axis] = low[axis] + 0.5f * static_cast<float>(first[axis] + last[axis]) * side[axis] * growth;
+      const float low = boxes.centre[axis] - boxes.half[axis] * growth;
+      point[axis] = low + 0.5f * static_cast<float>(first[axis] + last[axis]) * boxes.side[axis] * growth;
     }
     int64_t n_candidates = 0;
     const float block_radius = 0.5f * diagonal * growth * (kVisibleBlock + 0.01f);
@@ -53,7 +39,7 @@ static void occupancy_visible_range(const OccupancyVisibleParams& p, int64_t beg
         for (int64_t z = first[2]; z < last[2]; ++z) {
           const int64_t cell[3] = {x, y, z};
           for (int axis = 0; axis < 3; ++axis) {
-            point[axis] = low[axis] + (static_cast<float>(cell[axis]) + 0.5f) * side[axis] * growth;
+            point[axis] = cell_centre(boxes, axis, static_cast<float>(cell[axis]), growth);
           }
           bool seen = n_candidates > 0 && in_view(p.candidates[latest], point, radius);
           for (int64_t i = 0; i < n_candidates && !seen; ++i) {

@@ -2,6 +2,7 @@
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
 #include "ops/checks.h"
+#include "ops/hash_encode.h"
 #include "ops/memory.h"
 
 namespace hashgrid {
@@ -12,99 +13,13 @@ constexpr int64_t kPointGrain = 2048;  // points per unit of the point kernels
 // of all points again, so levels are only split where there are few.
 constexpr int64_t kMinTableUnits = 8;
 
-IndexWrap wrap_of(const GridLevel& level, int64_t n_dims, Bounds bounds) {
-  if ((level.size & (level.size - 1)) == 0) return IndexWrap::kMask;
-  if (level.hashed || bounds == Bounds::kNone) return IndexWrap::kModulo;
-  // Vertices run to `resolution` when bounds hold, one past the last row.
-  double largest = 0.0, stride = 1.0;
-  for (int64_t d = 0; d < n_dims; ++d) {
-    largest += level.resolution * stride;
-    stride *= level.resolution;
-  }
-  return largest < 2.0 * level.size ? IndexWrap::kOnce : IndexWrap::kModulo;
-}
-
-struct Levels {
-  const std::vector<double>& scales;
-  const std::vector<int64_t>& resolutions;
-  double shift;
-  const std::vector<int64_t>& offsets;
-  const std::vector<int64_t>& sizes;
-  const std::vector<int64_t>& hashed;
-};
-
-HashEncodeParams make_params(const Tensor& positions, const Tensor& table, const std::optional<Tensor>& level_weights,
-                             const Levels& levels, int64_t interpolation, int64_t bounds) {
-  HashEncodeParams p = {};
-  STD_TORCH_CHECK(positions.dim() == 2 && positions.size(1) >= 1 && positions.size(1) <= kMaxDims,
-                  "`positions` must have shape [N, D] with D in 1..7, got ", shape_of(positions));
-  STD_TORCH_CHECK(table.dim() == 2, "`table` must have shape [n_entries, F], got ", shape_of(table));
-  p.n_points = positions.size(0);
-  p.n_dims = static_cast<int32_t>(positions.size(1));
-  p.n_entries = table.size(0);
-  p.n_features = static_cast<int32_t>(table.size(1));
-  STD_TORCH_CHECK(p.n_features == 1 || p.n_features == 2 || p.n_features == 4 || p.n_features == 8,
-                  "`table` must have 1, 2, 4 or 8 features per entry, got ", table.size(1));
-  p.dtype = real_dtype_of(positions, "positions");
-  p.table_dtype = dtype_of(table, "table");
-  STD_TORCH_CHECK((p.dtype == DType::kFloat64) == (p.table_dtype == DType::kFloat64),
-                  "`positions` and `table` must both be float64 or neither, got ", name_of(positions.scalar_type()),
-                  " and ", name_of(table.scalar_type()));
-  STD_TORCH_CHECK(positions.is_contiguous() && table.is_contiguous(), "`positions` and `table` must be contiguous");
-  STD_TORCH_CHECK(interpolation >= 0 && interpolation <= 2, "`interpolation` must be 0, 1 or 2, got ", interpolation);
-  STD_TORCH_CHECK(bounds >= 0 && bounds <= 2, "`bounds` must be 0, 1 or 2, got ", bounds);
-  p.interpolation = static_cast<Interpolation>(interpolation);
-  p.bounds = static_cast<Bounds>(bounds);
-
-  const size_t n_levels = levels.scales.size();
-  STD_TORCH_CHECK(n_levels >= 1 && n_levels <= static_cast<size_t>(kMaxLevels), "`scales` must have 1..", kMaxLevels,
-                  " values, got ", n_levels);
-  STD_TORCH_CHECK(levels.resolutions.size() == n_levels && levels.offsets.size() == n_levels &&
-                      levels.sizes.size() == n_levels && levels.hashed.size() == n_levels,
-                  "`resolutions`, `offsets`, `sizes` and `hashed` must have one value per level (", n_levels, ")");
-  p.n_levels = static_cast<int32_t>(n_levels);
-  p.shift = static_cast<float>(levels.shift);
-  for (size_t l = 0; l < n_levels; ++l) {
-    GridLevel& level = p.levels[l];
-    STD_TORCH_CHECK(levels.offsets[l] >= 0 && levels.sizes[l] >= 1 && levels.sizes[l] < (int64_t{1} << 31) &&
-                        levels.offsets[l] + levels.sizes[l] <= p.n_entries,
-                    "level ", l, " covers entries [", levels.offsets[l], ", ", levels.offsets[l] + levels.sizes[l],
-                    "), `table` has ", p.n_entries);
-    level.scale = static_cast<float>(levels.scales[l]);
-    level.resolution = static_cast<uint32_t>(levels.resolutions[l]);
-    level.offset = levels.offsets[l];
-    level.size = static_cast<uint32_t>(levels.sizes[l]);
-    level.hashed = levels.hashed[l] != 0;
-    level.wrap = wrap_of(level, p.n_dims, p.bounds);
-  }
-  if (level_weights.has_value()) {
-    check_shape(*level_weights, "level_weights", {static_cast<int64_t>(n_levels)});
-    check_dtype(*level_weights, "level_weights", positions.scalar_type());
-    STD_TORCH_CHECK(level_weights->is_contiguous(), "`level_weights` must be contiguous");
-    p.level_weights = level_weights->const_data_ptr();
-  }
-  p.positions = positions.const_data_ptr();
-  p.table = table.const_data_ptr();
-  p.n_shards = static_cast<int32_t>((kMinTableUnits + p.n_levels - 1) / p.n_levels);
-  return p;
-}
-
-void check_grad_y(const Tensor& grad_y, const Tensor& positions, const HashEncodeParams& p) {
-  check_shape(grad_y, "grad_y", {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
-  check_dtype(grad_y, "grad_y", positions.scalar_type());
-  STD_TORCH_CHECK(grad_y.is_contiguous(), "`grad_y` must be contiguous");
-}
-
-Tensor empty(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, shape, dtype);
-}
-
 void run_points(RangeKernel<HashEncodeParams> kernel, const HashEncodeParams& p) {
   parallel_units(p.n_points, kPointGrain, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
 // Heaviest levels first: the finest come last in the table and touch the most memory.
-void run_table_units(RangeKernel<HashEncodeParams> kernel, const HashEncodeParams& p) {
+void run_table_units(RangeKernel<HashEncodeParams> kernel, HashEncodeParams p) {
+  p.n_shards = static_cast<int32_t>((kMinTableUnits + p.n_levels - 1) / p.n_levels);
   const int64_t n_units = static_cast<int64_t>(p.n_levels) * p.n_shards;
   parallel_units(n_units, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) kernel(p, n_units - 1 - unit, n_units - unit);
@@ -186,8 +101,9 @@ Tensor hash_encode_cpu(const Tensor& positions, const Tensor& table, const std::
                        const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
                        const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
                        const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds) {
-  HashEncodeParams p = make_params(positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed},
-                                   interpolation, bounds);
+  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
+                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
+                                               bounds);
   Tensor y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   advise_huge_pages(y.mutable_data_ptr(), y.numel() * (p.dtype == DType::kFloat64 ? 8 : 4));
   p.y = y.mutable_data_ptr();
@@ -206,9 +122,11 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
     const Tensor& grad_y, const Tensor& positions, const Tensor& table, const std::optional<Tensor>& level_weights,
     const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
     const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds, bool need_positions, bool need_table, bool need_level_weights) {
-  HashEncodeParams p = make_params(positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed},
-                                   interpolation, bounds);
+    int64_t interpolation, int64_t bounds, bool need_positions, bool need_table, bool need_level_weights,
+    bool /*deterministic*/) {
+  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
+                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
+                                               bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   Tensor grad_positions = empty(positions, {need_positions ? p.n_points : 0, p.n_dims});
@@ -240,9 +158,10 @@ void hash_encode_accumulate_table_gradient_cpu(
     Tensor grad_table, const Tensor& grad_y, const Tensor& positions, const std::optional<Tensor>& level_weights,
     const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
     const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds) {
-  HashEncodeParams p = make_params(positions, grad_table, level_weights,
-                                   {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+    int64_t interpolation, int64_t bounds, bool /*deterministic*/) {
+  HashEncodeParams p = make_hash_encode_params(positions, grad_table, level_weights,
+                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
+                                               bounds);
   check_dtype(grad_table, "grad_table", positions.scalar_type());
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
@@ -261,23 +180,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
     const Tensor& table, const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
     const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
     const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
-    bool need_table, bool need_level_weights) {
-  HashEncodeParams p = make_params(positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed},
-                                   interpolation, bounds);
+    bool need_table, bool need_level_weights, bool /*deterministic*/) {
+  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
+                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
+                                               bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
-  const auto cotangent = [&](const std::optional<Tensor>& tensor, const char* name,
-                             const std::vector<int64_t>& shape) -> const void* {
-    if (!tensor.has_value()) return nullptr;
-    check_shape(*tensor, name, shape);
-    check_dtype(*tensor, name, positions.scalar_type());
-    STD_TORCH_CHECK(tensor->is_contiguous(), "`", name, "` must be contiguous");
-    return tensor->const_data_ptr();
-  };
-  p.grad_grad_positions = cotangent(grad_grad_positions, "grad_grad_positions", {p.n_points, p.n_dims});
-  p.grad_grad_table = cotangent(grad_grad_table, "grad_grad_table", {p.n_entries, p.n_features});
-  p.grad_grad_level_weights = cotangent(grad_grad_level_weights, "grad_grad_level_weights", {p.n_levels});
-
+  set_cotangents(grad_grad_positions, grad_grad_table, grad_grad_level_weights, positions, p);
   Tensor grad_grad_y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   Tensor grad_positions = empty(positions, {p.n_points, p.n_dims});
   Tensor grad_table = need_table ? empty_table_gradient(positions, p) : empty(positions, {0, p.n_features});

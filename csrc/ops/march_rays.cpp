@@ -9,9 +9,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
-#include "ops/checks.h"
-#include "ops/memory.h"
-#include "ops/rays.h"
+#include "ops/march_rays.h"
 
 namespace hashgrid {
 namespace {
@@ -41,37 +39,6 @@ class SampleArena {
   std::vector<std::unique_ptr<char[]>> blocks_;
 };
 
-MarchRaysParams make_params(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb, const Tensor& bits,
-                            const std::vector<int64_t>& resolution, int64_t n_cascades, double step_size,
-                            double cone_angle, double near, double far, std::optional<int64_t> seed, int64_t step,
-                            int64_t max_samples_per_ray) {
-  MarchRaysParams p = {};
-  p.dtype = check_rays(rays_o, rays_d, aabb);
-  const int64_t n_cells = check_grid(resolution, n_cascades, p.resolution);
-  const int64_t n_bytes = (n_cells + 7) / 8;
-  check_dtype(bits, "bits", ScalarType::Byte);
-  check_shape(bits, "bits", {n_bytes});
-  check_contiguous(bits, "bits");
-  STD_TORCH_CHECK(step_size > 0.0 && std::isfinite(step_size), "`step_size` must be positive and finite, got ",
-                  step_size);
-  STD_TORCH_CHECK(cone_angle >= 0.0 && std::isfinite(cone_angle), "`cone_angle` must be non-negative and finite, got ",
-                  cone_angle);
-  p.n_cascades = static_cast<int32_t>(n_cascades);
-  p.n_rays = rays_o.size(0);
-  p.max_samples_per_ray = std::max<int64_t>(max_samples_per_ray, 0);
-  p.step_size = step_size;
-  p.cone_angle = cone_angle;
-  p.near = near;
-  p.far = far;
-  p.jitter = seed.has_value();
-  p.seed = static_cast<uint64_t>(seed.value_or(0));
-  p.step = static_cast<uint32_t>(step);
-  p.rays_o = rays_o.const_data_ptr();
-  p.rays_d = rays_d.const_data_ptr();
-  p.aabb = aabb.const_data_ptr();
-  return p;
-}
-
 // An upper bound of the samples of one ray.
 int64_t sample_bound(const MarchRaysParams& p, int64_t ray) {
   const auto distance = [&](const void* values) {
@@ -92,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_rays_cpu(const Tensor& rays_o, 
                                                           double step_size, double cone_angle, double near, double far,
                                                           std::optional<int64_t> seed, int64_t step,
                                                           int64_t max_samples_per_ray) {
-  MarchRaysParams p = make_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle, near, far,
-                                  seed, step, max_samples_per_ray);
+  MarchRaysParams p = make_march_rays_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle,
+                                             near, far, seed, step, max_samples_per_ray);
   const KernelTable& kernel = kernels();
   const int64_t sample_bytes = element_bytes(p.dtype);
 
@@ -105,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_rays_cpu(const Tensor& rays_o, 
     std::memcpy(padded.data(), bytes, bits.numel());
     bytes = padded.data();
   }
-  p.bits = static_cast<const uint32_t*>(bytes);
+  p.bits = static_cast<const uint8_t*>(bytes);
 
   Tensor span = empty_like_dtype(rays_o, {2, p.n_rays});
   p.t_begin = span.mutable_data_ptr();

@@ -2,8 +2,8 @@
 #include "core/activation.h"
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
-#include "ops/checks.h"
 #include "ops/memory.h"
+#include "ops/mlp.h"
 
 #include <algorithm>
 #include <tuple>
@@ -40,12 +40,6 @@ void* allocate(const Tensor& like, int64_t elements, std::vector<Tensor>& keep) 
   return keep.back().mutable_data_ptr();
 }
 
-Activation activation_of(int64_t value, const char* name) {
-  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Activation::kSine), "`", name, "` must be in 0..",
-                  static_cast<int64_t>(Activation::kSine), ", got ", value);
-  return static_cast<Activation>(value);
-}
-
 struct Mlp {
   MlpParams p = {};
   int64_t element = 4;  // bytes
@@ -59,51 +53,9 @@ struct Mlp {
 Mlp make_mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
              int64_t activation, int64_t output_activation, bool bfloat16) {
   Mlp mlp;
-  MlpParams& p = mlp.p;
-  STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
-  STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
-  const int64_t n_layers = static_cast<int64_t>(weights.size());
-  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`weights` must have 1..", kMaxMlpLayers,
-                  " layers, got ", n_layers);
-  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
-                  " tensors, one per layer, or none, got ", biases.size());
-  p.dtype = real_dtype_of(x, "x");
-  mlp.element = p.dtype == DType::kFloat64 ? 8 : 4;
-  p.n_rows = x.size(0);
-  p.n_layers = static_cast<int32_t>(n_layers);
-  p.activation = activation_of(activation, "activation");
-  p.output_activation = activation_of(output_activation, "output_activation");
-  STD_TORCH_CHECK(!bfloat16 || p.dtype == DType::kFloat32, "bfloat16 products need float32 tensors, got ",
-                  name_of(x.scalar_type()));
-  p.factors = !bfloat16                          ? MlpFactors::kReal
-              : kernels().has_bfloat16_products ? MlpFactors::kBFloat16
-                                                : MlpFactors::kRounded;
-  int64_t width = x.size(1);
-  STD_TORCH_CHECK(width >= 1, "`x` must have at least one column, got ", shape_of(x));
-  for (int l = 0; l < p.n_layers; ++l) {
-    const Tensor& weight = weights[l];
-    const std::string name = "weights[" + std::to_string(l) + "]";
-    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && weight.size(0) >= 1, "`", name,
-                    "` must have shape [out, ", width, "], got ", shape_of(weight));
-    check_dtype(weight, name.c_str(), x.scalar_type());
-    STD_TORCH_CHECK(weight.is_contiguous(), "`", name, "` must be contiguous");
-    STD_TORCH_CHECK(weight.size(0) < (1 << 20) && width < (1 << 20), "`", name, "` is wider than 2^20: ",
-                    shape_of(weight));
-    MlpLayer& layer = p.layers[l];
-    layer.n_in = static_cast<int32_t>(width);
-    layer.n_out = static_cast<int32_t>(weight.size(0));
-    layer.weight = weight.const_data_ptr();
-    layer.input_pairs = layer.source = layer.packed_transposed = -1;
-    if (!biases.empty()) {
-      const std::string bias_name = "biases[" + std::to_string(l) + "]";
-      check_shape(biases[l], bias_name.c_str(), {layer.n_out});
-      check_dtype(biases[l], bias_name.c_str(), x.scalar_type());
-      STD_TORCH_CHECK(biases[l].is_contiguous(), "`", bias_name, "` must be contiguous");
-      layer.bias = biases[l].const_data_ptr();
-    }
-    width = layer.n_out;
-  }
-  p.x = x.const_data_ptr();
+  mlp.p = make_mlp_params(x, weights, biases, activation, output_activation, bfloat16);
+  mlp.element = mlp.p.dtype == DType::kFloat64 ? 8 : 4;
+  if (bfloat16 && kernels().has_bfloat16_products) mlp.p.factors = MlpFactors::kBFloat16;
   return mlp;
 }
 
@@ -194,22 +146,18 @@ std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& 
                                             int64_t output_activation, bool bfloat16, bool need_x, bool need_params) {
   Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, bfloat16);
   MlpParams& p = mlp.p;
-  check_shape(grad_y, "grad_y", {p.n_rows, p.layers[p.n_layers - 1].n_out});
-  check_dtype(grad_y, "grad_y", x.scalar_type());
-  STD_TORCH_CHECK(grad_y.is_contiguous(), "`grad_y` must be contiguous");
-  p.grad_y = grad_y.const_data_ptr();
+  set_grad_y(grad_y, x, p);
 
   Layout partial;
-  int64_t n_params = 0, n_outputs = 0;
+  int64_t n_outputs = 0;
   for (int l = 0; l < p.n_layers; ++l) {
     MlpLayer& layer = p.layers[l];
     layer.grad_weight = partial.add(round_up(layer.n_out, kMlpRowPad) * mlp.width_in(l) * mlp.element) / mlp.element;
     if (layer.bias != nullptr) layer.grad_bias = partial.add(mlp.width_out(l) * mlp.element) / mlp.element;
-    n_params += int64_t{layer.n_in} * layer.n_out + (layer.bias != nullptr ? layer.n_out : 0);
     n_outputs += layer.n_out;
   }
   Tensor grad_x = empty(x, {need_x ? p.n_rows : 0, x.size(1)});
-  Tensor grad_params = empty(x, {need_params ? n_params : 0});
+  Tensor grad_params = empty(x, {need_params ? mlp_parameters(p) : 0});
   if (need_x) {
     advise_huge_pages(grad_x.mutable_data_ptr(), grad_x.numel() * mlp.element);
     p.grad_x = grad_x.mutable_data_ptr();

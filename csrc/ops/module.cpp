@@ -11,4 +11,5 @@ PYBIND11_MODULE(_C, m) {
         "Instruction sets this machine supports, weakest first.");
   m.def(
       "compiler", [] { return std::string(HASHGRID_COMPILER); }, "Compiler the extension was built with.");
+  m.def("no_cuda", [] { return std::string(HASHGRID_NO_CUDA); }, "Why the CUDA kernels were not built; empty if they were.");
 }

@@ -1,4 +1,4 @@
-// Checks shared by the ops that take rays.
+// Checks shared by the ops that take rays, and allocation.
 #pragma once
 
 #include "ops/checks.h"
@@ -6,9 +6,11 @@
 
 namespace hashgrid {
 
+// On the device of `like`.
 inline Tensor empty_like_dtype(const Tensor& like, std::vector<int64_t> shape,
                                std::optional<ScalarType> dtype = std::nullopt) {
   Tensor tensor = torch::stable::new_empty(like, shape, dtype);
+  if (!tensor.is_cpu()) return tensor;
   const int64_t element_size = tensor.scalar_type() == ScalarType::Bool ? 1 : 4;  // or more
   advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * element_size);
   return tensor;
@@ -51,15 +53,18 @@ inline int64_t check_grid(const std::vector<int64_t>& resolution, int64_t n_casc
   return static_cast<int64_t>(n_cells);
 }
 
-// The longest ray of packed_info [R, 2], which must list n_samples samples back to back.
-inline int64_t check_packed_info(const Tensor& packed_info, int64_t n_samples) {
+inline const int64_t* packed_info_data(const Tensor& packed_info) {
   STD_TORCH_CHECK(packed_info.dim() == 2 && packed_info.size(1) == 2, "`packed_info` must have shape [R, 2], got ",
                   shape_of(packed_info));
   check_dtype(packed_info, "packed_info", ScalarType::Long);
   check_contiguous(packed_info, "packed_info");
-  const int64_t* info = static_cast<const int64_t*>(packed_info.const_data_ptr());
+  return static_cast<const int64_t*>(packed_info.const_data_ptr());
+}
+
+// The longest ray of `info` [n_rays, 2], which lies in host memory and must list n_samples samples back to back.
+inline int64_t check_back_to_back(const int64_t* info, int64_t n_rays, int64_t n_samples) {
   int64_t total = 0, longest = 0;
-  for (int64_t ray = 0; ray < packed_info.size(0); ++ray) {
+  for (int64_t ray = 0; ray < n_rays; ++ray) {
     const int64_t start = info[2 * ray], count = info[2 * ray + 1];
     STD_TORCH_CHECK(count >= 0 && start == total, "`packed_info` must list rays back to back, in order: ray ", ray,
                     " must start at ", total, ", got start ", start, " and count ", count);

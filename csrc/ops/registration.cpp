@@ -2,6 +2,11 @@
 // needs_input_grad.
 #include <torch/csrc/stable/library.h>
 
+// The library of the emulated CUDA ops has another name; see tests/host.
+#if !defined(HASHGRID_LIBRARY)
+#define HASHGRID_LIBRARY hashgrid
+#endif
+
 // The levels of a grid, as hashgrid.levels.LevelTable holds them.
 #define HASHGRID_LEVELS_SCHEMA \
   "float[] scales, int[] resolutions, float shift, int[] offsets, int[] sizes, int[] hashed, "
@@ -11,23 +16,25 @@
   "Tensor? grad_ray_features, Tensor? grad_opacities, Tensor? grad_depths, Tensor? grad_weights, " \
   "Tensor? grad_distortion, "
 
-STABLE_TORCH_LIBRARY(hashgrid, m) {
+STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def(
       "hash_encode(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
       "int interpolation, int bounds) -> Tensor");
   m.def(
       "hash_encode_backward(Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
       HASHGRID_LEVELS_SCHEMA
-      "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights) "
+      "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights, "
+      "bool deterministic) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "hash_encode_accumulate_table_gradient(Tensor(a!) grad_table, Tensor grad_y, Tensor positions, "
-      "Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA "int interpolation, int bounds) -> ()");
+      "Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA "int interpolation, int bounds, bool deterministic) -> ()");
   m.def(
       "hash_encode_backward_backward(Tensor? grad_grad_positions, Tensor? grad_grad_table, "
       "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
       HASHGRID_LEVELS_SCHEMA
-      "int interpolation, int bounds, bool need_table, bool need_level_weights) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int interpolation, int bounds, bool need_table, bool need_level_weights, bool deterministic) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("sh_encode(Tensor directions, int degree) -> Tensor");
   m.def("sh_encode_backward(Tensor grad_y, Tensor directions, int degree) -> Tensor");
   m.def("frequency_encode(Tensor x, int n_frequencies) -> Tensor");

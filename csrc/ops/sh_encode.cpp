@@ -2,6 +2,7 @@
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
 #include "ops/checks.h"
+#include "ops/sh_encode.h"
 #include "ops/memory.h"
 
 namespace hashgrid {
@@ -9,20 +10,8 @@ namespace {
 
 constexpr int64_t kGrain = 4096;
 
-ShEncodeParams make_params(const Tensor& directions, int64_t degree) {
-  ShEncodeParams p = {};
-  check_shape(directions, "directions", {-1, 3});
-  STD_TORCH_CHECK(directions.is_contiguous(), "`directions` must be contiguous");
-  STD_TORCH_CHECK(degree >= 1 && degree <= kMaxShDegree, "`degree` must be in 1..", kMaxShDegree, ", got ", degree);
-  p.n_points = directions.size(0);
-  p.degree = static_cast<int32_t>(degree);
-  p.dtype = real_dtype_of(directions, "directions");
-  p.directions = directions.const_data_ptr();
-  return p;
-}
-
 Tensor sh_encode_cpu(const Tensor& directions, int64_t degree) {
-  ShEncodeParams p = make_params(directions, degree);
+  ShEncodeParams p = make_sh_encode_params(directions, degree);
   Tensor y = torch::stable::new_empty(directions, {p.n_points, degree * degree});
   p.y = y.mutable_data_ptr();
   advise_huge_pages(p.y, y.numel() * (p.dtype == DType::kFloat64 ? 8 : 4));
@@ -31,11 +20,8 @@ Tensor sh_encode_cpu(const Tensor& directions, int64_t degree) {
 }
 
 Tensor sh_encode_backward_cpu(const Tensor& grad_y, const Tensor& directions, int64_t degree) {
-  ShEncodeParams p = make_params(directions, degree);
-  check_shape(grad_y, "grad_y", {p.n_points, degree * degree});
-  check_dtype(grad_y, "grad_y", directions.scalar_type());
-  STD_TORCH_CHECK(grad_y.is_contiguous(), "`grad_y` must be contiguous");
-  p.grad_y = grad_y.const_data_ptr();
+  ShEncodeParams p = make_sh_encode_params(directions, degree);
+  set_grad_y(grad_y, directions, p);
   Tensor grad_directions = torch::stable::new_empty(directions, {p.n_points, 3});
   p.grad_directions = grad_directions.mutable_data_ptr();
   parallel_units(p.n_points, kGrain, [&](int64_t begin, int64_t end) { kernels().sh_encode_backward(p, begin, end); });

@@ -41,7 +41,8 @@ def composite(
         weights [S], distortion [R] ``1/3 sum w_i^2 dt_i + 2 sum_i w_i sum_{j<i} w_j (m_i - m_j)``.
 
     Raises:
-        RuntimeError: a shape or a dtype does not fit, or the rays do not lie back to back.
+        RuntimeError: a shape or a dtype does not fit, or the rays do not lie back to back. On CUDA, where finding the
+            latter out would mean waiting for the device, the outputs of such a ray are NaN instead.
     """
     dtype = torch.float64 if sigmas.dtype == torch.float64 else torch.float32
     if features.dtype in (torch.float16, torch.bfloat16):
@@ -73,7 +74,7 @@ def _pull_back_twice(ctx, cotangents) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[: _N_OUTPUTS + 2]
     if all(g is None for g in cotangents):
         return (None,) * len(needs)
-    backward_backward = torch.ops.hashgrid.composite_backward_backward
+    backward_backward = _extension.ops().composite_backward_backward
     arguments = (*_contiguous(cotangents), *ctx.saved_tensors, ctx.early_stop_eps)
     grads = no_third_derivative("composite", backward_backward, *arguments)
     return tuple(g if need else None for g, need in zip(grads, needs, strict=True))

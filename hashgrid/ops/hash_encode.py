@@ -84,6 +84,11 @@ def _options(levels: LevelTable, interpolation: str, bounds: str) -> tuple[Any, 
     )
 
 
+def _deterministic() -> bool:
+    """Whether CUDA has to sum the table's gradient in a way that no order changes; on the CPU it always is."""
+    return torch.are_deterministic_algorithms_enabled()
+
+
 class _HashEncode(torch.autograd.Function):
     @staticmethod
     def forward(positions, table, level_weights, shadow, known, grad_buffer, options):  # type: ignore[override]
@@ -104,7 +109,7 @@ class _HashEncode(torch.autograd.Function):
         grad_y = grad_y.to(positions.dtype).contiguous()
         if ctx.grad_buffer is not None and needs[1]:
             _extension.ops().hash_encode_accumulate_table_gradient(
-                ctx.grad_buffer, grad_y, positions, level_weights, *ctx.options
+                ctx.grad_buffer, grad_y, positions, level_weights, *ctx.options, _deterministic()
             )
             torch.autograd.graph.increment_version(ctx.grad_buffer)
             needs = (needs[0], False, needs[2])
@@ -120,7 +125,9 @@ class _HashEncodeBackward(torch.autograd.Function):
     @staticmethod
     def forward(grad_y, positions, table, level_weights, shadow, options, needs):  # type: ignore[override]
         read = table if shadow is None else shadow
-        return _extension.ops().hash_encode_backward(grad_y, positions, read, level_weights, *options, *needs)
+        return _extension.ops().hash_encode_backward(
+            grad_y, positions, read, level_weights, *options, *needs, _deterministic()
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
@@ -143,8 +150,9 @@ class _HashEncodeBackward(torch.autograd.Function):
 def _second_order(v_positions, v_table, v_weights, grad_y, positions, table, level_weights, shadow, options, keep):
     read = table if shadow is None else shadow
     return _extension.ops().hash_encode_backward_backward(
-        v_positions, v_table, v_weights, grad_y, positions, read, level_weights, *options, keep[2], keep[3]
-    )
+        v_positions, v_table, v_weights, grad_y, positions, read, level_weights, *options, keep[2], keep[3],
+        _deterministic(),
+    )  # fmt: skip
 
 
 def _register() -> None:
@@ -156,7 +164,7 @@ def _register() -> None:
 
     @torch.library.register_fake("hashgrid::hash_encode_backward")
     def _(grad_y, positions, table, level_weights, scales, *options):
-        need_positions, need_table, need_level_weights = options[-3:]
+        need_positions, need_table, need_level_weights, _ = options[-4:]
         n_levels = len(scales) if need_level_weights else 0
         return (
             positions.new_empty(positions.shape[0] if need_positions else 0, positions.shape[1]),
@@ -170,7 +178,7 @@ def _register() -> None:
 
     @torch.library.register_fake("hashgrid::hash_encode_backward_backward")
     def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, *options):
-        need_table, need_level_weights = options[-2:]
+        need_table, need_level_weights, _ = options[-3:]
         return (
             torch.empty_like(grad_y),
             torch.empty_like(positions),
@@ -186,7 +194,7 @@ def _register() -> None:
         positions, table, level_weights = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         grads = torch.ops.hashgrid.hash_encode_backward(
-            grad_y.contiguous(), positions, table, level_weights, *ctx.options, *needs
+            grad_y.contiguous(), positions, table, level_weights, *ctx.options, *needs, _deterministic()
         )
         grads = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
         if grads[1] is not None:
@@ -200,14 +208,14 @@ def _register() -> None:
 
     def backward_backward(ctx, *cotangents):
         grad_y, positions, table, level_weights = ctx.saved_tensors
-        *options, need_positions, need_table, need_weights = ctx.options
+        *options, need_positions, need_table, need_weights, deterministic = ctx.options
         needs = ctx.needs_input_grad[:4]
         kept = [
             None if g is None or not need else g.contiguous()
             for g, need in zip(cotangents, (need_positions, need_table, need_weights), strict=True)
         ]
         grads = torch.ops.hashgrid.hash_encode_backward_backward(
-            *kept, grad_y, positions, table, level_weights, *options, needs[2], needs[3]
+            *kept, grad_y, positions, table, level_weights, *options, needs[2], needs[3], deterministic
         )
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None for _ in ctx.options)
 

@@ -1,0 +1,106 @@
+// One point at one level of a grid: bounds, cell, corner weights and their derivatives. T is the type positions come
+// in; A, that of weights and products, may be wider. kDims is the number of dimensions, 0 where only the params know it.
+#pragma once
+
+#include "core/grid.h"
+#include "core/interpolation.h"
+#include "core/macros.h"
+#include "core/params.h"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+template <int kDims>
+HASHGRID_HD int n_dims_of(const HashEncodeParams& p) {
+  return kDims > 0 ? kDims : p.n_dims;
+}
+
+HASHGRID_HD uint32_t n_corners_of(const HashEncodeParams& p, int n_dims) {
+  return p.interpolation == Interpolation::kNearest ? 1u : 1u << n_dims;
+}
+
+template <typename T, int kDims>
+struct GridPoint {
+  static constexpr int kSize = kDims > 0 ? kDims : kMaxDims;
+  PointState state;
+  T x[kSize];           // bounds applied
+  bool stopped[kSize];  // the bounds policy cuts this axis' gradient
+};
+
+template <typename T, int kDims = 0>
+HASHGRID_HD GridPoint<T, kDims> load_point(const HashEncodeParams& p, int64_t n) {
+  const int n_dims = n_dims_of<kDims>(p);
+  GridPoint<T, kDims> point;
+  const T* position = static_cast<const T*>(p.positions) + n * n_dims;
+  point.state = apply_bounds(position, n_dims, p.bounds, point.x);
+  for (int d = 0; d < n_dims; ++d) {
+    point.stopped[d] = p.bounds != Bounds::kNone && !(position[d] >= T(0) && position[d] <= T(1));
+  }
+  return point;
+}
+
+template <typename A, int kDims>
+struct GridCell {
+  uint32_t base[GridPoint<A, kDims>::kSize];
+  CellWeights<A> weights;
+};
+
+template <typename A, typename T, int kDims>
+HASHGRID_HD GridCell<A, kDims> find_cell(const HashEncodeParams& p, const GridLevel& level,
+                                         const GridPoint<T, kDims>& point) {
+  GridCell<A, kDims> cell;
+  cell.weights.n_dims = n_dims_of<kDims>(p);
+  for (int d = 0; d < cell.weights.n_dims; ++d) {
+    T fraction;
+    cell.base[d] = grid_cell(point.x[d], level.scale, p.shift, &fraction);
+    cell.weights.axis[d] = axis_weight<A>(fraction, p.interpolation);
+  }
+  return cell;
+}
+
+// Index of the first feature of a corner's entry in the whole table.
+template <typename A, int kDims>
+HASHGRID_HD int64_t first_feature(const HashEncodeParams& p, const GridLevel& level, const GridCell<A, kDims>& cell,
+                                  uint32_t corner) {
+  return (level.offset + grid_index(level, cell.weights.n_dims, cell.base, corner)) * p.n_features;
+}
+
+template <typename T>
+HASHGRID_HD T level_weight(const HashEncodeParams& p, int l) {
+  return p.level_weights != nullptr ? static_cast<const T*>(p.level_weights)[l] : T(1);
+}
+
+// Second order. With v, V, u the cotangents of grad_positions, grad_table, grad_level_weights, m the level weights and
+// T, w the table and corner weights, the pulled-back scalar is
+//   s = sum_{n,l,f} grad_y [ m sum_c (a_c T_c + w_c V_c) + u sum_c w_c T_c ],   a_c = sum_d v_d dw_c/dx_d.
+template <typename A, int kDims>
+struct SecondOrderCorner {
+  A weight;                               // w_c
+  A along;                                // a_c
+  A first[GridPoint<A, kDims>::kSize];    // dw_c/dx_e
+  A second[GridPoint<A, kDims>::kSize];   // da_c/dx_e
+};
+
+template <typename A, typename T, int kDims>
+HASHGRID_HD SecondOrderCorner<A, kDims> second_order_corner(const GridLevel& level, const GridPoint<T, kDims>& point,
+                                                            const GridCell<A, kDims>& cell, uint32_t c, const T* v) {
+  const int n_dims = cell.weights.n_dims;
+  SecondOrderCorner<A, kDims> out;
+  const A scale = level.scale;
+  out.weight = corner_weight(cell.weights, c, -1, -1);
+  out.along = A(0);
+  for (int e = 0; e < n_dims; ++e) {
+    out.first[e] = point.stopped[e] ? A(0) : scale * corner_weight_first(cell.weights, c, e);
+    out.second[e] = A(0);
+    if (v == nullptr || point.stopped[e]) continue;
+    out.along += v[e] * out.first[e];
+    for (int d = 0; d < n_dims; ++d) {
+      if (point.stopped[d]) continue;
+      out.second[e] += v[d] * scale * scale * corner_weight_second(cell.weights, c, d, e);
+    }
+  }
+  return out;
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

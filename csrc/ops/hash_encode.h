@@ -1,0 +1,112 @@
+// hash_encode: what the CPU and the CUDA ops check and fill in alike.
+#pragma once
+
+#include "ops/checks.h"
+
+namespace hashgrid {
+
+inline IndexWrap wrap_of(const GridLevel& level, int64_t n_dims, Bounds bounds) {
+  if ((level.size & (level.size - 1)) == 0) return IndexWrap::kMask;
+  if (level.hashed || bounds == Bounds::kNone) return IndexWrap::kModulo;
+  // Vertices run to `resolution` when bounds hold, one past the last row.
+  double largest = 0.0, stride = 1.0;
+  for (int64_t d = 0; d < n_dims; ++d) {
+    largest += level.resolution * stride;
+    stride *= level.resolution;
+  }
+  return largest < 2.0 * level.size ? IndexWrap::kOnce : IndexWrap::kModulo;
+}
+
+struct Levels {
+  const std::vector<double>& scales;
+  const std::vector<int64_t>& resolutions;
+  double shift;
+  const std::vector<int64_t>& offsets;
+  const std::vector<int64_t>& sizes;
+  const std::vector<int64_t>& hashed;
+};
+
+inline HashEncodeParams make_hash_encode_params(const Tensor& positions, const Tensor& table,
+                                                const std::optional<Tensor>& level_weights, const Levels& levels,
+                                                int64_t interpolation, int64_t bounds) {
+  HashEncodeParams p = {};
+  STD_TORCH_CHECK(positions.dim() == 2 && positions.size(1) >= 1 && positions.size(1) <= kMaxDims,
+                  "`positions` must have shape [N, D] with D in 1..7, got ", shape_of(positions));
+  STD_TORCH_CHECK(table.dim() == 2, "`table` must have shape [n_entries, F], got ", shape_of(table));
+  p.n_points = positions.size(0);
+  p.n_dims = static_cast<int32_t>(positions.size(1));
+  p.n_entries = table.size(0);
+  p.n_features = static_cast<int32_t>(table.size(1));
+  STD_TORCH_CHECK(p.n_features == 1 || p.n_features == 2 || p.n_features == 4 || p.n_features == 8,
+                  "`table` must have 1, 2, 4 or 8 features per entry, got ", table.size(1));
+  p.dtype = real_dtype_of(positions, "positions");
+  p.table_dtype = dtype_of(table, "table");
+  STD_TORCH_CHECK((p.dtype == DType::kFloat64) == (p.table_dtype == DType::kFloat64),
+                  "`positions` and `table` must both be float64 or neither, got ", name_of(positions.scalar_type()),
+                  " and ", name_of(table.scalar_type()));
+  STD_TORCH_CHECK(positions.is_contiguous() && table.is_contiguous(), "`positions` and `table` must be contiguous");
+  STD_TORCH_CHECK(interpolation >= 0 && interpolation <= 2, "`interpolation` must be 0, 1 or 2, got ", interpolation);
+  STD_TORCH_CHECK(bounds >= 0 && bounds <= 2, "`bounds` must be 0, 1 or 2, got ", bounds);
+  p.interpolation = static_cast<Interpolation>(interpolation);
+  p.bounds = static_cast<Bounds>(bounds);
+
+  const size_t n_levels = levels.scales.size();
+  STD_TORCH_CHECK(n_levels >= 1 && n_levels <= static_cast<size_t>(kMaxLevels), "`scales` must have 1..", kMaxLevels,
+                  " values, got ", n_levels);
+  STD_TORCH_CHECK(levels.resolutions.size() == n_levels && levels.offsets.size() == n_levels &&
+                      levels.sizes.size() == n_levels && levels.hashed.size() == n_levels,
+                  "`resolutions`, `offsets`, `sizes` and `hashed` must have one value per level (", n_levels, ")");
+  p.n_levels = static_cast<int32_t>(n_levels);
+  p.shift = static_cast<float>(levels.shift);
+  for (size_t l = 0; l < n_levels; ++l) {
+    GridLevel& level = p.levels[l];
+    STD_TORCH_CHECK(levels.offsets[l] >= 0 && levels.sizes[l] >= 1 && levels.sizes[l] < (int64_t{1} << 31) &&
+                        levels.offsets[l] + levels.sizes[l] <= p.n_entries,
+                    "level ", l, " covers entries [", levels.offsets[l], ", ", levels.offsets[l] + levels.sizes[l],
+                    "), `table` has ", p.n_entries);
+    level.scale = static_cast<float>(levels.scales[l]);
+    level.resolution = static_cast<uint32_t>(levels.resolutions[l]);
+    level.offset = levels.offsets[l];
+    level.size = static_cast<uint32_t>(levels.sizes[l]);
+    level.hashed = levels.hashed[l] != 0;
+    level.wrap = wrap_of(level, p.n_dims, p.bounds);
+  }
+  if (level_weights.has_value()) {
+    check_shape(*level_weights, "level_weights", {static_cast<int64_t>(n_levels)});
+    check_dtype(*level_weights, "level_weights", positions.scalar_type());
+    STD_TORCH_CHECK(level_weights->is_contiguous(), "`level_weights` must be contiguous");
+    p.level_weights = level_weights->const_data_ptr();
+  }
+  p.positions = positions.const_data_ptr();
+  p.table = table.const_data_ptr();
+  return p;
+}
+
+inline void check_grad_y(const Tensor& grad_y, const Tensor& positions, const HashEncodeParams& p) {
+  check_shape(grad_y, "grad_y", {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
+  check_dtype(grad_y, "grad_y", positions.scalar_type());
+  STD_TORCH_CHECK(grad_y.is_contiguous(), "`grad_y` must be contiguous");
+}
+
+// Cotangents of (grad_positions, grad_table, grad_level_weights); one that is missing is zero.
+inline void set_cotangents(const std::optional<Tensor>& grad_grad_positions, const std::optional<Tensor>& grad_grad_table,
+                           const std::optional<Tensor>& grad_grad_level_weights, const Tensor& positions,
+                           HashEncodeParams& p) {
+  const auto checked = [&](const std::optional<Tensor>& tensor, const char* name,
+                           const std::vector<int64_t>& shape) -> const void* {
+    if (!tensor.has_value()) return nullptr;
+    check_shape(*tensor, name, shape);
+    check_dtype(*tensor, name, positions.scalar_type());
+    STD_TORCH_CHECK(tensor->is_contiguous(), "`", name, "` must be contiguous");
+    return tensor->const_data_ptr();
+  };
+  p.grad_grad_positions = checked(grad_grad_positions, "grad_grad_positions", {p.n_points, p.n_dims});
+  p.grad_grad_table = checked(grad_grad_table, "grad_grad_table", {p.n_entries, p.n_features});
+  p.grad_grad_level_weights = checked(grad_grad_level_weights, "grad_grad_level_weights", {p.n_levels});
+}
+
+inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+}  // namespace hashgrid

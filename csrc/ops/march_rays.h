@@ -1,0 +1,43 @@
+// march_rays: what the CPU and the CUDA op check and fill in alike.
+#pragma once
+
+#include <cmath>
+
+#include "ops/rays.h"
+
+namespace hashgrid {
+
+inline MarchRaysParams make_march_rays_params(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb,
+                                              const Tensor& bits, const std::vector<int64_t>& resolution,
+                                              int64_t n_cascades, double step_size, double cone_angle, double near,
+                                              double far, std::optional<int64_t> seed, int64_t step,
+                                              int64_t max_samples_per_ray) {
+  MarchRaysParams p = {};
+  p.dtype = check_rays(rays_o, rays_d, aabb);
+  const int64_t n_cells = check_grid(resolution, n_cascades, p.resolution);
+  const int64_t n_bytes = (n_cells + 7) / 8;
+  check_dtype(bits, "bits", ScalarType::Byte);
+  check_shape(bits, "bits", {n_bytes});
+  check_contiguous(bits, "bits");
+  STD_TORCH_CHECK(step_size > 0.0 && std::isfinite(step_size), "`step_size` must be positive and finite, got ",
+                  step_size);
+  STD_TORCH_CHECK(cone_angle >= 0.0 && std::isfinite(cone_angle), "`cone_angle` must be non-negative and finite, got ",
+                  cone_angle);
+  p.n_cascades = static_cast<int32_t>(n_cascades);
+  p.n_rays = rays_o.size(0);
+  p.max_samples_per_ray = max_samples_per_ray > 0 ? max_samples_per_ray : 0;
+  p.step_size = step_size;
+  p.cone_angle = cone_angle;
+  p.near = near;
+  p.far = far;
+  p.jitter = seed.has_value();
+  p.seed = static_cast<uint64_t>(seed.value_or(0));
+  p.step = static_cast<uint32_t>(step);
+  p.rays_o = rays_o.const_data_ptr();
+  p.rays_d = rays_d.const_data_ptr();
+  p.aabb = aabb.const_data_ptr();
+  p.bits = static_cast<const uint8_t*>(bits.const_data_ptr());
+  return p;
+}
+
+}  // namespace hashgrid

@@ -1,0 +1,79 @@
+// mlp: what the CPU and the CUDA ops check and fill in alike.
+#pragma once
+
+#include "ops/checks.h"
+
+namespace hashgrid {
+
+inline Activation activation_of(int64_t value, const char* name) {
+  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Activation::kSine), "`", name, "` must be in 0..",
+                  static_cast<int64_t>(Activation::kSine), ", got ", value);
+  return static_cast<Activation>(value);
+}
+
+// Everything that does not depend on the device; offsets into a workspace stay -1 where not every device has one.
+inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                                 int64_t activation, int64_t output_activation, bool bfloat16) {
+  MlpParams p = {};
+  STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
+  STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
+  const int64_t n_layers = static_cast<int64_t>(weights.size());
+  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`weights` must have 1..", kMaxMlpLayers,
+                  " layers, got ", n_layers);
+  STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
+                  " tensors, one per layer, or none, got ", biases.size());
+  p.dtype = real_dtype_of(x, "x");
+  p.n_rows = x.size(0);
+  p.n_layers = static_cast<int32_t>(n_layers);
+  p.activation = activation_of(activation, "activation");
+  p.output_activation = activation_of(output_activation, "output_activation");
+  STD_TORCH_CHECK(!bfloat16 || p.dtype == DType::kFloat32, "bfloat16 products need float32 tensors, got ",
+                  name_of(x.scalar_type()));
+  p.factors = bfloat16 ? MlpFactors::kRounded : MlpFactors::kReal;
+  int64_t width = x.size(1);
+  STD_TORCH_CHECK(width >= 1, "`x` must have at least one column, got ", shape_of(x));
+  for (int l = 0; l < p.n_layers; ++l) {
+    const Tensor& weight = weights[l];
+    const std::string name = "weights[" + std::to_string(l) + "]";
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && weight.size(0) >= 1, "`", name,
+                    "` must have shape [out, ", width, "], got ", shape_of(weight));
+    check_dtype(weight, name.c_str(), x.scalar_type());
+    STD_TORCH_CHECK(weight.is_contiguous(), "`", name, "` must be contiguous");
+    STD_TORCH_CHECK(weight.size(0) < (1 << 20) && width < (1 << 20), "`", name, "` is wider than 2^20: ",
+                    shape_of(weight));
+    MlpLayer& layer = p.layers[l];
+    layer.n_in = static_cast<int32_t>(width);
+    layer.n_out = static_cast<int32_t>(weight.size(0));
+    layer.weight = weight.const_data_ptr();
+    layer.input_pairs = layer.source = layer.packed_transposed = -1;
+    if (!biases.empty()) {
+      const std::string bias_name = "biases[" + std::to_string(l) + "]";
+      check_shape(biases[l], bias_name.c_str(), {layer.n_out});
+      check_dtype(biases[l], bias_name.c_str(), x.scalar_type());
+      STD_TORCH_CHECK(biases[l].is_contiguous(), "`", bias_name, "` must be contiguous");
+      layer.bias = biases[l].const_data_ptr();
+    }
+    width = layer.n_out;
+  }
+  p.x = x.const_data_ptr();
+  return p;
+}
+
+inline void set_grad_y(const Tensor& grad_y, const Tensor& x, MlpParams& p) {
+  check_shape(grad_y, "grad_y", {p.n_rows, p.layers[p.n_layers - 1].n_out});
+  check_dtype(grad_y, "grad_y", x.scalar_type());
+  STD_TORCH_CHECK(grad_y.is_contiguous(), "`grad_y` must be contiguous");
+  p.grad_y = grad_y.const_data_ptr();
+}
+
+// Weights and biases of all layers.
+inline int64_t mlp_parameters(const MlpParams& p) {
+  int64_t n = 0;
+  for (int l = 0; l < p.n_layers; ++l) {
+    const MlpLayer& layer = p.layers[l];
+    n += int64_t{layer.n_in} * layer.n_out + (layer.bias != nullptr ? layer.n_out : 0);
+  }
+  return n;
+}
+
+}  // namespace hashgrid
