@@ -18,7 +18,22 @@ def load() -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
+def load_cuda() -> tuple[ModuleType | None, str]:
+    """The CUDA kernels, or None and the reason why they are not there. Needs no GPU, but a torch with CUDA."""
+    if module is None:
+        return None, reason
+    if module.no_cuda():
+        return None, f"not built: {module.no_cuda()}"
+    if torch.version.cuda is None:
+        return None, "not loaded: this torch has no CUDA"
+    try:
+        return importlib.import_module("hashgrid._C_cuda"), ""
+    except ImportError as error:
+        return None, f"not loaded: {error}"
+
+
 module, reason = load()
+cuda_module, cuda_reason = load_cuda()
 
 
 def require() -> ModuleType:

@@ -36,4 +36,11 @@ def describe() -> list[tuple[str, str]]:
 
 def cuda_status() -> str:
     """Whether the CUDA kernels are there, or why not."""
-    return "not built: this version has CPU kernels only"
+    module = _extension.cuda_module
+    if module is None:
+        return _extension.cuda_reason
+    devices = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    where = ", ".join(devices) if devices else "no GPU to be seen"
+    return f"built with CUDA {module.toolkit()} for {module.archs()}; {where}"

@@ -1,0 +1,188 @@
+// Adam on CUDA, fused with decay, average, half copy and the reset of the gradient.
+//
+// Rows with their own step counters (skip_zero): one thread per row; rows of 1, 2, 4 or 8 elements are one vector of
+// each array. A thread whose row has no gradient touches nothing else, so that a step over a sparsely used table costs
+// little more than reading its gradient. One shared counter: one thread per element, after a kernel of one thread has
+// worked out the rate and advanced the counter. The learning rate is read on the device: a captured graph follows a
+// schedule.
+#include "cuda/launch.cuh"
+
+#include <type_traits>
+
+#include "core/adam.h"
+#include "core/bfloat16.h"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+constexpr int kThreads = 256;
+
+// Logarithms for the rates of a row in fp32.
+struct AdamLogs {
+  float beta1, beta2, ema_decay;
+};
+
+__device__ inline double learning_rate(const AdamStepParams& p) {
+  if (p.lr_tensor == nullptr) return p.lr;
+  return p.lr_dtype == DType::kFloat64 ? *static_cast<const double*>(p.lr_tensor)
+                                       : static_cast<double>(*static_cast<const float*>(p.lr_tensor));
+}
+
+// Rounded to nearest, ties to even; the pattern of a half NaN is the device's own.
+__device__ inline uint16_t to_half_bits(float x, DType dtype) {
+  return dtype == DType::kBFloat16 ? float_to_bfloat16(x) : __half_as_ushort(__float2half_rn(x));
+}
+
+// kF elements from element `first` on, as one vector of each array. `rate`: learning rate times bias correction;
+// `keep`: weight of the old average beside the values of the steps since.
+template <typename T, int kF>
+__device__ inline void update_elements(const AdamStepParams& p, const AdamConstants<T>& constants, int64_t first,
+                                       const T* grad, T rate, T keep) {
+  T param[kF], avg[kF], sq[kF];
+  load_row<T, kF>(static_cast<const T*>(p.param) + first, param);
+  load_row<T, kF>(static_cast<const T*>(p.exp_avg) + first, avg);
+  load_row<T, kF>(static_cast<const T*>(p.exp_avg_sq) + first, sq);
+  T old[kF];  // the average catches up with the value the row had while it was idle
+#pragma unroll
+  for (int f = 0; f < kF; ++f) {
+    old[f] = param[f];
+    adam_moments(constants, grad[f], old[f], &avg[f], &sq[f]);
+    param[f] = adam_apply(constants, old[f], rate, avg[f], static_cast<T>(::sqrt(sq[f])));
+  }
+  store_row<T, kF>(static_cast<T*>(p.param) + first, param);
+  store_row<T, kF>(static_cast<T*>(p.exp_avg) + first, avg);
+  store_row<T, kF>(static_cast<T*>(p.exp_avg_sq) + first, sq);
+  if (p.ema != nullptr) {
+    T ema[kF];
+    load_row<T, kF>(static_cast<const T*>(p.ema) + first, ema);
+#pragma unroll
+    for (int f = 0; f < kF; ++f) ema[f] = ema_update(constants, ema_catch_up(ema[f], old[f], keep), param[f]);
+    store_row<T, kF>(static_cast<T*>(p.ema) + first, ema);
+  }
+  if (p.shadow != nullptr) {
+    uint16_t shadow[kF];
+#pragma unroll
+    for (int f = 0; f < kF; ++f) shadow[f] = to_half_bits(static_cast<float>(param[f]), p.shadow_dtype);
+    store_row<uint16_t, kF>(p.shadow + first, shadow);
+  }
+  if (p.zero_grad) {
+    const T zeros[kF] = {};
+    store_row<T, kF>(static_cast<T*>(p.grad) + first, zeros);
+  }
+}
+
+// Thread: row global_thread() of [n_rows, row_size]. kF: row_size, 0 when only known at run time: element by element.
+template <typename T, int kF>
+__global__ void adam_step_rows_kernel(HASHGRID_PARAMS AdamStepParams p, HASHGRID_PARAMS AdamConstants<T> constants,
+                                      AdamLogs logs) {
+  const int64_t row = global_thread();
+  if (row >= p.n_rows) return;
+  const int64_t first = row * p.row_size;
+  const T* source = static_cast<const T*>(p.grad) + first;
+  T grad[kF > 0 ? kF : 1];
+  bool touched = false;
+  if constexpr (kF > 0) {
+    load_row<T, kF>(source, grad);
+#pragma unroll
+    for (int f = 0; f < kF; ++f) touched = touched || grad[f] != T(0);
+  } else {
+    for (int64_t f = 0; f < p.row_size && !touched; ++f) touched = source[f] != T(0);
+  }
+  if (!touched) return;  // NaN is no zero: a broken gradient shows
+  const int32_t step = p.steps[row] + 1;
+  p.steps[row] = step;
+  int32_t idle = 0;
+  if (p.ema != nullptr) {
+    idle = p.global_step - 1 - p.ema_last[row];
+    p.ema_last[row] = p.global_step;
+  }
+  T rate, keep;
+  // fp64 serves checks and takes its time; in fp32, pow in double would be most of the kernel on many cards.
+  if constexpr (std::is_same<T, double>::value) {
+    rate = learning_rate(p) * adam_bias_correction(p.beta1, p.beta2, step);
+    keep = ::pow(p.ema_decay, static_cast<double>(idle));
+  } else {
+    rate = static_cast<float>(learning_rate(p)) * adam_bias_correction_from_logs(logs.beta1, logs.beta2, step);
+    keep = ema_keep(logs.ema_decay, idle);
+  }
+  if constexpr (kF > 0) {
+    update_elements<T, kF>(p, constants, first, grad, rate, keep);
+  } else {
+    for (int64_t f = 0; f < p.row_size; ++f) update_elements<T, 1>(p, constants, first + f, source + f, rate, keep);
+  }
+}
+
+// One thread. Works out the rates all elements share [2], in fp64, and advances the counters [1].
+__global__ void adam_step_prepare_kernel(HASHGRID_PARAMS AdamStepParams p) {
+  const int32_t step = *p.steps + 1;
+  *p.steps = step;
+  p.shared_rates[0] = learning_rate(p) * adam_bias_correction(p.beta1, p.beta2, step);
+  if (p.ema_last == nullptr) return;  // `ema` is null where it is empty, too
+  p.shared_rates[1] = ::pow(p.ema_decay, static_cast<double>(p.global_step - 1 - *p.ema_last));
+  *p.ema_last = p.global_step;
+}
+
+// Thread: one of n_rows * row_size elements, so that neighbours touch neighbouring addresses of every array.
+template <typename T>
+__global__ void adam_step_elements_kernel(HASHGRID_PARAMS AdamStepParams p,
+                                          HASHGRID_PARAMS AdamConstants<T> constants) {
+  const int64_t i = global_thread();
+  if (i >= p.n_rows * p.row_size) return;
+  const T rate = static_cast<T>(p.shared_rates[0]);
+  const T keep = p.ema != nullptr ? static_cast<T>(p.shared_rates[1]) : T(1);
+  const T grad = static_cast<const T*>(p.grad)[i];
+  update_elements<T, 1>(p, constants, i, &grad, rate, keep);
+}
+
+// ---- launchers ---------------------------------------------------------------------------------------------------
+
+// Whether rows of `row_bytes` bytes of every array (half of that in the shadow) can be loaded as vectors.
+inline bool rows_are_aligned(const AdamStepParams& p, int64_t row_bytes) {
+  const auto aligned = [](const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
+  return aligned(p.param, row_bytes) && aligned(p.grad, row_bytes) && aligned(p.exp_avg, row_bytes) &&
+         aligned(p.exp_avg_sq, row_bytes) && aligned(p.ema, row_bytes) && aligned(p.shadow, row_bytes / 2);
+}
+
+template <typename T>
+void launch_typed(const AdamStepParams& p, cudaStream_t stream) {
+  const AdamConstants<T> constants = adam_constants<T>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
+  if (!p.skip_zero) {
+    const LaunchShape one_thread = {dim3(1), dim3(1), 0};
+    HASHGRID_LAUNCH(adam_step_prepare_kernel, one_thread, stream, p);
+    HASHGRID_LAUNCH((adam_step_elements_kernel<T>), blocks_of(p.n_rows * p.row_size, kThreads), stream, p, constants);
+    return;
+  }
+  if (p.n_rows == 0) return;
+  const AdamLogs logs = {static_cast<float>(std::log(p.beta1)), static_cast<float>(std::log(p.beta2)),
+                         static_cast<float>(std::log(p.ema_decay))};
+  const LaunchShape shape = blocks_of(p.n_rows, kThreads);
+  // Views may start anywhere: their rows are taken element by element.
+  if constexpr (std::is_same<T, float>::value) {
+    switch (rows_are_aligned(p, p.row_size * 4) ? p.row_size : 0) {
+      case 1:
+        HASHGRID_LAUNCH((adam_step_rows_kernel<float, 1>), shape, stream, p, constants, logs);
+        return;
+      case 2:
+        HASHGRID_LAUNCH((adam_step_rows_kernel<float, 2>), shape, stream, p, constants, logs);
+        return;
+      case 4:
+        HASHGRID_LAUNCH((adam_step_rows_kernel<float, 4>), shape, stream, p, constants, logs);
+        return;
+      case 8:
+        HASHGRID_LAUNCH((adam_step_rows_kernel<float, 8>), shape, stream, p, constants, logs);
+        return;
+    }
+  }
+  HASHGRID_LAUNCH((adam_step_rows_kernel<T, 0>), shape, stream, p, constants, logs);
+}
+
+}  // namespace HASHGRID_ISA
+
+using namespace HASHGRID_ISA;
+
+void launch_adam_step(const AdamStepParams& p, cudaStream_t stream) {
+  if (p.dtype == DType::kFloat64) return launch_typed<double>(p, stream);
+  launch_typed<float>(p, stream);
+}
+
+}  // namespace hashgrid

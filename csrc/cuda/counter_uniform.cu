@@ -1,0 +1,26 @@
+// Counter-based random numbers on CUDA: one thread per number.
+#include "cuda/launch.cuh"
+
+#include "core/ray.h"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+constexpr int kThreads = 256;
+
+// Thread: one number; the part of the hash that all share costs a dozen integer instructions per thread.
+__global__ void counter_uniform_kernel(HASHGRID_PARAMS CounterUniformParams p) {
+  const int64_t i = global_thread();
+  if (i >= p.n) return;
+  p.u[i] = counter_uniform(counter_key(p.seed, p.step), static_cast<uint32_t>(p.index[i]));
+}
+
+}  // namespace HASHGRID_ISA
+
+using namespace HASHGRID_ISA;
+
+void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream) {
+  HASHGRID_LAUNCH(counter_uniform_kernel, blocks_of(p.n, kThreads), stream, p);
+}
+
+}  // namespace hashgrid

@@ -1,0 +1,579 @@
+// Multiresolution hash encoding on CUDA.
+//
+// Forward and table gradient: one thread per point and level, levels along the grid's y axis, so that the blocks in
+// flight work on one or two levels whose rows (4 MB at T = 19, F = 2) stay in the L2 cache. Gradients to positions and
+// the second order: one thread per point, which walks over the levels and keeps its sums in registers.
+// fp32 is specialised for 2, 3 and 4 dimensions; other dimensions, and fp64 (for checks), read their number from the
+// params. Cells are computed again in every pass: storing d y / d x would take D times the memory of y.
+#include "cuda/launch.cuh"
+
+#include "core/grid_point.h"
+#include "cuda/atomics.cuh"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+constexpr int kThreads = 256;
+constexpr int kLevelWeightPoints = 1024;  // points per chunk of the level weights' gradient
+
+// What happens to contributions to the table's gradient.
+enum class TableSum { kAdd, kFindLargest, kAddFixed };
+
+// ---- rows --------------------------------------------------------------------------------------------------------
+
+// fp32 is the type of weights and products where the dimensions are known; elsewhere many terms of either sign meet.
+template <typename T, int kDims>
+struct Arithmetic {
+  typedef double Type;
+};
+template <>
+struct Arithmetic<float, 2> {
+  typedef float Type;
+};
+template <>
+struct Arithmetic<float, 3> {
+  typedef float Type;
+};
+template <>
+struct Arithmetic<float, 4> {
+  typedef float Type;
+};
+
+// ---- forward -----------------------------------------------------------------------------------------------------
+
+// Thread: point global_thread() at level blockIdx.y. y is [n_points, n_levels * F]; the sum over corners is in T.
+template <typename T, typename Element, int kDims, int kF>
+__global__ void hash_encode_forward_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  const int64_t n = global_thread();
+  if (n >= p.n_points) return;
+  const int l = blockIdx.y;
+  const GridLevel level = p.levels[l];
+  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
+  T total[kF];
+#pragma unroll
+  for (int f = 0; f < kF; ++f) {
+    total[f] = point.state == PointState::kNotFinite ? std::numeric_limits<T>::quiet_NaN() : T(0);
+  }
+  if (point.state == PointState::kInside) {
+    const GridCell<T, kDims> cell = find_cell<T>(p, level, point);
+    const uint32_t n_corners = n_corners_of(p, cell.weights.n_dims);
+#pragma unroll(kDims > 0 ? 1 << kDims : 1)
+    for (uint32_t c = 0; c < (kDims > 0 ? 1u << kDims : kMaxCorners); ++c) {
+      if (c >= n_corners) break;
+      const T weight = corner_weight(cell.weights, c, -1, -1);
+      T row[kF];
+      load_row<Element, kF>(static_cast<const Element*>(p.table) + first_feature(p, level, cell, c), row);
+#pragma unroll
+      for (int f = 0; f < kF; ++f) total[f] += weight * row[f];
+    }
+    const T factor = level_weight<T>(p, l);
+#pragma unroll
+    for (int f = 0; f < kF; ++f) total[f] *= factor;
+  }
+  store_row<T, kF>(static_cast<T*>(p.y) + (n * p.n_levels + l) * kF, total);
+}
+
+// ---- gradient to the table ---------------------------------------------------------------------------------------
+
+// 2^e such that the sum of all contributions, each at most `largest`, stays below 2^62.
+__device__ inline int fixed_exponent(const HashEncodeParams& p) {
+  const double bound = static_cast<double>(__uint_as_float(*p.largest)) * static_cast<double>(p.n_points) *
+                       static_cast<double>(1 << p.n_dims);
+  int exponent = 0;
+  frexp(bound, &exponent);  // bound < 2^exponent
+  return 62 - exponent;
+}
+
+// Adds values [F] to the row that starts at feature `first`. `scale` is 2^fixed_exponent, or NaN where a contribution is
+// not finite: then every entry that receives any becomes NaN.
+template <typename T, int kF, TableSum kSum>
+__device__ inline void add_to_table(const HashEncodeParams& p, int64_t first, const T* values, double scale, float* largest) {
+  if constexpr (kSum == TableSum::kAdd) {
+    add_row<kF>(static_cast<T*>(p.grad_table) + first, values);
+  } else if constexpr (kSum == TableSum::kFindLargest) {
+#pragma unroll
+    for (int f = 0; f < kF; ++f) {
+      const float magnitude = fabsf(__double2float_ru(fabs(static_cast<double>(values[f]))));
+      *largest = magnitude <= *largest ? *largest : magnitude;  // NaN stays
+    }
+  } else {
+#pragma unroll
+    for (int f = 0; f < kF; ++f) {
+      if (scale == scale) {
+        const long long steps = llrint(static_cast<double>(values[f]) * scale);
+        atomicAdd(reinterpret_cast<unsigned long long*>(p.fixed + first + f), static_cast<unsigned long long>(steps));
+      } else {
+        static_cast<T*>(p.grad_table)[first + f] = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
+  }
+}
+
+template <TableSum kSum>
+__device__ inline double fixed_scale(const HashEncodeParams& p) {
+  if constexpr (kSum != TableSum::kAddFixed) return 0.0;
+  const float largest = __uint_as_float(*p.largest);
+  return largest - largest == 0.0f ? ldexp(1.0, fixed_exponent(p)) : std::numeric_limits<double>::quiet_NaN();
+}
+
+// Positive floats are ordered as their bits are, NaN above all.
+__device__ inline void record_largest(const HashEncodeParams& p, float largest) {
+  if (largest != 0.0f) atomicMax(p.largest, __float_as_uint(largest));
+}
+
+// Thread: point global_thread() at level blockIdx.y.
+template <typename T, int kDims, int kF, TableSum kSum>
+__global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  const int64_t n = global_thread();
+  if (n >= p.n_points) return;
+  const int l = blockIdx.y;
+  const GridLevel level = p.levels[l];
+  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
+  if (point.state != PointState::kInside) return;
+  T grad[kF];
+  load_row<T, kF>(static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
+  const T factor = level_weight<T>(p, l);
+  const double scale = fixed_scale<kSum>(p);
+  float largest = 0.0f;
+  const GridCell<T, kDims> cell = find_cell<T>(p, level, point);
+  const uint32_t n_corners = n_corners_of(p, cell.weights.n_dims);
+#pragma unroll(kDims > 0 ? 1 << kDims : 1)
+  for (uint32_t c = 0; c < (kDims > 0 ? 1u << kDims : kMaxCorners); ++c) {
+    if (c >= n_corners) break;
+    const T weight = corner_weight(cell.weights, c, -1, -1) * factor;
+    T values[kF];
+#pragma unroll
+    for (int f = 0; f < kF; ++f) values[f] = weight * grad[f];
+    add_to_table<T, kF, kSum>(p, first_feature(p, level, cell, c), values, scale, &largest);
+  }
+  if constexpr (kSum == TableSum::kFindLargest) record_largest(p, largest);
+}
+
+// Thread: one element of the table.
+template <typename T>
+__global__ void hash_encode_add_fixed_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  const int64_t i = global_thread();
+  if (i >= p.n_entries * p.n_features || p.fixed[i] == 0) return;
+  static_cast<T*>(p.grad_table)[i] += static_cast<T>(ldexp(static_cast<double>(p.fixed[i]), -fixed_exponent(p)));
+}
+
+// ---- gradient to positions ---------------------------------------------------------------------------------------
+
+// Thread: one point. The sum over levels is taken in level order.
+template <typename T, typename Element, int kDims, int kF>
+__global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  using A = typename Arithmetic<T, kDims>::Type;
+  constexpr int kSize = GridPoint<T, kDims>::kSize;
+  const int64_t n = global_thread();
+  if (n >= p.n_points) return;
+  const int n_dims = n_dims_of<kDims>(p);
+  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
+  A total[kSize] = {};
+  const bool active = point.state == PointState::kInside && p.interpolation != Interpolation::kNearest;
+  for (int l = 0; active && l < p.n_levels; ++l) {
+    const GridLevel level = p.levels[l];
+    const GridCell<A, kDims> cell = find_cell<A>(p, level, point);
+    const A factor = static_cast<A>(level_weight<T>(p, l)) * static_cast<A>(level.scale);
+    T grad[kF];
+    load_row<T, kF>(static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
+    const uint32_t n_corners = 1u << n_dims;
+#pragma unroll(kDims > 0 ? 1 << kDims : 1)
+    for (uint32_t c = 0; c < (kDims > 0 ? 1u << kDims : kMaxCorners); ++c) {
+      if (c >= n_corners) break;
+      A row[kF], dot = A(0);
+      load_row<Element, kF>(static_cast<const Element*>(p.table) + first_feature(p, level, cell, c), row);
+#pragma unroll
+      for (int f = 0; f < kF; ++f) dot += static_cast<A>(grad[f]) * row[f];
+#pragma unroll
+      for (int d = 0; d < kSize; ++d) {
+        if (d < n_dims) total[d] += factor * corner_weight_first(cell.weights, c, d) * dot;
+      }
+    }
+  }
+  T* out = static_cast<T*>(p.grad_positions) + n * n_dims;
+#pragma unroll
+  for (int d = 0; d < kSize; ++d) {
+    if (d < n_dims) out[d] = point.stopped[d] ? T(0) : static_cast<T>(total[d]);
+  }
+}
+
+// ---- gradient to the level weights -------------------------------------------------------------------------------
+
+template <typename Element>
+__device__ inline double load_feature(const void* table, int64_t i) {
+  return static_cast<double>(to_real(static_cast<const Element*>(table)[i]));
+}
+
+// The sum over a block of a value per thread, in thread 0. Pairs are added in a fixed order.
+__device__ inline double block_sum(double value, double* shared) {
+  shared[threadIdx.x] = value;
+  for (int half = static_cast<int>(blockDim.x) / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+  }
+  __syncthreads();
+  const double total = shared[0];
+  __syncthreads();
+  return total;
+}
+
+// Block: chunk blockIdx.x of kLevelWeightPoints points at level blockIdx.y. Sums are in fp64.
+template <typename T, typename Element>
+__global__ void hash_encode_backward_level_weights_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  __shared__ double shared[kThreads];
+  const int l = blockIdx.y;
+  const GridLevel level = p.levels[l];
+  double total = 0.0;
+  const int64_t first_point = static_cast<int64_t>(blockIdx.x) * kLevelWeightPoints;
+  for (int64_t n = first_point + threadIdx.x; n < first_point + kLevelWeightPoints && n < p.n_points; n += blockDim.x) {
+    const GridPoint<T, 0> point = load_point<T, 0>(p, n);
+    if (point.state != PointState::kInside) continue;
+    const GridCell<double, 0> cell = find_cell<double>(p, level, point);
+    const T* grad = static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * p.n_features;
+    const uint32_t n_corners = n_corners_of(p, p.n_dims);
+    for (uint32_t c = 0; c < n_corners; ++c) {
+      const double weight = corner_weight(cell.weights, c, -1, -1);
+      const int64_t first = first_feature(p, level, cell, c);
+      for (int f = 0; f < p.n_features; ++f) total += weight * grad[f] * load_feature<Element>(p.table, first + f);
+    }
+  }
+  total = block_sum(total, shared);
+  if (threadIdx.x == 0) p.grad_level_chunks[static_cast<int64_t>(blockIdx.x) * p.n_levels + l] = total;
+}
+
+// Thread: one level; adds its chunks in order.
+template <typename T>
+__global__ void hash_encode_sum_level_chunks_kernel(HASHGRID_PARAMS HashEncodeParams p, int64_t n_chunks) {
+  const int l = threadIdx.x;
+  if (l >= p.n_levels) return;
+  double total = 0.0;
+  for (int64_t chunk = 0; chunk < n_chunks; ++chunk) total += p.grad_level_chunks[chunk * p.n_levels + l];
+  static_cast<T*>(p.grad_level_weights)[l] = static_cast<T>(total);
+}
+
+// ---- second order ------------------------------------------------------------------------------------------------
+
+// Thread: one point. Pulls the cotangents back to grad_y and positions; see core/grid_point.h.
+template <typename T, typename Element, int kDims>
+__global__ void hash_encode_second_points_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  using A = typename Arithmetic<T, kDims>::Type;
+  constexpr int kSize = GridPoint<T, kDims>::kSize;
+  const int64_t n = global_thread();
+  if (n >= p.n_points) return;
+  const int n_dims = n_dims_of<kDims>(p);
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
+  const T* v = p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * n_dims : nullptr;
+  const T* table_cotangents = static_cast<const T*>(p.grad_grad_table);
+  const T* u = static_cast<const T*>(p.grad_grad_level_weights);
+  T* out_y = static_cast<T*>(p.grad_grad_y) + n * row;
+  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
+  A total_x[kSize] = {};
+  for (int l = 0; l < p.n_levels; ++l) {
+    A total_y[kMaxFeatures] = {};
+    if (point.state == PointState::kInside) {
+      const GridLevel level = p.levels[l];
+      const GridCell<A, kDims> cell = find_cell<A>(p, level, point);
+      const A m = level_weight<T>(p, l), u_level = u != nullptr ? u[l] : T(0);
+      const uint32_t n_corners = n_corners_of(p, n_dims);
+      for (uint32_t c = 0; c < n_corners; ++c) {
+        const SecondOrderCorner<A, kDims> corner = second_order_corner(level, point, cell, c, v);
+        const int64_t first = first_feature(p, level, cell, c);
+#pragma unroll
+        for (int f = 0; f < kMaxFeatures; ++f) {
+          if (f >= p.n_features) break;
+          const A value = static_cast<A>(load_feature<Element>(p.table, first + f));
+          const A cotangent = table_cotangents != nullptr ? static_cast<A>(table_cotangents[first + f]) : A(0);
+          const A grad = grad_y[l * p.n_features + f];
+          total_y[f] += m * (corner.along * value + corner.weight * cotangent) + u_level * corner.weight * value;
+#pragma unroll
+          for (int e = 0; e < kSize; ++e) {
+            if (e >= n_dims) break;
+            total_x[e] += grad * (m * (corner.second[e] * value + corner.first[e] * cotangent) +
+                                  u_level * corner.first[e] * value);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int f = 0; f < kMaxFeatures; ++f) {
+      if (f < p.n_features) out_y[l * p.n_features + f] = static_cast<T>(total_y[f]);
+    }
+  }
+  T* out_x = static_cast<T*>(p.grad_positions) + n * n_dims;
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) {
+    if (e < n_dims) out_x[e] = static_cast<T>(total_x[e]);
+  }
+}
+
+// Block: chunk blockIdx.x at level blockIdx.y of the cotangent pulled back to the level weights.
+template <typename T, typename Element>
+__global__ void hash_encode_second_level_weights_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  __shared__ double shared[kThreads];
+  const int l = blockIdx.y;
+  const GridLevel level = p.levels[l];
+  const T* table_cotangents = static_cast<const T*>(p.grad_grad_table);
+  double total = 0.0;
+  const int64_t first_point = static_cast<int64_t>(blockIdx.x) * kLevelWeightPoints;
+  for (int64_t n = first_point + threadIdx.x; n < first_point + kLevelWeightPoints && n < p.n_points; n += blockDim.x) {
+    const GridPoint<T, 0> point = load_point<T, 0>(p, n);
+    if (point.state != PointState::kInside) continue;
+    const T* v = p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * p.n_dims : nullptr;
+    const GridCell<double, 0> cell = find_cell<double>(p, level, point);
+    const T* grad = static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * p.n_features;
+    const uint32_t n_corners = n_corners_of(p, p.n_dims);
+    for (uint32_t c = 0; c < n_corners; ++c) {
+      const SecondOrderCorner<double, 0> corner = second_order_corner(level, point, cell, c, v);
+      const int64_t first = first_feature(p, level, cell, c);
+      for (int f = 0; f < p.n_features; ++f) {
+        const double cotangent = table_cotangents != nullptr ? table_cotangents[first + f] : 0.0;
+        total += grad[f] * (corner.along * load_feature<Element>(p.table, first + f) + corner.weight * cotangent);
+      }
+    }
+  }
+  total = block_sum(total, shared);
+  if (threadIdx.x == 0) p.grad_level_chunks[static_cast<int64_t>(blockIdx.x) * p.n_levels + l] = total;
+}
+
+// Thread: point global_thread() at level blockIdx.y.
+template <typename T, int kDims, TableSum kSum>
+__global__ void hash_encode_second_table_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  using A = typename Arithmetic<T, kDims>::Type;
+  const int64_t n = global_thread();
+  if (n >= p.n_points) return;
+  const int l = blockIdx.y;
+  const GridLevel level = p.levels[l];
+  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
+  if (point.state != PointState::kInside) return;
+  const int n_dims = n_dims_of<kDims>(p);
+  const T* v = p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * n_dims : nullptr;
+  const T* u = static_cast<const T*>(p.grad_grad_level_weights);
+  const T* grad_y = static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * p.n_features;
+  const A m = level_weight<T>(p, l), u_level = u != nullptr ? u[l] : T(0);
+  const double scale = fixed_scale<kSum>(p);
+  float largest = 0.0f;
+  const GridCell<A, kDims> cell = find_cell<A>(p, level, point);
+  const uint32_t n_corners = n_corners_of(p, n_dims);
+  for (uint32_t c = 0; c < n_corners; ++c) {
+    const SecondOrderCorner<A, kDims> corner = second_order_corner(level, point, cell, c, v);
+    const A factor = m * corner.along + u_level * corner.weight;
+    const int64_t first = first_feature(p, level, cell, c);
+    for (int f = 0; f < p.n_features; ++f) {
+      const T value = static_cast<T>(factor * static_cast<A>(grad_y[f]));
+      add_to_table<T, 1, kSum>(p, first + f, &value, scale, &largest);
+    }
+  }
+  if constexpr (kSum == TableSum::kFindLargest) record_largest(p, largest);
+}
+
+// ---- choice of an instance ---------------------------------------------------------------------------------------
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+template <typename Element>
+struct TypeOf {
+  typedef Element Type;
+};
+
+[[noreturn]] inline void unsupported(const char* what, int64_t value, const char* supported) {
+  throw std::runtime_error(std::string(what) + " must be " + supported + ", got " + std::to_string(value));
+}
+
+// use(Constant<kDims>) for 2, 3, 4 and, as 0, all others.
+template <typename Use>
+void with_dims(const HashEncodeParams& p, Use use) {
+  switch (p.n_dims) {
+    case 2:
+      return use(Constant<2>());
+    case 3:
+      return use(Constant<3>());
+    case 4:
+      return use(Constant<4>());
+    default:
+      return use(Constant<0>());
+  }
+}
+
+template <typename Use>
+void with_features(const HashEncodeParams& p, Use use) {
+  switch (p.n_features) {
+    case 1:
+      return use(Constant<1>());
+    case 2:
+      return use(Constant<2>());
+    case 4:
+      return use(Constant<4>());
+    case 8:
+      return use(Constant<8>());
+    default:
+      unsupported("features per level", p.n_features, "1, 2, 4 or 8");
+  }
+}
+
+// use(TypeOf<Element>) for the table of fp32 positions.
+template <typename Use>
+void with_table(const HashEncodeParams& p, Use use) {
+  switch (p.table_dtype) {
+    case DType::kFloat32:
+      return use(TypeOf<float>());
+    case DType::kFloat16:
+      return use(TypeOf<Float16>());
+    case DType::kBFloat16:
+      return use(TypeOf<BFloat16>());
+    default:
+      unsupported("the table's dtype", static_cast<int>(p.table_dtype), "float32, float16 or bfloat16");
+  }
+}
+
+// ---- launchers ---------------------------------------------------------------------------------------------------
+
+template <TableSum kSum>
+void launch_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
+  with_features(p, [&](auto features) {
+    constexpr int kF = decltype(features)::value;
+    if (p.dtype == DType::kFloat64) {
+      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<double, 0, kF, kSum>), shape, stream, p);
+      return;
+    }
+    if constexpr (kSum != TableSum::kAdd) {
+      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, 0, kF, kSum>), shape, stream, p);
+    } else {
+      with_dims(p, [&](auto dims) {
+        constexpr int kDims = decltype(dims)::value;
+        HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, kDims, kF, kSum>), shape, stream, p);
+      });
+    }
+  });
+}
+
+template <TableSum kSum>
+void launch_second_table(const HashEncodeParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
+  if (p.dtype == DType::kFloat64) {
+    HASHGRID_LAUNCH((hash_encode_second_table_kernel<double, 0, kSum>), shape, stream, p);
+  } else if (p.n_dims == 3 && kSum == TableSum::kAdd) {
+    HASHGRID_LAUNCH((hash_encode_second_table_kernel<float, 3, TableSum::kAdd>), shape, stream, p);
+  } else {
+    HASHGRID_LAUNCH((hash_encode_second_table_kernel<float, 0, kSum>), shape, stream, p);
+  }
+}
+
+void launch_add_fixed(const HashEncodeParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_entries * p.n_features, kThreads);
+  if (p.dtype == DType::kFloat64) {
+    HASHGRID_LAUNCH((hash_encode_add_fixed_kernel<double>), shape, stream, p);
+  } else {
+    HASHGRID_LAUNCH((hash_encode_add_fixed_kernel<float>), shape, stream, p);
+  }
+}
+
+void launch_sum_level_chunks(const HashEncodeParams& p, int64_t n_chunks, cudaStream_t stream) {
+  const LaunchShape shape = {dim3(1), dim3(kMaxLevels), 0};
+  if (p.dtype == DType::kFloat64) {
+    HASHGRID_LAUNCH((hash_encode_sum_level_chunks_kernel<double>), shape, stream, p, n_chunks);
+  } else {
+    HASHGRID_LAUNCH((hash_encode_sum_level_chunks_kernel<float>), shape, stream, p, n_chunks);
+  }
+}
+
+}  // namespace HASHGRID_ISA
+
+using namespace HASHGRID_ISA;
+
+void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
+  with_features(p, [&](auto features) {
+    constexpr int kF = decltype(features)::value;
+    if (p.dtype == DType::kFloat64) {
+      HASHGRID_LAUNCH((hash_encode_forward_kernel<double, double, 0, kF>), shape, stream, p);
+      return;
+    }
+    with_table(p, [&](auto table) {
+      using Element = typename decltype(table)::Type;
+      with_dims(p, [&](auto dims) {
+        constexpr int kDims = decltype(dims)::value;
+        HASHGRID_LAUNCH((hash_encode_forward_kernel<float, Element, kDims, kF>), shape, stream, p);
+      });
+    });
+  });
+}
+
+void launch_hash_encode_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
+  if (p.fixed == nullptr) return launch_backward_table<TableSum::kAdd>(p, stream);
+  launch_backward_table<TableSum::kFindLargest>(p, stream);
+  launch_backward_table<TableSum::kAddFixed>(p, stream);
+  launch_add_fixed(p, stream);
+}
+
+void launch_hash_encode_backward_positions(const HashEncodeParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_points, kThreads);
+  with_features(p, [&](auto features) {
+    constexpr int kF = decltype(features)::value;
+    if (p.dtype == DType::kFloat64) {
+      HASHGRID_LAUNCH((hash_encode_backward_positions_kernel<double, double, 0, kF>), shape, stream, p);
+      return;
+    }
+    with_table(p, [&](auto table) {
+      using Element = typename decltype(table)::Type;
+      with_dims(p, [&](auto dims) {
+        constexpr int kDims = decltype(dims)::value;
+        HASHGRID_LAUNCH((hash_encode_backward_positions_kernel<float, Element, kDims, kF>), shape, stream, p);
+      });
+    });
+  });
+}
+
+int64_t hash_encode_level_chunks(int64_t n_points) { return divide_up(n_points, kLevelWeightPoints); }
+
+void launch_hash_encode_backward_level_weights(const HashEncodeParams& p, cudaStream_t stream) {
+  const int64_t n_chunks = hash_encode_level_chunks(p.n_points);
+  const LaunchShape shape = {dim3(static_cast<unsigned>(n_chunks), static_cast<unsigned>(p.n_levels)), dim3(kThreads), 0};
+  if (p.dtype == DType::kFloat64) {
+    HASHGRID_LAUNCH_TOGETHER((hash_encode_backward_level_weights_kernel<double, double>), shape, stream, p);
+  } else {
+    with_table(p, [&](auto table) {
+      using Element = typename decltype(table)::Type;
+      HASHGRID_LAUNCH_TOGETHER((hash_encode_backward_level_weights_kernel<float, Element>), shape, stream, p);
+    });
+  }
+  launch_sum_level_chunks(p, n_chunks, stream);
+}
+
+void launch_hash_encode_second_points(const HashEncodeParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_points, kThreads);
+  const int64_t n_chunks = hash_encode_level_chunks(p.n_points);
+  const LaunchShape chunks = {dim3(static_cast<unsigned>(n_chunks), static_cast<unsigned>(p.n_levels)), dim3(kThreads), 0};
+  if (p.dtype == DType::kFloat64) {
+    HASHGRID_LAUNCH((hash_encode_second_points_kernel<double, double, 0>), shape, stream, p);
+    if (p.grad_level_chunks != nullptr) {
+      HASHGRID_LAUNCH_TOGETHER((hash_encode_second_level_weights_kernel<double, double>), chunks, stream, p);
+    }
+  } else {
+    with_table(p, [&](auto table) {
+      using Element = typename decltype(table)::Type;
+      if (p.n_dims == 3) {
+        HASHGRID_LAUNCH((hash_encode_second_points_kernel<float, Element, 3>), shape, stream, p);
+      } else {
+        HASHGRID_LAUNCH((hash_encode_second_points_kernel<float, Element, 0>), shape, stream, p);
+      }
+      if (p.grad_level_chunks != nullptr) {
+        HASHGRID_LAUNCH_TOGETHER((hash_encode_second_level_weights_kernel<float, Element>), chunks, stream, p);
+      }
+    });
+  }
+  if (p.grad_level_chunks != nullptr) launch_sum_level_chunks(p, n_chunks, stream);
+}
+
+void launch_hash_encode_second_table(const HashEncodeParams& p, cudaStream_t stream) {
+  if (p.fixed == nullptr) return launch_second_table<TableSum::kAdd>(p, stream);
+  launch_second_table<TableSum::kFindLargest>(p, stream);
+  launch_second_table<TableSum::kAddFixed>(p, stream);
+  launch_add_fixed(p, stream);
+}
+
+}  // namespace hashgrid

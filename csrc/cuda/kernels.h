@@ -1,0 +1,53 @@
+// Every launcher: fills no memory but what its params point to, allocates nothing, returns before the device is done.
+// Pointers of the params are device pointers. A launch that fails throws std::runtime_error.
+#pragma once
+
+#include "core/params.h"
+
+typedef struct CUstream_st* cudaStream_t;
+
+namespace hashgrid {
+
+void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream);
+// Adds to grad_table. With `fixed`, to that instead (see HashEncodeParams), and the result is the same in any order.
+void launch_hash_encode_backward_table(const HashEncodeParams& p, cudaStream_t stream);
+void launch_hash_encode_backward_positions(const HashEncodeParams& p, cudaStream_t stream);
+// Fills grad_level_chunks, one chunk per block, and sums them up into grad_level_weights.
+void launch_hash_encode_backward_level_weights(const HashEncodeParams& p, cudaStream_t stream);
+int64_t hash_encode_level_chunks(int64_t n_points);
+void launch_hash_encode_second_points(const HashEncodeParams& p, cudaStream_t stream);
+void launch_hash_encode_second_table(const HashEncodeParams& p, cudaStream_t stream);
+
+void launch_sh_encode_forward(const ShEncodeParams& p, cudaStream_t stream);
+void launch_sh_encode_backward(const ShEncodeParams& p, cudaStream_t stream);
+void launch_frequency_encode_forward(const FrequencyEncodeParams& p, cudaStream_t stream);
+void launch_frequency_encode_backward(const FrequencyEncodeParams& p, cudaStream_t stream);
+
+// Global memory to allocate before a launch, in bytes.
+struct MlpWorkspace {
+  int64_t packed;
+  int64_t scratch;
+  int64_t partials;
+};
+// Chooses the kernels for the current device (`factors`: kRounded becomes kBFloat16 where tensor cores can do it) and the
+// sizes of their blocks, and lays out their memory.
+MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params);
+void launch_mlp_forward(const MlpParams& p, cudaStream_t stream);
+// Fills grad_x and grad_params, each unless it is null.
+void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
+void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
+void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);
+// Fills packed_info; the number of samples is then in `scan`, behind the sums of the blocks.
+void launch_march_rays_count(const MarchRaysParams& p, cudaStream_t stream);
+void launch_march_rays_write(const MarchRaysParams& p, cudaStream_t stream);
+void launch_composite_forward(const CompositeParams& p, cudaStream_t stream);
+void launch_composite_backward(const CompositeParams& p, cudaStream_t stream);
+// Fills kept_info; the number of samples kept is then in `scan`, and behind it a fault of packed_info.
+void launch_visible_samples_count(const VisibleSamplesParams& p, cudaStream_t stream);
+void launch_visible_samples_write(const VisibleSamplesParams& p, cudaStream_t stream);
+void launch_adam_step(const AdamStepParams& p, cudaStream_t stream);
+void launch_occupancy_points(const OccupancyPointsParams& p, cudaStream_t stream);
+void launch_occupancy_visible(const OccupancyVisibleParams& p, cudaStream_t stream);
+void launch_occupancy_update(const OccupancyUpdateParams& p, cudaStream_t stream);
+
+}  // namespace hashgrid

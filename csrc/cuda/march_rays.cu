@@ -1,0 +1,73 @@
+// Ray marching on CUDA: one thread per ray, twice. The first pass counts samples, the second, once it is known where
+// each ray's samples go, marches again and writes them. Marching twice costs less than memory for the longest possible
+// rays, and the order of samples does not depend on which ray came first.
+//
+// Both passes are march_ray of core/ray.h: the same cells and the same bits as on the CPU.
+#include "cuda/launch.cuh"
+
+#include "core/ray.h"
+#include "cuda/scan.cuh"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+constexpr int kThreads = 128;  // rays of a warp end at different times: small blocks are replaced sooner
+
+// Thread: one ray. Calls emit(t_start) for up to max_samples samples and returns their number.
+template <typename T, typename Emit>
+__device__ inline int64_t march(const MarchRaysParams& p, const MarchGrid<T>& grid, int64_t ray, int64_t max_samples,
+                                Emit emit) {
+  const RaySpan<T> span = begin_march(p, grid, counter_key(p.seed, p.step), ray);
+  return march_ray(p, grid, ray, span.begin, span.end, max_samples, emit);
+}
+
+// Thread: one ray. packed_info is [n_rays, 2]; the second column receives the number of samples.
+template <typename T>
+__global__ void march_rays_count_kernel(HASHGRID_PARAMS MarchRaysParams p) {
+  const int64_t ray = global_thread();
+  if (ray >= p.n_rays) return;
+  const MarchGrid<T> grid = make_march_grid<T>(p);
+  p.packed_info[2 * ray + 1] = march(p, grid, ray, p.max_samples_per_ray, [](T) {});
+}
+
+// Thread: one ray, up to its last sample. Stores of a thread are consecutive: lines fill up in the L2 cache.
+template <typename T>
+__global__ void march_rays_write_kernel(HASHGRID_PARAMS MarchRaysParams p) {
+  const int64_t ray = global_thread();
+  if (ray >= p.n_rays) return;
+  const int64_t count = p.packed_info[2 * ray + 1];
+  if (count == 0) return;
+  int64_t i = p.packed_info[2 * ray];
+  const MarchGrid<T> grid = make_march_grid<T>(p);
+  march(p, grid, ray, count, [&](T t) {
+    static_cast<T*>(p.t_starts)[i] = t;
+    static_cast<T*>(p.t_ends)[i] = t + step_at(grid, t);
+    p.ray_indices[i] = ray;
+    ++i;
+  });
+}
+
+}  // namespace HASHGRID_ISA
+
+using namespace HASHGRID_ISA;
+
+void launch_march_rays_count(const MarchRaysParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_rays, kThreads);
+  if (p.dtype == DType::kFloat64) {
+    HASHGRID_LAUNCH((march_rays_count_kernel<double>), shape, stream, p);
+  } else {
+    HASHGRID_LAUNCH((march_rays_count_kernel<float>), shape, stream, p);
+  }
+  launch_scan_rays(p.packed_info, p.n_rays, p.scan, stream);
+}
+
+void launch_march_rays_write(const MarchRaysParams& p, cudaStream_t stream) {
+  const LaunchShape shape = blocks_of(p.n_rays, kThreads);
+  if (p.dtype == DType::kFloat64) {
+    HASHGRID_LAUNCH((march_rays_write_kernel<double>), shape, stream, p);
+  } else {
+    HASHGRID_LAUNCH((march_rays_write_kernel<float>), shape, stream, p);
+  }
+}
+
+}  // namespace hashgrid

@@ -1,0 +1,73 @@
+// What every CUDA op shares: its device and stream for as long as it runs, and the library it registers in.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/kernels.h"
+#include "ops/checks.h"
+
+#if defined(HASHGRID_ON_HOST)
+// The kernels emulated on the host work on CPU tensors, beside the CPU's own; see tests/host.
+#define HASHGRID_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(hashgrid_on_host, CPU, m)
+#else
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#define HASHGRID_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(hashgrid, CUDA, m)
+#if !defined(USE_CUDA)
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#endif
+#endif
+
+namespace hashgrid {
+
+// Makes the device of `like` the current one, and knows its current stream. Further tensors have to be on that device.
+class DeviceScope {
+ public:
+#if defined(HASHGRID_ON_HOST)
+  explicit DeviceScope(const Tensor&) {}
+  cudaStream_t stream() const { return nullptr; }
+  void check(const Tensor&, const char*) const {}
+  bool holds(const Tensor&) const { return true; }
+  void read_back(void* target, const void* source, size_t bytes) const { std::memcpy(target, source, bytes); }
+#else
+  explicit DeviceScope(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {
+    STD_TORCH_CHECK(like.is_cuda(), "a CUDA op got a tensor that is on another kind of device");
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+  cudaStream_t stream() const { return stream_; }
+  void check(const Tensor& tensor, const char* name) const {
+    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == index_, "`", name, "` must be on cuda:", index_,
+                    " like the other tensors, got ",
+                    tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another kind of device");
+  }
+  bool holds(const Tensor& tensor) const { return tensor.is_cuda() && tensor.get_device_index() == index_; }
+
+  // Copies from the device and waits until the stream has come that far. Fails while a CUDA graph is being captured.
+  void read_back(void* target, const void* source, size_t bytes) const {
+    cudaError_t status = cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, stream_);
+    if (status == cudaSuccess) status = cudaStreamSynchronize(stream_);
+    STD_TORCH_CHECK(status == cudaSuccess, "a result could not be read from the device: ", cudaGetErrorString(status));
+  }
+#endif
+  void check(const std::optional<Tensor>& tensor, const char* name) const {
+    if (tensor.has_value()) check(*tensor, name);
+  }
+
+ private:
+#if !defined(HASHGRID_ON_HOST)
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+#endif
+};
+
+// `tensor`, or a copy of it that begins at a multiple of 16 bytes: kernels load rows as vectors, and a view may begin
+// anywhere.
+inline Tensor aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor : torch::stable::clone(tensor);
+}
+
+}  // namespace hashgrid
