@@ -1,0 +1,225 @@
+"""The CUDA kernels of the MLP, emulated on the host, against the reference: values, derivatives, rounding, bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from hashgrid import reference
+from hashgrid.options import ACTIVATIONS
+
+BF16 = torch.bfloat16
+SIZES = (0, 1, 7, 63, 64, 65, 255, 257, 1031)  # tiles have 16 rows, warps 16 or 32, blocks 128, slices 256
+
+
+@pytest.fixture(scope="module")
+def host(cuda_on_host: ModuleType) -> ModuleType:
+    return cuda_on_host
+
+
+@pytest.fixture
+def small_shared(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Gives blocks of the emulated device less shared memory."""
+    return lambda n_bytes: monkeypatch.setenv("HASHGRID_EMULATED_SHARED_BYTES", str(n_bytes))
+
+
+class Problem:
+    """An MLP and a batch in fp64. Values are positive where sums run over rows, which then do not cancel."""
+
+    def __init__(self, widths: Sequence[int], n: int, bias: bool, activation: str, output_activation: str) -> None:
+        gain = 0.3 if "exp" in (activation, output_activation) else 1.0
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.weights = [gain * (6 / (i + o)) ** 0.5 * (2 * torch.rand(o, i, dtype=torch.float64) - 1) for i, o in pairs]
+        self.biases = [0.1 * torch.randn(o, dtype=torch.float64) for _, o in pairs] if bias else []
+        self.x = torch.rand(n, widths[0], dtype=torch.float64)
+        self.grad_y = torch.rand(n, widths[-1], dtype=torch.float64)
+        self.activation, self.output_activation = activation, output_activation
+
+    def reference(self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Output and gradients to x, weights, biases."""
+        inputs = [t.to(dtype).requires_grad_() for t in (self.x, *self.weights, *self.biases)]
+        n = 1 + len(self.weights)
+        y = reference.mlp(
+            inputs[0], inputs[1:n], inputs[n:] or None, self.activation, self.output_activation, compute_dtype
+        )
+        return [y.detach(), *torch.autograd.grad(y, inputs, self.grad_y.to(dtype))]
+
+    def emulated(
+        self, dtype: torch.dtype, bfloat16: bool = False, needs: tuple[bool, bool] = (True, True)
+    ) -> list[Tensor]:
+        """The same of the kernels."""
+        ops = torch.ops.hashgrid_on_host
+        x, grad_y = self.x.to(dtype), self.grad_y.to(dtype)
+        params = [t.to(dtype) for t in (*self.weights, *self.biases)]
+        n = len(self.weights)
+        options = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.output_activation), bfloat16
+        y = ops.mlp(x, params[:n], params[n:], *options)
+        grad_x, flat = ops.mlp_backward(grad_y, x, params[:n], params[n:], *options, *needs)
+        assert grad_x.shape == (len(x) if needs[0] else 0, x.shape[1])
+        assert len(flat) == (sum(p.numel() for p in params) if needs[1] else 0)
+        parts = flat.split([p.numel() for p in params]) if needs[1] else ()
+        return [y, grad_x, *(part.view(p.shape) for part, p in zip(parts, params, strict=False))]
+
+    def sum_of_terms(self) -> float:
+        """Largest sum of absolute terms of the last layer."""
+        if len(self.x) == 0:
+            return 0.0
+        h = self.x
+        if len(self.weights) > 1:
+            h = reference.mlp(h, self.weights[:-1], self.biases[:-1] or None, self.activation, self.activation)
+        return (h.abs() @ self.weights[-1].abs().T).amax().item()
+
+
+def assert_within_budget(problem: Problem, ours: list[Tensor], theirs: list[Tensor], unit: float) -> None:
+    """|ours - exact| <= 2 |PyTorch - exact| + a few roundings of the largest sum, max-norm per tensor."""
+    for i, (a, b, exact) in enumerate(zip(ours, theirs, problem.reference(torch.float64), strict=True)):
+        assert a.shape == exact.shape
+        if exact.numel() == 0:
+            continue
+        scale = max(exact.abs().max().item(), problem.sum_of_terms() if i == 0 else 0.0)
+        error, budget = (a - exact).abs().max().item(), (b - exact).abs().max().item()
+        assert error <= 2 * budget + 8 * unit * scale, f"tensor {i}: {error:.3g}, PyTorch {budget:.3g}, max {scale:.3g}"
+
+
+def check_fused(problem: Problem) -> None:
+    assert_within_budget(problem, problem.emulated(torch.float32, True), problem.reference(torch.float32, BF16), 2**-9)
+
+
+def check_plain(problem: Problem) -> None:
+    assert_within_budget(problem, problem.emulated(torch.float32), problem.reference(torch.float32), 2**-24)
+    for a, b in zip(problem.emulated(torch.float64), problem.reference(torch.float64), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+# Input, hidden and output widths: every instance of the kernels, odd sizes, up to three hidden layers.
+NETWORKS = (
+    *([1, 1], [17, 32], [32, 3]),
+    *([3, 16, 1], [32, 16, 16, 16], [17, 32, 3], [3, 40, 40, 17], [32, 64, 64, 64, 3], [16, 64, 16]),
+    *([32, 128, 16], [3, 128, 128, 128, 1], [100, 128, 40, 72, 5]),
+)
+
+
+def name_of(widths: list[int]) -> str:
+    return "-".join(map(str, widths))
+
+
+@pytest.mark.parametrize("widths", NETWORKS, ids=name_of)
+@pytest.mark.parametrize("bias", [False, True])
+def test_fused_matches_reference(host: ModuleType, widths: list[int], bias: bool) -> None:
+    before = host.launches()
+    for n in SIZES:
+        check_fused(Problem(widths, n, bias, "relu", "sigmoid" if bias else "none"))
+    for kernel in ("pack", "fused_forward", "fused_backward", "reduce"):
+        name = f"mlp_{kernel}_kernel"
+        assert host.launches()[name] > before.get(name, 0)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("widths", [[7, 32, 20, 5], [32, 64, 64, 3]], ids=["odd", "even"])
+def test_fused_activations_match_reference(host: ModuleType, activation: str, widths: list[int]) -> None:
+    for n in (7, 129):
+        check_fused(Problem(widths, n, True, activation, activation))
+
+
+@pytest.mark.parametrize("shared_bytes", [100_000, 40_000, 30_000, 20_000])
+@pytest.mark.parametrize("bias", [False, True])
+def test_fused_with_less_shared_memory(
+    host: ModuleType, small_shared: Callable[[int], None], shared_bytes: int, bias: bool
+) -> None:
+    """Fewer warps, then sums in global memory."""
+    small_shared(shared_bytes)
+    check_fused(Problem([17, 48, 64, 3], 257, bias, "silu", "none"))
+
+
+def test_wider_networks_than_fused_are_rounded(host: ModuleType) -> None:
+    before = host.launches()
+    check_fused(Problem([5, 200, 3], 65, True, "relu", "none"))
+    check_fused(Problem([150, 32, 3], 65, True, "tanh", "sigmoid"))
+    name = "mlp_fused_forward_kernel"
+    assert host.launches().get(name, 0) == before.get(name, 0)
+
+
+@pytest.mark.parametrize(("widths", "n"), [([37, 19], 300), ([5, 3], 128 * 256 + 700)], ids=["few", "many"])
+def test_fused_rounds_the_factors_and_nothing_else(host: ModuleType, widths: list[int], n: int) -> None:
+    """Exact enough to miss any row: with many, blocks take several batches of rows in turn."""
+    problem = Problem(widths, n, True, "relu", "none")
+    ours = problem.emulated(torch.float32, True)
+    x, weight, g = (t.float().bfloat16().double() for t in (problem.x, problem.weights[0], problem.grad_y))
+    bias = problem.biases[0].float().double()
+    exact = [x @ weight.T + bias, g @ weight, g.T @ x, problem.grad_y.float().double().sum(0)]
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", (*NETWORKS, [32, 200, 16]), ids=name_of)
+@pytest.mark.parametrize("bias", [False, True])
+def test_plain_matches_reference(host: ModuleType, widths: list[int], bias: bool) -> None:
+    for n in SIZES:
+        check_plain(Problem(widths, n, bias, "relu", "sigmoid" if bias else "none"))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_plain_activations_match_reference(host: ModuleType, activation: str) -> None:
+    for n in (7, 129):
+        check_plain(Problem([7, 31, 20, 5], n, True, activation, activation))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_gradients_asked_for_alone(host: ModuleType, bfloat16: bool) -> None:
+    problem = Problem([17, 40, 40, 3], 300, True, "softplus", "exp")
+    both = problem.emulated(torch.float32, bfloat16)
+    only_x = problem.emulated(torch.float32, bfloat16, (True, False))
+    only_params = problem.emulated(torch.float32, bfloat16, (False, True))
+    assert torch.equal(only_x[1], both[1])
+    for a, b in zip(only_params[2:], both[2:], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_nan_and_infinity_stay_in_their_rows(host: ModuleType, activation: str, bfloat16: bool) -> None:
+    problem = Problem([3, 31, 5], 40, False, activation, "none")
+    clean = problem.emulated(torch.float32, bfloat16)
+    problem.x[3, 1], problem.x[8, 0], problem.x[20, 2] = torch.nan, torch.inf, -torch.inf
+    y, grad_x, *_ = problem.emulated(torch.float32, bfloat16)
+    expected = problem.reference(torch.float32)[0]
+    assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.isinf(), expected.isinf())
+    good = torch.ones(40, dtype=torch.bool)
+    good[[3, 8, 20]] = False
+    assert torch.equal(y[good], clean[0][good]) and torch.equal(grad_x[good], clean[1][good])
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_many_partial_sums(host: ModuleType, bfloat16: bool) -> None:
+    """More rows than one block of rows per partial sum."""
+    problem = Problem([2, 8, 1], 128 * 256 + 700, True, "relu", "none")
+    if bfloat16:
+        check_fused(problem)
+    else:
+        check_plain(problem)
+
+
+def test_unaligned_rows(host: ModuleType) -> None:
+    """Widths that would be read in pairs, at addresses that are no multiple of a pair."""
+    problem = Problem([4, 16, 2], 70, False, "relu", "none")
+    ours = problem.emulated(torch.float32, True)
+    ops = torch.ops.hashgrid_on_host
+    storage = [torch.empty(t.numel() + 1) for t in (problem.x, problem.grad_y)]
+    x, grad_y = (s[1:].view(t.shape).copy_(t) for s, t in zip(storage, (problem.x, problem.grad_y), strict=True))
+    weights = [w.float() for w in problem.weights]
+    assert torch.equal(ops.mlp(x, weights, [], 1, 0, True), ours[0])
+    grad_x, flat = ops.mlp_backward(grad_y, x, weights, [], 1, 0, True, True, True)
+    assert torch.equal(grad_x, ours[1])
+    assert torch.equal(flat, torch.cat([g.flatten() for g in ours[2:]]))
+
+
+def test_errors_are_those_of_the_cpu(host: ModuleType) -> None:
+    ops = torch.ops.hashgrid_on_host
+    with pytest.raises(RuntimeError, match=r"`weights\[1\]` must be float32, got float64"):
+        ops.mlp(torch.zeros(5, 3), [torch.zeros(4, 3), torch.zeros(2, 4).double()], [], 1, 0, False)
+    with pytest.raises(RuntimeError, match=r"`grad_y` must have shape \[5, 2\]"):
+        ops.mlp_backward(torch.zeros(5, 3), torch.zeros(5, 3), [torch.zeros(2, 3)], [], 1, 0, False, True, True)
