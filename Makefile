@@ -9,7 +9,12 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint build clean
+# `make cuda-check` compiles the CUDA kernels without a GPU, in an environment of its own: ARCHS=all for every GPU.
+ARCHS ?= 9.0+PTX
+CUDA_TORCH ?= torch==2.14.1
+CUDA_VENV := .venv-cuda
+
+.PHONY: demo test lint build cuda-check clean
 
 demo: build
 	$(BIN)/hashgrid nerf --out outputs/demo --time-limit $(DEMO_SECONDS)
@@ -22,6 +27,9 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+cuda-check: $(CUDA_VENV)/.dependencies
+	$(CUDA_VENV)/bin/python tests/cuda/check.py --archs "$(ARCHS)"
+
 build: $(BUILT)
 
 $(BIN)/python:
@@ -32,9 +40,15 @@ $(VENV)/.dependencies: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel ninja "pybind11>=2.13"
 	touch $@
 
+$(CUDA_VENV)/.dependencies:
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install --quiet --upgrade pip
+	$(CUDA_VENV)/bin/pip install --quiet "$(CUDA_TORCH)" numpy "setuptools>=77" wheel ninja "pybind11>=2.13"
+	touch $@
+
 $(BUILT): $(SOURCES) $(VENV)/.dependencies
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build outputs *.egg-info hashgrid/*.so
+	rm -rf $(VENV) $(CUDA_VENV) build outputs *.egg-info hashgrid/*.so

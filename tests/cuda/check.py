@@ -1,0 +1,144 @@
+"""Builds the CUDA kernels without a GPU, imports them, and compares what each kernel occupies with a stored table.
+
+`make cuda-check` runs this in an environment with a CUDA torch. It fails on a compiler warning, on an op of the CPU
+that has no CUDA kernel, and on a kernel that takes more registers, stack or spills than `resources.json` says. A table
+that has to change is written anew with ``--update``; the commit says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = Path(__file__).resolve().parent / "resources.json"
+ALL_ARCHS = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+FIELDS = ("registers", "shared", "stack", "spill_stores", "spill_loads")
+MAY_NOT_GROW = ("registers", "stack", "spill_stores", "spill_loads")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--archs", default="9.0+PTX", help='as TORCH_CUDA_ARCH_LIST takes it, or "all"')
+    parser.add_argument("--update", action="store_true", help="write the table instead of comparing with it")
+    args = parser.parse_args()
+    archs = ALL_ARCHS if args.archs == "all" else args.archs
+    out = ROOT / "build" / "cuda"
+    resources = parse_resources(build(out, archs))
+    check_import(out / "lib")
+    if args.update:
+        update_table(resources)
+    else:
+        compare(resources)
+    worst = max(resources.items(), key=lambda item: item[1]["registers"])
+    spilled = sum(row["spill_stores"] + row["spill_loads"] > 0 for row in resources.values())
+    print(
+        f"{len(resources)} kernels for {archs}: {spilled} spill, the largest has {worst[1]['registers']} registers:"
+        f" {worst[0]}"
+    )
+
+
+def build(out: Path, archs: str) -> str:
+    """The build's output; every source is compiled, so that ptxas speaks about each kernel."""
+    environment = {**os.environ, "HASHGRID_CUDA": "1", "TORCH_CUDA_ARCH_LIST": archs}
+    command = [sys.executable, "setup.py", "build", "--force"]
+    command += [f"--build-lib={out / 'lib'}", f"--build-temp={out / 'temp'}"]
+    for path in (out / "temp").rglob("*.o"):
+        path.unlink()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    warnings = [line for line in output.splitlines() if re.search(r"\bwarning\b", line) and "csrc" in line]
+    if done.returncode != 0 or warnings:
+        sys.exit("\n".join(warnings) or output[-8000:])
+    return output
+
+
+def parse_resources(output: str) -> dict[str, dict[str, int]]:
+    """``"arch kernel" -> FIELDS`` from what ``ptxas -v`` printed."""
+    found: dict[str, dict[str, int]] = {}
+    names: dict[str, str] = {}
+    key = ""
+    for line in output.splitlines():
+        if entry := re.search(r"Compiling entry function '(\w+)' for 'sm_(\w+)'", line):
+            key = f"sm_{entry[2]} {entry[1]}"
+            names[entry[1]] = ""
+            found[key] = dict.fromkeys(FIELDS, 0)
+        elif (
+            stack := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", line)
+        ) and key:
+            found[key] |= dict(zip(("stack", "spill_stores", "spill_loads"), map(int, stack.groups()), strict=True))
+        elif (used := re.search(r"Used (\d+) registers", line)) and key:
+            found[key]["registers"] = int(used[1])
+            if shared := re.search(r"(\d+) bytes smem", line):
+                found[key]["shared"] = int(shared[1])
+            key = ""
+    if not found:
+        sys.exit("the build printed nothing about the kernels' resources; is `-Xptxas=-v` still passed?")
+    demangled = subprocess.run(["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True)
+    names = {mangled: shorten(name) for mangled, name in zip(names, demangled.stdout.splitlines(), strict=True)}
+    return {f"{key.split()[0]} {names[key.split()[1]]}": row for key, row in sorted(found.items())}
+
+
+def shorten(name: str) -> str:
+    """A demangled kernel without return type and namespaces."""
+    name = re.sub(r"^void ", "", name)
+    return re.sub(r"hashgrid::(?:device::)?", "", name)
+
+
+def check_import(lib: Path) -> None:
+    """Imports the build where no GPU is needed, and lists the ops with a CUDA kernel."""
+    code = """
+import torch, hashgrid
+from hashgrid import _extension
+assert _extension.cuda_module is not None, _extension.cuda_reason
+def ops(key):
+    names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    return {name.split("::")[1] for name in names if name.startswith("hashgrid::")}
+print("CUDA kernels:", *sorted(ops("CUDA")))
+missing = ops("CPU") - ops("CUDA")
+assert not missing, f"no CUDA kernel for {sorted(missing)}"
+"""
+    environment = {**os.environ, "PYTHONPATH": str(lib)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=lib, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(done.stdout + done.stderr)
+    print(done.stdout, end="")
+
+
+def load_table() -> dict[str, list[int]]:
+    return json.loads(TABLE.read_text())["kernels"] if TABLE.exists() else {}
+
+
+def update_table(resources: dict[str, dict[str, int]]) -> None:
+    archs = {key.split()[0] for key in resources}
+    table = {key: row for key, row in load_table().items() if key.split()[0] not in archs}
+    table |= {key: [row[field] for field in FIELDS] for key, row in resources.items()}
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(table[key])}" for key in sorted(table))
+    TABLE.write_text(f'{{"fields": {json.dumps(FIELDS)}, "kernels": {{\n{lines}\n}}}}\n')
+    print(f"{len(resources)} rows written to {TABLE.relative_to(ROOT)}")
+
+
+def compare(resources: dict[str, dict[str, int]]) -> None:
+    table = load_table()
+    archs = {key.split()[0] for key in resources}
+    problems = [f"{key}: not in the table" for key in resources if key not in table]
+    problems += [
+        f"{key}: in the table, but no longer built" for key in table if key.split()[0] in archs and key not in resources
+    ]
+    for key, row in resources.items():
+        if key not in table:
+            continue
+        stored = dict(zip(FIELDS, table[key], strict=True))
+        problems += [f"{key}: {stored[f]} -> {row[f]} {f}" for f in MAY_NOT_GROW if row[f] > stored[f]]
+    if problems:
+        text = "\n".join(problems)
+        sys.exit(f"{text}\nIf that is meant, run tests/cuda/check.py with --update and say why in the commit.")
+
+
+if __name__ == "__main__":
+    main()
