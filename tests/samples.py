@@ -98,8 +98,9 @@ def _ray_aabb() -> Iterator[Arguments]:
 
 def _march_rays() -> Iterator[Arguments]:
     bits = torch.full((-(-N_CELLS // 8),), 0b01101101, dtype=torch.uint8)
-    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, float("inf"), None, 0, 1024
-    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 1 / 64, 0.1, 4.0, 7, 3, 8
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, float("inf"), None, None, 1024, None
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 1 / 64, 0.1, 4.0, torch.tensor([7, 3]), None, 8, None
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, 4.0, torch.tensor([7, 3]), torch.tensor([4]), 8, 20
 
 
 def _samples() -> tuple[Tensor, Tensor, Tensor]:
@@ -137,13 +138,13 @@ def _visible_samples() -> Iterator[Arguments]:
 
 
 def _counter_uniform() -> Iterator[Arguments]:
-    yield 7, 3, torch.arange(N_RAYS)
+    yield torch.tensor([7, 3]), torch.arange(N_RAYS)
 
 
 def _occupancy_points() -> Iterator[Arguments]:
     cells = torch.arange(0, N_CELLS, 3)
-    yield cells, torch.tensor(AABB), list(RESOLUTION), 2, None, 0
-    yield cells, torch.tensor(AABB), list(RESOLUTION), 2, 7, 3
+    yield cells, torch.tensor(AABB), list(RESOLUTION), 2, None
+    yield cells, torch.tensor(AABB), list(RESOLUTION), 2, torch.tensor([7, 3])
 
 
 def _occupancy_visible() -> Iterator[Arguments]:
@@ -162,8 +163,8 @@ def _adam_step() -> Iterator[Arguments]:
         grad[::2] = 0
         steps = torch.full((n_steps,), 3, dtype=torch.int32)
         shared = param, grad, exp_avg, torch.rand(6, 2), steps, lr, 0.9, 0.99, 1e-15, 1e-6, skip_zero
-        yield *shared, None, None, 0.0, 4, None, False
-        yield *shared, ema, steps.clone(), 0.95, 4, param.half(), True
+        yield *shared, None, None, 0.0, None, None, False
+        yield *shared, ema, steps.clone(), 0.95, torch.tensor([4], dtype=torch.int32), param.half(), True
 
 
 SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {

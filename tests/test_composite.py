@@ -230,7 +230,7 @@ def test_composite_registered_autograd_is_the_public_one() -> None:
         ({"features": torch.zeros(5, 3, dtype=torch.float32)}, "`features` must be float64, got float32"),
         ({"t_ends": torch.zeros(4)}, r"`t_ends` must have shape \[5\], got \[4\]"),
         ({"packed_info": torch.zeros(2)}, r"`packed_info` must have shape \[R, 2\], got \[2\]"),
-        ({"packed_info": torch.tensor([[0, 4]])}, "`packed_info` must count the 5 samples of `sigmas`, got 4"),
+        ({"packed_info": torch.tensor([[0, 6]])}, "`packed_info` must count up to 5 samples, those of `sigmas`, got 6"),
         ({"packed_info": torch.tensor([[0, 2], [3, 2]])}, "back to back, in order: ray 1 must start at 2, got start 3"),
         ({"packed_info": torch.tensor([[0, 6], [6, -1]])}, "back to back, in order: ray 1 .* count -1"),
     ],
@@ -299,3 +299,31 @@ def test_samples_know_their_positions_and_visible_part() -> None:
     kept, index = rays.visible(samples["sigmas"], 0.3)
     assert kept.n_samples == len(index) < rays.n_samples and kept.n_rays == 3
     assert torch.equal(kept.ray_indices, rays.ray_indices[index]) and torch.equal(kept.t_starts, rays.t_starts[index])
+
+
+@pytest.mark.parametrize("counts", [[], [0], [3], [40, 0, 7, 33]])
+def test_samples_behind_the_last_ray_belong_to_none(counts: list[int]) -> None:
+    """A result of fixed size has more samples than its rays: they change nothing and get no gradient."""
+    samples = make_samples([*counts, 50], torch.float64, 2.0)
+    samples["packed_info"] = samples["packed_info"][: len(counts)]
+    n_placed = sum(counts)
+    placed = {name: x if name == "packed_info" else x[:n_placed] for name, x in samples.items()}
+    for library in (ops, reference):
+        long, short = ({n: x.clone() for n, x in values.items()} for values in (samples, placed))
+        for values in (long, short):
+            values["sigmas"].requires_grad_()
+            values["features"].requires_grad_()
+        actual, expected = (library.composite(*values.values()) for values in (long, short))
+        for name, a, e in zip(
+            ("features", "opacities", "depths", "weights", "distortion"), actual, expected, strict=True
+        ):
+            torch.testing.assert_close(a[: len(e)], e, rtol=0, atol=0)
+            assert name == "weights" or len(a) == len(e)
+        assert len(actual[3]) == n_placed + 50 and not actual[3][n_placed:].any()
+        for outputs in (actual, expected):
+            (outputs[0].sum() + outputs[1].sum() + outputs[3].sum() + outputs[4].sum()).backward()
+        for name in ("sigmas", "features"):
+            torch.testing.assert_close(long[name].grad[:n_placed], short[name].grad, rtol=0, atol=0)
+            assert not long[name].grad[n_placed:].any()
+        kept, info = library.visible_samples(*(samples[n] for n in ("sigmas", "t_starts", "t_ends", "packed_info")))
+        assert (kept < n_placed).all() and int(info[:, 1].sum()) == len(kept)

@@ -86,7 +86,7 @@ def test_emulated_op_matches_the_cpu(name: str) -> None:
 @pytest.mark.parametrize("n", SIZES)
 def test_counter_uniform_has_the_bits_of_the_cpu(n: int) -> None:
     for seed, step in ((0, 0), (-(2**62) - 5, 2**32 - 1)):
-        assert_same(*both("counter_uniform", seed, step, torch.arange(n) * 2**20 - 17))
+        assert_same(*both("counter_uniform", torch.tensor([seed, step]), torch.arange(n) * 2**20 - 17))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -119,6 +119,17 @@ def test_march_rays_sums_many_chunks_of_rays() -> None:
     starts, counts = result[3].unbind(-1)
     assert torch.equal(starts, counts.cumsum(0) - counts) and len(result[0]) == counts.sum() > n_rays
     assert torch.equal(result[2], torch.arange(n_rays).repeat_interleave(counts))
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("n_rays", SIZES)
+def test_march_rays_fixed_has_the_bits_of_the_reference(n_rays: int) -> None:
+    arguments = scene(n_rays, (16, 12, 8), 2, 0.2, torch.float32)
+    options = {"step_size": 0.03, "seed": torch.tensor([4]), "step": torch.tensor([9])}
+    total = len(reference.march_rays(*arguments, **options)[0])
+    for n_samples, n_in_use in ((0, n_rays), (total // 3, n_rays), (total + 50, n_rays // 2), (total, n_rays + 3)):
+        options |= {"n_samples": n_samples, "n_rays": torch.tensor([n_in_use])}
+        assert_same(ops.march_rays_fixed(*arguments, **options), reference.march_rays_fixed(*arguments, **options))
 
 
 # ---- compositing -------------------------------------------------------------------------------------------------
@@ -158,15 +169,6 @@ def test_composite_shows_rays_that_do_not_lie_back_to_back(second: list[int]) ->
     assert gradients[0][:4].isfinite().all() and gradients[0][5:].isnan().any()
     with pytest.raises(RuntimeError, match="back to back"):
         torch.ops.hashgrid_on_host.visible_samples(sigmas, *arguments[2:])
-    with pytest.raises(RuntimeError, match="must count the 10 samples"):
-        torch.ops.hashgrid_on_host.composite(*arguments[:4], EMPTY, 1e-4)
-
-
-def test_composite_shows_samples_without_a_ray() -> None:
-    sigmas, features, t_starts, t_ends, _ = make_samples([4, 4], torch.float32).values()
-    packed_info = torch.tensor([[0, 4], [4, 3]])
-    outputs = torch.ops.hashgrid_on_host.composite(sigmas, features, t_starts, t_ends, packed_info, 1e-4)
-    assert outputs[1][0].isfinite() and outputs[1][1].isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -228,7 +230,7 @@ def test_adam_step_takes_rows_that_are_not_aligned(width: int) -> None:
         param, grad, avg, sq = state()
         steps = torch.arange(50, dtype=torch.int32)
         sq = sq.view(50, width)
-        options = 0.9, 0.99, 1e-15, 0.0, True, None, None, 0.0, 1, None, False
+        options = 0.9, 0.99, 1e-15, 0.0, True, None, None, 0.0, None, None, False
         library.adam_step(param, grad, avg, sq, steps, torch.tensor(0.01), *options)
         results.append((param, avg, sq, steps))
     torch.testing.assert_close(results[0], results[1])
@@ -241,8 +243,8 @@ def test_adam_step_takes_rows_that_are_not_aligned(width: int) -> None:
 @pytest.mark.parametrize("n", SIZES)
 def test_occupancy_points_have_the_bits_of_the_cpu(n: int, dtype: torch.dtype) -> None:
     cells = torch.randint(0, 5 * 8 * 3 * 3, (n,))
-    for seed in (None, 3):
-        assert_same(*both("occupancy_points", cells, AABB.to(dtype), [5, 8, 3], 3, seed, 4))
+    for counter in (None, torch.tensor([3, 4])):
+        assert_same(*both("occupancy_points", cells, AABB.to(dtype), [5, 8, 3], 3, counter))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
@@ -261,7 +263,7 @@ def test_occupancy_ops_name_a_cell_that_does_not_exist() -> None:
         with pytest.raises(RuntimeError, match=rf"`cells` must lie in 0\.\.15, got {cell}"):
             torch.ops.hashgrid_on_host.occupancy_update(density, bits, torch.tensor([1, cell]), torch.ones(2), 0.9, 1)
         with pytest.raises(RuntimeError, match=rf"`cells` must lie in 0\.\.15, got {cell}"):
-            torch.ops.hashgrid_on_host.occupancy_points(torch.tensor([1, cell]), AABB, [4, 2, 2], 1, None, 0)
+            torch.ops.hashgrid_on_host.occupancy_points(torch.tensor([1, cell]), AABB, [4, 2, 2], 1, None)
     with pytest.raises(RuntimeError, match="`cells` must be empty"):
         none = torch.zeros(0), torch.zeros(0, dtype=torch.uint8)
         torch.ops.hashgrid_on_host.occupancy_update(*none, torch.tensor([0]), torch.ones(1), 0.9, 1)

@@ -198,12 +198,53 @@ def test_march_takes_strides_half_precision_and_unaligned_bits() -> None:
     assert half[0].dtype == torch.float32
 
 
+def test_march_takes_seed_and_step_from_tensors() -> None:
+    arguments = scene(50, (8, 8, 8), 1, 0.3, torch.float32)
+    for seed, step in ((5, 7), (-(2**62), 2**32 - 1)):
+        expected = ops.march_rays(*arguments, step_size=0.05, seed=seed, step=step)
+        for library in (ops, reference):
+            tensors = {"seed": torch.tensor([seed]), "step": torch.tensor([step])}
+            assert_same(library.march_rays(*arguments, step_size=0.05, **tensors), expected)
+
+
+@pytest.mark.parametrize("n_rays", [0, 1, 7, 255, 256, 257, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_march_fixed_keeps_the_first_rays_that_fit(n_rays: int, dtype: torch.dtype) -> None:
+    arguments = scene(n_rays, (16, 12, 8), 2, 0.2, dtype)
+    options = {"step_size": 0.03, "seed": 4, "step": 9}
+    t_starts, t_ends, ray_indices, packed_info = ops.march_rays(*arguments, **options)
+    counts, total = packed_info[:, 1], len(t_starts)
+    for n_samples in {0, 1, total // 3, total, total + 50}:
+        for in_use in {n_rays, n_rays // 2, n_rays + 3}:
+            n_in_use = torch.tensor([in_use])
+            actual = ops.march_rays_fixed(*arguments, n_samples=n_samples, n_rays=n_in_use, **options)
+            assert_same(actual, reference.march_rays_fixed(*arguments, n_samples=n_samples, n_rays=n_in_use, **options))
+            wanted, n_complete = actual[4].tolist()
+            assert wanted == int(counts[:in_use].sum()) and n_complete <= min(in_use, n_rays)
+            n_kept = int(counts[:n_complete].sum())
+            assert n_kept <= n_samples
+            if n_complete < min(in_use, n_rays):  # the next ray would not have fitted
+                assert n_kept + counts[n_complete] > n_samples
+            assert torch.equal(actual[3][:n_complete], packed_info[:n_complete])
+            assert not actual[3][n_complete:, 1].any() and (actual[3][n_complete:, 0] == n_kept).all()
+            for values, marched in zip(actual[:3], (t_starts, t_ends, ray_indices), strict=True):
+                assert len(values) == (n_samples if n_rays else 0) and torch.equal(values[:n_kept], marched[:n_kept])
+            assert torch.equal(actual[0][n_kept:], actual[1][n_kept:])
+            assert (actual[2] < max(n_rays, 1)).all()
+
+
+def test_march_fixed_fills_up_from_the_origins_where_nothing_is_hit() -> None:
+    rays_o, rays_d, aabb, bits, *sizes = scene(9, (4, 4, 4), 1, 0.5, torch.float32)
+    result = ops.march_rays_fixed(rays_o, rays_d, aabb, torch.zeros_like(bits), *sizes, n_samples=20, step_size=0.1)
+    assert not result[0].any() and not result[1].any() and not result[3].any()
+    assert result[2].tolist() == [i % 9 for i in range(20)] and result[4].tolist() == [0, 9]
+
+
 def test_march_opcheck() -> None:
     rays_o, rays_d, aabb, bits, resolution, n_cascades = scene(20, (4, 4, 4), 2, 0.5, torch.float32)
-    torch.library.opcheck(
-        torch.ops.hashgrid.march_rays.default,
-        (rays_o, rays_d, aabb, bits, list(resolution), n_cascades, 0.05, 0.0, 0.0, math.inf, 3, 1, 1024),
-    )
+    shared = rays_o, rays_d, aabb, bits, list(resolution), n_cascades, 0.05, 0.0, 0.0, math.inf, torch.tensor([3, 1])
+    torch.library.opcheck(torch.ops.hashgrid.march_rays.default, (*shared, None, 1024, None))
+    torch.library.opcheck(torch.ops.hashgrid.march_rays.default, (*shared, torch.tensor([9]), 1024, 50))
 
 
 @pytest.mark.parametrize(
@@ -227,12 +268,29 @@ def test_march_errors_name_contract_and_actual(changes: dict, message: str) -> N
         ops.march_rays(**arguments | {"bits": torch.zeros(8, dtype=torch.uint8), "step_size": 0.1} | changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_samples": -1}, "`n_samples` must not be negative, got -1"),
+        ({"n_rays": torch.tensor([1, 2])}, r"`n_rays` must have shape \[1\], got \[2\]"),
+        ({"n_rays": torch.tensor([1.0])}, "`n_rays` must be int64, got float32"),
+    ],
+)
+def test_march_fixed_errors_name_contract_and_actual(changes: dict, message: str) -> None:
+    arguments = scene(5, (4, 4, 4), 1, 0.5, torch.float32)
+    with pytest.raises(RuntimeError, match=message):
+        ops.march_rays_fixed(*arguments, **{"n_samples": 9, "step_size": 0.1} | changes)
+
+
 def test_counter_uniform_equals_reference() -> None:
     index = torch.cat([torch.arange(5000), torch.tensor([2**31, 2**32 + 5, -1, -(2**40)])])
     for seed, step in [(0, 0), (2**63 + 12345, 7), (-1, 2**32 + 3)]:
         expected = reference.counter_uniform(seed, step, index)
         assert torch.equal(ops.counter_uniform(seed, step, index), expected)
         assert torch.equal(ops.counter_uniform(seed, step, index.view(-1, 2)), expected.view(-1, 2))
-    torch.library.opcheck(torch.ops.hashgrid.counter_uniform.default, (5, 2, index))
+    seed, step = torch.tensor([-3]), torch.tensor([2**32 - 1])
+    for library in (ops, reference):
+        assert torch.equal(library.counter_uniform(seed, step, index), reference.counter_uniform(-3, 2**32 - 1, index))
+    torch.library.opcheck(torch.ops.hashgrid.counter_uniform.default, (torch.tensor([5, 2]), index))
     with pytest.raises(RuntimeError, match="`index` must be int64, got int32"):
         ops.counter_uniform(0, 0, index.int())

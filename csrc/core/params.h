@@ -107,7 +107,8 @@ struct AdamStepParams {
   bool skip_zero;       // rows without gradient stay as they are; one step counter per row
   bool zero_grad;       // consumed gradients are overwritten with zeros
   double lr, beta1, beta2, eps, weight_decay, ema_decay;
-  int32_t global_step;  // number of this step, from 1
+  int32_t global_step;  // CPU: number of this step, from 1
+  const int32_t* global_step_data;  // CUDA: [1] the same, read on the device
   void* param;          // [n_rows, row_size]
   void* grad;           // [n_rows, row_size]
   void* exp_avg;        // [n_rows, row_size]
@@ -147,10 +148,8 @@ struct MarchRaysParams {
   double step_size, cone_angle, near, far;
   int32_t resolution[3];  // cells per axis
   int32_t n_cascades;
-  bool jitter;
-  uint64_t seed;
-  uint32_t step;
-  DType dtype;           // of rays, aabb and distances: kFloat32 or kFloat64
+  DType dtype;             // of rays, aabb and distances: kFloat32 or kFloat64
+  const int64_t* counter;  // [2] seed and step of the shift of each ray's samples, or null: none
   const void* rays_o;    // [n_rays, 3]
   const void* rays_d;    // [n_rays, 3]
   const void* aabb;      // [6], box of cascade 0
@@ -170,7 +169,14 @@ struct MarchRaysParams {
   void* t_ends;              // [n_samples]
   int64_t* ray_indices;      // [n_samples]
 
+  // A result of fixed size: rays are taken in order as long as their samples fit.
+  bool fixed;
+  int64_t n_samples;              // size of the result
+  const int64_t* n_rays_in_use;   // [1] rays behind these have no samples; null: all have
+  int64_t* totals;                // [2] samples of all rays, rays whose samples are in the result
+
   int64_t* scan;  // CUDA: workspace of the sum over rays, see kScanChunk
+  int64_t* cut;   // CUDA, fixed: [1] where the samples in the result end
 };
 
 // One struct for the values and the gradients, and for their derivatives along (tangent_sigmas, tangent_features):
@@ -227,24 +233,21 @@ struct VisibleSamplesParams {
 
 struct CounterUniformParams {
   int64_t n;
-  uint64_t seed;
-  uint32_t step;
-  const int64_t* index;  // [n]
-  float* u;              // [n]
+  const int64_t* counter;  // [2] seed, step
+  const int64_t* index;    // [n]
+  float* u;                // [n]
 };
 
 struct OccupancyPointsParams {
   int64_t n_points;
   int64_t n_cells;        // of the grid
-  int32_t resolution[3];  // cells per axis
-  bool jitter;
-  uint64_t seed;
-  uint32_t step;
-  DType dtype;            // of aabb and points: kFloat32 or kFloat64
-  const int64_t* cells;   // [n_points]
-  const void* aabb;       // [6], box of cascade 0
-  void* points;           // [n_points, 3]
-  int64_t* invalid_cell;  // [1] set to a member of `cells` that is no cell, if there is one
+  int32_t resolution[3];   // cells per axis
+  DType dtype;             // of aabb and points: kFloat32 or kFloat64
+  const int64_t* counter;  // [2] seed and step of the place in a cell, or null: its centre
+  const int64_t* cells;    // [n_points]
+  const void* aabb;        // [6], box of cascade 0
+  void* points;            // [n_points, 3]
+  int64_t* invalid_cell;   // [1] set to a member of `cells` that is no cell, if there is one
 };
 
 struct OccupancyVisibleParams {

@@ -51,6 +51,11 @@ HASHGRID_HD uint32_t counter_key(uint64_t seed, uint32_t step) {
   return mix_bits(h ^ step);
 }
 
+// The same for a `counter` [2], seed and step, that lies in memory: a captured graph follows it.
+HASHGRID_HD uint32_t counter_key(const int64_t* counter) {
+  return counter_key(static_cast<uint64_t>(counter[0]), static_cast<uint32_t>(counter[1]));
+}
+
 // 24 random bits in [0, 1).
 HASHGRID_HD float counter_uniform(uint32_t key, uint32_t index) {
   return static_cast<float>(mix_bits(key ^ index) >> 8) * 5.9604644775390625e-8f;
@@ -145,7 +150,7 @@ HASHGRID_HD RaySpan<T> begin_march(const MarchRaysParams& p, const MarchGrid<T>&
     high[axis] = grid.centre[axis] + grid.half[axis] * growth;
   }
   RaySpan<T> span = intersect_box(origin, direction, low, high, static_cast<T>(p.near), static_cast<T>(p.far));
-  if (p.jitter && span.begin < std::numeric_limits<T>::infinity()) {
+  if (p.counter != nullptr && span.begin < std::numeric_limits<T>::infinity()) {
     const T u = static_cast<T>(counter_uniform(key, static_cast<uint32_t>(ray)));
     span.begin += rounded_multiply(u, step_at(grid, span.begin));
   }

@@ -248,7 +248,7 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
 template <typename T>
 static void march_rays_begin_typed(const MarchRaysParams& p, int64_t begin, int64_t end) {
   const MarchGrid<T> grid = make_march_grid<T>(p);
-  const uint32_t key = counter_key(p.seed, p.step);
+  const uint32_t key = p.counter != nullptr ? counter_key(p.counter) : 0;
   for (int64_t ray = begin; ray < end; ++ray) {
     const RaySpan<T> span = begin_march(p, grid, key, ray);
     static_cast<T*>(p.t_begin)[ray] = span.begin;

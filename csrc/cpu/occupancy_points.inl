@@ -5,7 +5,7 @@ namespace HASHGRID_ISA {
 template <typename T>
 static void occupancy_points_typed(const OccupancyPointsParams& p, int64_t begin, int64_t end) {
   const CellBoxes<T> boxes = make_cell_boxes(p.resolution, static_cast<const T*>(p.aabb));
-  const uint32_t key = counter_key(p.seed, p.step);
+  const uint32_t key = p.counter != nullptr ? counter_key(p.counter) : 0;
   T* points = static_cast<T*>(p.points);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t cell = p.cells[i];
@@ -13,7 +13,7 @@ static void occupancy_points_typed(const OccupancyPointsParams& p, int64_t begin
       __atomic_store_n(p.invalid_cell, cell, __ATOMIC_RELAXED);
       continue;
     }
-    cell_point(boxes, cell, p.jitter, key, points + 3 * i);
+    cell_point(boxes, cell, p.counter != nullptr, key, points + 3 * i);
   }
 }
 

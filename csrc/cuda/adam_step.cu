@@ -3,8 +3,8 @@
 // Rows with their own step counters (skip_zero): one thread per row; rows of 1, 2, 4 or 8 elements are one vector of
 // each array. A thread whose row has no gradient touches nothing else, so that a step over a sparsely used table costs
 // little more than reading its gradient. One shared counter: one thread per element, after a kernel of one thread has
-// worked out the rate and advanced the counter. The learning rate is read on the device: a captured graph follows a
-// schedule.
+// worked out the rate and advanced the counter. Learning rate and step are read on the device: a captured graph
+// follows a schedule.
 #include "cuda/launch.cuh"
 
 #include <type_traits>
@@ -93,8 +93,9 @@ __global__ void adam_step_rows_kernel(HASHGRID_PARAMS AdamStepParams p, HASHGRID
   p.steps[row] = step;
   int32_t idle = 0;
   if (p.ema != nullptr) {
-    idle = p.global_step - 1 - p.ema_last[row];
-    p.ema_last[row] = p.global_step;
+    const int32_t global_step = *p.global_step_data;
+    idle = global_step - 1 - p.ema_last[row];
+    p.ema_last[row] = global_step;
   }
   T rate, keep;
   // fp64 serves checks and takes its time; in fp32, pow in double would be most of the kernel on many cards.
@@ -118,8 +119,8 @@ __global__ void adam_step_prepare_kernel(HASHGRID_PARAMS AdamStepParams p) {
   *p.steps = step;
   p.shared_rates[0] = learning_rate(p) * adam_bias_correction(p.beta1, p.beta2, step);
   if (p.ema_last == nullptr) return;  // `ema` is null where it is empty, too
-  p.shared_rates[1] = ::pow(p.ema_decay, static_cast<double>(p.global_step - 1 - *p.ema_last));
-  *p.ema_last = p.global_step;
+  p.shared_rates[1] = ::pow(p.ema_decay, static_cast<double>(*p.global_step_data - 1 - *p.ema_last));
+  *p.ema_last = *p.global_step_data;
 }
 
 // Thread: one of n_rows * row_size elements, so that neighbours touch neighbouring addresses of every array.

@@ -2,7 +2,7 @@
 //
 // Sums along a ray are prefix sums of lanes in fp64, carried from one group of 32 samples to the next: few additions
 // per sample, in an order that depends on nothing but the sample's place in its ray. Loads and stores of samples are
-// consecutive. One code serves fp32, fp64 and, with dual numbers, the second order; fp32 with three channels is
+// consecutive; arrays of samples come as zeros, which stay where a sample is hidden. One code serves fp32, fp64 and, with dual numbers, the second order; fp32 with three channels is
 // specialised, other channel counts are a loop.
 //
 // A ray that does not start where the one in front ends (the CPU op raises) is not followed: its outputs and the
@@ -100,7 +100,7 @@ __global__ void composite_forward_kernel(HASHGRID_PARAMS CompositeParams p) {
   const int64_t ray = global_thread() / kWarpSize;
   if (ray >= p.n_rays) return;
   const int lane = lane_index();
-  const RayRange range = ray_range(p.packed_info, p.n_rays, p.n_samples, ray);
+  const RayRange range = ray_range(p.packed_info, p.n_samples, ray);
   const T nan = std::numeric_limits<T>::quiet_NaN();
   const int64_t count = range.valid ? range.count : 0;
   const int64_t n_features = kC > 0 ? kC : p.n_features;
@@ -133,7 +133,7 @@ __global__ void composite_forward_kernel(HASHGRID_PARAMS CompositeParams p) {
     }
     visible = g.n_counted == kWarpSize;
   }
-  for (int64_t i = start + lane; i < range.count; i += kWarpSize) weights[i] = range.valid ? T(0) : nan;
+  for (int64_t i = lane; !range.valid && i < range.count; i += kWarpSize) weights[i] = nan;
   depth = sum_of_lanes(depth);
   distortion = sum_of_lanes(distortion);
   if constexpr (kC > 0) {
@@ -160,7 +160,7 @@ __global__ void composite_backward_kernel(HASHGRID_PARAMS CompositeParams p) {
   const int64_t ray = global_thread() / kWarpSize;
   if (ray >= p.n_rays) return;
   const int lane = lane_index();
-  const RayRange range = ray_range(p.packed_info, p.n_rays, p.n_samples, ray);
+  const RayRange range = ray_range(p.packed_info, p.n_samples, ray);
   const int64_t count = range.valid ? range.count : 0;
   const int64_t n_features = kC > 0 ? kC : p.n_features;
   T* grad_sigmas = static_cast<T*>(p.grad_sigmas) + range.first;
@@ -180,11 +180,11 @@ __global__ void composite_backward_kernel(HASHGRID_PARAMS CompositeParams p) {
     n_counted += g.n_counted;
     if (g.n_counted < kWarpSize) break;
   }
-  // Hidden samples have no gradient.
-  const T filling = range.valid ? T(0) : std::numeric_limits<T>::quiet_NaN();
-  for (int64_t i = n_counted + lane; i < range.count; i += kWarpSize) grad_sigmas[i] = filling;
-  for (int64_t i = n_counted * n_features + lane; i < range.count * n_features; i += kWarpSize) {
-    grad_features[i] = filling;
+  if (!range.valid) {
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    for (int64_t i = lane; i < range.count; i += kWarpSize) grad_sigmas[i] = nan;
+    for (int64_t i = lane; i < range.count * n_features; i += kWarpSize) grad_features[i] = nan;
+    return;
   }
 
   const RayGradients<T> grads = {read_or_zero<T>(p.grad_opacities, ray), read_or_zero<T>(p.grad_depths, ray),

@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 __global__ void counter_uniform_kernel(HASHGRID_PARAMS CounterUniformParams p) {
   const int64_t i = global_thread();
   if (i >= p.n) return;
-  p.u[i] = counter_uniform(counter_key(p.seed, p.step), static_cast<uint32_t>(p.index[i]));
+  p.u[i] = counter_uniform(counter_key(p.counter), static_cast<uint32_t>(p.index[i]));
 }
 
 }  // namespace HASHGRID_ISA

@@ -132,6 +132,11 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
   if (point.state != PointState::kInside) return;
   T grad[kF];
   load_row<T, kF>(static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
+  // Samples behind a surface, and those that fill up a result of fixed size, have none: no need for atomics.
+  bool any = false;
+#pragma unroll
+  for (int f = 0; f < kF; ++f) any = any || grad[f] != T(0);
+  if (!any) return;
   const T factor = level_weight<T>(p, l);
   const double scale = fixed_scale<kSum>(p);
   float largest = 0.0f;

@@ -3,6 +3,9 @@
 // rays, and the order of samples does not depend on which ray came first.
 //
 // Both passes are march_ray of core/ray.h: the same cells and the same bits as on the CPU.
+//
+// A result of fixed size needs no word from the host between the passes: rays are taken in order as long as their samples
+// fit, and what is left over is filled up with samples of length zero.
 #include "cuda/launch.cuh"
 
 #include "core/ray.h"
@@ -17,7 +20,7 @@ constexpr int kThreads = 128;  // rays of a warp end at different times: small b
 template <typename T, typename Emit>
 __device__ inline int64_t march(const MarchRaysParams& p, const MarchGrid<T>& grid, int64_t ray, int64_t max_samples,
                                 Emit emit) {
-  const RaySpan<T> span = begin_march(p, grid, counter_key(p.seed, p.step), ray);
+  const RaySpan<T> span = begin_march(p, grid, p.counter != nullptr ? counter_key(p.counter) : 0, ray);
   return march_ray(p, grid, ray, span.begin, span.end, max_samples, emit);
 }
 
@@ -26,8 +29,28 @@ template <typename T>
 __global__ void march_rays_count_kernel(HASHGRID_PARAMS MarchRaysParams p) {
   const int64_t ray = global_thread();
   if (ray >= p.n_rays) return;
+  if (p.n_rays_in_use != nullptr && ray >= *p.n_rays_in_use) {
+    p.packed_info[2 * ray + 1] = 0;
+    return;
+  }
   const MarchGrid<T> grid = make_march_grid<T>(p);
   p.packed_info[2 * ray + 1] = march(p, grid, ray, p.max_samples_per_ray, [](T) {});
+}
+
+// Thread: one ray. Of all rays at most one is the first whose samples do not fit: it ends the result of fixed size. If
+// all of `total` samples fit, the first thread does.
+static __global__ void march_rays_cut_kernel(HASHGRID_PARAMS MarchRaysParams p, const int64_t* total) {
+  const int64_t ray = global_thread();
+  if (ray >= p.n_rays) return;
+  const int64_t first = p.packed_info[2 * ray], count = p.packed_info[2 * ray + 1];
+  if (ray == 0) p.totals[0] = *total;
+  if (ray == 0 && *total <= p.n_samples) {
+    *p.cut = *total;
+    p.totals[1] = p.n_rays_in_use != nullptr && *p.n_rays_in_use < p.n_rays ? *p.n_rays_in_use : p.n_rays;
+  } else if (first <= p.n_samples && count > p.n_samples - first) {
+    *p.cut = first;
+    p.totals[1] = ray;
+  }
 }
 
 // Thread: one ray, up to its last sample. Stores of a thread are consecutive: lines fill up in the L2 cache.
@@ -36,8 +59,13 @@ __global__ void march_rays_write_kernel(HASHGRID_PARAMS MarchRaysParams p) {
   const int64_t ray = global_thread();
   if (ray >= p.n_rays) return;
   const int64_t count = p.packed_info[2 * ray + 1];
-  if (count == 0) return;
   int64_t i = p.packed_info[2 * ray];
+  if (p.fixed && i + count > p.n_samples) {
+    p.packed_info[2 * ray] = *p.cut;
+    p.packed_info[2 * ray + 1] = 0;
+    return;
+  }
+  if (count == 0) return;
   const MarchGrid<T> grid = make_march_grid<T>(p);
   march(p, grid, ray, count, [&](T t) {
     static_cast<T*>(p.t_starts)[i] = t;
@@ -45,6 +73,18 @@ __global__ void march_rays_write_kernel(HASHGRID_PARAMS MarchRaysParams p) {
     p.ray_indices[i] = ray;
     ++i;
   });
+}
+
+// Thread: one sample of a result of fixed size. Those behind the last ray repeat the others, so that they lie where the
+// scene is, with length zero; without any others, they lie at the rays' origins.
+template <typename T>
+__global__ void march_rays_fill_kernel(HASHGRID_PARAMS MarchRaysParams p) {
+  const int64_t i = global_thread(), n_marched = *p.cut;
+  if (i < n_marched || i >= p.n_samples) return;
+  const T t = n_marched > 0 ? static_cast<const T*>(p.t_starts)[i % n_marched] : T(0);
+  static_cast<T*>(p.t_starts)[i] = t;
+  static_cast<T*>(p.t_ends)[i] = t;
+  p.ray_indices[i] = n_marched > 0 ? p.ray_indices[i % n_marched] : i % p.n_rays;
 }
 
 }  // namespace HASHGRID_ISA
@@ -59,14 +99,17 @@ void launch_march_rays_count(const MarchRaysParams& p, cudaStream_t stream) {
     HASHGRID_LAUNCH((march_rays_count_kernel<float>), shape, stream, p);
   }
   launch_scan_rays(p.packed_info, p.n_rays, p.scan, stream);
+  if (p.fixed) HASHGRID_LAUNCH(march_rays_cut_kernel, shape, stream, p, p.scan + divide_up(p.n_rays, kScanChunk));
 }
 
 void launch_march_rays_write(const MarchRaysParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of(p.n_rays, kThreads);
   if (p.dtype == DType::kFloat64) {
     HASHGRID_LAUNCH((march_rays_write_kernel<double>), shape, stream, p);
+    if (p.fixed) HASHGRID_LAUNCH((march_rays_fill_kernel<double>), blocks_of(p.n_samples, kThreads), stream, p);
   } else {
     HASHGRID_LAUNCH((march_rays_write_kernel<float>), shape, stream, p);
+    if (p.fixed) HASHGRID_LAUNCH((march_rays_fill_kernel<float>), blocks_of(p.n_samples, kThreads), stream, p);
   }
 }
 

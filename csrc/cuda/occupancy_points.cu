@@ -20,7 +20,8 @@ __global__ void occupancy_points_kernel(HASHGRID_PARAMS OccupancyPointsParams p)
     return;
   }
   const CellBoxes<T> boxes = make_cell_boxes(p.resolution, static_cast<const T*>(p.aabb));
-  cell_point(boxes, cell, p.jitter, counter_key(p.seed, p.step), static_cast<T*>(p.points) + 3 * i);
+  const uint32_t key = p.counter != nullptr ? counter_key(p.counter) : 0;
+  cell_point(boxes, cell, p.counter != nullptr, key, static_cast<T*>(p.points) + 3 * i);
 }
 
 }  // namespace HASHGRID_ISA

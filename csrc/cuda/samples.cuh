@@ -11,15 +11,15 @@ namespace HASHGRID_ISA {
 
 struct RayRange {
   int64_t first, count;  // samples; within memory whatever packed_info says
-  bool valid;            // starts where the ray in front ends, and the last ray ends at n_samples
+  bool valid;            // starts where the ray in front ends
 };
 
 // packed_info is [n_rays, 2]. A lane checks its ray against the one in front only: together they check everything.
-__device__ inline RayRange ray_range(const int64_t* packed_info, int64_t n_rays, int64_t n_samples, int64_t ray) {
+__device__ inline RayRange ray_range(const int64_t* packed_info, int64_t n_samples, int64_t ray) {
   const int64_t first = packed_info[2 * ray], count = packed_info[2 * ray + 1];
   const int64_t expected = ray > 0 ? packed_info[2 * ray - 2] + packed_info[2 * ray - 1] : 0;
   const bool inside = first >= 0 && first <= n_samples && count >= 0 && count <= n_samples - first;
-  const bool valid = inside && first == expected && (ray < n_rays - 1 || first + count == n_samples);
+  const bool valid = inside && first == expected;
   if (inside) return {first, count, valid};
   return {0, 0, false};
 }

@@ -17,7 +17,7 @@ template <typename T>
 __global__ void visible_samples_count_kernel(HASHGRID_PARAMS VisibleSamplesParams p, int64_t* fault) {
   const int64_t ray = global_thread() / kWarpSize;
   if (ray >= p.n_rays) return;
-  const RayRange range = ray_range(p.packed_info, p.n_rays, p.n_samples, ray);
+  const RayRange range = ray_range(p.packed_info, p.n_samples, ray);
   const int lane = lane_index();
   if (!range.valid && lane == 0) *fault = 1;
   const int64_t count = range.valid ? range.count : 0;

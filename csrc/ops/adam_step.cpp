@@ -55,11 +55,16 @@ Table cached(std::pair<double, double> key, Make make) {
 void adam_step_cpu(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                    const Tensor& steps, const Tensor& lr, double beta1, double beta2, double eps, double weight_decay,
                    bool skip_zero, const std::optional<Tensor>& ema, const std::optional<Tensor>& ema_last,
-                   double ema_decay, int64_t global_step, const std::optional<Tensor>& shadow, bool zero_grad) {
+                   double ema_decay, const std::optional<Tensor>& global_step, const std::optional<Tensor>& shadow,
+                   bool zero_grad) {
   AdamStepParams p = make_adam_step_params(param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay,
                                            skip_zero, ema, ema_last, ema_decay, global_step, shadow, zero_grad);
   p.lr = p.lr_dtype == DType::kFloat64 ? *static_cast<const double*>(p.lr_tensor)
                                        : *static_cast<const float*>(p.lr_tensor);
+  if (p.ema_last != nullptr) {
+    p.global_step = *p.global_step_data;
+    STD_TORCH_CHECK(p.global_step >= 1, "`global_step` must count from 1, got ", p.global_step);
+  }
   Table bias_corrections, ema_keeps;
   if (skip_zero && p.dtype == DType::kFloat32) {
     bias_corrections = cached({beta1, beta2}, [&] { return make_bias_corrections(beta1, beta2); });

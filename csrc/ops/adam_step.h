@@ -24,7 +24,8 @@ inline AdamStepParams make_adam_step_params(const Tensor& param, const Tensor& g
                                             const Tensor& exp_avg_sq, const Tensor& steps, const Tensor& lr,
                                             double beta1, double beta2, double eps, double weight_decay, bool skip_zero,
                                             const std::optional<Tensor>& ema, const std::optional<Tensor>& ema_last,
-                                            double ema_decay, int64_t global_step, const std::optional<Tensor>& shadow,
+                                            double ema_decay, const std::optional<Tensor>& global_step,
+                                            const std::optional<Tensor>& shadow,
                                             bool zero_grad) {
   AdamStepParams p = {};
   p.dtype = real_dtype_of(param, "param");
@@ -59,9 +60,8 @@ inline AdamStepParams make_adam_step_params(const Tensor& param, const Tensor& g
   p.steps = counters(steps, "steps", n_counters);
   STD_TORCH_CHECK(ema.has_value() == ema_last.has_value(), "`ema` and `ema_last` must be given together");
   if (ema.has_value()) {
-    STD_TORCH_CHECK(global_step >= 1 && global_step < (int64_t{1} << 31),
-                    "`global_step` must be in 1..2^31-1 when an average is kept, got ", global_step);
-    p.global_step = static_cast<int32_t>(global_step);
+    STD_TORCH_CHECK(global_step.has_value(), "`global_step` must be given when an average is kept");
+    p.global_step_data = counters(*global_step, "global_step", 1);
     p.ema = data_like(*ema, "ema");
     p.ema_last = counters(*ema_last, "ema_last", n_counters);
   }

@@ -1,5 +1,6 @@
 // composite: checks, allocation and launch.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "cpu/capability.h"
@@ -11,10 +12,10 @@ namespace {
 
 constexpr int64_t kRayGrain = 64;
 
-// Each chunk of rays gets scratch rows for the samples of its largest group.
-void run(RangeKernel<CompositeParams> kernel, const CompositeParams& params) {
-  const int64_t longest = check_back_to_back(params.packed_info, params.n_rays, params.n_samples);
-  const int64_t capacity = std::max(kCompositeGroup, longest) + kMaxLanes;
+// Each chunk of rays gets scratch rows for the samples of its largest group. Returns the number of samples of all rays.
+int64_t run(RangeKernel<CompositeParams> kernel, const CompositeParams& params) {
+  const PackedRays rays = check_back_to_back(params.packed_info, params.n_rays, params.n_samples);
+  const int64_t capacity = std::max(kCompositeGroup, rays.longest) + kMaxLanes;
   const int64_t bytes = kCompositeRows * capacity * element_bytes(params.dtype) * (params.second_order ? 2 : 1);
   parallel_units(params.n_rays, kRayGrain, [&](int64_t begin, int64_t end) {
     std::unique_ptr<char[]> scratch(new char[bytes]);
@@ -23,17 +24,27 @@ void run(RangeKernel<CompositeParams> kernel, const CompositeParams& params) {
     p.scratch_capacity = capacity;
     kernel(p, begin, end);
   });
+  return rays.n_samples;
+}
+
+// Zeros for the samples that belong to no ray: those of `values` [n_samples, width] from number `begin` on.
+void clear_from(void* values, const CompositeParams& p, int64_t begin, int64_t width) {
+  const int64_t row_bytes = width * element_bytes(p.dtype);
+  std::memset(static_cast<char*>(values) + begin * row_bytes, 0, (p.n_samples - begin) * row_bytes);
 }
 
 CompositeOutputs run_forward(CompositeParams* p, const Tensor& like) {
-  const CompositeOutputs outputs = allocate_outputs(like, p);
-  run(kernels().composite_forward, *p);
+  const CompositeOutputs outputs = allocate_outputs(like, p, false);
+  const int64_t n_samples = run(kernels().composite_forward, *p);
+  clear_from(p->weights, *p, n_samples, 1);
   return outputs;
 }
 
 std::tuple<Tensor, Tensor> run_backward(CompositeParams* p, const Tensor& like) {
-  const std::tuple<Tensor, Tensor> gradients = allocate_gradients(like, p);
-  run(kernels().composite_backward, *p);
+  const std::tuple<Tensor, Tensor> gradients = allocate_gradients(like, p, false);
+  const int64_t n_samples = run(kernels().composite_backward, *p);
+  clear_from(p->grad_sigmas, *p, n_samples, 1);
+  clear_from(p->grad_features, *p, n_samples, p->n_features);
   return gradients;
 }
 

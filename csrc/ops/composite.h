@@ -65,11 +65,13 @@ inline void set_tangents(const std::optional<Tensor>& grad_grad_sigmas, const st
 // ray_features, opacities, depths, weights, distortion
 typedef std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> CompositeOutputs;
 
-inline CompositeOutputs allocate_outputs(const Tensor& like, CompositeParams* p) {
+// With `cleared` what is per sample starts as zeros: samples may be hidden or belong to no ray.
+inline CompositeOutputs allocate_outputs(const Tensor& like, CompositeParams* p, bool cleared) {
   Tensor ray_features = empty_like_dtype(like, {p->n_rays, p->n_features});
   Tensor opacities = empty_like_dtype(like, {p->n_rays});
   Tensor depths = empty_like_dtype(like, {p->n_rays});
-  Tensor weights = empty_like_dtype(like, {p->n_samples});
+  Tensor weights =
+      cleared ? torch::stable::new_zeros(like, {p->n_samples}) : empty_like_dtype(like, {p->n_samples});
   Tensor distortion = empty_like_dtype(like, {p->n_rays});
   p->ray_features = ray_features.mutable_data_ptr();
   p->opacities = opacities.mutable_data_ptr();
@@ -80,9 +82,12 @@ inline CompositeOutputs allocate_outputs(const Tensor& like, CompositeParams* p)
 }
 
 // grad_sigmas, grad_features
-inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& like, CompositeParams* p) {
-  Tensor grad_sigmas = empty_like_dtype(like, {p->n_samples});
-  Tensor grad_features = empty_like_dtype(like, {p->n_samples, p->n_features});
+inline std::tuple<Tensor, Tensor> allocate_gradients(const Tensor& like, CompositeParams* p, bool cleared) {
+  const auto allocate = [&](std::vector<int64_t> shape) {
+    return cleared ? torch::stable::new_zeros(like, shape) : empty_like_dtype(like, shape);
+  };
+  Tensor grad_sigmas = allocate({p->n_samples});
+  Tensor grad_features = allocate({p->n_samples, p->n_features});
   p->grad_sigmas = grad_sigmas.mutable_data_ptr();
   p->grad_features = grad_features.mutable_data_ptr();
   return {grad_sigmas, grad_features};

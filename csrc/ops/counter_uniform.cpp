@@ -6,9 +6,9 @@
 namespace hashgrid {
 namespace {
 
-Tensor counter_uniform_cpu(int64_t seed, int64_t step, const Tensor& index) {
+Tensor counter_uniform_cpu(const Tensor& counter, const Tensor& index) {
   Tensor u;
-  const CounterUniformParams p = make_counter_uniform_params(seed, step, index, &u);
+  const CounterUniformParams p = make_counter_uniform_params(counter, index, &u);
   parallel_units(p.n, 32768, [&](int64_t begin, int64_t end) { kernels().counter_uniform(p, begin, end); });
   return u;
 }

@@ -6,15 +6,14 @@
 namespace hashgrid {
 
 // `u` [N] receives the numbers.
-inline CounterUniformParams make_counter_uniform_params(int64_t seed, int64_t step, const Tensor& index, Tensor* u) {
+inline CounterUniformParams make_counter_uniform_params(const Tensor& counter, const Tensor& index, Tensor* u) {
   STD_TORCH_CHECK(index.dim() == 1, "`index` must have shape [N], got ", shape_of(index));
   check_dtype(index, "index", ScalarType::Long);
   check_contiguous(index, "index");
   *u = empty_like_dtype(index, {index.size(0)}, ScalarType::Float);
   CounterUniformParams p = {};
   p.n = index.size(0);
-  p.seed = static_cast<uint64_t>(seed);
-  p.step = static_cast<uint32_t>(step);
+  p.counter = counter_data(counter);
   p.index = static_cast<const int64_t*>(index.const_data_ptr());
   p.u = static_cast<float*>(u->mutable_data_ptr());
   return p;

@@ -53,14 +53,43 @@ int64_t sample_bound(const MarchRaysParams& p, int64_t ray) {
   return n_steps < static_cast<double>(p.max_samples_per_ray) ? static_cast<int64_t>(n_steps) : p.max_samples_per_ray;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> march_rays_cpu(const Tensor& rays_o, const Tensor& rays_d,
-                                                          const Tensor& aabb, const Tensor& bits,
-                                                          const std::vector<int64_t>& resolution, int64_t n_cascades,
-                                                          double step_size, double cone_angle, double near, double far,
-                                                          std::optional<int64_t> seed, int64_t step,
-                                                          int64_t max_samples_per_ray) {
+// Cuts and fills up a result of fixed size once all counts are known: see hashgrid.ops.march_rays_fixed.
+Tensor fit_result(const MarchRaysParams& p, int64_t n_rays_in_use, const Tensor& like, int64_t* n_marched) {
+  Tensor totals = empty_like_dtype(like, {2}, ScalarType::Long);
+  int64_t* total = static_cast<int64_t*>(totals.mutable_data_ptr());
+  total[0] = *n_marched;
+  total[1] = n_rays_in_use;
+  if (*n_marched <= p.n_samples) return totals;
+  int64_t ray = 0;
+  while (p.packed_info[2 * ray] + p.packed_info[2 * ray + 1] <= p.n_samples) ++ray;
+  total[1] = ray;
+  *n_marched = p.packed_info[2 * ray];
+  for (; ray < p.n_rays; ++ray) {
+    p.packed_info[2 * ray] = *n_marched;
+    p.packed_info[2 * ray + 1] = 0;
+  }
+  return totals;
+}
+
+template <typename T>
+void fill_up(const MarchRaysParams& p, int64_t n_marched) {
+  T* t_starts = static_cast<T*>(p.t_starts);
+  for (int64_t i = n_marched; i < p.n_samples; ++i) {
+    t_starts[i] = n_marched > 0 ? t_starts[i % n_marched] : T(0);
+    static_cast<T*>(p.t_ends)[i] = t_starts[i];
+    p.ray_indices[i] = n_marched > 0 ? p.ray_indices[i % n_marched] : i % p.n_rays;
+  }
+}
+
+MarchRaysOutputs march_rays_cpu(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb, const Tensor& bits,
+                                const std::vector<int64_t>& resolution, int64_t n_cascades, double step_size,
+                                double cone_angle, double near, double far, const std::optional<Tensor>& counter,
+                                const std::optional<Tensor>& n_rays, int64_t max_samples_per_ray,
+                                std::optional<int64_t> n_samples) {
   MarchRaysParams p = make_march_rays_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle,
-                                             near, far, seed, step, max_samples_per_ray);
+                                             near, far, counter, n_rays, max_samples_per_ray, n_samples);
+  const int64_t n_rays_in_use =
+      p.n_rays_in_use != nullptr ? std::clamp<int64_t>(*p.n_rays_in_use, 0, p.n_rays) : p.n_rays;
   const KernelTable& kernel = kernels();
   const int64_t sample_bytes = element_bytes(p.dtype);
 
@@ -85,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_rays_cpu(const Tensor& rays_o, 
 
   std::vector<int64_t> bounds(p.n_rays);
   int64_t longest = 0;
-  for (int64_t ray = 0; ray < p.n_rays; ++ray) {
+  for (int64_t ray = 0; ray < n_rays_in_use; ++ray) {
     bounds[ray] = sample_bound(p, ray);
     longest = std::max(longest, bounds[ray]);
   }
@@ -102,8 +131,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_rays_cpu(const Tensor& rays_o, 
     q.lane_samples = lanes.get();
     for (;;) {
       const int64_t begin = next_ray.fetch_add(kRayGrain);
-      if (begin >= p.n_rays) return;
-      const int64_t end = std::min(begin + kRayGrain, p.n_rays);
+      if (begin >= n_rays_in_use) return;
+      const int64_t end = std::min(begin + kRayGrain, n_rays_in_use);
       int64_t bound = 0, count = 0;
       for (int64_t ray = begin; ray < end; ++ray) bound += bounds[ray];
       q.samples = arenas[worker].reserve(bound);
@@ -116,19 +145,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> march_rays_cpu(const Tensor& rays_o, 
     for (int64_t worker = begin; worker < end; ++worker) work(worker);
   });
 
-  int64_t n_samples = 0;
+  int64_t n_marched = 0;
   for (int64_t ray = 0; ray < p.n_rays; ++ray) {
-    p.packed_info[2 * ray] = n_samples;
-    n_samples += p.packed_info[2 * ray + 1];
+    if (ray >= n_rays_in_use) p.packed_info[2 * ray + 1] = 0;
+    p.packed_info[2 * ray] = n_marched;
+    n_marched += p.packed_info[2 * ray + 1];
   }
-  Tensor t_starts = empty_like_dtype(rays_o, {n_samples});
-  Tensor t_ends = empty_like_dtype(rays_o, {n_samples});
-  Tensor ray_indices = empty_like_dtype(rays_o, {n_samples}, ScalarType::Long);
+  Tensor totals;
+  if (p.fixed) {
+    totals = fit_result(p, n_rays_in_use, rays_o, &n_marched);
+  } else {
+    p.n_samples = n_marched;
+    totals = empty_like_dtype(rays_o, {0}, ScalarType::Long);
+  }
+  Tensor t_starts = empty_like_dtype(rays_o, {p.n_samples});
+  Tensor t_ends = empty_like_dtype(rays_o, {p.n_samples});
+  Tensor ray_indices = empty_like_dtype(rays_o, {p.n_samples}, ScalarType::Long);
   p.t_starts = t_starts.mutable_data_ptr();
   p.t_ends = t_ends.mutable_data_ptr();
   p.ray_indices = static_cast<int64_t*>(ray_indices.mutable_data_ptr());
   parallel_units(p.n_rays, kRayGrain, [&](int64_t begin, int64_t end) { kernel.march_rays_write(p, begin, end); });
-  return {t_starts, t_ends, ray_indices, packed_info};
+  p.dtype == DType::kFloat64 ? fill_up<double>(p, n_marched) : fill_up<float>(p, n_marched);
+  return {t_starts, t_ends, ray_indices, packed_info, totals};
 }
 
 }  // namespace

@@ -7,11 +7,15 @@
 
 namespace hashgrid {
 
+// t_starts, t_ends, ray_indices, packed_info, totals
+typedef std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> MarchRaysOutputs;
+
 inline MarchRaysParams make_march_rays_params(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb,
                                               const Tensor& bits, const std::vector<int64_t>& resolution,
                                               int64_t n_cascades, double step_size, double cone_angle, double near,
-                                              double far, std::optional<int64_t> seed, int64_t step,
-                                              int64_t max_samples_per_ray) {
+                                              double far, const std::optional<Tensor>& counter,
+                                              const std::optional<Tensor>& n_rays, int64_t max_samples_per_ray,
+                                              std::optional<int64_t> n_samples) {
   MarchRaysParams p = {};
   p.dtype = check_rays(rays_o, rays_d, aabb);
   const int64_t n_cells = check_grid(resolution, n_cascades, p.resolution);
@@ -30,9 +34,16 @@ inline MarchRaysParams make_march_rays_params(const Tensor& rays_o, const Tensor
   p.cone_angle = cone_angle;
   p.near = near;
   p.far = far;
-  p.jitter = seed.has_value();
-  p.seed = static_cast<uint64_t>(seed.value_or(0));
-  p.step = static_cast<uint32_t>(step);
+  p.counter = counter_data(counter);
+  p.fixed = n_samples.has_value();
+  p.n_samples = p.n_rays > 0 ? n_samples.value_or(0) : 0;  // nothing to fill up with, where there are no rays
+  STD_TORCH_CHECK(p.n_samples >= 0, "`n_samples` must not be negative, got ", p.n_samples);
+  STD_TORCH_CHECK(p.fixed || !n_rays.has_value(), "`n_rays` is for results of fixed size: give `n_samples`");
+  if (n_rays.has_value()) {
+    check_shape(*n_rays, "n_rays", {1});
+    check_dtype(*n_rays, "n_rays", ScalarType::Long);
+    p.n_rays_in_use = static_cast<const int64_t*>(n_rays->const_data_ptr());
+  }
   p.rays_o = rays_o.const_data_ptr();
   p.rays_d = rays_d.const_data_ptr();
   p.aabb = aabb.const_data_ptr();

@@ -8,7 +8,7 @@ namespace hashgrid {
 // `points` [M, 3] receives the points. Cells that do not exist are the kernels' business.
 inline OccupancyPointsParams make_occupancy_points_params(const Tensor& cells, const Tensor& aabb,
                                                           const std::vector<int64_t>& resolution, int64_t n_cascades,
-                                                          std::optional<int64_t> seed, int64_t step, Tensor* points) {
+                                                          const std::optional<Tensor>& counter, Tensor* points) {
   STD_TORCH_CHECK(cells.dim() == 1, "`cells` must have shape [M], got ", shape_of(cells));
   check_dtype(cells, "cells", ScalarType::Long);
   check_shape(aabb, "aabb", {6});
@@ -18,9 +18,7 @@ inline OccupancyPointsParams make_occupancy_points_params(const Tensor& cells, c
   check_contiguous(aabb, "aabb");
   p.n_points = cells.size(0);
   p.n_cells = check_grid(resolution, n_cascades, p.resolution);
-  p.jitter = seed.has_value();
-  p.seed = static_cast<uint64_t>(seed.value_or(0));
-  p.step = static_cast<uint32_t>(step);
+  p.counter = counter_data(counter);
   p.cells = static_cast<const int64_t*>(cells.const_data_ptr());
   p.aabb = aabb.const_data_ptr();
   *points = empty_like_dtype(aabb, {p.n_points, 3});

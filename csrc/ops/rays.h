@@ -53,6 +53,17 @@ inline int64_t check_grid(const std::vector<int64_t>& resolution, int64_t n_casc
   return static_cast<int64_t>(n_cells);
 }
 
+// Seed and step [2] of counter-based random numbers.
+inline const int64_t* counter_data(const Tensor& counter) {
+  check_shape(counter, "counter", {2});
+  check_dtype(counter, "counter", ScalarType::Long);
+  check_contiguous(counter, "counter");
+  return static_cast<const int64_t*>(counter.const_data_ptr());
+}
+inline const int64_t* counter_data(const std::optional<Tensor>& counter) {
+  return counter.has_value() ? counter_data(*counter) : nullptr;
+}
+
 inline const int64_t* packed_info_data(const Tensor& packed_info) {
   STD_TORCH_CHECK(packed_info.dim() == 2 && packed_info.size(1) == 2, "`packed_info` must have shape [R, 2], got ",
                   shape_of(packed_info));
@@ -61,8 +72,13 @@ inline const int64_t* packed_info_data(const Tensor& packed_info) {
   return static_cast<const int64_t*>(packed_info.const_data_ptr());
 }
 
-// The longest ray of `info` [n_rays, 2], which lies in host memory and must list n_samples samples back to back.
-inline int64_t check_back_to_back(const int64_t* info, int64_t n_rays, int64_t n_samples) {
+struct PackedRays {
+  int64_t n_samples;  // of all rays; samples behind these belong to no ray
+  int64_t longest;    // ray
+};
+
+// `info` [n_rays, 2] lies in host memory and must list up to n_samples samples back to back.
+inline PackedRays check_back_to_back(const int64_t* info, int64_t n_rays, int64_t n_samples) {
   int64_t total = 0, longest = 0;
   for (int64_t ray = 0; ray < n_rays; ++ray) {
     const int64_t start = info[2 * ray], count = info[2 * ray + 1];
@@ -71,8 +87,9 @@ inline int64_t check_back_to_back(const int64_t* info, int64_t n_rays, int64_t n
     total += count;
     longest = longest < count ? count : longest;
   }
-  STD_TORCH_CHECK(total == n_samples, "`packed_info` must count the ", n_samples, " samples of `sigmas`, got ", total);
-  return longest;
+  STD_TORCH_CHECK(total <= n_samples, "`packed_info` must count up to ", n_samples, " samples, those of `sigmas`, got ",
+                  total);
+  return {total, longest};
 }
 
 }  // namespace hashgrid

@@ -42,12 +42,12 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def(
       "adam_step(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) steps, "
       "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool skip_zero, Tensor(f!)? ema, "
-      "Tensor(g!)? ema_last, float ema_decay, int global_step, Tensor(h!)? shadow, bool zero_grad) -> ()");
+      "Tensor(g!)? ema_last, float ema_decay, Tensor? global_step, Tensor(h!)? shadow, bool zero_grad) -> ()");
   m.def("ray_aabb(Tensor rays_o, Tensor rays_d, Tensor aabb, float near, float far) -> (Tensor, Tensor)");
   m.def(
       "march_rays(Tensor rays_o, Tensor rays_d, Tensor aabb, Tensor bits, int[] resolution, int n_cascades, "
-      "float step_size, float cone_angle, float near, float far, int? seed, int step, int max_samples_per_ray) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "float step_size, float cone_angle, float near, float far, Tensor? counter, Tensor? n_rays, "
+      "int max_samples_per_ray, int? n_samples) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "composite(Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
       ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
@@ -61,9 +61,9 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def(
       "visible_samples(Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps) "
       "-> (Tensor, Tensor)");
-  m.def("counter_uniform(int seed, int step, Tensor index) -> Tensor");
+  m.def("counter_uniform(Tensor counter, Tensor index) -> Tensor");
   m.def(
-      "occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, int? seed, int step) -> Tensor");
+      "occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, Tensor? counter) -> Tensor");
   m.def("occupancy_visible(Tensor planes, Tensor aabb, int[] resolution, int n_cascades) -> Tensor");
   m.def(
       "occupancy_update(Tensor(a!) density, Tensor(b!) bits, Tensor cells, Tensor values, float decay, "

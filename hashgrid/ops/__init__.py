@@ -5,7 +5,7 @@ from hashgrid.ops.composite import composite
 from hashgrid.ops.counter_uniform import counter_uniform
 from hashgrid.ops.frequency_encode import frequency_encode
 from hashgrid.ops.hash_encode import hash_encode
-from hashgrid.ops.march_rays import march_rays
+from hashgrid.ops.march_rays import march_rays, march_rays_fixed
 from hashgrid.ops.mlp import mlp
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
@@ -21,6 +21,7 @@ __all__ = [
     "frequency_encode",
     "hash_encode",
     "march_rays",
+    "march_rays_fixed",
     "mlp",
     "occupancy_points",
     "occupancy_update",

@@ -24,7 +24,7 @@ def adam_step(
     ema: Tensor | None = None,
     ema_last: Tensor | None = None,
     ema_decay: float = 0.95,
-    global_step: int = 0,
+    global_step: int | Tensor = 0,
     shadow: Tensor | None = None,
     zero_grad: bool = False,
 ) -> None:
@@ -45,7 +45,7 @@ def adam_step(
         weight_decay: coupled L2, added to the gradient.
         ema: average of the weights, like ``param``.
         ema_last: int32, shaped like ``steps``: the global step of the last update.
-        global_step: number of this step, from 1.
+        global_step: number of this step, from 1; a number, or an int32 tensor [1] that a captured CUDA graph follows.
         shadow: half-precision copy of ``param``, rewritten where ``param`` changes.
         zero_grad: overwrite the gradient with zeros where it was consumed (elsewhere it is zero already), so that it
             can be accumulated into again without a separate memset.
@@ -55,6 +55,8 @@ def adam_step(
     """
     if not isinstance(lr, Tensor):
         lr = torch.tensor(lr, dtype=torch.float64)
+    if not isinstance(global_step, Tensor):
+        global_step = torch.tensor([global_step], dtype=torch.int32, device=param.device)
     _extension.ops().adam_step(
         param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay, skip_zero,
         ema, ema_last, ema_decay, global_step, shadow, zero_grad,

@@ -34,6 +34,7 @@ def composite(
         t_starts: [S], distances along the ray.
         t_ends: [S].
         packed_info: [R, 2] int64, first sample and number of samples of each ray; rays lie back to back, in order.
+            Samples behind those of the last ray belong to none: their weights and gradients are zero.
         early_stop_eps: smallest transmittance at which a sample counts.
 
     Returns:

@@ -8,11 +8,12 @@ from torch import Tensor
 from hashgrid import _extension
 
 
-def counter_uniform(seed: int, step: int, index: Tensor) -> Tensor:
+def counter_uniform(seed: int | Tensor, step: int | Tensor, index: Tensor) -> Tensor:
     """One uniform number per (seed, step, index): 24 random bits of an integer hash.
 
     Args:
-        seed: 64 bits are used.
+        seed: 64 bits are used. This and ``step`` may be int64 tensors with one element on the device of ``index``,
+            which are read on the device: a captured CUDA graph follows them.
         step: 32 bits are used.
         index: int64 of any shape, 32 bits are used.
 
@@ -23,17 +24,28 @@ def counter_uniform(seed: int, step: int, index: Tensor) -> Tensor:
         RuntimeError: ``index`` is not int64.
     """
     flat = index.reshape(-1).contiguous()
-    return _extension.ops().counter_uniform(signed64(seed), step & 0xFFFFFFFF, flat).reshape(index.shape)
+    return _extension.ops().counter_uniform(as_counter(seed, step, index.device), flat).reshape(index.shape)
 
 
-def signed64(seed: int) -> int:
-    """The low 64 bits of ``seed`` as the signed number a schema can carry."""
-    return (seed + 2**63) % 2**64 - 2**63
+def as_counter(seed: int | Tensor, step: int | Tensor, device: torch.device) -> Tensor:
+    """Seed and step as the int64 tensor [2] on ``device`` that kernels read."""
+    if not isinstance(seed, Tensor) and not isinstance(step, Tensor):
+        return torch.tensor([_signed64(seed), step & 0xFFFFFFFF], dtype=torch.int64, device=device)
+    parts = [
+        x.reshape(1) if isinstance(x, Tensor) else torch.full((1,), _signed64(x), dtype=torch.int64, device=device)
+        for x in (seed, step)
+    ]
+    return torch.cat(parts)
+
+
+def _signed64(value: int) -> int:
+    """The low 64 bits of ``value`` as the signed number a tensor can carry."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def _register() -> None:
     @torch.library.register_fake("hashgrid::counter_uniform")
-    def _(seed, step, index):
+    def _(counter, index):
         return torch.empty_like(index, dtype=torch.float32)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.ops.counter_uniform import signed64
+from hashgrid.ops.counter_uniform import as_counter
 from hashgrid.ops.ray_aabb import prepare_rays
 
 
@@ -24,8 +24,8 @@ def march_rays(
     cone_angle: float = 0.0,
     near: float = 0.0,
     far: float = math.inf,
-    seed: int | None = None,
-    step: int = 0,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
     max_samples_per_ray: int = 1024,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Samples of each ray where the grid is occupied. Not differentiable.
@@ -48,7 +48,8 @@ def march_rays(
         cone_angle: growth of the step with the distance.
         near: no sample before this distance.
         far: no sample whose middle is behind this distance.
-        seed: shifts the samples of each ray by a fraction of its first step; None for no shift.
+        seed: shifts the samples of each ray by a fraction of its first step; None for no shift. This and ``step`` may
+            be int64 tensors with one element.
         step: training step, varies the shift.
         max_samples_per_ray: further samples of a ray are dropped.
 
@@ -60,21 +61,70 @@ def march_rays(
         RuntimeError: a shape, a dtype or a step does not fit.
     """
     rays_o, rays_d, aabb = prepare_rays(rays_o, rays_d, aabb)
+    counter = None if seed is None else as_counter(seed, step, rays_o.device)
     return _extension.ops().march_rays(
         rays_o, rays_d, aabb, bits.contiguous(), list(resolution), n_cascades, step_size, cone_angle, near, far,
-        None if seed is None else signed64(seed), step & 0xFFFFFFFF, max_samples_per_ray,
+        counter, None, max_samples_per_ray, None,
+    )[:4]  # fmt: skip
+
+
+def march_rays_fixed(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    aabb: Tensor,
+    bits: Tensor,
+    resolution: tuple[int, int, int],
+    n_cascades: int = 1,
+    *,
+    n_samples: int,
+    n_rays: Tensor | None = None,
+    step_size: float,
+    cone_angle: float = 0.0,
+    near: float = 0.0,
+    far: float = math.inf,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
+    max_samples_per_ray: int = 1024,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`march_rays` with a result of a size known beforehand. On CUDA nothing is read back by the host: it can be
+    captured in a CUDA graph, with seed, step and number of rays in tensors.
+
+    Rays are taken in order as long as their samples fit into ``n_samples``; the others have none. Samples left over
+    belong to no ray: they repeat the others with length zero, and :func:`hashgrid.ops.composite` gives them weight and
+    gradient zero. The other arguments are those of :func:`march_rays`.
+
+    Args:
+        n_samples: samples S of the result; without rays it is empty nevertheless.
+        n_rays: int64 [1], number of rays in use, those behind have no samples; None for all.
+
+    Returns:
+        t_starts [S], t_ends [S], ray_indices [S] int64, packed_info [R, 2] int64, and totals [2] int64: the samples
+        that all rays in use have, and the number of rays, from the first, whose samples are in the result.
+
+    Raises:
+        RuntimeError: a shape, a dtype or a step does not fit.
+    """
+    rays_o, rays_d, aabb = prepare_rays(rays_o, rays_d, aabb)
+    counter = None if seed is None else as_counter(seed, step, rays_o.device)
+    return _extension.ops().march_rays(
+        rays_o, rays_d, aabb, bits.contiguous(), list(resolution), n_cascades, step_size, cone_angle, near, far,
+        counter, n_rays, max_samples_per_ray, n_samples,
     )  # fmt: skip
 
 
 def _register() -> None:
     @torch.library.register_fake("hashgrid::march_rays")
     def _(rays_o, *options):
-        n_samples = torch.library.get_ctx().new_dynamic_size()
+        fixed = options[-1] is not None
+        n_samples = options[-1] if fixed else torch.library.get_ctx().new_dynamic_size()
+        if fixed and rays_o.shape[0] == 0:
+            n_samples = 0
         return (
             rays_o.new_empty(n_samples),
             rays_o.new_empty(n_samples),
             rays_o.new_empty(n_samples, dtype=torch.int64),
             rays_o.new_empty(rays_o.shape[0], 2, dtype=torch.int64),
+            rays_o.new_empty(2 if fixed else 0, dtype=torch.int64),
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.ops.counter_uniform import signed64
+from hashgrid.ops.counter_uniform import as_counter
 
 
 def occupancy_points(
@@ -14,8 +14,8 @@ def occupancy_points(
     aabb: Tensor,
     resolution: tuple[int, int, int],
     n_cascades: int = 1,
-    seed: int | None = None,
-    step: int = 0,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
 ) -> Tensor:
     """A point in each cell: its centre, or a uniform random one that depends on (seed, step, cell) only.
 
@@ -36,13 +36,13 @@ def occupancy_points(
     """
     return _extension.ops().occupancy_points(
         cells.contiguous(), aabb.detach().contiguous(), list(resolution), n_cascades,
-        None if seed is None else signed64(seed), step & 0xFFFFFFFF,
+        None if seed is None else as_counter(seed, step, aabb.device),
     )  # fmt: skip
 
 
 def _register() -> None:
     @torch.library.register_fake("hashgrid::occupancy_points")
-    def _(cells, aabb, resolution, n_cascades, seed, step):
+    def _(cells, aabb, resolution, n_cascades, counter):
         return aabb.new_empty(cells.shape[0], 3)
 
 

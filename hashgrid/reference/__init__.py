@@ -7,7 +7,7 @@ from hashgrid.reference.adam_step import adam_step
 from hashgrid.reference.composite import composite
 from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode
-from hashgrid.reference.march_rays import march_rays
+from hashgrid.reference.march_rays import march_rays, march_rays_fixed
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
@@ -24,6 +24,7 @@ __all__ = [
     "frequency_encode",
     "hash_encode",
     "march_rays",
+    "march_rays_fixed",
     "mlp",
     "occupancy_points",
     "occupancy_update",

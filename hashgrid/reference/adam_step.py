@@ -24,7 +24,7 @@ def adam_step(
     ema: Tensor | None = None,
     ema_last: Tensor | None = None,
     ema_decay: float = 0.95,
-    global_step: int = 0,
+    global_step: int | Tensor = 0,
     shadow: Tensor | None = None,
     zero_grad: bool = False,
 ) -> None:
@@ -53,7 +53,7 @@ def adam_step(
         ema: shape of ``param``, average of the parameters, starts as a copy of them.
         ema_last: int32 of the shape of ``steps``, step of the last update, starts as 0; goes with ``ema``.
         ema_decay: d above.
-        global_step: number of this step, from 1.
+        global_step: number of this step, from 1; a number or an int32 tensor [1].
         shadow: shape of ``param``, half copy, rewritten for the updated rows.
         zero_grad: overwrite ``grad`` with zeros once it is consumed.
 
@@ -89,7 +89,7 @@ def adam_step(
         behind = -torch.expm1(missed * math.log(ema_decay)).to(param.dtype)  # 1 - d^n
         average = torch.lerp(read(ema), old, behind)
         write(ema, ema_decay * average + (1 - ema_decay) * new)
-        write(ema_last, torch.full_like(t, global_step))
+        write(ema_last, torch.zeros_like(t) + global_step)
     if shadow is not None:
         write(shadow, new)
     if zero_grad:

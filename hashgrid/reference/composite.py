@@ -27,6 +27,7 @@ def composite(
         t_starts: [S], distances along the ray.
         t_ends: [S].
         packed_info: [R, 2] int64, first sample and number of samples of each ray; rays lie back to back, in order.
+            Samples behind those of the last ray belong to none: their weights and gradients are zero.
         early_stop_eps: smallest transmittance at which a sample counts.
 
     Returns:
@@ -34,26 +35,25 @@ def composite(
         weights [S], distortion [R] ``1/3 sum w_i^2 dt_i + 2 sum_i w_i sum_{j<i} w_j (m_i - m_j)``.
 
     Raises:
-        ValueError: a shape does not fit, or the counts do not add up to S.
+        ValueError: a shape does not fit, or the counts add up to more than S.
     """
     _check_arguments(sigmas, features, t_starts, t_ends, packed_info)
     n_rays, n_samples = packed_info.shape[0], sigmas.shape[0]
-    starts, counts = packed_info.unbind(-1)
-    ray = torch.arange(n_rays, device=sigmas.device).repeat_interleave(counts, output_size=n_samples)  # [S]
-    rank = torch.arange(n_samples, device=sigmas.device) - starts[ray]  # [S], position of the sample in its ray
+    ray, rank = place_samples(packed_info, n_samples)
     t_starts, t_ends = t_starts.detach(), t_ends.detach()
     dt, midpoints = t_ends - t_starts, (t_starts + t_ends) / 2
 
     thickness = sigmas * dt
     transmittance = (-exclusive_sum(thickness, rank)).exp()
-    weights = torch.where(transmittance >= early_stop_eps, transmittance * -torch.expm1(-thickness), 0)
+    counted = (transmittance >= early_stop_eps) & (ray < n_rays)
+    weights = torch.where(counted, transmittance * -torch.expm1(-thickness), 0)
 
     # sum_{j<i} w_j (m_i - m_j) = sum_{k<i} (w_0 + ... + w_k) (m_{k+1} - m_k): no difference of two large sums
     gaps = torch.where(rank[1:] > 0, midpoints.diff(), 0)
     spread = exclusive_sum(inclusive_sum(weights, rank) * F.pad(gaps, (0, 1)), rank)
 
     def per_ray(values: Tensor) -> Tensor:
-        return values.new_zeros(n_rays, *values.shape[1:]).index_add(0, ray, values)
+        return values.new_zeros(n_rays + 1, *values.shape[1:]).index_add(0, ray, values)[:n_rays]
 
     return (
         per_ray(weights.unsqueeze(-1) * features),
@@ -62,6 +62,15 @@ def composite(
         weights,
         per_ray(weights.square() * dt / 3 + 2 * weights * spread),
     )
+
+
+def place_samples(packed_info: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
+    """Ray of each sample [S], and its position within it [S]. Samples of no ray are those of a ray R behind the last."""
+    starts, counts = packed_info.unbind(-1)
+    n_placed = int(counts.sum())
+    starts, counts = F.pad(starts, (0, 1), value=n_placed), F.pad(counts, (0, 1), value=n_samples - n_placed)
+    ray = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=n_samples)
+    return ray, torch.arange(n_samples, device=counts.device) - starts[ray]
 
 
 def inclusive_sum(values: Tensor, rank: Tensor) -> Tensor:
@@ -93,7 +102,7 @@ def _check_arguments(sigmas: Tensor, features: Tensor, t_starts: Tensor, t_ends:
 
 
 def check_samples(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info: Tensor) -> None:
-    """Raise ValueError unless the shapes are [S], [S], [S] and [R, 2], with counts that add up to S."""
+    """Raise ValueError unless the shapes are [S], [S], [S] and [R, 2], with counts that add up to at most S."""
     if sigmas.dim() != 1:
         raise ValueError(f"`sigmas` must have shape [S], got {list(sigmas.shape)}")
     n_samples = sigmas.shape[0]
@@ -102,5 +111,5 @@ def check_samples(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info:
             raise ValueError(f"`{name}` must have shape [{n_samples}], got {list(t.shape)}")
     if packed_info.dim() != 2 or packed_info.shape[1] != 2:
         raise ValueError(f"`packed_info` must have shape [R, 2], got {list(packed_info.shape)}")
-    if (total := int(packed_info[:, 1].sum())) != n_samples:
-        raise ValueError(f"`packed_info` must count the {n_samples} samples of `sigmas`, got {total}")
+    if (total := int(packed_info[:, 1].sum())) > n_samples:
+        raise ValueError(f"`packed_info` must count up to {n_samples} samples, those of `sigmas`, got {total}")

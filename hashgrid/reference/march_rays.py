@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ def march_rays(
     cone_angle: float = 0.0,
     near: float = 0.0,
     far: float = math.inf,
-    seed: int | None = None,
-    step: int = 0,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
     max_samples_per_ray: int = 1024,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Samples of each ray where the grid is occupied.
@@ -109,6 +110,46 @@ def march_rays(
     ray_indices, order = ray_indices.sort(stable=True)
     counts = ray_indices.bincount(minlength=rays_o.shape[0])
     return t_starts[order], t_ends[order], ray_indices, torch.stack([counts.cumsum(0) - counts, counts], dim=-1)
+
+
+def march_rays_fixed(
+    rays_o: Tensor, *arguments: Any, n_samples: int, n_rays: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """:func:`march_rays` with a result of a size known beforehand.
+
+    Rays are taken in order as long as their samples fit into ``n_samples``; the others have none. Samples left over
+    belong to no ray: they repeat the others with length zero. The other arguments are those of :func:`march_rays`.
+
+    Args:
+        n_samples: samples S of the result; without rays it is empty nevertheless.
+        n_rays: int64 [1], number of rays in use, those behind have no samples; None for all.
+
+    Returns:
+        t_starts [S], t_ends [S], ray_indices [S] int64, packed_info [R, 2] int64, and totals [2] int64: the samples
+        that all rays in use have, and the number of rays, from the first, whose samples are in the result.
+    """
+    t_starts, t_ends, ray_indices, packed_info = march_rays(rays_o, *arguments, **options)
+    n_in_use = rays_o.shape[0] if n_rays is None else min(max(int(n_rays), 0), rays_o.shape[0])
+    counts = packed_info[:, 1].clone()
+    counts[n_in_use:] = 0
+    fits = counts.cumsum(0) <= n_samples
+    totals = torch.stack([counts.sum(), torch.where(fits.all(), n_in_use, fits.sum())])
+    counts *= fits
+    kept = torch.arange(int(counts.sum()), device=rays_o.device)
+    # what is left over takes the kept samples in turn, or the origins of the rays where there are none
+    n_left = n_samples - len(kept) if rays_o.shape[0] > 0 else 0
+    left = torch.arange(len(kept), len(kept) + n_left, device=rays_o.device)
+    if len(kept) > 0:
+        t_left, ray_left = t_starts[left % len(kept)], ray_indices[left % len(kept)]
+    else:
+        t_left, ray_left = t_starts.new_zeros(n_left), left % max(rays_o.shape[0], 1)
+    return (
+        torch.cat([t_starts[kept], t_left]),
+        torch.cat([t_ends[kept], t_left]),
+        torch.cat([ray_indices[kept], ray_left]),
+        torch.stack([counts.cumsum(0) - counts, counts], dim=-1),
+        totals,
+    )
 
 
 @dataclass

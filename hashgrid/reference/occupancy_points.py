@@ -15,8 +15,8 @@ def occupancy_points(
     aabb: Tensor,
     resolution: tuple[int, int, int],
     n_cascades: int = 1,
-    seed: int | None = None,
-    step: int = 0,
+    seed: int | Tensor | None = None,
+    step: int | Tensor = 0,
 ) -> Tensor:
     """A point in each cell: its centre, or a uniform random one that depends on (seed, step, cell) only.
 

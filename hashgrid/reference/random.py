@@ -8,18 +8,18 @@ from torch import Tensor
 UINT32_MASK = 0xFFFFFFFF
 
 
-def counter_uniform(seed: int, step: int, index: Tensor) -> Tensor:
+def counter_uniform(seed: int | Tensor, step: int | Tensor, index: Tensor) -> Tensor:
     """One uniform number per (seed, step, index): 24 random bits of an integer hash.
 
     Args:
-        seed: 64 bits are used.
+        seed: 64 bits are used. This and ``step`` may be int64 tensors with one element.
         step: 32 bits are used.
         index: int64 of any shape, 32 bits are used.
 
     Returns:
         fp32 in [0, 1), of the shape of ``index``.
     """
-    h = torch.full_like(index, (seed & UINT32_MASK) ^ 0x9E3779B9, dtype=torch.int64)
+    h = torch.zeros_like(index, dtype=torch.int64) + ((seed & UINT32_MASK) ^ 0x9E3779B9)
     for word in ((seed >> 32) & UINT32_MASK, step & UINT32_MASK, index.long() & UINT32_MASK):
         h = _mix(h) ^ word
     return (_mix(h) >> 8).float() * 2.0**-24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashgrid.reference.composite import check_samples, exclusive_sum
+from hashgrid.reference.composite import check_samples, exclusive_sum, place_samples
 
 
 @torch.no_grad()
@@ -27,15 +27,13 @@ def visible_samples(
         index [K] int64, the samples kept, in order; packed_info [R, 2] int64 of these.
 
     Raises:
-        ValueError: a shape does not fit, or the counts do not add up to S.
+        ValueError: a shape does not fit, or the counts add up to more than S.
     """
     check_samples(sigmas, t_starts, t_ends, packed_info)
     n_rays, n_samples = packed_info.shape[0], sigmas.shape[0]
-    starts, counts = packed_info.unbind(-1)
-    ray = torch.arange(n_rays, device=sigmas.device).repeat_interleave(counts, output_size=n_samples)  # [S]
-    rank = torch.arange(n_samples, device=sigmas.device) - starts[ray]  # [S]
+    ray, rank = place_samples(packed_info, n_samples)
     transmittance = (-exclusive_sum(sigmas * (t_ends - t_starts), rank)).exp()
     hidden_before = exclusive_sum((~(transmittance >= early_stop_eps)).long(), rank)
-    index = ((transmittance >= early_stop_eps) & (hidden_before == 0)).nonzero().squeeze(-1)
+    index = ((transmittance >= early_stop_eps) & (hidden_before == 0) & (ray < n_rays)).nonzero().squeeze(-1)
     kept = ray[index].bincount(minlength=n_rays)
     return index, torch.stack([kept.cumsum(0) - kept, kept], dim=-1)

@@ -9,7 +9,8 @@ namespace {
 void adam_step_cuda(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                     const Tensor& steps, const Tensor& lr, double beta1, double beta2, double eps, double weight_decay,
                     bool skip_zero, const std::optional<Tensor>& ema, const std::optional<Tensor>& ema_last,
-                    double ema_decay, int64_t global_step, const std::optional<Tensor>& shadow, bool zero_grad) {
+                    double ema_decay, const std::optional<Tensor>& global_step, const std::optional<Tensor>& shadow,
+                    bool zero_grad) {
   const DeviceScope device(param);
   device.check(grad, "grad");
   device.check(exp_avg, "exp_avg");
@@ -17,6 +18,7 @@ void adam_step_cuda(const Tensor& param, const Tensor& grad, const Tensor& exp_a
   device.check(steps, "steps");
   device.check(ema, "ema");
   device.check(ema_last, "ema_last");
+  device.check(global_step, "global_step");
   device.check(shadow, "shadow");
   if (!lr.is_cpu()) device.check(lr, "lr");
   AdamStepParams p = make_adam_step_params(param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay,

@@ -13,10 +13,7 @@ CompositeParams make_params(const DeviceScope& device, const Tensor& sigmas, con
   device.check(t_starts, "t_starts");
   device.check(t_ends, "t_ends");
   device.check(packed_info, "packed_info");
-  const CompositeParams p =
-      make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
-  if (p.n_rays == 0) check_back_to_back(nullptr, 0, p.n_samples);
-  return p;
+  return make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
 }
 
 void check_gradients(const DeviceScope& device, const std::optional<Tensor>& grad_ray_features,
@@ -30,14 +27,14 @@ void check_gradients(const DeviceScope& device, const std::optional<Tensor>& gra
 }
 
 CompositeOutputs run_forward(const DeviceScope& device, CompositeParams* p, const Tensor& like) {
-  const CompositeOutputs outputs = allocate_outputs(like, p);
+  const CompositeOutputs outputs = allocate_outputs(like, p, true);
   launch_composite_forward(*p, device.stream());
   return outputs;
 }
 
 // Torch's allocator hands the memory of `saved` to later work of the same stream only.
 std::tuple<Tensor, Tensor> run_backward(const DeviceScope& device, CompositeParams* p, const Tensor& like) {
-  const std::tuple<Tensor, Tensor> gradients = allocate_gradients(like, p);
+  const std::tuple<Tensor, Tensor> gradients = allocate_gradients(like, p, true);
   Tensor saved = empty_like_dtype(like, {p->second_order ? 4 : 2, p->n_samples});
   p->saved = saved.mutable_data_ptr();
   launch_composite_backward(*p, device.stream());

@@ -5,10 +5,11 @@
 namespace hashgrid {
 namespace {
 
-Tensor counter_uniform_cuda(int64_t seed, int64_t step, const Tensor& index) {
+Tensor counter_uniform_cuda(const Tensor& counter, const Tensor& index) {
   const DeviceScope device(index);
+  device.check(counter, "counter");
   Tensor u;
-  const CounterUniformParams p = make_counter_uniform_params(seed, step, index, &u);
+  const CounterUniformParams p = make_counter_uniform_params(counter, index, &u);
   launch_counter_uniform(p, device.stream());
   return u;
 }

@@ -8,12 +8,13 @@ namespace hashgrid {
 namespace {
 
 Tensor occupancy_points_cuda(const Tensor& cells, const Tensor& aabb, const std::vector<int64_t>& resolution,
-                             int64_t n_cascades, std::optional<int64_t> seed, int64_t step) {
+                             int64_t n_cascades, const std::optional<Tensor>& counter) {
   const DeviceScope device(aabb);
   device.check(cells, "cells");
+  device.check(counter, "counter");
   Tensor points;
   OccupancyPointsParams p =
-      make_occupancy_points_params(cells, aabb, resolution, n_cascades, seed, step, &points);
+      make_occupancy_points_params(cells, aabb, resolution, n_cascades, counter, &points);
   Tensor invalid = torch::stable::new_zeros(cells, {1});
   p.invalid_cell = static_cast<int64_t*>(invalid.mutable_data_ptr());
   launch_occupancy_points(p, device.stream());

@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor> visible_samples_cuda(const Tensor& sigmas, const Tens
   launch_visible_samples_count(p, device.stream());
   int64_t results[2] = {};  // number of samples kept, fault
   device.read_back(results, p.scan + n_chunks, sizeof(results));
-  if (results[1] != 0 || p.n_rays == 0) {
+  if (results[1] != 0) {
     std::vector<int64_t> info(2 * p.n_rays);
     device.read_back(info.data(), p.packed_info, info.size() * sizeof(int64_t));
     check_back_to_back(info.data(), p.n_rays, p.n_samples);
