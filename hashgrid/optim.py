@@ -23,7 +23,8 @@ class Adam(Optimizer):
     Args:
         params: parameters or groups of them; fp32 or fp64, contiguous.
         lr: learning rate: a float, or a tensor with one element that a schedule may overwrite in place. PyTorch's
-            ``lr_scheduler`` classes work with both.
+            ``lr_scheduler`` classes work with both. `step` can be captured in a CUDA graph; only a tensor on the
+            parameters' device is followed there.
         betas: decay of the two moments.
         eps: added to the uncorrected root of the second moment.
         weight_decay: coupled L2, added to the gradient.
@@ -58,7 +59,7 @@ class Adam(Optimizer):
         self.backend = backend
         self.ema_decay = ema_decay
         self.zero_grad_in_step = zero_grad_in_step
-        self.global_step = 0
+        self._global_steps: dict[torch.device, Tensor] = {}  # [1] int32 each: a captured CUDA graph counts on
         self._shadows: dict[Tensor, Tensor] = {}
         self._zeroed: dict[Tensor, tuple[Tensor, int]] = {}  # gradients left at zero, with their version
         self._swapped = False
@@ -80,13 +81,28 @@ class Adam(Optimizer):
                 raise ValueError(f"`{name}` must not be negative, got {group[name]}")
         super().add_param_group(param_group)
 
+    @property
+    def global_step(self) -> int:
+        """Number of steps taken. Reading it waits for the device."""
+        return next((int(counter) for counter in self._global_steps.values()), 0)
+
+    def _set_global_step(self, value: int) -> None:
+        for device in {param.device for group in self.param_groups for param in group["params"]}:
+            self._counter(device).fill_(value)
+
+    def _counter(self, device: torch.device) -> Tensor:
+        """The number of steps as a tensor on ``device``."""
+        if device not in self._global_steps:
+            self._global_steps[device] = torch.full((1,), self.global_step, dtype=torch.int32, device=device)
+        return self._global_steps[device]
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in (("_shadows", {}), ("_zeroed", {}), ("_swapped", False)):
+        for name, value in (("_shadows", {}), ("_zeroed", {}), ("_swapped", False), ("_global_steps", {})):
             self.__dict__.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("backend", "ema_decay", "zero_grad_in_step", "global_step", "_shadows")
+        options = ("backend", "ema_decay", "zero_grad_in_step", "_global_steps", "_shadows")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in options}}
 
     def register_shadow(self, param: Tensor, shadow: Tensor) -> None:
@@ -121,7 +137,8 @@ class Adam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         adam_step = _adam_step(self.backend)
-        self.global_step += 1
+        for device in {param.device for group in self.param_groups for param in group["params"]}:
+            self._counter(device).add_(1)
         for group in self.param_groups:
             lr = group["lr"]
             lr = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
@@ -149,7 +166,7 @@ class Adam(Optimizer):
                     state.get("ema"),
                     state.get("ema_last"),
                     0.0 if self.ema_decay is None else self.ema_decay,
-                    self.global_step,
+                    self._counter(param.device),
                     shadow,
                     self.zero_grad_in_step,
                 )
@@ -191,7 +208,7 @@ class Adam(Optimizer):
             if self.ema_decay is not None:
                 # the average starts at the initial weights and has stood still since
                 state["ema"] = param.detach().clone(memory_format=torch.contiguous_format)
-                state["ema_last"] = torch.full_like(state["step"], self.global_step - 1)
+                state["ema_last"] = (self._counter(param.device) - 1).expand_as(state["step"]).clone()
         return state
 
     @torch.no_grad()
@@ -202,7 +219,7 @@ class Adam(Optimizer):
         state = self.state.get(param)
         if not state:
             return param.detach().clone()
-        idle = (self.global_step - state["ema_last"]).to(param.dtype)
+        idle = (self._counter(param.device) - state["ema_last"]).to(param.dtype)
         keep = torch.pow(torch.tensor(self.ema_decay, dtype=param.dtype, device=param.device), idle)
         if keep.numel() != 1:
             keep = keep.view(*param.shape[:-1], 1)
@@ -265,7 +282,7 @@ class Adam(Optimizer):
             if isinstance(rate, Tensor):
                 rate.fill_(group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"])
                 group["lr"] = rate
-        self.global_step = int(state_dict.get("global_step", 0))
+        self._set_global_step(int(state_dict.get("global_step", 0)))
         saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for index, param in zip(saved_ids, params, strict=True):

@@ -65,7 +65,7 @@ def composite(
 
 
 def place_samples(packed_info: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
-    """Ray of each sample [S], and its position within it [S]. Samples of no ray are those of a ray R behind the last."""
+    """Ray of each sample [S] and its position within it [S]. Samples of no ray are those of a ray R behind the last."""
     starts, counts = packed_info.unbind(-1)
     n_placed = int(counts.sum())
     starts, counts = F.pad(starts, (0, 1), value=n_placed), F.pad(counts, (0, 1), value=n_samples - n_placed)
