@@ -71,10 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_COMMON = ("steps", "time_limit", "seed", "device", "backend")
+
+
 def _add_budget(parser: argparse.ArgumentParser, steps: str, time_limit: str) -> None:
     parser.add_argument("--steps", type=int, help=steps)
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=time_limit)
     parser.add_argument("--seed", type=int, help="random seed (default: 0)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--backend", choices=BACKENDS, help="kernels, or their plain PyTorch twins")
 
 
@@ -96,14 +100,14 @@ def _nerf(args: argparse.Namespace) -> int:
         evaluate_only=args.eval,
         n_views=args.views,
         video=not args.no_video,
-        changes=_changes(args, ("steps", "time_limit", "seed", "backend", "background")) | _assignments(args.set),
+        changes=_changes(args, (*_COMMON, "background")) | _assignments(args.set),
     )
 
 
 def _image(args: argparse.Namespace) -> int:
     from hashgrid.image.app import run
 
-    return run(args.photo, out=args.out, changes=_changes(args, ("steps", "time_limit", "seed", "backend")))
+    return run(args.photo, out=args.out, changes=_changes(args, _COMMON))
 
 
 def _scene(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashgrid.device import choose_device
 from hashgrid.files import atomic_write_image, atomic_write_json
 from hashgrid.metrics import psnr
 from hashgrid.modules import FusedMLP, HashGrid
@@ -24,6 +25,7 @@ class ImageConfig:
     """Defaults of image fitting (Instant-NGP's recipe with a batch for a few CPU cores)."""
 
     backend: str = "native"
+    device: str = "auto"
     seed: int = 0
     steps: int | None = None
     time_limit: float | None = None
@@ -89,12 +91,12 @@ def load_photo(path: Path) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(model: ImageModel, width: int, height: int, chunk: int = 1 << 16) -> Tensor:
-    """The image [H, W, 3] the model has learned, clipped to [0, 1]."""
+    """The image [H, W, 3] the model has learned, clipped to [0, 1], on the CPU."""
     rows = []
     for start in range(0, width * height, chunk):
-        pixel = torch.arange(start, min(start + chunk, width * height))
+        pixel = torch.arange(start, min(start + chunk, width * height), device=model.grid.table.device)
         rows.append(model(_centres(pixel, width, height)))
-    return torch.cat(rows).clamp_(0, 1).view(height, width, 3)
+    return torch.cat(rows).clamp_(0, 1).view(height, width, 3).cpu()
 
 
 def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
@@ -113,10 +115,12 @@ def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = N
     begin = time.perf_counter()
     image = load_photo(photo)
     height, width, _ = image.shape
-    pixels = image.reshape(-1, 3)
+    device = choose_device(config.device, config.backend)
+    config = dataclasses.replace(config, device=str(device))
+    pixels = image.reshape(-1, 3).to(device)
     torch.manual_seed(config.seed)
-    model = ImageModel(config, width, height)
-    learning_rate = torch.tensor(config.learning_rate)
+    model = ImageModel(config, width, height).to(device)
+    learning_rate = torch.tensor(config.learning_rate, device=device)
     groups = [
         {"params": [model.grid.table], "skip_zero": True},
         {"params": list(model.mlp.parameters()), "weight_decay": 1e-6},
@@ -131,7 +135,7 @@ def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = N
                 config.learning_rate * (config.final_learning_rate / config.learning_rate) ** (fraction**2)
             )
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            index = torch.randint(len(pixels), (config.batch,), generator=generator)
+            index = torch.randint(len(pixels), (config.batch,), generator=generator).to(device)
             loss = torch.nn.functional.mse_loss(model(_centres(index, width, height)), pixels[index])
             optimizer.zero_grad()
             loss.backward()

@@ -85,8 +85,8 @@ class OccupancyGrid(nn.Module):
         cone_angle: float = 0.0,
         near: float = 0.0,
         far: float = math.inf,
-        seed: int | None = None,
-        step: int = 0,
+        seed: int | Tensor | None = None,
+        step: int | Tensor = 0,
         max_samples_per_ray: int = 1024,
     ) -> RaySamples:
         """Samples of each ray in occupied cells; see :func:`hashgrid.ops.march_rays`.
@@ -118,6 +118,50 @@ class OccupancyGrid(nn.Module):
             max_samples_per_ray=max_samples_per_ray,
         )
         return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend)
+
+    def march_fixed(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        n_samples: int,
+        n_rays: Tensor | None = None,
+        step_size: float | None = None,
+        cone_angle: float = 0.0,
+        near: float = 0.0,
+        far: float = math.inf,
+        seed: int | Tensor | None = None,
+        step: int | Tensor = 0,
+        max_samples_per_ray: int = 1024,
+    ) -> tuple[RaySamples, Tensor]:
+        """As `march`, but exactly ``n_samples`` samples: of the first rays whose samples fit, filled up with samples of
+        length zero that belong to no ray. Nothing is read back from a GPU where ``step_size`` is given, so that a CUDA
+        graph can hold it; see :func:`hashgrid.ops.march_rays_fixed`.
+
+        Args:
+            n_samples: samples of the result.
+            n_rays: int64 [1], number of rays in use; None for all.
+
+        Returns:
+            The samples, and int64 [2]: the samples of all rays in use, the number of rays whose samples are here.
+        """
+        t_starts, t_ends, ray_indices, packed_info, totals = ops_of(self.backend).march_rays_fixed(
+            rays_o,
+            rays_d,
+            self.aabb,
+            self.bits,
+            self.resolution,
+            self.n_cascades,
+            n_samples=n_samples,
+            n_rays=n_rays,
+            step_size=self.default_step_size if step_size is None else step_size,
+            cone_angle=cone_angle,
+            near=near,
+            far=far,
+            seed=seed,
+            step=step,
+            max_samples_per_ray=max_samples_per_ray,
+        )
+        return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend), totals
 
     @torch.no_grad()
     def update(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hashgrid.device import choose_device, why_not_cuda
 from hashgrid.files import atomic_write_json
 from hashgrid.nerf import report
 from hashgrid.nerf.config import NerfConfig
@@ -54,10 +55,12 @@ def run(
             raise ValueError(f"`--resume` needs a checkpoint, `{checkpoint}` does not exist; train without it first")
         stored = read_checkpoint(checkpoint)
     if stored is not None:
-        config = NerfConfig.from_dict(stored[1]["config"]).replace(**changes)
+        # a run may go on on another machine
+        config = NerfConfig.from_dict(stored[1]["config"]).replace(**({"device": "auto"} | changes))
         scene_path = Path(stored[1]["scene"]) if scene_path is None else scene_path
     else:
-        config = NerfConfig().replace(**changes)
+        device = choose_device(changes.get("device", "auto"), changes.get("backend", NerfConfig.backend))
+        config = NerfConfig.for_device(device).replace(**{**changes, "device": str(device)})
     if config.steps is None and config.time_limit is None:
         config = config.replace(time_limit=DEFAULT_SECONDS)
     out = _output_folder(scene_path, out)
@@ -66,6 +69,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
 
     trainer = Trainer(scene, config, seconds_before=time.perf_counter() - begin)
+    print(_describe_device(trainer), flush=True)
     if stored is not None:
         trainer.load(*stored)
     interrupted = False
@@ -88,6 +92,16 @@ def render_procedural_scene(out: Path, n_train: int, n_test: int, resolution: in
     with tqdm(total=n_train + n_test, desc="scene", unit="view") as bar:
         write_scene(out, n_train, n_test, resolution, seed, progress=lambda done, total: bar.update(done - bar.n))
     print(f"scene in {out}")
+
+
+def _describe_device(trainer: Trainer) -> str:
+    """Where it runs; and why not on a GPU that is there."""
+    config = trainer.config
+    if trainer.device.type == "cuda":
+        return f"running on {torch.cuda.get_device_name(trainer.device)}"
+    text = f"running on the CPU with {torch.get_num_threads()} threads"
+    unused = torch.cuda.is_available() and why_not_cuda(config.backend)
+    return f"{text}: {unused}" if unused else text
 
 
 def _output_folder(scene: Path | None, out: Path | None) -> Path:
@@ -177,6 +191,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
         },
         "peak_memory_bytes": _peak_memory(),
         "threads": torch.get_num_threads(),
+        "device": str(trainer.device) if trainer.device.type == "cpu" else torch.cuda.get_device_name(trainer.device),
         "config": config.to_dict(),
     }
     atomic_write_json(out / "results.json", results)
@@ -194,7 +209,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
 def _turntable(trainer: Trainer, out: Path, n_frames: int = 48) -> None:
     tqdm = optional_import("tqdm", "nerf").tqdm
     scene: Scene = trainer.scene
-    cameras = report.orbit(scene, n_frames)
+    cameras = report.orbit(scene, n_frames).to(trainer.device)
     background = background_color(trainer.config.background)
     frames = []
     for view in tqdm(range(len(cameras)), desc="turntable", unit="frame"):

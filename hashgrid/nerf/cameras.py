@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
 # Undistorted pixel positions are tabulated per distinct camera up to this many pixels (8 bytes each).
@@ -125,6 +129,15 @@ class Cameras:
 
     def __len__(self) -> int:
         return len(self.c2w)
+
+    def to(self, device: torch.device) -> Self:
+        """The same with every tensor on ``device``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        tensors: Any = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+        moved = replace(self, **tensors)
+        if self._plane_table is not None:
+            moved._plane_table = (self._plane_table[0].to(device), self._plane_table[1].to(device))
+        return moved
 
     @property
     def origins(self) -> Tensor:

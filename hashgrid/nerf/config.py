@@ -6,17 +6,22 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hashgrid import _extension
+from hashgrid.device import choose_device
 
 
 @dataclass(frozen=True)
 class NerfConfig:
-    """Instant-NGP's recipe (Müller et al. 2022) with batch, schedule and update rates tuned for a few CPU cores.
+    """Instant-NGP's recipe (Müller et al. 2022) with batch, schedule and update rates tuned for a few CPU cores;
+    :meth:`for_device` has those of a GPU.
 
     Schedules run over the *progress* of a run: the larger of ``step / steps`` and ``seconds / time_limit``.
     """
 
     backend: str = "native"
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"; a GPU where there is one
     seed: int = 0
     steps: int | None = None
     time_limit: float | None = None  # seconds of everything but the final evaluation
@@ -31,13 +36,16 @@ class NerfConfig:
     n_neurons: int = 64
     n_geometry_features: int = 16
     sh_degree: int = 4
-    compute_dtype: str = "auto"  # of MLP products, sums stay fp32: "float32", "bfloat16", or bf16 where the CPU has it
+    compute_dtype: str = "auto"  # of MLP products, sums stay fp32: "float32", "bfloat16", or bf16 where that is fast
+    table_dtype: str = "float32"  # of the copy of the table that is read: "float32", "float16", "bfloat16"
 
     # Rays and samples.
     target_samples: int = 1 << 15  # samples that count, per step; the number of rays follows
     max_rays: int = 1 << 14
     steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
     early_stop_eps: float = 1e-4
+    fixed_size: bool = False  # steps of exactly `target_samples`, hidden ones included, which nothing is read back from
+    cuda_graph: bool = True  # record steps of fixed size on a GPU, and replay them
 
     # Optimisation.
     learning_rate: float = 2e-2
@@ -56,12 +64,35 @@ class NerfConfig:
 
     checkpoint_seconds: float = 30.0
 
+    @classmethod
+    def for_device(cls, device: torch.device) -> NerfConfig:
+        """Defaults for ``device``: on a GPU Instant-NGP's batch, step length and update rates, in half precision."""
+        if device.type == "cpu":
+            return cls(device="cpu")
+        return cls(
+            device=str(device),
+            max_resolution=2048,
+            table_dtype="float16",
+            compute_dtype="bfloat16",
+            target_samples=1 << 18,
+            max_rays=1 << 16,
+            steps_per_diagonal=1024,
+            fixed_size=True,
+            learning_rate=1e-2,
+            decay_start=0.5,
+            occupancy_uniform=1 / 4,
+            occupancy_occupied=1 / 4,
+        )
+
     def resolved(self) -> NerfConfig:
-        """With ``compute_dtype`` decided for this machine."""
-        if self.compute_dtype != "auto":
-            return self
-        fast = self.backend == "native" and _extension.require().cpu_capability() == "avx512_bf16"
-        return self.replace(compute_dtype="bfloat16" if fast else "float32")
+        """With ``device`` and ``compute_dtype`` decided for this machine."""
+        config = self.replace(device=str(choose_device(self.device, self.backend)))
+        if config.compute_dtype != "auto":
+            return config
+        fast = config.backend == "native" and (
+            config.device != "cpu" or _extension.require().cpu_capability() == "avx512_bf16"
+        )
+        return config.replace(compute_dtype="bfloat16" if fast else "float32")
 
     def replace(self, **changes: Any) -> NerfConfig:
         return dataclasses.replace(self, **changes)

@@ -119,16 +119,18 @@ class Views(Cameras):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """``n`` pixels drawn uniformly (with replacement) from all pixels: ``view_index, pixel_x, pixel_y`` [n]."""
-        device = self.data.device
-        row = torch.randint(self.n_pixels, (n,), generator=generator, device=device)
+        return self.locate(torch.randint(self.n_pixels, (n,), generator=generator, device=self.data.device))
+
+    def locate(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``view_index, pixel_x, pixel_y`` [n] of rows [n] of ``data``."""
         if self._common_size is not None:
             width, height = self._common_size
             view_index = torch.div(row, width * height, rounding_mode="floor")
-            row -= view_index * (width * height)
+            row = row - view_index * (width * height)
             pixel_y = torch.div(row, width, rounding_mode="floor")
             return view_index, row - pixel_y * width, pixel_y
         view_index = torch.searchsorted(self.offsets, row, right=True) - 1
-        row -= self.offsets.index_select(0, view_index)
+        row = row - self.offsets.index_select(0, view_index)
         widths = self.sizes[:, 0].index_select(0, view_index)
         pixel_y = torch.div(row, widths, rounding_mode="floor")
         return view_index, row - pixel_y * widths, pixel_y

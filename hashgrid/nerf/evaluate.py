@@ -43,8 +43,9 @@ def evaluate(
     """
     begin = time.perf_counter()
     scores = []
+    cameras = views.select(range(len(views))).to(model.aabb.device)
     for view in range(len(views)) if indices is None else indices:
-        color, opacity, depth = render_view(model, occupancy, views, view, marching, background)
+        color, opacity, depth = render_view(model, occupancy, cameras, view, marching, background)
         color = (color * 255).round() / 255
         truth = views.image_rgb(view, background)
         name = Path(views.names[view]).stem

@@ -9,6 +9,8 @@ from hashgrid.modules import FusedMLP, HashGrid, SphericalHarmonics
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.reference.activation import activate
 
+_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 class NerfModel(nn.Module):
     """Density and view-dependent colour of points inside a box.
@@ -24,7 +26,8 @@ class NerfModel(nn.Module):
     def __init__(self, config: NerfConfig, aabb: Tensor, n_cascades: int = 1) -> None:
         super().__init__()
         self.register_buffer("aabb", aabb.float().clone())
-        dtype = torch.bfloat16 if config.resolved().compute_dtype == "bfloat16" else None
+        config = config.resolved()
+        dtype = _DTYPES[config.compute_dtype]
         self.grid = HashGrid(
             3,
             n_levels=config.n_levels,
@@ -32,6 +35,7 @@ class NerfModel(nn.Module):
             log2_hashmap_size=config.log2_hashmap_size,
             base_resolution=config.base_resolution,
             max_resolution=config.max_resolution * 2 ** (n_cascades - 1),
+            compute_dtype=_DTYPES[config.table_dtype],
             backend=config.backend,
             accumulate_grad=True,
         )

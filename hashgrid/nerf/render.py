@@ -81,12 +81,23 @@ def render_rays(
         sigmas, geometry = evaluate_front_to_back(model, samples, rays_o, rays_d, marching.early_stop_eps)
         samples, index = samples.visible(sigmas, marching.early_stop_eps)
         sigmas, geometry = sigmas.index_select(0, index), geometry.index_select(0, index)
+    features, opacities, depths = shade(model, samples, sigmas, geometry, rays_d, marching, background)
+    return Rendered(features, opacities, depths, samples.n_samples, n_marched)
+
+
+def shade(
+    model: NerfModel,
+    samples: RaySamples,
+    sigmas: Tensor,
+    geometry: Tensor,
+    rays_d: Tensor,
+    marching: Marching,
+    background: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [R, 3], opacity [R] and depth [R] of rays from the densities [S] and features [S, G] of their samples."""
     directions = model.directions(rays_d).index_select(0, samples.ray_indices)
     colors = model.color(geometry, directions)
-    features, opacities, depths, _, _ = composite(
-        sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background
-    )
-    return Rendered(features, opacities, depths, samples.n_samples, n_marched)
+    return composite(sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background)[:3]
 
 
 @torch.no_grad()
@@ -129,14 +140,22 @@ def render_view(
     view: int,
     marching: Marching,
     background: Tensor,
-    chunk: int = 1 << 13,
+    chunk: int | None = None,
     on_chunk: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera."""
+    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera, on the CPU.
+
+    Args:
+        cameras: on the model's device.
+        chunk: rays at a time; None for as many as suit the device.
+    """
+    device = model.aabb.device
+    background = background.to(device)
+    chunk = chunk or (1 << 13 if device.type == "cpu" else 1 << 17)
     width, height = cameras.sizes[view].tolist()
     colors, opacities, depths = [], [], []
     for start in range(0, width * height, chunk):
-        pixel = torch.arange(start, min(start + chunk, width * height))
+        pixel = torch.arange(start, min(start + chunk, width * height), device=device)
         rays_o, rays_d = cameras.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
         out = render_rays(model, occupancy, rays_o, rays_d, marching, background)
         colors.append(out.colors)
@@ -145,7 +164,7 @@ def render_view(
         if on_chunk is not None:
             on_chunk()
     return (
-        torch.cat(colors).clamp_(0, 1).view(height, width, 3),
-        torch.cat(opacities).view(height, width),
-        torch.cat(depths).view(height, width),
+        torch.cat(colors).clamp_(0, 1).view(height, width, 3).cpu(),
+        torch.cat(opacities).view(height, width).cpu(),
+        torch.cat(depths).view(height, width).cpu(),
     )

@@ -16,6 +16,7 @@ from hashgrid.checkpoint import load_checkpoint, save_checkpoint
 from hashgrid.modules import OccupancyGrid
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene
+from hashgrid.nerf.fixed_step import FixedStep
 from hashgrid.nerf.model import NerfModel
 from hashgrid.nerf.render import Marching, render_rays
 from hashgrid.optim import Adam
@@ -66,12 +67,13 @@ class Trainer:
         self.scene, self.config = scene, config
         torch.manual_seed(config.seed)
         self.marching = Marching.of(scene, config.steps_per_diagonal, config.early_stop_eps)
-        self.model = NerfModel(config, scene.outer_aabb, scene.n_cascades)
+        self.device = torch.device(config.device)
+        self.model = NerfModel(config, scene.outer_aabb, scene.n_cascades).to(self.device)
         self.occupancy = OccupancyGrid(
             scene.aabb, resolution=config.occupancy_resolution, n_cascades=scene.n_cascades, backend=config.backend
-        )
+        ).to(self.device)
         self.occupancy.mark_invisible_cells(scene.train.c2w, scene.train.intrinsics, scene.train.sizes, near=scene.near)
-        self.learning_rate = torch.tensor(config.learning_rate)
+        self.learning_rate = torch.tensor(config.learning_rate, device=self.device)
         self.optimizer = Adam(
             self.model.parameter_groups(config.weight_decay),
             lr=self.learning_rate,
@@ -80,9 +82,16 @@ class Trainer:
             zero_grad_in_step=True,
             backend=config.backend,
         )
+        if self.model.grid.shadow is not None:
+            self.optimizer.register_shadow(self.model.grid.table, self.model.grid.shadow)
+        self.fixed = None
+        if config.fixed_size:
+            views = scene.train.to(self.device) if self._images_fit() else scene.train
+            self.fixed = FixedStep(self.model, self.occupancy, self.optimizer, views, self.marching, config)
         self.progress = Progress(seconds=seconds_before)
         self.curve: list[dict[str, float]] = []  # what the PSNR-over-time plot shows
         self.n_rays = 1024
+        self._unread_steps = 0
         self._clock = time.perf_counter() - seconds_before
         self._occupancy_seconds = 0.0
         self._rate_mark = (self.progress.seconds, 0, 0)
@@ -129,8 +138,10 @@ class Trainer:
         self.tick()
         self._set_learning_rate()
         self._update_occupancy()
+        if self.fixed is not None:
+            return self._fixed_step(self.fixed)
         self.optimizer.zero_grad()
-        rays_o, rays_d, colors, background = self.batch()
+        rays_o, rays_d, colors, background = (x.to(self.device) for x in self.batch())
         out = render_rays(
             self.model,
             self.occupancy,
@@ -142,18 +153,49 @@ class Trainer:
         )
         loss = torch.nn.functional.huber_loss(out.colors, colors, delta=config.huber_delta) / config.huber_delta
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {progress.step}; lower the learning rate ({config.learning_rate}) or"
-                " check the scene for broken poses or images"
-            )
+        self._check_loss(value)
         if loss.requires_grad and out.n_samples > 0:
             loss.backward()
             self.optimizer.step()
         with torch.no_grad():
             error = float(torch.nn.functional.mse_loss(out.colors, colors))
-        self._record(value, error, out.n_samples)
+        self._record(1, value, error, self.n_rays, out.n_samples)
         self._adapt_rays(out.n_samples)
+
+    def _fixed_step(self, fixed: FixedStep) -> None:
+        """A step of which nothing is read back but every few steps, before anything is saved or reported."""
+        if fixed.views is None:
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.progress.step)
+            fixed.feed(*self.scene.train.sample_rays(min(2 * self.n_rays, self.config.max_rays), generator))
+        fixed.run()
+        self._unread_steps += 1
+        self.progress.step += 1
+        if self.progress.step % self.config.occupancy_interval == 0:
+            self._read_fixed(fixed)
+
+    def _read_fixed(self, fixed: FixedStep) -> None:
+        if self._unread_steps == 0:
+            return
+        loss, error, rays, samples = fixed.read()
+        n_steps, self._unread_steps = self._unread_steps, 0
+        self._check_loss(loss)
+        self.progress.step -= n_steps
+        self.n_rays = int(fixed.n_rays)
+        self._record(n_steps, loss / n_steps, error / n_steps, rays, samples)
+
+    def _check_loss(self, value: float) -> None:
+        if math.isfinite(value):
+            return
+        raise TrainingError(
+            f"the loss is {value} at step {self.progress.step}; lower the learning rate ({self.config.learning_rate})"
+            " or check the scene for broken poses or images"
+        )
+
+    def _images_fit(self) -> bool:
+        """Whether the training images take less than half of the device's free memory."""
+        if self.device.type != "cuda":
+            return True
+        return self.scene.train.data.numel() < torch.cuda.mem_get_info(self.device)[0] / 2
 
     def _update_occupancy(self) -> None:
         config, step = self.config, self.progress.step
@@ -181,15 +223,16 @@ class Trainer:
         bounded = min(max(wanted, self.n_rays / 2), self.n_rays * 2, self.config.max_rays)
         self.n_rays = max(64, int(bounded) // 64 * 64)
 
-    def _record(self, loss: float, error: float, n_samples: int) -> None:
+    def _record(self, n_steps: int, loss: float, error: float, n_rays: int, n_samples: int) -> None:
+        """Takes the mean loss and squared error of some steps, and their rays and samples, into ``progress``."""
         progress = self.progress
-        keep = 0.0 if progress.step == 0 else 0.95
+        keep = 0.0 if progress.step == 0 else 0.95**n_steps
         progress.loss = keep * progress.loss + (1 - keep) * loss
         psnr = -10 * math.log10(max(error, 1e-10))
         progress.psnr = keep * progress.psnr + (1 - keep) * psnr
-        progress.step += 1
+        progress.step += n_steps
         progress.samples += n_samples
-        progress.rays += self.n_rays
+        progress.rays += n_rays
         progress.n_rays = self.n_rays
         self.tick()
         seconds, samples, rays = self._rate_mark
@@ -207,6 +250,8 @@ class Trainer:
             self.step()
             if on_step is not None:
                 on_step(self.progress)
+            if self.fixed is not None and self.finished:
+                self._read_fixed(self.fixed)
             if checkpoint is not None and self.progress.seconds - saved > self.config.checkpoint_seconds:
                 self.save(checkpoint)
                 saved = self.progress.seconds
@@ -215,6 +260,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Everything a run needs to go on, in one file that is replaced atomically."""
+        if self.fixed is not None:
+            self._read_fixed(self.fixed)
         self.tick()
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"occupancy.{name}": value for name, value in self.occupancy.state_dict().items()}
@@ -244,6 +291,9 @@ class Trainer:
             group["lr"] = self.learning_rate
         self.progress = Progress(**metadata["progress"])
         self.n_rays = metadata["n_rays"]
+        if self.fixed is not None:
+            self.fixed.step.fill_(self.progress.step)
+            self.fixed.n_rays.fill_(self.n_rays)
         self.curve = metadata["curve"]
         self._occupancy_seconds = metadata["occupancy_seconds"]
         self._clock = time.perf_counter() - self.progress.seconds

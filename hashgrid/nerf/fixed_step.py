@@ -1,0 +1,150 @@
+"""A training step of fixed size, for GPUs: nothing in it waits for the host, so that a CUDA graph can replay it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hashgrid.modules import OccupancyGrid
+from hashgrid.modules._backend import ops_of
+from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.dataset import Views
+from hashgrid.nerf.model import NerfModel
+from hashgrid.nerf.render import Marching, shade
+from hashgrid.optim import Adam
+
+# Of the samples there is room for, what the number of rays aims at: the rest takes the variation from step to step.
+FILL = 0.9
+# Steps before the one that is recorded: they allocate what stays, gradients and the optimiser's state.
+N_EAGER = 3
+
+
+class FixedStep:
+    """Steps of exactly ``config.target_samples`` samples.
+
+    Whatever changes from step to step, the number of rays included, lives in tensors on the model's device, and random
+    numbers are a function of (seed, step, ray). All samples of a ray are computed, those behind surfaces too.
+
+    Args:
+        model, occupancy, optimizer: what is trained; the optimiser zeroes gradients itself (``zero_grad_in_step``), and
+            its learning rate is a tensor on the device.
+        views: the images; on the device, or anywhere else if :meth:`feed` brings the rays.
+        marching: how rays are cut into samples.
+        config: sizes.
+
+    Attributes:
+        step: int64 [1], steps taken.
+        n_rays: int64 [1], rays of the next step.
+    """
+
+    def __init__(
+        self,
+        model: NerfModel,
+        occupancy: OccupancyGrid,
+        optimizer: Adam,
+        views: Views,
+        marching: Marching,
+        config: NerfConfig,
+    ) -> None:
+        self.model, self.occupancy, self.optimizer = model, occupancy, optimizer
+        self.marching, self.config = marching, config
+        self.device = model.aabb.device
+        self.views = views if views.data.device == self.device else None
+        self.seed = torch.tensor([config.seed], device=self.device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.n_rays = torch.full((1,), min(1024, config.max_rays), dtype=torch.int64, device=self.device)
+        self.ray = torch.arange(config.max_rays, device=self.device)
+        # loss, squared error, rays and samples in all steps since they were last read
+        self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.fed = (
+            [torch.zeros(config.max_rays, n, device=self.device) for n in (3, 3, 4)] if self.views is None else []
+        )
+        self._n_eager = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self) -> None:
+        """One step. On a GPU the first few run as they are, the next one is recorded, and replayed from then on."""
+        if self._graph is not None:
+            return self._graph.replay()
+        if self.device.type != "cuda" or not self.config.cuda_graph or self.config.backend != "native":
+            return self._step()
+        if self._n_eager < N_EAGER:  # recording wants them on a stream of their own
+            stream = torch.cuda.Stream(self.device)
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(stream):
+                self._step()
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            self._n_eager += 1
+            return
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self._graph = graph
+        graph.replay()
+
+    def feed(self, rays_o: Tensor, rays_d: Tensor, rgba: Tensor) -> None:
+        """Replaces the first rays of the next step, for images that do not fit on the device: origins and directions
+        [n, 3], colours [n, 4]."""
+        for target, source in zip(self.fed, (rays_o, rays_d, rgba), strict=True):
+            target[: len(source)].copy_(source, non_blocking=True)
+
+    def read(self) -> tuple[float, float, int, int]:
+        """Loss and squared error, summed over the steps since the last call, and the rays and samples of these steps.
+        Waits for the device."""
+        loss, error, rays, samples = self.sums.tolist()
+        self.sums.zero_()
+        return loss, error, int(rays), int(samples)
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
+        n = self.config.max_rays
+        uniform = ops_of(self.config.backend).counter_uniform
+        # the shifts of samples take the indices 0..n-1
+        u = uniform(self.seed, self.step, torch.arange(n, 6 * n, device=self.device)).view(5, n)
+        background = u[:3].T
+        if self.views is None:
+            rays_o, rays_d, rgba = self.fed
+        else:
+            # 24 bits are too few for the pixels of a large scene
+            place = u[3].double() + u[4].double() * 2.0**-24
+            row = (place * self.views.n_pixels).long().clamp_(max=self.views.n_pixels - 1)
+            pixels = self.views.locate(row)
+            rays_o, rays_d = self.views.rays(*pixels)
+            rgba = self.views.pixels(*pixels)
+        return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
+
+    def _step(self) -> None:
+        config, model, marching = self.config, self.model, self.marching
+        rays_o, rays_d, target, background = self.batch()
+        samples, totals = self.occupancy.march_fixed(
+            rays_o,
+            rays_d,
+            config.target_samples,
+            self.n_rays,
+            step_size=marching.step_size,
+            cone_angle=marching.cone_angle,
+            near=marching.near,
+            seed=self.seed,
+            step=self.step,
+        )
+        sigmas, geometry = model.geometry(model.grid(model.unit(samples.positions(rays_o, rays_d))))
+        colors = shade(model, samples, sigmas, geometry, rays_d, marching, background)[0]
+        used = (self.ray < totals[1]).unsqueeze(-1).to(colors.dtype)
+        n_values = 3 * totals[1].clamp(min=1)
+        delta = config.huber_delta
+        huber = torch.nn.functional.huber_loss(colors, target, reduction="none", delta=delta) / delta
+        loss = (huber * used).sum() / n_values
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            error = ((colors - target).square() * used).sum() / n_values
+            n_placed = samples.packed_info[-1].sum()
+            self.sums += torch.stack([x.double() for x in (loss.detach(), error, totals[1], n_placed)])
+            self._adapt(totals[0])
+            self.step += 1
+
+    def _adapt(self, n_wanted: Tensor) -> None:
+        """As many rays for the next step as should fill it."""
+        wanted = self.n_rays * (FILL * self.config.target_samples) / n_wanted.clamp(min=1)
+        bounded = torch.minimum(torch.maximum(wanted, self.n_rays / 2), self.n_rays * 2)
+        self.n_rays.copy_(bounded.clamp(min(64, self.config.max_rays), self.config.max_rays).long())

@@ -1,0 +1,183 @@
+"""Training in steps of fixed size, which a CUDA graph can hold: on the CPU, emulated, and with a GPU replayed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_nerf_app import TINY, scene, scene_path  # noqa: F401
+
+from hashgrid import _extension
+from hashgrid.device import choose_device, why_not_cuda
+from hashgrid.modules import composite
+from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.dataset import Scene
+from hashgrid.nerf.fixed_step import FILL
+from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
+
+FIXED = {**TINY, "fixed_size": True, "occupancy_interval": 4}
+
+
+def trainer_of(scene: Scene, steps: int = 40, **changes) -> Trainer:  # noqa: F811
+    return Trainer(scene, NerfConfig(steps=steps, **{**FIXED, "device": "cpu", **changes}))
+
+
+def train(scene: Scene, steps: int, **changes) -> Trainer:  # noqa: F811
+    trainer = trainer_of(scene, steps, **changes)
+    trainer.train()
+    return trainer
+
+
+def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:  # noqa: F811
+    """What a step computes from padded samples is the loss of the rays that fit, and nothing else."""
+    trainer = trainer_of(scene, target_samples=900, max_rays=100)
+    fixed, model = trainer.fixed, trainer.model
+    fixed.n_rays.fill_(90)
+    rays_o, rays_d, target, background = fixed.batch()
+    samples, totals = trainer.occupancy.march_fixed(
+        rays_o, rays_d, 900, fixed.n_rays, step_size=trainer.marching.step_size, seed=0, step=0
+    )
+    n_complete = int(totals[1])
+    assert 0 < n_complete < 90
+    trainer.optimizer.step = lambda: None
+    fixed.run()
+    gradients = [param.grad.clone() for param in model.parameters()]
+    trainer.optimizer.zero_grad(set_to_none=True)
+
+    rays_o, rays_d = rays_o[:n_complete], rays_d[:n_complete]
+    alone = trainer.occupancy.march(rays_o, rays_d, step_size=trainer.marching.step_size, seed=0, step=0)
+    sigmas, geometry = model.geometry(model.grid(model.unit(alone.positions(rays_o, rays_d))))
+    colors = model.color(geometry, model.directions(rays_d)[alone.ray_indices])
+    out = composite(sigmas, colors, alone, background=background[:n_complete])[0]
+    loss = torch.nn.functional.huber_loss(out, target[:n_complete], delta=0.1) / 0.1
+    loss.backward()
+    assert math.isclose(fixed.read()[0], float(loss.detach()), rel_tol=1e-5)
+    for param, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(gradient, param.grad, rtol=1e-3, atol=1e-6 * float(param.grad.abs().max()))
+
+
+def test_fixed_steps_explain_the_images(scene: Scene) -> None:  # noqa: F811
+    trainer = train(scene, 160, target_samples=32768, max_rays=4096)
+    assert trainer.progress.step == 160 and trainer.progress.psnr > 17
+    assert trainer.progress.samples < 160 * 32768
+    # most of the room is used once the number of rays has settled
+    trainer._read_fixed(trainer.fixed)
+    trainer.fixed.run()
+    assert 0.5 * FILL < trainer.fixed.read()[3] / 32768 <= 1
+
+
+def test_rays_and_backgrounds_differ_from_step_to_step_and_repeat_with_the_seed(scene: Scene) -> None:  # noqa: F811
+    fixed, again = (trainer_of(scene).fixed for _ in range(2))
+    first = fixed.batch()
+    assert all(torch.equal(a, b) for a, b in zip(first, again.batch(), strict=True))
+    fixed.step += 1
+    assert all(float((a != b).any(-1).float().mean()) > 0.5 for a, b in zip(first[1:], fixed.batch()[1:], strict=True))
+    views = (first[0][:, None] == scene.train.origins[None]).all(-1).float().mean(0)
+    assert (views > 0.2 / len(scene.train)).all()
+
+
+def test_resumed_run_of_fixed_steps_ends_where_an_uninterrupted_one_does(scene: Scene, tmp_path) -> None:  # noqa: F811
+    whole = train(scene, 24)
+    half = trainer_of(scene, 24)
+    for _ in range(10):
+        half.step()
+    half.save(tmp_path / "checkpoint.safetensors")
+    resumed = trainer_of(scene, 24)
+    resumed.load(*read_checkpoint(tmp_path / "checkpoint.safetensors"))
+    assert resumed.progress.step == 10
+    resumed.train()
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_images_that_do_not_fit_are_fed_from_the_host(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    trainer = trainer_of(scene)
+    trainer.fixed.views = None
+    trainer.fixed.fed = [torch.zeros(trainer.config.max_rays, width) for width in (3, 3, 4)]
+    for _ in range(5):
+        trainer.step()
+    assert trainer.fixed.fed[0].any() and trainer.progress.loss > 0
+
+
+def test_fixed_steps_stop_at_a_loss_that_is_not_finite(scene: Scene, tmp_path) -> None:  # noqa: F811
+    trainer = trainer_of(scene)
+    for _ in range(5):
+        trainer.step()
+    with torch.no_grad():
+        trainer.model.color_mlp.weights[0].fill_(math.nan)
+    trainer.step()
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        trainer.save(tmp_path / "checkpoint.safetensors")
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match='`device` must be "auto", "cpu", "cuda" or "cuda:N", got \'tpu\''):
+        choose_device("tpu")
+    if why_not_cuda():
+        with pytest.raises(ValueError, match="`device` is 'cuda', but .*; choose `cpu`"):
+            choose_device("cuda")
+        assert choose_device("auto").type == "cpu"
+
+
+@pytest.mark.usefixtures("cuda_on_host")
+def test_emulated_kernels_take_the_step_of_the_cpu(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def steps() -> Trainer:
+        trainer = trainer_of(scene, target_samples=300, max_rays=40, log2_hashmap_size=10, occupancy_resolution=16)
+        for _ in range(3):
+            trainer.step()
+        trainer._read_fixed(trainer.fixed)
+        return trainer
+
+    expected = steps()
+    monkeypatch.setattr(_extension, "ops", lambda: torch.ops.hashgrid_on_host)
+    actual = steps()
+    assert actual.n_rays == expected.n_rays and actual.progress.samples == expected.progress.samples
+    assert math.isclose(actual.progress.loss, expected.progress.loss, rel_tol=1e-4)
+    for (name, a), b in zip(actual.model.named_parameters(), expected.model.parameters(), strict=True):
+        # Adam's step has the size of the learning rate where a gradient is zero up to rounding, too
+        assert float(((a - b).abs() > 1e-4).float().mean()) < 0.01, name
+
+
+# ---- with a GPU ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
+def test_a_hundred_replays_equal_a_hundred_eager_steps(scene: Scene) -> None:  # noqa: F811
+    torch.use_deterministic_algorithms(True)
+    try:
+        sizes = {"target_samples": 1 << 14, "max_rays": 2048, "device": "cuda", "table_dtype": "float16"}
+        replayed, eager = (trainer_of(scene, 200, cuda_graph=graph, **sizes) for graph in (True, False))
+        rays = []
+        for _ in range(104):
+            for trainer in (replayed, eager):
+                trainer.fixed.run()
+            rays.append(int(replayed.fixed.n_rays))
+        assert replayed.fixed._graph is not None and eager.fixed._graph is None
+        assert int(replayed.fixed.step) == int(eager.fixed.step) == 104
+        for (name, a), b in zip(replayed.model.named_parameters(), eager.model.parameters(), strict=True):
+            assert torch.equal(a, b), name
+        assert replayed.fixed.sums.tolist() == eager.fixed.sums.tolist()
+        assert len(set(rays)) > 1  # the number of rays follows
+        shifts = []
+        for _ in range(2):
+            samples, _ = replayed.occupancy.march_fixed(
+                *(x[:100] for x in replayed.fixed.batch()[:2]), 1 << 14, step_size=replayed.marching.step_size,
+                seed=replayed.fixed.seed, step=replayed.fixed.step,
+            )  # fmt: skip
+            shifts.append(samples.t_starts)
+            replayed.fixed.run()
+        assert not torch.equal(*shifts)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
+def test_training_on_a_gpu_explains_the_images(scene: Scene) -> None:  # noqa: F811
+    config = NerfConfig.for_device(torch.device("cuda")).replace(
+        steps=300, log2_hashmap_size=16, target_samples=1 << 16, max_rays=1 << 13, occupancy_resolution=64
+    )
+    trainer = Trainer(scene, config)
+    trainer.train()
+    assert trainer.progress.step == 300 and trainer.progress.psnr > 17
