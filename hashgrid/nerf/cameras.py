@@ -202,6 +202,11 @@ class Cameras:
         points = torch.stack(((pixel_x + 0.5 - cx) / fx, (pixel_y + 0.5 - cy) / fy), dim=-1)
         return undistort(points, self.distortion.index_select(0, view_index))[0] if self._is_distorted else points
 
+    @property
+    def rays_are_tabulated(self) -> bool:
+        """Whether `rays` takes no iterations, whose number the host would have to decide."""
+        return not self._is_distorted or len(self._undistorted_table()[0]) > 0
+
     def _undistorted_table(self) -> tuple[Tensor, Tensor]:
         """Points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
 

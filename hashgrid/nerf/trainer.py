@@ -86,7 +86,8 @@ class Trainer:
             self.optimizer.register_shadow(self.model.grid.table, self.model.grid.shadow)
         self.fixed = None
         if config.fixed_size:
-            views = scene.train.to(self.device) if self._images_fit() else scene.train
+            on_device = self._images_fit() and scene.train.rays_are_tabulated
+            views = scene.train.to(self.device) if on_device else scene.train
             self.fixed = FixedStep(self.model, self.occupancy, self.optimizer, views, self.marching, config)
         self.progress = Progress(seconds=seconds_before)
         self.curve: list[dict[str, float]] = []  # what the PSNR-over-time plot shows
