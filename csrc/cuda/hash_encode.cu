@@ -434,6 +434,24 @@ void with_table(const HashEncodeParams& p, Use use) {
   }
 }
 
+template <typename T, typename TableElement, int kD>
+struct Instance {
+  typedef T Number;
+  typedef TableElement Element;
+  static constexpr int kDims = kD;
+};
+
+// use(Instance<Number, Element, kDims>) of kernels that read the table.
+template <typename Use>
+void with_instance(const HashEncodeParams& p, Use use) {
+  if (p.dtype == DType::kFloat64) return use(Instance<double, double, 0>());
+  with_table(p, [&](auto table) {
+    with_dims(p, [&](auto dims) {
+      use(Instance<float, typename decltype(table)::Type, decltype(dims)::value>());
+    });
+  });
+}
+
 // ---- launchers ---------------------------------------------------------------------------------------------------
 
 template <TableSum kSum>
@@ -494,16 +512,10 @@ void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream) 
   const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
   with_features(p, [&](auto features) {
     constexpr int kF = decltype(features)::value;
-    if (p.dtype == DType::kFloat64) {
-      HASHGRID_LAUNCH((hash_encode_forward_kernel<double, double, 0, kF>), shape, stream, p);
-      return;
-    }
-    with_table(p, [&](auto table) {
-      using Element = typename decltype(table)::Type;
-      with_dims(p, [&](auto dims) {
-        constexpr int kDims = decltype(dims)::value;
-        HASHGRID_LAUNCH((hash_encode_forward_kernel<float, Element, kDims, kF>), shape, stream, p);
-      });
+    with_instance(p, [&](auto instance) {
+      using I = decltype(instance);
+      HASHGRID_LAUNCH((hash_encode_forward_kernel<typename I::Number, typename I::Element, I::kDims, kF>), shape,
+                      stream, p);
     });
   });
 }
@@ -519,16 +531,10 @@ void launch_hash_encode_backward_positions(const HashEncodeParams& p, cudaStream
   const LaunchShape shape = blocks_of(p.n_points, kThreads);
   with_features(p, [&](auto features) {
     constexpr int kF = decltype(features)::value;
-    if (p.dtype == DType::kFloat64) {
-      HASHGRID_LAUNCH((hash_encode_backward_positions_kernel<double, double, 0, kF>), shape, stream, p);
-      return;
-    }
-    with_table(p, [&](auto table) {
-      using Element = typename decltype(table)::Type;
-      with_dims(p, [&](auto dims) {
-        constexpr int kDims = decltype(dims)::value;
-        HASHGRID_LAUNCH((hash_encode_backward_positions_kernel<float, Element, kDims, kF>), shape, stream, p);
-      });
+    with_instance(p, [&](auto instance) {
+      using I = decltype(instance);
+      HASHGRID_LAUNCH((hash_encode_backward_positions_kernel<typename I::Number, typename I::Element, I::kDims, kF>), shape,
+                      stream, p);
     });
   });
 }
