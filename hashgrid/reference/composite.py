@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hashgrid.precision import maths_dtype
+
 
 def composite(
     sigmas: Tensor,
@@ -22,7 +24,7 @@ def composite(
     zero. Twice differentiable to ``sigmas`` and ``features`` through all outputs, not to ``t_starts`` and ``t_ends``.
 
     Args:
-        sigmas: [S], densities, non-negative.
+        sigmas: [S], densities, non-negative (half precision is read as fp32).
         features: [S, C].
         t_starts: [S], distances along the ray.
         t_ends: [S].
@@ -41,7 +43,8 @@ def composite(
     starts, counts = packed_info.unbind(-1)
     ray = torch.arange(n_rays, device=sigmas.device).repeat_interleave(counts, output_size=n_samples)  # [S]
     rank = torch.arange(n_samples, device=sigmas.device) - starts[ray]  # [S], position of the sample in its ray
-    t_starts, t_ends = t_starts.detach(), t_ends.detach()
+    dtype = maths_dtype(sigmas)
+    sigmas, t_starts, t_ends = sigmas.to(dtype), t_starts.detach().to(dtype), t_ends.detach().to(dtype)
     dt, midpoints = t_ends - t_starts, (t_starts + t_ends) / 2
 
     thickness = sigmas * dt
