@@ -38,7 +38,7 @@ def torch_threads() -> None:
 
 # Test modules that call ops only through hashgrid.ops, on tensors they make themselves: they run once on the CPU's
 # kernels and once on the CUDA kernels emulated on the host.
-KERNEL_TESTS = {"test_frequency_encode", "test_golden", "test_hash_encode", "test_sh_encode"}
+KERNEL_TESTS = {"test_frequency_encode", "test_golden", "test_hash_encode", "test_sh_encode", "test_tcnn_defects"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

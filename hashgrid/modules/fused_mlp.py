@@ -42,7 +42,10 @@ class FusedMLP(nn.Module):
             ``"sigmoid"``, ``"tanh"``, ``"exp"`` or ``"sine"``.
         output_activation: of the last layer, from the same set.
         bias: adds a trainable vector after every product.
-        compute_dtype: ``torch.bfloat16`` multiplies in bfloat16 and sums in fp32; parameters stay as they are.
+        compute_dtype: ``torch.bfloat16`` multiplies in bfloat16 and sums in fp32; parameters and outputs stay as they
+            are. None multiplies in the dtype of ``torch.autocast`` where that is on, as ``nn.Linear`` does, but sums
+            and outputs stay fp32: an exp or a loss behind it neither overflows nor rounds. ``torch.float32``
+            multiplies in the dtype of the weights even there.
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:
@@ -85,7 +88,7 @@ class FusedMLP(nn.Module):
         self.n_hidden_layers = n_hidden_layers
         self.activation = check_option("activation", activation, ACTIVATIONS)
         self.output_activation = check_option("output_activation", output_activation, ACTIVATIONS)
-        self.compute_dtype = None if compute_dtype == torch.float32 else compute_dtype
+        self.compute_dtype = compute_dtype
         self.backend = check_option("backend", backend, BACKENDS)
         shapes = [(n_out, n_in) for n_in, n_out in zip(widths, widths[1:], strict=False)]
         self.weights = nn.ParameterList([nn.Parameter(torch.empty(shape)) for shape in shapes])
@@ -130,7 +133,7 @@ class FusedMLP(nn.Module):
             list(self.biases) if len(self.biases) > 0 else None,
             self.activation,
             self.output_activation,
-            self.compute_dtype,
+            self.weights[0].dtype if self.compute_dtype == torch.float32 else self.compute_dtype,
         )
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
 from hashgrid.modules._backend import ops_of
 from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, check_option
+from hashgrid.precision import maths_dtype
 from hashgrid.shadow import forget, is_fresh, mark_fresh
 
 
@@ -113,7 +114,7 @@ class HashGrid(nn.Module):
         if level_weights is not None:
             if level_weights.shape != (self.n_levels,):
                 raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
-            level_weights = level_weights.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+            level_weights = level_weights.to(maths_dtype(x))
         return ops_of(self.backend).hash_encode(
             x,
             self.table,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.modules._backend import ops_of
+from hashgrid.precision import at_least_fp32
 
 
 @dataclass
@@ -52,6 +53,7 @@ class RaySamples:
             [S, 3].
         """
         t = self.midpoints.unsqueeze(-1)
+        rays_o, rays_d = at_least_fp32(rays_o), at_least_fp32(rays_d)
         return rays_o.index_select(0, self.ray_indices).addcmul(rays_d.index_select(0, self.ray_indices), t)
 
     def window(self, rays: Tensor, begin: int, end: int) -> tuple[RaySamples, Tensor]:

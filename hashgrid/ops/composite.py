@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.ops._last import no_third_derivative
+from hashgrid.precision import HALF_DTYPES, maths_dtype
 
 _N_OUTPUTS = 5
 
@@ -45,8 +46,8 @@ def composite(
         RuntimeError: a shape or a dtype does not fit, or the rays do not lie back to back. On CUDA, where finding the
             latter out would mean waiting for the device, the outputs of such a ray are NaN instead.
     """
-    dtype = torch.float64 if sigmas.dtype == torch.float64 else torch.float32
-    if features.dtype in (torch.float16, torch.bfloat16):
+    dtype = maths_dtype(sigmas)
+    if features.dtype in HALF_DTYPES:
         features = features.to(dtype)
     # Dynamo shifts the arguments of a Function whose forward takes *arguments, as the backward's does.
     op = _extension.ops().composite if torch.compiler.is_compiling() else _Composite.apply

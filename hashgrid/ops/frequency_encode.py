@@ -8,6 +8,7 @@ from torch import Tensor
 from hashgrid import _extension, reference
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.precision import at_least_fp32
 
 MAX_FREQUENCIES = 64
 
@@ -30,10 +31,9 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
     """
     if not 1 <= n_frequencies <= MAX_FREQUENCIES:
         raise ValueError(f"`n_frequencies` must be in 1..{MAX_FREQUENCIES}, got {n_frequencies}")
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
     batch = x.shape[:-1]
-    return unflatten(_FrequencyEncode.apply(flatten(x, None, "x"), n_frequencies), batch)
+    flat = flatten(at_least_fp32(x), None, "x")
+    return unflatten(_FrequencyEncode.apply(flat, n_frequencies), batch)
 
 
 def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:

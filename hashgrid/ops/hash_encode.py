@@ -12,6 +12,7 @@ from hashgrid.levels import LevelTable
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.options import BOUNDS, INTERPOLATIONS, check_option
+from hashgrid.precision import at_least_fp32
 
 
 def hash_encode(
@@ -55,8 +56,7 @@ def hash_encode(
     """
     check_option("interpolation", interpolation, INTERPOLATIONS)
     check_option("bounds", bounds, BOUNDS)
-    if positions.dtype in (torch.float16, torch.bfloat16):
-        positions = positions.float()
+    positions = at_least_fp32(positions)
     batch = positions.shape[:-1]
     options = _options(levels, interpolation, bounds)
     flat = flatten(positions, levels.n_input_dims, "positions")
@@ -65,7 +65,8 @@ def hash_encode(
         if known.shape[0] != flat.shape[0]:
             raise ValueError(f"`known` must have one row per position ({flat.shape[0]}), got {known.shape[0]}")
     table = table.contiguous()
-    level_weights, shadow = (t if t is None else t.contiguous() for t in (level_weights, shadow))
+    level_weights = None if level_weights is None else at_least_fp32(level_weights).contiguous()
+    shadow = None if shadow is None else shadow.contiguous()
     y = _HashEncode.apply(flat, table, level_weights, shadow, known, grad_buffer, options)
     return unflatten(y, batch)
 

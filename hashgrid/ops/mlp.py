@@ -12,6 +12,7 @@ from hashgrid import _extension
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.options import ACTIVATIONS, check_option
+from hashgrid.precision import product_dtype, without_autocast
 from hashgrid.reference.mlp import mlp as reference_mlp
 
 MAX_LAYERS = 9
@@ -38,7 +39,8 @@ def mlp(
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
         output_activation: of the last layer, from the same set.
         compute_dtype: ``torch.bfloat16`` rounds both factors of every product, forward and backward, to bfloat16 and
-            sums in fp32; None or the dtype of the weights rounds nothing.
+            sums in fp32; the dtype of the weights rounds nothing, and nor does None outside ``torch.autocast``. Inside,
+            None takes the dtype of autocast; the result stays in that of the weights.
 
     Returns:
         [..., out] in the dtype of the weights.
@@ -50,6 +52,7 @@ def mlp(
     weights = list(weights)
     biases = [] if biases is None else list(biases)
     _check_arguments(x, weights, biases, activation, output_activation, compute_dtype)
+    compute_dtype = product_dtype(compute_dtype, weights[0])
     batch = x.shape[:-1]
     flat = flatten(x.to(weights[0].dtype), weights[0].shape[1], "x")
     options = (
@@ -151,6 +154,7 @@ class _MlpBackward(torch.autograd.Function):
         return *grads[:2], None, None, None, *grads[2:]
 
 
+@without_autocast
 def _second_order(
     cotangents: Sequence[Tensor | None],
     grad_y: Tensor,

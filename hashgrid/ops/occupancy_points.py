@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.ops.counter_uniform import as_counter
+from hashgrid.precision import at_least_fp32
 
 
 def occupancy_points(
@@ -29,13 +30,13 @@ def occupancy_points(
         step: training step, varies the position.
 
     Returns:
-        [M, 3] in the dtype of ``aabb``.
+        [M, 3] in the dtype of ``aabb``, at least fp32.
 
     Raises:
         RuntimeError: a shape or a dtype does not fit, or a cell does not exist.
     """
     return _extension.ops().occupancy_points(
-        cells.contiguous(), aabb.detach().contiguous(), list(resolution), n_cascades,
+        cells.contiguous(), at_least_fp32(aabb.detach()).contiguous(), list(resolution), n_cascades,
         None if seed is None else as_counter(seed, step, aabb.device),
     )  # fmt: skip
 

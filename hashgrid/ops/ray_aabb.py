@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.precision import maths_dtype
 
 
 def ray_aabb(
@@ -37,7 +38,7 @@ def ray_aabb(
 
 def prepare_rays(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Detached, contiguous and of one dtype, that of ``rays_o``, at least fp32."""
-    dtype = torch.float64 if rays_o.dtype == torch.float64 else torch.float32
+    dtype = maths_dtype(rays_o)
     rays_o, rays_d, aabb = (x.detach().to(dtype).contiguous() for x in (rays_o, rays_d, aabb))
     return rays_o, rays_d, aabb.to(rays_o.device)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from hashgrid import _extension, reference
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.precision import at_least_fp32
 
 MAX_DEGREE = 8
 
@@ -30,10 +31,9 @@ def sh_encode(directions: Tensor, degree: int = 4) -> Tensor:
     """
     if not 1 <= degree <= MAX_DEGREE:
         raise ValueError(f"`degree` must be in 1..{MAX_DEGREE}, got {degree}")
-    if directions.dtype in (torch.float16, torch.bfloat16):
-        directions = directions.float()
     batch = directions.shape[:-1]
-    return unflatten(_ShEncode.apply(flatten(directions, 3, "directions"), degree), batch)
+    flat = flatten(at_least_fp32(directions), 3, "directions")
+    return unflatten(_ShEncode.apply(flat, degree), batch)
 
 
 def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.precision import maths_dtype
 
 
 def visible_samples(
@@ -29,7 +30,7 @@ def visible_samples(
     Raises:
         RuntimeError: a shape or a dtype does not fit, or the rays do not lie back to back.
     """
-    dtype = torch.float64 if sigmas.dtype == torch.float64 else torch.float32
+    dtype = maths_dtype(sigmas)
     sigmas, t_starts, t_ends = (x.detach().to(dtype).contiguous() for x in (sigmas, t_starts, t_ends))
     return _extension.ops().visible_samples(sigmas, t_starts, t_ends, packed_info.contiguous(), early_stop_eps)
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hashgrid.precision import maths_dtype
+
 
 def composite(
     sigmas: Tensor,
@@ -22,7 +24,7 @@ def composite(
     zero. Twice differentiable to ``sigmas`` and ``features`` through all outputs, not to ``t_starts`` and ``t_ends``.
 
     Args:
-        sigmas: [S], densities, non-negative.
+        sigmas: [S], densities, non-negative (half precision is read as fp32).
         features: [S, C].
         t_starts: [S], distances along the ray.
         t_ends: [S].
@@ -40,7 +42,8 @@ def composite(
     _check_arguments(sigmas, features, t_starts, t_ends, packed_info)
     n_rays, n_samples = packed_info.shape[0], sigmas.shape[0]
     ray, rank = place_samples(packed_info, n_samples)
-    t_starts, t_ends = t_starts.detach(), t_ends.detach()
+    dtype = maths_dtype(sigmas)
+    sigmas, t_starts, t_ends = sigmas.to(dtype), t_starts.detach().to(dtype), t_ends.detach().to(dtype)
     dt, midpoints = t_ends - t_starts, (t_starts + t_ends) / 2
 
     thickness = sigmas * dt

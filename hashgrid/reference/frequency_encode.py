@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from hashgrid.precision import at_least_fp32
+
 
 def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
     """``sin(2^k pi x), cos(2^k pi x)`` for each input dimension and k in 0..K-1.
 
     Args:
-        x: [..., D].
+        x: [..., D] (half precision is read as fp32).
         n_frequencies: K.
 
     Returns:
@@ -25,6 +27,7 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
         raise ValueError("`x` must have shape [..., D], got []")
     if n_frequencies < 1:
         raise ValueError(f"`n_frequencies` must be at least 1, got {n_frequencies}")
+    x = at_least_fp32(x)
     half_turns = x.unsqueeze(-1) * 2.0 ** torch.arange(n_frequencies, device=x.device, dtype=x.dtype)  # [..., D, K]
     # whole turns are exact to drop here and no longer are after the product with pi
     angles = math.pi * (half_turns - 2 * (half_turns.detach() / 2).round())

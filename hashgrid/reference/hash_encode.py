@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hashgrid.levels import LevelTable
 from hashgrid.options import BOUNDS, INTERPOLATIONS, check_option
+from hashgrid.precision import at_least_fp32, maths_dtype
 from hashgrid.reference.straight_through import straight_through
 
 HASH_FACTORS = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
@@ -51,8 +52,7 @@ def hash_encode(
     """
     _check_arguments(positions, table, levels, interpolation, bounds, level_weights, shadow)
     x = positions.reshape(-1, levels.n_input_dims)  # [N, D]
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
+    x = at_least_fp32(x)
 
     finite = x.isfinite().all(-1, keepdim=True)  # [N, 1]
     inside = ((x >= 0) & (x <= 1)).all(-1, keepdim=True)  # [N, 1]
@@ -140,10 +140,9 @@ def _check_arguments(
         raise ValueError(f"`positions` must have shape [..., {levels.n_input_dims}], got {list(positions.shape)}")
     if table.dim() != 2 or table.shape[0] != levels.n_entries:
         raise ValueError(f"`table` must have shape [{levels.n_entries}, F], got {list(table.shape)}")
-    maths_dtype = torch.float64 if positions.dtype == torch.float64 else torch.float32
-    if table.dtype != maths_dtype:
+    if table.dtype != maths_dtype(positions):
         raise ValueError(
-            f"`table` must be {maths_dtype} for {positions.dtype} `positions`, got {table.dtype};"
+            f"`table` must be {maths_dtype(positions)} for {positions.dtype} `positions`, got {table.dtype};"
             " pass a half copy as `shadow`"
         )
     check_option("interpolation", interpolation, INTERPOLATIONS)

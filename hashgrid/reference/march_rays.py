@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hashgrid.precision import maths_dtype
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import check_rays, ray_aabb
 
@@ -37,7 +38,7 @@ def march_rays(
     cell. With ``cone_angle == 0`` positions are ``t_begin + k * step_size`` with integer k: rounding does not build up.
 
     Args:
-        rays_o: [R, 3], origins.
+        rays_o: [R, 3], origins (half precision is read as fp32).
         rays_d: [R, 3], directions; distances are in units of their length.
         aabb: [6], box of cascade 0, (x_min, y_min, z_min, x_max, y_max, z_max); cascade c is 2^c times as large.
         bits: [ceil(C * X * Y * Z / 8)] uint8; cell ``((c * X + x) * Y + y) * Z + z`` is bit ``cell & 7`` of byte
@@ -60,10 +61,10 @@ def march_rays(
         ValueError: a shape or a step does not fit.
     """
     check_rays(rays_o, rays_d, aabb)
+    rays_o, rays_d = (x.detach().to(maths_dtype(rays_o)) for x in (rays_o, rays_d))
     grid = _Grid(aabb.to(rays_o), bits, tuple(resolution), n_cascades)
     if not (step_size > 0 and math.isfinite(step_size)):
         raise ValueError(f"`step_size` must be positive and finite, got {step_size}")
-    rays_o, rays_d = rays_o.detach(), rays_d.detach()
     diagonal = grid.cell_sizes[-1].double().square()
     max_step = (diagonal[0] + diagonal[1] + diagonal[2]).sqrt().to(rays_o).clamp(min=step_size)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hashgrid.precision import product_dtype, without_autocast
 from hashgrid.reference.activation import activate
 from hashgrid.reference.straight_through import straight_through
 
@@ -30,7 +31,7 @@ def mlp(
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
         output_activation: of the last layer, from the same set.
         compute_dtype: both factors of each forward product are rounded to it; sums, biases, activations and gradients
-            keep the dtype of the weights.
+            keep the dtype of the weights. None rounds nothing outside ``torch.autocast`` and takes its dtype inside.
 
     Returns:
         [..., out] in the dtype of the weights.
@@ -39,7 +40,19 @@ def mlp(
         ValueError: shapes do not chain, or an activation is unknown.
     """
     _check_arguments(x, weights, biases)
-    y = x.to(weights[0].dtype)
+    compute_dtype = product_dtype(compute_dtype, weights[0])
+    return _layers(x.to(weights[0].dtype), weights, biases, activation, output_activation, compute_dtype)
+
+
+@without_autocast
+def _layers(
+    y: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    activation: str,
+    output_activation: str,
+    compute_dtype: torch.dtype | None,
+) -> Tensor:
     for layer, weight in enumerate(weights):
         bias = None if biases is None else biases[layer]
         y = F.linear(_round(y, compute_dtype), _round(weight, compute_dtype), bias)

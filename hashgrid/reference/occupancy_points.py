@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from hashgrid.precision import at_least_fp32
 from hashgrid.reference.random import counter_uniform
 
 
@@ -29,7 +30,7 @@ def occupancy_points(
         step: training step, varies the position.
 
     Returns:
-        [M, 3] in the dtype of ``aabb``.
+        [M, 3] in the dtype of ``aabb``, at least fp32.
 
     Raises:
         ValueError: a shape does not fit, or a cell does not exist.
@@ -43,6 +44,7 @@ def occupancy_points(
     n_cells = n_cascades * math.prod(resolution)
     if cells.numel() and not (0 <= int(cells.min()) and int(cells.max()) < n_cells):
         raise ValueError(f"`cells` must lie in 0..{n_cells - 1}, got {int(cells.min())}..{int(cells.max())}")
+    aabb = at_least_fp32(aabb)
     low, high = aabb.view(2, 3)
     centre, half = (low + high) / 2, (high - low) / 2
     side = 2 * half / torch.tensor(resolution, device=aabb.device)  # [3]

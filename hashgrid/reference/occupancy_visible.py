@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from hashgrid.precision import at_least_fp32, without_autocast
 from hashgrid.reference.occupancy_points import occupancy_points
 
 _CELLS_AT_ONCE = 1 << 14
 
 
 @torch.no_grad()
+@without_autocast
 def occupancy_visible(planes: Tensor, aabb: Tensor, resolution: tuple[int, int, int], n_cascades: int = 1) -> Tensor:
     """Whether the sphere around each cell reaches into a view.
 
@@ -31,6 +33,7 @@ def occupancy_visible(planes: Tensor, aabb: Tensor, resolution: tuple[int, int, 
     """
     if planes.dim() != 3 or planes.shape[1:] != (5, 4):
         raise ValueError(f"`planes` must have shape [N, 5, 4], got {list(planes.shape)}")
+    aabb = at_least_fp32(aabb)
     planes = planes.to(aabb)
     low, high = aabb.view(2, 3)
     radius = ((high - low) / torch.tensor(resolution, device=aabb.device)).norm() / 2

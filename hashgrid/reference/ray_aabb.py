@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from hashgrid.precision import maths_dtype
+
 
 def ray_aabb(
     rays_o: Tensor, rays_d: Tensor, aabb: Tensor, near: float = 0.0, far: float = math.inf
@@ -17,7 +19,7 @@ def ray_aabb(
     misses.
 
     Args:
-        rays_o: [R, 3], origins.
+        rays_o: [R, 3], origins (half precision is read as fp32).
         rays_d: [R, 3], directions of any length.
         aabb: [6], (x_min, y_min, z_min, x_max, y_max, z_max).
         near: lower limit of the entry.
@@ -30,6 +32,7 @@ def ray_aabb(
         ValueError: a shape does not fit.
     """
     check_rays(rays_o, rays_d, aabb)
+    rays_o, rays_d = (x.to(maths_dtype(rays_o)) for x in (rays_o, rays_d))
     low, high = aabb.to(rays_o).view(2, 3)
     parallel = rays_d == 0
     divisor = torch.where(parallel, 1, rays_d)

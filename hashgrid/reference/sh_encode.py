@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from hashgrid.precision import at_least_fp32
+
 MAX_DEGREE = 8
 
 
@@ -17,7 +19,7 @@ def sh_encode(directions: Tensor, degree: int = 4) -> Tensor:
     ``Y_lm = N_lm P_lm(z) Re|Im (x + i y)^|m|`` is evaluated as this polynomial, also off the unit sphere.
 
     Args:
-        directions: [..., 3], unit vectors.
+        directions: [..., 3], unit vectors (half precision is read as fp32).
         degree: number of bands, 1..8.
 
     Returns:
@@ -30,7 +32,7 @@ def sh_encode(directions: Tensor, degree: int = 4) -> Tensor:
         raise ValueError(f"`directions` must have shape [..., 3], got {list(directions.shape)}")
     if not 1 <= degree <= MAX_DEGREE:
         raise ValueError(f"`degree` must be in 1..{MAX_DEGREE}, got {degree}")
-    x, y, z = directions.unbind(-1)
+    x, y, z = at_least_fp32(directions).unbind(-1)
     channels: dict[int, Tensor] = {}
     cosine, sine = torch.ones_like(x), torch.zeros_like(x)  # Re, Im of (x + i y)^m
     for m in range(degree):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hashgrid.precision import maths_dtype
 from hashgrid.reference.composite import check_samples, exclusive_sum, place_samples
 
 
@@ -17,7 +18,7 @@ def visible_samples(
     They are those ``composite`` counts: compositing them alone gives the same colours and gradients.
 
     Args:
-        sigmas: [S], densities, non-negative.
+        sigmas: [S], densities, non-negative (half precision is read as fp32).
         t_starts: [S], distances along the ray.
         t_ends: [S].
         packed_info: [R, 2] int64, first sample and number of samples of each ray; rays lie back to back, in order.
@@ -30,6 +31,8 @@ def visible_samples(
         ValueError: a shape does not fit, or the counts add up to more than S.
     """
     check_samples(sigmas, t_starts, t_ends, packed_info)
+    dtype = maths_dtype(sigmas)
+    sigmas, t_starts, t_ends = sigmas.to(dtype), t_starts.to(dtype), t_ends.to(dtype)
     n_rays, n_samples = packed_info.shape[0], sigmas.shape[0]
     ray, rank = place_samples(packed_info, n_samples)
     transmittance = (-exclusive_sum(sigmas * (t_ends - t_starts), rank)).exp()

@@ -31,8 +31,7 @@ class DeviceScope {
   bool holds(const Tensor&) const { return true; }
   void read_back(void* target, const void* source, size_t bytes) const { std::memcpy(target, source, bytes); }
 #else
-  explicit DeviceScope(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {
-    STD_TORCH_CHECK(like.is_cuda(), "a CUDA op got a tensor that is on another kind of device");
+  explicit DeviceScope(const Tensor& like) : index_(cuda_index(like)), guard_(index_) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -58,6 +57,14 @@ class DeviceScope {
 
  private:
 #if !defined(HASHGRID_ON_HOST)
+  // Before the guard, which knows no device that is not CUDA's. The dispatcher comes here when any tensor is on CUDA.
+  static int32_t cuda_index(const Tensor& like) {
+    STD_TORCH_CHECK(like.is_cuda(),
+                    "all tensors must be on the same device, got one that is on another kind of device than the CUDA "
+                    "tensors; move modules and inputs with `.to(device)`");
+    return like.get_device_index();
+  }
+
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;

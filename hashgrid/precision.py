@@ -1,0 +1,63 @@
+"""What half precision and ``torch.autocast`` mean to the ops.
+
+Autocast changes one thing: `mlp` without a ``compute_dtype`` multiplies in the dtype of autocast. Sums, results and
+everything geometric (positions, directions, rays, distances, densities) are fp32 at least, with autocast or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+PRODUCT_DTYPES = (torch.bfloat16,)  # in which `mlp` can multiply; autocast in another one leaves its products in fp32
+
+
+def maths_dtype(x: Tensor) -> torch.dtype:
+    """fp64 for fp64, fp32 for everything else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """``x``, in fp32 where it is of half precision: a layer under autocast may have made it so."""
+    return x.float() if x.dtype in HALF_DTYPES else x
+
+
+def product_dtype(compute_dtype: torch.dtype | None, weight: Tensor) -> torch.dtype | None:
+    """The dtype in which `mlp` multiplies: ``compute_dtype``, or when that is None the one of an autocast region. As
+    in PyTorch's own layers, float64 ``weight`` stays out of it."""
+    if compute_dtype is not None or weight.dtype == torch.float64 or not _autocast_is_on(weight.device.type):
+        return compute_dtype
+    dtype = torch.get_autocast_dtype(weight.device.type)
+    return dtype if dtype in PRODUCT_DTYPES else None
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates what is made of PyTorch's ops, which autocast would run in half precision. The compiled ops need it
+    not: autocast has no rule for them."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        device_type = _device_type((*args, *kwargs.values()))
+        if device_type is None or not _autocast_is_on(device_type):
+            return function(*args, **kwargs)
+        with torch.autocast(device_type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _autocast_is_on(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def _device_type(arguments: Iterable[Any]) -> str | None:
+    """The kind of device of the first tensor."""
+    return next((argument.device.type for argument in arguments if isinstance(argument, Tensor)), None)
