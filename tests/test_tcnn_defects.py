@@ -31,6 +31,8 @@ import hashgrid
 from hashgrid import Frequency, FusedMLP, HashGrid, LevelTable, SphericalHarmonics, make_level_table
 from hashgrid.options import ACTIVATIONS
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 ROOT = Path(__file__).resolve().parents[1]
 LOSS_SCALE = 128  # tcnn's, fixed
 HALF_ROUNDING = 2.0**-11
