@@ -29,7 +29,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import hashgrid
 from hashgrid import Frequency, FusedMLP, HashGrid, LevelTable, SphericalHarmonics, make_level_table
-from hashgrid.options import ACTIVATIONS
+from hashgrid.options import ACTIVATIONS, FACTORS
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -107,7 +107,7 @@ def test_defect_1_small_table_gradients_survive(compute_dtype: torch.dtype | Non
     assert torch.equal(grid.table.grad[grid.table.grad != 0], expected)
 
 
-@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("compute_dtype", FACTORS)
 def test_defect_1_small_weight_gradients_survive(compute_dtype: torch.dtype | None) -> None:
     x = torch.tensor([[2.0**-2, 2.0**-5]])
     expected = x * 2.0**-24
@@ -219,7 +219,7 @@ def test_defect_5_gradients_are_summed_in_fp32(compute_dtype: torch.dtype | None
     assert torch.equal(grid.table.grad[grid.table.grad != 0], torch.full((features,), float(n)))
 
 
-@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("compute_dtype", FACTORS)
 def test_defect_5_mlp_sums_are_fp32(compute_dtype: torch.dtype | None) -> None:
     """Likewise the products of an MLP and its weight gradients: 5000 rows here, 4097 columns below half's reach."""
     n = 5000
