@@ -13,11 +13,12 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from hashgrid.options import FACTORS
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-PRODUCT_DTYPES = (torch.bfloat16,)  # in which `mlp` can multiply; autocast in another one leaves its products in fp32
 
 
 def maths_dtype(x: Tensor) -> torch.dtype:
@@ -32,11 +33,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 def product_dtype(compute_dtype: torch.dtype | None, weight: Tensor) -> torch.dtype | None:
     """The dtype in which `mlp` multiplies: ``compute_dtype``, or when that is None the one of an autocast region. As
-    in PyTorch's own layers, float64 ``weight`` stays out of it."""
+    in PyTorch's own layers, float64 ``weight`` stays out of it; so does a dtype that `mlp` has no products of."""
     if compute_dtype is not None or weight.dtype == torch.float64 or not _autocast_is_on(weight.device.type):
         return compute_dtype
     dtype = torch.get_autocast_dtype(weight.device.type)
-    return dtype if dtype in PRODUCT_DTYPES else None
+    return dtype if dtype in FACTORS else None
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:

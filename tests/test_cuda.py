@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import hashgrid
 from hashgrid import FusedMLP, HashGrid, OccupancyGrid, _extension, make_level_table, ops, reference
 from hashgrid.optim import Adam
+from hashgrid.options import FACTORS
 
 HAS_CUDA = torch.cuda.is_available() and _extension.cuda_module is not None
 needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU and the CUDA kernels")
@@ -395,7 +396,7 @@ def test_autocast(dtype: torch.dtype, device: str) -> None:
     assert y.dtype == features.dtype == torch.float32
     assert torch.equal(features, model.grid(positions.float()))
     explicit = copy.deepcopy(model)
-    explicit.mlp.compute_dtype = dtype if dtype in hashgrid.precision.PRODUCT_DTYPES else torch.float32
+    explicit.mlp.compute_dtype = dtype if dtype in FACTORS else torch.float32
     assert torch.equal(y, explicit(positions.float()))
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in (*model.parameters(), *front.parameters()))

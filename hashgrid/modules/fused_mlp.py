@@ -33,6 +33,10 @@ class Activation(nn.Module):
 class FusedMLP(nn.Module):
     """Multilayer perceptron whose layers run as one kernel, with fp32 sums and exact derivatives up to the second.
 
+    Under ``torch.autocast`` it multiplies in the dtype of autocast, as ``nn.Linear`` does, unless ``compute_dtype``
+    says otherwise (``torch.float32`` for none of it). Sums and outputs stay fp32 there, too: an exp or a loss behind it
+    neither overflows nor rounds.
+
     Args:
         n_input_dims: inputs.
         n_output_dims: outputs.
@@ -42,10 +46,7 @@ class FusedMLP(nn.Module):
             ``"sigmoid"``, ``"tanh"``, ``"exp"`` or ``"sine"``.
         output_activation: of the last layer, from the same set.
         bias: adds a trainable vector after every product.
-        compute_dtype: ``torch.bfloat16`` multiplies in bfloat16 and sums in fp32; parameters and outputs stay as they
-            are. None multiplies in the dtype of ``torch.autocast`` where that is on, as ``nn.Linear`` does, but sums
-            and outputs stay fp32: an exp or a loss behind it neither overflows nor rounds. ``torch.float32``
-            multiplies in the dtype of the weights even there.
+        compute_dtype: ``torch.bfloat16`` multiplies in bfloat16 and sums in fp32; parameters stay as they are.
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:

@@ -31,6 +31,9 @@ def mlp(
     Sums are fp32 (fp64 for fp64 weights); gradients have the same bits for any number of threads. The backward keeps
     only ``x`` and the weights and computes hidden layers again. The second derivative runs on composed PyTorch ops.
 
+    Under ``torch.autocast`` a ``compute_dtype`` of None stands for the dtype of autocast, in all derivatives of the
+    call; sums and result keep the dtype of the weights.
+
     Args:
         x: [..., in], taken in the dtype of the weights.
         weights: 1 to 9 tensors [out_i, in_i], fp32 or fp64.
@@ -39,8 +42,7 @@ def mlp(
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
         output_activation: of the last layer, from the same set.
         compute_dtype: ``torch.bfloat16`` rounds both factors of every product, forward and backward, to bfloat16 and
-            sums in fp32; the dtype of the weights rounds nothing, and nor does None outside ``torch.autocast``. Inside,
-            None takes the dtype of autocast; the result stays in that of the weights.
+            sums in fp32; None or the dtype of the weights rounds nothing.
 
     Returns:
         [..., out] in the dtype of the weights.

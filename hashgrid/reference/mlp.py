@@ -23,6 +23,8 @@ def mlp(
 ) -> Tensor:
     """``output_activation(W_n ... activation(W_1 x + b_1) ... + b_n)``, twice differentiable to every tensor.
 
+    Under ``torch.autocast`` a ``compute_dtype`` of None stands for the dtype of autocast.
+
     Args:
         x: [..., in], taken in the dtype of the weights.
         weights: one [out_i, in_i] per layer.
@@ -31,7 +33,7 @@ def mlp(
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
         output_activation: of the last layer, from the same set.
         compute_dtype: both factors of each forward product are rounded to it; sums, biases, activations and gradients
-            keep the dtype of the weights. None rounds nothing outside ``torch.autocast`` and takes its dtype inside.
+            keep the dtype of the weights.
 
     Returns:
         [..., out] in the dtype of the weights.
