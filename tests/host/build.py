@@ -72,6 +72,15 @@ def build_with_faults(out: Path, faults: Sequence[Fault], only: Collection[str],
     return _link(out, [*planted, *(path for path in sorted(sound.glob("*.o")) if path.name not in replaced)], False)
 
 
+def build_program(source: Path, out: Path) -> Path:
+    """Compiles one file of kernels with a ``main`` of its own."""
+    out.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{HOST}", "-x", "c++", "-include", str(HOST / "cuda_on_host.h")]
+    script = ["-x", "none", "-T", str(HOST / "shared.ld")]
+    _run([compiler(), *FLAGS, *includes, str(source), *script, "-o", str(out / source.stem)])
+    return out / source.stem
+
+
 def load(path: Path) -> ModuleType:
     """Imports the module that :func:`build` made, which registers ``torch.ops.hashgrid_on_host``."""
     spec = importlib.util.spec_from_file_location("hashgrid_on_host", path)

@@ -158,14 +158,11 @@ inline std::map<const void*, size_t>& asked_shared() {
 // ---- blocks, warps, threads ----
 
 // Where threads meet. A helper's line stands for all its callers.
-struct Site {
-  std::source_location at;
-  bool operator==(const Site& other) const {
-    return at.line() == other.at.line() && at.column() == other.at.column() &&
-           std::strcmp(at.file_name(), other.at.file_name()) == 0;
-  }
-  std::string text() const { return std::string(at.file_name()) + ":" + std::to_string(at.line()); }
-};
+typedef std::source_location Site;
+inline bool same(const Site& a, const Site& b) {
+  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+inline std::string text_of(const Site& site) { return site.file_name() + (":" + std::to_string(site.line())); }
 
 struct Fiber {
   ucontext_t start;  // swapcontext asks the kernel for the signal mask every time: it serves the first entry only
@@ -259,8 +256,8 @@ inline void open_barrier() {
 inline void sync_block(Site site) {
   require_together("__syncthreads");
   Block& b = block();
-  if (b.waiting > 0 && !(site == b.barrier_site)) {
-    fail("threads of a block wait at different barriers, " + b.barrier_site.text() + " and " + site.text());
+  if (b.waiting > 0 && !same(site, b.barrier_site)) {
+    fail("threads of a block wait at different barriers, " + text_of(b.barrier_site) + " and " + text_of(site));
   }
   b.barrier_site = site;
   b.fibers[b.current].barrier = b.barrier + 1;
@@ -281,8 +278,8 @@ inline const uint64_t (*exchange(unsigned mask, const uint64_t (&mine)[4], Site 
   Warp& warp = block().warps[thread / kWarp];
   MaskExchange& group = warp.exchanges[mask];
   const unsigned set = group.count[l]++ & 1u;
-  if (group.arrived[set] != 0 && !(site == group.sites[set])) {
-    fail("lanes of a warp meet from different lines, " + group.sites[set].text() + " and " + site.text());
+  if (group.arrived[set] != 0 && !same(site, group.sites[set])) {
+    fail("lanes of a warp meet from different lines, " + text_of(group.sites[set]) + " and " + text_of(site));
   }
   group.sites[set] = site;
   std::memcpy(group.values[set][l], mine, sizeof(mine));
@@ -339,18 +336,27 @@ inline void run_block_together(const std::function<void()>& body, unsigned n_thr
     fiber.start.uc_link = nullptr;
     makecontext(&fiber.start, &run_fiber, 0);
   }
+  // A warp runs as far as it gets before the next one begins: the unfairest order finds the most missing barriers.
+  const unsigned n_warps = static_cast<unsigned>(b.warps.size());
   while (b.live > 0) {
-    b.progressed = false;
-    for (unsigned i = 0; i < n_threads; ++i) {
-      const unsigned t = reverse ? n_threads - 1 - i : i;
-      Fiber& fiber = b.fibers[t];
-      if (fiber.finished || fiber.barrier > b.barrier) continue;
-      b.current = t;
-      thread_index = fiber.thread;
-      resume(fiber);
-      if (b.live > 0 && b.waiting == b.live) open_barrier();
+    bool any = false;
+    for (unsigned w = 0; w < n_warps; ++w) {
+      const unsigned first = (reverse ? n_warps - 1 - w : w) * kWarp, end = std::min(first + kWarp, n_threads);
+      do {
+        b.progressed = false;
+        for (unsigned i = first; i < end; ++i) {
+          const unsigned t = reverse ? first + end - 1 - i : i;
+          Fiber& fiber = b.fibers[t];
+          if (fiber.finished || fiber.barrier > b.barrier) continue;
+          b.current = t;
+          thread_index = fiber.thread;
+          resume(fiber);
+          if (b.live > 0 && b.waiting == b.live) open_barrier();
+        }
+        any = any || b.progressed;
+      } while (b.progressed);
     }
-    if (!b.progressed) fail("deadlock: every thread of a block waits");
+    if (!any) fail("deadlock: every thread of a block waits");
   }
   const char* memory = dynamic_shared();
   for (size_t i = 0; i < kGuardBytes; ++i) {
@@ -468,7 +474,8 @@ inline cudaError_t cudaFuncSetAttribute(void (*kernel)(Arguments...), cudaFuncAt
 
 // ---- device functions --------------------------------------------------------------------------------------------
 
-#define HASHGRID_HERE hashgrid_on_host::Site{std::source_location::current()}
+// As a default argument: the caller's line. Nested in another expression GCC takes it for the function's own.
+#define HASHGRID_HERE std::source_location::current()
 
 inline void __syncthreads(hashgrid_on_host::Site site = HASHGRID_HERE) { hashgrid_on_host::sync_block(site); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, hashgrid_on_host::Site site = HASHGRID_HERE) {
