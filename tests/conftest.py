@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from on_device import OpsOn
+
+HOST_BUILD = Path(__file__).resolve().parents[1] / "build" / "host"
 
 
 @pytest.fixture(scope="session")
@@ -36,37 +42,62 @@ def torch_threads() -> None:
 
 # ---- which kernels a test runs on ------------------------------------------------------------------------------------
 
-# Test modules that call ops only through hashgrid.ops, on tensors they make themselves: they run once on the CPU's
-# kernels and once on the CUDA kernels emulated on the host.
-KERNEL_TESTS = {"test_frequency_encode", "test_golden", "test_hash_encode", "test_sh_encode", "test_tcnn_defects"}
+# Test modules that call ops only through hashgrid.ops, on tensors they make themselves: they run on the CPU's kernels,
+# on the CUDA kernels emulated on the host and, where there is a GPU, on the CUDA kernels themselves.
+KERNEL_TESTS = {
+    *(
+        "test_adam_step",
+        "test_composite",
+        "test_frequency_encode",
+        "test_golden",
+        "test_hash_encode",
+        "test_march_rays",
+    ),
+    *("test_mlp", "test_occupancy", "test_ray_aabb", "test_sh_encode", "test_tcnn_defects"),
+}
+CUDA_KERNEL_TESTS = {"test_cuda_kernels"}
+# Tests of those modules that are about the CPU's kernels alone: its threads and instruction sets, what torch knows of
+# the ops under their registered name, and what only a CPU op can afford to check.
+CPU_ONLY = re.compile("threads|instruction_set|opcheck|registered|compiled|on_the_cpu")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__ in KERNEL_TESTS:
-        metafunc.fixturenames.append("kernels")
-        metafunc.parametrize("kernels", ["cpu", "cuda_on_host"], indirect=True, scope="module")
+    module = metafunc.module.__name__
+    if module in KERNEL_TESTS | CUDA_KERNEL_TESTS:
+        kernels = [] if module in CUDA_KERNEL_TESTS else ["cpu"]
+        if not CPU_ONLY.search(metafunc.function.__name__):
+            kernels += ["cuda_on_host", "cuda"]
+        metafunc.parametrize("kernels", kernels, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
-def cuda_on_host():
+def cuda_on_host() -> ModuleType:
     """The module of the emulated CUDA kernels, built when it is first asked for; skips where there is no compiler."""
-    from host.build import build, load
+    from host.build import build, compiler, load
 
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
+    if shutil.which(compiler()) is None:
         pytest.skip("no C++ compiler to build the CUDA kernels for the host with")
-    return load(build(Path(__file__).resolve().parents[1] / "build" / "host"))
+    return load(build(HOST_BUILD))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Name of the kernels in use; `hashgrid.ops` calls them while the fixture lives."""
-    if request.param == "cpu":
-        yield "cpu"
-        return
+    """Name of the kernels in use; `hashgrid.ops` calls them while the fixture lives.
+
+    Of every test, as pytest forgets a fixture that only pytest_generate_tests asks for.
+    """
     from hashgrid import _extension
 
-    request.getfixturevalue("cuda_on_host")
-    before = _extension.ops
-    _extension.ops = lambda: torch.ops.hashgrid_on_host
-    yield "cuda_on_host"
-    _extension.ops = before
+    library: Any = None
+    param = getattr(request, "param", "cpu")
+    if param == "cuda_on_host":
+        request.getfixturevalue("cuda_on_host")
+        library = torch.ops.hashgrid_on_host
+    elif param == "cuda":
+        if _extension.cuda_module is None or not torch.cuda.is_available():
+            pytest.skip("no GPU" if _extension.cuda_module is not None else _extension.cuda_reason)
+        library = OpsOn(torch.ops.hashgrid, "cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        if library is not None:
+            patch.setattr(_extension, "ops", lambda: library)
+        yield param

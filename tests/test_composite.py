@@ -230,14 +230,25 @@ def test_composite_registered_autograd_is_the_public_one() -> None:
         ({"features": torch.zeros(5, 3, dtype=torch.float32)}, "`features` must be float64, got float32"),
         ({"t_ends": torch.zeros(4)}, r"`t_ends` must have shape \[5\], got \[4\]"),
         ({"packed_info": torch.zeros(2)}, r"`packed_info` must have shape \[R, 2\], got \[2\]"),
-        ({"packed_info": torch.tensor([[0, 6]])}, "`packed_info` must count up to 5 samples, those of `sigmas`, got 6"),
-        ({"packed_info": torch.tensor([[0, 2], [3, 2]])}, "back to back, in order: ray 1 must start at 2, got start 3"),
-        ({"packed_info": torch.tensor([[0, 6], [6, -1]])}, "back to back, in order: ray 1 .* count -1"),
     ],
 )
 def test_composite_errors_name_contract_and_actual(changes: dict, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         ops.composite(**make_samples([2, 3]) | changes)
+
+
+@pytest.mark.parametrize(
+    ("packed_info", "message"),
+    [
+        ([[0, 6]], "`packed_info` must count up to 5 samples, those of `sigmas`, got 6"),
+        ([[0, 2], [3, 2]], "back to back, in order: ray 1 must start at 2, got start 3"),
+        ([[0, 6], [6, -1]], "back to back, in order: ray 1 .* count -1"),
+    ],
+)
+def test_composite_on_the_cpu_refuses_other_orders_of_rays(packed_info: list, message: str) -> None:
+    """CUDA shows NaN instead (test_cuda_kernels.py)."""
+    with pytest.raises(RuntimeError, match=message):
+        ops.composite(**make_samples([2, 3]) | {"packed_info": torch.tensor(packed_info)})
 
 
 # ---- visible_samples ---------------------------------------------------------------------------------------------

@@ -58,13 +58,13 @@ def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:  # noqa:
 
 
 def test_fixed_steps_explain_the_images(scene: Scene) -> None:  # noqa: F811
-    trainer = train(scene, 160, target_samples=32768, max_rays=4096)
-    assert trainer.progress.step == 160 and trainer.progress.psnr > 17
-    assert trainer.progress.samples < 160 * 32768
+    trainer = train(scene, 120, target_samples=16384, max_rays=2048)
+    assert trainer.progress.step == 120 and trainer.progress.psnr > 17
+    assert trainer.progress.samples < 120 * 16384
     # most of the room is used once the number of rays has settled
     trainer._read_fixed(trainer.fixed)
     trainer.fixed.run()
-    assert 0.5 * FILL < trainer.fixed.read()[3] / 32768 <= 1
+    assert 0.5 * FILL < trainer.fixed.read()[3] / 16384 <= 1
 
 
 def test_rays_and_backgrounds_differ_from_step_to_step_and_repeat_with_the_seed(scene: Scene) -> None:  # noqa: F811

@@ -134,6 +134,11 @@ def test_module(backend: str) -> None:
     x = torch.rand(6, 2)
     assert module.n_output_dims == 20
     torch.testing.assert_close(module(x), reference.frequency_encode(x, 5), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_compiled_module(backend: str) -> None:
+    module, x = Frequency(2, 5, backend=backend), torch.rand(6, 2)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x))
 

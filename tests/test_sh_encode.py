@@ -120,6 +120,11 @@ def test_module(backend: str) -> None:
     d = random_directions(6, torch.float32)
     assert module.n_output_dims == 9
     torch.testing.assert_close(module(d), reference.sh_encode(d, 3))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_compiled_module(backend: str) -> None:
+    module, d = SphericalHarmonics(3, backend=backend), random_directions(6, torch.float32)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(d), module(d))
 

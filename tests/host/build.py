@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -16,59 +20,65 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).resolve().parent
 
 
-def build(
-    out: Path, sanitize: bool = False, patch: tuple[str, str, str] | None = None, only: str | None = None
-) -> Path:
-    """Compiles what is newer than its object file into ``out`` and returns the module's path.
+def _cpu_flags() -> set[str]:
+    cpu = Path("/proc/cpuinfo")
+    return set(cpu.read_text().split()) if cpu.exists() and platform.machine() == "x86_64" else set()
+
+
+FLAGS = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fdata-sections", "-w"]
+FLAGS += ["-ffp-contract=fast", *(["-mfma"] if "fma" in _cpu_flags() else [])]  # products fuse into sums, as by nvcc
+FLAGS += ["-U_FORTIFY_SOURCE"]  # whose longjmp refuses to change stacks
+FLAGS += ["-DHASHGRID_ON_HOST", "-DHASHGRID_LIBRARY=hashgrid_on_host"]
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+Fault = tuple[str, str, str]  # file below csrc, text in it, text instead
+
+
+def build(out: Path, only: Collection[str] | None = None, sanitize: bool = False) -> Path:
+    """Compiles what has changed since ``out`` was last built there and returns the module's path.
 
     Args:
         out: folder of objects and module.
+        only: names of the ops to build.
         sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
-        patch: (file below csrc, text, other text): plants a fault in a copy of the sources.
-        only: name of the one op to build.
 
     Raises:
         RuntimeError: the compiler failed; the message is its output.
     """
-    import pybind11
-    from torch.utils.cpp_extension import include_paths, library_paths
+    return _link(out, _compile(out, _sources(ROOT / "csrc", only), ROOT / "csrc", sanitize), sanitize)
 
-    out.mkdir(parents=True, exist_ok=True)
-    csrc = ROOT / "csrc"
-    if patch is not None:
-        csrc = out / "csrc"
-        shutil.copytree(ROOT / "csrc", csrc, dirs_exist_ok=True)
-        file, text, other = patch
+
+def build_with_faults(out: Path, faults: Sequence[Fault], only: Collection[str], sound: Path) -> Path:
+    """Compiles the kernels ``only`` of a copy of the sources with ``faults`` planted; the rest comes from ``sound``.
+
+    Args:
+        out: folder of the copy, its objects and the module.
+        faults: what to replace. Replacements ask ``hashgrid_on_host::planted(name)``, which tells whether the
+            environment's ``HASHGRID_PLANTED`` is ``name``, so that one build serves many faults.
+        only: names of the ops whose kernels are compiled again.
+        sound: folder of :func:`build`, up to date.
+    """
+    csrc = out / "csrc"
+    shutil.rmtree(csrc, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", csrc)
+    for file, text, other in faults:
         source = (csrc / file).read_text()
         if source.count(text) != 1:
             raise RuntimeError(f"{file} must contain {text!r} once, for a fault to be planted there")
         (csrc / file).write_text(source.replace(text, other))
-    flags = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w"]
-    flags += [f"-I{path}" for path in (csrc, HOST, pybind11.get_include(), *include_paths())]
-    flags += [f"-I{sysconfig.get_paths()['include']}", "-DHASHGRID_ON_HOST", "-DHASHGRID_LIBRARY=hashgrid_on_host"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize else []
-    sources = [*(csrc / "cuda").glob("*.cu"), *(csrc / "ops" / "cuda").glob("*.cpp")]
-    sources = [path for path in sources if path.name != "module.cpp" and only in (None, path.stem)]
-    sources += [csrc / "ops" / "registration.cpp", HOST / "module.cpp", HOST / "launches.cu"]
-    headers = [*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), *HOST.glob("*.h")]
-    newest_header = max(path.stat().st_mtime for path in (*headers, Path(__file__)))
+    planted = _compile(out, [csrc / "cuda" / f"{op}.cu" for op in only], csrc, sanitize=False)
+    replaced = {path.name for path in planted}
+    return _link(out, [*planted, *(path for path in sorted(sound.glob("*.o")) if path.name not in replaced)], False)
 
-    def compile_one(source: Path) -> Path:
-        target = out / f"{source.stem}{source.suffix.replace('.', '_')}{'_op' if 'ops' in source.parts else ''}.o"
-        if target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime):
-            return target
-        language = ["-x", "c++", "-include", str(HOST / "cuda_on_host.h")] if source.suffix == ".cu" else []
-        _run([_compiler(), *flags, *sanitizers, *language, "-c", str(source), "-o", str(target)])
-        return target
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sorted(sources)))
-    module = out / f"hashgrid_on_host{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not module.exists() or module.stat().st_mtime < max(path.stat().st_mtime for path in objects):
-        libraries = [f"-L{path}" for path in library_paths()] + ["-lc10", "-ltorch", "-ltorch_cpu"]
-        _run([_compiler(), "-shared", *sanitizers, "-o", str(module), *map(str, objects), *libraries])
-    return module
+def build_program(source: Path, out: Path) -> Path:
+    """Compiles one file of kernels with a ``main`` of its own."""
+    out.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{HOST}", "-x", "c++", "-include", str(HOST / "cuda_on_host.h")]
+    script = ["-x", "none", "-T", str(HOST / "shared.ld")]
+    _run([compiler(), *FLAGS, *includes, str(source), *script, "-o", str(out / source.stem)])
+    return out / source.stem
 
 
 def load(path: Path) -> ModuleType:
@@ -80,8 +90,69 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def _compiler() -> str:
+def compiler() -> str:
     return os.environ.get("CXX", "g++")
+
+
+def _sources(csrc: Path, only: Collection[str] | None) -> list[Path]:
+    sources = [*(csrc / "cuda").glob("*.cu"), *(csrc / "ops" / "cuda").glob("*.cpp")]
+    sources = [path for path in sources if path.name != "module.cpp" and (only is None or path.stem in only)]
+    return sorted([*sources, csrc / "ops" / "registration.cpp", HOST / "module.cpp", HOST / "launches.cu"])
+
+
+def _compile(out: Path, sources: Sequence[Path], csrc: Path, sanitize: bool) -> list[Path]:
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import include_paths
+
+    out.mkdir(parents=True, exist_ok=True)
+    foreign = [pybind11.get_include(), *include_paths(), sysconfig.get_paths()["include"]]
+    flags = [*FLAGS, *(SANITIZERS if sanitize else []), f"-I{csrc}", f"-I{HOST}"]
+    flags += [word for path in foreign for word in ("-isystem", path)]
+
+    def compile_one(source: Path) -> Path:
+        target = out / f"{source.stem}{source.suffix.replace('.', '_')}{'_op' if 'ops' in source.parts else ''}.o"
+        language = ["-x", "c++", "-include", str(HOST / "cuda_on_host.h")] if source.suffix == ".cu" else []
+        command = [compiler(), *flags, *language, "-c", str(source)]
+        identity = [*command, torch.__version__]
+        stamp = target.with_suffix(".json")
+        if target.exists() and stamp.exists() and json.loads(stamp.read_text()) == _stamp(identity, target):
+            return target
+        _run([*command, "-o", str(target), "-MMD", "-MF", str(target.with_suffix(".d"))])
+        stamp.write_text(json.dumps(_stamp(identity, target)))
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # the longest first, or one of them is left over in the end
+        return list(pool.map(compile_one, sorted(sources, key=lambda path: -path.stat().st_size)))
+
+
+def _stamp(identity: list[str], target: Path) -> list:
+    """What an object was made from: by content, as a checkout renews every file's time."""
+    depends = target.with_suffix(".d")
+    if not depends.exists():
+        return []
+    files = depends.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    return [identity, {file: _digest(Path(file)) for file in files}]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _link(out: Path, objects: Sequence[Path], sanitize: bool) -> Path:
+    from torch.utils.cpp_extension import library_paths
+
+    module = out / f"hashgrid_on_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    inputs = [*objects, HOST / "shared.ld"]
+    stamp, made_from = out / "module.json", [[str(path), _digest(path)] for path in inputs]
+    if not module.exists() or not stamp.exists() or json.loads(stamp.read_text()) != made_from:
+        libraries = [f"-L{path}" for path in library_paths()] + ["-lc10", "-ltorch", "-ltorch_cpu"]
+        script = ["-T", str(HOST / "shared.ld")]
+        flags = SANITIZERS if sanitize else []
+        _run([compiler(), "-shared", *flags, *script, "-o", str(module), *map(str, objects), *libraries])
+        stamp.write_text(json.dumps(made_from))
+    return module
 
 
 def _run(command: list[str]) -> None:

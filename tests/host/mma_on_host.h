@@ -10,28 +10,32 @@ namespace hashgrid_on_host {
 // d [16, 8] += a [16, 16] b [16, 8] of 16-bit values; `real` reads one. Products are exact in fp32 (11 bits each at
 // most); the sum runs over k in order, in fp32.
 template <typename Real>
-inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Real real) {
+inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Real real,
+                         Site site = HASHGRID_HERE) {
   const uint64_t(*all)[4] = exchange(0xffffffffu, {static_cast<uint64_t>(a[0]) | static_cast<uint64_t>(a[1]) << 32,
                                                    static_cast<uint64_t>(a[2]) | static_cast<uint64_t>(a[3]) << 32,
-                                                   static_cast<uint64_t>(b0) | static_cast<uint64_t>(b1) << 32, 0});
+                                                   static_cast<uint64_t>(b0) | static_cast<uint64_t>(b1) << 32, 0},
+                                     site);
+  // Each lane unpacks the rows and columns it needs: those its own sums are in.
   float matrix_a[16][16], matrix_b[16][8];
+  const unsigned mine = lane();
   for (unsigned source = 0; source < kWarp; ++source) {
     const unsigned group = source >> 2, in_group = source % 4;
     // a_i of .f16/.bf16, i = 0..7: row = group for 0 <= i < 2 || 4 <= i < 6, else group + 8;
     // col = in_group * 2 + (i & 1) for i < 4, else in_group * 2 + (i & 1) + 8.
-    for (unsigned i = 0; i < 8; ++i) {
+    for (unsigned i = 0; group == mine >> 2 && i < 8; ++i) {
       const unsigned row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
       const unsigned col = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
       matrix_a[row][col] = real(static_cast<uint16_t>(all[source][i / 4] >> (16 * (i % 4))));
     }
     // b_i, i = 0..3: row = in_group * 2 + (i & 1) for i < 2, else + 8; col = group.
-    for (unsigned i = 0; i < 4; ++i) {
+    for (unsigned i = 0; group / 2 == mine % 4 && i < 4; ++i) {
       const unsigned row = in_group * 2 + (i & 1) + (i < 2 ? 0 : 8);
       matrix_b[row][group] = real(static_cast<uint16_t>(all[source][2] >> (16 * i)));
     }
   }
   // c_i, i = 0..3: row = group for i < 2, else group + 8; col = in_group * 2 + (i & 1).
-  const unsigned mine = lane(), group = mine >> 2, in_group = mine % 4;
+  const unsigned group = mine >> 2, in_group = mine % 4;
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned row = i < 2 ? group : group + 8, col = in_group * 2 + (i & 1);
     float sum = d[i];
@@ -42,8 +46,9 @@ inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t
 
 // Lane 8 i + j gives the address of row j (8 values of 16 bits) of matrix i. Without .trans, register i of a lane holds
 // the values (row = lane / 4, columns lane % 4 * 2 + {0, 1}) of matrix i; with it, of the transposed matrix.
-inline void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row) {
-  const uint64_t(*all)[4] = exchange(0xffffffffu, {static_cast<uint64_t>(reinterpret_cast<uintptr_t>(row)), 0, 0, 0});
+inline void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row, Site site = HASHGRID_HERE) {
+  const uint64_t address = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(row));
+  const uint64_t(*all)[4] = exchange(0xffffffffu, {address, 0, 0, 0}, site);
   const unsigned mine = lane();
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix from an address that is no multiple of 16");
   for (unsigned i = 0; i < 4; ++i) {

@@ -10,7 +10,19 @@ namespace hashgrid {
 std::map<std::string, int64_t> emulated_launches();
 }
 
+namespace {
+
+// "f<float, 3>" -> "f"
+std::map<std::string, int64_t> launches() {
+  std::map<std::string, int64_t> counts;
+  for (const auto& [name, count] : hashgrid::emulated_launches()) counts[name.substr(0, name.find('<'))] += count;
+  return counts;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(hashgrid_on_host, m) {
   m.doc() = "CUDA kernels of hashgrid, emulated on the CPU; loading it registers torch.ops.hashgrid_on_host";
-  m.def("launches", &hashgrid::emulated_launches, "Number of launches of each kernel in this process.");
+  m.def("launches", &launches, "Number of launches of each kernel in this process, 0 of those never launched.");
+  m.def("instances", &hashgrid::emulated_launches, "The same of each instance, by its name with template arguments.");
 }

@@ -1,0 +1,172 @@
+"""The emulated CUDA kernels with one line broken have to fail, and so have kernels that break the rules of CUDA."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import HOST_BUILD
+from host.build import HOST, build_program, build_with_faults
+
+ROOT = Path(__file__).resolve().parents[1]
+STOPPED = "cuda_on_host:"  # the emulation itself
+WRONG = "AssertionError"  # a comparison with the reference
+ANY = ""  # wherever a wrong number of samples leads
+
+
+def instead(fault: str, sound: str, broken: str) -> str:
+    """A statement, and what stands there while ``fault`` is planted."""
+    return f'if (hashgrid_on_host::planted("{fault}")) {{ {broken} }} else {{ {sound} }}'
+
+
+def without(fault: str, text: str, statement: str = "__syncthreads();") -> tuple[str, str]:
+    """A text and the same with one statement left out."""
+    return text, text.replace(statement, instead(fault, statement, ""))
+
+
+ATOMIC = "#endif\n#pragma unroll\n  for (int f = 0; f < kF; ++f) {}"
+ADD = "atomicAdd(target + f, values[f]);"
+SWAPPED = """  const bool planted = hashgrid_on_host::planted("fragment");
+  const uint32_t swapped[4] = {a[0], planted ? a[2] : a[1], planted ? a[1] : a[2], a[3]};
+  hashgrid_on_host::mma_m16n8k16(sum, swapped, b0, b1,"""
+EXCHANGE = "const A other = shuffle_up(value, distance);\n    if (lane >= distance) value = other + value;"
+# fault: file, text, other text, the check of test_cuda_on_host.py that has to fail, and by what
+FAULTS = {
+    "atomic": (
+        *("cuda/atomics.cuh", ATOMIC.format(ADD)),
+        *(ATOMIC.format(instead("atomic", ADD, "target[f] = values[f];")), "hash_encode_case(257)", WRONG),
+    ),
+    "corner": (
+        *("core/grid_point.h", "? 1u : 1u << n_dims;"),
+        *('? 1u : (1u << n_dims) - (hashgrid_on_host::planted("corner") ? 1u : 0u);', "hash_encode_case(257)", WRONG),
+    ),
+    "fragment": (
+        *("cuda/mma.cuh", "  hashgrid_on_host::mma_m16n8k16(sum, a, b0, b1,", SWAPPED, "mlp_case(65)", WRONG),
+    ),
+    "exchange": (
+        *("cuda/warp.cuh", EXCHANGE),
+        *(instead("exchange", EXCHANGE, "if (lane >= distance) value = shuffle_up(value, distance) + value;"),),
+        *("march_rays_case(257)", STOPPED),
+    ),
+    "barrier of hash_encode": (
+        "cuda/hash_encode.cu",
+        *without("barrier of hash_encode", "__syncthreads();\n    if (static_cast<int>(threadIdx.x) < half)"),
+        *("hash_encode_case(257)", WRONG),
+    ),
+    "barrier of occupancy_update": (
+        "cuda/occupancy_update.cu",
+        *without("barrier of occupancy_update", "__syncthreads();\n  if (threadIdx.x > 0) return;\n  for (int warp"),
+        *("occupancy_update_case(4099)", WRONG),
+    ),
+    "barrier in front of the sums of scan": (
+        "cuda/scan.cuh",
+        *without("barrier in front of the sums of scan", "__syncthreads();\n  int64_t in_front"),
+        *("march_rays_case(257)", ANY),
+    ),
+    "barrier behind the sums of scan": (
+        "cuda/scan.cuh",
+        *without("barrier behind the sums of scan", "__syncthreads();  // the next call"),
+        *("march_rays_case(1000)", ANY),
+    ),
+    "barrier between layers of mlp": (
+        "cuda/mlp.cu",
+        *without("barrier between layers of mlp", "__syncthreads();  // the gradient is complete"),
+        *("mlp_case(255)", WRONG),
+    ),
+    "barrier in front of a product of mlp": (
+        "cuda/mlp.cu",
+        *without("barrier in front of a product of mlp", "__syncthreads();\n#pragma unroll\n    for (int d = 0;"),
+        *("mlp_case(65)", WRONG),
+    ),
+}
+
+RUN = """
+import json, os, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+torch.set_num_threads(1)
+import test_cuda_on_host
+from pathlib import Path
+from hashgrid import _extension
+from host.build import load
+load(Path({module!r}))
+_extension.ops = lambda: torch.ops.hashgrid_on_host
+outcomes = {{}}
+for fault, checks in json.loads(sys.argv[1]).items():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writer, 1), os.dup2(writer, 2), os.close(reader), os.close(writer)
+        os.environ["HASHGRID_PLANTED"] = fault
+        torch.manual_seed(0)
+        for check in checks:
+            eval("test_cuda_on_host." + check)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as output:
+        text = output.read()
+    outcomes[fault] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+print(json.dumps(outcomes))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
+    """Of each fault and of none, "": exit status and output of its check, in a process of its own."""
+    out = HOST_BUILD.parent / "host_faults"
+    only = ("hash_encode", "mlp", "march_rays", "occupancy_update")
+    module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)
+    checks = {name: [fault[3]] for name, fault in FAULTS.items()}
+    checks[""] = sorted({fault[3] for fault in FAULTS.values()})
+    code = RUN.format(tests=str(ROOT / "tests"), root=str(ROOT), module=str(module))
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(checks)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_found(outcomes: dict[str, tuple[int, str]], fault: str) -> None:
+    status, output = outcomes[fault]
+    assert status != 0 and FAULTS[fault][4] in output, output[-3000:]
+
+
+def test_the_same_kernels_without_a_fault_pass(outcomes: dict[str, tuple[int, str]]) -> None:
+    assert outcomes[""] == [0, ""]
+
+
+# ---- rules of CUDA -----------------------------------------------------------------------------------------------
+
+RULES = {
+    "barrier of some": "threads of a block wait at different barriers",
+    "exchange of some": "lanes of a warp meet from different lines",
+    "exchange that some miss": "deadlock: every thread of a block waits",
+    "exchange outside its mask": "a lane takes part in a warp exchange whose mask does not name it",
+    "shared overflow": "a thread writes beside the dynamic shared memory",
+    "shared memory unasked": "more dynamic shared memory than asked for",
+    "unannounced barrier": "__syncthreads in a kernel launched without HASHGRID_LAUNCH_TOGETHER",
+    "grid without depth": "a grid must be 1 to 65535 blocks deep, got 0",
+    "grid too high": "a grid must be 1 to 65535 blocks high, got 65536",
+    "block without threads": "a block must be",
+    "block too large": "a block must have 1 to 1024 threads, got 1025",
+    "more shared memory than there is": "more shared memory than a block can have",
+}
+
+
+@pytest.fixture(scope="module")
+def broken_kernels(cuda_on_host: ModuleType) -> Path:
+    return build_program(HOST / "broken_kernels.cu", HOST_BUILD.parent / "host_broken")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_kernel_that_breaks_a_rule_is_stopped(broken_kernels: Path, rule: str) -> None:
+    done = subprocess.run([broken_kernels, rule], capture_output=True, text=True)
+    assert done.returncode != 0 and STOPPED in done.stderr and RULES[rule] in done.stderr, done.stderr
+
+
+def test_sound_kernel_runs(broken_kernels: Path) -> None:
+    done = subprocess.run([broken_kernels, "sound"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "0 wrong\n"
