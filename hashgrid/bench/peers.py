@@ -197,19 +197,20 @@ def _drjit_hash_grid(grid: Grid, positions: Tensor, table: Tensor, grad_y: Tenso
     else:
         from drjit.llvm.ad import ArrayXf, Float
     encoding = HashGridEncoding(
+        Float,
         3,
-        grid.n_levels,
-        grid.n_features_per_level,
+        n_levels=grid.n_levels,
+        n_features_per_level=grid.n_features_per_level,
         hashmap_size=1 << grid.log2_hashmap_size,
         base_resolution=grid.base_resolution,
         per_level_scale=grid.per_level_scale,
-    ).alloc(Float)
+    )
     encoding.set_params(Float(table.detach().flatten()))
     points = ArrayXf([Float(column) for column in positions.t().contiguous()])
     if grad_y is not None:
         cotangents = ArrayXf([Float(column) for column in grad_y.t().contiguous()])
         drjit.eval(cotangents)
-    drjit.eval(points, encoding.data)
+    drjit.eval(points, encoding.params)
 
     def forward() -> Any:
         y = encoding(points)
@@ -218,10 +219,10 @@ def _drjit_hash_grid(grid: Grid, positions: Tensor, table: Tensor, grad_y: Tenso
         return y
 
     def forward_backward() -> Any:
-        drjit.enable_grad(encoding.data)
-        drjit.clear_grad(encoding.data)
+        drjit.enable_grad(encoding.params)
+        drjit.clear_grad(encoding.params)
         drjit.backward(drjit.sum(encoding(points) * cotangents, axis=None))
-        gradient = drjit.grad(encoding.data)
+        gradient = drjit.grad(encoding.params)
         drjit.eval(gradient)
         drjit.sync_thread()
         return gradient
