@@ -347,7 +347,7 @@ class NerfaccTrainer:
         params = [*self.field.parameters(), *self.color.parameters()]
         self.optimizer = torch.optim.Adam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, fused=True)
         self.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
-        self.n_rays, self.n_samples, self.steps = 1024, 0, 0
+        self.n_rays, self.n_samples, self.steps = min(1024, config.max_rays), 0, 0
 
     def geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         unit = (positions - self.aabb[:3]) / (self.aabb[3:] - self.aabb[:3])
