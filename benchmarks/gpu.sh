@@ -16,7 +16,8 @@
 #     DEVICE          cuda (default), or cpu to try the script itself with tiny sizes
 #     SCENE           folder with transforms.json for `train` and the NeRF step (default: the procedural scene)
 #     TRAIN_SECONDS   training time (default: 60)        TRAIN_ARGS   more options of `hashgrid nerf`
-#     BENCH_SECONDS   time per case (default: 4)         BENCHES      suites (default: all of `hashgrid bench`)
+#     BENCH_SECONDS   time per case (default: 4)         BENCH_ARGS   more options, e.g. --no-compile
+#     BENCHES         suites (default: all of `hashgrid bench`)
 #     TESTS           files for pytest (default: tests)  TEST_JOBS    processes, where pytest-xdist is installed
 #     SANITIZERS      tools of compute-sanitizer (default: memcheck racecheck)
 #     TOTAL_SECONDS   of this call (default: 1500); LIMIT_<STAGE>, LIMIT_SUITE: of a stage, of one benchmark
@@ -101,7 +102,9 @@ stage_bench() {
     options=(--device "$DEVICE" --out "$WORK/bench" --no-plot --seconds "${BENCH_SECONDS:-4}")
     [[ $DEVICE == cpu ]] && options=(--out "$WORK/bench" --no-plot --no-compile --tiny --seconds 0)
     [[ $suite == nerf_step && -n ${SCENE:-} ]] && options+=(--scene "$SCENE")
-    run timeout -k 10 "${LIMIT_SUITE:-200}" "$PYTHON" -m "hashgrid.bench.$suite" "${options[@]}" || failed+=("$suite ($?)")
+    # shellcheck disable=SC2206
+    options+=(${BENCH_ARGS:-})
+    run timeout -k 10 "${LIMIT_SUITE:-240}" "$PYTHON" -m "hashgrid.bench.$suite" "${options[@]}" || failed+=("$suite ($?)")
   done
   ((${#failed[@]} == 0)) || {
     echo "failed, with exit status: ${failed[*]}"
@@ -110,7 +113,7 @@ stage_bench() {
 }
 
 stage_train() {
-  need imageio safetensors tqdm PIL
+  need imageio safetensors tqdm PIL matplotlib
   local options=(--time-limit "${TRAIN_SECONDS:-60}" --out "$WORK/train" --no-video)
   [[ $DEVICE == cpu ]] || options+=(--device "$DEVICE")
   # shellcheck disable=SC2206
