@@ -62,8 +62,8 @@ def add_stage(args: argparse.Namespace) -> int:
             if args.stage in BY_PART:
                 found = {name: part | {"commit": args.commit} for name, part in found.items()}
             kept = kept | found
-            if problem is not None and outcome == "ok":
-                outcome, reason = "failed", problem
+            if problem is not None and outcome in ("ok", "failed"):
+                outcome, reason = "failed", problem  # it says more than the log's last line
         if kept:
             report[section] = kept
     report["stages"][args.stage] = {

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -28,10 +29,19 @@ STAGES = ("build", "test", "sanitize", "probe", "bench", "train", "plot")
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny sizes: more threads would wait for each other, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def gpu_sh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
-        env={**os.environ, "PYTHON": sys.executable, **environment},
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -102,6 +112,52 @@ def test_stages_join_in_one_json(tmp_path: Path) -> None:
     assert list(report["benchmarks"]) == ["encodings"]
     assert (tmp_path / "second" / "gpu.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "second" / "bench.log").exists()
+
+
+FAKE_TOOLS = {
+    # answers what the script asks about the card and passes the rest on
+    "python": """case "$*" in
+*hashgrid.bench.environment*) echo '{"card": "fake", "python": "3", "torch": "2", "cpu": "none"}' ;;
+*get_device_capability*) echo 9.0 ;;
+*setup.py*) echo "built for $TORCH_CUDA_ARCH_LIST" ;;
+*"hashgrid info") ;;
+*) exec REAL_PYTHON "$@" ;;
+esac""",
+    "nvcc": r"""while [ "$1" != -o ]; do shift; done
+printf '%s\n' '#!/bin/sh' "echo '{\"wrong\": 1, \"experiments\": 900}'; exit 1" > $2
+chmod +x $2""",
+    "compute-sanitizer": r"""case "$*" in
+--help) echo "  --kernel-name arg"; exit ;;
+*planted*) n=2 ;;
+*racecheck*) n=1 ;;
+*) n=0 ;;
+esac
+printf '%s\ndone\n========= ERROR SUMMARY: %s errors\n' "$*" $n
+[ $n -ne 1 ] || exit 9""",
+}
+
+
+def test_gpu_stages_with_tools_that_play(tmp_path: Path) -> None:
+    """The shell's part of building, sanitizing and probing: a race is reported, a fragment differs."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in FAKE_TOOLS.items():
+        path = tools / name
+        path.write_text(f"#!/bin/sh\n{text.replace('REAL_PYTHON', sys.executable)}\n")
+        path.chmod(0o755)
+    done = gpu_sh(
+        "build", "sanitize", "probe", PYTHON=str(tools / "python"), PATH=f"{tools}:{os.environ['PATH']}",
+        WORK=str(tmp_path / "work"), OUT=str(tmp_path / "out"), CUDA_HOME="", COMMIT="abc",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    reasons = {name: (stage["outcome"], stage["reason"]) for name, stage in report["stages"].items()}
+    assert reasons["build"] == ("ok", None)
+    assert "built for 9.0" in (tmp_path / "out" / "build.log").read_text()
+    assert reasons["sanitize"] == ("failed", "racecheck reports 1 errors")
+    assert report["sanitizer"]["memcheck"]["finds_planted"] and report["sanitizer"]["memcheck"]["errors"] == 0
+    assert "--kernel-name kns=hashgrid" in (tmp_path / "out" / "sanitize.log").read_text()
+    assert reasons["probe"] == ("failed", "1 of 900 experiments differ")
 
 
 # ---- what tools leave ------------------------------------------------------------------------------------------------
@@ -176,6 +232,18 @@ def test_suite_validates_and_writes(suite: str, tmp_path: Path) -> None:
     for case in record["cases"]:
         assert [row["name"] for row in case["contenders"] if "failure" in row] == []
         assert case["speedup"]
+
+
+def test_gpu_recipe_of_the_nerf_step(tmp_path: Path) -> None:
+    """Steps of fixed size, counted in rays, with the table in half precision; on the CPU here."""
+    from hashgrid.bench import nerf_step
+
+    options = ["--tiny", "--gpu-recipe", "--no-compile", "--no-plot", "--seconds", "0"]
+    record = json.loads(nerf_step.main(["--out", str(tmp_path), *options]).read_text())
+    (case,) = record["cases"]
+    assert record["unit"] == "ns per ray"
+    assert set(case["speedup"]) == {harness.EAGER, f"{harness.OURS}, steps of varying size"}
+    assert min(case["samples_per_ray"].values()) > 0
 
 
 def test_absent_peers_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,4 +428,4 @@ def test_nerf_peer_steps(fakes: None) -> None:
     case = harness.Case("step", 1, [ours, *contenders])
     timings = harness.run_case(case, seconds=0, turn_seconds=0, min_calls=2)
     assert [timing.failure for timing in timings] == [None] * 3
-    assert contenders[0].points is not None and contenders[0].points() > 0
+    assert contenders[0].points is not None and contenders[0].points() == 64

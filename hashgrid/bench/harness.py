@@ -505,7 +505,7 @@ class Suite:
         torch.manual_seed(args.seed)
         warn_if_busy()
         self.unit, self.out, self.seconds, self.plot = unit, Path(args.out), args.seconds, not args.no_plot
-        self.turn_seconds = 0.0 if args.tiny else 0.15
+        self.turn_seconds, self.min_calls = (0.0, 2) if args.tiny else (0.15, 5)
         self.peers = self.device.type == "cuda" and not args.no_peers
         self.clock = clock_of(self.device, not args.warm_cache)
         self.rates = Rates(self.device, self.clock, args.tiny)
@@ -522,7 +522,7 @@ class Suite:
 
     def run(self, case: Case) -> None:
         """Measures ``case`` and prints its table."""
-        result = summary(case, run_case(case, self.seconds, self.turn_seconds, clock=self.clock))
+        result = summary(case, run_case(case, self.seconds, self.turn_seconds, self.min_calls, self.clock))
         result["parts"] = self._time_parts(case)
         print_summary(result, self.unit)
         self.record["cases"].append(result)

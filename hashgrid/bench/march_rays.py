@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     grid = tuple(x.to(suite.device) for x in (rays_o, rays_d, aabb, pack(occupied.flatten())))
     resolution = (args.resolution,) * 3
 
-    def march(implementation: Callable) -> Callable[[], Sequence[Tensor]]:
+    def march(implementation: Callable, **options: int) -> Callable[[], Sequence[Tensor]]:
         def run() -> Sequence[Tensor]:
-            t_starts, t_ends, _, packed_info = implementation(*grid, resolution, step_size=STEP)
+            t_starts, t_ends, _, packed_info, *_ = implementation(*grid, resolution, step_size=STEP, **options)
             return t_starts, t_ends, packed_info
 
         return run
@@ -46,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     # written: t0, t1 and the ray of a sample; per ray 24 bytes in, packed_info out; the grid stays in cache
     limit = suite.rates.limit(16 + args.rays / n_samples * 40, "16 + 40 R / S")
     suite.run(Case("march", n_samples, contenders, limit=limit))
+    contenders = [
+        Contender(EAGER, march(reference.march_rays_fixed, n_samples=n_samples)),
+        Contender(OURS, march(ops.march_rays_fixed, n_samples=n_samples)),
+    ]
+    suite.run(Case("march, size known beforehand", n_samples, contenders, limit=limit))
 
     n_cells = occupied.numel()
     cells, values = torch.arange(n_cells, device=suite.device), torch.rand(n_cells, device=suite.device) * 0.02

@@ -347,7 +347,7 @@ class NerfaccTrainer:
         params = [*self.field.parameters(), *self.color.parameters()]
         self.optimizer = torch.optim.Adam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, fused=True)
         self.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
-        self.n_rays, self.n_samples, self.steps = min(1024, config.max_rays), 0, 0
+        self.n_rays, self.rays_of_step, self.steps = min(1024, config.max_rays), 0, 0
 
     def geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         unit = (positions - self.aabb[:3]) / (self.aabb[3:] - self.aabb[:3])
@@ -361,7 +361,7 @@ class NerfaccTrainer:
 
     def step(self) -> None:
         rays_o, rays_d, colors, background = self.batch(self.n_rays)
-        self.steps += 1
+        self.rays_of_step, self.steps = self.n_rays, self.steps + 1
 
         def positions(t_starts: Tensor, t_ends: Tensor, rays: Tensor) -> Tensor:
             return rays_o[rays] + rays_d[rays] * ((t_starts + t_ends) / 2)[:, None]
@@ -378,8 +378,7 @@ class NerfaccTrainer:
             rays_o, rays_d, sigma_fn=density, render_step_size=self.step_size, stratified=True,
             early_stop_eps=self.config.early_stop_eps,
         )  # fmt: skip
-        self.n_samples = len(rays)
-        if self.n_samples == 0:
+        if len(rays) == 0:
             return
         rendered = self.nerfacc.rendering(
             t_starts, t_ends, ray_indices=rays, n_rays=self.n_rays, rgb_sigma_fn=color_density
@@ -390,7 +389,7 @@ class NerfaccTrainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        wanted = self.n_rays * self.config.target_samples / self.n_samples
+        wanted = self.n_rays * self.config.target_samples / len(rays)
         self.n_rays = max(64, int(min(wanted, 2 * self.n_rays, self.config.max_rays)) // 64 * 64)
 
 
@@ -416,6 +415,6 @@ def nerfacc_steps(make: Callable[[bool], NerfaccTrainer], warm_steps: int) -> li
 
             return run, warm
 
-        return _late(name, build, points=lambda: trainers[0].n_samples, project=lambda _: ())
+        return _late(name, build, points=lambda: trainers[0].rays_of_step, project=lambda _: ())
 
     return [contender("nerfacc + tcnn", False), contender("nerfacc + tcnn, JIT", True)]

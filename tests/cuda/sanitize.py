@@ -135,11 +135,12 @@ def march_rays(n: int) -> None:
     bits = torch.randint(256, (-(-n_cells // 8),), dtype=torch.uint8)
     ops.ray_aabb(origins, directions, aabb)
     for dtype in (torch.float32, torch.float64):
+        grid = origins.to(dtype), directions.to(dtype), aabb.to(dtype), bits, RESOLUTION, N_CASCADES
         for cone_angle, seed in ((0.0, None), (1 / 64, 7)):
-            ops.march_rays(
-                origins.to(dtype), directions.to(dtype), aabb.to(dtype), bits, RESOLUTION, N_CASCADES,
-                step_size=0.05, cone_angle=cone_angle, seed=seed, step=3,
-            )  # fmt: skip
+            options = {"step_size": 0.05, "cone_angle": cone_angle, "seed": seed, "step": 3}
+            ops.march_rays(*grid, **options)
+            for n_samples in (1, 255, 40 * n):
+                ops.march_rays_fixed(*grid, n_samples=n_samples, n_rays=torch.tensor([max(1, n - 2)]), **options)
 
 
 def samples_along(n_rays: int) -> tuple[Tensor, Tensor, Tensor]:
