@@ -65,8 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     scene.set_defaults(run=_scene)
 
     bench = commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
-    bench.add_argument("suite", nargs="*", help="hash_encode, mlp, nerf_step (default: all)")
+    suites = "hash_encode, mlp, encodings, composite, march_rays, adam_step, nerf_step"
+    bench.add_argument("suite", nargs="*", help=f"{suites} (default: all)")
     bench.add_argument("--out", type=Path, default=Path("outputs") / "bench", help="folder of JSON and plots")
+    bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     bench.set_defaults(run=_bench)
     return parser
 
@@ -120,7 +122,7 @@ def _scene(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from hashgrid import bench
 
-    bench.run(args.suite, args.out)
+    bench.run(args.suite, args.out, args.device)
     return 0
 
 

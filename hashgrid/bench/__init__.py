@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-SUITES = ("hash_encode", "mlp", "nerf_step")
+SUITES = ("hash_encode", "mlp", "encodings", "composite", "march_rays", "adam_step", "nerf_step")
 
 
-def run(names: Sequence[str] = (), out: Path | str = "benchmarks/results") -> list[Path]:
-    """Runs the suites ``names`` (all of :data:`SUITES` when empty) with their defaults.
+def run(names: Sequence[str] = (), out: Path | str = "benchmarks/results", device: str = "cpu") -> list[Path]:
+    """Runs the suites ``names`` (all of :data:`SUITES` when empty) with their defaults on ``device``.
 
     Returns:
         The JSON files written, one per suite, each with a plot beside it.
@@ -22,4 +22,5 @@ def run(names: Sequence[str] = (), out: Path | str = "benchmarks/results") -> li
     unknown = [name for name in names if name not in SUITES]
     if unknown:
         raise ValueError(f"`names` must be among {SUITES}, got {unknown}")
-    return [importlib.import_module(f"hashgrid.bench.{name}").main(["--out", str(out)]) for name in (names or SUITES)]
+    options = ["--out", str(out), "--device", device]
+    return [importlib.import_module(f"hashgrid.bench.{name}").main(options) for name in (names or SUITES)]

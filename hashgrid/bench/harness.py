@@ -7,24 +7,22 @@ results agree with it. Contenders take turns, so that a machine that speeds up o
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
+import functools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.bench.environment import environment, warn_if_busy
 from hashgrid.files import atomic_path, atomic_write_json
 from hashgrid.optional import optional_import
-from hashgrid.version import __version__
 
 FORMAT = "hashgrid-bench-1"
 EAGER, COMPILED, OURS = "PyTorch eager", "torch.compile", "hashgrid"
@@ -43,20 +41,33 @@ class Contender:
         run: does the work once and returns the tensors that are validated.
         points: points of the last call, where that varies; None for the case's number.
         check: gives the tensors to validate where ``run`` changes state; None where ``run`` does.
+        project: what of the truth this one computes too, in its form; None for all of it.
+        rms_tolerance: root mean square tolerance of a contender that computes in half precision; None for the case's.
+        peer: another library: where its results differ it is not timed, and the others go on.
     """
 
     name: str
     run: Callable[[], Sequence[Tensor]]
     points: Callable[[], int] | None = None
     check: Callable[[], Sequence[Tensor]] | None = None
+    project: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+    rms_tolerance: float | None = None
+    peer: bool = False
 
 
 @dataclass
 class Limit:
-    """A bound the machine sets, measured in the same run: ``ns_per_point`` and what it is made of."""
+    """A bound the machine sets, measured in the same run: ``ns_per_point`` and what it is made of.
+
+    Attributes:
+        ns_per_point: no version runs much faster.
+        description: how it comes about.
+        parts: time of each resource alone, in ns per point: "bandwidth", "matmul".
+    """
 
     ns_per_point: float
     description: str
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +82,7 @@ class Case:
         rms: the difference is a root mean square instead, for half-precision products: rounding decides the sign
             of some unit before a ReLU, and that row's gradient then differs by a good part of itself.
         limit: bound of the machine, if one was measured.
+        parts: pieces of a contender's work to time alone, for information; one that fails is left out.
     """
 
     name: str
@@ -79,6 +91,7 @@ class Case:
     tolerance: float = 1e-4
     rms: bool = False
     limit: Limit | None = None
+    parts: dict[str, Callable[[], object]] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,6 +100,7 @@ class Timing:
 
     name: str
     ns: list[float] = field(default_factory=list)
+    host_ns: list[float] = field(default_factory=list)  # until the call returned, where the device works on
     warmup_seconds: float = 0.0  # the first call: compilation, first touch of memory
     error: float | None = None  # largest difference to the truth, relative
     failure: str | None = None  # why it did not run
@@ -105,7 +119,7 @@ class Timing:
     def to_dict(self) -> dict[str, Any]:
         if self.failure is not None:
             return {"name": self.name, "failure": self.failure}
-        return {
+        result = {
             "name": self.name,
             "median_ns": self.median,
             "quartiles_ns": self.quartiles,
@@ -114,12 +128,96 @@ class Timing:
             "error": self.error,
             "ns": self.ns,
         }
+        return result | ({"host_median_ns": statistics.median(self.host_ns)} if self.host_ns else {})
+
+
+# ---- clocks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Call:
+    """One timed call: its time, the host's part of it where the device works on, and its points."""
+
+    seconds: float
+    points: int
+    host_seconds: float | None = None
+
+
+class Clock(Protocol):
+    """How calls are timed."""
+
+    def turn(self, run: Callable[[], object], points: Callable[[], int], seconds: float) -> list[Call]:
+        """As many calls as fit into ``seconds``, at least one."""
+
+    def synchronize(self) -> None:
+        """Waits until all work is done."""
+
+
+class WallClock:
+    """For work that is done when the call returns."""
+
+    def turn(self, run: Callable[[], object], points: Callable[[], int], seconds: float) -> list[Call]:
+        calls = []
+        begin = time.perf_counter()
+        while True:
+            start = time.perf_counter()
+            run()  # the results are freed inside the measured time, as in any program
+            stop = time.perf_counter()
+            calls.append(Call(stop - start, points()))
+            if stop - begin + (stop - start) > seconds:
+                return calls
+
+    def synchronize(self) -> None:
+        pass
+
+
+class CudaClock:
+    """CUDA events around each call; calls of a turn are queued one behind the other.
+
+    Args:
+        device: of the stream.
+        flush: write a buffer of twice the L2 cache before each call, so that no call finds what the last one left.
+    """
+
+    def __init__(self, device: torch.device, flush: bool = True) -> None:
+        self.device = device
+        l2_bytes = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+        self._buffer = torch.empty(2 * l2_bytes if flush else 0, dtype=torch.uint8, device=device)
+
+    def turn(self, run: Callable[[], object], points: Callable[[], int], seconds: float) -> list[Call]:
+        begin = time.perf_counter()
+        calls = self._queue(run, points, 1)
+        elapsed = time.perf_counter() - begin
+        return calls + self._queue(run, points, min(int(seconds / elapsed), 1000))
+
+    def _queue(self, run: Callable[[], object], points: Callable[[], int], n: int) -> list[Call]:
+        queued = []
+        for _ in range(n):
+            self._buffer.zero_()
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            begin = time.perf_counter()
+            run()
+            host_seconds = time.perf_counter() - begin
+            stop.record()
+            queued.append((start, stop, points(), host_seconds))
+        self.synchronize()
+        return [Call(start.elapsed_time(stop) / 1e3, count, host) for start, stop, count, host in queued]
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+
+def clock_of(device: torch.device, flush: bool = True) -> Clock:
+    return CudaClock(device, flush) if device.type == "cuda" else WallClock()
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def run_case(case: Case, seconds: float = 20.0, turn_seconds: float = 0.15, min_calls: int = 5) -> list[Timing]:
+def run_case(
+    case: Case, seconds: float = 20.0, turn_seconds: float = 0.15, min_calls: int = 5, clock: Clock | None = None
+) -> list[Timing]:
     """Validates the contenders of ``case``, then times them in turns.
 
     Args:
@@ -127,50 +225,49 @@ def run_case(case: Case, seconds: float = 20.0, turn_seconds: float = 0.15, min_
         seconds: time for all turns; every contender gets ``min_calls`` calls even if that takes longer.
         turn_seconds: a turn is as many calls as fit, at least one.
         min_calls: calls of each contender, at least.
+        clock: how calls are timed; None for the CPU's.
 
     Raises:
-        ValidationError: a contender disagrees with the first one.
+        ValidationError: a contender other than a peer disagrees with the first one.
     """
+    clock = WallClock() if clock is None else clock
     timings = [Timing(contender.name) for contender in case.contenders]
-    _warm_up_and_validate(case, timings)
+    _warm_up_and_validate(case, timings, clock)
     running = [(c, t) for c, t in zip(case.contenders, timings, strict=True) if t.failure is None]
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds or min(len(timing.ns) for _, timing in running) < min_calls:
         for contender, timing in running:
-            _turn(case, contender, timing, turn_seconds)
+            points = contender.points or (lambda: case.points)
+            for call in clock.turn(contender.run, points, turn_seconds):
+                timing.ns.append(call.seconds * 1e9 / max(call.points, 1))
+                if call.host_seconds is not None:
+                    timing.host_ns.append(call.host_seconds * 1e9 / max(call.points, 1))
     return timings
 
 
-def _turn(case: Case, contender: Contender, timing: Timing, seconds: float) -> None:
-    begin = time.perf_counter()
-    while True:
-        start = time.perf_counter()
-        contender.run()  # the results are freed inside the measured time, as in any program
-        stop = time.perf_counter()
-        points = case.points if contender.points is None else contender.points()
-        timing.ns.append((stop - start) * 1e9 / max(points, 1))
-        if stop - begin + (stop - start) > seconds:
-            return
-
-
-def _warm_up_and_validate(case: Case, timings: list[Timing]) -> None:
+def _warm_up_and_validate(case: Case, timings: list[Timing], clock: Clock) -> None:
     """Two calls each: the first compiles, the second sees warm memory."""
     truth: Sequence[Tensor] = ()
     for i, (contender, timing) in enumerate(zip(case.contenders, timings, strict=True)):
         begin = time.perf_counter()
         try:
             results = (contender.check or contender.run)()
+            clock.synchronize()
+            timing.warmup_seconds = time.perf_counter() - begin
+            if i == 0:
+                truth = [result.clone() for result in results]
+            expected = truth if contender.project is None else contender.project(truth)
+            half = contender.rms_tolerance is not None
+            tolerance = contender.rms_tolerance if contender.rms_tolerance is not None else case.tolerance
+            timing.error = compare(results, expected, tolerance, f"{case.name}, {contender.name}", case.rms or half)
+            contender.run()
+            clock.synchronize()
         except Exception as error:  # a peer that does not run is a result too; we and the truth have to
-            if i == 0 or contender.name.startswith(OURS):
+            ours = i == 0 or contender.name.startswith(OURS)
+            if ours or (isinstance(error, ValidationError) and not contender.peer):
                 raise
             timing.failure = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             print(f"  {contender.name} does not run: {timing.failure}", file=sys.stderr, flush=True)
-            continue
-        timing.warmup_seconds = time.perf_counter() - begin
-        if i == 0:
-            truth = [result.clone() for result in results]
-        timing.error = compare(results, truth, case.tolerance, f"{case.name}, {contender.name}", case.rms)
-        contender.run()
 
 
 def compare(
@@ -194,15 +291,11 @@ def compare(
     return worst
 
 
-def best_seconds(work: Callable[[], object], repeats: int = 15) -> float:
+def best_seconds(work: Callable[[], object], repeats: int = 15, clock: Clock | None = None) -> float:
     """The fastest of some calls: what a limit is made of, which noise can only worsen."""
+    clock = WallClock() if clock is None else clock
     work()
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - begin)
-    return best
+    return min(clock.turn(work, lambda: 1, 0.0)[0].seconds for _ in range(repeats))
 
 
 def random_line_seconds(n_bytes: int) -> float:
@@ -218,52 +311,56 @@ def random_line_seconds(n_bytes: int) -> float:
     return best_seconds(lambda: torch.nn.functional.embedding_bag(index, table, offsets, mode="sum")) / index.numel()
 
 
-def matmul_flops(dtype: torch.dtype, size: int = 1536) -> float:
-    """FLOP/s of a large matrix product in ``dtype``, all threads together: what a tuned BLAS gets out of the units."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    return 2 * size**3 / best_seconds(lambda: a @ b, repeats=7)
+class Rates:
+    """What the device can do, measured with PyTorch's own kernels when first asked for.
 
+    Args:
+        device: to measure.
+        clock: how.
+        tiny: sizes to try the code with, not for numbers.
+    """
 
-# ---- environment -----------------------------------------------------------------------------------------------------
+    def __init__(self, device: torch.device, clock: Clock, tiny: bool = False) -> None:
+        self.device, self.clock, self.tiny = device, clock, tiny
+        self.measured: dict[str, float] = {}
 
+    @functools.cached_property
+    def bandwidth(self) -> float:
+        """Bytes per second of a large copy, read and written bytes together."""
+        n = 1 << (16 if self.tiny else 28 if self.device.type == "cuda" else 24)
+        source = torch.rand(n, device=self.device)
+        target = torch.empty_like(source)
+        rate = 2 * 4 * n / best_seconds(lambda: target.copy_(source), clock=self.clock)
+        self.measured["copy_bytes_per_second"] = rate
+        return rate
 
-def environment() -> dict[str, Any]:
-    """What the numbers depend on and no option says."""
-    module = _extension.module
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(),
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "hashgrid": __version__,
-        "capability": None if module is None else module.cpu_capability(),
-        "compiler": None if module is None else module.compiler(),
-    }
+    def matmul(self, dtype: torch.dtype) -> float:
+        """FLOP/s of a large matrix product in ``dtype``: what a tuned BLAS gets out of the units."""
+        key = f"matmul_{str(dtype).removeprefix('torch.')}_flops"
+        if key not in self.measured:
+            size = 128 if self.tiny else 8192 if self.device.type == "cuda" else 1536
+            a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
+            self.measured[key] = 2 * size**3 / best_seconds(lambda: a @ b, 7, self.clock)
+        return self.measured[key]
 
+    def limit(self, n_bytes: float, formula: str, flop: float = 0.0, dtype: torch.dtype = torch.float32) -> Limit:
+        """The slower of moving ``n_bytes`` per point through memory and computing ``flop`` per point.
 
-def _cpu_model() -> str:
-    """Model name and vector extensions: virtual machines often hide the former."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    family = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts)
-    return f"{facts.get('model name', 'unknown')} ({family})" if family else facts.get("model name", "unknown")
-
-
-def warn_if_busy() -> None:
-    """Other programs on the cores spoil every number, and ratios too."""
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 0.25 * cores:
-        print(f"warning: load average {load:.1f} on {cores} cores; measure on a quiet machine", file=sys.stderr)
+        Args:
+            n_bytes: each input read once, each output written once.
+            formula: of ``n_bytes``, for the reader.
+            flop: in matrix products.
+            dtype: of the products.
+        """
+        parts = {"bandwidth": n_bytes / self.bandwidth * 1e9}
+        words = [f"{n_bytes:.0f} bytes ({formula}) at {self.bandwidth / 1e9:.0f} GB/s, a large copy"]
+        if flop:
+            rate = self.matmul(dtype)
+            parts["matmul"] = flop / rate * 1e9
+            name = str(dtype).removeprefix("torch.")
+            words.append(f"{flop / 1e3:.0f} kFLOP at {rate / 1e9:.0f} GFLOP/s, a large {name} matmul")
+        worst = max(parts, key=lambda part: parts[part])
+        return Limit(parts[worst], words[list(parts).index(worst)], parts)
 
 
 # ---- reporting -------------------------------------------------------------------------------------------------------
@@ -284,6 +381,7 @@ def summary(case: Case, timings: list[Timing]) -> dict[str, Any]:
             "ns": case.limit.ns_per_point,
             "description": case.limit.description,
             "fraction_reached": case.limit.ns_per_point / ours,
+            "fractions": {part: ns / ours for part, ns in case.limit.parts.items()},
         }
     return result
 
@@ -302,6 +400,8 @@ def print_summary(result: dict[str, Any], unit: str) -> None:
         note = "" if ratio is None else f"{ratio:.2f} x as fast"
         spread = f"{low:.1f} .. {high:.1f}"
         print(f"  {row['name']:32}{row['median_ns']:10.1f}{spread:>22}{row['calls']:7}{error:>9}  {note}")
+    for name, ns in result.get("parts", {}).items():
+        print(f"  {name:32}{ns:10.1f}")
     if "limit" in result:
         limit = result["limit"]
         print(
@@ -347,11 +447,10 @@ def plot(record: dict[str, Any], path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     axes[-1, 0].set_xlabel(record["unit"] + ", median and quartiles; (factor to hashgrid)")
     machine = record["environment"]
-    figure.suptitle(
-        f"{record['benchmark']}: {machine['cpu']}, {machine['threads']} threads, {machine['capability']},"
-        f" torch {machine['torch']}",
-        fontsize=9,
-    )
+    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['capability']}"
+    if "gpu" in machine:
+        where = machine["gpu"]["name"]
+    figure.suptitle(f"{record['benchmark']}: {where}, torch {machine['torch']}", fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
@@ -364,48 +463,86 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The options every benchmark has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON and the plot")
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument("--seconds", type=float, default=15.0, help="time for the turns of each case")
     options.add_argument("--threads", type=int, default=None, help="torch threads; as torch has them when not given")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options.add_argument("--no-peers", action="store_true", help="leave other libraries out (they run on CUDA only)")
+    options.add_argument("--warm-cache", action="store_true", help="do not flush the L2 cache between calls (CUDA)")
+    options.add_argument("--no-plot", action="store_true", help="write the JSON only")
+    options.add_argument("--tiny", action="store_true", help="small sizes to try the suite with, not for numbers")
     return options
+
+
+def size(args: argparse.Namespace, given: int | None, cpu: int, cuda: int, tiny: int) -> int:
+    """The option ``given``, or else the default of the device."""
+    if given is not None:
+        return given
+    return tiny if args.tiny else cuda if is_cuda(args) else cpu
+
+
+def is_cuda(args: argparse.Namespace) -> bool:
+    return torch.device(args.device).type == "cuda"
 
 
 class Suite:
     """One benchmark from its options to its files.
 
     Args:
-        name: of the files.
+        name: of the files; ``_cuda`` is added on a GPU.
         unit: what is counted, "point" or "sample".
         args: options of :func:`parser`.
     """
 
     def __init__(self, name: str, unit: str, args: argparse.Namespace) -> None:
         _extension.require()
+        self.device = torch.device(args.device)
+        if self.device.type == "cuda" and _extension.cuda_module is None:
+            raise ImportError(f"`--device {args.device}` needs the CUDA kernels: {_extension.cuda_reason}")
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         torch.manual_seed(args.seed)
         warn_if_busy()
-        self.unit, self.out, self.seconds = unit, Path(args.out), args.seconds
+        self.unit, self.out, self.seconds, self.plot = unit, Path(args.out), args.seconds, not args.no_plot
+        self.turn_seconds, self.min_calls = (0.0, 2) if args.tiny else (0.15, 5)
+        self.peers = self.device.type == "cuda" and not args.no_peers
+        self.clock = clock_of(self.device, not args.warm_cache)
+        self.rates = Rates(self.device, self.clock, args.tiny)
         self.record: dict[str, Any] = {
             "format": FORMAT,
             "benchmark": name,
+            "device": str(self.device),
             "unit": f"ns per {unit}",
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "out"},
-            "environment": environment(),
+            "environment": environment(self.device),
+            "rates": self.rates.measured,
             "cases": [],
         }
 
     def run(self, case: Case) -> None:
         """Measures ``case`` and prints its table."""
-        result = summary(case, run_case(case, self.seconds))
+        result = summary(case, run_case(case, self.seconds, self.turn_seconds, self.min_calls, self.clock))
+        result["parts"] = self._time_parts(case)
         print_summary(result, self.unit)
         self.record["cases"].append(result)
 
+    def _time_parts(self, case: Case) -> dict[str, float]:
+        parts = {}
+        for name, work in case.parts.items():
+            try:
+                parts[name] = best_seconds(work, clock=self.clock) * 1e9 / case.points
+            except Exception as error:
+                print(f"  {name} cannot be timed: {error}", file=sys.stderr)
+        return parts
+
     def write(self) -> Path:
         """Writes ``<name>.json`` and ``<name>.png``; returns the former."""
-        path = self.out / f"{self.record['benchmark']}.json"
+        suffix = "_cuda" if self.device.type == "cuda" else ""
+        path = self.out / f"{self.record['benchmark']}{suffix}.json"
         atomic_write_json(path, self.record)
-        plot(self.record, path.with_suffix(".png"))
-        print(f"\n{path}\n{path.with_suffix('.png')}", flush=True)
+        print(f"\n{path}", flush=True)
+        if self.plot:
+            plot(self.record, path.with_suffix(".png"))
+            print(path.with_suffix(".png"), flush=True)
         return path

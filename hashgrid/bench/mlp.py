@@ -1,4 +1,4 @@
-"""Fused MLP against ``nn.Sequential``, eager and under torch.compile, in fp32 and with bf16 products."""
+"""Fused MLP against ``nn.Sequential``, eager and under torch.compile, and tcnn on a GPU, in fp32 and half precision."""
 
 from __future__ import annotations
 
@@ -8,49 +8,74 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hashgrid.bench import harness
+from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import OURS, Case, Contender, Limit
 from hashgrid.ops.mlp import mlp
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.1}
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measures forward, and forward + backward to weights and inputs; returns the JSON file."""
     options = harness.parser(__doc__)
-    options.add_argument("--points", type=int, default=1 << 18)
+    options.add_argument("--points", type=int, default=None, help="2^18 if none, 2^20 on a GPU")
     options.add_argument(
         "--widths", type=int, nargs="+", default=[32, 64, 64, 16], help="input, hidden and output sizes"
     )
-    options.add_argument("--dtypes", choices=tuple(DTYPES), nargs="+", default=list(DTYPES))
+    options.add_argument("--dtypes", choices=tuple(DTYPES), nargs="+", default=None, help="all that the kernels take")
     args = options.parse_args(argv)
+    args.points = harness.size(args, args.points, 1 << 18, 1 << 20, 512)
+    if args.dtypes is None:
+        args.dtypes = ["fp32", "bf16", "fp16"] if harness.is_cuda(args) and takes_fp16() else ["fp32", "bf16"]
     suite = harness.Suite("mlp", "row", args)
+    device = suite.device
 
     shapes = [(b, a) for a, b in zip(args.widths[:-1], args.widths[1:], strict=True)]
-    weights = [nn.init.xavier_uniform_(torch.empty(shape)).requires_grad_() for shape in shapes]
-    x = torch.randn(args.points, args.widths[0]).requires_grad_()
-    grad_y = torch.randn(args.points, args.widths[-1])
-    flop = 2 * sum(a * b for a, b in shapes)
+    weights = [nn.init.xavier_uniform_(torch.empty(shape)).to(device).requires_grad_() for shape in shapes]
+    x = torch.randn(args.points, args.widths[0]).to(device).requires_grad_()
+    grad_y = torch.randn(args.points, args.widths[-1]).to(device)
     name = " -> ".join(str(width) for width in args.widths)
     for dtype in args.dtypes:
-        rate = harness.matmul_flops(DTYPES[dtype])
         for backward in (False, True):
-            work = flop * (3 if backward else 1)
-            limit = Limit(
-                work / rate * 1e9, f"{work / 1e3:.0f} kFLOP at {rate / 1e9:.0f} GFLOP/s, a large {dtype} matmul"
-            )
+            contenders = _contenders(weights, x, grad_y, DTYPES[dtype], backward, not args.no_compile)
+            if suite.peers and dtype != "fp32":
+                contenders += peers.mlps(weights, x, grad_y if backward else None)
             suite.run(
                 Case(
                     f"{name}, {dtype}, forward" + (" + backward" if backward else ""),
                     args.points,
-                    _contenders(weights, x, grad_y, DTYPES[dtype], backward, not args.no_compile),
+                    contenders,
                     tolerance=TOLERANCES[dtype],
-                    rms=dtype == "bf16",
-                    limit=limit,
+                    rms=dtype != "fp32",
+                    limit=_limit(suite, args.widths, DTYPES[dtype], backward),
                 )
             )
     return suite.write()
+
+
+def _limit(suite: harness.Suite, widths: Sequence[int], dtype: torch.dtype, backward: bool) -> Limit:
+    """Of one row: a forward takes 2 in out FLOP per layer, a backward twice as many; weights weigh nothing."""
+    work = 2 * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True)) * (3 if backward else 1)
+    if suite.device.type == "cuda":
+        moved = 4 * (widths[0] + widths[-1])
+        if backward:
+            moved += 4 * (2 * widths[0] + widths[-1])
+        formula = "4 (in + out)" + (" + 4 (2 in + out)" if backward else "")
+        return suite.rates.limit(moved, formula, work, dtype)
+    rate = suite.rates.matmul(dtype)
+    name = next(name for name, value in DTYPES.items() if value == dtype)
+    text = f"{work / 1e3:.0f} kFLOP at {rate / 1e9:.0f} GFLOP/s, a large {name} matmul"
+    return Limit(work / rate * 1e9, text)
+
+
+def takes_fp16() -> bool:
+    """Whether this build's MLP rounds factors to fp16 on a GPU."""
+    try:
+        mlp(torch.zeros(1, 16, device="cuda"), [torch.zeros(16, 16, device="cuda")], compute_dtype=torch.float16)
+    except (ValueError, RuntimeError):
+        return False
+    return True
 
 
 def _contenders(

@@ -1,5 +1,7 @@
 """A whole training step of ``hashgrid nerf``: native kernels against the reference backend, eager and compiled.
 
+On a GPU nerfacc and tcnn take part, with a field of their own of the same size.
+
 March, density, compositing, colours, loss, backward and optimiser, from one checkpoint of a half-trained field.
 Occupancy updates are left out: the trainer keeps them below a fixed share of a run's time.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hashgrid.bench import harness
+from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene, load_scene
@@ -22,27 +24,37 @@ from hashgrid.nerf.render import render_rays
 from hashgrid.nerf.trainer import Trainer, read_checkpoint
 
 N_CHECKED_RAYS = 256
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measures a training step; returns the JSON file."""
     options = harness.parser(__doc__)
     options.add_argument("--scene", type=Path, default=None, help="with transforms.json; procedural if none")
-    options.add_argument("--warm-steps", type=int, default=300, help="training steps before the clock starts")
-    options.add_argument("--target-samples", type=int, default=NerfConfig.target_samples, help="samples per step")
-    options.add_argument(
-        "--compute-dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the native MLPs"
-    )
+    options.add_argument("--warm-steps", type=int, default=None, help="training before the clock starts; 300 if none")
+    options.add_argument("--target-samples", type=int, default=None, help="per step; 2^15 if none, 2^18 on a GPU")
+    options.add_argument("--compute-dtype", choices=COMPUTE_DTYPES, default="auto", help="of the native MLPs")
+    options.add_argument("--gpu-recipe", action="store_true", help="steps as a GPU takes them, on a CPU too")
     args = options.parse_args(argv)
-    suite = harness.Suite("nerf_step", "sample", args)
+    args.gpu_recipe |= harness.is_cuda(args)
+    args.warm_steps = harness.size(args, args.warm_steps, 300, 300, 2)
+    args.target_samples = harness.size(args, args.target_samples, NerfConfig.target_samples, 1 << 18, 1 << 10)
+    # How many samples count differs between steps of fixed and of varying size; what a ray shows does not.
+    suite = harness.Suite("nerf_step", "ray" if args.gpu_recipe else "sample", args)
 
-    config = NerfConfig(seed=args.seed, steps=10**6, target_samples=args.target_samples)
-    native = config.replace(compute_dtype=args.compute_dtype).resolved()
+    config = NerfConfig.for_device(torch.device("cuda" if args.gpu_recipe else "cpu"))
+    config = config.replace(device=args.device, seed=args.seed, steps=10**6, target_samples=args.target_samples)
+    if args.tiny:
+        config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
+    native = config if args.compute_dtype == "auto" else config.replace(compute_dtype=args.compute_dtype)
+    native = native.resolved()
     suite.record["settings"]["native_compute_dtype"] = native.compute_dtype
-    plain = config.replace(backend="reference", compute_dtype="float32")
+    varying = native.replace(fixed_size=False)
+    plain = varying.replace(backend="reference", compute_dtype="float32", table_dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         if args.scene is None:
-            write_scene(Path(folder), n_train=12, n_test=1, resolution=100, seed=args.seed)
+            n_train, resolution = (2, 12) if args.tiny else (12, 100)
+            write_scene(Path(folder), n_train=n_train, n_test=1, resolution=resolution, seed=args.seed)
         scene = load_scene(Path(folder) if args.scene is None else args.scene)
         checkpoint = Path(folder) / "warm.safetensors"
         warm = Trainer(scene, native)
@@ -59,14 +71,37 @@ def main(argv: Sequence[str] | None = None) -> Path:
             for module in (model.grid, model.density_mlp, model.color_mlp):
                 module.compile(dynamic=True)
         trainers[OURS] = _trainer(scene, native, checkpoint)
+        if native.fixed_size:
+            trainers[f"{OURS}, steps of varying size"] = _trainer(scene, varying, checkpoint)
 
-    half = native.compute_dtype == "bfloat16"
-    contenders = [_contender(*item) for item in trainers.items()]
+    half = native.compute_dtype != "float32"
+    steppers = {name: _Stepper(trainer, args.gpu_recipe) for name, trainer in trainers.items()}
+    contenders = [
+        Contender(name, stepper.run, points=stepper.points, check=_check(stepper.trainer))
+        for name, stepper in steppers.items()
+    ]
+    if suite.peers:
+        contenders += peers.nerfacc_steps(_nerfacc(scene, native, suite.device), args.warm_steps)
     suite.run(Case("training step", args.target_samples, contenders, tolerance=0.1 if half else 1e-2, rms=half))
-    for name, row in zip(trainers, suite.record["cases"][-1]["contenders"], strict=True):
+    case = suite.record["cases"][-1]
+    case["samples_per_ray"] = {name: stepper.samples_per_ray for name, stepper in steppers.items()}
+    for row in case["contenders"]:
         if "median_ns" in row:
-            print(f"  {name}: {1e3 / row['median_ns']:.3f} M samples/s")
+            print(f"  {row['name']}: {1e3 / row['median_ns']:.3f} M {suite.unit}s/s")
     return suite.write()
+
+
+def _nerfacc(scene: Scene, config: NerfConfig, device: torch.device) -> Callable[[bool], peers.NerfaccTrainer]:
+    """Makes the peer's trainer on rays drawn on the device, as ours are there."""
+    views = scene.train.to(device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+
+    def batch(n_rays: int) -> Sequence[Tensor]:
+        rays_o, rays_d, rgba = views.sample_rays(n_rays, generator)
+        background = torch.rand(n_rays, 3, device=device)
+        return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
+
+    return lambda jit: peers.NerfaccTrainer(scene, config, batch, device, jit)
 
 
 def _trainer(scene: Scene, config: NerfConfig, checkpoint: Path) -> Trainer:
@@ -75,19 +110,31 @@ def _trainer(scene: Scene, config: NerfConfig, checkpoint: Path) -> Trainer:
     return trainer
 
 
-def _contender(name: str, trainer: Trainer) -> Contender:
-    samples = 0
+class _Stepper:
+    """Calls of a trainer: a step, or as many as the trainer takes before it reads its counts back."""
 
-    def step() -> Sequence[Tensor]:
-        nonlocal samples
-        if trainer.progress.step % trainer.config.occupancy_interval == 0:
-            trainer.progress.step += 1
-        before = trainer.progress.samples
-        trainer.step()
-        samples = trainer.progress.samples - before
+    def __init__(self, trainer: Trainer, count_rays: bool) -> None:
+        self.trainer, self.count_rays, self._points = trainer, count_rays, 0
+        self._begin = trainer.progress.rays, trainer.progress.samples
+
+    def run(self) -> Sequence[Tensor]:
+        progress = self.trainer.progress
+        if progress.step % self.trainer.config.occupancy_interval == 0:
+            progress.step += 1
+        rays, samples = progress.rays, progress.samples
+        while progress.rays == rays:
+            self.trainer.step()
+        self._points = progress.rays - rays if self.count_rays else progress.samples - samples
         return ()
 
-    return Contender(name, step, points=lambda: samples, check=_check(trainer))
+    def points(self) -> int:
+        """Rays or samples of the last call."""
+        return self._points
+
+    @property
+    def samples_per_ray(self) -> float:
+        rays, samples = self._begin
+        return (self.trainer.progress.samples - samples) / max(self.trainer.progress.rays - rays, 1)
 
 
 def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
@@ -95,9 +142,12 @@ def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
 
     def check() -> Sequence[Tensor]:
         generator = torch.Generator().manual_seed(0)
-        rays_o, rays_d, rgba = trainer.scene.train.sample_rays(N_CHECKED_RAYS, generator)
+        device = next(trainer.model.parameters()).device
+        rays = trainer.scene.train.sample_rays(N_CHECKED_RAYS, generator)
+        rays_o, rays_d, rgba = (x.to(device) for x in rays)
         trainer.optimizer.zero_grad(set_to_none=True)  # before the forward, which takes hold of the table's buffer
-        out = render_rays(trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, torch.ones(3))
+        white = torch.ones(3, device=device)
+        out = render_rays(trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, white)
         torch.nn.functional.mse_loss(out.colors, rgba[:, :3]).backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
         trainer.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,200 @@
+"""Runs every op once, forward, backward and second order, at sizes around a block, for compute-sanitizer to watch.
+
+    compute-sanitizer --tool memcheck python tests/cuda/sanitize.py
+    python tests/cuda/sanitize.py --device cpu     # that it runs at all
+
+Results are not looked at here, the tests do that; what counts is which memory the kernels touch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from samples import AABB, SAMPLES  # noqa: E402
+
+from hashgrid import _extension, ops  # noqa: E402
+from hashgrid.levels import make_level_table  # noqa: E402
+
+SIZES = (1, 255, 257)
+RESOLUTION, N_CASCADES = (8, 9, 10), 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    args = parser.parse_args()
+    torch.set_default_device(args.device)
+    for name, samples in SAMPLES.items():
+        run_samples(name, samples())
+        print(f"{name}: samples", flush=True)
+    for name, work in WORK.items():
+        for n in args.sizes:
+            torch.manual_seed(n)
+            work(n)
+        print(f"{name}: sizes {args.sizes}", flush=True)
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+    print("done")
+
+
+def run_samples(name: str, samples: Iterable[Sequence]) -> None:
+    op = getattr(_extension.ops(), name)
+    for arguments in samples:
+        with torch.no_grad():
+            op(*arguments)
+
+
+def twice(y: Tensor | Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """First derivative to all inputs, then the second one through it."""
+    outputs = [y] if isinstance(y, Tensor) else list(y)
+    cotangents = [torch.randn_like(t).requires_grad_() for t in outputs]
+    first = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True, allow_unused=True)
+    smooth = [g for g in first if g is not None and g.requires_grad]
+    if smooth:
+        torch.autograd.grad(smooth, [*inputs, *cotangents], [torch.randn_like(g) for g in smooth], allow_unused=True)
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def hash_encode(n: int) -> None:
+    for dims, features, interpolation, bounds, dtype in (
+        (2, 1, "linear", "clamp", torch.float32),
+        (3, 2, "linear", "clamp", torch.float32),
+        (3, 4, "smoothstep", "zero", torch.float32),
+        (4, 8, "linear", "none", torch.float32),
+        (5, 2, "nearest", "clamp", torch.float32),
+        (3, 2, "smoothstep", "clamp", torch.float64),
+    ):
+        levels = make_level_table(dims, n_levels=4, log2_hashmap_size=8, base_resolution=3, max_resolution=16)
+        x = (1.2 * torch.rand(n, dims, dtype=dtype) - 0.1).requires_grad_()
+        table, weights = leaf(levels.n_entries, features, dtype=dtype), leaf(4, dtype=dtype)
+        options = {"interpolation": interpolation, "bounds": bounds}
+        twice(ops.hash_encode(x, table, levels, level_weights=weights, **options), [x, table, weights])
+        twice(ops.hash_encode(x, table, levels, **options), [x, table])
+        if dtype == torch.float64:
+            continue
+        for half in (torch.float16, torch.bfloat16):
+            y = ops.hash_encode(x, table, levels, shadow=table.detach().to(half), **options)
+            torch.autograd.grad(y.float().sum(), [x, table])
+        torch.use_deterministic_algorithms(True)
+        torch.autograd.grad(ops.hash_encode(x, table, levels, **options).sum(), table)
+        torch.use_deterministic_algorithms(False)
+        buffer = torch.zeros_like(table)
+        ops.hash_encode(x.detach(), table, levels, grad_buffer=buffer, **options).sum().backward()
+
+
+def mlp(n: int) -> None:
+    for widths, dtype, half in (
+        ((32, 64, 64, 16), torch.float32, torch.bfloat16),
+        ((17, 32, 3), torch.float32, torch.bfloat16),
+        ((3, 128, 128, 1), torch.float32, torch.bfloat16),
+        ((5, 200, 3), torch.float32, torch.bfloat16),
+        ((32, 64, 64, 16), torch.float32, None),
+        ((3, 40, 5), torch.float64, None),
+    ):
+        shapes = [(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        for bias, activation, output_activation in ((False, "relu", "none"), (True, "silu", "sigmoid")):
+            x, weights = leaf(n, widths[0], dtype=dtype), [leaf(*shape, dtype=dtype) for shape in shapes]
+            biases = [leaf(shape[0], dtype=dtype) for shape in shapes] if bias else None
+            y = ops.mlp(x, weights, biases, activation, output_activation, half)
+            twice(y, [x, *weights, *(biases or [])])
+
+
+def sh_encode(n: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        for degree in (1, 4, 8):
+            x = leaf(n, 3, dtype=dtype)
+            twice(ops.sh_encode(torch.nn.functional.normalize(x, dim=1), degree), [x])
+
+
+def frequency_encode(n: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        x = leaf(n, 3, dtype=dtype)
+        twice(ops.frequency_encode(x, 7), [x])
+
+
+def rays(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    origins = 2 * torch.nn.functional.normalize(torch.randn(n, 3), dim=1)
+    return origins, torch.nn.functional.normalize(0.3 * torch.randn(n, 3) - origins, dim=1), torch.tensor(AABB)
+
+
+def march_rays(n: int) -> None:
+    origins, directions, aabb = rays(n)
+    n_cells = N_CASCADES * RESOLUTION[0] * RESOLUTION[1] * RESOLUTION[2]
+    bits = torch.randint(256, (-(-n_cells // 8),), dtype=torch.uint8)
+    ops.ray_aabb(origins, directions, aabb)
+    for dtype in (torch.float32, torch.float64):
+        grid = origins.to(dtype), directions.to(dtype), aabb.to(dtype), bits, RESOLUTION, N_CASCADES
+        for cone_angle, seed in ((0.0, None), (1 / 64, 7)):
+            options = {"step_size": 0.05, "cone_angle": cone_angle, "seed": seed, "step": 3}
+            ops.march_rays(*grid, **options)
+            for n_samples in (1, 255, 40 * n):
+                ops.march_rays_fixed(*grid, n_samples=n_samples, n_rays=torch.tensor([max(1, n - 2)]), **options)
+
+
+def samples_along(n_rays: int) -> tuple[Tensor, Tensor, Tensor]:
+    """t_starts, t_ends and packed_info of rays with 0 to 69 samples, lanes of a warp twice and more."""
+    counts = torch.arange(n_rays) * 7 % 70
+    packed_info = torch.stack((counts.cumsum(0) - counts, counts), dim=1)
+    t_starts = torch.cat([0.1 * torch.arange(int(count)) for count in counts])
+    return t_starts, t_starts + 0.1, packed_info
+
+
+def composite(n: int) -> None:
+    t_starts, t_ends, packed_info = samples_along(n)
+    for dtype in (torch.float32, torch.float64):
+        for channels in (3, 5):
+            sigmas = torch.rand(len(t_starts), dtype=dtype).requires_grad_()
+            features = leaf(len(t_starts), channels, dtype=dtype)
+            twice(ops.composite(sigmas, features, t_starts, t_ends, packed_info), [sigmas, features])
+        ops.visible_samples(20 * torch.rand(len(t_starts), dtype=dtype), t_starts, t_ends, packed_info, 1e-2)
+
+
+def occupancy(n: int) -> None:
+    resolution = (n, 3, 2)
+    cells = torch.arange(0, N_CASCADES * n * 6, 2)
+    points = ops.occupancy_points(cells, torch.tensor(AABB), resolution, N_CASCADES, seed=7, step=3)
+    seen = ops.occupancy_visible(torch.randn(3, 5, 4), torch.tensor(AABB), resolution, N_CASCADES)
+    density = torch.where(seen, torch.rand(len(seen)), -1.0)
+    bits = torch.zeros(-(-len(seen) // 8), dtype=torch.uint8)
+    ops.occupancy_update(density, bits, cells, points.norm(dim=1))
+    ops.counter_uniform(7, 3, cells)
+
+
+def adam_step(n: int) -> None:
+    for features, dtype in ((1, torch.float32), (2, torch.float32), (3, torch.float32), (4, torch.float32),
+                            (8, torch.float32), (2, torch.float64)):  # fmt: skip
+        for skip_zero in (False, True):
+            param, grad, m, ema = (torch.randn(n, features, dtype=dtype) for _ in range(4))
+            grad[::2] = 0
+            steps = torch.zeros(n if skip_zero else 1, dtype=torch.int32)
+            ops.adam_step(
+                param, grad, m, torch.rand_like(m), steps, torch.tensor(1e-2), 0.9, 0.99, 1e-15, 1e-6, skip_zero,
+                ema, steps.clone(), 0.95, 4, param.half(), True,
+            )  # fmt: skip
+
+
+WORK: dict[str, Callable[[int], None]] = {
+    "hash_encode": hash_encode,
+    "mlp": mlp,
+    "sh_encode": sh_encode,
+    "frequency_encode": frequency_encode,
+    "march_rays": march_rays,
+    "composite": composite,
+    "occupancy": occupancy,
+    "adam_step": adam_step,
+}
+
+if __name__ == "__main__":
+    main()
