@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
+
 BACKENDS = ("native", "reference")
 INTERPOLATIONS = ("linear", "smoothstep", "nearest")
 BOUNDS = ("clamp", "zero", "none")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine")
+# What matrix products multiply: the tensors as they are, or rounded.
+FACTORS = (None, torch.bfloat16, torch.float16)
 
 
 def check_option(name: str, value: str, allowed: Collection[str]) -> str:
