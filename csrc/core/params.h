@@ -313,7 +313,7 @@ struct MlpParams {
   int64_t n_partials;    // backward: ranges of blocks, each with its own sum of the parameter gradients
   DType dtype;           // of every tensor: kFloat32 or kFloat64
   MlpFactors factors;
-  bool halves;           // factors are kept and multiplied as 16 bits (AVX512_BF16, tensor cores), else as rounded reals
+  bool halves;           // factors are kept and multiplied as 16 bits (AVX512_BF16, tensor cores); else rounded reals
   Activation activation;         // of the hidden layers
   Activation output_activation;  // of the last layer
   MlpLayer layers[kMaxMlpLayers];

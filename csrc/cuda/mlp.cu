@@ -8,6 +8,7 @@ namespace hashgrid {
 
 using namespace HASHGRID_ISA;
 
+// sm_75 has float16 products of half this depth, and none of bfloat16: both run in fp32 there, rounded alike.
 MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params) {
   p.halves = p.factors != MlpFactors::kReal && widest_of(p) <= kMaxFusedWidth &&
              device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
@@ -22,6 +23,7 @@ void launch_mlp_forward(const MlpParams& p, cudaStream_t stream) {
   launch_fused_forward<BFloat16>(p, stream);
 }
 
+// Without rows, gradients of parameters are zero.
 void launch_mlp_backward(const MlpParams& p, cudaStream_t stream) {
   if (p.grad_x == nullptr && p.grad_params == nullptr) return;
   if (p.n_rows == 0) {

@@ -43,27 +43,59 @@ struct Factors {
   uint32_t words[kTiles][kM][4];
 };
 
+// Every value becomes use(value), four per turn, in which the others move up: a register cannot be chosen by a number
+// known at run time. Unrolled, the activations that call functions were half of the compile time.
+template <int kM, typename Use>
+__device__ inline void in_turns(Sums<kM>* sums, Use use) {
+  constexpr int kPerTurn = 4, kAll = kM * 8;
+#pragma unroll 1
+  for (int turn = 0; turn < kAll / kPerTurn; ++turn) {
+    float done[kPerTurn];
+#pragma unroll
+    for (int i = 0; i < kPerTurn; ++i) done[i] = use(sums->values[0][i]);
+#pragma unroll
+    for (int i = 0; i < kAll; ++i) {
+      const int from = i + kPerTurn;
+      sums->values[i / 8][i % 8] = from < kAll ? sums->values[from / 8 % kM][from % 8] : done[from % kPerTurn];
+    }
+  }
+}
+
 // Values before the activation become those behind it.
 template <int kM>
 __device__ inline void activate_sums(Activation activation, Sums<kM>* sums) {
   with_activation(activation, [&](auto tag) {
+    if constexpr (tag.value == Activation::kReLU || tag.value == Activation::kLeakyReLU) {
 #pragma unroll
-    for (int m = 0; m < kM; ++m) {
+      for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int v = 0; v < 8; ++v) sums->values[m][v] = activate(sums->values[m][v], tag.value);
+        for (int v = 0; v < 8; ++v) sums->values[m][v] = activate(sums->values[m][v], tag.value);
+      }
+    } else {
+      in_turns(sums, [&](float z) { return activate(z, tag.value); });
     }
   });
   if (!derivative_reads_sign(activation)) __syncwarp();
 }
 
-// Gradients behind the activation become those before it, where its input was `z`.
+// Gradients behind the activation become those before it. `source` holds its inputs and is lost; for activations that
+// keep the sign, what has the sign of the inputs.
 template <int kM>
-__device__ inline void pull_back_sums(Activation activation, const Sums<kM>& z, Sums<kM>* grad) {
+__device__ inline void pull_back_sums(Activation activation, Sums<kM>* source, Sums<kM>* grad) {
   with_activation(activation, [&](auto tag) {
+    constexpr bool kSign = tag.value == Activation::kReLU || tag.value == Activation::kLeakyReLU;
+    if constexpr (!kSign) {
+      in_turns(source, [&](float z) {
+        return activation_derivative(derivative_reads_input(tag.value) ? z : activate(z, tag.value), tag.value);
+      });
+    }
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int v = 0; v < 8; ++v) grad->values[m][v] = pull_back_from(z.values[m][v], grad->values[m][v], tag.value);
+      for (int v = 0; v < 8; ++v) {
+        const float g = grad->values[m][v], s = source->values[m][v];
+        grad->values[m][v] = kSign ? pull_back(g, s, tag.value) : g * s;
+      }
     }
   });
   if (!derivative_reads_sign(activation)) __syncwarp();
@@ -370,7 +402,7 @@ __device__ inline void load_factors(const StoredFactors& stored, Factors<Half, k
 
 // What the derivative of a hidden activation is computed from, in tile `tile` of the outputs of layer l - 1: the
 // factors of layer l where their sign says all, else the value before the activation, computed again from stored
-// factors. pull_back_from takes either: such an activation keeps the sign of its own outputs.
+// factors.
 template <class Half, int kM>
 __device__ inline void load_source(const MlpParams& p, unsigned char* shared, int l, int tile, Sums<kM>* source) {
   if (derivative_reads_sign(p.activation)) {
@@ -399,15 +431,19 @@ __device__ inline void load_source(const MlpParams& p, unsigned char* shared, in
 
 // ---- gradients in float16 ----------------------------------------------------------------------------------------
 //
-// float16 ends at 6e-8 and 65504, gradients do not. So each row of a stored gradient is in a unit of its own, a power of
-// two, which the product's sums are multiplied by: exact, no row depends on another, and no loss scale is needed. A row
-// 2^24 times below the largest of its block drops out of the weights' gradients, as it would from an fp32 sum.
+// float16 ends at 6e-8 and 65504, gradients do not: those of a mean over 2^18 rows begin at 4e-6. So each row of a
+// stored gradient is in a unit of its own, a power of two, which the product's sums are multiplied by: exact, no row
+// depends on another, and no loss scale is needed. A unit per tile or block would cost less, but one row of 1e9 would
+// then erase those beside it. Gradients of weights sum over rows, which there come into the unit of the block's
+// largest: a row 2^24 times smaller drops out, as it would from an fp32 sum.
 
 template <class Half>
 constexpr bool kHasUnits = std::is_same_v<Half, Float16>;
 
-constexpr int kUnitBits = 12;                     // a row's largest value is 2^12 units or more and, so that later tiles
-constexpr float kMaxUnits = 32768.0f;             // may be larger, less than 2^15
+// A row's first values are below 2^13 units, all less than 2^15: later ones may be 4 times larger before the unit has
+// to grow, and 2^-14, below which float16 loses bits, is 2^26 times smaller.
+constexpr int kUnitBits = 12;
+constexpr float kMaxUnits = 32768.0f;
 constexpr uint32_t kMinUnit = uint32_t{1} << 23;  // 2^-126, of rows of zeros
 
 // Of a warp's rows, those that row_of gives a lane: bits of a power of two.
@@ -424,7 +460,7 @@ struct RowUnits {
 __device__ inline float inverse_power(uint32_t bits) { return __uint_as_float((uint32_t{254} << 23) - bits); }
 
 // Gradients of tile `tile` in their rows' units. Where a row outgrows its unit, it gets a larger one, and tiles stored
-// before follow.
+// before follow; to know a row's largest value beforehand would take all its tiles in registers, 64 more at width 64.
 template <class Half, int kM>
 __device__ inline void scale_rows(const StoredFactors& stored, int tile, Sums<kM>* grad, RowUnits<kM>* units) {
   bool any_grown = false;
@@ -478,7 +514,7 @@ __device__ inline StoredGradient stored_gradient(const MlpParams& p, unsigned ch
   return {stored_factors(shared, p.gradient[slot], width), reinterpret_cast<uint32_t*>(shared + p.units[slot])};
 }
 
-// Rounds and stores a tile of gradients.
+// Rounds and stores a tile of gradients, with Float16 in units: `grad` is lost.
 template <class Half, int kM>
 __device__ inline void store_gradient(const StoredGradient& stored, int tile, Sums<kM>* grad, RowUnits<kM>* units) {
   if constexpr (kHasUnits<Half>) scale_rows<Half>(stored.factors, tile, grad, units);
@@ -487,10 +523,11 @@ __device__ inline void store_gradient(const StoredGradient& stored, int tile, Su
   store_tile(stored.factors, tile, words);
 }
 
-// After the last tile. All four lanes of a row know its unit.
+// After the last tile. All four lanes of a row know its unit, one writes it.
 template <class Half, int kM>
 __device__ inline void store_units(const StoredGradient& stored, const RowUnits<kM>& units) {
   if constexpr (kHasUnits<Half>) {
+    if (lane_index() % 4 != 0) return;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -578,7 +615,8 @@ __device__ inline void add_weight_gradient(const StoredGradient& stored, const S
         for (int h = 0; h < 2; ++h) {
           const uint32_t* pair = stored.units + row * kTile + h * 8 + lane_index() % 4 * 2;
           const float inverse = inverse_power(unit_bits);
-          const uint32_t ratio = pack_pair<Half>(__uint_as_float(pair[0]) * inverse, __uint_as_float(pair[1]) * inverse);
+          const uint32_t ratio =
+              pack_pair<Half>(__uint_as_float(pair[0]) * inverse, __uint_as_float(pair[1]) * inverse);
 #pragma unroll
           for (int o = 0; o < 2; ++o) {
             g[o][h] = multiply_pair<Half>(g[o][h], ratio);
@@ -652,7 +690,7 @@ __device__ inline void begin_gradient(const MlpParams& p, unsigned char* shared,
     if (p.output_activation != Activation::kNone) {
       Sums<kM> z;
       forward_tile(p, layer, tile, factors, &z);
-      pull_back_sums(p.output_activation, z, &grad);
+      pull_back_sums(p.output_activation, &z, &grad);
       clear_outside(p.n_rows - first, layer.n_out - tile * kTile, &grad);
     }
     add_bias_gradient(p, shared, p.n_layers - 1, tile, grad);
@@ -684,7 +722,7 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
     if (p.activation != Activation::kNone) {
       Sums<kM> source;
       load_source<Half>(p, shared, l, tile, &source);
-      pull_back_sums(p.activation, source, &grad);
+      pull_back_sums(p.activation, &source, &grad);
     }
     clear_outside(p.n_rows - first, layer.n_in - tile * kTile, &grad);
     add_bias_gradient(p, shared, l - 1, tile, grad);

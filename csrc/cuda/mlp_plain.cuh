@@ -29,7 +29,7 @@ struct Product {
   const T* a;
   const T* b;
   T* result;
-  Rounding round_a;        // both apply to factors as they are read, so that matrices in memory stay as they are
+  Rounding round_a;        // both apply to factors as they are read: matrices in memory stay as they are
   Rounding round_b;
   Activation activation;   // kForward: applied; kBack: pulled back through. Its derivative reads a sign.
   const T* bias;           // kForward: [n_columns] or null
@@ -240,7 +240,8 @@ void launch_derivative(const T* grad, const T* source, T* result, int64_t n, Act
                   from_input);
 }
 
-// A layer's sums or, where that costs no more than a comparison, its outputs.
+// A layer's sums or, where that costs no more than a comparison, its outputs. Other activations are a launch of their
+// own, so that one product serves all of them.
 template <typename T>
 void launch_layer(const MlpParams& p, int l, int64_t n_rows, const T* input, Activation activation, T* result,
                   cudaStream_t stream) {
