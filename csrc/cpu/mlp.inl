@@ -63,6 +63,7 @@ HASHGRID_INLINE void store_vector(T* p, V v) {
 
 // ---- rounding ----------------------------------------------------------------------------------------------------
 
+// The default instruction set has no conversion to float16: it came with F16C, beside AVX.
 HASHGRID_INLINE VecF nearest_float16(VecF x) {
 #if defined(HASHGRID_HAS_AVX512)
   return reinterpret_cast<VecF>(_mm512_cvtph_ps(_mm512_cvtps_ph(reinterpret_cast<__m512>(x), 0)));
@@ -73,6 +74,8 @@ HASHGRID_INLINE VecF nearest_float16(VecF x) {
 #endif
 }
 
+// Chosen at run time, for a whole call: as a template argument it would compile every loop four times, and it costs
+// nothing measurable (fp32, 32-64-64-16, forward + backward: 239 ns per row without, 240 with).
 HASHGRID_INLINE VecF round_factor(VecF x, Rounding rounding) {
   switch (rounding) {
     case Rounding::kBFloat16:
@@ -228,13 +231,15 @@ static void multiply(int64_t rows, int64_t columns, int64_t depth, Broadcast<typ
   }
 }
 
+// Where sums stay as they are: user memory, or matrices that a pass over whole rows goes on with.
 template <class P>
 struct StoreSums {
   typename P::Sum* sums;
   int64_t stride;
 
   template <int kVectors>
-  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, const typename P::Vec (&sum)[kTileRows][kVectors]) const {
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column,
+                                    const typename P::Vec (&sum)[kTileRows][kVectors]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
@@ -243,13 +248,16 @@ struct StoreSums {
   }
 };
 
+// Weight gradients: a block's sums join those of the blocks before it, in block order, so that the bits are the same
+// for any number of threads.
 template <class P>
 struct AddSums {
   typename P::Sum* sums;
   int64_t stride;
 
   template <int kVectors>
-  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, const typename P::Vec (&sum)[kTileRows][kVectors]) const {
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column,
+                                    const typename P::Vec (&sum)[kTileRows][kVectors]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
@@ -541,7 +549,8 @@ static void export_rows(const typename F::Real* in, int64_t stride, int64_t colu
   }
 }
 
-// Whether the block's rows can be used where they lie in user memory.
+// Whether the block's rows can be used where they lie in user memory: whole vectors and whole tiles, so that nothing is
+// read or written beyond them.
 template <class F>
 static bool fits_tiles(int64_t columns, const BlockRows& block) {
   return columns % F::kWidth == 0 && block.count == block.padded;
@@ -856,7 +865,8 @@ static Factors<F> block_inputs(const MlpParams& p, const BlockRows& block) {
   return in;
 }
 
-// Runs the hidden layers; inputs[l] are the factors of layer l.
+// Runs the hidden layers; inputs[l] are the factors of layer l. Activations that cost a comparison are part of the
+// product, which still has the sums in registers; the others run as a pass over the block, in the L1 or L2 cache.
 template <class F>
 static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs,
                               Prefetch* prefetch) {
@@ -870,8 +880,8 @@ static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factor
     inputs[l + 1] = {at<typename F::Stored>(p.scratch, next.input), at<typename F::Pair>(p.scratch, next.input_pairs),
                      stride};
     if (derivative_reads_sign(p.activation)) {
-      forward_product<F>(p, l, block, inputs[l], StoreActivated<F>{p.activation, rounding, block.count, layer.n_out, inputs[l + 1]},
-                         prefetch);
+      const StoreActivated<F> finish = {p.activation, rounding, block.count, layer.n_out, inputs[l + 1]};
+      forward_product<F>(p, l, block, inputs[l], finish, prefetch);
       continue;
     }
     Real* source = at<Real>(p.scratch, layer.source);
@@ -930,7 +940,8 @@ static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the block's parameter gradients to `partial` unless that is null.
+// Adds the block's parameter gradients to `partial` unless that is null. Gradients alternate between two matrices; in
+// place, where sums and factors have the same form, these are the two of `staging`.
 template <class F>
 static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* partial) {
   typedef typename F::Real Real;
@@ -974,8 +985,8 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
               at<typename F::Pair>(p.scratch, p.gradient_pairs[slot]), stride};
     }
     if (derivative_reads_sign(p.activation)) {
-      backward_product<F>(p, l, block, gradient,
-                          StoreGradient<F>{p.activation, rounding, block.count, below.n_out, inputs[l], next, grad_bias}, prefetch);
+      const StoreGradient<F> finish = {p.activation, rounding, block.count, below.n_out, inputs[l], next, grad_bias};
+      backward_product<F>(p, l, block, gradient, finish, prefetch);
     } else {
       Real* sums = F::kInPlace ? other : staging;
       backward_product<F>(p, l, block, gradient, StoreSums<typename F::Product>{sums, stride}, prefetch);
@@ -1050,7 +1061,9 @@ static void mlp_pack_layers(const MlpParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const MlpLayer& l = p.layers[i];
     const Real* weight = static_cast<const Real*>(l.weight);
-    if (l.packed_weight >= 0) pack_columns<F>(p, weight, l.n_in, l.n_out, 1, l.n_in, at<void>(p.packed, l.packed_weight));
+    if (l.packed_weight >= 0) {
+      pack_columns<F>(p, weight, l.n_in, l.n_out, 1, l.n_in, at<void>(p.packed, l.packed_weight));
+    }
     if (l.packed_transposed >= 0) {
       pack_columns<F>(p, weight, l.n_out, l.n_in, l.n_in, 1, at<void>(p.packed, l.packed_transposed));
     }
@@ -1060,7 +1073,7 @@ static void mlp_pack_layers(const MlpParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the partial sums in order. Units: output rows of all layers.
+// Adds the partial sums in order, which fixes the bits. Units: output rows of all layers.
 template <typename T>
 static void mlp_reduce_rows(const MlpParams& p, int64_t begin, int64_t end) {
   int64_t weights = 0, n_weights = 0, rows = 0;
