@@ -11,7 +11,7 @@ INTERPOLATIONS = ("linear", "smoothstep", "nearest")
 BOUNDS = ("clamp", "zero", "none")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine")
 # What matrix products multiply: the tensors as they are, or rounded.
-FACTORS = (None, torch.bfloat16)
+FACTORS = (None, torch.bfloat16, torch.float16)
 
 
 def check_option(name: str, value: str, allowed: Collection[str]) -> str:

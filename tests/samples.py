@@ -58,16 +58,16 @@ def _mlp_params(bias: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 
 
 def _mlp() -> Iterator[Arguments]:
-    yield *_mlp_params(bias=False), 1, 0, False  # relu
-    yield *_mlp_params(bias=True), 3, 5, False  # silu, sigmoid
+    yield *_mlp_params(bias=False), 1, 0, 0  # relu
+    yield *_mlp_params(bias=True), 3, 5, 2  # silu, sigmoid
 
 
 def _mlp_backward() -> Iterator[Arguments]:
     for bias in (False, True):
         x, weights, biases = _mlp_params(bias)
         params = [p.detach() for p in weights], [p.detach() for p in biases]
-        yield torch.randn(N_POINTS, 3), x.detach(), *params, 3, 0, False, True, True
-        yield torch.randn(N_POINTS, 3), x.detach(), *params, 1, 0, True, False, True
+        yield torch.randn(N_POINTS, 3), x.detach(), *params, 3, 0, 0, True, True
+        yield torch.randn(N_POINTS, 3), x.detach(), *params, 1, 0, 1, False, True
 
 
 def _sh_encode() -> Iterator[Arguments]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hashgrid import reference
-from hashgrid.options import ACTIVATIONS
+from hashgrid.options import ACTIVATIONS, FACTORS
 
-BF16 = torch.bfloat16
+BF16, FP16 = torch.bfloat16, torch.float16
+UNITS = {None: 2**-24, BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1
 SIZES = (0, 1, 7, 63, 64, 65, 255, 257, 1031)  # tiles have 16 rows, warps 16 or 32, blocks 128, slices 256
 
 
@@ -49,14 +50,15 @@ class Problem:
         return [y.detach(), *torch.autograd.grad(y, inputs, self.grad_y.to(dtype))]
 
     def emulated(
-        self, dtype: torch.dtype, bfloat16: bool = False, needs: tuple[bool, bool] = (True, True)
+        self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None, needs: tuple[bool, bool] = (True, True)
     ) -> list[Tensor]:
         """The same of the kernels."""
         ops = torch.ops.hashgrid_on_host
         x, grad_y = self.x.to(dtype), self.grad_y.to(dtype)
         params = [t.to(dtype) for t in (*self.weights, *self.biases)]
         n = len(self.weights)
-        options = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.output_activation), bfloat16
+        activations = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.output_activation)
+        options = *activations, FACTORS.index(compute_dtype)
         y = ops.mlp(x, params[:n], params[n:], *options)
         grad_x, flat = ops.mlp_backward(grad_y, x, params[:n], params[n:], *options, *needs)
         assert grad_x.shape == (len(x) if needs[0] else 0, x.shape[1])
@@ -85,12 +87,13 @@ def assert_within_budget(problem: Problem, ours: list[Tensor], theirs: list[Tens
         assert error <= 2 * budget + 8 * unit * scale, f"tensor {i}: {error:.3g}, PyTorch {budget:.3g}, max {scale:.3g}"
 
 
-def check_fused(problem: Problem) -> None:
-    assert_within_budget(problem, problem.emulated(torch.float32, True), problem.reference(torch.float32, BF16), 2**-9)
+def check_fused(problem: Problem, compute_dtype: torch.dtype = BF16) -> None:
+    ours, theirs = (f(torch.float32, compute_dtype) for f in (problem.emulated, problem.reference))
+    assert_within_budget(problem, ours, theirs, UNITS[compute_dtype])
 
 
 def check_plain(problem: Problem) -> None:
-    assert_within_budget(problem, problem.emulated(torch.float32), problem.reference(torch.float32), 2**-24)
+    assert_within_budget(problem, problem.emulated(torch.float32), problem.reference(torch.float32), UNITS[None])
     for a, b in zip(problem.emulated(torch.float64), problem.reference(torch.float64), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
@@ -109,10 +112,11 @@ def name_of(widths: list[int]) -> str:
 
 @pytest.mark.parametrize("widths", NETWORKS, ids=name_of)
 @pytest.mark.parametrize("bias", [False, True])
-def test_fused_matches_reference(host: ModuleType, widths: list[int], bias: bool) -> None:
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+def test_fused_matches_reference(host: ModuleType, widths: list[int], bias: bool, compute_dtype: torch.dtype) -> None:
     before = host.launches()
-    for n in SIZES:
-        check_fused(Problem(widths, n, bias, "relu", "sigmoid" if bias else "none"))
+    for n in SIZES if compute_dtype == BF16 else (0, 1, 7, 255, 256, 257):
+        check_fused(Problem(widths, n, bias, "relu", "sigmoid" if bias else "none"), compute_dtype)
     for kernel in ("pack", "fused_forward", "fused_backward", "reduce"):
         name = f"mlp_{kernel}_kernel"
         assert host.launches()[name] > before.get(name, 0)
@@ -120,9 +124,12 @@ def test_fused_matches_reference(host: ModuleType, widths: list[int], bias: bool
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("widths", [[7, 32, 20, 5], [32, 64, 64, 3]], ids=["odd", "even"])
-def test_fused_activations_match_reference(host: ModuleType, activation: str, widths: list[int]) -> None:
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+def test_fused_activations_match_reference(
+    host: ModuleType, activation: str, widths: list[int], compute_dtype: torch.dtype
+) -> None:
     for n in (7, 129):
-        check_fused(Problem(widths, n, True, activation, activation))
+        check_fused(Problem(widths, n, True, activation, activation), compute_dtype)
 
 
 @pytest.mark.parametrize("shared_bytes", [100_000, 40_000, 30_000, 20_000])
@@ -132,23 +139,28 @@ def test_fused_with_less_shared_memory(
 ) -> None:
     """Fewer warps, then sums in global memory."""
     small_shared(shared_bytes)
-    check_fused(Problem([17, 48, 64, 3], 257, bias, "silu", "none"))
+    for compute_dtype in (BF16, FP16):
+        check_fused(Problem([17, 48, 64, 3], 257, bias, "silu", "none"), compute_dtype)
 
 
 def test_wider_networks_than_fused_are_rounded(host: ModuleType) -> None:
     before = host.launches()
-    check_fused(Problem([5, 200, 3], 65, True, "relu", "none"))
-    check_fused(Problem([150, 32, 3], 65, True, "tanh", "sigmoid"))
+    for compute_dtype in (BF16, FP16):
+        check_fused(Problem([5, 200, 3], 65, True, "relu", "none"), compute_dtype)
+        check_fused(Problem([150, 32, 3], 65, True, "tanh", "sigmoid"), compute_dtype)
     name = "mlp_fused_forward_kernel"
     assert host.launches().get(name, 0) == before.get(name, 0)
 
 
 @pytest.mark.parametrize(("widths", "n"), [([37, 19], 300), ([5, 3], 128 * 256 + 700)], ids=["few", "many"])
-def test_fused_rounds_the_factors_and_nothing_else(host: ModuleType, widths: list[int], n: int) -> None:
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+def test_fused_rounds_the_factors_and_nothing_else(
+    host: ModuleType, widths: list[int], n: int, compute_dtype: torch.dtype
+) -> None:
     """Exact enough to miss any row: with many, blocks take several batches of rows in turn."""
     problem = Problem(widths, n, True, "relu", "none")
-    ours = problem.emulated(torch.float32, True)
-    x, weight, g = (t.float().bfloat16().double() for t in (problem.x, problem.weights[0], problem.grad_y))
+    ours = problem.emulated(torch.float32, compute_dtype)
+    x, weight, g = (t.float().to(compute_dtype).double() for t in (problem.x, problem.weights[0], problem.grad_y))
     bias = problem.biases[0].float().double()
     exact = [x @ weight.T + bias, g @ weight, g.T @ x, problem.grad_y.float().double().sum(0)]
     for a, b in zip(ours, exact, strict=True):
@@ -168,24 +180,26 @@ def test_plain_activations_match_reference(host: ModuleType, activation: str) ->
         check_plain(Problem([7, 31, 20, 5], n, True, activation, activation))
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_gradients_asked_for_alone(host: ModuleType, bfloat16: bool) -> None:
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
+def test_gradients_asked_for_alone(host: ModuleType, compute_dtype: torch.dtype | None) -> None:
     problem = Problem([17, 40, 40, 3], 300, True, "softplus", "exp")
-    both = problem.emulated(torch.float32, bfloat16)
-    only_x = problem.emulated(torch.float32, bfloat16, (True, False))
-    only_params = problem.emulated(torch.float32, bfloat16, (False, True))
+    both = problem.emulated(torch.float32, compute_dtype)
+    only_x = problem.emulated(torch.float32, compute_dtype, (True, False))
+    only_params = problem.emulated(torch.float32, compute_dtype, (False, True))
     assert torch.equal(only_x[1], both[1])
     for a, b in zip(only_params[2:], both[2:], strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_nan_and_infinity_stay_in_their_rows(host: ModuleType, activation: str, bfloat16: bool) -> None:
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
+def test_nan_and_infinity_stay_in_their_rows(
+    host: ModuleType, activation: str, compute_dtype: torch.dtype | None
+) -> None:
     problem = Problem([3, 31, 5], 40, False, activation, "none")
-    clean = problem.emulated(torch.float32, bfloat16)
+    clean = problem.emulated(torch.float32, compute_dtype)
     problem.x[3, 1], problem.x[8, 0], problem.x[20, 2] = torch.nan, torch.inf, -torch.inf
-    y, grad_x, *_ = problem.emulated(torch.float32, bfloat16)
+    y, grad_x, *_ = problem.emulated(torch.float32, compute_dtype)
     expected = problem.reference(torch.float32)[0]
     assert torch.equal(y.isnan(), expected.isnan()) and torch.equal(y.isinf(), expected.isinf())
     good = torch.ones(40, dtype=torch.bool)
@@ -193,26 +207,26 @@ def test_nan_and_infinity_stay_in_their_rows(host: ModuleType, activation: str, 
     assert torch.equal(y[good], clean[0][good]) and torch.equal(grad_x[good], clean[1][good])
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_many_partial_sums(host: ModuleType, bfloat16: bool) -> None:
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
+def test_many_partial_sums(host: ModuleType, compute_dtype: torch.dtype | None) -> None:
     """More rows than one block of rows per partial sum."""
     problem = Problem([2, 8, 1], 128 * 256 + 700, True, "relu", "none")
-    if bfloat16:
-        check_fused(problem)
-    else:
+    if compute_dtype is None:
         check_plain(problem)
+    else:
+        check_fused(problem, compute_dtype)
 
 
 def test_unaligned_rows(host: ModuleType) -> None:
     """Widths that would be read in pairs, at addresses that are no multiple of a pair."""
     problem = Problem([4, 16, 2], 70, False, "relu", "none")
-    ours = problem.emulated(torch.float32, True)
+    ours = problem.emulated(torch.float32, BF16)
     ops = torch.ops.hashgrid_on_host
     storage = [torch.empty(t.numel() + 1) for t in (problem.x, problem.grad_y)]
     x, grad_y = (s[1:].view(t.shape).copy_(t) for s, t in zip(storage, (problem.x, problem.grad_y), strict=True))
     weights = [w.float() for w in problem.weights]
-    assert torch.equal(ops.mlp(x, weights, [], 1, 0, True), ours[0])
-    grad_x, flat = ops.mlp_backward(grad_y, x, weights, [], 1, 0, True, True, True)
+    assert torch.equal(ops.mlp(x, weights, [], 1, 0, 1), ours[0])
+    grad_x, flat = ops.mlp_backward(grad_y, x, weights, [], 1, 0, 1, True, True)
     assert torch.equal(grad_x, ours[1])
     assert torch.equal(flat, torch.cat([g.flatten() for g in ours[2:]]))
 
@@ -220,6 +234,6 @@ def test_unaligned_rows(host: ModuleType) -> None:
 def test_errors_are_those_of_the_cpu(host: ModuleType) -> None:
     ops = torch.ops.hashgrid_on_host
     with pytest.raises(RuntimeError, match=r"`weights\[1\]` must be float32, got float64"):
-        ops.mlp(torch.zeros(5, 3), [torch.zeros(4, 3), torch.zeros(2, 4).double()], [], 1, 0, False)
+        ops.mlp(torch.zeros(5, 3), [torch.zeros(4, 3), torch.zeros(2, 4).double()], [], 1, 0, 0)
     with pytest.raises(RuntimeError, match=r"`grad_y` must have shape \[5, 2\]"):
-        ops.mlp_backward(torch.zeros(5, 3), torch.zeros(5, 3), [torch.zeros(2, 3)], [], 1, 0, False, True, True)
+        ops.mlp_backward(torch.zeros(5, 3), torch.zeros(5, 3), [torch.zeros(2, 3)], [], 1, 0, 0, True, True)

@@ -12,7 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from hashgrid import ops, reference
 from hashgrid.options import ACTIVATIONS
 
-BF16 = torch.bfloat16
+BF16, FP16 = torch.bfloat16, torch.float16
+UNITS = {None: 2**-24, BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1
 # Block sizes are 128 rows for narrow networks and less for wide ones; a partial sum of gradients covers 2048 or more.
 SIZES = (0, 1, 7, 127, 128, 129)
 WIDTHS = ([1, 1], [3, 64, 3], [32, 64, 64, 16], [31, 100, 16, 5], [17, 31, 1], [3, 100, 100, 100, 2])
@@ -92,40 +93,123 @@ def test_matches_reference(activation: str, widths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("n_hidden", range(9))
-@pytest.mark.parametrize("compute_dtype", [None, BF16])
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_matches_reference_at_any_depth(n_hidden: int, compute_dtype: torch.dtype | None) -> None:
     x, weights, biases, grad_y = problem([7, *[31] * n_hidden, 2], 33, True)
     options = "leaky_relu", "sigmoid"
     exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
     pytorch = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
     ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
-    unit = 2**-24 if compute_dtype is None else 2**-9
-    assert_within_budget(ours, pytorch, exact, unit, sum_of_terms(x, weights, biases, "leaky_relu"))
+    assert_within_budget(ours, pytorch, exact, UNITS[compute_dtype], sum_of_terms(x, weights, biases, "leaky_relu"))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("widths", [[32, 64, 64, 3], [7, 31, 33, 5]], ids=["even", "odd"])
-def test_bfloat16_matches_reference(activation: str, widths: list[int]) -> None:
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+def test_rounded_factors_match_reference(activation: str, widths: list[int], compute_dtype: torch.dtype) -> None:
     gain = 0.3 if activation == "exp" else 1.0
     for n in (1, 7, 129):
         x, weights, biases, grad_y = problem(widths, n, True, gain)
         options = activation, activation
         exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
-        rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, BF16)
-        ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, BF16)
-        assert_within_budget(ours, rounded, exact, 2**-9, sum_of_terms(x, weights, biases, activation))
+        rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+        ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+        terms = sum_of_terms(x, weights, biases, activation)
+        assert_within_budget(ours, rounded, exact, UNITS[compute_dtype], terms)
 
 
-def test_bfloat16_rounds_the_factors_and_nothing_else() -> None:
+@pytest.mark.parametrize("widths", [[1, 1], [3, 100, 17], [17, 128, 33, 5]], ids=lambda w: "-".join(map(str, w)))
+@pytest.mark.parametrize("bias", [False, True])
+def test_float16_matches_reference_at_any_size(widths: list[int], bias: bool) -> None:
+    for n in (0, 1, 7, 255, 256, 257):
+        x, weights, biases, grad_y = problem(widths, n, bias)
+        options = "relu", "sigmoid" if bias else "none"
+        exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+        rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, FP16)
+        ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, FP16)
+        assert_within_budget(ours, rounded, exact, UNITS[FP16], sum_of_terms(x, weights, biases, "relu"))
+
+
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+def test_the_factors_are_rounded_and_nothing_else(compute_dtype: torch.dtype) -> None:
     x, weights, biases, grad_y = problem([37, 19], 300, True)
-    y, grad_x, grad_weight, grad_bias = run(ops.mlp, torch.float32, x, weights, biases, grad_y, "relu", "none", BF16)
-    x, weight, g = (t.float().bfloat16().double() for t in (x, weights[0], grad_y))
+    options = "relu", "none", compute_dtype
+    y, grad_x, grad_weight, grad_bias = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
+    x, weight, g = (t.float().to(compute_dtype).double() for t in (x, weights[0], grad_y))
     exact = [x @ weight.T + biases[0].float(), g @ weight, g.T @ x, grad_y.float().double().sum(0)]
     for a, b in zip((y, grad_x, grad_weight, grad_bias), exact, strict=True):
         torch.testing.assert_close(a.double(), b.double(), rtol=3e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("compute_dtype", [None, BF16])
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+def test_rounding_is_that_of_torch(compute_dtype: torch.dtype) -> None:
+    """Any bits: ties, subnormal numbers, those beyond the largest, infinities and NaN."""
+    bits = torch.randint(-(2**31), 2**31, (20_000,), dtype=torch.int64)
+    exponents = torch.randint(-27, 17, (20_000,))
+    near = (1 + torch.randint(0, 2**13, (20_000,)) / 2**13) * 2.0**exponents  # an eighth are ties of float16
+    edges = torch.tensor([65504, 65519.996, 65520, 65536, 2.0**-24, 2.0**-25, 1.5 * 2.0**-24, 0, torch.inf, torch.nan])
+    x = torch.cat((bits.to(torch.int32).view(torch.float32), near, edges, -edges))
+    y = ops.mlp(x[:, None], [torch.ones(1, 1)], None, "none", "none", compute_dtype)
+    # bfloat16 instructions take fp32's subnormal numbers for zero
+    torch.testing.assert_close(y[:, 0], x.to(compute_dtype).float(), rtol=0, atol=2.0**-126, equal_nan=True)
+
+
+@pytest.mark.parametrize("compute_dtype", [BF16, FP16])
+@pytest.mark.parametrize("widths", [[7, 40, 33, 5], [20, 100, 40, 3]], ids=lambda w: "-".join(map(str, w)))
+def test_small_and_large_gradients_keep_their_precision(compute_dtype: torch.dtype, widths: list[int]) -> None:
+    """Those of a mean are far below float16's 6e-8: powers of two go through as they are, row by row."""
+    x, weights, biases, grad_y = problem(widths, 200, True)
+    options = "softplus", "sigmoid", compute_dtype
+    y, grad_x, *grad_params = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
+    for scale in (2.0**-30, 2.0**-70, 2.0**60):
+        _, *scaled = run(ops.mlp, torch.float32, x, weights, biases, scale * grad_y, *options)
+        for a, b in zip(scaled, (grad_x, *grad_params), strict=True):
+            assert torch.equal(a, scale * b)
+    scales = 2.0 ** torch.randint(-60, 60, (200, 1))
+    _, mixed, *_ = run(ops.mlp, torch.float32, x, weights, biases, scales * grad_y, *options)
+    assert torch.equal(mixed, scales.float() * grad_x)
+    # decimal ones are rounded elsewhere
+    exact = run(reference.mlp, torch.float64, x, weights, biases, 1e-9 * grad_y, *options[:2])
+    rounded = run(reference.mlp, torch.float32, x, weights, biases, 1e-9 * grad_y, *options)
+    ours = run(ops.mlp, torch.float32, x, weights, biases, 1e-9 * grad_y, *options)
+    assert_within_budget(ours, rounded, exact, UNITS[compute_dtype], sum_of_terms(x, weights, biases, "softplus"))
+
+
+@pytest.mark.parametrize("n_hidden", [40, 100])
+def test_float16_gradients_of_unequal_columns(n_hidden: int) -> None:
+    """Columns that come first are much smaller, or zero, and those that follow larger than float16 can hold."""
+    x, weights, biases, grad_y = problem([9, n_hidden, n_hidden, 5], 70, True)
+    x = 1e-3 * x
+    weights[2][:, :16] *= 1e-8
+    weights[2][:, 16:] *= 1e4
+    weights[1][:, :16] = 0
+    weights[1][:, 20:30] *= 100
+    exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, "leaky_relu", "none")
+    rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, "leaky_relu", "none", FP16)
+    ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, "leaky_relu", "none", FP16)
+    assert exact[1].abs().max() > 65504
+    assert_within_budget(ours, rounded, exact, UNITS[FP16], sum_of_terms(x, weights, biases, "leaky_relu"))
+
+
+def test_float16_overflow_is_that_of_torch() -> None:
+    """Inputs, weights and hidden values beyond 65504 become infinite; gradients do not."""
+    x, weights, biases, grad_y = problem([3, 20, 20, 2], 40, True)
+    weights = [w.abs() for w in weights]
+    x[3] *= 1e6
+    weights[1][7] *= 3e6
+    weights[2] *= 1e-3
+    for given in (grad_y, 1e30 * grad_y):
+        options = "relu", "none", FP16
+        expected = run(reference.mlp, torch.float32, x, weights, biases, given, *options)
+        ours = run(ops.mlp, torch.float32, x, weights, biases, given, *options)
+        assert not expected[0].isfinite().all() and not expected[2].isfinite().all()
+        for a, b in zip(ours, expected, strict=True):
+            assert torch.equal(a.isfinite(), b.isfinite())
+            scale = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 0
+            torch.testing.assert_close(a[b.isfinite()], b[b.isfinite()], rtol=0, atol=8 * UNITS[FP16] * scale)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_gradients_do_not_depend_on_threads(compute_dtype: torch.dtype | None) -> None:
     x, weights, biases, grad_y = problem([32, 64, 64, 3], 10_007, True)
     before = torch.get_num_threads()
@@ -153,7 +237,7 @@ def test_first_and_second_derivatives(activation: str) -> None:
     assert gradgradcheck(mlp, inputs)
 
 
-@pytest.mark.parametrize("compute_dtype", [None, BF16])
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_second_derivatives_match_reference(compute_dtype: torch.dtype | None) -> None:
     """A gradient penalty, as for signed distances."""
     x, weights, biases, _ = problem([3, 16, 1], 50, True)
@@ -163,8 +247,9 @@ def test_second_derivatives_match_reference(compute_dtype: torch.dtype | None) -
         y = mlp(inputs[0], inputs[1:3], inputs[3:], "softplus", "none", compute_dtype)
         (normal,) = torch.autograd.grad(y.sum(), inputs[0], create_graph=True)
         results.append(torch.autograd.grad((normal.norm(dim=1) - 1).square().sum() + y.sum(), inputs))
+    rtol = {None: 1e-4, BF16: 3e-2, FP16: 4e-3}[compute_dtype]
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4 if compute_dtype is None else 3e-2, atol=1e-4 * b.abs().max().item())
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-4 * b.abs().max().item())
 
 
 @pytest.mark.parametrize("loss", [torch.sum, lambda t: t.square().sum()])
@@ -200,7 +285,7 @@ def test_activations_are_accurate_everywhere(activation: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("compute_dtype", [None, BF16])
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_nan_and_infinity_stay_in_their_rows(activation: str, compute_dtype: torch.dtype | None) -> None:
     x, weights, _, grad_y = problem([3, 31, 5], 40, False, 0.3)
     clean = run(ops.mlp, torch.float32, x, weights, [], grad_y, activation, "none", compute_dtype)
@@ -311,7 +396,7 @@ X = torch.zeros(5, 3)
         ((X, W, [torch.zeros(4), torch.zeros(3)]), r"`biases\[1\]` must have shape \[2\], got \[3\]"),
         ((X, W, None, "gelu"), r"`activation` must be one of .*, got 'gelu'"),
         ((X, W, None, "relu", "gelu"), r"`output_activation` must be one of .*, got 'gelu'"),
-        ((X, W, None, "relu", "none", torch.float16), r"`compute_dtype` must be .*, got torch.float16"),
+        ((X, W, None, "relu", "none", torch.float64), r"`compute_dtype` must be .*float16 or .*, got torch.float64"),
     ],
 )
 def test_wrong_arguments(arguments: tuple, message: str) -> None:
@@ -324,5 +409,6 @@ def test_wrong_dtypes() -> None:
         ops.mlp(X, [W[0], W[1].double()])
     with pytest.raises(RuntimeError, match=r"`x` must be float32 or float64, got float16"):
         ops.mlp(X, [w.half() for w in W])
-    with pytest.raises(RuntimeError, match="bfloat16 products need float32 tensors, got float64"):
-        ops.mlp(X, [w.double() for w in W], compute_dtype=BF16)
+    for compute_dtype, name in ((BF16, "bfloat16"), (FP16, "float16")):
+        with pytest.raises(RuntimeError, match=rf"\b{name} products need float32 tensors, got float64"):
+            ops.mlp(X, [w.double() for w in W], compute_dtype=compute_dtype)

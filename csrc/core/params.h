@@ -282,12 +282,10 @@ struct OccupancyUpdateParams {
 
 enum class Activation : int32_t { kNone, kReLU, kLeakyReLU, kSiLU, kSoftplus, kSigmoid, kTanh, kExp, kSine };
 
-// What the matrix products multiply; sums are float32, or float64 for kFloat64 tensors.
-enum class MlpFactors : int32_t {
-  kReal,         // values as they are
-  kRounded,      // values rounded to bfloat16, multiplied as floats
-  kBFloat16,     // bfloat16 instructions
-};
+// What the matrix products multiply; sums are float32, or float64 for kFloat64 tensors. Numbered as the ops' argument
+// `factors`, hashgrid.options.FACTORS. float16 ends at 6e-8, where gradients begin: only activations and weights are
+// rounded to it; gradients keep its 11 bits and an exponent of their own.
+enum class MlpFactors : int32_t { kReal, kBFloat16, kFloat16 };
 
 constexpr int kMaxMlpLayers = 9;     // 8 hidden ones and the output
 constexpr int kMlpColumnPad = 16;    // columns of a block's matrices: a multiple of every vector width
@@ -302,8 +300,8 @@ struct MlpLayer {
   int64_t packed_weight;      // in `packed`: panels of the transposed weight, for the forward product
   int64_t packed_transposed;  // in `packed`: panels of the weight, for the product that pulls gradients back
   int64_t packed_bias;        // in `packed`: [n_out], zeros without biases
-  int64_t input;              // in `scratch`: [n_block, n_in], factors (bfloat16 for kBFloat16)
-  int64_t input_pairs;        // in `scratch`: [n_block / 2, n_in, 2] bfloat16, kBFloat16 backward only
+  int64_t input;              // in `scratch`: [n_block, n_in], factors (16 bits each with `halves`)
+  int64_t input_pairs;        // in `scratch`: [n_block / 2, n_in, 2] bfloat16, backward with `halves`
   int64_t source;             // in `scratch`: [n_block, n_out], what the derivative of a hidden activation is computed
                               // from where the next layer's input cannot serve
   int64_t grad_weight;        // in a partial sum, elements: [n_out rounded up to kMlpRowPad, n_in]
@@ -318,6 +316,7 @@ struct MlpParams {
   int64_t n_partials;    // backward: ranges of blocks, each with its own sum of the parameter gradients
   DType dtype;           // of every tensor: kFloat32 or kFloat64
   MlpFactors factors;
+  bool halves;           // factors are kept and multiplied as 16 bits (AVX512_BF16, tensor cores); else rounded reals
   Activation activation;         // of the hidden layers
   Activation output_activation;  // of the last layer
   MlpLayer layers[kMaxMlpLayers];
@@ -332,14 +331,15 @@ struct MlpParams {
   void* packed;          // weights and biases as the products read them
   void* scratch;         // of the calling thread
   int64_t staging[2];    // in `scratch`: [n_block, widest layer], sums of the matrix products
-  int64_t gradient[2];        // in `scratch`: [n_block, widest layer] bfloat16 factors, kBFloat16 only
-  int64_t gradient_pairs[2];  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, kBFloat16 only
+  int64_t gradient[2];        // in `scratch`: [n_block, widest layer] 16-bit factors, `halves` only
+  int64_t gradient_pairs[2];  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, `halves` only
 
-  // CUDA. With kBFloat16 `scratch` is the shared memory of a block, all widths are padded to 16, and matrices lie in
+  // CUDA. With `halves` `scratch` is the shared memory of a block, all widths are padded to 16, and matrices lie in
   // tiles of 16 x 16; without, it is global memory, nothing is padded, and each partial sum is of `n_slice` rows.
-  int32_t n_warps;         // kBFloat16 backward: warps of a block
+  int32_t n_warps;         // `halves`, backward: warps of a block
   int64_t n_slice;
-  int64_t shared_bytes;    // kBFloat16
+  int64_t units[2];        // in `scratch`: [n_block] powers of two, kFloat16 backward with `halves`: see mlp_fused.cuh
+  int64_t shared_bytes;    // `halves`
   int64_t sums;            // in `scratch`: [partial_size] floats; -1: added up in `partials` itself
   int64_t bias_sums;       // in `scratch`: [n_warps, n_bias_sums] floats; -1: no bias gradients
   int64_t n_bias_sums;

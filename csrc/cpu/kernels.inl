@@ -10,6 +10,7 @@
 #include "core/interpolation.h"
 #include "core/occupancy.h"
 #include "core/ray.h"
+#include "core/rounding.h"
 #include "core/spherical_harmonics.h"
 #include "core/volume.h"
 #include "cpu/shuffle.h"

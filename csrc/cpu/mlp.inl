@@ -61,27 +61,34 @@ HASHGRID_INLINE void store_vector(T* p, V v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// ---- bfloat16 ----------------------------------------------------------------------------------------------------
+// ---- rounding ----------------------------------------------------------------------------------------------------
 
-HASHGRID_INLINE VecU bfloat16_bits(VecF x) {
-  const VecU bits = reinterpret_cast<VecU>(x);
-  const VecU rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
-  return x == x ? rounded : (bits >> 16 | 0x40u);
-}
-
-HASHGRID_INLINE VecF round_to_bfloat16(VecF x) { return reinterpret_cast<VecF>(bfloat16_bits(x) << 16); }
-
-typedef uint16_t VecH __attribute__((vector_size(2 * HASHGRID_LANES)));
-
-HASHGRID_INLINE VecH to_bfloat16(VecF x) {
-#if defined(HASHGRID_HAS_AVX512_BF16)
-  return reinterpret_cast<VecH>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+// The default instruction set has no conversion to float16: it came with F16C, beside AVX.
+HASHGRID_INLINE VecF nearest_float16(VecF x) {
+#if defined(HASHGRID_HAS_AVX512)
+  return reinterpret_cast<VecF>(_mm512_cvtph_ps(_mm512_cvtps_ph(reinterpret_cast<__m512>(x), 0)));
+#elif defined(HASHGRID_HAS_AVX2)
+  return reinterpret_cast<VecF>(_mm256_cvtph_ps(_mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0)));
 #else
-  return __builtin_convertvector(bfloat16_bits(x), VecH);
+  return round_to_float16<VecU>(x);
 #endif
 }
 
-HASHGRID_INLINE VecF from_bfloat16(VecH x) { return reinterpret_cast<VecF>(__builtin_convertvector(x, VecU) << 16); }
+// Chosen at run time, for a whole call: as a template argument it would compile every loop four times, and it costs
+// nothing measurable (fp32, 32-64-64-16, forward + backward: 239 ns per row without, 240 with).
+HASHGRID_INLINE VecF round_factor(VecF x, Rounding rounding) {
+  switch (rounding) {
+    case Rounding::kBFloat16:
+      return round_mantissa<16, VecU>(x);
+    case Rounding::kFloat16:
+      return nearest_float16(x);
+    case Rounding::kElevenBits:
+      return round_mantissa<13, VecU>(x);
+    default:
+      return x;
+  }
+}
+HASHGRID_INLINE Lane<double>::Vec round_factor(Lane<double>::Vec x, Rounding) { return x; }
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
@@ -224,13 +231,15 @@ static void multiply(int64_t rows, int64_t columns, int64_t depth, Broadcast<typ
   }
 }
 
+// Where sums stay as they are: user memory, or matrices that a pass over whole rows goes on with.
 template <class P>
 struct StoreSums {
   typename P::Sum* sums;
   int64_t stride;
 
   template <int kVectors>
-  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, const typename P::Vec (&sum)[kTileRows][kVectors]) const {
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column,
+                                    const typename P::Vec (&sum)[kTileRows][kVectors]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
@@ -239,13 +248,16 @@ struct StoreSums {
   }
 };
 
+// Weight gradients: a block's sums join those of the blocks before it, in block order, so that the bits are the same
+// for any number of threads.
 template <class P>
 struct AddSums {
   typename P::Sum* sums;
   int64_t stride;
 
   template <int kVectors>
-  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, const typename P::Vec (&sum)[kTileRows][kVectors]) const {
+  HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column,
+                                    const typename P::Vec (&sum)[kTileRows][kVectors]) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
@@ -337,24 +349,17 @@ struct RealFactors {
   static constexpr int kWidth = Lane<T>::kWidth;
   static constexpr bool kInPlace = true;  // sums and factors have the same form
 
-  HASHGRID_INLINE Vec rounded(Vec x, bool round) {
-    if constexpr (sizeof(T) == 4) {
-      return round ? round_to_bfloat16(x) : x;
-    } else {
-      return x;
-    }
-  }
   // Two neighbouring rows. `stride`: between rows, in stored values.
-  HASHGRID_INLINE void put(bool round, Stored* rows, Pair*, int64_t stride, Vec a, Vec b) {
-    store_vector(rows, rounded(a, round));
-    store_vector(rows + stride, rounded(b, round));
+  HASHGRID_INLINE void put(Rounding rounding, Stored* rows, Pair*, int64_t stride, Vec a, Vec b) {
+    store_vector(rows, round_factor(a, rounding));
+    store_vector(rows + stride, round_factor(b, rounding));
   }
   HASHGRID_INLINE Vec get(const Stored* rows) { return load_vector<Vec>(rows); }
 
   // As `put`, with zeros where the ReLU outputs `y` of the same two rows are zero.
-  HASHGRID_INLINE void put_masked(bool round, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b,
+  HASHGRID_INLINE void put_masked(Rounding rounding, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b,
                                   const Stored* y, int64_t y_stride) {
-    put(round, rows, pairs, stride, get(y) <= 0 ? Vec{} : a, get(y + y_stride) <= 0 ? Vec{} : b);
+    put(rounding, rows, pairs, stride, get(y) <= 0 ? Vec{} : a, get(y + y_stride) <= 0 ? Vec{} : b);
   }
 };
 
@@ -384,10 +389,10 @@ struct BFloat16Factors {
       store_vector(pairs, _mm512_permutexvar_epi16(interleave, bits));
     }
   }
-  HASHGRID_INLINE void put(bool, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b) {
+  HASHGRID_INLINE void put(Rounding, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b) {
     put_bits(rows, pairs, stride, round_rows(a, b));
   }
-  HASHGRID_INLINE void put_masked(bool, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b,
+  HASHGRID_INLINE void put_masked(Rounding, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b,
                                   const Stored* y, int64_t y_stride) {
     const __m512i both = _mm512_inserti64x4(
         _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(y))),
@@ -395,7 +400,10 @@ struct BFloat16Factors {
     const __mmask32 positive = _mm512_test_epi16_mask(both, _mm512_set1_epi16(0x7fff));
     put_bits(rows, pairs, stride, _mm512_maskz_mov_epi16(positive, round_rows(a, b)));
   }
-  HASHGRID_INLINE Vec get(const Stored* rows) { return from_bfloat16(load_vector<VecH>(rows)); }
+  HASHGRID_INLINE Vec get(const Stored* rows) {
+    typedef uint16_t VecH __attribute__((vector_size(2 * HASHGRID_LANES)));
+    return reinterpret_cast<Vec>(__builtin_convertvector(load_vector<VecH>(rows), VecU) << 16);
+  }
 };
 #endif
 
@@ -452,25 +460,25 @@ HASHGRID_INLINE typename F::Vec mask_columns(typename F::Vec v, int64_t column, 
 
 // Two rows of vectors to column `c` of rows `r` and `r + 1`.
 template <class F>
-HASHGRID_INLINE void put_whole_rows(bool round, const Factors<F>& out, int64_t r, int64_t c, typename F::Vec a,
+HASHGRID_INLINE void put_whole_rows(Rounding rounding, const Factors<F>& out, int64_t r, int64_t c, typename F::Vec a,
                                     typename F::Vec b) {
-  F::put(round, out.rows + r * out.stride + c, out.pairs == nullptr ? nullptr : out.pairs + (r / 2) * out.stride + c,
+  F::put(rounding, out.rows + r * out.stride + c, out.pairs == nullptr ? nullptr : out.pairs + (r / 2) * out.stride + c,
          out.stride, a, b);
 }
 
 // The same; zeros beyond the `count` rows of the block where depth runs over pairs.
 template <class F>
-HASHGRID_INLINE void put_rows(bool round, const Factors<F>& out, int64_t r, int64_t c, int64_t count,
+HASHGRID_INLINE void put_rows(Rounding rounding, const Factors<F>& out, int64_t r, int64_t c, int64_t count,
                               typename F::Vec a, typename F::Vec b) {
   if (F::kPack == 2 && r + 1 >= count) {
     b = typename F::Vec{};
     if (r >= count) a = typename F::Vec{};
   }
-  put_whole_rows<F>(round, out, r, c, a, b);
+  put_whole_rows<F>(rounding, out, r, c, a, b);
 }
 
 template <class F, int kVectors>
-HASHGRID_INLINE void put_tile(bool round, const Factors<F>& out, int64_t row, int64_t column, int64_t count,
+HASHGRID_INLINE void put_tile(Rounding rounding, const Factors<F>& out, int64_t row, int64_t column, int64_t count,
                               int64_t columns, typename F::Vec (&sum)[kTileRows][kVectors]) {
   const bool whole = row + kTileRows <= count && column + kVectors * F::kWidth <= columns;
 #pragma GCC unroll 8
@@ -479,9 +487,9 @@ HASHGRID_INLINE void put_tile(bool round, const Factors<F>& out, int64_t row, in
     for (int v = 0; v < kVectors; ++v) {
       const int64_t c = column + v * F::kWidth;
       if (F::kPack == 1 || whole) {
-        put_whole_rows<F>(round, out, row + r, c, sum[r][v], sum[r + 1][v]);
+        put_whole_rows<F>(rounding, out, row + r, c, sum[r][v], sum[r + 1][v]);
       } else {
-        put_rows<F>(round, out, row + r, c, count, mask_columns<F>(sum[r][v], c, columns),
+        put_rows<F>(rounding, out, row + r, c, count, mask_columns<F>(sum[r][v], c, columns),
                     mask_columns<F>(sum[r + 1][v], c, columns));
       }
     }
@@ -506,7 +514,7 @@ HASHGRID_INLINE typename F::Vec load_row(const typename F::Real* data, int64_t c
 
 // User memory [count, columns] to factors.
 template <class F>
-static void import_factors(bool round, const typename F::Real* data, int64_t columns, const BlockRows& block,
+static void import_factors(Rounding rounding, const typename F::Real* data, int64_t columns, const BlockRows& block,
                            const Factors<F>& out) {
   typedef typename F::Vec Vec;
   for (int64_t r = 0; r < block.padded; r += 2) {
@@ -514,11 +522,11 @@ static void import_factors(bool round, const typename F::Real* data, int64_t col
     if (r + 1 < block.count) {
       const typename F::Real* row = data + r * columns;
       for (; c + F::kWidth <= columns; c += F::kWidth) {
-        put_whole_rows<F>(round, out, r, c, load_vector<Vec>(row + c), load_vector<Vec>(row + columns + c));
+        put_whole_rows<F>(rounding, out, r, c, load_vector<Vec>(row + c), load_vector<Vec>(row + columns + c));
       }
     }
     for (; c < columns; c += F::kWidth) {
-      put_rows<F>(round, out, r, c, block.count, load_row<F>(data, columns, r, c, block),
+      put_rows<F>(rounding, out, r, c, block.count, load_row<F>(data, columns, r, c, block),
                   load_row<F>(data, columns, r + 1, c, block));
     }
   }
@@ -541,7 +549,8 @@ static void export_rows(const typename F::Real* in, int64_t stride, int64_t colu
   }
 }
 
-// Whether the block's rows can be used where they lie in user memory.
+// Whether the block's rows can be used where they lie in user memory: whole vectors and whole tiles, so that nothing is
+// read or written beyond them.
 template <class F>
 static bool fits_tiles(int64_t columns, const BlockRows& block) {
   return columns % F::kWidth == 0 && block.count == block.padded;
@@ -581,7 +590,7 @@ HASHGRID_INLINE void with_activation(Activation activation, const Body& body) {
 // Pre-activations to the factors of the next layer, and to `kept` (may be `z`) the outputs, if not null.
 template <class F>
 struct ActivatePass {
-  bool round;
+  Rounding rounding;
   BlockRows block;
   typename F::Real* z;
   int64_t stride;
@@ -601,7 +610,7 @@ struct ActivatePass {
           store_vector(kept + i, a);
           store_vector(kept + i + stride, b);
         }
-        put_rows<F>(round, out, r, c, block.count, a, b);
+        put_rows<F>(rounding, out, r, c, block.count, a, b);
       }
     }
   }
@@ -636,7 +645,7 @@ enum class DerivativeFrom {
 // Gradient of a layer's outputs to the factors of its pre-activations' gradient; sums them over rows for the bias.
 template <class F>
 struct GradientPass {
-  bool round;
+  Rounding rounding;
   BlockRows block;
   const typename F::Real* gradient;
   int64_t stride;  // 0: user memory, unpadded
@@ -685,7 +694,7 @@ struct GradientPass {
           if (r < block.count) total_a += a;
           if (r + 1 < block.count) total_b += b;
         }
-        put_rows<F>(round, out, r, c, block.count, a, b);
+        put_rows<F>(rounding, out, r, c, block.count, a, b);
       }
       if (grad_bias != nullptr) store_vector(grad_bias + c, load_vector<Vec>(grad_bias + c) + (total_a + total_b));
     }
@@ -699,7 +708,7 @@ template <class F>
 struct StoreActivated {
   typedef typename F::Vec Vec;
   Activation activation;
-  bool round;
+  Rounding rounding;
   int64_t count;    // rows of the block
   int64_t columns;
   Factors<F> out;
@@ -711,7 +720,7 @@ struct StoreActivated {
     } else if (activation == Activation::kLeakyReLU) {
       apply<Activation::kLeakyReLU>(sum);
     }
-    put_tile<F>(round, out, row, column, count, columns, sum);
+    put_tile<F>(rounding, out, row, column, count, columns, sum);
   }
 
   template <Activation kActivation, int kVectors>
@@ -730,7 +739,7 @@ template <class F>
 struct StoreGradient {
   typedef typename F::Vec Vec;
   Activation activation;
-  bool round;
+  Rounding rounding;
   int64_t count;    // rows of the block
   int64_t columns;
   Factors<F> outputs;  // of the layer
@@ -747,7 +756,7 @@ struct StoreGradient {
       apply<Activation::kLeakyReLU>(row, column, sum);
     }
     if (grad_bias != nullptr) add_to_bias(row, column, sum);
-    put_tile<F>(round, out, row, column, count, columns, sum);
+    put_tile<F>(rounding, out, row, column, count, columns, sum);
   }
 
   template <int kVectors>
@@ -757,7 +766,7 @@ struct StoreGradient {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const int64_t c = column + v * F::kWidth;
-        F::put_masked(round, out.rows + (row + r) * out.stride + c,
+        F::put_masked(rounding, out.rows + (row + r) * out.stride + c,
                       out.pairs == nullptr ? nullptr : out.pairs + (row + r) / 2 * out.stride + c, out.stride,
                       sum[r][v], sum[r + 1][v], outputs.rows + (row + r) * outputs.stride + c, outputs.stride);
       }
@@ -852,16 +861,17 @@ static Factors<F> block_inputs(const MlpParams& p, const BlockRows& block) {
   }
   const Factors<F> in = {at<typename F::Stored>(p.scratch, l.input), at<typename F::Pair>(p.scratch, l.input_pairs),
                          column_pad(l.n_in)};
-  import_factors<F>(p.factors == MlpFactors::kRounded, x, l.n_in, block, in);
+  import_factors<F>(value_rounding(p.factors), x, l.n_in, block, in);
   return in;
 }
 
-// Runs the hidden layers; inputs[l] are the factors of layer l.
+// Runs the hidden layers; inputs[l] are the factors of layer l. Activations that cost a comparison are part of the
+// product, which still has the sums in registers; the others run as a pass over the block, in the L1 or L2 cache.
 template <class F>
 static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs,
                               Prefetch* prefetch) {
   typedef typename F::Real Real;
-  const bool round = p.factors == MlpFactors::kRounded;
+  const Rounding rounding = value_rounding(p.factors);
   inputs[0] = block_inputs<F>(p, block);
   for (int l = 0; l + 1 < p.n_layers; ++l) {
     const MlpLayer& layer = p.layers[l];
@@ -870,8 +880,8 @@ static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factor
     inputs[l + 1] = {at<typename F::Stored>(p.scratch, next.input), at<typename F::Pair>(p.scratch, next.input_pairs),
                      stride};
     if (derivative_reads_sign(p.activation)) {
-      forward_product<F>(p, l, block, inputs[l], StoreActivated<F>{p.activation, round, block.count, layer.n_out, inputs[l + 1]},
-                         prefetch);
+      const StoreActivated<F> finish = {p.activation, rounding, block.count, layer.n_out, inputs[l + 1]};
+      forward_product<F>(p, l, block, inputs[l], finish, prefetch);
       continue;
     }
     Real* source = at<Real>(p.scratch, layer.source);
@@ -879,7 +889,7 @@ static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factor
     if (z == nullptr) z = F::kInPlace ? reinterpret_cast<Real*>(inputs[l + 1].rows) : at<Real>(p.scratch, p.staging[0]);
     forward_product<F>(p, l, block, inputs[l], StoreSums<typename F::Product>{z, stride}, prefetch);
     Real* kept = source != nullptr && !derivative_reads_input(p.activation) ? source : nullptr;
-    with_activation(p.activation, ActivatePass<F>{round, block, z, stride, layer.n_out, inputs[l + 1], kept});
+    with_activation(p.activation, ActivatePass<F>{rounding, block, z, stride, layer.n_out, inputs[l + 1], kept});
   }
 }
 
@@ -930,7 +940,8 @@ static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the block's parameter gradients to `partial` unless that is null.
+// Adds the block's parameter gradients to `partial` unless that is null. Gradients alternate between two matrices; in
+// place, where sums and factors have the same form, these are the two of `staging`.
 template <class F>
 static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* partial) {
   typedef typename F::Real Real;
@@ -941,7 +952,7 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
   Prefetch* prefetch = &next_block;
   run_hidden_layers<F>(p, block, inputs, prefetch);
 
-  const bool round = p.factors == MlpFactors::kRounded;
+  const Rounding rounding = gradient_rounding(p.factors);
   const int last = p.n_layers - 1;
   const MlpLayer& out = p.layers[last];
   const Real* grad_y = static_cast<const Real*>(p.grad_y) + block.first * out.n_out;
@@ -958,7 +969,7 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
     forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{other, stride}, prefetch);
   }
   with_activation(p.output_activation,
-                  GradientPass<F>{round, block, grad_y, 0, out.n_out, from, other, stride, inputs[last], gradient,
+                  GradientPass<F>{rounding, block, grad_y, 0, out.n_out, from, other, stride, inputs[last], gradient,
                                   partial != nullptr && out.bias != nullptr ? partial + out.grad_bias : nullptr});
   for (int l = last; l >= 0; --l) {
     const MlpLayer& layer = p.layers[l];
@@ -974,14 +985,14 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
               at<typename F::Pair>(p.scratch, p.gradient_pairs[slot]), stride};
     }
     if (derivative_reads_sign(p.activation)) {
-      backward_product<F>(p, l, block, gradient,
-                          StoreGradient<F>{p.activation, round, block.count, below.n_out, inputs[l], next, grad_bias}, prefetch);
+      const StoreGradient<F> finish = {p.activation, rounding, block.count, below.n_out, inputs[l], next, grad_bias};
+      backward_product<F>(p, l, block, gradient, finish, prefetch);
     } else {
       Real* sums = F::kInPlace ? other : staging;
       backward_product<F>(p, l, block, gradient, StoreSums<typename F::Product>{sums, stride}, prefetch);
       const Real* source = at<const Real>(p.scratch, below.source);
       from = source == nullptr ? DerivativeFrom::kFactors : DerivativeFrom::kSource;
-      with_activation(p.activation, GradientPass<F>{round, block, sums, stride, below.n_out, from, source, stride,
+      with_activation(p.activation, GradientPass<F>{rounding, block, sums, stride, below.n_out, from, source, stride,
                                                     inputs[l], next, grad_bias});
     }
     gradient = next;
@@ -1033,10 +1044,10 @@ static void pack_columns(const MlpParams& p, const typename F::Real* data, int64
         }
         typename F::Stored rows[F::kPack * F::kWidth];
         if constexpr (F::kPack == 1) {
-          store_vector(rows, F::rounded(load_vector<Vec>(values[0]), p.factors == MlpFactors::kRounded));
+          store_vector(rows, round_factor(load_vector<Vec>(values[0]), value_rounding(p.factors)));
           std::memcpy(out, rows, sizeof(rows));
         } else {
-          F::put(false, rows, out, F::kWidth, load_vector<Vec>(values[0]), load_vector<Vec>(values[1]));
+          F::put(Rounding::kNone, rows, out, F::kWidth, load_vector<Vec>(values[0]), load_vector<Vec>(values[1]));
         }
         out += F::kWidth;
       }
@@ -1050,7 +1061,9 @@ static void mlp_pack_layers(const MlpParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const MlpLayer& l = p.layers[i];
     const Real* weight = static_cast<const Real*>(l.weight);
-    if (l.packed_weight >= 0) pack_columns<F>(p, weight, l.n_in, l.n_out, 1, l.n_in, at<void>(p.packed, l.packed_weight));
+    if (l.packed_weight >= 0) {
+      pack_columns<F>(p, weight, l.n_in, l.n_out, 1, l.n_in, at<void>(p.packed, l.packed_weight));
+    }
     if (l.packed_transposed >= 0) {
       pack_columns<F>(p, weight, l.n_out, l.n_in, l.n_in, 1, at<void>(p.packed, l.packed_transposed));
     }
@@ -1060,7 +1073,7 @@ static void mlp_pack_layers(const MlpParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the partial sums in order. Units: output rows of all layers.
+// Adds the partial sums in order, which fixes the bits. Units: output rows of all layers.
 template <typename T>
 static void mlp_reduce_rows(const MlpParams& p, int64_t begin, int64_t end) {
   int64_t weights = 0, n_weights = 0, rows = 0;
@@ -1092,7 +1105,7 @@ static void mlp_reduce_rows(const MlpParams& p, int64_t begin, int64_t end) {
 
 static void mlp_pack_range(const MlpParams& p, int64_t begin, int64_t end) {
 #if defined(HASHGRID_HAS_AVX512_BF16)
-  if (p.factors == MlpFactors::kBFloat16) return mlp_pack_layers<BFloat16Factors>(p, begin, end);
+  if (p.halves) return mlp_pack_layers<BFloat16Factors>(p, begin, end);
 #endif
   if (p.dtype == DType::kFloat64) return mlp_pack_layers<RealFactors<double>>(p, begin, end);
   mlp_pack_layers<RealFactors<float>>(p, begin, end);
@@ -1100,7 +1113,7 @@ static void mlp_pack_range(const MlpParams& p, int64_t begin, int64_t end) {
 
 static void mlp_forward_range(const MlpParams& p, int64_t begin, int64_t end) {
 #if defined(HASHGRID_HAS_AVX512_BF16)
-  if (p.factors == MlpFactors::kBFloat16) return mlp_forward_blocks<BFloat16Factors>(p, begin, end);
+  if (p.halves) return mlp_forward_blocks<BFloat16Factors>(p, begin, end);
 #endif
   if (p.dtype == DType::kFloat64) return mlp_forward_blocks<RealFactors<double>>(p, begin, end);
   mlp_forward_blocks<RealFactors<float>>(p, begin, end);
@@ -1108,7 +1121,7 @@ static void mlp_forward_range(const MlpParams& p, int64_t begin, int64_t end) {
 
 static void mlp_backward_range(const MlpParams& p, int64_t begin, int64_t end) {
 #if defined(HASHGRID_HAS_AVX512_BF16)
-  if (p.factors == MlpFactors::kBFloat16) return mlp_backward_partials<BFloat16Factors>(p, begin, end);
+  if (p.halves) return mlp_backward_partials<BFloat16Factors>(p, begin, end);
 #endif
   if (p.dtype == DType::kFloat64) return mlp_backward_partials<RealFactors<double>>(p, begin, end);
   mlp_backward_partials<RealFactors<float>>(p, begin, end);
@@ -1119,7 +1132,7 @@ static void mlp_reduce_range(const MlpParams& p, int64_t begin, int64_t end) {
   mlp_reduce_rows<float>(p, begin, end);
 }
 
-// What mlp_* make of MlpFactors::kBFloat16.
+// Whether mlp_* take MlpParams::halves.
 #if defined(HASHGRID_HAS_AVX512_BF16)
 constexpr bool kHasBFloat16Products = true;
 #else

@@ -29,8 +29,8 @@ struct MlpWorkspace {
   int64_t scratch;
   int64_t partials;
 };
-// Chooses the kernels for the current device (`factors`: kRounded becomes kBFloat16 where tensor cores can do it) and the
-// sizes of their blocks, and lays out their memory.
+// Chooses the kernels for the current device (`halves`: tensor cores) and the sizes of their blocks, and lays out their
+// memory.
 MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params);
 void launch_mlp_forward(const MlpParams& p, cudaStream_t stream);
 // Fills grad_x and grad_params, each unless it is null.

@@ -11,9 +11,11 @@
 // All lanes of a warp have to come to these functions together: a __syncwarp ends code in which they may part.
 #pragma once
 
+#include "cuda/launch.cuh"
+
 #include <type_traits>
 
-#include "cuda/launch.cuh"
+#include "core/bfloat16.h"
 
 #if defined(HASHGRID_ON_HOST)
 #include "mma_on_host.h"
@@ -31,13 +33,6 @@ constexpr bool kHasMma = false;
 
 // ---- rounding ----------------------------------------------------------------------------------------------------
 
-// To the nearest bfloat16, ties to even; NaN stays NaN. Any architecture.
-__device__ inline float round_to_bfloat16(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  const uint32_t rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) & 0xffff0000u;
-  return __uint_as_float(x == x ? rounded : (bits | 0x400000u) & 0xffff0000u);
-}
-
 // Two values rounded to nearest even, `low` in the lower half of the register.
 template <typename Half>
 __device__ inline uint32_t pack_pair(float low, float high);
@@ -49,14 +44,20 @@ __device__ inline uint32_t pack_pair<BFloat16>(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 #else
-  return __float_as_uint(round_to_bfloat16(low)) >> 16 | (__float_as_uint(round_to_bfloat16(high)) & 0xffff0000u);
+  return float_to_bfloat16(low) | static_cast<uint32_t>(float_to_bfloat16(high)) << 16;
 #endif
 }
 
 template <>
 __device__ inline uint32_t pack_pair<Float16>(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+#else
   return static_cast<uint32_t>(__half_as_ushort(__float2half_rn(low))) |
          static_cast<uint32_t>(__half_as_ushort(__float2half_rn(high))) << 16;
+#endif
 }
 
 // The two values of a register.
@@ -67,6 +68,19 @@ __device__ inline float low_of(uint32_t pair) {
 template <typename Half>
 __device__ inline float high_of(uint32_t pair) {
   return to_real(Half{static_cast<uint16_t>(pair >> 16)});
+}
+
+// Both values of `a` times those of `b`, rounded once.
+template <typename Half>
+__device__ inline uint32_t multiply_pair(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  static_assert(std::is_same_v<Half, Float16>, "bfloat16 has no such instruction before sm_90");
+  uint32_t product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return pack_pair<Half>(low_of<Half>(a) * low_of<Half>(b), high_of<Half>(a) * high_of<Half>(b));
+#endif
 }
 
 // ---- products ----------------------------------------------------------------------------------------------------

@@ -51,19 +51,18 @@ struct Mlp {
 };
 
 Mlp make_mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-             int64_t activation, int64_t output_activation, bool bfloat16) {
+             int64_t activation, int64_t output_activation, int64_t factors) {
   Mlp mlp;
-  mlp.p = make_mlp_params(x, weights, biases, activation, output_activation, bfloat16);
+  mlp.p = make_mlp_params(x, weights, biases, activation, output_activation, factors);
   mlp.element = mlp.p.dtype == DType::kFloat64 ? 8 : 4;
-  if (bfloat16 && kernels().has_bfloat16_products) mlp.p.factors = MlpFactors::kBFloat16;
+  mlp.p.halves = mlp.p.factors == MlpFactors::kBFloat16 && kernels().has_bfloat16_products;
   return mlp;
 }
 
 // Matrices of a block of `n_block` rows. Returns their size in bytes.
 int64_t lay_out_block(Mlp& mlp, int64_t n_block, bool backward, bool need_params) {
   MlpParams& p = mlp.p;
-  const bool halves = p.factors == MlpFactors::kBFloat16;
-  const int64_t stored = halves ? 2 : mlp.element;
+  const int64_t stored = p.halves ? 2 : mlp.element;
   Layout scratch;
   int64_t widest = 0;
   for (int l = 0; l < p.n_layers; ++l) widest = std::max({widest, mlp.width_in(l), mlp.width_out(l)});
@@ -78,7 +77,7 @@ int64_t lay_out_block(Mlp& mlp, int64_t n_block, bool backward, bool need_params
       if (slot < 0) slot = scratch.add(n_block * widest * stored);
       layer.input = slot;
     }
-    if (halves && backward && need_params) layer.input_pairs = scratch.add(n_block * mlp.width_in(l) * 2);
+    if (p.halves && backward && need_params) layer.input_pairs = scratch.add(n_block * mlp.width_in(l) * 2);
     const bool hidden = l + 1 < p.n_layers;
     const bool separate = core::derivative_reads_input(p.activation) ||
                           (p.factors != MlpFactors::kReal && !core::derivative_reads_sign(p.activation));
@@ -86,8 +85,8 @@ int64_t lay_out_block(Mlp& mlp, int64_t n_block, bool backward, bool need_params
   }
   for (int64_t& staging : p.staging) staging = scratch.add(n_block * widest * mlp.element);
   for (int i = 0; i < 2; ++i) {
-    p.gradient[i] = halves && backward ? scratch.add(n_block * widest * 2) : -1;
-    p.gradient_pairs[i] = halves && backward && need_params ? scratch.add(n_block * widest * 2) : -1;
+    p.gradient[i] = p.halves && backward ? scratch.add(n_block * widest * 2) : -1;
+    p.gradient_pairs[i] = p.halves && backward && need_params ? scratch.add(n_block * widest * 2) : -1;
   }
   p.n_block = static_cast<int32_t>(n_block);
   p.n_blocks = (p.n_rows + n_block - 1) / n_block;
@@ -127,8 +126,8 @@ void run_with_scratch(RangeKernel<MlpParams> kernel, const Mlp& mlp, int64_t uni
 }
 
 Tensor mlp_cpu(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-               int64_t activation, int64_t output_activation, bool bfloat16) {
-  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, bfloat16);
+               int64_t activation, int64_t output_activation, int64_t factors) {
+  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, factors);
   MlpParams& p = mlp.p;
   Tensor y = empty(x, {p.n_rows, p.layers[p.n_layers - 1].n_out});
   if (p.n_rows == 0) return y;
@@ -143,8 +142,8 @@ Tensor mlp_cpu(const Tensor& x, const std::vector<Tensor>& weights, const std::v
 // grad_x [N, in] (or [0, in]) and all parameter gradients in one buffer: weights, then biases, in layer order.
 std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
                                             const std::vector<Tensor>& biases, int64_t activation,
-                                            int64_t output_activation, bool bfloat16, bool need_x, bool need_params) {
-  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, bfloat16);
+                                            int64_t output_activation, int64_t factors, bool need_x, bool need_params) {
+  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, factors);
   MlpParams& p = mlp.p;
   set_grad_y(grad_y, x, p);
 

@@ -11,9 +11,15 @@ inline Activation activation_of(int64_t value, const char* name) {
   return static_cast<Activation>(value);
 }
 
+inline MlpFactors factors_of(int64_t value) {
+  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(MlpFactors::kFloat16),
+                  "`factors` must be 0 (as the tensors), 1 (bfloat16) or 2 (float16), got ", value);
+  return static_cast<MlpFactors>(value);
+}
+
 // Everything that does not depend on the device; offsets into a workspace stay -1 where not every device has one.
 inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                                 int64_t activation, int64_t output_activation, bool bfloat16) {
+                                 int64_t activation, int64_t output_activation, int64_t factors) {
   MlpParams p = {};
   STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
   STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
@@ -27,9 +33,10 @@ inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& wei
   p.n_layers = static_cast<int32_t>(n_layers);
   p.activation = activation_of(activation, "activation");
   p.output_activation = activation_of(output_activation, "output_activation");
-  STD_TORCH_CHECK(!bfloat16 || p.dtype == DType::kFloat32, "bfloat16 products need float32 tensors, got ",
+  p.factors = factors_of(factors);
+  STD_TORCH_CHECK(p.factors == MlpFactors::kReal || p.dtype == DType::kFloat32,
+                  p.factors == MlpFactors::kFloat16 ? "float16" : "bfloat16", " products need float32 tensors, got ",
                   name_of(x.scalar_type()));
-  p.factors = bfloat16 ? MlpFactors::kRounded : MlpFactors::kReal;
   int64_t width = x.size(1);
   STD_TORCH_CHECK(width >= 1, "`x` must have at least one column, got ", shape_of(x));
   for (int l = 0; l < p.n_layers; ++l) {

@@ -69,9 +69,9 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
       "occupancy_update(Tensor(a!) density, Tensor(b!) bits, Tensor cells, Tensor values, float decay, "
       "float max_threshold) -> ()");
   m.def(
-      "mlp(Tensor x, Tensor[] weights, Tensor[] biases, int activation, int output_activation, bool bfloat16) "
+      "mlp(Tensor x, Tensor[] weights, Tensor[] biases, int activation, int output_activation, int factors) "
       "-> Tensor");
   m.def(
       "mlp_backward(Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, int activation, "
-      "int output_activation, bool bfloat16, bool need_x, bool need_params) -> (Tensor, Tensor)");
+      "int output_activation, int factors, bool need_x, bool need_params) -> (Tensor, Tensor)");
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.modules._backend import ops_of
-from hashgrid.options import ACTIVATIONS, BACKENDS, check_option
+from hashgrid.options import ACTIVATIONS, BACKENDS, FACTORS, check_option
 from hashgrid.reference.activation import activate
 
 MAX_HIDDEN_LAYERS = 8
@@ -46,7 +46,9 @@ class FusedMLP(nn.Module):
             ``"sigmoid"``, ``"tanh"``, ``"exp"`` or ``"sine"``.
         output_activation: of the last layer, from the same set.
         bias: adds a trainable vector after every product.
-        compute_dtype: ``torch.bfloat16`` multiplies in bfloat16 and sums in fp32; parameters stay as they are.
+        compute_dtype: ``torch.bfloat16`` or ``torch.float16`` multiplies in it and sums in fp32; parameters stay as
+            they are. Gradients need no loss scale with either; float16 rounds more finely, but values beyond 65504
+            become infinite.
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:
@@ -81,8 +83,10 @@ class FusedMLP(nn.Module):
         widths = [n_input_dims, *hidden, n_output_dims]
         if min(widths) < 1:
             raise ValueError(f"`n_input_dims`, `n_neurons` and `n_output_dims` must be positive, got {widths}")
-        if compute_dtype not in (None, torch.float32, torch.bfloat16):
-            raise ValueError(f"`compute_dtype` must be torch.bfloat16 or None, got {compute_dtype}")
+        if compute_dtype not in (*FACTORS, torch.float32):
+            raise ValueError(
+                f"`compute_dtype` must be {', '.join(map(str, FACTORS))} or torch.float32, got {compute_dtype}"
+            )
         self.n_input_dims = n_input_dims
         self.n_output_dims = n_output_dims
         self.n_neurons = n_neurons
@@ -186,7 +190,7 @@ class FusedMLP(nn.Module):
         return mlp
 
     def to_sequential(self) -> nn.Sequential:
-        """The same function as an ``nn.Sequential`` with copies of the parameters; bfloat16 rounding is left out."""
+        """The same function without the rounding of ``compute_dtype``: ``nn.Sequential`` with copied parameters."""
         modules: list[nn.Module] = []
         for layer, weight in enumerate(self.weights):
             n_out, n_in = weight.shape

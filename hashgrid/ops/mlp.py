@@ -11,7 +11,7 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
-from hashgrid.options import ACTIVATIONS, check_option
+from hashgrid.options import ACTIVATIONS, FACTORS, check_option
 from hashgrid.precision import product_dtype, without_autocast
 from hashgrid.reference.mlp import mlp as reference_mlp
 
@@ -41,8 +41,10 @@ def mlp(
         activation: of the hidden layers: "none", "relu", "leaky_relu" (slope 0.01), "silu", "softplus", "sigmoid",
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
         output_activation: of the last layer, from the same set.
-        compute_dtype: ``torch.bfloat16`` rounds both factors of every product, forward and backward, to bfloat16 and
-            sums in fp32; None or the dtype of the weights rounds nothing.
+        compute_dtype: ``torch.bfloat16`` or ``torch.float16`` rounds both factors of every product, forward and
+            backward, and sums in fp32; None or the dtype of the weights rounds nothing. Of float16, gradients have the
+            11 bits but not the range, so that they need no loss scale; activations and weights beyond 65504 become
+            infinite.
 
     Returns:
         [..., out] in the dtype of the weights.
@@ -60,7 +62,7 @@ def mlp(
     options = (
         ACTIVATIONS.index(activation),
         ACTIVATIONS.index(output_activation),
-        compute_dtype == torch.bfloat16,
+        FACTORS.index(None if compute_dtype == weights[0].dtype else compute_dtype),
     )
     params = [param.contiguous() for param in (*weights, *biases)]
     if torch.compiler.is_compiling():  # Dynamo shifts the arguments of a Function whose forward takes *params
@@ -82,8 +84,9 @@ def _check_arguments(
         check_option(name, value, ACTIVATIONS)
     if not 1 <= len(weights) <= MAX_LAYERS:
         raise ValueError(f"`weights` must have 1 to {MAX_LAYERS} layers, got {len(weights)}")
-    if compute_dtype not in (None, torch.bfloat16, weights[0].dtype):
-        raise ValueError(f"`compute_dtype` must be None, torch.bfloat16 or {weights[0].dtype}, got {compute_dtype}")
+    if compute_dtype not in (*FACTORS, weights[0].dtype):
+        allowed = ", ".join(map(str, FACTORS))
+        raise ValueError(f"`compute_dtype` must be {allowed} or {weights[0].dtype}, got {compute_dtype}")
     if biases and len(biases) != len(weights):
         raise ValueError(f"`biases` must have {len(weights)} tensors, one per layer, got {len(biases)}")
     if x.dim() == 0:
@@ -170,7 +173,7 @@ def _second_order(
 
     Curvature is rare enough not to have kernels of its own.
     """
-    activation, output_activation, bfloat16 = options
+    activation, output_activation, factors = options
     inputs = [tensor.detach().requires_grad_() for tensor in (grad_y, x, *params)]
     asked = [tensor for tensor, cotangent in zip(inputs[1:], cotangents, strict=True) if cotangent is not None]
     given = [cotangent for cotangent in cotangents if cotangent is not None]
@@ -183,7 +186,7 @@ def _second_order(
             inputs[2 + n_layers :] or None,
             ACTIVATIONS[activation],
             ACTIVATIONS[output_activation],
-            torch.bfloat16 if bfloat16 else None,
+            FACTORS[factors],
         )
         first = torch.autograd.grad(y, asked, inputs[0], create_graph=True)
         targets = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
@@ -199,7 +202,7 @@ def _register() -> None:
         return x.new_empty(x.shape[0], weights[-1].shape[0])
 
     @torch.library.register_fake("hashgrid::mlp_backward")
-    def _(grad_y, x, weights, biases, activation, output_activation, bfloat16, need_x, need_params):
+    def _(grad_y, x, weights, biases, activation, output_activation, factors, need_x, need_params):
         n_params = sum(param.numel() for param in (*weights, *biases))
         return x.new_empty(x.shape[0] if need_x else 0, x.shape[1]), x.new_empty(n_params if need_params else 0)
 

@@ -32,8 +32,8 @@ def mlp(
         activation: of the hidden layers: "none", "relu", "leaky_relu" (slope 0.01), "silu", "softplus", "sigmoid",
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
         output_activation: of the last layer, from the same set.
-        compute_dtype: both factors of each forward product are rounded to it; sums, biases, activations and gradients
-            keep the dtype of the weights.
+        compute_dtype: both factors of each forward product are rounded to it, beyond float16's 65504 to infinity; sums,
+            biases, activations and gradients keep the dtype of the weights, hence also their range.
 
     Returns:
         [..., out] in the dtype of the weights.

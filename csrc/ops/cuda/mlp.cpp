@@ -32,10 +32,10 @@ void plan(const Tensor& like, bool backward, bool need_params, MlpParams& p, Wor
 }
 
 Tensor mlp_cuda(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                int64_t activation, int64_t output_activation, bool bfloat16) {
+                int64_t activation, int64_t output_activation, int64_t factors) {
   const DeviceScope device(x);
   check_devices(device, weights, biases);
-  MlpParams p = make_mlp_params(x, weights, biases, activation, output_activation, bfloat16);
+  MlpParams p = make_mlp_params(x, weights, biases, activation, output_activation, factors);
   Tensor y = torch::stable::new_empty(x, {p.n_rows, p.layers[p.n_layers - 1].n_out});
   p.y = y.mutable_data_ptr();
   Workspace workspace;
@@ -47,11 +47,11 @@ Tensor mlp_cuda(const Tensor& x, const std::vector<Tensor>& weights, const std::
 // grad_x [N, in] (or [0, in]) and all parameter gradients in one buffer: weights, then biases, in layer order.
 std::tuple<Tensor, Tensor> mlp_backward_cuda(const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
                                              const std::vector<Tensor>& biases, int64_t activation,
-                                             int64_t output_activation, bool bfloat16, bool need_x, bool need_params) {
+                                             int64_t output_activation, int64_t factors, bool need_x, bool need_params) {
   const DeviceScope device(x);
   device.check(grad_y, "grad_y");
   check_devices(device, weights, biases);
-  MlpParams p = make_mlp_params(x, weights, biases, activation, output_activation, bfloat16);
+  MlpParams p = make_mlp_params(x, weights, biases, activation, output_activation, factors);
   set_grad_y(grad_y, x, p);
   Tensor grad_x = torch::stable::new_empty(x, {need_x ? p.n_rows : 0, x.size(1)});
   Tensor grad_params = torch::stable::new_empty(x, {need_params ? mlp_parameters(p) : 0});

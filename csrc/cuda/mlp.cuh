@@ -1,0 +1,115 @@
+// What both paths of the MLP on CUDA share: activations, the layout of workspaces, the sum of partial sums.
+#pragma once
+
+#include "cuda/launch.cuh"
+
+#include <algorithm>
+
+#include "core/activation.h"
+
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+constexpr int kMaxPartials = 256;  // sums of parameter gradients; two fused blocks for each of 128 multiprocessors
+constexpr int64_t kMaxPartialBytes = int64_t{1} << 26;  // of all of them together
+constexpr int kReduceGroups = 8;                        // warps that sum up side by side
+
+__device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+__device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / kWarpSize; }
+
+// ---- activations -------------------------------------------------------------------------------------------------
+
+template <Activation kActivation>
+struct ActivationTag {
+  static constexpr Activation value = kActivation;
+};
+
+// use(ActivationTag): the branch is taken once for all values of a lane.
+template <typename Use>
+__device__ inline void with_activation(Activation activation, Use use) {
+  switch (activation) {
+    case Activation::kReLU:
+      return use(ActivationTag<Activation::kReLU>());
+    case Activation::kLeakyReLU:
+      return use(ActivationTag<Activation::kLeakyReLU>());
+    case Activation::kSiLU:
+      return use(ActivationTag<Activation::kSiLU>());
+    case Activation::kSoftplus:
+      return use(ActivationTag<Activation::kSoftplus>());
+    case Activation::kSigmoid:
+      return use(ActivationTag<Activation::kSigmoid>());
+    case Activation::kTanh:
+      return use(ActivationTag<Activation::kTanh>());
+    case Activation::kExp:
+      return use(ActivationTag<Activation::kExp>());
+    case Activation::kSine:
+      return use(ActivationTag<Activation::kSine>());
+    default:
+      return;
+  }
+}
+
+// The gradient before an activation from the one behind it. A ReLU selects: where it is zero an infinite gradient ends.
+template <typename T>
+__device__ inline T pull_back(T grad, T source, Activation activation) {
+  if (activation == Activation::kReLU) return source <= T(0) ? T(0) : grad;
+  return activation == Activation::kNone ? grad : grad * activation_derivative(source, activation);
+}
+
+// The same from the value `z` before the activation.
+template <typename T>
+__device__ inline T pull_back_from(T z, T grad, Activation activation) {
+  return pull_back(grad, derivative_reads_input(activation) ? z : activate(z, activation), activation);
+}
+
+// ---- layout of workspaces ----------------------------------------------------------------------------------------
+
+// Lays matrices out one after the other, each aligned for vectors and whole sectors.
+struct MlpLayout {
+  int64_t size = 0;
+
+  int64_t add(int64_t bytes) {
+    const int64_t offset = size;
+    size += divide_up(bytes, 256) * 256;
+    return offset;
+  }
+};
+
+// The largest number of inputs or outputs.
+inline int widest_of(const MlpParams& p) {
+  int widest = p.layers[0].n_in;
+  for (int l = 0; l < p.n_layers; ++l) widest = std::max(widest, p.layers[l].n_out);
+  return widest;
+}
+
+// ---- sum of partial sums -----------------------------------------------------------------------------------------
+
+// Block: 32 elements of the partial sums; every kReduceGroups-th partial sum is added to one of kReduceGroups sums, and
+// these in order. Target::of(p, i): where element i belongs among the parameters; -1: nowhere.
+template <typename T, class Target>
+__global__ void mlp_reduce_kernel(HASHGRID_PARAMS MlpParams p) {
+  __shared__ T sums[kReduceGroups][kWarpSize];
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane_index();
+  const T* partials = static_cast<const T*>(p.partials);
+  T total = T(0);
+  if (i < p.partial_size) {
+#pragma unroll 4
+    for (int64_t k = warp_index(); k < p.n_partials; k += kReduceGroups) total += partials[k * p.partial_size + i];
+  }
+  sums[warp_index()][lane_index()] = total;
+  __syncthreads();
+  if (warp_index() != 0 || i >= p.partial_size) return;
+  for (int group = 1; group < kReduceGroups; ++group) total += sums[group][lane_index()];
+  const int64_t target = Target::of(p, i);
+  if (target >= 0) static_cast<T*>(p.grad_params)[target] = total;
+}
+
+template <typename T, class Target>
+void launch_reduce(const MlpParams& p, cudaStream_t stream) {
+  LaunchShape shape = blocks_of(p.partial_size, kWarpSize);
+  shape.block = dim3(kReduceGroups * kWarpSize);
+  HASHGRID_LAUNCH_TOGETHER((mlp_reduce_kernel<T, Target>), shape, stream, p);
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid
