@@ -9,8 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import HOST_BUILD
-from host.build import build_sanitized, compiler
+from host.build import HOST_BUILD, build_sanitized, compiler
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,6 +18,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).resolve().parent
+HOST_BUILD = ROOT / "build" / "host"  # where the tests build
 
 
 def _cpu_flags() -> set[str]:
@@ -44,7 +45,10 @@ def build(out: Path) -> Path:
     csrc = ROOT / "csrc"
     glue = [path for path in (csrc / "ops" / "cuda").glob("*.cpp") if path.name != "module.cpp"]
     glue += [csrc / "ops" / "registration.cpp", HOST / "module.cpp"]
-    return _link(out, _compile(out, [*_kernels(csrc), *glue], csrc))
+    objects = _compile(out, [*_kernels(csrc), *glue], csrc)
+    for stale in set(out.glob("*.o")) - set(objects):  # of a source that is gone
+        stale.unlink()
+    return _link(out, objects)
 
 
 def build_sanitized(out: Path, sound: Path) -> Path:
@@ -71,7 +75,7 @@ def build_with_faults(out: Path, faults: Sequence[Fault], only: Collection[str],
         if source.count(text) != 1:
             raise RuntimeError(f"{file} must contain {text!r} once, for a fault to be planted there")
         (csrc / file).write_text(source.replace(text, other))
-    planted = _compile(out, [csrc / "cuda" / f"{op}.cu" for op in only], csrc)
+    planted = _compile(out, [csrc / "cuda" / f"{op}.cu" for op in only], csrc, ["-O1"])
     return _link(out, _in_place_of(planted, sound))
 
 
