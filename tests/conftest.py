@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from host.build import HOST_BUILD, build, compiler, load
 from on_device import OpsOn
-
-HOST_BUILD = Path(__file__).resolve().parents[1] / "build" / "host"
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +72,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def cuda_on_host() -> ModuleType:
     """The module of the emulated CUDA kernels, built when it is first asked for; skips where there is no compiler."""
-    from host.build import build, compiler, load
-
     if shutil.which(compiler()) is None:
         pytest.skip("no C++ compiler to build the CUDA kernels for the host with")
     return load(build(HOST_BUILD))

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import HOST_BUILD
-from host.build import HOST, build_program, build_with_faults
+from host.build import HOST, HOST_BUILD, build_program, build_with_faults
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = "cuda_on_host:"  # the emulation itself

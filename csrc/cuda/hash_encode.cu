@@ -284,6 +284,7 @@ __global__ void hash_encode_second_points_kernel(HASHGRID_PARAMS HashEncodeParam
       for (uint32_t c = 0; c < n_corners; ++c) {
         const SecondOrderCorner<A, kDims> corner = second_order_corner(level, point, cell, c, v);
         const int64_t first = first_feature(p, level, cell, c);
+        A dot_value = A(0), dot_cotangent = A(0);  // with grad_y; features first, which rounds less than term by term
 #pragma unroll
         for (int f = 0; f < kMaxFeatures; ++f) {
           if (f >= p.n_features) break;
@@ -291,12 +292,14 @@ __global__ void hash_encode_second_points_kernel(HASHGRID_PARAMS HashEncodeParam
           const A cotangent = table_cotangents != nullptr ? static_cast<A>(table_cotangents[first + f]) : A(0);
           const A grad = grad_y[l * p.n_features + f];
           total_y[f] += m * (corner.along * value + corner.weight * cotangent) + u_level * corner.weight * value;
+          dot_value += grad * value;
+          dot_cotangent += grad * cotangent;
+        }
 #pragma unroll
-          for (int e = 0; e < kSize; ++e) {
-            if (e >= n_dims) break;
-            total_x[e] += grad * (m * (corner.second[e] * value + corner.first[e] * cotangent) +
-                                  u_level * corner.first[e] * value);
-          }
+        for (int e = 0; e < kSize; ++e) {
+          if (e >= n_dims) break;
+          total_x[e] += m * (corner.second[e] * dot_value + corner.first[e] * dot_cotangent) +
+                        u_level * corner.first[e] * dot_value;
         }
       }
     }

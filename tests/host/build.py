@@ -18,6 +18,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).resolve().parent
+HOST_BUILD = ROOT / "build" / "host"  # where the tests build
 
 
 def _cpu_flags() -> set[str]:
@@ -30,23 +31,30 @@ FLAGS += ["-ffp-contract=fast", *(["-mfma"] if "fma" in _cpu_flags() else [])]  
 FLAGS += ["-U_FORTIFY_SOURCE"]  # whose longjmp refuses to change stacks
 FLAGS += ["-DHASHGRID_ON_HOST", "-DHASHGRID_LIBRARY=hashgrid_on_host"]
 FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-O1"]
 
 Fault = tuple[str, str, str]  # file below csrc, text in it, text instead
 
 
-def build(out: Path, only: Collection[str] | None = None, sanitize: bool = False) -> Path:
+def build(out: Path) -> Path:
     """Compiles what has changed since ``out`` was last built there and returns the module's path.
-
-    Args:
-        out: folder of objects and module.
-        only: names of the ops to build.
-        sanitize: with AddressSanitizer and UndefinedBehaviorSanitizer.
 
     Raises:
         RuntimeError: the compiler failed; the message is its output.
     """
-    return _link(out, _compile(out, _sources(ROOT / "csrc", only), ROOT / "csrc", sanitize), sanitize)
+    csrc = ROOT / "csrc"
+    glue = [path for path in (csrc / "ops" / "cuda").glob("*.cpp") if path.name != "module.cpp"]
+    glue += [csrc / "ops" / "registration.cpp", HOST / "module.cpp"]
+    objects = _compile(out, [*_kernels(csrc), *glue], csrc)
+    for stale in set(out.glob("*.o")) - set(objects):  # of a source that is gone
+        stale.unlink()
+    return _link(out, objects)
+
+
+def build_sanitized(out: Path, sound: Path) -> Path:
+    """The same with AddressSanitizer and UndefinedBehaviorSanitizer in all kernels; the rest comes from ``sound``."""
+    kernels = _compile(out, _kernels(ROOT / "csrc"), ROOT / "csrc", SANITIZERS)
+    return _link(out, _in_place_of(kernels, sound), SANITIZERS)
 
 
 def build_with_faults(out: Path, faults: Sequence[Fault], only: Collection[str], sound: Path) -> Path:
@@ -67,9 +75,8 @@ def build_with_faults(out: Path, faults: Sequence[Fault], only: Collection[str],
         if source.count(text) != 1:
             raise RuntimeError(f"{file} must contain {text!r} once, for a fault to be planted there")
         (csrc / file).write_text(source.replace(text, other))
-    planted = _compile(out, [csrc / "cuda" / f"{op}.cu" for op in only], csrc, sanitize=False)
-    replaced = {path.name for path in planted}
-    return _link(out, [*planted, *(path for path in sorted(sound.glob("*.o")) if path.name not in replaced)], False)
+    planted = _compile(out, [csrc / "cuda" / f"{op}.cu" for op in only], csrc, ["-O1"])
+    return _link(out, _in_place_of(planted, sound))
 
 
 def build_program(source: Path, out: Path) -> Path:
@@ -94,20 +101,23 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def _sources(csrc: Path, only: Collection[str] | None) -> list[Path]:
-    sources = [*(csrc / "cuda").glob("*.cu"), *(csrc / "ops" / "cuda").glob("*.cpp")]
-    sources = [path for path in sources if path.name != "module.cpp" and (only is None or path.stem in only)]
-    return sorted([*sources, csrc / "ops" / "registration.cpp", HOST / "module.cpp", HOST / "launches.cu"])
+def _kernels(csrc: Path) -> list[Path]:
+    return [*(csrc / "cuda").glob("*.cu"), HOST / "launches.cu"]
 
 
-def _compile(out: Path, sources: Sequence[Path], csrc: Path, sanitize: bool) -> list[Path]:
+def _in_place_of(objects: Sequence[Path], sound: Path) -> list[Path]:
+    replaced = {path.name for path in objects}
+    return [*objects, *(path for path in sorted(sound.glob("*.o")) if path.name not in replaced)]
+
+
+def _compile(out: Path, sources: Sequence[Path], csrc: Path, more_flags: Sequence[str] = ()) -> list[Path]:
     import pybind11
     import torch
     from torch.utils.cpp_extension import include_paths
 
     out.mkdir(parents=True, exist_ok=True)
     foreign = [pybind11.get_include(), *include_paths(), sysconfig.get_paths()["include"]]
-    flags = [*FLAGS, *(SANITIZERS if sanitize else []), f"-I{csrc}", f"-I{HOST}"]
+    flags = [*FLAGS, *more_flags, f"-I{csrc}", f"-I{HOST}"]
     flags += [word for path in foreign for word in ("-isystem", path)]
 
     def compile_one(source: Path) -> Path:
@@ -140,7 +150,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
-def _link(out: Path, objects: Sequence[Path], sanitize: bool) -> Path:
+def _link(out: Path, objects: Sequence[Path], flags: Sequence[str] = ()) -> Path:
     from torch.utils.cpp_extension import library_paths
 
     module = out / f"hashgrid_on_host{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -149,7 +159,6 @@ def _link(out: Path, objects: Sequence[Path], sanitize: bool) -> Path:
     if not module.exists() or not stamp.exists() or json.loads(stamp.read_text()) != made_from:
         libraries = [f"-L{path}" for path in library_paths()] + ["-lc10", "-ltorch", "-ltorch_cpu"]
         script = ["-T", str(HOST / "shared.ld")]
-        flags = SANITIZERS if sanitize else []
         _run([compiler(), "-shared", *flags, *script, "-o", str(module), *map(str, objects), *libraries])
         stamp.write_text(json.dumps(made_from))
     return module

@@ -30,6 +30,9 @@
 
 #include <setjmp.h>
 #include <ucontext.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #define HASHGRID_ON_HOST 1
 
@@ -172,6 +175,7 @@ struct Fiber {
   bool started = false;
   bool finished = false;
   uint64_t barrier = 0;  // waits until this one has opened
+  void* sanitizer = nullptr;
 };
 
 // What the lanes of a warp that share a mask show each other. Two sets: a lane enters the next exchange while others still
@@ -193,6 +197,9 @@ struct Block {
   std::deque<Fiber> fibers;  // contexts point into themselves: they must not move
   std::vector<Warp> warps;
   jmp_buf scheduler;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+  void* sanitizer = nullptr;
   unsigned current = 0;
   uint64_t barrier = 0;  // barriers opened
   unsigned waiting = 0;  // threads at the barrier
@@ -216,13 +223,26 @@ inline unsigned flat_thread() {
 }
 inline unsigned lane() { return flat_thread() % kWarp; }
 
+// AddressSanitizer wants to know which stack is in use.
+#if defined(__SANITIZE_ADDRESS__)
+inline void leave_stack(void** saved, const void* next, size_t bytes) { __sanitizer_start_switch_fiber(saved, next, bytes); }
+inline void enter_stack(void* saved, const void** last, size_t* bytes) { __sanitizer_finish_switch_fiber(saved, last, bytes); }
+#else
+inline void leave_stack(void**, const void*, size_t) {}
+inline void enter_stack(void*, const void**, size_t*) {}
+#endif
+
 __attribute__((noinline)) inline void yield_fiber() {
   Block& b = block();
-  if (_setjmp(b.fibers[b.current].state) == 0) _longjmp(b.scheduler, 1);
+  Fiber& fiber = b.fibers[b.current];
+  leave_stack(&fiber.sanitizer, b.scheduler_stack, b.scheduler_stack_bytes);
+  if (_setjmp(fiber.state) == 0) _longjmp(b.scheduler, 1);
+  enter_stack(fiber.sanitizer, &b.scheduler_stack, &b.scheduler_stack_bytes);
 }
 
 // A fiber runs one thread of block after block.
 inline void run_fiber() {
+  enter_stack(nullptr, &block().scheduler_stack, &block().scheduler_stack_bytes);
   for (;;) {
     Block& b = block();
     (*b.body)();
@@ -235,10 +255,14 @@ inline void run_fiber() {
 }
 
 __attribute__((noinline)) inline void resume(Fiber& fiber) {
-  if (_setjmp(block().scheduler) != 0) return;
-  if (fiber.started) _longjmp(fiber.state, 1);
-  fiber.started = true;
-  setcontext(&fiber.start);
+  Block& b = block();
+  leave_stack(&b.sanitizer, fiber.stack.get(), kStackBytes);
+  if (_setjmp(b.scheduler) == 0) {
+    if (fiber.started) _longjmp(fiber.state, 1);
+    fiber.started = true;
+    setcontext(&fiber.start);
+  }
+  enter_stack(b.sanitizer, nullptr, nullptr);
 }
 
 inline void require_together(const char* what) {
