@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import OURS, Case, Contender, Limit
 from hashgrid.ops.mlp import mlp
+from hashgrid.options import FACTORS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.1}
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = options.parse_args(argv)
     args.points = harness.size(args, args.points, 1 << 18, 1 << 20, 512)
     if args.dtypes is None:
-        args.dtypes = ["fp32", "bf16", "fp16"] if harness.is_cuda(args) and takes_fp16() else ["fp32", "bf16"]
+        halves = [torch.bfloat16, torch.float16] if harness.is_cuda(args) else [torch.bfloat16]
+        args.dtypes = ["fp32", *(name for name in DTYPES if DTYPES[name] in halves and DTYPES[name] in FACTORS)]
     suite = harness.Suite("mlp", "row", args)
     device = suite.device
 
@@ -67,15 +69,6 @@ def _limit(suite: harness.Suite, widths: Sequence[int], dtype: torch.dtype, back
     name = next(name for name, value in DTYPES.items() if value == dtype)
     text = f"{work / 1e3:.0f} kFLOP at {rate / 1e9:.0f} GFLOP/s, a large {name} matmul"
     return Limit(work / rate * 1e9, text)
-
-
-def takes_fp16() -> bool:
-    """Whether this build's MLP rounds factors to fp16 on a GPU."""
-    try:
-        mlp(torch.zeros(1, 16, device="cuda"), [torch.zeros(16, 16, device="cuda")], compute_dtype=torch.float16)
-    except (ValueError, RuntimeError):
-        return False
-    return True
 
 
 def _contenders(

@@ -22,6 +22,7 @@ from samples import AABB, SAMPLES  # noqa: E402
 
 from hashgrid import _extension, ops  # noqa: E402
 from hashgrid.levels import make_level_table  # noqa: E402
+from hashgrid.options import FACTORS  # noqa: E402
 
 SIZES = (1, 255, 257)
 RESOLUTION, N_CASCADES = (8, 9, 10), 2
@@ -95,19 +96,14 @@ def hash_encode(n: int) -> None:
 
 
 def mlp(n: int) -> None:
-    for widths, dtype, half in (
-        ((32, 64, 64, 16), torch.float32, torch.bfloat16),
-        ((17, 32, 3), torch.float32, torch.bfloat16),
-        ((3, 128, 128, 1), torch.float32, torch.bfloat16),
-        ((5, 200, 3), torch.float32, torch.bfloat16),
-        ((32, 64, 64, 16), torch.float32, None),
-        ((3, 40, 5), torch.float64, None),
-    ):
+    networks = (32, 64, 64, 16), (17, 32, 3), (3, 128, 128, 1), (5, 200, 3)
+    kinds = [(widths, torch.float32, factor) for widths in networks for factor in FACTORS]
+    for widths, dtype, factor in [*kinds, ((3, 40, 5), torch.float64, None)]:
         shapes = [(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True)]
         for bias, activation, output_activation in ((False, "relu", "none"), (True, "silu", "sigmoid")):
             x, weights = leaf(n, widths[0], dtype=dtype), [leaf(*shape, dtype=dtype) for shape in shapes]
             biases = [leaf(shape[0], dtype=dtype) for shape in shapes] if bias else None
-            y = ops.mlp(x, weights, biases, activation, output_activation, half)
+            y = ops.mlp(x, weights, biases, activation, output_activation, factor)
             twice(y, [x, *weights, *(biases or [])])
 
 
