@@ -26,6 +26,7 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name "*.h" -o -name "*.inl" -o -name "*.c*" -not -name "*.pyc")
 
 cuda-check: $(CUDA_VENV)/.dependencies
 	$(CUDA_VENV)/bin/python tests/cuda/check.py --archs "$(ARCHS)"

@@ -22,9 +22,9 @@ struct AdamConstants {
 template <typename S>
 HASHGRID_HD AdamConstants<S> adam_constants(double beta1, double beta2, double eps, double weight_decay,
                                             double ema_decay) {
-  return {static_cast<S>(beta1),     static_cast<S>(1.0 - beta1), static_cast<S>(beta2),
-          static_cast<S>(1.0 - beta2), static_cast<S>(eps),       static_cast<S>(weight_decay),
-          static_cast<S>(ema_decay), static_cast<S>(1.0 - ema_decay)};
+  return {
+      static_cast<S>(beta1), static_cast<S>(1.0 - beta1),  static_cast<S>(beta2),     static_cast<S>(1.0 - beta2),
+      static_cast<S>(eps),   static_cast<S>(weight_decay), static_cast<S>(ema_decay), static_cast<S>(1.0 - ema_decay)};
 }
 
 // Factor of the learning rate after `step` updates, from 1.
@@ -33,7 +33,8 @@ HASHGRID_HD double adam_bias_correction(double beta1, double beta2, int64_t step
   return ::sqrt(1.0 - ::pow(beta2, t)) / (1.0 - ::pow(beta1, t));
 }
 
-// The same in fp32, from the logarithms of the betas: within 4 roundings, for where pow would cost more than the update.
+// The same in fp32, from the logarithms of the betas: within 4 roundings, for where pow would cost more than the
+// update.
 HASHGRID_HD float adam_bias_correction_from_logs(float log_beta1, float log_beta2, int32_t step) {
   const float t = static_cast<float>(step);
   return ::sqrtf(-::expm1f(t * log_beta2)) / -::expm1f(t * log_beta1);

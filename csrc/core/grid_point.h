@@ -1,5 +1,6 @@
 // One point at one level of a grid: bounds, cell, corner weights and their derivatives. T is the type positions come
-// in; A, that of weights and products, may be wider. kDims is the number of dimensions, 0 where only the params know it.
+// in; A, that of weights and products, may be wider. kDims is the number of dimensions, 0 where only the params know
+// it.
 #pragma once
 
 #include "core/grid.h"
@@ -75,10 +76,10 @@ HASHGRID_HD T level_weight(const HashEncodeParams& p, int l) {
 //   s = sum_{n,l,f} grad_y [ m sum_c (a_c T_c + w_c V_c) + u sum_c w_c T_c ],   a_c = sum_d v_d dw_c/dx_d.
 template <typename A, int kDims>
 struct SecondOrderCorner {
-  A weight;                               // w_c
-  A along;                                // a_c
-  A first[GridPoint<A, kDims>::kSize];    // dw_c/dx_e
-  A second[GridPoint<A, kDims>::kSize];   // da_c/dx_e
+  A weight;                              // w_c
+  A along;                               // a_c
+  A first[GridPoint<A, kDims>::kSize];   // dw_c/dx_e
+  A second[GridPoint<A, kDims>::kSize];  // da_c/dx_e
 };
 
 template <typename A, typename T, int kDims>

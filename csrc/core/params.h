@@ -19,8 +19,8 @@ enum class Bounds : int32_t { kClamp, kZero, kNone };
 
 // How a raw 32-bit index becomes an entry of its level; all three equal `index % size`.
 enum class IndexWrap : int32_t {
-  kMask,     // size is a power of two
-  kOnce,     // index < 2 * size is known: one conditional subtraction
+  kMask,  // size is a power of two
+  kOnce,  // index < 2 * size is known: one conditional subtraction
   kModulo,
 };
 
@@ -51,12 +51,13 @@ struct HashEncodeParams {
   const void* level_weights;  // [n_levels] or null: all ones
   void* y;                    // [n_points, n_levels * n_features]
 
-  const void* grad_y;        // [n_points, n_levels * n_features]
-  void* grad_positions;      // [n_points, n_dims] or null
-  void* grad_table;          // [n_entries, n_features] or null
+  const void* grad_y;         // [n_points, n_levels * n_features]
+  void* grad_positions;       // [n_points, n_dims] or null
+  void* grad_table;           // [n_entries, n_features] or null
   double* grad_level_chunks;  // [n_chunks, n_levels] or null: partial sums of the level weight gradient
 
-  // Second order: cotangents of the three gradients above (null: zero) and what they are pulled back to (null: not needed).
+  // Second order: cotangents of the three gradients above (null: zero) and what they are pulled back to (null: not
+  // needed).
   const void* grad_grad_positions;      // [n_points, n_dims]
   const void* grad_grad_table;          // [n_entries, n_features]
   const void* grad_grad_level_weights;  // [n_levels]
@@ -80,8 +81,8 @@ struct HashEncodeParams {
 
 struct ShEncodeParams {
   int64_t n_points;
-  int32_t degree;  // 1..kMaxShDegree
-  DType dtype;     // kFloat32 or kFloat64
+  int32_t degree;          // 1..kMaxShDegree
+  DType dtype;             // kFloat32 or kFloat64
   const void* directions;  // [n_points, 3]
   void* y;                 // [n_points, degree^2]
   const void* grad_y;      // [n_points, degree^2]
@@ -89,34 +90,34 @@ struct ShEncodeParams {
 };
 
 struct FrequencyEncodeParams {
-  int64_t n_inputs;       // points times dimensions
-  int32_t n_frequencies;  // 1..kMaxFrequencies
-  DType dtype;            // kFloat32 or kFloat64
-  const void* x;          // [n_inputs]
-  void* y;                // [n_inputs, n_frequencies, 2] sine, cosine
-  const void* grad_y;     // [n_inputs, n_frequencies, 2]
-  void* grad_x;           // [n_inputs]
+  int64_t n_inputs;               // points times dimensions
+  int32_t n_frequencies;          // 1..kMaxFrequencies
+  DType dtype;                    // kFloat32 or kFloat64
+  const void* x;                  // [n_inputs]
+  void* y;                        // [n_inputs, n_frequencies, 2] sine, cosine
+  const void* grad_y;             // [n_inputs, n_frequencies, 2]
+  void* grad_x;                   // [n_inputs]
   float scales[kMaxFrequencies];  // 2^k
 };
 
 struct AdamStepParams {
   int64_t n_rows;
-  int64_t row_size;     // elements per row, the last dimension
-  DType dtype;          // of parameter, gradient and moments: kFloat32 or kFloat64
-  DType shadow_dtype;   // kFloat16 or kBFloat16
-  bool skip_zero;       // rows without gradient stay as they are; one step counter per row
-  bool zero_grad;       // consumed gradients are overwritten with zeros
+  int64_t row_size;    // elements per row, the last dimension
+  DType dtype;         // of parameter, gradient and moments: kFloat32 or kFloat64
+  DType shadow_dtype;  // kFloat16 or kBFloat16
+  bool skip_zero;      // rows without gradient stay as they are; one step counter per row
+  bool zero_grad;      // consumed gradients are overwritten with zeros
   double lr, beta1, beta2, eps, weight_decay, ema_decay;
-  int32_t global_step;  // CPU: number of this step, from 1
+  int32_t global_step;              // CPU: number of this step, from 1
   const int32_t* global_step_data;  // CUDA: [1] the same, read on the device
-  void* param;          // [n_rows, row_size]
-  void* grad;           // [n_rows, row_size]
-  void* exp_avg;        // [n_rows, row_size]
-  void* exp_avg_sq;     // [n_rows, row_size]
-  void* ema;            // [n_rows, row_size] or null
-  uint16_t* shadow;     // [n_rows, row_size] or null
-  int32_t* steps;       // [n_rows] if skip_zero, else [1]
-  int32_t* ema_last;    // shaped like steps, or null
+  void* param;                      // [n_rows, row_size]
+  void* grad;                       // [n_rows, row_size]
+  void* exp_avg;                    // [n_rows, row_size]
+  void* exp_avg_sq;                 // [n_rows, row_size]
+  void* ema;                        // [n_rows, row_size] or null
+  uint16_t* shadow;                 // [n_rows, row_size] or null
+  int32_t* steps;                   // [n_rows] if skip_zero, else [1]
+  int32_t* ema_last;                // shaped like steps, or null
   // fp32 rows look these up instead of raising to a power; the last value holds for every larger index.
   const float* bias_corrections;  // [n_bias_corrections], by step count
   const float* ema_keeps;         // [n_ema_keeps], ema_decay^i
@@ -150,10 +151,10 @@ struct MarchRaysParams {
   int32_t n_cascades;
   DType dtype;             // of rays, aabb and distances: kFloat32 or kFloat64
   const int64_t* counter;  // [2] seed and step of the shift of each ray's samples, or null: none
-  const void* rays_o;    // [n_rays, 3]
-  const void* rays_d;    // [n_rays, 3]
-  const void* aabb;      // [6], box of cascade 0
-  const uint8_t* bits;   // cell g is bit g & 7 of byte g >> 3; on the CPU aligned and padded to words of 4 bytes
+  const void* rays_o;      // [n_rays, 3]
+  const void* rays_d;      // [n_rays, 3]
+  const void* aabb;        // [6], box of cascade 0
+  const uint8_t* bits;     // cell g is bit g & 7 of byte g >> 3; on the CPU aligned and padded to words of 4 bytes
 
   void* t_begin;  // [n_rays] distance of the first step, jitter included
   void* t_stop;   // [n_rays] no step has its middle behind this; inf where a ray has no samples
@@ -171,9 +172,9 @@ struct MarchRaysParams {
 
   // A result of fixed size: rays are taken in order as long as their samples fit.
   bool fixed;
-  int64_t n_samples;              // size of the result
-  const int64_t* n_rays_in_use;   // [1] rays behind these have no samples; null: all have
-  int64_t* totals;                // [2] samples of all rays, rays whose samples are in the result
+  int64_t n_samples;             // size of the result
+  const int64_t* n_rays_in_use;  // [1] rays behind these have no samples; null: all have
+  int64_t* totals;               // [2] samples of all rays, rays whose samples are in the result
 
   int64_t* scan;  // CUDA: workspace of the sum over rays, see kScanChunk
   int64_t* cut;   // CUDA, fixed: [1] where the samples in the result end
@@ -186,13 +187,13 @@ struct CompositeParams {
   int64_t n_samples;
   int64_t n_features;
   double early_stop_eps;
-  DType dtype;                 // of every array of reals: kFloat32 or kFloat64
+  DType dtype;  // of every array of reals: kFloat32 or kFloat64
   bool second_order;
-  const void* sigmas;          // [n_samples]
-  const void* features;        // [n_samples, n_features]
-  const void* t_starts;        // [n_samples]
-  const void* t_ends;          // [n_samples]
-  const int64_t* packed_info;  // [n_rays, 2] first sample, number of samples; rays lie back to back
+  const void* sigmas;            // [n_samples]
+  const void* features;          // [n_samples, n_features]
+  const void* t_starts;          // [n_samples]
+  const void* t_ends;            // [n_samples]
+  const int64_t* packed_info;    // [n_rays, 2] first sample, number of samples; rays lie back to back
   const void* tangent_sigmas;    // [n_samples] or null: zero
   const void* tangent_features;  // [n_samples, n_features] or null: zero
 
@@ -240,7 +241,7 @@ struct CounterUniformParams {
 
 struct OccupancyPointsParams {
   int64_t n_points;
-  int64_t n_cells;        // of the grid
+  int64_t n_cells;         // of the grid
   int32_t resolution[3];   // cells per axis
   DType dtype;             // of aabb and points: kFloat32 or kFloat64
   const int64_t* counter;  // [2] seed and step of the place in a cell, or null: its centre
@@ -268,13 +269,13 @@ struct OccupancyUpdateParams {
   int64_t n_cells;
   int64_t n_samples;
   float decay;
-  float threshold;        // CPU
+  float threshold;  // CPU
   double max_threshold;
-  float* density;        // [n_cells]; negative: no camera sees the cell
-  uint8_t* bits;         // [ceil(n_cells / 8)]
-  const int64_t* cells;  // [n_samples], unique
-  const float* values;   // [n_samples]
-  double* chunk_sums;    // [n_chunks] sum over the visible cells of each kOccupancyChunk cells
+  float* density;         // [n_cells]; negative: no camera sees the cell
+  uint8_t* bits;          // [ceil(n_cells / 8)]
+  const int64_t* cells;   // [n_samples], unique
+  const float* values;    // [n_samples]
+  double* chunk_sums;     // [n_chunks] sum over the visible cells of each kOccupancyChunk cells
   int64_t* chunk_counts;  // [n_chunks] number of visible cells
   int64_t* invalid_cell;  // [1] set to a member of `cells` that is no cell, if there is one
   float* mean_threshold;  // CUDA: [1] receives the threshold
@@ -287,9 +288,9 @@ enum class Activation : int32_t { kNone, kReLU, kLeakyReLU, kSiLU, kSoftplus, kS
 // rounded to it; gradients keep its 11 bits and an exponent of their own.
 enum class MlpFactors : int32_t { kReal, kBFloat16, kFloat16 };
 
-constexpr int kMaxMlpLayers = 9;     // 8 hidden ones and the output
-constexpr int kMlpColumnPad = 16;    // columns of a block's matrices: a multiple of every vector width
-constexpr int kMlpRowPad = 8;        // rows: a multiple of every register tile's height
+constexpr int kMaxMlpLayers = 9;   // 8 hidden ones and the output
+constexpr int kMlpColumnPad = 16;  // columns of a block's matrices: a multiple of every vector width
+constexpr int kMlpRowPad = 8;      // rows: a multiple of every register tile's height
 
 // One layer. Widths in brackets are padded to kMlpColumnPad, rows to kMlpRowPad. Offsets in bytes; -1: no such matrix.
 struct MlpLayer {
@@ -311,13 +312,13 @@ struct MlpLayer {
 struct MlpParams {
   int64_t n_rows;
   int32_t n_layers;
-  int32_t n_block;       // rows that pass through all layers together, a multiple of kMlpRowPad
+  int32_t n_block;  // rows that pass through all layers together, a multiple of kMlpRowPad
   int64_t n_blocks;
-  int64_t n_partials;    // backward: ranges of blocks, each with its own sum of the parameter gradients
-  DType dtype;           // of every tensor: kFloat32 or kFloat64
+  int64_t n_partials;  // backward: ranges of blocks, each with its own sum of the parameter gradients
+  DType dtype;         // of every tensor: kFloat32 or kFloat64
   MlpFactors factors;
-  bool halves;           // factors are kept and multiplied as 16 bits (AVX512_BF16, tensor cores); else rounded reals
-  Activation activation;         // of the hidden layers
+  bool halves;            // factors are kept and multiplied as 16 bits (AVX512_BF16, tensor cores); else rounded reals
+  Activation activation;  // of the hidden layers
   Activation output_activation;  // of the last layer
   MlpLayer layers[kMaxMlpLayers];
   const void* x;         // [n_rows, n_in]
@@ -328,20 +329,20 @@ struct MlpParams {
   int64_t partial_size;  // elements
   void* grad_params;     // weights, then biases, each in layer order and unpadded
 
-  void* packed;          // weights and biases as the products read them
-  void* scratch;         // of the calling thread
-  int64_t staging[2];    // in `scratch`: [n_block, widest layer], sums of the matrix products
+  void* packed;               // weights and biases as the products read them
+  void* scratch;              // of the calling thread
+  int64_t staging[2];         // in `scratch`: [n_block, widest layer], sums of the matrix products
   int64_t gradient[2];        // in `scratch`: [n_block, widest layer] 16-bit factors, `halves` only
   int64_t gradient_pairs[2];  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, `halves` only
 
   // CUDA. With `halves` `scratch` is the shared memory of a block, all widths are padded to 16, and matrices lie in
   // tiles of 16 x 16; without, it is global memory, nothing is padded, and each partial sum is of `n_slice` rows.
-  int32_t n_warps;         // `halves`, backward: warps of a block
+  int32_t n_warps;  // `halves`, backward: warps of a block
   int64_t n_slice;
-  int64_t units[2];        // in `scratch`: [n_block] powers of two, kFloat16 backward with `halves`: see mlp_fused.cuh
-  int64_t shared_bytes;    // `halves`
-  int64_t sums;            // in `scratch`: [partial_size] floats; -1: added up in `partials` itself
-  int64_t bias_sums;       // in `scratch`: [n_warps, n_bias_sums] floats; -1: no bias gradients
+  int64_t units[2];      // in `scratch`: [n_block] powers of two, kFloat16 backward with `halves`: see mlp_fused.cuh
+  int64_t shared_bytes;  // `halves`
+  int64_t sums;          // in `scratch`: [partial_size] floats; -1: added up in `partials` itself
+  int64_t bias_sums;     // in `scratch`: [n_warps, n_bias_sums] floats; -1: no bias gradients
   int64_t n_bias_sums;
 };
 

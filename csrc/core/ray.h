@@ -101,9 +101,9 @@ struct MarchGrid {
   int32_t resolution[3];
   int32_t n_cascades;
   T centre[3];
-  T half[3];      // half extents of cascade 0
-  T cell[3];      // cell sides of cascade 0
-  T min_cell;     // smallest of them
+  T half[3];   // half extents of cascade 0
+  T cell[3];   // cell sides of cascade 0
+  T min_cell;  // smallest of them
   T step_size, cone_angle, max_step;
 };
 

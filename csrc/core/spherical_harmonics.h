@@ -1,5 +1,5 @@
-// Real spherical harmonics as polynomials of the direction, orthonormal on the sphere, in tiny-cuda-nn's order and signs
-// (degree 1: -y, z, -x). Y_lm = Q_lm(z) Re (x + iy)^m, Y_l,-m = Q_lm(z) Im (x + iy)^m with normalised associated
+// Real spherical harmonics as polynomials of the direction, orthonormal on the sphere, in tiny-cuda-nn's order and
+// signs (degree 1: -y, z, -x). Y_lm = Q_lm(z) Re (x + iy)^m, Y_l,-m = Q_lm(z) Im (x + iy)^m with normalised associated
 // Legendre polynomials Q (DLMF 14.10.3, the powers of the sine left out). T is a scalar or a vector of scalars S.
 #pragma once
 

@@ -98,8 +98,12 @@ static inline AdamPointers load_tail(const AdamPointers& a, int64_t count, AdamT
   for (int k = 0; k < 5; ++k) {
     if (sources[k] != nullptr) std::memcpy(tail->values[k], sources[k], count * sizeof(float));
   }
-  return {tail->values[0], tail->values[1], tail->values[2], tail->values[3],
-          a.ema != nullptr ? tail->values[4] : nullptr, a.shadow != nullptr ? tail->shadow : nullptr};
+  return {tail->values[0],
+          tail->values[1],
+          tail->values[2],
+          tail->values[3],
+          a.ema != nullptr ? tail->values[4] : nullptr,
+          a.shadow != nullptr ? tail->shadow : nullptr};
 }
 
 static inline void store_tail(const AdamTail& tail, int64_t count, const AdamPointers& a) {
@@ -248,8 +252,7 @@ static inline void adam_row_vector(const AdamStepParams& p, const AdamConstants<
 
 template <int kF>
 static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end) {
-  const AdamConstants<float> constants =
-      adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
+  const AdamConstants<float> constants = adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
   constexpr int kRows = kLanes / kF;
   constexpr int kChunk = 64;  // vectors scanned ahead of their update
   const float* grad = static_cast<const float*>(p.grad);
@@ -299,8 +302,7 @@ static inline bool has_gradient(const T* grad, int64_t count) {
 }
 
 static void adam_wide_rows(const AdamStepParams& p, int64_t begin, int64_t end) {
-  const AdamConstants<float> constants =
-      adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
+  const AdamConstants<float> constants = adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = row * p.row_size;
     if (!has_gradient(static_cast<const float*>(p.grad) + first, p.row_size)) continue;
@@ -312,8 +314,7 @@ static void adam_wide_rows(const AdamStepParams& p, int64_t begin, int64_t end) 
 
 // fp64, `count` elements that share one step count: the exactness path, element by element.
 static void adam_span_double(const AdamStepParams& p, int64_t first, int64_t count, int32_t step, int32_t ema_last) {
-  const AdamConstants<double> constants =
-      adam_constants<double>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
+  const AdamConstants<double> constants = adam_constants<double>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
   const double rate = p.lr * adam_bias_correction(p.beta1, p.beta2, step);
   const double keep = ::pow(p.ema_decay, static_cast<double>(p.global_step - 1 - ema_last));
   double* param = static_cast<double*>(p.param);
@@ -349,8 +350,8 @@ static void adam_step_range(const AdamStepParams& p, int64_t begin, int64_t end)
     if (p.dtype == DType::kFloat64) return adam_span_double(p, begin, end - begin, step, ema_last);
     const double rate = p.lr * adam_bias_correction(p.beta1, p.beta2, step);
     const double keep = ::pow(p.ema_decay, static_cast<double>(p.global_step - 1 - ema_last));
-    return adam_span(p, adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay), begin,
-                     end - begin, static_cast<float>(rate), static_cast<float>(keep));
+    return adam_span(p, adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay), begin, end - begin,
+                     static_cast<float>(rate), static_cast<float>(keep));
   }
   if (p.dtype == DType::kFloat64) return adam_rows_double(p, begin, end);
   switch (p.row_size) {

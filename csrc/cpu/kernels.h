@@ -15,40 +15,40 @@ template <typename Params>
 using RangeKernel = void (*)(const Params& params, int64_t begin, int64_t end);
 
 struct KernelTable {
-  RangeKernel<HashEncodeParams> hash_encode_prepare;                     // units: points
-  RangeKernel<HashEncodeParams> hash_encode_forward;                     // units: (level, chunk of kLevelChunk points)
-  RangeKernel<HashEncodeParams> hash_encode_finish_forward;              // units: points
-  RangeKernel<HashEncodeParams> hash_encode_backward_table;              // units: (level, shard)
-  RangeKernel<HashEncodeParams> hash_encode_backward_positions;          // units: chunks of kLevelChunk points
-  RangeKernel<HashEncodeParams> hash_encode_finish_backward_positions;   // units: points
-  RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;  // units: chunks of kLevelWeightChunk points
-  RangeKernel<HashEncodeParams> hash_encode_second_points;           // units: chunks of kLevelWeightChunk points
-  RangeKernel<HashEncodeParams> hash_encode_second_table;           // units: (level, shard)
-  RangeKernel<ShEncodeParams> sh_encode_forward;                    // units: points
-  RangeKernel<ShEncodeParams> sh_encode_backward;                   // units: points
-  RangeKernel<FrequencyEncodeParams> frequency_encode_forward;      // units: inputs, points times dimensions
-  RangeKernel<FrequencyEncodeParams> frequency_encode_backward;     // units: inputs
-  RangeKernel<AdamStepParams> adam_step;                            // units: rows if skip_zero, else elements
-  RangeKernel<RayAabbParams> ray_aabb;                              // units: rays
-  RangeKernel<MarchRaysParams> march_rays_begin;                    // units: rays
-  RangeKernel<MarchRaysParams> march_rays;                          // units: rays
-  RangeKernel<MarchRaysParams> march_rays_write;                    // units: rays
-  RangeKernel<CompositeParams> composite_forward;                   // units: rays
-  RangeKernel<CompositeParams> composite_backward;                  // units: rays
-  RangeKernel<VisibleSamplesParams> visible_samples_count;          // units: rays
-  RangeKernel<VisibleSamplesParams> visible_samples_write;          // units: rays
-  RangeKernel<CounterUniformParams> counter_uniform;                // units: numbers
-  RangeKernel<OccupancyPointsParams> occupancy_points;              // units: points
-  RangeKernel<OccupancyVisibleParams> occupancy_visible;            // units: blocks of kVisibleBlock^3 cells
-  RangeKernel<OccupancyUpdateParams> occupancy_update_decay;        // units: cells
-  RangeKernel<OccupancyUpdateParams> occupancy_update_raise;        // units: samples
-  RangeKernel<OccupancyUpdateParams> occupancy_update_sum;          // units: chunks of kOccupancyChunk cells
-  RangeKernel<OccupancyUpdateParams> occupancy_update_pack;         // units: bytes of the bits
-  RangeKernel<MlpParams> mlp_pack;      // units: layers
-  RangeKernel<MlpParams> mlp_forward;   // units: blocks of n_block rows
-  RangeKernel<MlpParams> mlp_backward;  // units: partial sums
-  RangeKernel<MlpParams> mlp_reduce;    // units: output rows of all layers
-  bool has_bfloat16_products;           // mlp_* take MlpParams::halves
+  RangeKernel<HashEncodeParams> hash_encode_prepare;                    // units: points
+  RangeKernel<HashEncodeParams> hash_encode_forward;                    // units: (level, chunk of kLevelChunk points)
+  RangeKernel<HashEncodeParams> hash_encode_finish_forward;             // units: points
+  RangeKernel<HashEncodeParams> hash_encode_backward_table;             // units: (level, shard)
+  RangeKernel<HashEncodeParams> hash_encode_backward_positions;         // units: chunks of kLevelChunk points
+  RangeKernel<HashEncodeParams> hash_encode_finish_backward_positions;  // units: points
+  RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;     // units: chunks of kLevelWeightChunk points
+  RangeKernel<HashEncodeParams> hash_encode_second_points;              // units: chunks of kLevelWeightChunk points
+  RangeKernel<HashEncodeParams> hash_encode_second_table;               // units: (level, shard)
+  RangeKernel<ShEncodeParams> sh_encode_forward;                        // units: points
+  RangeKernel<ShEncodeParams> sh_encode_backward;                       // units: points
+  RangeKernel<FrequencyEncodeParams> frequency_encode_forward;          // units: inputs, points times dimensions
+  RangeKernel<FrequencyEncodeParams> frequency_encode_backward;         // units: inputs
+  RangeKernel<AdamStepParams> adam_step;                                // units: rows if skip_zero, else elements
+  RangeKernel<RayAabbParams> ray_aabb;                                  // units: rays
+  RangeKernel<MarchRaysParams> march_rays_begin;                        // units: rays
+  RangeKernel<MarchRaysParams> march_rays;                              // units: rays
+  RangeKernel<MarchRaysParams> march_rays_write;                        // units: rays
+  RangeKernel<CompositeParams> composite_forward;                       // units: rays
+  RangeKernel<CompositeParams> composite_backward;                      // units: rays
+  RangeKernel<VisibleSamplesParams> visible_samples_count;              // units: rays
+  RangeKernel<VisibleSamplesParams> visible_samples_write;              // units: rays
+  RangeKernel<CounterUniformParams> counter_uniform;                    // units: numbers
+  RangeKernel<OccupancyPointsParams> occupancy_points;                  // units: points
+  RangeKernel<OccupancyVisibleParams> occupancy_visible;                // units: blocks of kVisibleBlock^3 cells
+  RangeKernel<OccupancyUpdateParams> occupancy_update_decay;            // units: cells
+  RangeKernel<OccupancyUpdateParams> occupancy_update_raise;            // units: samples
+  RangeKernel<OccupancyUpdateParams> occupancy_update_sum;              // units: chunks of kOccupancyChunk cells
+  RangeKernel<OccupancyUpdateParams> occupancy_update_pack;             // units: bytes of the bits
+  RangeKernel<MlpParams> mlp_pack;                                      // units: layers
+  RangeKernel<MlpParams> mlp_forward;                                   // units: blocks of n_block rows
+  RangeKernel<MlpParams> mlp_backward;                                  // units: partial sums
+  RangeKernel<MlpParams> mlp_reduce;                                    // units: output rows of all layers
+  bool has_bfloat16_products;                                           // mlp_* take MlpParams::halves
 };
 
 constexpr int kMaxLanes = 16;  // of any instruction set

@@ -93,8 +93,8 @@ static inline VecI look_up_cells(const MarchGrid<float>& grid, const uint32_t* b
   }
   VecF exit = splat(std::numeric_limits<float>::infinity());
   for (int axis = 0; axis < 3; ++axis) {
-    const VecF low = kCascades ? grid.centre[axis] - grid.half[axis] * growth
-                               : splat(grid.centre[axis] - grid.half[axis]);
+    const VecF low =
+        kCascades ? grid.centre[axis] - grid.half[axis] * growth : splat(grid.centre[axis] - grid.half[axis]);
     const VecF side = kCascades ? grid.cell[axis] * growth : splat(grid.cell[axis]);
     const VecF zero = splat(0.0f), last = splat(static_cast<float>(grid.resolution[axis] - 1));
     VecF position = (point[axis] - low) / side;

@@ -200,8 +200,8 @@ struct Prefetch {
 
 template <class P, int kVectors, bool kBias, class Finish>
 static void multiply_panel(int64_t rows, int64_t column, int64_t depth, Broadcast<typename P::Element> a,
-                           const typename P::Element* b, int64_t b_step, const typename P::Sum* bias,
-                           Finish finish, Prefetch* prefetch) {
+                           const typename P::Element* b, int64_t b_step, const typename P::Sum* bias, Finish finish,
+                           Prefetch* prefetch) {
   for (int64_t r = 0; r < rows; r += kTileRows) {
     prefetch->step();
     multiply_tile<P, kVectors, kBias>(r, column, depth, a.data + r * a.row_stride, a.row_stride, a.depth_stride, b,
@@ -212,8 +212,7 @@ static void multiply_panel(int64_t rows, int64_t column, int64_t depth, Broadcas
 // `rows` a multiple of kTileRows; `columns` rounded up to whole vectors.
 template <class P, bool kBias, class Finish>
 static void multiply(int64_t rows, int64_t columns, int64_t depth, Broadcast<typename P::Element> a,
-                     Columns<typename P::Element> b, const typename P::Sum* bias, Finish finish,
-                     Prefetch* prefetch) {
+                     Columns<typename P::Element> b, const typename P::Sum* bias, Finish finish, Prefetch* prefetch) {
   constexpr int64_t kPanel = kTileVectors * P::kWidth;
   const typename P::Element* panel = b.data;
   for (int64_t c = 0; c < columns; c += kPanel) {
@@ -344,7 +343,7 @@ struct RealFactors {
   typedef RealProduct<T> Product;
   typedef typename Lane<T>::Vec Vec;
   typedef T Stored;
-  typedef T Pair;  // unused
+  typedef T Pair;                  // unused
   static constexpr int kPack = 1;  // stored values per element of a product
   static constexpr int kWidth = Lane<T>::kWidth;
   static constexpr bool kInPlace = true;  // sums and factors have the same form
@@ -392,11 +391,11 @@ struct BFloat16Factors {
   HASHGRID_INLINE void put(Rounding, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b) {
     put_bits(rows, pairs, stride, round_rows(a, b));
   }
-  HASHGRID_INLINE void put_masked(Rounding, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b,
-                                  const Stored* y, int64_t y_stride) {
-    const __m512i both = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(y))),
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(y + y_stride)), 1);
+  HASHGRID_INLINE void put_masked(Rounding, Stored* rows, Pair* pairs, int64_t stride, Vec a, Vec b, const Stored* y,
+                                  int64_t y_stride) {
+    const __m512i both =
+        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(y))),
+                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(y + y_stride)), 1);
     const __mmask32 positive = _mm512_test_epi16_mask(both, _mm512_set1_epi16(0x7fff));
     put_bits(rows, pairs, stride, _mm512_maskz_mov_epi16(positive, round_rows(a, b)));
   }
@@ -430,7 +429,7 @@ HASHGRID_INLINE Broadcast<typename F::Product::Element> broadcast_rows(const Fac
 
 // A block of rows under way.
 struct BlockRows {
-  int64_t first;   // in the batch
+  int64_t first;  // in the batch
   int64_t count;
   int64_t padded;  // to kMlpRowPad
 };
@@ -636,10 +635,10 @@ struct OutputPass {
 };
 
 enum class DerivativeFrom {
-  kNowhere,         // there is no activation
-  kPreActivation,   // of the last layer: pre-activations, whatever the derivative reads
-  kSource,          // MlpLayer::source
-  kFactors,         // factors of the next layer
+  kNowhere,        // there is no activation
+  kPreActivation,  // of the last layer: pre-activations, whatever the derivative reads
+  kSource,         // MlpLayer::source
+  kFactors,        // factors of the next layer
 };
 
 // Gradient of a layer's outputs to the factors of its pre-activations' gradient; sums them over rows for the bias.
@@ -709,7 +708,7 @@ struct StoreActivated {
   typedef typename F::Vec Vec;
   Activation activation;
   Rounding rounding;
-  int64_t count;    // rows of the block
+  int64_t count;  // rows of the block
   int64_t columns;
   Factors<F> out;
 
@@ -740,7 +739,7 @@ struct StoreGradient {
   typedef typename F::Vec Vec;
   Activation activation;
   Rounding rounding;
-  int64_t count;    // rows of the block
+  int64_t count;  // rows of the block
   int64_t columns;
   Factors<F> outputs;  // of the layer
   Factors<F> out;
@@ -807,14 +806,14 @@ struct StoreGradient {
 // ---- layers ------------------------------------------------------------------------------------------------------
 
 template <class F, class Finish>
-static void forward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& in,
-                            Finish finish, Prefetch* prefetch) {
+static void forward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& in, Finish finish,
+                            Prefetch* prefetch) {
   typedef typename F::Product Product;
   typedef typename Product::Element Element;
   const MlpLayer& l = p.layers[layer];
   const int64_t depth = (l.n_in + F::kPack - 1) / F::kPack;
-  const Columns<Element> weight = {at<const Element>(p.packed, l.packed_weight),
-                                   depth * kTileVectors * Product::kWidth, 0};
+  const Columns<Element> weight = {at<const Element>(p.packed, l.packed_weight), depth * kTileVectors * Product::kWidth,
+                                   0};
   // Without biases these are zeros.
   multiply<Product, true>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
                           at<const typename F::Real>(p.packed, l.packed_bias), finish, prefetch);
@@ -868,8 +867,7 @@ static Factors<F> block_inputs(const MlpParams& p, const BlockRows& block) {
 // Runs the hidden layers; inputs[l] are the factors of layer l. Activations that cost a comparison are part of the
 // product, which still has the sums in registers; the others run as a pass over the block, in the L1 or L2 cache.
 template <class F>
-static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs,
-                              Prefetch* prefetch) {
+static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs, Prefetch* prefetch) {
   typedef typename F::Real Real;
   const Rounding rounding = value_rounding(p.factors);
   inputs[0] = block_inputs<F>(p, block);

@@ -41,7 +41,8 @@ static inline VecF multiply_add(VecF a, VecF b, VecF c) {
 #if defined(HASHGRID_HAS_FMA)
   return a * b + c;
 #else
-  const VecD wide = __builtin_convertvector(a, VecD) * __builtin_convertvector(b, VecD) + __builtin_convertvector(c, VecD);
+  const VecD wide =
+      __builtin_convertvector(a, VecD) * __builtin_convertvector(b, VecD) + __builtin_convertvector(c, VecD);
   return __builtin_convertvector(wide, VecF);
 #endif
 }

@@ -2,8 +2,8 @@
 //
 // Sums along a ray are prefix sums of lanes in fp64, carried from one group of 32 samples to the next: few additions
 // per sample, in an order that depends on nothing but the sample's place in its ray. Loads and stores of samples are
-// consecutive; arrays of samples come as zeros, which stay where a sample is hidden. One code serves fp32, fp64 and, with dual numbers, the second order; fp32 with three channels is
-// specialised, other channel counts are a loop.
+// consecutive; arrays of samples come as zeros, which stay where a sample is hidden. One code serves fp32, fp64 and,
+// with dual numbers, the second order; fp32 with three channels is specialised, other channel counts are a loop.
 //
 // A ray that does not start where the one in front ends (the CPU op raises) is not followed: its outputs and the
 // gradients of the samples it claims are NaN. Raising would need to wait for the device in every call.
@@ -26,10 +26,10 @@ struct Group {
   LaneSample<V> sample;
   bool exists;
   bool counts;
-  int n_counted;    // lanes whose samples count: the first ones
+  int n_counted;  // lanes whose samples count: the first ones
   V transmittance;
-  V weight;         // 0 where the sample does not count
-  A spread;         // sum w_j (m - m_j) over the samples in front
+  V weight;  // 0 where the sample does not count
+  A spread;  // sum w_j (m - m_j) over the samples in front
 };
 
 // What the groups in front leave behind, the same in every lane.

@@ -1,5 +1,5 @@
-// Frequency encoding on CUDA. Forward: one thread per sine and cosine, which it stores as a pair; neighbours share their
-// input. Backward: one thread per input, sums over its frequencies in order.
+// Frequency encoding on CUDA. Forward: one thread per sine and cosine, which it stores as a pair; neighbours share
+// their input. Backward: one thread per input, sums over its frequencies in order.
 #include "cuda/launch.cuh"
 
 #include "core/frequency.h"

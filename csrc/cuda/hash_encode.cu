@@ -84,10 +84,11 @@ __device__ inline int fixed_exponent(const HashEncodeParams& p) {
   return 62 - exponent;
 }
 
-// Adds values [F] to the row that starts at feature `first`. `scale` is 2^fixed_exponent, or NaN where a contribution is
-// not finite: then every entry that receives any becomes NaN.
+// Adds values [F] to the row that starts at feature `first`. `scale` is 2^fixed_exponent, or NaN where a contribution
+// is not finite: then every entry that receives any becomes NaN.
 template <typename T, int kF, TableSum kSum>
-__device__ inline void add_to_table(const HashEncodeParams& p, int64_t first, const T* values, double scale, float* largest) {
+__device__ inline void add_to_table(const HashEncodeParams& p, int64_t first, const T* values, double scale,
+                                    float* largest) {
   if constexpr (kSum == TableSum::kAdd) {
     add_row<kF>(static_cast<T*>(p.grad_table) + first, values);
   } else if constexpr (kSum == TableSum::kFindLargest) {
@@ -327,7 +328,8 @@ __global__ void hash_encode_second_level_weights_kernel(HASHGRID_PARAMS HashEnco
   for (int64_t n = first_point + threadIdx.x; n < first_point + kLevelWeightPoints && n < p.n_points; n += blockDim.x) {
     const GridPoint<T, 0> point = load_point<T, 0>(p, n);
     if (point.state != PointState::kInside) continue;
-    const T* v = p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * p.n_dims : nullptr;
+    const T* v =
+        p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * p.n_dims : nullptr;
     const GridCell<double, 0> cell = find_cell<double>(p, level, point);
     const T* grad = static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * p.n_features;
     const uint32_t n_corners = n_corners_of(p, p.n_dims);
@@ -449,9 +451,7 @@ template <typename Use>
 void with_instance(const HashEncodeParams& p, Use use) {
   if (p.dtype == DType::kFloat64) return use(Instance<double, double, 0>());
   with_table(p, [&](auto table) {
-    with_dims(p, [&](auto dims) {
-      use(Instance<float, typename decltype(table)::Type, decltype(dims)::value>());
-    });
+    with_dims(p, [&](auto dims) { use(Instance<float, typename decltype(table)::Type, decltype(dims)::value>()); });
   });
 }
 
@@ -536,8 +536,8 @@ void launch_hash_encode_backward_positions(const HashEncodeParams& p, cudaStream
     constexpr int kF = decltype(features)::value;
     with_instance(p, [&](auto instance) {
       using I = decltype(instance);
-      HASHGRID_LAUNCH((hash_encode_backward_positions_kernel<typename I::Number, typename I::Element, I::kDims, kF>), shape,
-                      stream, p);
+      HASHGRID_LAUNCH((hash_encode_backward_positions_kernel<typename I::Number, typename I::Element, I::kDims, kF>),
+                      shape, stream, p);
     });
   });
 }
@@ -546,7 +546,8 @@ int64_t hash_encode_level_chunks(int64_t n_points) { return divide_up(n_points, 
 
 void launch_hash_encode_backward_level_weights(const HashEncodeParams& p, cudaStream_t stream) {
   const int64_t n_chunks = hash_encode_level_chunks(p.n_points);
-  const LaunchShape shape = {dim3(static_cast<unsigned>(n_chunks), static_cast<unsigned>(p.n_levels)), dim3(kThreads), 0};
+  const LaunchShape shape = {dim3(static_cast<unsigned>(n_chunks), static_cast<unsigned>(p.n_levels)), dim3(kThreads),
+                             0};
   if (p.dtype == DType::kFloat64) {
     HASHGRID_LAUNCH_TOGETHER((hash_encode_backward_level_weights_kernel<double, double>), shape, stream, p);
   } else {
@@ -561,7 +562,8 @@ void launch_hash_encode_backward_level_weights(const HashEncodeParams& p, cudaSt
 void launch_hash_encode_second_points(const HashEncodeParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of(p.n_points, kThreads);
   const int64_t n_chunks = hash_encode_level_chunks(p.n_points);
-  const LaunchShape chunks = {dim3(static_cast<unsigned>(n_chunks), static_cast<unsigned>(p.n_levels)), dim3(kThreads), 0};
+  const LaunchShape chunks = {dim3(static_cast<unsigned>(n_chunks), static_cast<unsigned>(p.n_levels)), dim3(kThreads),
+                              0};
   if (p.dtype == DType::kFloat64) {
     HASHGRID_LAUNCH((hash_encode_second_points_kernel<double, double, 0>), shape, stream, p);
     if (p.grad_level_chunks != nullptr) {

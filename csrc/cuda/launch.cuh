@@ -1,5 +1,6 @@
 // What every kernel file starts from: the namespace of device code, launches, and the conversion of stored numbers.
-// nvcc compiles these files; so does a C++ compiler behind tests/host/cuda_on_host.h, which emulates blocks and threads.
+// nvcc compiles these files; so does a C++ compiler behind tests/host/cuda_on_host.h, which emulates blocks and
+// threads.
 #pragma once
 
 #define HASHGRID_ISA device
@@ -73,8 +74,8 @@ __device__ inline double to_real(double x) { return x; }
 __device__ inline float to_real(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
 __device__ inline float to_real(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 
-// kF consecutive elements of any of these types, loaded as vectors of up to 16 bytes. Ops see to it that arrays read this
-// way begin at a multiple of 16 bytes.
+// kF consecutive elements of any of these types, loaded as vectors of up to 16 bytes. Ops see to it that arrays read
+// this way begin at a multiple of 16 bytes.
 template <typename Element, int kF>
 struct alignas(sizeof(Element) * kF < 16 ? sizeof(Element) * kF : 16) Row {
   Element values[kF];
@@ -102,25 +103,24 @@ __device__ inline void store_row(T* target, const T* values) {
 #if defined(HASHGRID_ON_HOST)
 #define HASHGRID_DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(hashgrid_on_host::dynamic_shared())
 #else
-#define HASHGRID_DYNAMIC_SHARED(type, name)                      \
+#define HASHGRID_DYNAMIC_SHARED(type, name)                       \
   extern __shared__ __align__(128) unsigned char shared_bytes_[]; \
   type* name = reinterpret_cast<type*>(shared_bytes_)
 #endif
 
-// Launches `kernel` (in brackets where it has template arguments) and checks that the launch was accepted. A shape without
-// blocks launches nothing. HASHGRID_LAUNCH_TOGETHER is for kernels whose threads wait for each other or exchange values;
-// only the host emulation tells them apart, as it runs the others one thread after the other.
+// Launches `kernel` (in brackets where it has template arguments) and checks that the launch was accepted. A shape
+// without blocks launches nothing. HASHGRID_LAUNCH_TOGETHER is for kernels whose threads wait for each other or
+// exchange values; only the host emulation tells them apart, as it runs the others one thread after the other.
 #if defined(HASHGRID_ON_HOST)
 #define HASHGRID_LAUNCH(kernel, shape, stream, ...) HASHGRID_EMULATE(kernel, shape, false, __VA_ARGS__)
 #define HASHGRID_LAUNCH_TOGETHER(kernel, shape, stream, ...) HASHGRID_EMULATE(kernel, shape, true, __VA_ARGS__)
 #else
-#define HASHGRID_LAUNCH(kernel, shape, stream, ...)                                            \
-  do {                                                                                         \
-    const LaunchShape launch_shape = (shape);                                                  \
-    if (launch_shape.grid.x == 0 || launch_shape.grid.y == 0) break;                           \
-    kernel<<<launch_shape.grid, launch_shape.block, launch_shape.shared_bytes, (stream)>>>(    \
-        __VA_ARGS__);                                                                          \
-    check_cuda(cudaGetLastError(), #kernel);                                                   \
+#define HASHGRID_LAUNCH(kernel, shape, stream, ...)                                                      \
+  do {                                                                                                   \
+    const LaunchShape launch_shape = (shape);                                                            \
+    if (launch_shape.grid.x == 0 || launch_shape.grid.y == 0) break;                                     \
+    kernel<<<launch_shape.grid, launch_shape.block, launch_shape.shared_bytes, (stream)>>>(__VA_ARGS__); \
+    check_cuda(cudaGetLastError(), #kernel);                                                             \
   } while (false)
 #define HASHGRID_LAUNCH_TOGETHER HASHGRID_LAUNCH
 #endif

@@ -4,8 +4,8 @@
 //
 // Both passes are march_ray of core/ray.h: the same cells and the same bits as on the CPU.
 //
-// A result of fixed size needs no word from the host between the passes: rays are taken in order as long as their samples
-// fit, and what is left over is filled up with samples of length zero.
+// A result of fixed size needs no word from the host between the passes: rays are taken in order as long as their
+// samples fit, and what is left over is filled up with samples of length zero.
 #include "cuda/launch.cuh"
 
 #include "core/ray.h"

@@ -13,13 +13,13 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-constexpr int kTile = 16;            // rows and columns of a tile of factors
-constexpr int kTileWords = 128;      // of a stored tile of factors: 4 matrices of 8 x 8, two values to a word
-constexpr int kTileSums = 256;       // of a stored tile of sums
-constexpr int kMaxFusedWidth = 128;  // factors and sums of a warp's rows have to fit into registers
-constexpr int kForwardWarps = 4;     // of a block; they share nothing but the L1 cache
-constexpr int kMaxFusedRows = 128;   // of a block
-constexpr int kRowsPerPartial = 128; // at least; with the number of rows this fixes the order of sums on every card
+constexpr int kTile = 16;             // rows and columns of a tile of factors
+constexpr int kTileWords = 128;       // of a stored tile of factors: 4 matrices of 8 x 8, two values to a word
+constexpr int kTileSums = 256;        // of a stored tile of sums
+constexpr int kMaxFusedWidth = 128;   // factors and sums of a warp's rows have to fit into registers
+constexpr int kForwardWarps = 4;      // of a block; they share nothing but the L1 cache
+constexpr int kMaxFusedRows = 128;    // of a block
+constexpr int kRowsPerPartial = 128;  // at least; with the number of rows this fixes the order of sums on every card
 constexpr int kPackThreads = 128;
 
 __host__ __device__ inline int tiles_of(int width) { return (width + kTile - 1) / kTile; }
@@ -361,9 +361,7 @@ struct StoredFactors {
   uint32_t* words;
   int n_tiles;
 
-  __device__ uint32_t* tile(int row_tile, int tile) const {
-    return words + (row_tile * n_tiles + tile) * kTileWords;
-  }
+  __device__ uint32_t* tile(int row_tile, int tile) const { return words + (row_tile * n_tiles + tile) * kTileWords; }
 };
 
 __device__ inline StoredFactors stored_factors(unsigned char* shared, int64_t offset, int width) {

@@ -10,9 +10,9 @@ namespace hashgrid {
 namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
-constexpr int kProductTile = 64;     // rows and columns of a product per block
-constexpr int kProductDepth = 16;    // of both factors in shared memory at a time
-constexpr int kSliceRows = 256;      // at least, of a partial sum
+constexpr int kProductTile = 64;   // rows and columns of a product per block
+constexpr int kProductDepth = 16;  // of both factors in shared memory at a time
+constexpr int kSliceRows = 256;    // at least, of a partial sum
 constexpr int64_t kMaxChunkBytes = int64_t{1} << 26;
 
 enum class ProductKind { kForward, kBack, kWeights };
@@ -29,14 +29,14 @@ struct Product {
   const T* a;
   const T* b;
   T* result;
-  Rounding round_a;        // both apply to factors as they are read: matrices in memory stay as they are
+  Rounding round_a;  // both apply to factors as they are read: matrices in memory stay as they are
   Rounding round_b;
-  Activation activation;   // kForward: applied; kBack: pulled back through. Its derivative reads a sign.
-  const T* bias;           // kForward: [n_columns] or null
-  const T* outputs;        // kBack: [n_rows, n_columns], of the activation
-  int64_t n_slice;         // kWeights: depth per slice blockIdx.z
-  int64_t slice_size;      // kWeights: from the result of a slice to that of the next
-  bool accumulate;         // kWeights: adds to the result
+  Activation activation;  // kForward: applied; kBack: pulled back through. Its derivative reads a sign.
+  const T* bias;          // kForward: [n_columns] or null
+  const T* outputs;       // kBack: [n_rows, n_columns], of the activation
+  int64_t n_slice;        // kWeights: depth per slice blockIdx.z
+  int64_t slice_size;     // kWeights: from the result of a slice to that of the next
+  bool accumulate;        // kWeights: adds to the result
 };
 
 __device__ inline float round_factor(float x, Rounding rounding) {

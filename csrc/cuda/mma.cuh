@@ -89,8 +89,7 @@ __device__ inline uint32_t multiply_pair(uint32_t a, uint32_t b) {
 template <typename Half>
 __device__ inline void multiply_add(float* sum, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if defined(HASHGRID_ON_HOST)
-  hashgrid_on_host::mma_m16n8k16(sum, a, b0, b1,
-                                 [](uint16_t bits) { return static_cast<float>(to_real(Half{bits})); });
+  hashgrid_on_host::mma_m16n8k16(sum, a, b0, b1, [](uint16_t bits) { return static_cast<float>(to_real(Half{bits})); });
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   if constexpr (std::is_same_v<Half, BFloat16>) {
     asm volatile(

@@ -25,8 +25,7 @@ inline AdamStepParams make_adam_step_params(const Tensor& param, const Tensor& g
                                             double beta1, double beta2, double eps, double weight_decay, bool skip_zero,
                                             const std::optional<Tensor>& ema, const std::optional<Tensor>& ema_last,
                                             double ema_decay, const std::optional<Tensor>& global_step,
-                                            const std::optional<Tensor>& shadow,
-                                            bool zero_grad) {
+                                            const std::optional<Tensor>& shadow, bool zero_grad) {
   AdamStepParams p = {};
   p.dtype = real_dtype_of(param, "param");
   STD_TORCH_CHECK(param.is_contiguous(), "`param` must be contiguous");

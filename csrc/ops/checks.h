@@ -92,8 +92,8 @@ inline DType dtype_of(const Tensor& tensor, const char* name) {
 // fp32 or fp64: the dtypes positions, activations and gradients come in.
 inline DType real_dtype_of(const Tensor& tensor, const char* name) {
   const DType dtype = dtype_of(tensor, name);
-  STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "`", name,
-                  "` must be float32 or float64, got ", name_of(tensor.scalar_type()));
+  STD_TORCH_CHECK(dtype == DType::kFloat32 || dtype == DType::kFloat64, "`", name, "` must be float32 or float64, got ",
+                  name_of(tensor.scalar_type()));
   return dtype;
 }
 

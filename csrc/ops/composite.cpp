@@ -54,11 +54,13 @@ CompositeOutputs composite_cpu(const Tensor& sigmas, const Tensor& features, con
   return run_forward(&p, sigmas);
 }
 
-std::tuple<Tensor, Tensor> composite_backward_cpu(
-    const std::optional<Tensor>& grad_ray_features, const std::optional<Tensor>& grad_opacities,
-    const std::optional<Tensor>& grad_depths, const std::optional<Tensor>& grad_weights,
-    const std::optional<Tensor>& grad_distortion, const Tensor& sigmas, const Tensor& features, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps) {
+std::tuple<Tensor, Tensor> composite_backward_cpu(const std::optional<Tensor>& grad_ray_features,
+                                                  const std::optional<Tensor>& grad_opacities,
+                                                  const std::optional<Tensor>& grad_depths,
+                                                  const std::optional<Tensor>& grad_weights,
+                                                  const std::optional<Tensor>& grad_distortion, const Tensor& sigmas,
+                                                  const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
+                                                  const Tensor& packed_info, double early_stop_eps) {
   CompositeParams p = make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
   set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, sigmas, &p);
   return run_backward(&p, sigmas);

@@ -58,8 +58,7 @@ inline void set_tangents(const std::optional<Tensor>& grad_grad_sigmas, const st
                          const Tensor& like, CompositeParams* p) {
   p->second_order = true;
   p->tangent_sigmas = optional_input(grad_grad_sigmas, "grad_grad_sigmas", {p->n_samples}, like);
-  p->tangent_features =
-      optional_input(grad_grad_features, "grad_grad_features", {p->n_samples, p->n_features}, like);
+  p->tangent_features = optional_input(grad_grad_features, "grad_grad_features", {p->n_samples, p->n_features}, like);
 }
 
 // ray_features, opacities, depths, weights, distortion
@@ -70,8 +69,7 @@ inline CompositeOutputs allocate_outputs(const Tensor& like, CompositeParams* p,
   Tensor ray_features = empty_like_dtype(like, {p->n_rays, p->n_features});
   Tensor opacities = empty_like_dtype(like, {p->n_rays});
   Tensor depths = empty_like_dtype(like, {p->n_rays});
-  Tensor weights =
-      cleared ? torch::stable::new_zeros(like, {p->n_samples}) : empty_like_dtype(like, {p->n_samples});
+  Tensor weights = cleared ? torch::stable::new_zeros(like, {p->n_samples}) : empty_like_dtype(like, {p->n_samples});
   Tensor distortion = empty_like_dtype(like, {p->n_rays});
   p->ray_features = ray_features.mutable_data_ptr();
   p->opacities = opacities.mutable_data_ptr();

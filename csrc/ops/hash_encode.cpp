@@ -60,9 +60,8 @@ void backward_positions(const Tensor& positions, HashEncodeParams& p, Workspace&
     // Nearest has no gradient. One level after the other: a chunk's sum keeps the order of the levels.
     const int n_levels = p.interpolation == Interpolation::kNearest ? 0 : p.n_levels;
     for (p.current_level = 0; p.current_level < n_levels; ++p.current_level) {
-      parallel_units(n_level_chunks(p), 1, [&](int64_t begin, int64_t end) {
-        kernels().hash_encode_backward_positions(p, begin, end);
-      });
+      parallel_units(n_level_chunks(p), 1,
+                     [&](int64_t begin, int64_t end) { kernels().hash_encode_backward_positions(p, begin, end); });
     }
   }
   run_points(kernels().hash_encode_finish_backward_positions, p);
@@ -78,9 +77,7 @@ Tensor empty_table_gradient(const Tensor& positions, const HashEncodeParams& p) 
   return grad;
 }
 
-int64_t n_weight_chunks(const HashEncodeParams& p) {
-  return (p.n_points + kLevelWeightChunk - 1) / kLevelWeightChunk;
-}
+int64_t n_weight_chunks(const HashEncodeParams& p) { return (p.n_points + kLevelWeightChunk - 1) / kLevelWeightChunk; }
 
 // Chunks are added in order, whatever thread filled them.
 Tensor sum_level_chunks(const Tensor& positions, const std::vector<double>& chunks, const HashEncodeParams& p) {
@@ -101,18 +98,16 @@ Tensor hash_encode_cpu(const Tensor& positions, const Tensor& table, const std::
                        const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
                        const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
                        const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds) {
-  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+  HashEncodeParams p = make_hash_encode_params(
+      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   Tensor y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   advise_huge_pages(y.mutable_data_ptr(), y.numel() * (p.dtype == DType::kFloat64 ? 8 : 4));
   p.y = y.mutable_data_ptr();
   Workspace workspace;
   prepare(positions, p, workspace);
   if (p.dtype == DType::kFloat32) {
-    parallel_units(p.n_levels * n_level_chunks(p), 1, [&](int64_t begin, int64_t end) {
-      kernels().hash_encode_forward(p, begin, end);
-    });
+    parallel_units(p.n_levels * n_level_chunks(p), 1,
+                   [&](int64_t begin, int64_t end) { kernels().hash_encode_forward(p, begin, end); });
   }
   run_points(kernels().hash_encode_finish_forward, p);
   return y;
@@ -124,9 +119,8 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
     const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
     int64_t interpolation, int64_t bounds, bool need_positions, bool need_table, bool need_level_weights,
     bool /*deterministic*/) {
-  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+  HashEncodeParams p = make_hash_encode_params(
+      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   Tensor grad_positions = empty(positions, {need_positions ? p.n_points : 0, p.n_dims});
@@ -145,23 +139,24 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
   if (need_level_weights) {
     std::vector<double> chunks(n_weight_chunks(p) * p.n_levels);
     p.grad_level_chunks = chunks.data();
-    parallel_units(n_weight_chunks(p), 1, [&](int64_t begin, int64_t end) {
-      kernels().hash_encode_backward_level_weights(p, begin, end);
-    });
+    parallel_units(n_weight_chunks(p), 1,
+                   [&](int64_t begin, int64_t end) { kernels().hash_encode_backward_level_weights(p, begin, end); });
     grad_level_weights = sum_level_chunks(positions, chunks, p);
   }
   return {grad_positions, grad_table, grad_level_weights};
 }
 
 // Adds the table gradient to `grad_table`, which a trainer keeps from step to step: no fresh pages, no zeroing pass.
-void hash_encode_accumulate_table_gradient_cpu(
-    Tensor grad_table, const Tensor& grad_y, const Tensor& positions, const std::optional<Tensor>& level_weights,
-    const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-    const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds, bool /*deterministic*/) {
-  HashEncodeParams p = make_hash_encode_params(positions, grad_table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const Tensor& grad_y, const Tensor& positions,
+                                               const std::optional<Tensor>& level_weights,
+                                               const std::vector<double>& scales,
+                                               const std::vector<int64_t>& resolutions, double shift,
+                                               const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
+                                               const std::vector<int64_t>& hashed, int64_t interpolation,
+                                               int64_t bounds, bool /*deterministic*/) {
+  HashEncodeParams p =
+      make_hash_encode_params(positions, grad_table, level_weights,
+                              {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_dtype(grad_table, "grad_table", positions.scalar_type());
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
@@ -181,9 +176,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
     const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
     const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
     bool need_table, bool need_level_weights, bool /*deterministic*/) {
-  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+  HashEncodeParams p = make_hash_encode_params(
+      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   set_cotangents(grad_grad_positions, grad_grad_table, grad_grad_level_weights, positions, p);
@@ -195,9 +189,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
   p.grad_positions = grad_positions.mutable_data_ptr();
   std::vector<double> chunks(need_level_weights ? n_weight_chunks(p) * p.n_levels : 0);
   p.grad_level_chunks = need_level_weights ? chunks.data() : nullptr;
-  parallel_units(n_weight_chunks(p), 1, [&](int64_t begin, int64_t end) {
-    kernels().hash_encode_second_points(p, begin, end);
-  });
+  parallel_units(n_weight_chunks(p), 1,
+                 [&](int64_t begin, int64_t end) { kernels().hash_encode_second_points(p, begin, end); });
   if (need_level_weights) grad_level_weights = sum_level_chunks(positions, chunks, p);
   if (need_table) {
     p.grad_table = grad_table.mutable_data_ptr();

@@ -89,7 +89,8 @@ inline void check_grad_y(const Tensor& grad_y, const Tensor& positions, const Ha
 }
 
 // Cotangents of (grad_positions, grad_table, grad_level_weights); one that is missing is zero.
-inline void set_cotangents(const std::optional<Tensor>& grad_grad_positions, const std::optional<Tensor>& grad_grad_table,
+inline void set_cotangents(const std::optional<Tensor>& grad_grad_positions,
+                           const std::optional<Tensor>& grad_grad_table,
                            const std::optional<Tensor>& grad_grad_level_weights, const Tensor& positions,
                            HashEncodeParams& p) {
   const auto checked = [&](const std::optional<Tensor>& tensor, const char* name,

@@ -13,11 +13,11 @@ namespace {
 
 constexpr int64_t kBlockBytes = 192 * 1024;  // of a block's matrices: well inside L2
 constexpr int64_t kMaxBlock = 128;
-constexpr int64_t kForwardGrain = 8;        // blocks per unit
-constexpr int64_t kRowsPerPartial = 2048;   // at least, so that adding up the partial sums costs little
-constexpr int64_t kMaxPartials = 32;        // work units of a backward
+constexpr int64_t kForwardGrain = 8;                    // blocks per unit
+constexpr int64_t kRowsPerPartial = 2048;               // at least, so that adding up the partial sums costs little
+constexpr int64_t kMaxPartials = 32;                    // work units of a backward
 constexpr int64_t kMaxPartialBytes = int64_t{1} << 26;  // of all partial sums together
-constexpr int64_t kReduceGrain = 64;        // output rows per unit
+constexpr int64_t kReduceGrain = 64;                    // output rows per unit
 
 int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 int64_t padded(int64_t columns) { return round_up(columns, kMlpColumnPad); }
@@ -50,8 +50,8 @@ struct Mlp {
   int64_t width_out(int l) const { return padded(p.layers[l].n_out); }
 };
 
-Mlp make_mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-             int64_t activation, int64_t output_activation, int64_t factors) {
+Mlp make_mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t activation,
+             int64_t output_activation, int64_t factors) {
   Mlp mlp;
   mlp.p = make_mlp_params(x, weights, biases, activation, output_activation, factors);
   mlp.element = mlp.p.dtype == DType::kFloat64 ? 8 : 4;

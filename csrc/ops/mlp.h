@@ -24,8 +24,8 @@ inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& wei
   STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
   STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
   const int64_t n_layers = static_cast<int64_t>(weights.size());
-  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`weights` must have 1..", kMaxMlpLayers,
-                  " layers, got ", n_layers);
+  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`weights` must have 1..", kMaxMlpLayers, " layers, got ",
+                  n_layers);
   STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
                   " tensors, one per layer, or none, got ", biases.size());
   p.dtype = real_dtype_of(x, "x");
@@ -46,8 +46,8 @@ inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& wei
                     "` must have shape [out, ", width, "], got ", shape_of(weight));
     check_dtype(weight, name.c_str(), x.scalar_type());
     STD_TORCH_CHECK(weight.is_contiguous(), "`", name, "` must be contiguous");
-    STD_TORCH_CHECK(weight.size(0) < (1 << 20) && width < (1 << 20), "`", name, "` is wider than 2^20: ",
-                    shape_of(weight));
+    STD_TORCH_CHECK(weight.size(0) < (1 << 20) && width < (1 << 20), "`", name,
+                    "` is wider than 2^20: ", shape_of(weight));
     MlpLayer& layer = p.layers[l];
     layer.n_in = static_cast<int32_t>(width);
     layer.n_out = static_cast<int32_t>(weight.size(0));

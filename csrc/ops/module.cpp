@@ -9,7 +9,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return hashgrid::cpu_capability(); }, "Instruction set the CPU kernels use.");
   m.def("available_cpu_capabilities", &hashgrid::available_cpu_capabilities,
         "Instruction sets this machine supports, weakest first.");
+  m.def("compiler", [] { return std::string(HASHGRID_COMPILER); }, "Compiler the extension was built with.");
   m.def(
-      "compiler", [] { return std::string(HASHGRID_COMPILER); }, "Compiler the extension was built with.");
-  m.def("no_cuda", [] { return std::string(HASHGRID_NO_CUDA); }, "Why the CUDA kernels were not built; empty if they were.");
+      "no_cuda", [] { return std::string(HASHGRID_NO_CUDA); },
+      "Why the CUDA kernels were not built; empty if they were.");
 }

@@ -12,17 +12,16 @@
   "float[] scales, int[] resolutions, float shift, int[] offsets, int[] sizes, int[] hashed, "
 
 #define HASHGRID_SAMPLES_SCHEMA "Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps"
-#define HASHGRID_COMPOSITE_GRADIENTS_SCHEMA                                                   \
+#define HASHGRID_COMPOSITE_GRADIENTS_SCHEMA                                                        \
   "Tensor? grad_ray_features, Tensor? grad_opacities, Tensor? grad_depths, Tensor? grad_weights, " \
   "Tensor? grad_distortion, "
 
 STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
+  m.def("hash_encode(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
+        "int interpolation, int bounds) -> Tensor");
   m.def(
-      "hash_encode(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
-      "int interpolation, int bounds) -> Tensor");
-  m.def(
-      "hash_encode_backward(Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
-      HASHGRID_LEVELS_SCHEMA
+      "hash_encode_backward(Tensor grad_y, Tensor positions, Tensor table, Tensor? "
+      "level_weights, " HASHGRID_LEVELS_SCHEMA
       "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights, "
       "bool deterministic) "
       "-> (Tensor, Tensor, Tensor)");
@@ -31,8 +30,8 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
       "Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA "int interpolation, int bounds, bool deterministic) -> ()");
   m.def(
       "hash_encode_backward_backward(Tensor? grad_grad_positions, Tensor? grad_grad_table, "
-      "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? level_weights, "
-      HASHGRID_LEVELS_SCHEMA
+      "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? "
+      "level_weights, " HASHGRID_LEVELS_SCHEMA
       "int interpolation, int bounds, bool need_table, bool need_level_weights, bool deterministic) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("sh_encode(Tensor directions, int degree) -> Tensor");
@@ -48,22 +47,20 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
       "march_rays(Tensor rays_o, Tensor rays_d, Tensor aabb, Tensor bits, int[] resolution, int n_cascades, "
       "float step_size, float cone_angle, float near, float far, Tensor? counter, Tensor? n_rays, "
       "int max_samples_per_ray, int? n_samples) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("composite(Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
+        ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("composite_backward(" HASHGRID_COMPOSITE_GRADIENTS_SCHEMA
+        "Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA ") -> (Tensor, Tensor)");
   m.def(
-      "composite(Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
-      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "composite_backward(" HASHGRID_COMPOSITE_GRADIENTS_SCHEMA "Tensor sigmas, Tensor features, "
-      HASHGRID_SAMPLES_SCHEMA ") -> (Tensor, Tensor)");
-  m.def(
-      "composite_backward_backward(Tensor? grad_grad_sigmas, Tensor? grad_grad_features, "
-      HASHGRID_COMPOSITE_GRADIENTS_SCHEMA "Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
+      "composite_backward_backward(Tensor? grad_grad_sigmas, Tensor? "
+      "grad_grad_features, " HASHGRID_COMPOSITE_GRADIENTS_SCHEMA
+      "Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
       ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "visible_samples(Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps) "
       "-> (Tensor, Tensor)");
   m.def("counter_uniform(Tensor counter, Tensor index) -> Tensor");
-  m.def(
-      "occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, Tensor? counter) -> Tensor");
+  m.def("occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, Tensor? counter) -> Tensor");
   m.def("occupancy_visible(Tensor planes, Tensor aabb, int[] resolution, int n_cascades) -> Tensor");
   m.def(
       "occupancy_update(Tensor(a!) density, Tensor(b!) bits, Tensor cells, Tensor values, float decay, "

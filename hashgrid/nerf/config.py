@@ -36,7 +36,7 @@ class NerfConfig:
     n_neurons: int = 64
     n_geometry_features: int = 16
     sh_degree: int = 4
-    compute_dtype: str = "auto"  # of MLP products, sums stay fp32: "float32", "bfloat16", or bf16 where that is fast
+    compute_dtype: str = "auto"  # of MLP products: "float32", "bfloat16", "float16", or bfloat16 where that is fast
     table_dtype: str = "float32"  # of the copy of the table that is read: "float32", "float16", "bfloat16"
 
     # Rays and samples.
@@ -73,7 +73,7 @@ class NerfConfig:
             device=str(device),
             max_resolution=2048,
             table_dtype="float16",
-            compute_dtype="bfloat16",
+            compute_dtype="float16",
             target_samples=1 << 18,
             max_rays=1 << 16,
             steps_per_diagonal=1024,

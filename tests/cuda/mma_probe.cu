@@ -1,12 +1,13 @@
-// Measures on a GPU which row and column each register of a warp's matrix fragments holds, and compares with the maps in
-// tests/host/mma_on_host.h, on which the tests of the kernels without a GPU rest. Prints one JSON object.
+// Measures on a GPU which row and column each register of a warp's matrix fragments holds, and compares with the maps
+// in tests/host/mma_on_host.h, on which the tests of the kernels without a GPU rest. Prints one JSON object.
 //
 //     nvcc -arch=sm_90 -I csrc -I tests/host -o mma_probe tests/cuda/mma_probe.cu
 //     ./mma_probe             0: all as expected, 1: something differs, 3: there is no GPU
 //     ./mma_probe --expected  the maps of the header alone; needs no GPU
 //
-// An experiment gives every lane its registers and takes back its sums. Where one element of `a` is 1 and the others are 0
-// while all elements of `b` differ, the sums that are not 0 say in which row it lies and with which of `b` it meets.
+// An experiment gives every lane its registers and takes back its sums. Where one element of `a` is 1 and the others
+// are 0 while all elements of `b` differ, the sums that are not 0 say in which row it lies and with which of `b` it
+// meets.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -181,8 +182,8 @@ std::vector<Product> make_products() {
 
 // ---- report --------------------------------------------------------------------------------------------------------
 
-// For element `first + i` of a factor: the first sum it reaches (lane * 4 + index) and the element of the other factor it
-// meets there (lane * elements + index); -1 where it reaches none.
+// For element `first + i` of a factor: the first sum it reaches (lane * 4 + index) and the element of the other factor
+// it meets there (lane * elements + index); -1 where it reaches none.
 std::string map_json(const std::vector<Product>& results, int first, int count) {
   std::string sums, others;
   for (int i = 0; i < count; ++i) {

@@ -1,7 +1,9 @@
 // What compute-sanitizer has to find, or its silence about the kernels means nothing: a write behind an array and two
-// warps that exchange shared memory without a barrier. The namespace is that of the kernels, by which they are selected.
+// warps that exchange shared memory without a barrier. The namespace is that of the kernels, by which they are
+// selected.
 //
-//     nvcc -arch=sm_90 -o planted_faults tests/cuda/planted_faults.cu; compute-sanitizer --tool racecheck ./planted_faults
+//     nvcc -arch=sm_90 -o planted_faults tests/cuda/planted_faults.cu; compute-sanitizer --tool racecheck
+//     ./planted_faults
 #include <cstdio>
 
 namespace hashgrid {

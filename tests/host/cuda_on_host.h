@@ -3,8 +3,9 @@
 //
 // A kernel whose threads do not wait for each other runs as plain loops, one thread after the other (so sanitizers see
 // ordinary code). One that uses barriers, shuffles or ballots runs each thread of a block as a fiber; a fiber that
-// waits yields to the next. The run stops where a GPU would do anything: threads that wait for each other for ever, that
-// meet in a barrier or an exchange from different lines, shapes no GPU accepts, writes beside the dynamic shared memory.
+// waits yields to the next. The run stops where a GPU would do anything: threads that wait for each other for ever,
+// that meet in a barrier or an exchange from different lines, shapes no GPU accepts, writes beside the dynamic shared
+// memory.
 //
 // What a kernel may not rely on is taken away: a block finds NaN in its shared memory, and every other block, and every
 // other launch of a kernel, runs its threads from the last to the first (HASHGRID_EMULATED_ORDER=forward or reverse
@@ -41,8 +42,8 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-// One block runs at a time on one thread of the machine, so a static variable is shared by the block. shared.ld collects
-// those of all kernels in one section, where each block begins with them poisoned.
+// One block runs at a time on one thread of the machine, so a static variable is shared by the block. shared.ld
+// collects those of all kernels in one section, where each block begins with them poisoned.
 #define __shared__ static
 
 // ---- types -------------------------------------------------------------------------------------------------------
@@ -94,9 +95,9 @@ namespace hashgrid_on_host {
 
 constexpr unsigned kWarp = 32;
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr size_t kGuardBytes = 128;              // on either side of the dynamic shared memory
+constexpr size_t kGuardBytes = 128;                // on either side of the dynamic shared memory
 constexpr size_t kUnaskedSharedBytes = 48 * 1024;  // of dynamic shared memory, without cudaFuncSetAttribute
-constexpr int kPoison = 0xff;                    // as any float: NaN; as an integer: -1
+constexpr int kPoison = 0xff;                      // as any float: NaN; as an integer: -1
 constexpr int kGuard = 0xa5;
 
 inline const char*& running() {
@@ -178,8 +179,8 @@ struct Fiber {
   void* sanitizer = nullptr;
 };
 
-// What the lanes of a warp that share a mask show each other. Two sets: a lane enters the next exchange while others still
-// read this one; entering the one after that means that all of them have left.
+// What the lanes of a warp that share a mask show each other. Two sets: a lane enters the next exchange while others
+// still read this one; entering the one after that means that all of them have left.
 struct MaskExchange {
   uint64_t values[2][kWarp][4];
   Site sites[2];
@@ -225,8 +226,12 @@ inline unsigned lane() { return flat_thread() % kWarp; }
 
 // AddressSanitizer wants to know which stack is in use.
 #if defined(__SANITIZE_ADDRESS__)
-inline void leave_stack(void** saved, const void* next, size_t bytes) { __sanitizer_start_switch_fiber(saved, next, bytes); }
-inline void enter_stack(void* saved, const void** last, size_t* bytes) { __sanitizer_finish_switch_fiber(saved, last, bytes); }
+inline void leave_stack(void** saved, const void* next, size_t bytes) {
+  __sanitizer_start_switch_fiber(saved, next, bytes);
+}
+inline void enter_stack(void* saved, const void** last, size_t* bytes) {
+  __sanitizer_finish_switch_fiber(saved, last, bytes);
+}
 #else
 inline void leave_stack(void**, const void*, size_t) {}
 inline void enter_stack(void*, const void**, size_t*) {}
@@ -394,7 +399,9 @@ inline void run_block_together(const std::function<void()>& body, unsigned n_thr
 
 // CUDA programming guide, "Technical Specifications per Compute Capability".
 inline void check_shape(dim3 grid, dim3 block_shape, size_t shared_bytes, const void* function) {
-  const auto refuse = [](const char* what, uint64_t value) { fail(what + std::string(", got ") + std::to_string(value)); };
+  const auto refuse = [](const char* what, uint64_t value) {
+    fail(what + std::string(", got ") + std::to_string(value));
+  };
   if (grid.x < 1 || grid.x > 2147483647u) refuse("a grid must be 1 to 2^31 - 1 blocks wide", grid.x);
   if (grid.y < 1 || grid.y > 65535u) refuse("a grid must be 1 to 65535 blocks high", grid.y);
   if (grid.z < 1 || grid.z > 65535u) refuse("a grid must be 1 to 65535 blocks deep", grid.z);
@@ -405,7 +412,8 @@ inline void check_shape(dim3 grid, dim3 block_shape, size_t shared_bytes, const 
   if (n_threads > 1024) refuse("a block must have 1 to 1024 threads", n_threads);
   const auto asked = asked_shared().find(function);
   const size_t allowed = asked == asked_shared().end() ? kUnaskedSharedBytes : asked->second;
-  if (shared_bytes > allowed) refuse("more dynamic shared memory than asked for with cudaFuncSetAttribute", shared_bytes);
+  if (shared_bytes > allowed)
+    refuse("more dynamic shared memory than asked for with cudaFuncSetAttribute", shared_bytes);
 }
 
 // Whether a launch runs its first block from the last thread to the first.
@@ -470,16 +478,13 @@ inline T from_word(uint64_t word) {
 }  // namespace hashgrid_on_host
 
 // Arguments are evaluated once, as by a launch.
-#define HASHGRID_EMULATE(kernel, shape, together, ...)                                                           \
-  do {                                                                                                           \
-    const auto launch_shape = (shape);                                                                           \
-    if (launch_shape.grid.x == 0 || launch_shape.grid.y == 0) break;                                             \
-    hashgrid_on_host::run_grid(hashgrid_on_host::Instance<(kernel)>::record,                                     \
-                               reinterpret_cast<const void*>(kernel), launch_shape.grid, launch_shape.block,     \
-                               launch_shape.shared_bytes, together,                                              \
-                               [&, arguments = std::make_tuple(__VA_ARGS__)] {                                  \
-                                 std::apply((kernel), arguments);                                                \
-                               });                                                                               \
+#define HASHGRID_EMULATE(kernel, shape, together, ...)                                                              \
+  do {                                                                                                              \
+    const auto launch_shape = (shape);                                                                              \
+    if (launch_shape.grid.x == 0 || launch_shape.grid.y == 0) break;                                                \
+    hashgrid_on_host::run_grid(hashgrid_on_host::Instance<(kernel)>::record, reinterpret_cast<const void*>(kernel), \
+                               launch_shape.grid, launch_shape.block, launch_shape.shared_bytes, together,          \
+                               [&, arguments = std::make_tuple(__VA_ARGS__)] { std::apply((kernel), arguments); }); \
   } while (false)
 
 template <typename... Arguments>
@@ -590,9 +595,7 @@ inline int __float_as_int(float x) { return hashgrid_on_host::bits_as<int>(x); }
 inline __half __ushort_as_half(unsigned short x) { return {x}; }
 inline unsigned short __half_as_ushort(__half x) { return x.bits; }
 inline float __half2float(__half x) { return static_cast<float>(hashgrid_on_host::bits_as<_Float16>(x.bits)); }
-inline __half __float2half_rn(float x) {
-  return {hashgrid_on_host::bits_as<uint16_t>(static_cast<_Float16>(x))};
-}
+inline __half __float2half_rn(float x) { return {hashgrid_on_host::bits_as<uint16_t>(static_cast<_Float16>(x))}; }
 inline float __double2float_ru(double x) {
   const float nearest = static_cast<float>(x);
   return static_cast<double>(nearest) < x ? std::nextafter(nearest, std::numeric_limits<float>::infinity()) : nearest;

@@ -12,10 +12,11 @@ namespace hashgrid_on_host {
 template <typename Real>
 inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Real real,
                          Site site = HASHGRID_HERE) {
-  const uint64_t(*all)[4] = exchange(0xffffffffu, {static_cast<uint64_t>(a[0]) | static_cast<uint64_t>(a[1]) << 32,
-                                                   static_cast<uint64_t>(a[2]) | static_cast<uint64_t>(a[3]) << 32,
-                                                   static_cast<uint64_t>(b0) | static_cast<uint64_t>(b1) << 32, 0},
-                                     site);
+  const uint64_t (*all)[4] = exchange(0xffffffffu,
+                                      {static_cast<uint64_t>(a[0]) | static_cast<uint64_t>(a[1]) << 32,
+                                       static_cast<uint64_t>(a[2]) | static_cast<uint64_t>(a[3]) << 32,
+                                       static_cast<uint64_t>(b0) | static_cast<uint64_t>(b1) << 32, 0},
+                                      site);
   // Each lane unpacks the rows and columns it needs: those its own sums are in.
   float matrix_a[16][16], matrix_b[16][8];
   const unsigned mine = lane();
@@ -48,7 +49,7 @@ inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t
 // the values (row = lane / 4, columns lane % 4 * 2 + {0, 1}) of matrix i; with it, of the transposed matrix.
 inline void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row, Site site = HASHGRID_HERE) {
   const uint64_t address = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(row));
-  const uint64_t(*all)[4] = exchange(0xffffffffu, {address, 0, 0, 0}, site);
+  const uint64_t (*all)[4] = exchange(0xffffffffu, {address, 0, 0, 0}, site);
   const unsigned mine = lane();
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix from an address that is no multiple of 16");
   for (unsigned i = 0; i < 4; ++i) {

@@ -48,11 +48,13 @@ CompositeOutputs composite_cuda(const Tensor& sigmas, const Tensor& features, co
   return run_forward(device, &p, sigmas);
 }
 
-std::tuple<Tensor, Tensor> composite_backward_cuda(
-    const std::optional<Tensor>& grad_ray_features, const std::optional<Tensor>& grad_opacities,
-    const std::optional<Tensor>& grad_depths, const std::optional<Tensor>& grad_weights,
-    const std::optional<Tensor>& grad_distortion, const Tensor& sigmas, const Tensor& features, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps) {
+std::tuple<Tensor, Tensor> composite_backward_cuda(const std::optional<Tensor>& grad_ray_features,
+                                                   const std::optional<Tensor>& grad_opacities,
+                                                   const std::optional<Tensor>& grad_depths,
+                                                   const std::optional<Tensor>& grad_weights,
+                                                   const std::optional<Tensor>& grad_distortion, const Tensor& sigmas,
+                                                   const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
+                                                   const Tensor& packed_info, double early_stop_eps) {
   const DeviceScope device(sigmas);
   check_gradients(device, grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion);
   CompositeParams p = make_params(device, sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);

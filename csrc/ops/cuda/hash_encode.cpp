@@ -1,4 +1,5 @@
-// hash_encode on CUDA: checks, allocation and launch. Positions are [n_points, n_dims]; the Python side flattens batches.
+// hash_encode on CUDA: checks, allocation and launch. Positions are [n_points, n_dims]; the Python side flattens
+// batches.
 #include "ops/hash_encode.h"
 
 #include <algorithm>
@@ -26,9 +27,9 @@ void make_deterministic(const Tensor& positions, HashEncodeParams& p, Workspace&
 Tensor level_weight_gradient(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
   Tensor grad = empty(positions, {p.n_levels});
   p.grad_level_weights = grad.mutable_data_ptr();
-  const int64_t n_chunks = std::max<int64_t>(1, hash_encode_level_chunks(p.n_points));  // an empty tensor has no pointer
-  p.grad_level_chunks =
-      static_cast<double*>(workspace.zeros(positions, {n_chunks, p.n_levels}, ScalarType::Double));
+  const int64_t n_chunks =
+      std::max<int64_t>(1, hash_encode_level_chunks(p.n_points));  // an empty tensor has no pointer
+  p.grad_level_chunks = static_cast<double*>(workspace.zeros(positions, {n_chunks, p.n_levels}, ScalarType::Double));
   return grad;
 }
 
@@ -40,9 +41,8 @@ Tensor hash_encode_cuda(const Tensor& positions, const Tensor& any_table, const 
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
-  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+  HashEncodeParams p = make_hash_encode_params(
+      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   Tensor y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   p.y = y.mutable_data_ptr();
   launch_hash_encode_forward(p, device.stream());
@@ -51,19 +51,18 @@ Tensor hash_encode_cuda(const Tensor& positions, const Tensor& any_table, const 
 
 std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cuda(
     const Tensor& any_grad_y, const Tensor& positions, const Tensor& any_table,
-    const std::optional<Tensor>& level_weights, const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-    const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds, bool need_positions, bool need_table, bool need_level_weights,
-    bool deterministic) {
+    const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
+    const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
+    const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
+    bool need_positions, bool need_table, bool need_level_weights, bool deterministic) {
   const DeviceScope device(positions);
   device.check(any_grad_y, "grad_y");
   const Tensor grad_y = aligned(any_grad_y);
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
-  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+  HashEncodeParams p = make_hash_encode_params(
+      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   Workspace workspace;
@@ -87,19 +86,21 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cuda(
 }
 
 // Adds the table gradient to `grad_table`, which a trainer keeps from step to step.
-void hash_encode_accumulate_table_gradient_cuda(
-    Tensor grad_table, const Tensor& any_grad_y, const Tensor& positions, const std::optional<Tensor>& level_weights,
-    const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-    const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds, bool deterministic) {
+void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const Tensor& any_grad_y, const Tensor& positions,
+                                                const std::optional<Tensor>& level_weights,
+                                                const std::vector<double>& scales,
+                                                const std::vector<int64_t>& resolutions, double shift,
+                                                const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
+                                                const std::vector<int64_t>& hashed, int64_t interpolation,
+                                                int64_t bounds, bool deterministic) {
   const DeviceScope device(positions);
   device.check(grad_table, "grad_table");
   device.check(any_grad_y, "grad_y");
   const Tensor grad_y = aligned(any_grad_y);
   device.check(level_weights, "level_weights");
-  HashEncodeParams p = make_hash_encode_params(positions, grad_table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+  HashEncodeParams p =
+      make_hash_encode_params(positions, grad_table, level_weights,
+                              {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_dtype(grad_table, "grad_table", positions.scalar_type());
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
@@ -127,9 +128,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cuda(
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
-  HashEncodeParams p = make_hash_encode_params(positions, table, level_weights,
-                                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation,
-                                               bounds);
+  HashEncodeParams p = make_hash_encode_params(
+      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   set_cotangents(grad_grad_positions, grad_grad_table, grad_grad_level_weights, positions, p);

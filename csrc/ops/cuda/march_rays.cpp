@@ -1,5 +1,5 @@
-// march_rays on CUDA: checks, allocation and launch. The number of samples decides how much is allocated: the host waits
-// for it once, and not at all for a result of fixed size.
+// march_rays on CUDA: checks, allocation and launch. The number of samples decides how much is allocated: the host
+// waits for it once, and not at all for a result of fixed size.
 #include "ops/march_rays.h"
 #include "ops/cuda/device.h"
 

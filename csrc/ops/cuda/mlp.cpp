@@ -47,7 +47,8 @@ Tensor mlp_cuda(const Tensor& x, const std::vector<Tensor>& weights, const std::
 // grad_x [N, in] (or [0, in]) and all parameter gradients in one buffer: weights, then biases, in layer order.
 std::tuple<Tensor, Tensor> mlp_backward_cuda(const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
                                              const std::vector<Tensor>& biases, int64_t activation,
-                                             int64_t output_activation, int64_t factors, bool need_x, bool need_params) {
+                                             int64_t output_activation, int64_t factors, bool need_x,
+                                             bool need_params) {
   const DeviceScope device(x);
   device.check(grad_y, "grad_y");
   check_devices(device, weights, biases);
