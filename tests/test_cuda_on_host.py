@@ -165,6 +165,10 @@ def march_rays_case(n: int) -> None:
         samples = ops.march_rays(rays_o[order], rays_d[order], aabb, bits, **options)
         assert_same(samples, reference.march_rays(rays_o[order], rays_d[order], aabb, bits, **options))
         assert len(samples[0]) > 0 or n == 0
+    for dtype, n_samples in itertools.product(DTYPES, (len(samples[0]) // 2, len(samples[0]) + 40)):
+        arguments = rays_o[order].to(dtype), rays_d[order].to(dtype), aabb.to(dtype), bits
+        fixed = options | {"n_samples": n_samples, "n_rays": torch.tensor([n - 1])}
+        assert_same(ops.march_rays_fixed(*arguments, **fixed), reference.march_rays_fixed(*arguments, **fixed))
 
 
 # ---- compositing -------------------------------------------------------------------------------------------------
@@ -316,7 +320,8 @@ def launch_other_instances() -> None:
     for widths in ([3, 16, 1], [17, 64, 3], [100, 128, 5]):
         for activation in ("relu", "tanh"):
             problem = Problem(widths, 9, True, activation, "none")
-            check_fused(problem)
+            check_fused(problem, torch.bfloat16)
+            check_fused(problem, torch.float16)
             check_plain(problem)
     for width in (1, 2, 3, 4, 8):
         adam_step_case(9, width)

@@ -72,12 +72,12 @@ FAULTS = {
         *("march_rays_case(1000)", ANY),
     ),
     "barrier between layers of mlp": (
-        "cuda/mlp.cu",
+        "cuda/mlp_fused.cuh",
         *without("barrier between layers of mlp", "__syncthreads();  // the gradient is complete"),
         *("mlp_case(255)", WRONG),
     ),
     "barrier in front of a product of mlp": (
-        "cuda/mlp.cu",
+        "cuda/mlp_plain.cuh",
         *without("barrier in front of a product of mlp", "__syncthreads();\n#pragma unroll\n    for (int d = 0;"),
         *("mlp_case(65)", WRONG),
     ),

@@ -31,7 +31,8 @@ static unsigned current_lane = 0;
 }
 inline unsigned lane() { return current_lane; }
 struct Site {};  // where lanes meet: of no interest here
-#define HASHGRID_HERE Site{}
+#define HASHGRID_HERE \
+  Site {}
 inline const uint64_t (*exchange(unsigned, const uint64_t (&mine)[4], Site))[4] {
   std::memcpy(shown[current_lane], mine, sizeof(mine));
   return shown;
