@@ -118,7 +118,8 @@ def cuda_extension() -> CUDAExtension:
         archs = [arch for arch in ALL_ARCHS if f"compute_{arch.replace('.', '')}\n" in known]
         os.environ["TORCH_CUDA_ARCH_LIST"] = " ".join(archs) + "+PTX"
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or "this machine's"
-    nvcc_flags = ["-O3", "--expt-relaxed-constexpr", "-Werror=all-warnings", "-Xptxas=-v"]
+    # --threads: architectures of one file side by side; the largest file would keep one core busy for minutes.
+    nvcc_flags = ["-O3", "--expt-relaxed-constexpr", "-Werror=all-warnings", "-Xptxas=-v", "--threads=2"]
     return CUDAExtension(
         "hashgrid._C_cuda",
         sources("cuda/*.cu", "ops/cuda/*.cpp"),

@@ -39,6 +39,24 @@ def torch_threads() -> None:
         torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session")
+def scene_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny procedural scene."""
+    from hashgrid.nerf.procedural import write_scene
+
+    path = tmp_path_factory.mktemp("scene")
+    write_scene(path, n_train=12, n_test=2, resolution=48)
+    return path
+
+
+@pytest.fixture(scope="session")
+def scene(scene_path: Path) -> Any:
+    """The same, a ``hashgrid.nerf.dataset.Scene``."""
+    from hashgrid.nerf.dataset import load_scene
+
+    return load_scene(scene_path)
+
+
 # ---- which kernels a test runs on ------------------------------------------------------------------------------------
 
 # Test modules that call ops only through hashgrid.ops, on tensors they make themselves: they run on the CPU's kernels,

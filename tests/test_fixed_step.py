@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_nerf_app import TINY, scene, scene_path  # noqa: F401
+from test_nerf_app import TINY
 
 from hashgrid import _extension
 from hashgrid.device import choose_device, why_not_cuda
@@ -19,17 +19,17 @@ from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
 FIXED = {**TINY, "fixed_size": True, "occupancy_interval": 4}
 
 
-def trainer_of(scene: Scene, steps: int = 40, **changes) -> Trainer:  # noqa: F811
+def trainer_of(scene: Scene, steps: int = 40, **changes) -> Trainer:
     return Trainer(scene, NerfConfig(steps=steps, **{**FIXED, "device": "cpu", **changes}))
 
 
-def train(scene: Scene, steps: int, **changes) -> Trainer:  # noqa: F811
+def train(scene: Scene, steps: int, **changes) -> Trainer:
     trainer = trainer_of(scene, steps, **changes)
     trainer.train()
     return trainer
 
 
-def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:  # noqa: F811
+def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:
     """What a step computes from padded samples is the loss of the rays that fit, and nothing else."""
     trainer = trainer_of(scene, target_samples=900, max_rays=100)
     fixed, model = trainer.fixed, trainer.model
@@ -57,7 +57,7 @@ def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:  # noqa:
         torch.testing.assert_close(gradient, param.grad, rtol=1e-3, atol=1e-6 * float(param.grad.abs().max()))
 
 
-def test_fixed_steps_explain_the_images(scene: Scene) -> None:  # noqa: F811
+def test_fixed_steps_explain_the_images(scene: Scene) -> None:
     trainer = train(scene, 120, target_samples=16384, max_rays=2048)
     assert trainer.progress.step == 120 and trainer.progress.psnr > 17
     assert trainer.progress.samples < 120 * 16384
@@ -67,7 +67,7 @@ def test_fixed_steps_explain_the_images(scene: Scene) -> None:  # noqa: F811
     assert 0.5 * FILL < trainer.fixed.read()[3] / 16384 <= 1
 
 
-def test_rays_and_backgrounds_differ_from_step_to_step_and_repeat_with_the_seed(scene: Scene) -> None:  # noqa: F811
+def test_rays_and_backgrounds_differ_from_step_to_step_and_repeat_with_the_seed(scene: Scene) -> None:
     fixed, again = (trainer_of(scene).fixed for _ in range(2))
     first = fixed.batch()
     assert all(torch.equal(a, b) for a, b in zip(first, again.batch(), strict=True))
@@ -77,7 +77,7 @@ def test_rays_and_backgrounds_differ_from_step_to_step_and_repeat_with_the_seed(
     assert (views > 0.2 / len(scene.train)).all()
 
 
-def test_resumed_run_of_fixed_steps_ends_where_an_uninterrupted_one_does(scene: Scene, tmp_path) -> None:  # noqa: F811
+def test_resumed_run_of_fixed_steps_ends_where_an_uninterrupted_one_does(scene: Scene, tmp_path) -> None:
     whole = train(scene, 24)
     half = trainer_of(scene, 24)
     for _ in range(10):
@@ -91,7 +91,7 @@ def test_resumed_run_of_fixed_steps_ends_where_an_uninterrupted_one_does(scene: 
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_images_that_do_not_fit_are_fed_from_the_host(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_images_that_do_not_fit_are_fed_from_the_host(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(scene)
     trainer.fixed.views = None
     trainer.fixed.fed = [torch.zeros(trainer.config.max_rays, width) for width in (3, 3, 4)]
@@ -100,7 +100,7 @@ def test_images_that_do_not_fit_are_fed_from_the_host(scene: Scene, monkeypatch:
     assert trainer.fixed.fed[0].any() and trainer.progress.loss > 0
 
 
-def test_fixed_steps_stop_at_a_loss_that_is_not_finite(scene: Scene, tmp_path) -> None:  # noqa: F811
+def test_fixed_steps_stop_at_a_loss_that_is_not_finite(scene: Scene, tmp_path) -> None:
     trainer = trainer_of(scene)
     for _ in range(5):
         trainer.step()
@@ -122,7 +122,7 @@ def test_a_device_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.usefixtures("cuda_on_host")
-def test_emulated_kernels_take_the_step_of_the_cpu(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_emulated_kernels_take_the_step_of_the_cpu(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def steps() -> Trainer:
         trainer = trainer_of(scene, target_samples=300, max_rays=40, log2_hashmap_size=10, occupancy_resolution=16)
         for _ in range(3):
@@ -144,7 +144,7 @@ def test_emulated_kernels_take_the_step_of_the_cpu(scene: Scene, monkeypatch: py
 
 
 @pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
-def test_a_hundred_replays_equal_a_hundred_eager_steps(scene: Scene) -> None:  # noqa: F811
+def test_a_hundred_replays_equal_a_hundred_eager_steps(scene: Scene) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         sizes = {"target_samples": 1 << 14, "max_rays": 2048, "device": "cuda", "table_dtype": "float16"}
@@ -174,7 +174,7 @@ def test_a_hundred_replays_equal_a_hundred_eager_steps(scene: Scene) -> None:  #
 
 
 @pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
-def test_training_on_a_gpu_explains_the_images(scene: Scene) -> None:  # noqa: F811
+def test_training_on_a_gpu_explains_the_images(scene: Scene) -> None:
     config = NerfConfig.for_device(torch.device("cuda")).replace(
         steps=300, log2_hashmap_size=16, target_samples=1 << 16, max_rays=1 << 13, occupancy_resolution=64
     )

@@ -13,8 +13,6 @@ import torch
 from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import load_scene
-from hashgrid.nerf.procedural import write_scene
 from hashgrid.nerf.render import evaluate_front_to_back
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
 
@@ -27,18 +25,6 @@ TINY = {
     "steps_per_diagonal": 256,
     "compute_dtype": "float32",
 }
-
-
-@pytest.fixture(scope="module")
-def scene_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("scene")
-    write_scene(path, n_train=12, n_test=2, resolution=48)
-    return path
-
-
-@pytest.fixture(scope="module")
-def scene(scene_path):
-    return load_scene(scene_path)
 
 
 def trained(scene, steps, total, **changes):
