@@ -53,15 +53,19 @@ def check_derivatives(
 ) -> None:
     """Values, first and second derivatives to all of ``inputs``, of which the first holds points:
     |ours - f64| <= 2 |PyTorch fp32 - f64| + one rounding, PyTorch's error being the largest for a few orders of the
-    points. Outputs come in ``stored``; with fp32, the function has to be right in fp64, too.
+    points. A few points have several cotangents, as one number alone may be right by luck. Outputs come in ``stored``;
+    with fp32, the function has to be right in fp64, too.
     """
     n = len(inputs[0])
+    seeds = range(6 if n < 8 else 1)
 
-    def run(function: Callable[..., Tensor], dtype: torch.dtype, order: Tensor | None = None) -> list[Tensor]:
+    def run(
+        function: Callable[..., Tensor], dtype: torch.dtype, seed: int, order: Tensor | None = None
+    ) -> list[Tensor]:
         order = torch.arange(n) if order is None else order
         leaves = [x.to(dtype).requires_grad_() for x in (inputs[0][order], *inputs[1:])]
         y = function(*leaves)
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(seed)
         grad_y = torch.randn(y.shape, generator=generator)[order].to(stored).to(y.dtype).requires_grad_()
         grads = torch.autograd.grad(y, leaves, grad_y, create_graph=True, materialize_grads=True)
         cotangents = [torch.randn(g.shape, generator=generator).to(g.dtype) for g in grads]
@@ -74,17 +78,21 @@ def check_derivatives(
         return results
 
     outputs = (0, 1 + len(inputs))  # y and the gradient to its cotangent
-    truth, ours = run(plain, torch.float64), run(function, torch.float32)
-    theirs = [run(plain, torch.float32, order) for order in orders_of(n)]
-    for i, (a, exact) in enumerate(zip(ours, truth, strict=True)):
-        assert a.shape == exact.shape, i
-        if exact.numel() == 0:
+    truths = [run(plain, torch.float64, seed) for seed in seeds]
+    ours = [run(function, torch.float32, seed) for seed in seeds]
+    theirs = [[run(plain, torch.float32, seed, order) for seed in seeds] for order in orders_of(n)]
+    for i in range(len(truths[0])):
+        assert ours[0][i].shape == truths[0][i].shape, i
+        if truths[0][i].numel() == 0:
             continue
-        error, *others = ((x - exact).abs().max().item() for x in (a, *(results[i] for results in theirs)))
+        exact = torch.stack([results[i] for results in truths])
+        error, *others = (
+            (torch.stack([results[i] for results in runs]) - exact).abs().max().item() for runs in (ours, *theirs)
+        )
         rounding = exact.abs().max().item() * torch.finfo(stored if i in outputs else torch.float32).eps
         assert error <= 2 * max(others) + rounding, f"tensor {i}: {error} > 2 * {max(others)} + {rounding}"
     for i, (a, exact) in enumerate(
-        zip(run(function, torch.float64), truth, strict=True) if stored.itemsize > 2 else ()
+        zip(run(function, torch.float64, 0), truths[0], strict=True) if stored.itemsize > 2 else ()
     ):
         scale = exact.abs().max().item() if exact.numel() else 0.0
         torch.testing.assert_close(a, exact, rtol=0, atol=1e-9 * scale, msg=lambda m, i=i: f"fp64 tensor {i}: {m}")
@@ -189,14 +197,22 @@ def packed(n_rays: int, dtype: torch.dtype, density: float) -> dict[str, Tensor]
 
 
 def composite_case(n: int) -> None:
+    """Of a few rays, a sum is one number and PyTorch's error luck: there many draws share a budget."""
     for n_features, density in ((3, 0.1), (5, 20.0)) if n < MANY else ((3, 1.0),):
-        samples = packed(n, torch.float32, density)
-        samples["features"] = torch.rand(len(samples["sigmas"]), n_features)
-        exact = evaluate(reference.composite, samples, torch.float64)
-        theirs = evaluate(reference.composite, samples, torch.float32)
-        assert_within_budget(evaluate(ops.composite, samples, torch.float32), theirs, exact)
-        for a, b in zip(evaluate(ops.composite, samples, torch.float64), exact, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        draws = []
+        for _ in range(16 if n < 32 else 1):
+            samples = packed(n, torch.float32, density)
+            samples["features"] = torch.rand(len(samples["sigmas"]), n_features)
+            exact = evaluate(reference.composite, samples, torch.float64)
+            theirs = evaluate(reference.composite, samples, torch.float32)
+            draws.append((evaluate(ops.composite, samples, torch.float32), theirs, exact))
+            for a, b in zip(evaluate(ops.composite, samples, torch.float64), exact, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        pooled = (
+            [torch.cat([x.flatten() for x in tensors]) for tensors in zip(*runs, strict=True)]
+            for runs in zip(*draws, strict=True)
+        )
+        assert_within_budget(*pooled)
 
 
 def visible_samples_case(n: int) -> None:
