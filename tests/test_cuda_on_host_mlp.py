@@ -29,16 +29,30 @@ def small_shared(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 class Problem:
-    """An MLP and a batch in fp64. Values are positive where sums run over rows, which then do not cancel."""
+    """An MLP and a batch in fp64. Values are positive where sums run over rows, which then do not cancel. No sum lies
+    within fp32's rounding of zero, where the derivative of a ReLU jumps."""
 
     def __init__(self, widths: Sequence[int], n: int, bias: bool, activation: str, output_activation: str) -> None:
         gain = 0.3 if "exp" in (activation, output_activation) else 1.0
         pairs = list(zip(widths, widths[1:], strict=False))
         self.weights = [gain * (6 / (i + o)) ** 0.5 * (2 * torch.rand(o, i, dtype=torch.float64) - 1) for i, o in pairs]
         self.biases = [0.1 * torch.randn(o, dtype=torch.float64) for _, o in pairs] if bias else []
-        self.x = torch.rand(n, widths[0], dtype=torch.float64)
-        self.grad_y = torch.rand(n, widths[-1], dtype=torch.float64)
         self.activation, self.output_activation = activation, output_activation
+        self.x = torch.rand(n, widths[0], dtype=torch.float64)
+        while len(close := self.rows_close_to_zero()) > 0:
+            self.x[close] = torch.rand(len(close), widths[0], dtype=torch.float64)
+        self.grad_y = torch.rand(n, widths[-1], dtype=torch.float64)
+
+    def rows_close_to_zero(self) -> Tensor:
+        """Rows of x for which some sum lies close to zero."""
+        close = torch.zeros(len(self.x), dtype=torch.bool)
+        for layer in range(1, len(self.weights) + 1):
+            activation = self.output_activation if layer == len(self.weights) else self.activation
+            biases = self.biases[:layer] or None
+            if activation in ("relu", "leaky_relu"):
+                sums = reference.mlp(self.x, self.weights[:layer], biases, self.activation, "none")
+                close |= (sums.abs() < 1e-5).any(-1)
+        return close.nonzero().squeeze(-1)
 
     def reference(self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> list[Tensor]:
         """Output and gradients to x, weights, biases."""
