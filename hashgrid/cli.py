@@ -56,6 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_budget(image, "training steps (default: 2000)", "training time in seconds")
     image.set_defaults(run=_image)
 
+    sdf = commands.add_parser(
+        "sdf", help="fit a signed distance field to a mesh", description="From a mesh to a field."
+    )
+    sdf.add_argument("mesh", type=Path, metavar="MESH", help="OBJ, PLY, STL, OFF or GLB")
+    sdf.add_argument("--out", type=Path, help="where results go (default: outputs/sdf/<mesh>)")
+    _add_budget(sdf, "training steps", "training time in seconds (default: 90)")
+    sdf.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of hashgrid.sdf.SdfConfig"
+    )
+    sdf.set_defaults(run=_sdf)
+
     scene = commands.add_parser("scene", help="render the procedural scene to a transforms.json folder")
     scene.add_argument("out", type=Path, metavar="OUT")
     scene.add_argument("--resolution", type=int, default=200, help="image width and height (default: 200)")
@@ -94,6 +105,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _nerf(args: argparse.Namespace) -> int:
     from hashgrid.nerf.app import run
+    from hashgrid.nerf.config import NerfConfig
 
     return run(
         args.scene,
@@ -102,7 +114,7 @@ def _nerf(args: argparse.Namespace) -> int:
         evaluate_only=args.eval,
         n_views=args.views,
         video=not args.no_video,
-        changes=_changes(args, (*_COMMON, "background")) | _assignments(args.set),
+        changes=_changes(args, (*_COMMON, "background")) | _assignments(args.set, NerfConfig),
     )
 
 
@@ -110,6 +122,13 @@ def _image(args: argparse.Namespace) -> int:
     from hashgrid.image.app import run
 
     return run(args.photo, out=args.out, changes=_changes(args, _COMMON))
+
+
+def _sdf(args: argparse.Namespace) -> int:
+    from hashgrid.sdf.app import run
+    from hashgrid.sdf.config import SdfConfig
+
+    return run(args.mesh, out=args.out, changes=_changes(args, _COMMON) | _assignments(args.set, SdfConfig))
 
 
 def _scene(args: argparse.Namespace) -> int:
@@ -131,14 +150,12 @@ def _changes(args: argparse.Namespace, names: Sequence[str]) -> dict:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def _assignments(pairs: Sequence[str]) -> dict:
-    """``KEY=VALUE`` pairs with the types of :class:`hashgrid.nerf.NerfConfig`."""
+def _assignments(pairs: Sequence[str], config: type) -> dict:
+    """``KEY=VALUE`` pairs that name fields of a dataclass."""
     import ast
     import dataclasses
 
-    from hashgrid.nerf.config import NerfConfig
-
-    known = [field.name for field in dataclasses.fields(NerfConfig)]
+    known = [field.name for field in dataclasses.fields(config)]
     changes = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

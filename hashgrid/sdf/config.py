@@ -1,0 +1,57 @@
+"""Every default of the SDF application, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SdfConfig:
+    """Instant-NGP's recipe (Müller et al. 2022, section 5.2) with batch and rates for a few CPU cores.
+
+    Lengths are in units of the cube [0, 1]^3 that holds the mesh.
+    """
+
+    backend: str = "native"
+    device: str = "auto"
+    seed: int = 0
+    steps: int | None = None
+    time_limit: float | None = None  # seconds of everything but the final evaluation
+    default_seconds: float = 90.0  # when neither budget is given
+
+    # Field.
+    n_levels: int = 16
+    n_features_per_level: int = 2
+    log2_hashmap_size: int = 18
+    base_resolution: int = 16
+    max_resolution: int = 512
+    interpolation: str = "linear"
+    n_neurons: int = 64
+    n_hidden_layers: int = 2
+    compute_dtype: str = "float32"  # of MLP products; sums stay fp32
+
+    # Samples.
+    margin: float = 0.1  # between the mesh and the sides of the cube
+    pool: int = 1 << 20  # samples computed before training
+    surface: float = 0.5  # of the samples, on the surface
+    near: float = 0.375  # near it; the rest is uniform in the cube
+    near_scale: float = 1 / 256  # of the logistic distribution of the distance along each axis
+    batch: int = 1 << 15
+
+    # Optimisation.
+    learning_rate: float = 5e-3
+    final_learning_rate: float = 1e-4
+    mape_offset: float = 0.01  # |error| / (|distance| + this)
+    weight_decay: float = 1e-6  # MLP weights only
+    ema_decay: float = 0.95
+
+    # Output.
+    mesh_resolution: int = 256
+
+    def replace(self, **changes: Any) -> SdfConfig:
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,188 @@
+"""Triangle meshes: loading, the unit cube, samples on the surface, signed distances."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashgrid.files import atomic_write_bytes
+from hashgrid.optional import optional_import
+
+FORMATS = (".obj", ".ply", ".stl", ".off", ".glb")
+
+
+class MeshError(ValueError):
+    """A mesh that cannot be used, with the reason."""
+
+
+class MeshWarning(UserWarning):
+    """A mesh that can be used, but not as it is."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles in the unit cube, and where they came from.
+
+    Attributes:
+        vertices: [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
+        faces: [F, 3] int64.
+        scale: input units per unit of the cube.
+        offset: [3] float64, input position of the cube's corner (0, 0, 0): ``input = vertices * scale + offset``.
+        watertight: every edge has two faces; the sign of the distance is beyond doubt then.
+        name: of the file.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    scale: float
+    offset: np.ndarray
+    watertight: bool
+    name: str
+
+    def to_input(self, points: Tensor) -> Tensor:
+        """Points [..., 3] of the cube in the coordinates of the input."""
+        return points * self.scale + torch.from_numpy(self.offset).to(points)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Corners of the box of the mesh in the cube [2, 3], fp32."""
+        return torch.from_numpy(np.stack([self.vertices.min(0), self.vertices.max(0)])).float()
+
+    @cached_property
+    def _areas(self) -> np.ndarray:
+        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
+        return 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=-1)
+
+    @cached_property
+    def face_normals(self) -> np.ndarray:
+        """[F, 3] float64 of unit length."""
+        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
+        normals = np.cross(b - a, c - a)
+        return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-300)
+
+    def sample_surface(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """``n`` points uniform on the surface [n, 3] float64, and the faces they lie on [n]."""
+        cumulative = np.cumsum(self._areas)
+        face = np.searchsorted(cumulative, generator.random(n) * cumulative[-1]).clip(max=len(self.faces) - 1)
+        u, v = generator.random((2, n, 1))
+        flip = u + v > 1
+        u, v = np.where(flip, 1 - u, u), np.where(flip, 1 - v, v)
+        a, b, c = self.vertices[self.faces[face]].transpose(1, 0, 2)
+        return a + u * (b - a) + v * (c - a), face
+
+    def signed_distance(self, points: np.ndarray) -> np.ndarray:
+        """Distances [n] float64 of points [n, 3], negative inside. The sign is that of the winding number (Barill et
+        al. 2018), which open meshes have too."""
+        igl = optional_import("igl", "sdf")
+        if len(points) == 0:
+            return np.zeros(0)
+        # igl.signed_distance multiplies by 1 - 2 w with the approximate winding number w, which is not +-1
+        points = np.ascontiguousarray(points, np.float64)
+        distance = np.sqrt(igl.point_mesh_squared_distance(points, self.vertices, self.faces)[0])
+        return np.where(self.inside(points), -distance, distance)
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Whether points [n, 3] lie inside [n] bool."""
+        igl = optional_import("igl", "sdf")
+        points = np.ascontiguousarray(points, np.float64)
+        return igl.fast_winding_number(self.vertices, self.faces, points) > 0.5
+
+
+def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:
+    """Reads OBJ, PLY, STL, OFF or GLB and moves it into the unit cube, ``margin`` away from its sides.
+
+    Vertices that agree are merged, faces without area dropped.
+
+    Raises:
+        MeshError: the file is missing or empty, or the mesh has no faces, vertices that are no numbers, or no extent.
+        ImportError: trimesh is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise MeshError(f"`MESH` must be one of {', '.join(FORMATS)}, got `{path}`")
+    if not path.is_file():
+        raise MeshError(f"`MESH` must be a file, `{path}` does not exist")
+    if path.stat().st_size == 0:
+        raise MeshError(f"`MESH` must hold a mesh, `{path}` is empty")
+    trimesh = optional_import("trimesh", "sdf")
+    try:
+        loaded = trimesh.load(path, force="mesh", process=False)
+    except Exception as error:  # every format raises its own
+        raise MeshError(f"`{path}` cannot be read: {error}") from error
+    faces = np.asarray(getattr(loaded, "faces", np.zeros((0, 3))))
+    if len(faces) == 0:
+        raise MeshError(f"`{path}` has no faces; for points with normals use `--points`")
+    return make_mesh(np.asarray(loaded.vertices, np.float64), faces.astype(np.int64), margin, path.name)
+
+
+def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name: str = "mesh") -> Mesh:
+    """A mesh from vertices [V, 3] and faces [F, 3] in any coordinates; see :func:`load_mesh`."""
+    if not np.isfinite(vertices).all():
+        n_bad = int((~np.isfinite(vertices)).any(-1).sum())
+        raise MeshError(f"the vertices of `{name}` must be finite, {n_bad} of {len(vertices)} are not")
+    used, faces = np.unique(faces, return_inverse=True)
+    vertices, faces = vertices[used], faces.reshape(-1, 3)
+    low, high = vertices.min(0), vertices.max(0)
+    side = float((high - low).max())
+    if not side > 0:
+        raise MeshError(f"`{name}` must have an extent, all of its vertices lie at {low.tolist()}")
+    scale = side / (1 - 2 * margin)
+    offset = (low + high) / 2 - scale / 2
+    # merged at a millionth of the size: formats without shared vertices (STL) repeat them
+    _, first, index = np.unique(np.round((vertices - low) / side * 1e6), axis=0, return_index=True, return_inverse=True)
+    vertices, faces = (vertices[first] - offset) / scale, index.reshape(-1)[faces]
+    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    faces = np.ascontiguousarray(faces[distinct])
+    if len(faces) == 0:
+        raise MeshError(f"`{name}` must have faces with an area, it has none")
+    if signed_volume(vertices, faces) < 0:
+        warnings.warn(f"the faces of `{name}` look inwards and are turned around", MeshWarning, stacklevel=2)
+        faces = np.ascontiguousarray(faces[:, ::-1])
+    watertight = is_watertight(faces)
+    if not watertight:
+        warnings.warn(
+            f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps",
+            MeshWarning,
+            stacklevel=2,
+        )
+    return Mesh(vertices, faces, scale, offset, watertight, name)
+
+
+def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """Volume enclosed by the faces [F, 3] over vertices [V, 3]; negative where they look inwards."""
+    a, b, c = (vertices - vertices.mean(0))[faces].transpose(1, 0, 2)
+    return float((a * np.cross(b, c)).sum() / 6)
+
+
+def is_watertight(faces: np.ndarray) -> bool:
+    """Whether every directed edge of the faces [F, 3] has its opposite, exactly as often."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    forward, n_forward = np.unique(edges, axis=0, return_counts=True)
+    backward, n_backward = np.unique(edges[:, ::-1], axis=0, return_counts=True)
+    return forward.shape == backward.shape and bool((forward == backward).all() and (n_forward == n_backward).all())
+
+
+def euler_characteristic(faces: np.ndarray) -> int:
+    """V - E + F of the faces [F, 3]."""
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    return len(np.unique(faces)) - len(np.unique(edges, axis=0)) + len(faces)
+
+
+def write_ply(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None = None) -> None:
+    """Writes binary PLY, replacing an earlier file only once the new one is complete."""
+    names = ["x", "y", "z"] + ([] if normals is None else ["nx", "ny", "nz"])
+    columns = vertices if normals is None else np.concatenate([vertices, normals], axis=1)
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header += [f"property float {name}" for name in names]
+    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
+    rows: Any = np.zeros(len(faces), dtype=[("n", "u1"), ("v", "<i4", 3)])
+    rows["n"], rows["v"] = 3, faces
+    body = np.ascontiguousarray(columns, "<f4").tobytes() + rows.tobytes()
+    atomic_write_bytes(path, "\n".join(header).encode() + body)

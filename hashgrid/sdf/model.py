@@ -1,0 +1,70 @@
+"""The field: hash grid and MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hashgrid.modules import FusedMLP, HashGrid
+from hashgrid.sdf.config import SdfConfig
+
+_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class SdfField(nn.Module):
+    """Signed distance of points in the unit cube, negative inside; twice differentiable.
+
+    Args:
+        config: sizes of the field.
+    """
+
+    def __init__(self, config: SdfConfig | None = None) -> None:
+        super().__init__()
+        config = SdfConfig() if config is None else config
+        self.grid = HashGrid(
+            3,
+            n_levels=config.n_levels,
+            n_features_per_level=config.n_features_per_level,
+            log2_hashmap_size=config.log2_hashmap_size,
+            base_resolution=config.base_resolution,
+            max_resolution=config.max_resolution,
+            interpolation=config.interpolation,
+            backend=config.backend,
+        )
+        self.mlp = FusedMLP(
+            self.grid.n_output_dims,
+            1,
+            n_neurons=config.n_neurons,
+            n_hidden_layers=config.n_hidden_layers,
+            compute_dtype=_DTYPES[config.compute_dtype],
+            backend=config.backend,
+        )
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Distances [...] of points [..., 3] in [0, 1]^3."""
+        return self.mlp(self.grid(x, level_weights)).squeeze(-1)
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [...] and their gradients [..., 3] at points [..., 3]; differentiable once more."""
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            y = self(x)
+            (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y, gradient
+
+    def normals(self, x: Tensor) -> Tensor:
+        """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
+        return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
+
+    def to_mesh(self, resolution: int = 256, level: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Vertices [V, 3] in the unit cube and faces [F, 3] of the surface, by :func:`hashgrid.sdf.extract.to_mesh`."""
+        from hashgrid.sdf.extract import to_mesh
+
+        return to_mesh(self, resolution, level)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """The table without decay, skipping entries without gradient; the MLP with decay."""
+        return [
+            {"params": [self.grid.table], "skip_zero": True},
+            {"params": list(self.mlp.parameters()), "weight_decay": weight_decay},
+        ]
