@@ -54,6 +54,8 @@ class FixedStep:
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.n_rays = torch.full((1,), min(1024, config.max_rays), dtype=torch.int64, device=self.device)
         self.ray = torch.arange(config.max_rays, device=self.device)
+        # indices of random numbers: the shifts of samples take 0..max_rays-1
+        self.draws = torch.arange(config.max_rays, 6 * config.max_rays, device=self.device)
         # loss, squared error, rays and samples in all steps since they were last read
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.fed = (
@@ -97,10 +99,8 @@ class FixedStep:
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
-        n = self.config.max_rays
         uniform = ops_of(self.config.backend).counter_uniform
-        # the shifts of samples take the indices 0..n-1
-        u = uniform(self.seed, self.step, torch.arange(n, 6 * n, device=self.device)).view(5, n)
+        u = uniform(self.seed, self.step, self.draws).view(5, -1)
         background = u[:3].T
         if self.views is None:
             rays_o, rays_d, rgba = self.fed
