@@ -2,6 +2,6 @@
 
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.mesh import Mesh, MeshError, load_mesh
-from hashgrid.sdf.model import SdfField
+from hashgrid.sdf.model import Field, SdfField
 
-__all__ = ["Mesh", "MeshError", "SdfConfig", "SdfField", "load_mesh"]
+__all__ = ["Mesh", "Field", "MeshError", "SdfConfig", "SdfField", "load_mesh"]

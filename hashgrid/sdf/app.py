@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from hashgrid.device import choose_device
 from hashgrid.files import atomic_write_image, atomic_write_json
 from hashgrid.optional import optional_import
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.evaluate import compare_meshes, eikonal_error, iou
 from hashgrid.sdf.mesh import load_mesh, write_ply
-from hashgrid.sdf.model import SdfField
+from hashgrid.sdf.model import Field
+from hashgrid.sdf.samples import DistanceSamples
 from hashgrid.sdf.trainer import Progress, Trainer
 
 
@@ -34,13 +36,15 @@ def run(path: Path, out: Path | None = None, changes: dict[str, Any] | None = No
     out.mkdir(parents=True, exist_ok=True)
     closed = "watertight" if mesh.watertight else "open"
     print(f"{mesh.name}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {closed}", flush=True)
-    trainer = Trainer(mesh, config, seconds_before=time.perf_counter() - begin)
+    samples = DistanceSamples(mesh, config, choose_device(config.device, config.backend))
+    trainer = Trainer(samples, config, seconds_before=time.perf_counter() - begin)
     interrupted = False
     with tqdm(total=100.0, bar_format="sdf {percentage:3.0f}%|{bar:20}| {elapsed} {desc}", mininterval=0.2) as bar:
 
         def show(progress: Progress) -> None:
             bar.set_description_str(
-                f"step {progress.step} MAPE {progress.loss:.4f} {progress.points_per_second / 1e6:.2f} M points/s",
+                f"step {progress.step} {samples.loss_name} {progress.loss:.4f}"
+                f" {progress.points_per_second / 1e6:.2f} M points/s",
                 refresh=False,
             )
             bar.update(100 * progress.fraction - bar.n)
@@ -53,7 +57,7 @@ def run(path: Path, out: Path | None = None, changes: dict[str, Any] | None = No
     vertices, faces = field.to_mesh(config.mesh_resolution)
     normals = field.normals(vertices.to(trainer.device)).cpu() if len(vertices) else vertices
     mesh_path = out / "mesh.ply"
-    write_ply(mesh_path, mesh.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
+    write_ply(mesh_path, mesh.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
     atomic_write_image(out / "slice.png", slice_image(field))
     results = {
         "input": str(path),
@@ -62,12 +66,12 @@ def run(path: Path, out: Path | None = None, changes: dict[str, Any] | None = No
         **compare_meshes(vertices.double().numpy(), faces.numpy(), mesh),
         "eikonal_error": eikonal_error(field, mesh),
         "n_parameters": sum(param.numel() for param in field.parameters()),
-        "scale": mesh.scale,
-        "offset": mesh.offset.tolist(),
+        "scale": mesh.placement.scale,
+        "offset": mesh.placement.offset.tolist(),
         "train": {
             "seconds": progress.seconds,
             "steps": progress.step,
-            "samples": progress.step * trainer.config.batch,
+            "samples": progress.samples,
             "interrupted": interrupted,
         },
         "config": trainer.config.to_dict(),
@@ -87,12 +91,12 @@ def _summary(results: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def slice_image(field: SdfField, resolution: int = 512, z: float = 0.5) -> torch.Tensor:
+def slice_image(field: Field, resolution: int = 512, z: float = 0.5) -> torch.Tensor:
     """The field in the plane ``z`` as [resolution, resolution, 3]: blue inside, orange outside, a line at every
     twentieth of the cube and a white one at the surface."""
     axis = (torch.arange(resolution) + 0.5) / resolution
     y, x = torch.meshgrid(axis.flip(0), axis, indexing="ij")
-    points = torch.stack([x, y, torch.full_like(x, z)], dim=-1).view(-1, 3).to(field.grid.table.device)
+    points = torch.stack([x, y, torch.full_like(x, z)], dim=-1).view(-1, 3).to(field.device)
     distance = field(points).cpu().view(resolution, resolution)
     inside = torch.tensor([0.25, 0.45, 0.75]).expand(resolution, resolution, 3)
     outside = torch.tensor([0.95, 0.65, 0.35]).expand(resolution, resolution, 3)

@@ -9,16 +9,16 @@ import torch
 
 from hashgrid.optional import optional_import
 from hashgrid.sdf.mesh import Mesh, euler_characteristic, is_watertight
-from hashgrid.sdf.model import SdfField
+from hashgrid.sdf.model import Field
 
 
 @torch.no_grad()
-def iou(field: SdfField, mesh: Mesh, n: int = 1 << 20, seed: int = 1) -> float:
+def iou(field: Field, mesh: Mesh, n: int = 1 << 20, seed: int = 1) -> float:
     """Intersection over union of what the field and the mesh call inside, on ``n`` uniform points of the mesh's box."""
     generator = torch.Generator().manual_seed(seed)
     low, high = mesh.bounds
     points = low + torch.rand(n, 3, generator=generator) * (high - low)
-    device = field.grid.table.device
+    device = field.device
     inside = torch.cat([field(part.to(device)).cpu() < 0 for part in points.split(1 << 18)])
     truth = torch.from_numpy(mesh.inside(points.double().numpy()))
     return float((inside & truth).sum() / (inside | truth).sum().clamp(min=1))
@@ -30,7 +30,7 @@ def compare_meshes(vertices: np.ndarray, faces: np.ndarray, mesh: Mesh, n: int =
     if len(faces) == 0:
         return {"chamfer": None, "normal_consistency": None, "watertight": False, "euler": 0}
     igl = optional_import("igl", "sdf")
-    ours = Mesh(vertices, faces, 1.0, np.zeros(3), is_watertight(faces), "extracted")
+    ours = Mesh(vertices, faces, mesh.placement, is_watertight(faces), "extracted")
     distances, cosines = [], []
     for source, target in ((ours, mesh), (mesh, ours)):
         points, face = source.sample_surface(n, np.random.default_rng(2))
@@ -46,9 +46,9 @@ def compare_meshes(vertices: np.ndarray, faces: np.ndarray, mesh: Mesh, n: int =
     }
 
 
-def eikonal_error(field: SdfField, mesh: Mesh, n: int = 1 << 15, distance: float = 0.01) -> float:
+def eikonal_error(field: Field, mesh: Mesh, n: int = 1 << 15, distance: float = 0.01) -> float:
     """Mean of \\|1 - \\|grad f\\|\\| at points up to ``distance`` along each axis from the surface."""
     generator = np.random.default_rng(3)
     points = mesh.sample_surface(n, generator)[0] + generator.uniform(-distance, distance, (n, 3))
-    x = torch.from_numpy(points).float().clamp(0, 1).to(field.grid.table.device)
+    x = torch.from_numpy(points).float().clamp(0, 1).to(field.device)
     return float((1 - field.gradient(x)[1].detach().norm(dim=-1)).abs().mean())

@@ -27,28 +27,57 @@ class MeshWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class Placement:
+    """How the cube [0, 1]^3 lies in the coordinates of the input: ``input = cube * scale + offset``.
+
+    Attributes:
+        scale: input units per unit of the cube.
+        offset: [3] float64, input position of the cube's corner (0, 0, 0).
+    """
+
+    scale: float
+    offset: np.ndarray
+
+    @classmethod
+    def around(cls, points: np.ndarray, margin: float, name: str) -> Placement:
+        """Puts the box of points [N, 3] in the middle of the cube, its longest side ``margin`` away from the sides.
+
+        Raises:
+            MeshError: the points all lie at one place.
+        """
+        low, high = points.min(0), points.max(0)
+        side = float((high - low).max())
+        if not side > 0:
+            raise MeshError(f"`{name}` must have an extent, all of its points lie at {low.tolist()}")
+        scale = side / (1 - 2 * margin)
+        return cls(scale, (low + high) / 2 - scale / 2)
+
+    def to_cube(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., 3] of the input in the cube."""
+        return (points - self.offset) / self.scale
+
+    def to_input(self, points: Tensor) -> Tensor:
+        """Points [..., 3] of the cube in the coordinates of the input."""
+        return points * self.scale + torch.from_numpy(self.offset).to(points)
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Triangles in the unit cube, and where they came from.
 
     Attributes:
         vertices: [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
         faces: [F, 3] int64.
-        scale: input units per unit of the cube.
-        offset: [3] float64, input position of the cube's corner (0, 0, 0): ``input = vertices * scale + offset``.
+        placement: of the cube in the input.
         watertight: every edge has two faces; the sign of the distance is beyond doubt then.
         name: of the file.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
-    scale: float
-    offset: np.ndarray
+    placement: Placement
     watertight: bool
     name: str
-
-    def to_input(self, points: Tensor) -> Tensor:
-        """Points [..., 3] of the cube in the coordinates of the input."""
-        return points * self.scale + torch.from_numpy(self.offset).to(points)
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -122,22 +151,27 @@ def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:
     return make_mesh(np.asarray(loaded.vertices, np.float64), faces.astype(np.int64), margin, path.name)
 
 
+def check_finite(values: np.ndarray, what: str, name: str) -> None:
+    """Raises MeshError where rows of values [N, ...] are no numbers."""
+    n_bad = int((~np.isfinite(values)).reshape(len(values), -1).any(-1).sum())
+    if n_bad:
+        raise MeshError(f"the {what} of `{name}` must be finite, {n_bad} of {len(values)} are not")
+
+
 def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name: str = "mesh") -> Mesh:
     """A mesh from vertices [V, 3] and faces [F, 3] in any coordinates; see :func:`load_mesh`."""
-    if not np.isfinite(vertices).all():
-        n_bad = int((~np.isfinite(vertices)).any(-1).sum())
-        raise MeshError(f"the vertices of `{name}` must be finite, {n_bad} of {len(vertices)} are not")
+    check_finite(vertices, "vertices", name)
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise MeshError(
+            f"the faces of `{name}` must refer to its {len(vertices)} vertices, got {faces.min()}..{faces.max()}"
+        )
     used, faces = np.unique(faces, return_inverse=True)
     vertices, faces = vertices[used], faces.reshape(-1, 3)
-    low, high = vertices.min(0), vertices.max(0)
-    side = float((high - low).max())
-    if not side > 0:
-        raise MeshError(f"`{name}` must have an extent, all of its vertices lie at {low.tolist()}")
-    scale = side / (1 - 2 * margin)
-    offset = (low + high) / 2 - scale / 2
+    placement = Placement.around(vertices, margin, name)
+    vertices = placement.to_cube(vertices)
     # merged at a millionth of the size: formats without shared vertices (STL) repeat them
-    _, first, index = np.unique(np.round((vertices - low) / side * 1e6), axis=0, return_index=True, return_inverse=True)
-    vertices, faces = (vertices[first] - offset) / scale, index.reshape(-1)[faces]
+    _, first, index = np.unique(np.round(vertices * 1e6), axis=0, return_index=True, return_inverse=True)
+    vertices, faces = vertices[first], index.reshape(-1)[faces]
     distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     faces = np.ascontiguousarray(faces[distinct])
     if len(faces) == 0:
@@ -152,7 +186,7 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
             MeshWarning,
             stacklevel=2,
         )
-    return Mesh(vertices, faces, scale, offset, watertight, name)
+    return Mesh(vertices, faces, placement, watertight, name)
 
 
 def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:

@@ -11,8 +11,39 @@ from hashgrid.sdf.config import SdfConfig
 _DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class SdfField(nn.Module):
-    """Signed distance of points in the unit cube, negative inside; twice differentiable.
+class Field(nn.Module):
+    """What every signed distance field can do: ``forward(x [..., 3], level_weights=None)`` gives distances [...] of
+    points in the unit cube, negative inside, differentiable twice."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def gradient(self, x: Tensor, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Distances [...] and their gradients [..., 3] at points [..., 3]; differentiable once more."""
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            y = self(x, level_weights)
+            (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y, gradient
+
+    def normals(self, x: Tensor) -> Tensor:
+        """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
+        return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
+
+    def to_mesh(self, resolution: int = 256, level: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Vertices [V, 3] in the unit cube and faces [F, 3] of the surface, by :func:`hashgrid.sdf.extract.to_mesh`."""
+        from hashgrid.sdf.extract import to_mesh
+
+        return to_mesh(self, resolution, level)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """What :class:`hashgrid.optim.Adam` takes."""
+        raise NotImplementedError
+
+
+class SdfField(Field):
+    """Hash grid and MLP.
 
     Args:
         config: sizes of the field.
@@ -44,27 +75,15 @@ class SdfField(nn.Module):
         """Distances [...] of points [..., 3] in [0, 1]^3."""
         return self.mlp(self.grid(x, level_weights)).squeeze(-1)
 
-    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances [...] and their gradients [..., 3] at points [..., 3]; differentiable once more."""
-        with torch.enable_grad():
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            y = self(x)
-            (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        return y, gradient
-
-    def normals(self, x: Tensor) -> Tensor:
-        """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
-        return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
-
-    def to_mesh(self, resolution: int = 256, level: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Vertices [V, 3] in the unit cube and faces [F, 3] of the surface, by :func:`hashgrid.sdf.extract.to_mesh`."""
-        from hashgrid.sdf.extract import to_mesh
-
-        return to_mesh(self, resolution, level)
-
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """The table without decay, skipping entries without gradient; the MLP with decay."""
         return [
             {"params": [self.grid.table], "skip_zero": True},
             {"params": list(self.mlp.parameters()), "weight_decay": weight_decay},
         ]
+
+
+def make_field(config: SdfConfig) -> Field:
+    """The field that ``config.field`` names, with parameters that ``config.seed`` gives."""
+    torch.manual_seed(config.seed)
+    return SdfField(config)

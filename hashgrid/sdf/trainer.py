@@ -1,4 +1,4 @@
-"""Fitting a field to signed distances."""
+"""Fitting a field: schedule, optimiser, averages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hashgrid.device import choose_device
 from hashgrid.optim import Adam
 from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.mesh import Mesh
-from hashgrid.sdf.model import SdfField
+from hashgrid.sdf.model import Field, make_field
 
 
 class TrainingError(RuntimeError):
@@ -27,44 +26,45 @@ class Progress:
     """Where a run stands; the loss is smoothed over some steps."""
 
     step: int = 0
+    samples: int = 0
     seconds: float = 0.0
     fraction: float = 0.0
     loss: float = 0.0
     points_per_second: float = 0.0
 
 
-def make_pool(mesh: Mesh, config: SdfConfig, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points [n, 3] and their signed distances [n], fp32: on the surface, near it, and anywhere in the cube.
+class Objective(Protocol):
+    """What a field is fitted to."""
 
-    Near the surface points are moved along each axis by a logistic distribution (Müller et al. 2022, section 5.2).
-    """
-    generator = np.random.default_rng(seed)
-    n_surface, n_near = round(n * config.surface), round(n * config.near)
-    surface = mesh.sample_surface(n_surface, generator)[0]
-    near = mesh.sample_surface(n_near, generator)[0] + generator.logistic(0.0, config.near_scale, (n_near, 3))
-    uniform = generator.random((n - n_surface - n_near, 3))
-    off = np.concatenate([near.clip(0.0, 1.0), uniform])
-    distances = np.concatenate([np.zeros(n_surface), mesh.signed_distance(off)])
-    return torch.from_numpy(np.concatenate([surface, off])).float(), torch.from_numpy(distances).float()
+    loss_name: str  # for the progress bar
+
+    def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
+        """The loss of one step as a scalar, and the number of points it was taken over. Everything random is a
+        function of the seed and ``progress.step``."""
+        ...
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        ...
 
 
 class Trainer:
-    """Fits an :class:`SdfField` to a mesh.
+    """Fits a field to an objective.
 
     Args:
-        mesh: what to fit.
+        objective: what to fit, for instance :class:`hashgrid.sdf.samples.DistanceSamples`.
         config: the recipe.
-        seconds_before: time of the run spent before, e.g. on loading.
+        seconds_before: time of the run spent before, e.g. on loading and samples.
     """
 
-    def __init__(self, mesh: Mesh, config: SdfConfig, seconds_before: float = 0.0) -> None:
+    def __init__(self, objective: Objective, config: SdfConfig, seconds_before: float = 0.0) -> None:
         begin = time.perf_counter() - seconds_before
         if config.steps is None and config.time_limit is None:
             config = config.replace(time_limit=config.default_seconds)
         self.device = choose_device(config.device, config.backend)
         self.config = config.replace(device=str(self.device))
-        torch.manual_seed(config.seed)
-        self.field = SdfField(config).to(self.device)
+        self.objective = objective
+        self.field = make_field(config).to(self.device)
         self.learning_rate = torch.tensor(config.learning_rate, device=self.device)
         self.optimizer = Adam(
             self.field.parameter_groups(config.weight_decay),
@@ -74,10 +74,8 @@ class Trainer:
             ema_decay=config.ema_decay,
             backend=config.backend,
         )
-        self.points, self.distances = (x.to(self.device) for x in make_pool(mesh, config, config.pool, config.seed))
         self.progress = Progress()
         self._clock = begin
-        self._generator = torch.Generator().manual_seed(config.seed)
 
     def tick(self) -> float:
         """Updates the time spent and returns the progress of the run in 0..1."""
@@ -89,15 +87,12 @@ class Trainer:
         return progress.fraction
 
     def step(self) -> None:
-        """One step of the optimiser on the mean absolute percentage error."""
+        """One step of the optimiser."""
         config, progress = self.config, self.progress
         ratio = config.final_learning_rate / config.learning_rate
         warmup = min(1.0, (progress.step + 1) / 32)
         self.learning_rate.fill_(config.learning_rate * warmup * ratio ** max(0.0, (progress.fraction - 0.2) / 0.8))
-        index = torch.randint(len(self.points), (config.batch,), generator=self._generator).to(self.device)
-        target = self.distances.index_select(0, index)
-        error = (self.field(self.points.index_select(0, index)) - target).abs()
-        loss = (error / (target.abs() + config.mape_offset)).mean()
+        loss, n_points = self.objective.loss(self.field, progress, None)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -109,8 +104,9 @@ class Trainer:
         keep = 0.0 if progress.step == 0 else 0.95
         progress.loss = keep * progress.loss + (1 - keep) * value
         progress.step += 1
+        progress.samples += n_points
         self.tick()
-        progress.points_per_second = progress.step * config.batch / max(progress.seconds, 1e-9)
+        progress.points_per_second = progress.samples / max(progress.seconds, 1e-9)
 
     def train(self, on_step: Callable[[Progress], None] | None = None) -> None:
         """Steps until the budget is spent; the field holds the averaged weights afterwards."""
