@@ -39,11 +39,17 @@ class SdfConfig:
     near: float = 0.375  # near it; the rest is uniform in the cube
     near_scale: float = 1 / 256  # of the logistic distribution of the distance along each axis
     batch: int = 1 << 15
+    refresh_share: float = 0.1  # of a CPU core, for new samples while training is limited by time
+    cache: str | None = None  # folder that keeps the first samples for the next run
 
     # Optimisation.
     learning_rate: float = 5e-3
     final_learning_rate: float = 1e-4
+    loss: str = "mape"  # or "truncated_l1"
     mape_offset: float = 0.01  # |error| / (|distance| + this)
+    truncation: float = 0.1  # of distances, for truncated_l1
+    eikonal_weight: float = 0.0
+    eikonal_share: float = 0.25  # of the batch, where the eikonal term is on
     weight_decay: float = 1e-6  # MLP weights only
     ema_decay: float = 0.95
 
