@@ -31,15 +31,15 @@ def colorize(values: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     return torch.lerp(COLOR_MAP[index], COLOR_MAP[index + 1], (position - index)[..., None])
 
 
-def write_texts(image: Tensor, texts: Iterable[tuple[int, int, str]]) -> Tensor:
-    """The image as uint8 with lines of text at (x, y)."""
+def write_texts(image: Tensor, texts: Iterable[tuple[int, int, str]], size: float = 10) -> Tensor:
+    """The image as uint8 with lines of text, ``size`` pixels high, at (x, y)."""
     optional_import("PIL")
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     canvas = Image.fromarray(to_uint8(image))
-    draw = ImageDraw.Draw(canvas)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
     for x, y, text in texts:
-        draw.text((x, y), text.encode("latin-1", "replace").decode("latin-1"), fill=(40, 40, 40))
+        draw.text((x, y), text.encode("latin-1", "replace").decode("latin-1"), fill=(40, 40, 40), font=font)
     return torch.from_numpy(np.array(canvas))
 
 
