@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
 from hashgrid.sdf import SdfConfig, SdfField, load_mesh
 from hashgrid.sdf.evaluate import compare_meshes
@@ -24,7 +26,8 @@ from hashgrid.sdf.mesh import (
     signed_volume,
     write_ply,
 )
-from hashgrid.sdf.samples import make_pool
+from hashgrid.sdf.samples import CHUNK, DistanceSamples, make_chunk, make_pool
+from hashgrid.sdf.trainer import Progress, Trainer
 
 igl = pytest.importorskip("igl")
 trimesh = pytest.importorskip("trimesh")
@@ -35,6 +38,7 @@ CUBE_FACES = np.array(
     [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4],
      [1, 5, 7], [1, 7, 3]]
 )  # fmt: skip
+TINY = SdfConfig(n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=16)
 
 
 def torus(points: torch.Tensor) -> torch.Tensor:
@@ -86,15 +90,78 @@ def test_open_mesh_is_used_with_a_warning() -> None:
     assert not mesh.watertight and mesh.signed_distance(np.full((1, 3), 0.5))[0] < 0
 
 
-def test_pool_holds_surface_near_and_uniform_points() -> None:
+def test_samples_are_on_the_surface_near_it_and_anywhere() -> None:
     mesh = make_mesh(CUBE, CUBE_FACES)
-    points, distances = make_pool(mesh, SdfConfig(), 8000, seed=0)
+    points, distances = make_chunk(mesh, SdfConfig(), 8000, 0)
     assert points.shape == (8000, 3) and points.min() >= 0 and points.max() <= 1
-    assert not distances[:4000].any() and float(distances[4000:7000].abs().median()) < 0.02
-    assert float(distances[7000:].abs().mean()) > 0.05
-    np.testing.assert_allclose(mesh.signed_distance(points[:4000].double().numpy()), 0, atol=1e-6)
-    again = make_pool(mesh, SdfConfig(), 8000, seed=0)
+    assert not distances[:4000].any() and float(np.median(np.abs(distances[4000:7000]))) < 0.02
+    assert np.abs(distances[7000:]).mean() > 0.05
+    np.testing.assert_allclose(mesh.signed_distance(points[:4000]), 0, atol=1e-6)
+    again, other = make_chunk(mesh, SdfConfig(), 8000, 0)[0], make_chunk(mesh, SdfConfig(), 8000, 1)[0]
+    assert (points == again).all() and not (points == other).all(-1).any()
+
+
+def test_pool_is_kept_on_disk_for_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh, config = make_mesh(CUBE, CUBE_FACES), SdfConfig(pool=20000, cache=str(tmp_path))
+    points, distances = make_pool(mesh, config)
+    assert len(points) == len(distances) == 20000
+    with monkeypatch.context() as patch:
+        patch.setattr("hashgrid.sdf.samples.make_chunk", None)
+        again = make_pool(mesh, config)
+        with pytest.raises(TypeError):  # other samples are wanted: nothing of them is on the disk
+            make_pool(mesh, config.replace(near_scale=0.1))
     assert torch.equal(points, again[0]) and torch.equal(distances, again[1])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="truncated"):
+        make_pool(mesh, config)
+
+
+def test_new_samples_replace_the_oldest_in_the_background() -> None:
+    mesh = make_mesh(CUBE, CUBE_FACES)
+    config = TINY.replace(pool=3 * CHUNK, batch=64, time_limit=60.0, refresh_share=1.0)
+    samples = DistanceSamples(mesh, config, torch.device("cpu"))
+    before, field = samples.points.clone(), SdfField(TINY)
+    deadline = time.monotonic() + 300  # its process has the lowest priority
+    while samples.n_replaced < 2 * CHUNK and time.monotonic() < deadline:
+        samples.loss(field, Progress(), None)
+        time.sleep(0.02)
+    samples.close()
+    assert samples.n_replaced == 2 * CHUNK and torch.equal(samples.points[2 * CHUNK :], before[2 * CHUNK :])
+    for index in range(2):  # the sequence goes on behind the first pool
+        expected = make_chunk(mesh, config, CHUNK, 3 + index)
+        rows = slice(index * CHUNK, (index + 1) * CHUNK)
+        np.testing.assert_array_equal(samples.points[rows], expected[0])
+        np.testing.assert_array_equal(samples.distances[rows], expected[1])
+
+
+def test_runs_limited_by_steps_repeat() -> None:
+    mesh, config = make_mesh(CUBE, CUBE_FACES), TINY.replace(pool=CHUNK, batch=512, steps=5)
+    trainers = [Trainer(DistanceSamples(mesh, config, torch.device("cpu")), config) for _ in range(2)]
+    for trainer in trainers:
+        trainer.train()
+    first, second = (trainer.field.state_dict() for trainer in trainers)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("loss", ["mape", "truncated_l1"])
+def test_loss_of_samples_is_the_papers(loss: str) -> None:
+    mesh = make_mesh(CUBE, CUBE_FACES)
+    config = TINY.replace(
+        pool=CHUNK, batch=1000, steps=1, loss=loss, eikonal_weight=0.5, eikonal_share=1.0, interpolation="smoothstep"
+    )
+    samples, field = DistanceSamples(mesh, config, torch.device("cpu")), SdfField(config)
+    index = torch.randint(CHUNK, (1000,), generator=torch.Generator().manual_seed(config.seed))
+    x = samples.points[index].requires_grad_()
+    distance, target = field(x), samples.distances[index]
+    (gradient,) = torch.autograd.grad(distance.sum(), x)
+    if loss == "mape":
+        expected = ((distance - target).abs() / (target.abs() + 0.01)).mean()
+    else:
+        expected = (distance.clamp(-0.1, 0.1) - target.clamp(-0.1, 0.1)).abs().mean()
+    expected = expected + 0.5 * (gradient.square().sum(-1).sqrt() - 1).square().mean()
+    value, n_points = samples.loss(field, Progress(), None)
+    assert n_points == 1000 and torch.allclose(value, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +234,6 @@ def test_ply_is_read_back(tmp_path: Path) -> None:
 
 
 # ---- the field -------------------------------------------------------------------------------------------------------
-
-TINY = SdfConfig(n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=16)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -32,7 +32,7 @@ class SdfConfig:
     n_neurons: int = 64
     n_hidden_layers: int = 2
     activation: str = "relu"
-    initial_radius: float = 0.0  # of the sphere that a hash grid starts from; 0 for none
+    from_centre: bool = False  # a hash grid adds to the distance to the cube's centre: outside until told otherwise
     coarse_to_fine: float = 0.0  # of the run, until all levels are on; 0 for all from the start
     coarse_levels: int = 2  # on from the start
     compute_dtype: str = "float32"  # of MLP products; sums stay fp32
@@ -44,18 +44,19 @@ class SdfConfig:
     near: float = 0.375  # near it; the rest is uniform in the cube
     near_scale: float = 1 / 256  # of the logistic distribution of the distance along each axis
     batch: int = 1 << 15
+    refresh_share: float = 0.1  # of a CPU core, for new samples while training is limited by time
+    cache: str | None = None  # folder that keeps the first samples for the next run
 
     # Points without distances (see `for_points`).
     point_loss: str = "igr"  # or "siren"
     point_batch: int = 1 << 12  # on the surface, and as many near it
     uniform_batch: int = 1 << 11
     point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
-    gradient_step: float = 0.0  # of finite differences for gradients in the loss; 0 for exact ones
+    gradient_step: float = 0.002  # of finite differences for gradients in the loss; 0 for exact ones
     surface_weight: float = 30.0
     normal_weight: float = 1.0
-    eikonal_weight: float = 0.1
     off_surface_weight: float = 0.1
-    off_surface_sharpness: float = 100.0
+    off_surface_sharpness: float = 20.0
 
     # SIREN (Sitzmann et al. 2020).
     siren_neurons: int = 128
@@ -66,7 +67,11 @@ class SdfConfig:
     # Optimisation.
     learning_rate: float = 5e-3
     final_learning_rate: float = 1e-4
+    loss: str = "mape"  # or "truncated_l1"
     mape_offset: float = 0.01  # |error| / (|distance| + this)
+    truncation: float = 0.1  # of distances, for truncated_l1
+    eikonal_weight: float = 0.0
+    eikonal_share: float = 0.25  # of the batch, where the eikonal term is on
     weight_decay: float = 1e-6  # MLP weights only
     ema_decay: float = 0.95
 
@@ -75,21 +80,21 @@ class SdfConfig:
 
     @classmethod
     def for_points(cls, **changes: Any) -> SdfConfig:
-        """Defaults for oriented points, with ``changes``: a smooth field that starts as a sphere, coarse levels first."""
-        return cls(**{**_FOR_POINTS, **changes})
+        """Defaults for oriented points without distances, with ``changes``: a smooth field, no finer than the points
+        are dense, that is positive at first, so that the inside grows from the points and not from anywhere else."""
+        defaults: dict[str, Any] = {
+            "n_levels": 8,
+            "n_features_per_level": 4,
+            "max_resolution": 128,
+            "interpolation": "smoothstep",
+            "from_centre": True,
+            "coarse_to_fine": 0.4,
+            "eikonal_weight": 1.0,
+        }
+        return cls(**{**defaults, **changes})
 
     def replace(self, **changes: Any) -> SdfConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-_FOR_POINTS: dict[str, Any] = {
-    "n_levels": 8,
-    "n_features_per_level": 4,
-    "max_resolution": 256,
-    "interpolation": "smoothstep",
-    "initial_radius": 0.3,
-    "coarse_to_fine": 0.4,
-}

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hashgrid.optional import optional_import
 from hashgrid.sdf.mesh import Mesh, euler_characteristic, is_watertight
 from hashgrid.sdf.model import Field
 
@@ -29,13 +28,12 @@ def compare_meshes(vertices: np.ndarray, faces: np.ndarray, mesh: Mesh, n: int =
     the cube), normal consistency (mean of \\|n . n'\\| at these points), and the topology of the extracted mesh."""
     if len(faces) == 0:
         return {"chamfer": None, "normal_consistency": None, "watertight": False, "euler": 0}
-    igl = optional_import("igl", "sdf")
     ours = Mesh(vertices, faces, mesh.placement, is_watertight(faces), "extracted")
     distances, cosines = [], []
     for source, target in ((ours, mesh), (mesh, ours)):
         points, face = source.sample_surface(n, np.random.default_rng(2))
-        squared, nearest, _ = igl.point_mesh_squared_distance(points, target.vertices, target.faces)
-        distances.append(np.sqrt(squared).mean())
+        distance, nearest = target.nearest(points)
+        distances.append(distance.mean())
         cosines.append(np.abs((source.face_normals[face] * target.face_normals[nearest]).sum(-1)).mean())
     return {
         "chamfer": float(np.mean(distances)),

@@ -18,7 +18,7 @@ def mape(distance: Tensor, target: Tensor, offset: float) -> Tensor:
 
 
 def truncated_l1(distance: Tensor, target: Tensor, truncation: float) -> Tensor:
-    """``|clamp(d) - clamp(t)|`` with both distances [N] clamped to +-``truncation`` (DeepSDF, Park et al. 2019, eq. 4)."""
+    """``|clamp(d) - clamp(t)|`` with both distances [N] clamped to +-``truncation`` (Park et al. 2019, eq. 4)."""
     return (distance.clamp(-truncation, truncation) - target.clamp(-truncation, truncation)).abs().mean()
 
 

@@ -109,19 +109,34 @@ class Mesh:
     def signed_distance(self, points: np.ndarray) -> np.ndarray:
         """Distances [n] float64 of points [n, 3], negative inside. The sign is that of the winding number (Barill et
         al. 2018), which open meshes have too."""
-        igl = optional_import("igl", "sdf")
         if len(points) == 0:
             return np.zeros(0)
         # igl.signed_distance multiplies by 1 - 2 w with the approximate winding number w, which is not +-1
-        points = np.ascontiguousarray(points, np.float64)
-        distance = np.sqrt(igl.point_mesh_squared_distance(points, self.vertices, self.faces)[0])
+        distance = self.nearest(points)[0]
         return np.where(self.inside(points), -distance, distance)
+
+    def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distances [n] float64 of points [n, 3] from the surface, and the faces nearest to them [n]."""
+        squared, face, _ = self._tree.squared_distance(
+            self.vertices, self.faces, np.ascontiguousarray(points, np.float64)
+        )
+        return np.sqrt(squared), face
 
     def inside(self, points: np.ndarray) -> np.ndarray:
         """Whether points [n, 3] lie inside [n] bool."""
-        igl = optional_import("igl", "sdf")
-        points = np.ascontiguousarray(points, np.float64)
-        return igl.fast_winding_number(self.vertices, self.faces, points) > 0.5
+        return self._winding_tree.winding_number(np.ascontiguousarray(points, np.float64)) > 0.5
+
+    @cached_property
+    def _tree(self) -> Any:
+        tree = optional_import("igl", "sdf").AABB()
+        tree.init(self.vertices, self.faces)
+        return tree
+
+    @cached_property
+    def _winding_tree(self) -> Any:
+        tree = optional_import("igl", "sdf").FastWindingNumberBVH()
+        tree.init(self.vertices, self.faces)
+        return tree
 
 
 def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:

@@ -60,8 +60,7 @@ class Field(nn.Module):
 
 
 class SdfField(Field):
-    """Hash grid and MLP; with ``config.initial_radius`` added to the distance to a sphere, for what has to find out
-    by itself which side is inside.
+    """Hash grid and MLP; with ``config.from_centre`` added to the distance to the cube's centre.
 
     Args:
         config: sizes of the field.
@@ -71,7 +70,7 @@ class SdfField(Field):
         super().__init__()
         config = SdfConfig() if config is None else config
         self.learning_rates = config.learning_rate, config.final_learning_rate
-        self.initial_radius = config.initial_radius
+        self.from_centre = config.from_centre
         self.n_levels = config.n_levels
         self.grid = HashGrid(
             3,
@@ -96,7 +95,7 @@ class SdfField(Field):
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""
         y = self.mlp(self.grid(x, level_weights)).squeeze(-1)
-        return y if self.initial_radius == 0 else y + sphere(x, self.initial_radius)
+        return y + distance_to_centre(x) if self.from_centre else y
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """The table without decay, skipping entries without gradient; the MLP with decay."""
@@ -106,9 +105,9 @@ class SdfField(Field):
         ]
 
 
-def sphere(x: Tensor, radius: float) -> Tensor:
-    """Distances [...] of points [..., 3] to a sphere around the cube's centre, rounded off there to be smooth."""
-    return ((x - 0.5).square().sum(-1) + 1e-6).sqrt() - radius
+def distance_to_centre(x: Tensor) -> Tensor:
+    """Distances [...] of points [..., 3] to the centre of the cube, rounded off there to be smooth."""
+    return ((x - 0.5).square().sum(-1) + 1e-6).sqrt()
 
 
 def make_field(config: SdfConfig) -> Field:

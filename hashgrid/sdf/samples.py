@@ -2,33 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.checkpoint import load_checkpoint, save_checkpoint
 from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.losses import eikonal, mape, truncated_l1
 from hashgrid.sdf.mesh import Mesh
 from hashgrid.sdf.model import Field
+from hashgrid.sdf.refresh import Refresh
 from hashgrid.sdf.trainer import Progress
 
+CHUNK = 1 << 14  # samples made together, from one seed
 
-def make_pool(mesh: Mesh, config: SdfConfig, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points [n, 3] and their signed distances [n], fp32: on the surface, near it, and anywhere in the cube.
 
-    Near the surface points are moved along each axis by a logistic distribution (Müller et al. 2022, section 5.2).
+def make_chunk(mesh: Mesh, config: SdfConfig, n: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chunk ``index`` of the endless sequence of samples: points [n, 3] and their signed distances [n], float32.
+
+    On the surface, near it, and anywhere in the cube. Near the surface points are moved along each axis by a logistic
+    distribution (Müller et al. 2022, section 5.2).
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([config.seed, index])
     n_surface, n_near = round(n * config.surface), round(n * config.near)
-    surface = mesh.sample_surface(n_surface, generator)[0]
-    near = mesh.sample_surface(n_near, generator)[0] + generator.logistic(0.0, config.near_scale, (n_near, 3))
+    on_surface = mesh.sample_surface(n_surface + n_near, generator)[0]
+    near = on_surface[n_surface:] + generator.logistic(0.0, config.near_scale, (n_near, 3))
     uniform = generator.random((n - n_surface - n_near, 3))
     off = np.concatenate([near.clip(0.0, 1.0), uniform])
     distances = np.concatenate([np.zeros(n_surface), mesh.signed_distance(off)])
-    return torch.from_numpy(np.concatenate([surface, off])).float(), torch.from_numpy(distances).float()
+    return np.concatenate([on_surface[:n_surface], off]).astype(np.float32), distances.astype(np.float32)
+
+
+def make_pool(mesh: Mesh, config: SdfConfig) -> tuple[Tensor, Tensor]:
+    """The first ``config.pool`` samples of the sequence: points [pool, 3] and signed distances [pool].
+
+    With ``config.cache`` they are read from a file in that folder where it has them, and else written to it.
+    """
+    path = None
+    if config.cache is not None:
+        key = hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes() + _recipe(config).encode()).hexdigest()
+        path = Path(config.cache) / f"{Path(mesh.name).stem}-{key[:16]}.safetensors"
+        if path.exists():
+            tensors = load_checkpoint(path).tensors
+            return tensors["points"], tensors["distances"]
+    sizes = [min(CHUNK, config.pool - begin) for begin in range(0, config.pool, CHUNK)]
+    chunks = [make_chunk(mesh, config, size, index) for index, size in enumerate(sizes)]
+    points, distances = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*chunks, strict=True))
+    if path is not None:
+        save_checkpoint(path, {"points": points, "distances": distances}, {"recipe": _recipe(config)})
+    return points, distances
+
+
+def _recipe(config: SdfConfig) -> str:
+    """What samples depend on besides the mesh."""
+    names = ("seed", "pool", "surface", "near", "near_scale")
+    return json.dumps({name: getattr(config, name) for name in names})
 
 
 class DistanceSamples:
-    """The mean absolute percentage error (Müller et al. 2022, section 5.2) at points with known distances.
+    """A loss over points with known distances.
+
+    A pool of samples is there from the start; in runs limited by time another process replaces them by new ones
+    meanwhile. Runs limited by steps alone keep the first pool: they give the same field every time.
 
     Args:
         mesh: where the distances come from.
@@ -36,19 +75,49 @@ class DistanceSamples:
         device: where the field lives.
     """
 
-    loss_name = "MAPE"
-
     def __init__(self, mesh: Mesh, config: SdfConfig, device: torch.device) -> None:
         self.config = config
-        self.points, self.distances = (x.to(device) for x in make_pool(mesh, config, config.pool, config.seed))
+        self.loss_name = {"mape": "MAPE", "truncated_l1": "L1"}[config.loss]
+        self.points, self.distances = (x.to(device) for x in make_pool(mesh, config))
         self._generator = torch.Generator().manual_seed(config.seed)
+        self._refresh: Refresh | None = None
+        if config.refresh_share > 0 and (config.steps is None or config.time_limit is not None):
+            self._refresh = Refresh(mesh, config, first=-(-config.pool // CHUNK), size=min(CHUNK, config.pool))
+        self.n_replaced = 0
 
     def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
         config = self.config
+        if self._refresh is not None:
+            self._replace(self._refresh)
         index = torch.randint(len(self.points), (config.batch,), generator=self._generator).to(self.points.device)
-        target = self.distances.index_select(0, index)
-        error = (field(self.points.index_select(0, index), level_weights) - target).abs()
-        return (error / (target.abs() + config.mape_offset)).mean(), config.batch
+        points, target = self.points.index_select(0, index), self.distances.index_select(0, index)
+        # the gradient costs three times the distance; the indices are random, so that any part of them will do
+        n_eikonal = round(config.batch * config.eikonal_share) if config.eikonal_weight > 0 else 0
+        distance = field(points[n_eikonal:], level_weights)
+        if n_eikonal > 0:
+            with_gradient, gradient = field.gradient(points[:n_eikonal], level_weights)
+            distance = torch.cat([with_gradient, distance])
+        if config.loss == "mape":
+            loss = mape(distance, target, config.mape_offset)
+        else:
+            loss = truncated_l1(distance, target, config.truncation)
+        if n_eikonal > 0:
+            loss = loss + config.eikonal_weight * eikonal(gradient)
+        return loss, config.batch
+
+    def _replace(self, refresh: Refresh) -> None:
+        """Puts new samples, where there are some, into the place of the oldest ones."""
+        chunk = refresh.poll()
+        if chunk is None:
+            return
+        points, distances = (torch.from_numpy(part).to(self.points.device) for part in chunk)
+        index = torch.arange(self.n_replaced, self.n_replaced + len(points)) % len(self.points)
+        index = index.to(self.points.device)
+        self.points.index_copy_(0, index, points)
+        self.distances.index_copy_(0, index, distances)
+        self.n_replaced += len(points)
 
     def close(self) -> None:
-        pass
+        """Ends the process that makes new samples."""
+        if self._refresh is not None:
+            self._refresh.close()

@@ -119,10 +119,13 @@ class Trainer:
 
     def train(self, on_step: Callable[[Progress], None] | None = None) -> None:
         """Steps until the budget is spent; the field holds the averaged weights afterwards."""
-        while self.tick() < 1.0:
-            self.step()
-            if on_step is not None:
-                on_step(self.progress)
+        try:
+            while self.tick() < 1.0:
+                self.step()
+                if on_step is not None:
+                    on_step(self.progress)
+        finally:
+            self.objective.close()
         averages = self.optimizer.ema_parameters()
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
         with torch.no_grad():
