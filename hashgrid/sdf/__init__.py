@@ -3,5 +3,17 @@
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.mesh import Mesh, MeshError, load_mesh
 from hashgrid.sdf.model import Field, SdfField
+from hashgrid.sdf.points import PointCloud, load_points
+from hashgrid.sdf.siren import SirenField
 
-__all__ = ["Mesh", "Field", "MeshError", "SdfConfig", "SdfField", "load_mesh"]
+__all__ = [
+    "Field",
+    "Mesh",
+    "MeshError",
+    "PointCloud",
+    "SdfConfig",
+    "SdfField",
+    "SirenField",
+    "load_mesh",
+    "load_points",
+]

@@ -22,6 +22,7 @@ class SdfConfig:
     default_seconds: float = 90.0  # when neither budget is given
 
     # Field.
+    field: str = "hashgrid"  # or "siren"
     n_levels: int = 16
     n_features_per_level: int = 2
     log2_hashmap_size: int = 18
@@ -30,6 +31,10 @@ class SdfConfig:
     interpolation: str = "linear"
     n_neurons: int = 64
     n_hidden_layers: int = 2
+    activation: str = "relu"
+    from_centre: bool = False  # a hash grid adds to the distance to the cube's centre: outside until told otherwise
+    coarse_to_fine: float = 0.0  # of the run, until all levels are on; 0 for all from the start
+    coarse_levels: int = 2  # on from the start
     compute_dtype: str = "float32"  # of MLP products; sums stay fp32
 
     # Samples.
@@ -41,6 +46,23 @@ class SdfConfig:
     batch: int = 1 << 15
     refresh_share: float = 0.1  # of a CPU core, for new samples while training is limited by time
     cache: str | None = None  # folder that keeps the first samples for the next run
+
+    # Points without distances (see `for_points`).
+    point_loss: str = "igr"  # or "siren"
+    point_batch: int = 1 << 12  # on the surface, and as many near it
+    uniform_batch: int = 1 << 11
+    point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
+    gradient_step: float = 0.002  # of finite differences for gradients in the loss; 0 for exact ones
+    surface_weight: float = 30.0
+    normal_weight: float = 1.0
+    off_surface_weight: float = 0.1
+    off_surface_sharpness: float = 20.0
+
+    # SIREN (Sitzmann et al. 2020).
+    siren_neurons: int = 128
+    siren_hidden_layers: int = 3
+    siren_learning_rate: float = 5e-4
+    siren_final_learning_rate: float = 2e-5
 
     # Optimisation.
     learning_rate: float = 5e-3
@@ -55,6 +77,21 @@ class SdfConfig:
 
     # Output.
     mesh_resolution: int = 256
+
+    @classmethod
+    def for_points(cls, **changes: Any) -> SdfConfig:
+        """Defaults for oriented points without distances, with ``changes``: a smooth field, no finer than the points
+        are dense, that is positive at first, so that the inside grows from the points and not from anywhere else."""
+        defaults: dict[str, Any] = {
+            "n_levels": 8,
+            "n_features_per_level": 4,
+            "max_resolution": 128,
+            "interpolation": "smoothstep",
+            "from_centre": True,
+            "coarse_to_fine": 0.4,
+            "eikonal_weight": 1.0,
+        }
+        return cls(**{**defaults, **changes})
 
     def replace(self, **changes: Any) -> SdfConfig:
         return dataclasses.replace(self, **changes)

@@ -6,14 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.modules import FusedMLP, HashGrid
+from hashgrid.options import check_option
 from hashgrid.sdf.config import SdfConfig
 
+FIELDS = ("hashgrid", "siren")
 _DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Field(nn.Module):
     """What every signed distance field can do: ``forward(x [..., 3], level_weights=None)`` gives distances [...] of
-    points in the unit cube, negative inside, differentiable twice."""
+    points in the unit cube, negative inside, differentiable twice.
+
+    Attributes:
+        learning_rates: the first and the last one.
+        n_levels: levels of detail that ``level_weights`` [n_levels] are for; 0 without.
+    """
+
+    learning_rates: tuple[float, float]
+    n_levels: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -26,6 +36,13 @@ class Field(nn.Module):
             y = self(x, level_weights)
             (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         return y, gradient
+
+    def differences(self, x: Tensor, step: float, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `gradient`, from the four corners of a tetrahedron ``sqrt(3) * step`` away from each point: exact for
+        planes, blind to anything much smaller than ``step``, and only first derivatives are behind it."""
+        corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=x.dtype, device=x.device)
+        y = self(x[..., None, :] + step * corners, level_weights)
+        return y.mean(-1), y @ corners / (4 * step)
 
     def normals(self, x: Tensor) -> Tensor:
         """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
@@ -43,7 +60,7 @@ class Field(nn.Module):
 
 
 class SdfField(Field):
-    """Hash grid and MLP.
+    """Hash grid and MLP; with ``config.from_centre`` added to the distance to the cube's centre.
 
     Args:
         config: sizes of the field.
@@ -52,6 +69,9 @@ class SdfField(Field):
     def __init__(self, config: SdfConfig | None = None) -> None:
         super().__init__()
         config = SdfConfig() if config is None else config
+        self.learning_rates = config.learning_rate, config.final_learning_rate
+        self.from_centre = config.from_centre
+        self.n_levels = config.n_levels
         self.grid = HashGrid(
             3,
             n_levels=config.n_levels,
@@ -67,13 +87,15 @@ class SdfField(Field):
             1,
             n_neurons=config.n_neurons,
             n_hidden_layers=config.n_hidden_layers,
+            activation=config.activation,
             compute_dtype=_DTYPES[config.compute_dtype],
             backend=config.backend,
         )
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""
-        return self.mlp(self.grid(x, level_weights)).squeeze(-1)
+        y = self.mlp(self.grid(x, level_weights)).squeeze(-1)
+        return y + distance_to_centre(x) if self.from_centre else y
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """The table without decay, skipping entries without gradient; the MLP with decay."""
@@ -83,7 +105,14 @@ class SdfField(Field):
         ]
 
 
+def distance_to_centre(x: Tensor) -> Tensor:
+    """Distances [...] of points [..., 3] to the centre of the cube, rounded off there to be smooth."""
+    return ((x - 0.5).square().sum(-1) + 1e-6).sqrt()
+
+
 def make_field(config: SdfConfig) -> Field:
     """The field that ``config.field`` names, with parameters that ``config.seed`` gives."""
+    from hashgrid.sdf.siren import SirenField
+
     torch.manual_seed(config.seed)
-    return SdfField(config)
+    return SdfField(config) if check_option("field", config.field, FIELDS) == "hashgrid" else SirenField(config)

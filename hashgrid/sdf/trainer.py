@@ -65,7 +65,7 @@ class Trainer:
         self.config = config.replace(device=str(self.device))
         self.objective = objective
         self.field = make_field(config).to(self.device)
-        self.learning_rate = torch.tensor(config.learning_rate, device=self.device)
+        self.learning_rate = torch.tensor(self.field.learning_rates[0], device=self.device)
         self.optimizer = Adam(
             self.field.parameter_groups(config.weight_decay),
             lr=self.learning_rate,
@@ -86,20 +86,29 @@ class Trainer:
         progress.fraction = min(1.0, max(by_steps, by_time))
         return progress.fraction
 
+    def level_weights(self) -> Tensor | None:
+        """Weights [n_levels] of the field's levels for this step, one level after the other; None once all are on."""
+        config, n_levels = self.config, self.field.n_levels
+        if n_levels == 0 or self.progress.fraction >= config.coarse_to_fine:
+            return None
+        coarse = min(config.coarse_levels, n_levels)
+        on = coarse + self.progress.fraction / config.coarse_to_fine * (n_levels - coarse)
+        return (on - torch.arange(n_levels, device=self.device)).clamp(0, 1)
+
     def step(self) -> None:
         """One step of the optimiser."""
-        config, progress = self.config, self.progress
-        ratio = config.final_learning_rate / config.learning_rate
+        progress = self.progress
+        first, last = self.field.learning_rates
         warmup = min(1.0, (progress.step + 1) / 32)
-        self.learning_rate.fill_(config.learning_rate * warmup * ratio ** max(0.0, (progress.fraction - 0.2) / 0.8))
-        loss, n_points = self.objective.loss(self.field, progress, None)
+        self.learning_rate.fill_(first * warmup * (last / first) ** max(0.0, (progress.fraction - 0.2) / 0.8))
+        loss, n_points = self.objective.loss(self.field, progress, self.level_weights())
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {value} at step {progress.step}; lower the learning rate ({config.learning_rate})"
+                f"the loss is {value} at step {progress.step}; lower the learning rate ({first})"
             )
         keep = 0.0 if progress.step == 0 else 0.95
         progress.loss = keep * progress.loss + (1 - keep) * value

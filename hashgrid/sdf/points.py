@@ -1,0 +1,214 @@
+"""Oriented points: loading them, normals where there are none, and fitting a field without any distances."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashgrid.optional import optional_import
+from hashgrid.sdf import losses
+from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.mesh import MeshError, MeshWarning, Placement, check_finite
+from hashgrid.sdf.model import Field
+from hashgrid.sdf.normals import estimate_normals
+from hashgrid.sdf.trainer import Progress
+
+FORMATS = (".ply", ".xyz", ".txt", ".npz")
+POINT_KEYS = ("points", "xyz", "vertices", "positions")
+NORMAL_KEYS = ("normals", "normal", "n")
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """Points of a surface in the unit cube, and where they came from.
+
+    Attributes:
+        points: [N, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
+        normals: [N, 3] float64, outwards, of unit length.
+        placement: of the cube in the input.
+        name: of the file.
+    """
+
+    points: np.ndarray
+    normals: np.ndarray
+    placement: Placement
+    name: str
+
+
+def load_points(path: str | Path, margin: float = 0.1) -> PointCloud:
+    """Reads points with or without normals and moves them into the unit cube, ``margin`` away from its sides.
+
+    PLY has properties ``x y z [nx ny nz]``; text (XYZ) has these columns; NPZ has arrays ``points`` [N, 3] and
+    ``normals`` [N, 3]. Points that agree are merged, missing normals estimated.
+
+    Raises:
+        MeshError: the file is missing or empty, or it holds no points, points or normals that are no numbers, normals
+            of length zero, points without extent, or the wrong columns.
+        ImportError: trimesh (for PLY) or scipy (for missing normals) is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise MeshError(f"`POINTS` must be one of {', '.join(FORMATS)}, got `{path}`")
+    if not path.is_file():
+        raise MeshError(f"`POINTS` must be a file, `{path}` does not exist")
+    if path.stat().st_size == 0:
+        raise MeshError(f"`POINTS` must hold points, `{path}` is empty")
+    read = {".ply": _read_ply, ".npz": _read_npz}.get(path.suffix.lower(), _read_text)
+    try:
+        points, normals = read(path)
+    except (MeshError, ImportError):
+        raise
+    except Exception as error:  # every format raises its own
+        raise MeshError(f"`{path}` cannot be read: {' '.join(str(error).split())}") from error
+    return make_points(points, normals, margin, path.name)
+
+
+def make_points(
+    points: np.ndarray, normals: np.ndarray | None = None, margin: float = 0.1, name: str = "points"
+) -> PointCloud:
+    """A cloud from points [N, 3] and normals [N, 3] of any length, in any coordinates; see :func:`load_points`."""
+    points = _columns(points, "points", name)
+    if len(points) == 0:
+        raise MeshError(f"`{name}` must hold points, it has none")
+    check_finite(points, "points", name)
+    if normals is not None:
+        normals = _unit(_columns(normals, "normals", name), len(points), name)
+    _, first = np.unique(points, axis=0, return_index=True)
+    if len(first) < len(points):
+        warnings.warn(f"{len(points) - len(first)} duplicates in `{name}` are left out", MeshWarning, stacklevel=2)
+        first.sort()
+        points, normals = points[first], None if normals is None else normals[first]
+    placement = Placement.around(points, margin, name)
+    points = placement.to_cube(points)
+    if normals is None:
+        warnings.warn(
+            f"`{name}` has no normals: they are estimated from neighbouring points", MeshWarning, stacklevel=2
+        )
+        normals = estimate_normals(points, name=name)
+    return PointCloud(points, normals, placement, name)
+
+
+def _columns(values: Any, what: str, name: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or values.shape[1] != 3 or values.dtype.kind not in "fiu":
+        shape = f"{list(values.shape)} of {values.dtype}"
+        raise MeshError(f"the {what} of `{name}` must be numbers of shape [N, 3], got {shape}")
+    return values.astype(np.float64)
+
+
+def _unit(normals: np.ndarray, n_points: int, name: str) -> np.ndarray:
+    if len(normals) != n_points:
+        raise MeshError(f"`{name}` must have one normal per point, got {len(normals)} for {n_points} points")
+    check_finite(normals, "normals", name)
+    normals = normals / np.maximum(np.abs(normals).max(-1, keepdims=True), 1e-300)  # squares neither over- nor underflow
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    n_zero = int((length < 0.5).sum())
+    if n_zero:
+        raise MeshError(
+            f"the normals of `{name}` must not be zero, {n_zero} of {n_points} are; leave all of them out to have them"
+            " estimated"
+        )
+    return normals / length
+
+
+def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    loaded = optional_import("trimesh", "sdf").load(path, process=False)
+    vertex = loaded.metadata.get("_ply_raw", {}).get("vertex", {"properties": {}})
+    names = list(vertex["properties"])
+    if not {"x", "y", "z"} <= set(names):
+        raise MeshError(f"`{path}` must have vertices with properties x y z [nx ny nz], it has {names or 'none'}")
+
+    def columns(wanted: tuple[str, ...]) -> np.ndarray:
+        return np.stack([np.asarray(vertex["data"][c], np.float64).reshape(-1) for c in wanted], axis=-1)
+
+    normals = columns(("nx", "ny", "nz")) if {"nx", "ny", "nz"} <= set(names) else None
+    return columns(("x", "y", "z")), normals
+
+
+def _read_text(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no data: said below, with the file's name
+        rows = np.loadtxt(path, dtype=np.float64, comments=["#", "//"], ndmin=2)
+    if rows.size == 0:
+        raise MeshError(f"`{path}` must hold points, it has none")
+    if rows.shape[1] not in (3, 6):
+        raise MeshError(f"`{path}` must have columns x y z or x y z nx ny nz, got {rows.shape[1]}")
+    return rows[:, :3], rows[:, 3:] if rows.shape[1] == 6 else None
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with np.load(path, allow_pickle=False) as arrays:
+        points = next((arrays[key] for key in POINT_KEYS if key in arrays), None)
+        normals = next((arrays[key] for key in NORMAL_KEYS if key in arrays), None)
+        found = list(arrays)
+    if points is None:
+        raise MeshError(f"`{path}` must have an array `points` [N, 3] (and `normals` [N, 3]), it has {found or 'none'}")
+    return points, normals
+
+
+class PointSamples:
+    """A field that vanishes at the points, has their normals, and grows by one per unit of length everywhere: implicit
+    geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al. 2020).
+
+    Args:
+        cloud: what to fit.
+        config: the recipe; ``config.point_loss`` is ``"igr"`` or ``"siren"``.
+        device: where the field lives.
+    """
+
+    def __init__(self, cloud: PointCloud, config: SdfConfig, device: torch.device) -> None:
+        if config.point_loss not in ("igr", "siren"):
+            raise ValueError(f"`point_loss` must be 'igr' or 'siren', got {config.point_loss!r}")
+        self.config = config
+        self.loss_name = config.point_loss.upper()
+        self.device = device
+        self.points = torch.from_numpy(cloud.points).float()
+        self.normals = torch.from_numpy(cloud.normals).float()
+        self.spread = torch.from_numpy(spread(cloud.points, config.point_neighbors)).float()
+        self._generator = torch.Generator()
+
+    def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
+        config = self.config
+        n = config.point_batch
+        x, normals = self._draw(progress.step)
+        if config.gradient_step > 0:
+            distance, gradient = field.differences(x, config.gradient_step, level_weights)
+        else:
+            distance, gradient = field.gradient(x, level_weights)
+        on, off = gradient[:n], gradient[n:]
+        if config.point_loss == "igr":
+            normal, growth = losses.normal_difference(on, normals), losses.eikonal(off)
+        else:
+            normal, growth = losses.normal_cosine(on, normals), losses.eikonal_l1(gradient)
+        loss = config.surface_weight * losses.on_surface(distance[:n])
+        loss = loss + config.normal_weight * normal + config.eikonal_weight * growth
+        if config.off_surface_weight > 0:
+            beyond = losses.off_surface(distance[-config.uniform_batch :], config.off_surface_sharpness)
+            loss = loss + config.off_surface_weight * beyond
+        return loss, len(x)
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """Points of one step, on the surface, near it and uniform in the cube, and the normals of the first."""
+        config, generator = self.config, self._generator.manual_seed(self.config.seed * (1 << 32) + step)
+        index = torch.randint(len(self.points), (config.point_batch,), generator=generator)
+        points = self.points[index]
+        moved = torch.randn(points.shape, generator=generator) * self.spread[index, None]
+        uniform = torch.rand(config.uniform_batch, 3, generator=generator)
+        x = torch.cat([points, (points + moved).clamp(0, 1), uniform])
+        return x.to(self.device), self.normals[index].to(self.device)
+
+    def close(self) -> None:
+        pass
+
+
+def spread(points: np.ndarray, k: int) -> np.ndarray:
+    """Distance [N] of each of the points [N, 3] to its ``k``-th neighbour: how far around it Gropp et al. (2020,
+    section 5) draw more."""
+    tree = optional_import("scipy.spatial", "sdf").cKDTree(points)
+    return tree.query(points, k=[min(k, len(points) - 1) + 1], workers=-1)[0][:, 0]
