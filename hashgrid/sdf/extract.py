@@ -67,7 +67,7 @@ def to_mesh(
         found, triangles = _march(slab)
         index = seam.join(found, slab.corner, len(slab.volume) - 1, n_vertices)
         new = index >= n_vertices
-        vertices.append((found[new] + np.float32(slab.corner)) / np.float32(resolution))
+        vertices.append((found[new] + np.array(slab.corner, np.float32)) / np.float32(resolution))
         faces.append(index[triangles])
         n_vertices += len(vertices[-1])
     if not n_vertices:

@@ -106,7 +106,9 @@ def _unit(normals: np.ndarray, n_points: int, name: str) -> np.ndarray:
     if len(normals) != n_points:
         raise MeshError(f"`{name}` must have one normal per point, got {len(normals)} for {n_points} points")
     check_finite(normals, "normals", name)
-    normals = normals / np.maximum(np.abs(normals).max(-1, keepdims=True), 1e-300)  # squares neither over- nor underflow
+    normals = normals / np.maximum(
+        np.abs(normals).max(-1, keepdims=True), 1e-300
+    )  # squares neither over- nor underflow
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
     n_zero = int((length < 0.5).sum())
     if n_zero:

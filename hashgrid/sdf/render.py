@@ -54,7 +54,7 @@ class Camera:
         cls,
         points: Tensor,
         size: tuple[int, int],
-        azimuth: float = 35.0,
+        azimuth: float = 145.0,
         elevation: float = 22.0,
         up: str = "y",
         fov: float = 28.0,
@@ -199,7 +199,9 @@ def render(
         image = torch.zeros(len(o), 3, device=device)
         image[hits.hit] = color
         if floor is not None:
-            image[~hits.hit, 0] = _floor_light(field, o[~hits.hit], d[~hits.hit], light, box, up, floor)
+            image[~hits.hit, 0] = _floor_light(
+                field, o[~hits.hit], d[~hits.hit], light if shadows else None, box, up, floor
+            )
         else:
             image[~hits.hit, 0] = 1.0
         normals = torch.zeros(len(o), 3, device=device)
@@ -281,7 +283,7 @@ def soft_shadow(
     seen = torch.ones(len(points), device=points.device)
     directions = light.expand_as(points).contiguous()
     t_min, t_max = reference.ray_aabb(points, directions, _grown(box, 0.05))
-    t = t_min.clamp(min=8e-3)
+    t = t_min.clamp(min=2e-2)
     live = (t < t_max).nonzero()[:, 0]
     for _ in range(max_steps):
         if len(live) == 0:
@@ -299,7 +301,7 @@ def _grown(box: Tensor, by: float) -> Tensor:
 
 
 def _floor_light(
-    field: Distance, rays_o: Tensor, rays_d: Tensor, light: Tensor, box: Tensor, up: str, floor: float
+    field: Distance, rays_o: Tensor, rays_d: Tensor, light: Tensor | None, box: Tensor, up: str, floor: float
 ) -> Tensor:
     """How bright the floor is where rays [R, 3] meet it [R]; 1 where they do not."""
     vertical = torch.tensor(UP[up], device=rays_o.device)
@@ -307,8 +309,8 @@ def _floor_light(
     t = (floor - rays_o @ vertical) / (rays_d @ vertical)
     points = rays_o + t[:, None] * rays_d
     met = (t > 0) & points.isfinite().all(-1)
-    shadow = soft_shadow(field, points[met], light, box, sharpness=5.0)
-    bright[met] = 0.70 + 0.30 * shadow
+    if light is not None:
+        bright[met] = 0.70 + 0.30 * soft_shadow(field, points[met], light, box, sharpness=5.0)
     reach = 0.12
     wide = _grown(box, reach)
     near = met & ((points > wide[:3] - 1e-6) & (points < wide[3:] + 1e-6)).all(-1)
