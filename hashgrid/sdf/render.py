@@ -22,10 +22,10 @@ TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.
 UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
 # Light, linear, in the frame of the camera (right, up, towards it).
-KEY, KEY_COLOR = (-0.5, 1.0, 0.5), (1.15, 1.07, 0.96)
+KEY, KEY_COLOR = (-0.5, 1.0, 0.5), (1.22, 1.13, 1.00)
 FILL, FILL_COLOR = (0.9, 0.0, 0.7), (0.13, 0.16, 0.21)
 RIM, RIM_COLOR = (0.5, 0.4, -0.9), (0.35, 0.38, 0.42)
-SKY, GROUND = (0.34, 0.38, 0.44), (0.17, 0.14, 0.11)
+SKY, GROUND = (0.27, 0.31, 0.37), (0.13, 0.105, 0.085)
 CLAY = (0.70, 0.44, 0.29)
 PAPER_TOP, PAPER_BOTTOM = (0.93, 0.94, 0.95), (0.99, 0.99, 0.98)  # sRGB
 
@@ -128,7 +128,7 @@ class Picture(NamedTuple):
 
     Attributes:
         shading: a matte material.
-        normals: outward normals as colours, (n + 1) / 2.
+        normals: outward normals n in the frame of the camera as colours, (n + 1) / 2: red right, green up, blue nearer.
         error: distance of the hits to the truth as a colour; None without a truth.
         error_scale: that of the darkest colour, in sides of the cube.
     """
@@ -141,7 +141,7 @@ class Picture(NamedTuple):
 
 @torch.no_grad()
 def trace(
-    field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, epsilon: float = 1e-4, backend: str = "native"
+    field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, epsilon: float = 1e-5, backend: str = "native"
 ) -> Hits:
     """Follows rays [R, 3] to the surface of a field within a box [6]; normals by :func:`smooth_normals`."""
     module = ops if backend == "native" else reference
@@ -205,7 +205,7 @@ def render(
         else:
             image[~hits.hit, 0] = 1.0
         normals = torch.zeros(len(o), 3, device=device)
-        normals[hits.hit] = hits.normals
+        normals[hits.hit] = hits.normals @ camera.c2w[:, :3].to(device)
         error = torch.full((len(o),), torch.nan)
         if truth is not None and len(hits.points):
             error[hits.hit.cpu()] = truth(hits.points.cpu()).float()

@@ -14,7 +14,7 @@ from hashgrid.sdf.render import UP, Camera, render, with_scale
 
 LINE = 0.05  # between level lines
 INSIDE = torch.tensor([[0.44, 0.62, 0.80], [0.10, 0.22, 0.42]])  # at the surface and deep inside
-OUTSIDE = torch.tensor([[0.99, 0.93, 0.80], [0.80, 0.47, 0.22]])  # at the surface and far outside
+OUTSIDE = torch.tensor([[0.99, 0.93, 0.80], [0.88, 0.66, 0.44]])  # at the surface and far outside
 
 
 def write_views(
@@ -67,7 +67,7 @@ def turntable(
     """Frames [size, size, 3] of a field seen from all around, without cast shadows: they cost more than the rest."""
     floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
     for frame in range(n_frames):
-        azimuth = 35.0 + 360.0 * frame / n_frames
+        azimuth = 145.0 + 360.0 * frame / n_frames
         camera = Camera.around(points, (size, size), azimuth=azimuth, up=up, turn=True)
         picture = render(field, camera, box_around(points), up, floor, supersample=1, shadows=False, backend=backend)
         yield picture.shading
