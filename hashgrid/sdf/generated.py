@@ -6,7 +6,7 @@ import numpy as np
 
 
 def torus_knot(
-    p: int = 2, q: int = 3, n_along: int = 768, n_around: int = 48, tube: float = 0.34
+    p: int = 2, q: int = 3, n_along: int = 768, n_around: int = 48, tube: float = 0.42
 ) -> tuple[np.ndarray, np.ndarray]:
     """A ribbed tube along a torus knot, closed.
 
