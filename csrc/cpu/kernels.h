@@ -32,6 +32,7 @@ struct KernelTable {
   RangeKernel<FrequencyEncodeParams> frequency_encode_backward;         // units: inputs
   RangeKernel<AdamStepParams> adam_step;                                // units: rows if skip_zero, else elements
   RangeKernel<RayAabbParams> ray_aabb;                                  // units: rays
+  RangeKernel<SphereTraceParams> sphere_trace;                          // units: points
   RangeKernel<MarchRaysParams> march_rays_begin;                        // units: rays
   RangeKernel<MarchRaysParams> march_rays;                              // units: rays
   RangeKernel<MarchRaysParams> march_rays_write;                        // units: rays

@@ -11,6 +11,7 @@
 #include "core/occupancy.h"
 #include "core/ray.h"
 #include "core/rounding.h"
+#include "core/sphere_trace.h"
 #include "core/spherical_harmonics.h"
 #include "core/volume.h"
 #include "cpu/shuffle.h"
@@ -22,6 +23,7 @@
 #include "cpu/sh_encode.inl"
 #include "cpu/frequency_encode.inl"
 #include "cpu/ray_aabb.inl"
+#include "cpu/sphere_trace.inl"
 #include "cpu/march_rays.inl"
 #include "cpu/composite.inl"
 #include "cpu/visible_samples.inl"
@@ -53,6 +55,7 @@ static const KernelTable kTable = {
     &frequency_encode_backward_range,
     &adam_step_range,
     &ray_aabb_range,
+    &sphere_trace_range,
     &march_rays_begin_range,
     &march_rays_range,
     &march_rays_write_range,
