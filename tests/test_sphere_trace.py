@@ -286,11 +286,12 @@ def test_sphere_trace_t_is_in_units_of_the_direction(library: ModuleType) -> Non
 
 
 def rough(x: Tensor) -> Tensor:
-    """Neither smooth nor a distance, and NaN in places: every branch there is. Of sums and products alone, which have
-    the same bits for any number of points."""
-    wave = (x * 7).frac().abs().sum(-1) * 0.3
-    d = (x * x).sum(-1) - 0.4 + wave * (x[:, 0] > 0.2) - 0.15
-    return torch.where((x[:, 1] * 31).frac().abs() > 0.97, math.nan, d * (1 + 2 * (x[:, 2] > 0)))
+    """Neither smooth nor a distance, and NaN in places: every branch there is. Of single sums and products alone, which
+    have the same bits on every device."""
+    x, y, z = x.unbind(-1)
+    wave = ((x * 7).frac().abs() + (y * 7).frac().abs() + (z * 7).frac().abs()) * 0.3
+    d = x * x + y * y + z * z - 0.4 + wave * (x > 0.2) - 0.15
+    return torch.where((y * 31).frac().abs() > 0.97, math.nan, d * (1 + 2 * (z > 0)))
 
 
 def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

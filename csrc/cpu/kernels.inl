@@ -19,6 +19,7 @@
 #include "cpu/vector_math.h"
 
 #include "cpu/hash_encode.inl"
+#include "cpu/hash_encode_second.inl"
 #include "cpu/sh_encode.inl"
 #include "cpu/frequency_encode.inl"
 #include "cpu/ray_aabb.inl"
@@ -45,6 +46,8 @@ static const KernelTable kTable = {
     &hash_encode_finish_backward_positions_range,
     &hash_encode_backward_level_weights_range,
     &hash_encode_second_points_range,
+    &hash_encode_second_level_range,
+    &hash_encode_finish_second_range,
     &hash_encode_second_table_range,
     &sh_encode_forward_range,
     &sh_encode_backward_range,
