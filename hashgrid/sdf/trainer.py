@@ -107,9 +107,7 @@ class Trainer:
         self.optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {progress.step}; lower the learning rate ({first})"
-            )
+            raise TrainingError(f"the loss is {value} at step {progress.step}; lower the learning rate ({first})")
         keep = 0.0 if progress.step == 0 else 0.95
         progress.loss = keep * progress.loss + (1 - keep) * value
         progress.step += 1
