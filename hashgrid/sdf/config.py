@@ -48,11 +48,13 @@ class SdfConfig:
     cache: str | None = None  # folder that keeps the first samples for the next run
 
     # Points without distances (see `for_points`).
-    point_loss: str = "igr"  # or "siren"
-    point_batch: int = 1 << 12  # on the surface, and as many near it
+    point_loss: str = "siren"  # or "igr"
+    point_batch: int = 1 << 11  # on the surface, and as many near it
     uniform_batch: int = 1 << 11
+    uniform_pool: int = 1 << 16  # of points that the uniform ones are drawn from
     point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
     gradient_step: float = 0.002  # of finite differences for gradients in the loss; 0 for exact ones
+    sign_weight: float = 10.0  # of the wrong side of the surface, by the winding number of the points; 0 for none
     surface_weight: float = 30.0
     normal_weight: float = 1.0
     off_surface_weight: float = 0.1
@@ -82,19 +84,18 @@ class SdfConfig:
     n_frames: int = 48  # of the turntable
 
     @classmethod
-    def for_points(cls, **changes: Any) -> SdfConfig:
-        """Defaults for oriented points without distances, with ``changes``: a smooth field, no finer than the points
-        are dense, that is positive at first, so that the inside grows from the points and not from anywhere else."""
-        defaults: dict[str, Any] = {
-            "n_levels": 8,
-            "n_features_per_level": 4,
-            "max_resolution": 128,
-            "interpolation": "smoothstep",
-            "from_centre": True,
-            "coarse_to_fine": 0.4,
-            "eikonal_weight": 1.0,
-        }
-        return cls(**{**defaults, **changes})
+    def for_points(cls) -> SdfConfig:
+        """Defaults for oriented points without distances: a smooth field, no finer than the points are dense, that is
+        positive at first, so that the inside grows from the points and not from anywhere else."""
+        return cls(
+            n_levels=8,
+            n_features_per_level=4,
+            max_resolution=128,
+            interpolation="smoothstep",
+            from_centre=True,
+            coarse_to_fine=0.4,
+            eikonal_weight=1.0,
+        )
 
     def replace(self, **changes: Any) -> SdfConfig:
         return dataclasses.replace(self, **changes)

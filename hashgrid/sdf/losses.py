@@ -33,6 +33,11 @@ def off_surface(distance: Tensor, sharpness: float) -> Tensor:
     return torch.exp(-sharpness * distance.abs()).mean()
 
 
+def wrong_side(distance: Tensor, signs: Tensor) -> Tensor:
+    """``max(0, -s d)``: how far distances [N] have to go to get the signs [N], -1 inside, 1 outside, 0 unknown."""
+    return torch.relu(-signs * distance).mean()
+
+
 def eikonal(gradient: Tensor) -> Tensor:
     """``(|g| - 1)^2`` of gradients [N, 3]: distances grow by one per unit of length (Gropp et al. 2020, eq. 2)."""
     return (gradient.norm(dim=-1) - 1).square().mean()

@@ -38,8 +38,8 @@ class Field(nn.Module):
         return y, gradient
 
     def differences(self, x: Tensor, step: float, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `gradient`, from the four corners of a tetrahedron ``sqrt(3) * step`` away from each point: exact for
-        planes, blind to anything much smaller than ``step``, and only first derivatives are behind it."""
+        """As `gradient`, from the four corners of a tetrahedron ``sqrt(3) * step`` away from each point: off by
+        ``step`` times the curvature, blind to anything much smaller, with nothing but first derivatives behind it."""
         corners = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=x.dtype, device=x.device)
         y = self(x[..., None, :] + step * corners, level_weights)
         return y.mean(-1), y @ corners / (4 * step)

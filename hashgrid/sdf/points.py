@@ -120,16 +120,17 @@ def _unit(normals: np.ndarray, n_points: int, name: str) -> np.ndarray:
 
 
 def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    loaded = optional_import("trimesh", "sdf").load(path, process=False)
-    vertex = loaded.metadata.get("_ply_raw", {}).get("vertex", {"properties": {}})
-    names = list(vertex["properties"])
-    if not {"x", "y", "z"} <= set(names):
-        raise MeshError(f"`{path}` must have vertices with properties x y z [nx ny nz], it has {names or 'none'}")
+    trimesh = optional_import("trimesh", "sdf")
+    try:
+        vertex = trimesh.load(path, process=False).metadata["_ply_raw"]["vertex"]
+    except KeyError as error:
+        raise MeshError(f"`{path}` must have vertices with properties x y z [nx ny nz], {error} is missing") from error
+    names = set(vertex["properties"])
 
     def columns(wanted: tuple[str, ...]) -> np.ndarray:
         return np.stack([np.asarray(vertex["data"][c], np.float64).reshape(-1) for c in wanted], axis=-1)
 
-    normals = columns(("nx", "ny", "nz")) if {"nx", "ny", "nz"} <= set(names) else None
+    normals = columns(("nx", "ny", "nz")) if {"nx", "ny", "nz"} <= names else None
     return columns(("x", "y", "z")), normals
 
 
@@ -158,6 +159,10 @@ class PointSamples:
     """A field that vanishes at the points, has their normals, and grows by one per unit of length everywhere: implicit
     geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al. 2020).
 
+    Those losses allow more surfaces than the one through the points, and a hash grid, in which distant places have no
+    parameters in common, comes up with them. So uniform points also have to be on the side that the winding number of
+    the points says.
+
     Args:
         cloud: what to fit.
         config: the recipe; ``config.point_loss`` is ``"igr"`` or ``"siren"``.
@@ -173,12 +178,15 @@ class PointSamples:
         self.points = torch.from_numpy(cloud.points).float()
         self.normals = torch.from_numpy(cloud.normals).float()
         self.spread = torch.from_numpy(spread(cloud.points, config.point_neighbors)).float()
+        uniform = np.random.default_rng(config.seed).random((config.uniform_pool, 3))
+        self.uniform = torch.from_numpy(uniform).float()
+        self.signs = torch.from_numpy(signs(cloud, uniform)).float()
         self._generator = torch.Generator()
 
     def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
         config = self.config
         n = config.point_batch
-        x, normals = self._draw(progress.step)
+        x, normals, signs = self._draw(progress.step)
         if config.gradient_step > 0:
             distance, gradient = field.differences(x, config.gradient_step, level_weights)
         else:
@@ -190,20 +198,20 @@ class PointSamples:
             normal, growth = losses.normal_cosine(on, normals), losses.eikonal_l1(gradient)
         loss = config.surface_weight * losses.on_surface(distance[:n])
         loss = loss + config.normal_weight * normal + config.eikonal_weight * growth
-        if config.off_surface_weight > 0:
-            beyond = losses.off_surface(distance[-config.uniform_batch :], config.off_surface_sharpness)
-            loss = loss + config.off_surface_weight * beyond
-        return loss, len(x)
+        uniform = distance[-config.uniform_batch :]
+        loss = loss + config.off_surface_weight * losses.off_surface(uniform, config.off_surface_sharpness)
+        return loss + config.sign_weight * losses.wrong_side(uniform, signs), len(x)
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Points of one step, on the surface, near it and uniform in the cube, and the normals of the first."""
+    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Points of one step, on the surface, near it and uniform in the cube, the normals of the first and the signs
+        of the last."""
         config, generator = self.config, self._generator.manual_seed(self.config.seed * (1 << 32) + step)
         index = torch.randint(len(self.points), (config.point_batch,), generator=generator)
         points = self.points[index]
         moved = torch.randn(points.shape, generator=generator) * self.spread[index, None]
-        uniform = torch.rand(config.uniform_batch, 3, generator=generator)
-        x = torch.cat([points, (points + moved).clamp(0, 1), uniform])
-        return x.to(self.device), self.normals[index].to(self.device)
+        other = torch.randint(len(self.uniform), (config.uniform_batch,), generator=generator)
+        x = torch.cat([points, (points + moved).clamp(0, 1), self.uniform[other]])
+        return x.to(self.device), self.normals[index].to(self.device), self.signs[other].to(self.device)
 
     def close(self) -> None:
         pass
@@ -214,3 +222,12 @@ def spread(points: np.ndarray, k: int) -> np.ndarray:
     section 5) draw more."""
     tree = optional_import("scipy.spatial", "sdf").cKDTree(points)
     return tree.query(points, k=[min(k, len(points) - 1) + 1], workers=-1)[0][:, 0]
+
+
+def signs(cloud: PointCloud, x: np.ndarray) -> np.ndarray:
+    """Sides [Q] of points [Q, 3] by the winding number of the oriented points (Barill et al. 2018): -1 inside, 1
+    outside, 0 where it does not say. A point stands for an eighth of the disc that reaches to its 8th neighbour."""
+    igl = optional_import("igl", "sdf")
+    areas = np.pi * spread(cloud.points, 8) ** 2 / 8
+    winding = igl.fast_winding_number(cloud.points, cloud.normals, areas, x)
+    return (winding < 0.25) * 1.0 - (winding > 0.75)
