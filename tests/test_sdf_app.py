@@ -89,8 +89,8 @@ def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> 
     mesh = trimesh.load(ball)
     points, face = trimesh.sample.sample_surface(mesh, 3000, seed=0)
     np.savez(tmp_path / "cloud.npz", points=points, normals=mesh.face_normals[face])
-    arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "80", "--no-video", *SETTINGS]
-    arguments += ["--set", "batch=1024"]
+    arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "150", "--no-video", *SETTINGS]
+    arguments += ["--set", "point_batch=512", "--set", "uniform_batch=512"]
     assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert results["iou"] > 0.5 and results["chamfer"] < 0.1 and results["points_to_surface"]["mean"] < 0.1
