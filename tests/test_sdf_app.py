@@ -33,7 +33,15 @@ trimesh = pytest.importorskip("trimesh")
 for name in ("igl", "skimage", "imageio.v3", "PIL", "safetensors"):
     pytest.importorskip(name)
 
-TINY = ["log2_hashmap_size=12", "max_resolution=64", "pool=32768", "batch=4096", "mesh_resolution=40", "image_size=32"]
+TINY = [
+    "log2_hashmap_size=12",
+    "max_resolution=64",
+    "pool=32768",
+    "batch=4096",
+    "mesh_resolution=40",
+    "image_size=32",
+    "video_size=32",
+]
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 KEYS = {
     "iou", "chamfer", "normal_consistency", "eikonal_error", "watertight", "euler", "euler_input", "components", "mesh",
@@ -89,7 +97,7 @@ def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> 
     mesh = trimesh.load(ball)
     points, face = trimesh.sample.sample_surface(mesh, 3000, seed=0)
     np.savez(tmp_path / "cloud.npz", points=points, normals=mesh.face_normals[face])
-    arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "150", "--no-video", *SETTINGS]
+    arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "130", "--no-video", *SETTINGS]
     arguments += ["--set", "point_batch=512", "--set", "uniform_batch=512"]
     assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
@@ -140,6 +148,7 @@ def test_interrupted_run_writes_what_there_is(ball, tmp_path, monkeypatch) -> No
         (["--set", "up=w"], "`up` must be one of"),
         (["--set", "colour=red"], "`--set` takes KEY=VALUE with KEY one of"),
         (["--set", "margin=0.7"], "`margin` must be in [0, 0.5), got 0.7"),
+        (["--set", "video_size=33"], "`video_size` must be even, got 33"),
         (["--resolution", "0"], "`mesh_resolution` must be at least 1, got 0"),
         (["--device", "tpu"], "`device` must be"),
         (["--points", "cloud.ply"], "exclude each other"),

@@ -186,6 +186,8 @@ def _checked(config: SdfConfig) -> SdfConfig:
     for name in ("mesh_resolution", "image_size", "batch", "pool"):
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}")
+    if config.video_size < 2 or config.video_size % 2:
+        raise ValueError(f"`video_size` must be even, got {config.video_size}")
     if not 0 <= config.margin < 0.5:
         raise ValueError(f"`margin` must be in [0, 0.5), got {config.margin}")
     with torch.random.fork_rng(devices=[]):
@@ -333,7 +335,7 @@ def _write_pictures(
     stills = time.perf_counter() - begin
     if video and config.n_frames > 0:
         tqdm = optional_import("tqdm", "sdf").tqdm
-        frames = report.turntable(field, points, up, config.n_frames, backend=config.backend)
+        frames = report.turntable(field, points, up, config.n_frames, config.video_size, config.backend)
         write_video(out / "turntable.mp4", tqdm(frames, total=config.n_frames, desc="turntable", unit="frame"))
     return {
         "error_scale": scale,

@@ -82,6 +82,7 @@ class SdfConfig:
     up: str = "auto"  # axis, "x", "y" or "z", that is up in pictures; "auto" is z for STL, else y
     image_size: int = 640  # pixels per side of the stills
     n_frames: int = 48  # of the turntable
+    video_size: int = 400  # pixels per side of the turntable; even
 
     @classmethod
     def for_points(cls) -> SdfConfig:

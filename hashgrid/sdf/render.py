@@ -17,7 +17,8 @@ from hashgrid.nerf.cameras import look_at
 from hashgrid.pictures import write_texts
 from hashgrid.sdf.extract import Distance
 
-CHUNK = 1 << 17  # rays traced together
+CHUNK = 1 << 19  # rays traced together: the last steps are those of a few rays
+MAX_STEPS = 128
 TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
@@ -141,12 +142,12 @@ class Picture(NamedTuple):
 
 @torch.no_grad()
 def trace(
-    field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, epsilon: float = 1e-5, backend: str = "native"
+    field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, epsilon: float = 1e-4, backend: str = "native"
 ) -> Hits:
     """Follows rays [R, 3] to the surface of a field within a box [6]; normals by :func:`smooth_normals`."""
     module = ops if backend == "native" else reference
     t_min, t_max = module.ray_aabb(rays_o, rays_d, box)
-    t, hit = module.sphere_trace(field, rays_o, rays_d, t_min, t_max, epsilon=epsilon)[:2]
+    t, hit = module.sphere_trace(field, rays_o, rays_d, t_min, t_max, MAX_STEPS, epsilon)[:2]
     points = rays_o[hit] + t[hit, None] * rays_d[hit]
     return Hits(hit, t, points, smooth_normals(field, points))
 
