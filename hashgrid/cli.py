@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     scene.set_defaults(run=_scene)
 
     bench = commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
-    suites = "hash_encode, mlp, encodings, composite, march_rays, adam_step, nerf_step"
+    suites = "hash_encode, mlp, encodings, composite, march_rays, adam_step, nerf_step, sdf_step"
     bench.add_argument("suite", nargs="*", help=f"{suites} (default: all)")
     bench.add_argument("--out", type=Path, default=Path("outputs") / "bench", help="folder of JSON and plots")
     bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")

@@ -70,7 +70,7 @@ KERNEL_TESTS = {
         "test_hash_encode",
         "test_march_rays",
     ),
-    *("test_mlp", "test_occupancy", "test_ray_aabb", "test_sh_encode", "test_tcnn_defects"),
+    *("test_mlp", "test_occupancy", "test_ray_aabb", "test_sh_encode", "test_sphere_trace", "test_tcnn_defects"),
 }
 CUDA_KERNEL_TESTS = {"test_cuda_kernels"}
 # Tests of those modules that are about the CPU's kernels alone: its threads and instruction sets, what torch knows of

@@ -96,6 +96,14 @@ def _ray_aabb() -> Iterator[Arguments]:
     yield *_rays(), 0.0, float("inf")
 
 
+def _sphere_trace() -> Iterator[Arguments]:
+    origins, directions, _ = _rays()
+    rays = torch.tensor([0, 2, 4])
+    state, status, n_evaluations = torch.zeros(N_RAYS, 5), torch.zeros(N_RAYS).byte(), torch.zeros(N_RAYS).int()
+    speed, t_max = directions.norm(dim=1), torch.full((N_RAYS,), 4.0)
+    yield torch.rand(3), rays, origins, directions, speed, t_max, state, status, n_evaluations, 1e-4, 1.0
+
+
 def _march_rays() -> Iterator[Arguments]:
     bits = torch.full((-(-N_CELLS // 8),), 0b01101101, dtype=torch.uint8)
     yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, float("inf"), None, None, 1024, None
@@ -179,6 +187,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "frequency_encode": _frequency_encode,
     "frequency_encode_backward": _frequency_encode_backward,
     "ray_aabb": _ray_aabb,
+    "sphere_trace": _sphere_trace,
     "march_rays": _march_rays,
     "composite": _composite,
     "composite_backward": _composite_backward,

@@ -66,6 +66,10 @@ def _ray_aabb(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     return ops.ray_aabb(4 * x - 3, x - 0.5, x.new_tensor(AABB))
 
 
+def _sphere_trace(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
+    return ops.sphere_trace(lambda p: p.square().sum(-1) - 0.5, 2 * x - 3, 2 - x, x[:, 0], x[:, 1] + 4)
+
+
 def _march_rays(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     bits = torch.full((8,), 0b01101101, dtype=torch.uint8)
     return ops.march_rays(2 * x - 3, 0.5 - x, x.new_tensor(AABB), bits, (4, 4, 4), step_size=0.0625, seed=3)
@@ -92,6 +96,7 @@ READERS: dict[str, Callable[[ModuleType, Tensor], Tensor | tuple[Tensor, ...]]] 
     "composite": _composite,
     "visible_samples": _visible_samples,
     "ray_aabb": _ray_aabb,
+    "sphere_trace": _sphere_trace,
     "march_rays": _march_rays,
     "positions": _positions,
     "occupancy_points": _occupancy_points,

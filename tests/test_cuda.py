@@ -24,6 +24,7 @@ from test_mlp import run as run_mlp
 from test_occupancy import AABB, make_cameras, make_state
 from test_ray_aabb import random_rays
 from test_reference_composite import make_samples
+from test_sphere_trace import rough, strange_rays
 from torch import Tensor, nn
 
 import hashgrid
@@ -199,6 +200,16 @@ def test_march_rays_has_the_bits_of_the_cpu(options: dict, other: Other) -> None
 def test_ray_aabb_has_the_bits_of_the_cpu(other: Other) -> None:
     arguments = *random_rays(N), AABB, 0.3, 2.1
     assert_same_bits(other(ops.ray_aabb, *arguments), ops.ray_aabb(*arguments))
+
+
+def test_sphere_trace_has_the_bits_of_the_cpu(other: Other) -> None:
+    """Also where rays are compacted after several steps."""
+
+    def trace(*rays: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ops.sphere_trace(rough, *rays))
+
+    rays = strange_rays(N, torch.float32)
+    assert_same_bits(other(trace, *rays), trace(*rays))
 
 
 @pytest.mark.parametrize("eps", [1e-4, 0.1])

@@ -24,6 +24,7 @@ from test_march_rays import scene
 from test_occupancy import AABB, make_cameras, make_state
 from test_ray_aabb import random_rays
 from test_reference_composite import make_samples
+from test_sphere_trace import rough, strange_rays
 from torch import Tensor
 
 from hashgrid import ops, reference
@@ -170,6 +171,12 @@ def ray_aabb_case(n: int) -> None:
             assert_same(ops.ray_aabb(*arguments, **limits), reference.ray_aabb(*arguments, **limits))
 
 
+def sphere_trace_case(n: int) -> None:
+    for dtype in DTYPES:
+        rays = strange_rays(n, dtype)
+        assert_same(ops.sphere_trace(rough, *rays), reference.sphere_trace(rough, *rays))
+
+
 def march_rays_case(n: int) -> None:
     one = {"resolution": (17, 9, 33), "n_cascades": 1, "step_size": 0.03, "cone_angle": 0.02}
     three = {"resolution": (16, 12, 8), "n_cascades": 3, "step_size": 0.05, "seed": 2**63 + 5, "step": 7}
@@ -278,7 +285,8 @@ def adam_step_case(n: int, width: int = 2) -> None:
 
 CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
-    *(counter_uniform_case, ray_aabb_case, march_rays_case, composite_case, visible_samples_case),
+    *(counter_uniform_case, ray_aabb_case, sphere_trace_case, march_rays_case),
+    *(composite_case, visible_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
 )
 

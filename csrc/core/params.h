@@ -77,6 +77,8 @@ struct HashEncodeParams {
   float* soa_positions;       // [n_dims, soa_stride], bounds applied, 0 where not finite
   float* soa_grad_positions;  // [n_dims, soa_stride]
   float* level_features;      // [n_levels, n_points, n_features]: of y, or of grad_y with level weights applied
+  float* soa_cotangents;      // [n_dims, soa_stride] of grad_positions, 0 where bounds cut the gradient; or null
+  float* second_features;     // [n_levels, n_points, n_features] of grad_grad_y, before level weights
 };
 
 struct ShEncodeParams {
@@ -141,6 +143,23 @@ struct RayAabbParams {
   const void* aabb;    // [6], low corner, high corner
   void* t_min;         // [n_rays]
   void* t_max;         // [n_rays]
+};
+
+struct SphereTraceParams {
+  int64_t n_points;  // of live rays
+  int64_t n_rays;
+  double epsilon, step_scale;
+  DType dtype;             // of every real array: kFloat32 or kFloat64
+  const void* distances;   // [n_points]
+  const int64_t* rays;     // [n_points], to which ray a point belongs
+  const void* rays_o;      // [n_rays, 3]
+  const void* rays_d;      // [n_rays, 3]
+  const void* speed;       // [n_rays], length of the direction
+  const void* t_max;       // [n_rays]
+  void* state;             // [n_rays, 5], TraceState
+  uint8_t* status;         // [n_rays], TraceStatus
+  int32_t* n_evaluations;  // [n_rays]
+  void* positions;         // [n_points, 3], the next points
 };
 
 struct MarchRaysParams {

@@ -4,7 +4,8 @@
 // vector arithmetic and writes them to a small ring buffer; the rows they name are prefetched kAhead groups before
 // `interpolate`, `scatter` or `dot_rows` touches them. All passes walk level by level over all points, so that one
 // level's rows (4 MB at T = 19, F = 2) stay in the cache; positions are transposed to [n_dims, n_points] and features
-// to [n_levels, n_points, F] for that. fp64 and the second order use the scalar core, one point at a time.
+// to [n_levels, n_points, F] for that. fp64 and what is rare of the second order use the scalar core, one point at a
+// time; the second order of position gradients is in hash_encode_second.inl.
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
@@ -266,7 +267,7 @@ static inline const char* level_rows(const HashEncodeParams& p, const GridLevel&
 }
 
 // Points [begin, end) of one level; calls `use(group, i, count)` for each group of kLanes points whose rows are on
-// their way to the cache.
+// their way to the cache; it may write to the group.
 template <typename Use>
 static inline void for_each_group(const HashEncodeParams& p, const GridLevel& level, ComputeCorners compute,
                                   int64_t begin, int64_t end, const char* rows, int row_bytes, Use use) {
@@ -327,6 +328,16 @@ static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, 
         p.soa_positions[d * p.soa_stride + start + i] = state == PointState::kNotFinite ? 0.0f : bounded[d];
       }
     }
+    if (p.soa_cotangents != nullptr) {
+      const float* cotangents = static_cast<const float*>(p.grad_grad_positions) + start * p.n_dims;
+      for (int64_t i = 0; i < count; ++i) {
+        for (int d = 0; d < p.n_dims; ++d) {
+          const float x = positions[(start + i) * p.n_dims + d];
+          const bool stopped = p.bounds != Bounds::kNone && !(x >= 0.0f && x <= 1.0f);
+          p.soa_cotangents[d * p.soa_stride + start + i] = inside[i] && !stopped ? cotangents[i * p.n_dims + d] : 0.0f;
+        }
+      }
+    }
     if (p.grad_y == nullptr) continue;
     const float* grad_y = static_cast<const float*>(p.grad_y) + start * row;
     for (int l = 0; l < p.n_levels; ++l) {
@@ -368,28 +379,34 @@ static void hash_encode_forward_range(const HashEncodeParams& p, int64_t begin, 
   }
 }
 
-// level_features to y [n_points, n_levels * n_features], level weights applied. In fp64 the whole forward pass.
-static void hash_encode_finish_forward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::kFloat64) return scalar_forward<double>(p, begin, end);
+// `features` to y [n_points, n_levels * n_features], level weights applied; `not_finite` for points that are not.
+static void write_features(const HashEncodeParams& p, const float* features, float not_finite, void* out, int64_t begin,
+                           int64_t end) {
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const float* positions = static_cast<const float*>(p.positions);
   const float* level_weights = static_cast<const float*>(p.level_weights);
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t count = min_count(kBlock, end - start);
-    float* y = static_cast<float*>(p.y) + start * row;
+    float* y = static_cast<float*>(out) + start * row;
     for (int l = 0; l < p.n_levels; ++l) {
       const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
-      const float* in = p.level_features + (l * p.n_points + start) * p.n_features;
+      const float* in = features + (l * p.n_points + start) * p.n_features;
       copy_rows(p.n_features, count, weight, in, p.n_features, y + l * p.n_features, row);
     }
     for (int64_t i = 0; i < count; ++i) {
       float bounded[kMaxDims];
       const PointState state = apply_bounds(positions + (start + i) * p.n_dims, p.n_dims, p.bounds, bounded);
       if (state == PointState::kInside) continue;
-      const float value = state == PointState::kOutside ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+      const float value = state == PointState::kOutside ? 0.0f : not_finite;
       for (int64_t k = 0; k < row; ++k) y[i * row + k] = value;
     }
   }
+}
+
+// In fp64 the whole forward pass.
+static void hash_encode_finish_forward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return scalar_forward<double>(p, begin, end);
+  write_features(p, p.level_features, std::numeric_limits<float>::quiet_NaN(), p.y, begin, end);
 }
 
 // ---- backward ----------------------------------------------------------------------------------------------------
@@ -457,8 +474,10 @@ static inline Shard shard_of(const HashEncodeParams& p, int64_t unit) {
           static_cast<uint32_t>(size * (shard + 1) / p.n_shards)};
 }
 
-static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::kFloat64) return scalar_backward_table<double>(p, begin, end);
+// Units [begin, end) of the table gradient: `weigh(level, i, group)` may put other weights into a group before its rows
+// are scattered.
+template <typename Weigh>
+static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64_t end, Weigh weigh) {
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const ScatterKernels scatter_rows = pick_scatter(p.n_features);
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
@@ -474,8 +493,9 @@ static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t 
     const float* grad = p.level_features + static_cast<int64_t>(shard.level) * p.n_points * p.n_features;
     const bool whole = p.n_shards == 1;
     for_each_group(p, level, compute, 0, p.n_points, reinterpret_cast<const char*>(rows), row_bytes,
-                   [&](const CornerGroup& group, int64_t i, int count) {
+                   [&](CornerGroup& group, int64_t i, int count) {
                      const float* grad_y = grad + i * p.n_features;
+                     weigh(level, i, &group);
                      if (whole) {
                        scatter_rows.level(group, n_corners, rows, grad_y, count);
                      } else {
@@ -483,6 +503,11 @@ static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t 
                      }
                    });
   }
+}
+
+static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) return scalar_backward_table<double>(p, begin, end);
+  scatter_units(p, begin, end, [](const GridLevel&, int64_t, CornerGroup*) {});
 }
 
 // d y / d fraction of each axis from the corner dots, for kLanes points.
@@ -764,11 +789,6 @@ static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) 
       }
     }
   }
-}
-
-static void hash_encode_second_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::kFloat64) return second_table<double>(p, begin, end);
-  second_table<float>(p, begin, end);
 }
 
 }  // namespace HASHGRID_ISA

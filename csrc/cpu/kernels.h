@@ -23,6 +23,8 @@ struct KernelTable {
   RangeKernel<HashEncodeParams> hash_encode_finish_backward_positions;  // units: points
   RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;     // units: chunks of kLevelWeightChunk points
   RangeKernel<HashEncodeParams> hash_encode_second_points;              // units: chunks of kLevelWeightChunk points
+  RangeKernel<HashEncodeParams> hash_encode_second_level;               // units: chunks of kLevelChunk points
+  RangeKernel<HashEncodeParams> hash_encode_finish_second;              // units: points
   RangeKernel<HashEncodeParams> hash_encode_second_table;               // units: (level, shard)
   RangeKernel<ShEncodeParams> sh_encode_forward;                        // units: points
   RangeKernel<ShEncodeParams> sh_encode_backward;                       // units: points
@@ -30,6 +32,7 @@ struct KernelTable {
   RangeKernel<FrequencyEncodeParams> frequency_encode_backward;         // units: inputs
   RangeKernel<AdamStepParams> adam_step;                                // units: rows if skip_zero, else elements
   RangeKernel<RayAabbParams> ray_aabb;                                  // units: rays
+  RangeKernel<SphereTraceParams> sphere_trace;                          // units: points
   RangeKernel<MarchRaysParams> march_rays_begin;                        // units: rays
   RangeKernel<MarchRaysParams> march_rays;                              // units: rays
   RangeKernel<MarchRaysParams> march_rays_write;                        // units: rays

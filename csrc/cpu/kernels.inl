@@ -11,6 +11,7 @@
 #include "core/occupancy.h"
 #include "core/ray.h"
 #include "core/rounding.h"
+#include "core/sphere_trace.h"
 #include "core/spherical_harmonics.h"
 #include "core/volume.h"
 #include "cpu/shuffle.h"
@@ -18,9 +19,11 @@
 #include "cpu/vector_math.h"
 
 #include "cpu/hash_encode.inl"
+#include "cpu/hash_encode_second.inl"
 #include "cpu/sh_encode.inl"
 #include "cpu/frequency_encode.inl"
 #include "cpu/ray_aabb.inl"
+#include "cpu/sphere_trace.inl"
 #include "cpu/march_rays.inl"
 #include "cpu/composite.inl"
 #include "cpu/visible_samples.inl"
@@ -43,6 +46,8 @@ static const KernelTable kTable = {
     &hash_encode_finish_backward_positions_range,
     &hash_encode_backward_level_weights_range,
     &hash_encode_second_points_range,
+    &hash_encode_second_level_range,
+    &hash_encode_finish_second_range,
     &hash_encode_second_table_range,
     &sh_encode_forward_range,
     &sh_encode_backward_range,
@@ -50,6 +55,7 @@ static const KernelTable kTable = {
     &frequency_encode_backward_range,
     &adam_step_range,
     &ray_aabb_range,
+    &sphere_trace_range,
     &march_rays_begin_range,
     &march_rays_range,
     &march_rays_write_range,

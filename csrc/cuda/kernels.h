@@ -37,6 +37,7 @@ void launch_mlp_forward(const MlpParams& p, cudaStream_t stream);
 void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);
+void launch_sphere_trace(const SphereTraceParams& p, cudaStream_t stream);
 // Fills packed_info; the number of samples is then in `scan`, behind the sums of the blocks.
 void launch_march_rays_count(const MarchRaysParams& p, cudaStream_t stream);
 void launch_march_rays_write(const MarchRaysParams& p, cudaStream_t stream);

@@ -40,7 +40,8 @@ struct Workspace {
 };
 
 // Transposes the positions, and grad_y where `p` has one, for the fp32 passes; fp64 reads them as they are.
-void prepare(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
+// `with_cotangents`: those of the position gradient too.
+void prepare(const Tensor& positions, HashEncodeParams& p, Workspace& workspace, bool with_cotangents = false) {
   if (p.dtype == DType::kFloat64) return;
   constexpr int64_t kMultiple = 64;
   p.soa_stride = (p.n_points + kMultiple - 1) / kMultiple * kMultiple;
@@ -48,22 +49,31 @@ void prepare(const Tensor& positions, HashEncodeParams& p, Workspace& workspace)
   for (int d = 0; d < p.n_dims; ++d) {
     for (int64_t i = p.n_points; i < p.soa_stride; ++i) p.soa_positions[d * p.soa_stride + i] = 0.0f;
   }
+  if (with_cotangents) {
+    p.soa_cotangents = workspace.floats(positions, p.n_dims * p.soa_stride);
+    for (int d = 0; d < p.n_dims; ++d) {
+      for (int64_t i = p.n_points; i < p.soa_stride; ++i) p.soa_cotangents[d * p.soa_stride + i] = 0.0f;
+    }
+  }
   p.level_features = workspace.floats(positions, p.n_levels * p.n_points * p.n_features);
   run_points(kernels().hash_encode_prepare, p);
 }
 
-void backward_positions(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
-  if (p.dtype == DType::kFloat32) {
-    const int64_t count = p.n_dims * p.soa_stride;
-    p.soa_grad_positions = workspace.floats(positions, count);
-    for (int64_t i = 0; i < count; ++i) p.soa_grad_positions[i] = 0.0f;
-    // Nearest has no gradient. One level after the other: a chunk's sum keeps the order of the levels.
-    const int n_levels = p.interpolation == Interpolation::kNearest ? 0 : p.n_levels;
-    for (p.current_level = 0; p.current_level < n_levels; ++p.current_level) {
-      parallel_units(n_level_chunks(p), 1,
-                     [&](int64_t begin, int64_t end) { kernels().hash_encode_backward_positions(p, begin, end); });
-    }
+// Adds up soa_grad_positions, one level after the other: a chunk's sum keeps the order of the levels.
+void run_levels(RangeKernel<HashEncodeParams> kernel, const Tensor& positions, HashEncodeParams& p,
+                Workspace& workspace) {
+  const int64_t count = p.n_dims * p.soa_stride;
+  p.soa_grad_positions = workspace.floats(positions, count);
+  for (int64_t i = 0; i < count; ++i) p.soa_grad_positions[i] = 0.0f;
+  // Nearest has no gradient.
+  const int n_levels = p.interpolation == Interpolation::kNearest ? 0 : p.n_levels;
+  for (p.current_level = 0; p.current_level < n_levels; ++p.current_level) {
+    parallel_units(n_level_chunks(p), 1, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
   }
+}
+
+void backward_positions(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
+  if (p.dtype == DType::kFloat32) run_levels(kernels().hash_encode_backward_positions, positions, p, workspace);
   run_points(kernels().hash_encode_finish_backward_positions, p);
 }
 
@@ -189,8 +199,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
   p.grad_positions = grad_positions.mutable_data_ptr();
   std::vector<double> chunks(need_level_weights ? n_weight_chunks(p) * p.n_levels : 0);
   p.grad_level_chunks = need_level_weights ? chunks.data() : nullptr;
-  parallel_units(n_weight_chunks(p), 1,
-                 [&](int64_t begin, int64_t end) { kernels().hash_encode_second_points(p, begin, end); });
+  Workspace workspace;
+  // What an eikonal loss asks for; all else is rare and takes the scalar kernels.
+  const bool positions_only = p.grad_grad_positions != nullptr && p.grad_grad_table == nullptr &&
+                              p.grad_grad_level_weights == nullptr && !need_level_weights;
+  if (positions_only && p.dtype == DType::kFloat32 && p.interpolation != Interpolation::kNearest) {
+    prepare(positions, p, workspace, /*with_cotangents=*/true);
+    p.second_features = workspace.floats(positions, p.n_levels * p.n_points * p.n_features);
+    run_levels(kernels().hash_encode_second_level, positions, p, workspace);
+    run_points(kernels().hash_encode_finish_second, p);
+  } else {
+    parallel_units(n_weight_chunks(p), 1,
+                   [&](int64_t begin, int64_t end) { kernels().hash_encode_second_points(p, begin, end); });
+  }
   if (need_level_weights) grad_level_weights = sum_level_chunks(positions, chunks, p);
   if (need_table) {
     p.grad_table = grad_table.mutable_data_ptr();

@@ -44,6 +44,9 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
       "Tensor(g!)? ema_last, float ema_decay, Tensor? global_step, Tensor(h!)? shadow, bool zero_grad) -> ()");
   m.def("ray_aabb(Tensor rays_o, Tensor rays_d, Tensor aabb, float near, float far) -> (Tensor, Tensor)");
   m.def(
+      "sphere_trace(Tensor distances, Tensor rays, Tensor rays_o, Tensor rays_d, Tensor speed, Tensor t_max, "
+      "Tensor(a!) state, Tensor(b!) status, Tensor(c!) n_evaluations, float epsilon, float step_scale) -> Tensor");
+  m.def(
       "march_rays(Tensor rays_o, Tensor rays_d, Tensor aabb, Tensor bits, int[] resolution, int n_cascades, "
       "float step_size, float cone_angle, float near, float far, Tensor? counter, Tensor? n_rays, "
       "int max_samples_per_ray, int? n_samples) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-SUITES = ("hash_encode", "mlp", "encodings", "composite", "march_rays", "adam_step", "nerf_step")
+SUITES = ("hash_encode", "mlp", "encodings", "composite", "march_rays", "adam_step", "nerf_step", "sdf_step")
 
 
 def run(names: Sequence[str] = (), out: Path | str = "benchmarks/results", device: str = "cpu") -> list[Path]:

@@ -12,9 +12,11 @@ from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.occupancy_visible import occupancy_visible
 from hashgrid.ops.ray_aabb import ray_aabb
 from hashgrid.ops.sh_encode import sh_encode
+from hashgrid.ops.sphere_trace import SphereTrace, sphere_trace
 from hashgrid.ops.visible_samples import visible_samples
 
 __all__ = [
+    "SphereTrace",
     "adam_step",
     "composite",
     "counter_uniform",
@@ -28,5 +30,6 @@ __all__ = [
     "occupancy_visible",
     "ray_aabb",
     "sh_encode",
+    "sphere_trace",
     "visible_samples",
 ]

@@ -15,9 +15,11 @@ from hashgrid.reference.occupancy_visible import occupancy_visible
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
 from hashgrid.reference.sh_encode import sh_encode
+from hashgrid.reference.sphere_trace import SphereTrace, sphere_trace
 from hashgrid.reference.visible_samples import visible_samples
 
 __all__ = [
+    "SphereTrace",
     "adam_step",
     "composite",
     "counter_uniform",
@@ -31,5 +33,6 @@ __all__ = [
     "occupancy_visible",
     "ray_aabb",
     "sh_encode",
+    "sphere_trace",
     "visible_samples",
 ]

@@ -139,6 +139,16 @@ def march_rays(n: int) -> None:
                 ops.march_rays_fixed(*grid, n_samples=n_samples, n_rays=torch.tensor([max(1, n - 2)]), **options)
 
 
+def sphere_trace(n: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        origins, directions, aabb = (x.to(dtype) for x in rays(n))
+        for scale in (1.0, 2.5):  # the second goes through the surface and back
+            ops.sphere_trace(
+                lambda x, scale=scale: scale * (x.norm(dim=1) - 0.5), origins, directions,
+                *ops.ray_aabb(origins, directions, aabb),
+            )  # fmt: skip
+
+
 def samples_along(n_rays: int) -> tuple[Tensor, Tensor, Tensor]:
     """t_starts, t_ends and packed_info of rays with 0 to 69 samples, lanes of a warp twice and more."""
     counts = torch.arange(n_rays) * 7 % 70
@@ -186,6 +196,7 @@ WORK: dict[str, Callable[[int], None]] = {
     "mlp": mlp,
     "sh_encode": sh_encode,
     "frequency_encode": frequency_encode,
+    "sphere_trace": sphere_trace,
     "march_rays": march_rays,
     "composite": composite,
     "occupancy": occupancy,

@@ -1,0 +1,14 @@
+// One step of sphere tracing on the CPU.
+namespace hashgrid {
+namespace HASHGRID_ISA {
+
+static void sphere_trace_range(const SphereTraceParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::kFloat64) {
+    for (int64_t unit = begin; unit < end; ++unit) trace_unit<double>(p, unit);
+  } else {
+    for (int64_t unit = begin; unit < end; ++unit) trace_unit<float>(p, unit);
+  }
+}
+
+}  // namespace HASHGRID_ISA
+}  // namespace hashgrid

@@ -1,0 +1,114 @@
+"""A whole training step of ``hashgrid sdf``: native kernels against the reference backend, eager and compiled.
+
+Samples from the pool, field, loss, backward and optimiser, with distances alone and with the eikonal term, which
+differentiates the gradient of the field.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hashgrid.bench import harness
+from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
+from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.extract import to_mesh
+from hashgrid.sdf.mesh import Mesh, load_mesh, make_mesh
+from hashgrid.sdf.samples import DistanceSamples
+from hashgrid.sdf.trainer import Trainer
+
+N_CHECKED = 1024
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measures a training step; returns the JSON file."""
+    options = harness.parser(__doc__)
+    options.add_argument("--mesh", type=Path, default=None, help="OBJ, PLY, STL, OFF or GLB; a torus if none")
+    options.add_argument("--batch", type=int, default=None, help="samples per step; SdfConfig's if none, 2^18 on a GPU")
+    options.add_argument("--warm-steps", type=int, default=None, help="training before the clock starts; 100 if none")
+    args = options.parse_args(argv)
+    args.batch = harness.size(args, args.batch, SdfConfig.batch, 1 << 18, 1 << 8)
+    args.warm_steps = harness.size(args, args.warm_steps, 100, 100, 2)
+    suite = harness.Suite("sdf_step", "sample", args)
+    config = SdfConfig(device=args.device, seed=args.seed, steps=10**6, batch=args.batch)
+    if args.tiny:
+        config = config.replace(log2_hashmap_size=10, pool=1 << 12)
+    mesh = _torus() if args.mesh is None else load_mesh(args.mesh)
+    eikonal = config.replace(interpolation="smoothstep", eikonal_weight=0.1)
+    for name, recipe in (("distances", config), ("distances and eikonal term", eikonal)):
+        suite.run(_case(name, mesh, recipe, args.warm_steps, compiled=not args.no_compile and recipe is config))
+        for row in suite.record["cases"][-1]["contenders"]:
+            if "median_ns" in row:
+                print(f"  {row['name']}: {1e3 / row['median_ns']:.3f} M samples/s")
+    return suite.write()
+
+
+def _case(name: str, mesh: Mesh, config: SdfConfig, warm_steps: int, compiled: bool) -> Case:
+    """All contenders go on from the same half-trained field. Second derivatives do not compile."""
+    warm = _trainer(mesh, config, None)
+    while warm.progress.step < warm_steps:
+        warm.step()
+    state = warm.field.state_dict()
+    plain = config.replace(backend="reference")
+    trainers = {EAGER: _trainer(mesh, plain, state)}
+    if compiled:
+        trainers[COMPILED] = _trainer(mesh, plain, state)
+        trainers[COMPILED].field.compile()
+    trainers[OURS] = _trainer(mesh, config, state)
+    contenders = [
+        Contender(kind, _runner(trainer), check=_check(trainer, config)) for kind, trainer in trainers.items()
+    ]
+    return Case(name, config.batch, contenders, tolerance=1e-2)
+
+
+def _trainer(mesh: Mesh, config: SdfConfig, state: dict[str, Tensor] | None) -> Trainer:
+    trainer = Trainer(DistanceSamples(mesh, config, torch.device(config.device)), config)
+    if state is not None:
+        trainer.field.load_state_dict(state)
+    return trainer
+
+
+def _runner(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
+    def run() -> Sequence[Tensor]:
+        trainer.step()
+        return ()
+
+    return run
+
+
+def _check(trainer: Trainer, config: SdfConfig) -> Callable[[], Sequence[Tensor]]:
+    """Distances of fixed points and the gradients of all parameters, as the half-trained field gives them."""
+
+    def check() -> Sequence[Tensor]:
+        x = torch.rand(N_CHECKED, 3, generator=torch.Generator().manual_seed(0)).to(config.device)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        if config.eikonal_weight > 0:
+            distance, gradient = trainer.field.gradient(x)
+            (distance.square().mean() + (gradient.norm(dim=-1) - 1).square().mean()).backward()
+        else:
+            distance = trainer.field(x)
+            distance.square().mean().backward()
+        gradients = [p.grad.clone() for p in trainer.field.parameters() if p.grad is not None]
+        trainer.optimizer.zero_grad(set_to_none=True)
+        return [distance.detach(), *gradients]
+
+    return check
+
+
+def _torus() -> Mesh:
+    def distance(points: Tensor) -> Tensor:
+        p = points - 0.5
+        return torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - 0.3, p[:, 2]) - 0.1
+
+    vertices, faces = to_mesh(distance, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return make_mesh(vertices.double().numpy(), faces.numpy(), name="torus")
+
+
+if __name__ == "__main__":
+    main()
