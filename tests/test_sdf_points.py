@@ -345,9 +345,9 @@ def test_field_from_the_centre_is_positive_at_first() -> None:
     field = make_field(SdfConfig.for_points())
     x = torch.rand(1000, 3)
     distance, gradient = field.gradient(x)
-    torch.testing.assert_close(distance, (x - 0.5).norm(dim=-1), atol=2e-3, rtol=0)
-    assert abs(gradient.norm(dim=-1).mean().item() - 1) < 0.05
-    assert torch.isfinite(field.gradient(torch.full((1, 3), 0.5))[1]).all()
+    radius = (x - 0.5).norm(dim=-1)
+    torch.testing.assert_close(distance, (radius**2 + 0.01).sqrt(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(gradient.norm(dim=-1), radius / (radius**2 + 0.01).sqrt(), atol=0.1, rtol=0)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

@@ -160,8 +160,8 @@ class PointSamples:
     geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al. 2020).
 
     Those losses allow more surfaces than the one through the points, and a hash grid, in which distant places have no
-    parameters in common, comes up with them. So uniform points also have to be on the side that the winding number of
-    the points says.
+    parameters in common, comes up with them. So points off the surface also have to be on the side that the winding
+    number of the oriented points says.
 
     Args:
         cloud: what to fit.
@@ -213,7 +213,8 @@ class PointSamples:
     def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points of one step, on the surface, near it and uniform in the cube, the normals of the first and the signs
         of the others."""
-        config, generator = self.config, self._generator.manual_seed(self.config.seed * (1 << 32) + step)
+        config = self.config
+        generator = self._generator.manual_seed((config.seed * 2654435761 + step) % (1 << 32))  # it reads 32 bits
         on = torch.randint(len(self.points), (config.point_batch,), generator=generator)
         near = torch.randint(config.near_pool, (config.point_batch,), generator=generator)
         uniform = torch.randint(config.near_pool, len(self.off), (config.uniform_batch,), generator=generator)
