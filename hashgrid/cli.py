@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import types
+import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +18,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. Errors a user can mend are one line on stderr."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
+        with warnings.catch_warnings():
+            _show_warnings_in_one_line()
+            return args.run(args)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         if args.traceback:
             raise
         print(f"hashgrid: error: {error}", file=sys.stderr)
         return 1
+
+
+def _show_warnings_in_one_line() -> None:
+    """Makes the library's own warnings one line on stderr, without the line of source."""
+    show = warnings.showwarning
+
+    def show_warning(message, category, *args, **kwargs) -> None:
+        if category.__module__.partition(".")[0] == "hashgrid":
+            print(f"hashgrid: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            show(message, category, *args, **kwargs)
+
+    warnings.showwarning = show_warning
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,11 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     image.set_defaults(run=_image)
 
     sdf = commands.add_parser(
-        "sdf", help="fit a signed distance field to a mesh", description="From a mesh to a field."
+        "sdf",
+        help="fit a signed distance field to a mesh or to points",
+        description="From a mesh or a point cloud to a field, and from the field to a mesh and pictures. Without MESH"
+        " and --points it fits a generated shape.",
     )
-    sdf.add_argument("mesh", type=Path, metavar="MESH", help="OBJ, PLY, STL, OFF or GLB")
+    sdf.add_argument("mesh", nargs="?", type=Path, metavar="MESH", help="OBJ, PLY, STL, OFF or GLB")
+    sdf.add_argument("--points", type=Path, metavar="FILE", help="points, best with normals: PLY, XYZ, TXT or NPZ")
+    sdf.add_argument("--truth", type=Path, metavar="MESH", help="mesh to compare with, in the coordinates of the input")
+    sdf.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only extract, measure and render a stored field")
     sdf.add_argument("--out", type=Path, help="where results go (default: outputs/sdf/<mesh>)")
     _add_budget(sdf, "training steps", "training time in seconds (default: 90)")
+    sdf.add_argument("--resolution", type=int, metavar="N", help="cells per side of the extracted mesh (default: 256)")
+    sdf.add_argument("--no-video", action="store_true", help="no turntable.mp4")
     sdf.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of hashgrid.sdf.SdfConfig"
     )
@@ -128,7 +154,18 @@ def _sdf(args: argparse.Namespace) -> int:
     from hashgrid.sdf.app import run
     from hashgrid.sdf.config import SdfConfig
 
-    return run(args.mesh, out=args.out, changes=_changes(args, _COMMON) | _assignments(args.set, SdfConfig))
+    changes = _changes(args, _COMMON) | _assignments(args.set, SdfConfig)
+    if args.resolution is not None:
+        changes["mesh_resolution"] = args.resolution
+    return run(
+        args.mesh,
+        out=args.out,
+        points=args.points,
+        truth=args.truth,
+        evaluate_only=args.eval,
+        video=not args.no_video,
+        changes=changes,
+    )
 
 
 def _scene(args: argparse.Namespace) -> int:
@@ -156,6 +193,7 @@ def _assignments(pairs: Sequence[str], config: type) -> dict:
     import dataclasses
 
     known = [field.name for field in dataclasses.fields(config)]
+    hints = typing.get_type_hints(config)
     changes = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -165,4 +203,19 @@ def _assignments(pairs: Sequence[str], config: type) -> dict:
             changes[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             changes[key] = text
+        if hints[key] is int and isinstance(changes[key], float) and changes[key].is_integer():
+            changes[key] = int(changes[key])  # 1e6
+        if not _is_a(changes[key], hints[key]):
+            name = getattr(hints[key], "__name__", None) or str(hints[key])
+            raise ValueError(f"`--set {key}` must be of type {name}, got {text!r}")
     return changes
+
+
+def _is_a(value: object, wanted: typing.Any) -> bool:
+    """Whether a value of ``KEY=VALUE`` fits the type of its field; plain types and unions of them are looked at."""
+    options = typing.get_args(wanted) if typing.get_origin(wanted) in (typing.Union, types.UnionType) else (wanted,)
+    if not all(isinstance(option, type) and typing.get_origin(option) is None for option in options):
+        return True
+    if isinstance(value, bool):
+        return bool in options
+    return isinstance(value, options) or (float in options and isinstance(value, int))

@@ -12,6 +12,7 @@ import torch
 iio = pytest.importorskip("imageio.v3")
 pytest.importorskip("PIL")
 
+from hashgrid import pictures  # noqa: E402
 from hashgrid.nerf import report  # noqa: E402
 from hashgrid.nerf.cameras import look_at  # noqa: E402
 from hashgrid.nerf.dataset import Scene, Views  # noqa: E402
@@ -40,7 +41,7 @@ def test_comparison_shows_truth_render_and_error(tmp_path):
     assert image.shape[0] == 2 * (40 + report.HEADER)
     assert image[row, 10].tolist() == [64] * 3
     assert image[row, column + 10].tolist() == [191] * 3
-    brightest, darkest = (report.to_uint8(report.COLOR_MAP[i]).tolist() for i in (-1, 0))
+    brightest, darkest = (report.to_uint8(pictures.COLOR_MAP[i]).tolist() for i in (-1, 0))
     assert image[row, 2 * column + 10].tolist() == brightest
     assert image[row + 25, 2 * column + 10].tolist() == darkest
     assert image[row + 40 + report.HEADER, 2 * column + 10].tolist() == darkest
@@ -54,10 +55,10 @@ def test_comparison_shows_truth_render_and_error(tmp_path):
 
 
 def test_color_map_gets_brighter():
-    colors = report.colorize(torch.linspace(0, 1, 50)[None])[0]
+    colors = pictures.colorize(torch.linspace(0, 1, 50)[None])[0]
     luminance = colors @ torch.tensor([0.2126, 0.7152, 0.0722])
     assert bool((luminance[1:] > luminance[:-1]).all())
-    assert bool(report.colorize(torch.tensor([[math.nan, math.inf, -math.inf]])).isfinite().all())
+    assert bool(pictures.colorize(torch.tensor([[math.nan, math.inf, -math.inf]])).isfinite().all())
 
 
 def test_depth(tmp_path):
@@ -136,7 +137,7 @@ def test_orbit_stays_on_the_side_the_cameras_know():
 def test_video(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "turntable.mp4"
-    report.write_video(path, (torch.full((34, 50, 3), i / 9) for i in range(10)), fps=10)
+    pictures.write_video(path, (torch.full((34, 50, 3), i / 9) for i in range(10)), fps=10)
     frames = iio.imread(path)
     assert frames.shape == (10, 34, 50, 3)
     assert frames.mean((1, 2, 3)).tolist() == pytest.approx([255 * i / 9 for i in range(10)], abs=6)
@@ -147,7 +148,7 @@ def test_video(tmp_path):
         ([], "at least one"),
     ):
         with pytest.raises(ValueError, match=message):
-            report.write_video(path, bad)
+            pictures.write_video(path, bad)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["turntable.mp4"]
 
 

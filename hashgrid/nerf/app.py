@@ -21,6 +21,7 @@ from hashgrid.nerf.procedural import write_scene
 from hashgrid.nerf.render import render_view
 from hashgrid.nerf.trainer import Progress, Trainer, read_checkpoint
 from hashgrid.optional import optional_import
+from hashgrid.pictures import write_video
 
 PROCEDURAL_SCENE = Path("outputs") / "procedural_scene"
 DEFAULT_SECONDS = 240.0
@@ -214,4 +215,4 @@ def _turntable(trainer: Trainer, out: Path, n_frames: int = 48) -> None:
     frames = []
     for view in tqdm(range(len(cameras)), desc="turntable", unit="frame"):
         frames.append(render_view(trainer.model, trainer.occupancy, cameras, view, trainer.marching, background)[0])
-    report.write_video(out / "turntable.mp4", frames)
+    write_video(out / "turntable.mp4", frames)

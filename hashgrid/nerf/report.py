@@ -20,22 +20,9 @@ from hashgrid.metrics import psnr
 from hashgrid.nerf.cameras import Cameras, look_at, nearest_point_to_axes
 from hashgrid.nerf.dataset import Scene
 from hashgrid.optional import optional_import
+from hashgrid.pictures import colorize, write_texts
 
-# Anchors of a dark-to-bright map whose lightness rises evenly (after matplotlib's inferno).
-COLOR_MAP = torch.tensor(
-    [
-        [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85],
-        [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
-    ]
-) / 255  # fmt: skip
 GAP, HEADER = 4, 18  # pixels between panels, and of the line of text above them
-
-
-def colorize(values: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Values [H, W] through the colour map, ``low`` dark and ``high`` bright -> [H, W, 3]."""
-    position = ((values.float() - low) / max(high - low, 1e-12)).nan_to_num(0, 1, 0).clamp(0, 1) * (len(COLOR_MAP) - 1)
-    index = position.long().clamp_max(len(COLOR_MAP) - 2)
-    return torch.lerp(COLOR_MAP[index], COLOR_MAP[index + 1], (position - index)[..., None])
 
 
 def write_comparison(
@@ -66,25 +53,13 @@ def write_comparison(
         title = f"truth  {titles[i]}" if i < len(titles) else "truth"
         texts = [(columns[0] + 2, 3, title), (columns[1] + 2, 3, "render"), (columns[2] + 2, 3, "|error|")]
         texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
-        rows.append(_write_texts(row, texts))
+        rows.append(write_texts(row, texts))
     widest = max(row.shape[1] for row in rows)
     atomic_write_image(path, torch.cat([_pad_right(row, widest) for row in rows]))
 
 
 def _pad_right(image: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(image, (0, 0, 0, width - image.shape[1]), value=255)
-
-
-def _write_texts(image: Tensor, texts: Iterable[tuple[int, int, str]]) -> Tensor:
-    """The image as uint8 with lines of text at (x, y)."""
-    optional_import("PIL")
-    from PIL import Image, ImageDraw
-
-    canvas = Image.fromarray(to_uint8(image))
-    draw = ImageDraw.Draw(canvas)
-    for x, y, text in texts:
-        draw.text((x, y), text.encode("latin-1", "replace").decode("latin-1"), fill=(40, 40, 40))
-    return torch.from_numpy(np.array(canvas))
 
 
 def write_depth(path: str | Path, depth: Tensor, opacity: Tensor | None = None) -> None:
@@ -207,30 +182,3 @@ def orbit(scene: Scene, n_frames: int = 120, max_size: int = 400) -> Cameras:
     focal = float(views.intrinsics[:, :2].mean()) * width / float(size[0])
     intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).expand(n_frames, 4).contiguous()
     return Cameras(c2w, intrinsics, torch.tensor([[width, height]]).expand(n_frames, 2).contiguous())
-
-
-def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30) -> None:
-    """Write frames [H, W, 3] (all of one even size) as H.264, as they come: they may be rendered on the fly."""
-    ffmpeg = optional_import("imageio_ffmpeg")
-    with atomic_path(path) as temporary:
-        writer, shape = None, None
-        try:
-            for frame in frames:
-                image = np.ascontiguousarray(to_uint8(frame))
-                if writer is None:
-                    shape = image.shape
-                    if len(shape) != 3 or shape[2] != 3 or shape[0] % 2 or shape[1] % 2:
-                        raise ValueError(f"`frames` must have shape [H, W, 3] with even H and W, got {list(shape)}")
-                    writer = ffmpeg.write_frames(
-                        str(temporary), shape[1::-1], fps=fps, codec="libx264", quality=None, macro_block_size=2,
-                        output_params=["-crf", "20", "-movflags", "+faststart"], ffmpeg_log_level="error",
-                    )  # fmt: skip
-                    writer.send(None)
-                if image.shape != shape:
-                    raise ValueError(f"`frames` must all have shape {list(shape or ())}, got {list(image.shape)}")
-                writer.send(image)
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            raise ValueError("`frames` must hold at least one image, got none")

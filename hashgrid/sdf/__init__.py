@@ -1,5 +1,6 @@
-"""Signed distance fields: from a mesh to a neural field and back to a mesh."""
+"""Signed distance fields: from a mesh or points to a neural field and back to a mesh."""
 
+from hashgrid.sdf.checkpoint import load_field, save_field
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.mesh import Mesh, MeshError, load_mesh
 from hashgrid.sdf.model import Field, SdfField
@@ -14,6 +15,8 @@ __all__ = [
     "SdfConfig",
     "SdfField",
     "SirenField",
+    "load_field",
     "load_mesh",
     "load_points",
+    "save_field",
 ]

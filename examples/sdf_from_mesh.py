@@ -1,0 +1,55 @@
+"""A signed distance field from a mesh, from library parts, and a mesh and a picture from the field.
+
+    python examples/sdf_from_mesh.py [MESH] [STEPS]
+
+Without MESH it takes a torus knot. `hashgrid sdf` does the same with a schedule, averages, metrics and more pictures.
+"""
+
+import sys
+
+import torch
+
+import hashgrid
+from hashgrid.files import atomic_write_image
+from hashgrid.sdf import SdfConfig, SdfField, load_mesh
+from hashgrid.sdf.generated import torus_knot
+from hashgrid.sdf.mesh import make_mesh, write_ply
+from hashgrid.sdf.render import Camera, render
+from hashgrid.sdf.samples import make_pool
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    config = SdfConfig()
+    mesh = load_mesh(sys.argv[1]) if len(sys.argv) > 1 else make_mesh(*torus_knot(), name="torus knot")
+    n_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 500
+
+    # Points on the surface, near it and anywhere in the unit cube, and their distances: negative inside.
+    points, distances = make_pool(mesh, config)
+
+    field = SdfField(config)  # a HashGrid and a FusedMLP: distances [...] of points [..., 3]
+    optimizer = hashgrid.optim.Adam(field.parameter_groups(weight_decay=1e-6), lr=5e-3, eps=1e-15)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for step in range(n_steps):
+        index = torch.randint(len(points), (1 << 14,))
+        error = (field(points[index]) - distances[index]).abs()
+        loss = (error / (distances[index].abs() + 0.01)).mean()  # relative: what is near the surface counts most
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            print(f"step {step:5d}  relative error {loss.item():.4f}")
+
+    vertices, faces = field.to_mesh(resolution=256)
+    normals = torch.cat([field.normals(part) for part in vertices.split(1 << 18)])
+    write_ply("field.ply", mesh.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
+
+    camera = Camera.around(vertices, size=(480, 480))
+    picture = render(field, camera, floor=float(vertices[:, 1].min()))
+    atomic_write_image("field.png", picture.shading)
+    print(f"{len(faces)} faces in field.ply, a picture in field.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What a run leaves for people to look at: renders, slices, a turntable. Every file is written atomically."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hashgrid.files import atomic_write_image, to_uint8
+from hashgrid.sdf.extract import CHUNK, Distance
+from hashgrid.sdf.render import UP, Camera, render, with_scale
+
+LINE = 0.05  # between level lines
+INSIDE = torch.tensor([[0.44, 0.62, 0.80], [0.10, 0.22, 0.42]])  # at the surface and deep inside
+OUTSIDE = torch.tensor([[0.99, 0.93, 0.80], [0.88, 0.66, 0.44]])  # at the surface and far outside
+
+
+def write_views(
+    out: Path,
+    field: Distance,
+    points: Tensor,
+    up: str = "y",
+    size: int = 640,
+    truth: Callable[[Tensor], Tensor] | None = None,
+    what: str = "mesh",
+    backend: str = "native",
+) -> float:
+    """Writes ``render.png``, ``normals.png``, ``error.png`` (with a truth) and all of them side by side, ``strip.png``.
+
+    Args:
+        out: folder.
+        field: distances [N] of points [N, 3].
+        points: [N, 3] in the cube; the picture is framed on them.
+        up: axis that is up, "x", "y" or "z".
+        size: pixels per side.
+        truth: distances [N] of points [N, 3] to what the field was made from, and
+        what: the name of that.
+        backend: of the tracing.
+
+    Returns:
+        The distance that ``error.png`` shows darkest, in sides of the cube; 0 without a truth.
+    """
+    camera = Camera.around(points, (size, size), up=up)
+    floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
+    picture = render(field, camera, box_around(points), up, floor, truth=truth, backend=backend)
+    panels = {"render": picture.shading, "normals": picture.normals}
+    if picture.error is not None:
+        panels["error"] = with_scale(
+            picture.error, picture.error_scale, f"distance to the {what}, in sides of the cube"
+        )
+    for name, image in panels.items():
+        atomic_write_image(out / f"{name}.png", image)
+    atomic_write_image(out / "strip.png", torch.cat([torch.from_numpy(to_uint8(x)) for x in panels.values()], dim=1))
+    return picture.error_scale
+
+
+def box_around(points: Tensor, margin: float = 0.01) -> Tensor:
+    """The box [6] of points [N, 3], larger by a margin, within the unit cube."""
+    return torch.cat([points.amin(0) - margin, points.amax(0) + margin]).float().clamp(0, 1)
+
+
+def turntable(
+    field: Distance, points: Tensor, up: str = "y", n_frames: int = 48, size: int = 400, backend: str = "native"
+) -> Iterator[Tensor]:
+    """Frames [size, size, 3] of a field seen from all around, without cast shadows: they cost more than the rest."""
+    floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
+    for frame in range(n_frames):
+        azimuth = 145.0 + 360.0 * frame / n_frames
+        camera = Camera.around(points, (size, size), azimuth=azimuth, up=up, turn=True)
+        picture = render(field, camera, box_around(points), up, floor, supersample=1, shadows=False, backend=backend)
+        yield picture.shading
+
+
+@torch.no_grad()
+def slice_image(field: Distance, resolution: int = 512) -> Tensor:
+    """The field in the three planes through the middle of the cube, x, y and z, side by side [resolution, 3 *
+    resolution, 3]: blue inside, ochre outside, a line at every twentieth of the cube and a thick one at the surface.
+
+    The planes are seen against their axis: (z, y), (x, z) and (x, y) to the right and up.
+    """
+    axis = (torch.arange(resolution) + 0.5) / resolution
+    vertical, horizontal = torch.meshgrid(axis.flip(0), axis, indexing="ij")
+    half = torch.full_like(vertical, 0.5)
+    planes = [(half, vertical, horizontal), (horizontal, half, vertical), (horizontal, vertical, half)]
+    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else half.device
+    images = []
+    for plane in planes:
+        points = torch.stack(plane, dim=-1).view(-1, 3)
+        values = [field(part.to(device)).float().cpu() for part in points.split(CHUNK)]
+        images.append(level_lines(torch.cat(values).view(resolution, resolution)))
+    gap = torch.ones(resolution, max(2, resolution // 64), 3)
+    return torch.cat([images[0], gap, images[1], gap, images[2]], dim=1)
+
+
+def level_lines(distance: Tensor) -> Tensor:
+    """Distances [H, W] over the unit square as a picture [H, W, 3]; lines have the same width everywhere."""
+    pixel = 1 / distance.shape[0]
+    gy, gx = torch.gradient(distance, spacing=pixel)
+    slope = torch.hypot(gx, gy).clamp(min=0.25)
+    depth = (distance.abs() / 0.4).clamp(0, 1).sqrt()[..., None]
+    color = torch.where(
+        (distance < 0)[..., None], torch.lerp(INSIDE[0], INSIDE[1], depth), torch.lerp(OUTSIDE[0], OUTSIDE[1], depth)
+    )
+    to_line = (distance - LINE * (distance / LINE).round()).abs() / slope / pixel  # in pixels
+    color = color * (1 - 0.45 * (1.2 - to_line).clamp(0, 1))[..., None]
+    surface = (2.2 - distance.abs() / slope / pixel).clamp(0, 1)[..., None]
+    return torch.lerp(color, torch.tensor([0.08, 0.08, 0.10]), surface)

@@ -1,0 +1,250 @@
+"""`hashgrid sdf` from end to end: what it writes, what it refuses, what survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hashgrid.checkpoint import CheckpointError, save_checkpoint
+from hashgrid.cli import main
+from hashgrid.sdf import SdfConfig, load_field, save_field
+from hashgrid.sdf.generated import torus_knot
+from hashgrid.sdf.mesh import (
+    Placement,
+    euler_characteristic,
+    is_watertight,
+    make_mesh,
+    signed_volume,
+    write_ply,
+)
+from hashgrid.sdf.model import make_field
+
+trimesh = pytest.importorskip("trimesh")
+for name in ("igl", "skimage", "imageio.v3", "PIL", "safetensors"):
+    pytest.importorskip(name)
+
+TINY = ["log2_hashmap_size=12", "max_resolution=64", "pool=32768", "batch=4096", "mesh_resolution=40", "image_size=32"]
+SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+KEYS = {
+    "iou", "chamfer", "normal_consistency", "eikonal_error", "watertight", "euler", "euler_input", "components", "mesh",
+    "train",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("mesh") / "ball.ply"
+    sphere = trimesh.creation.icosphere(subdivisions=3, radius=2.0)
+    write_ply(path, np.asarray(sphere.vertices) + 5, np.asarray(sphere.faces))
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(ball, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    assert main(["sdf", str(ball), "--out", str(out), "--steps", "120", "--set", "n_frames=2", *SETTINGS]) == 0
+    return out
+
+
+def test_command_writes_everything(fitted, ball) -> None:
+    names = {"field.safetensors", "mesh.ply", "slice.png", "render.png", "normals.png", "error.png", "strip.png"}
+    assert {path.name for path in fitted.iterdir()} == names | {"turntable.mp4", "results.json"}
+    results = json.loads((fitted / "results.json").read_text())
+    assert KEYS <= set(results) and results["mesh"] == str(fitted / "mesh.ply")
+    assert results["iou"] > 0.95 and results["watertight"] and results["euler_input"] == 2
+    assert results["components"] >= 1 and results["train"]["steps"] == 120 and results["train"]["samples"] == 120 * 4096
+    mesh = trimesh.load(fitted / "mesh.ply", process=False)
+    assert np.abs(np.linalg.norm(mesh.vertices - 5, axis=-1) - 2).mean() < 0.05  # in the coordinates of the input
+
+
+def test_stored_field_is_evaluated_again(fitted, ball, tmp_path) -> None:
+    before = json.loads((fitted / "results.json").read_text())
+    checkpoint = fitted / "field.safetensors"
+    assert main(["sdf", "--eval", str(checkpoint), "--out", str(tmp_path), "--no-video"]) == 0
+    after = json.loads((tmp_path / "results.json").read_text())
+    for key in KEYS - {"mesh"}:
+        assert after[key] == before[key], key
+    assert (tmp_path / "mesh.ply").read_bytes() == (fitted / "mesh.ply").read_bytes()
+    moved = tmp_path / "moved.safetensors"
+    stored = load_field(checkpoint)
+    save_field(moved, *stored, SdfConfig(**before["config"]), name="ball", input="/nowhere.ply", kind="mesh")
+    assert main(["sdf", "--eval", str(moved), "--no-video", "--resolution", "24"]) == 0  # beside the checkpoint
+    alone = json.loads((tmp_path / "results.json").read_text())
+    assert alone["iou"] is None and alone["chamfer"] is None and alone["watertight"] and alone["components"] >= 1
+    assert main(["sdf", "--eval", str(moved), "--no-video", "--truth", str(ball)]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["iou"] == before["iou"]
+
+
+def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> None:
+    mesh = trimesh.load(ball)
+    points, face = trimesh.sample.sample_surface(mesh, 3000, seed=0)
+    np.savez(tmp_path / "cloud.npz", points=points, normals=mesh.face_normals[face])
+    arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "150", "--no-video", *SETTINGS]
+    arguments += ["--set", "point_batch=512", "--set", "uniform_batch=512"]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["iou"] > 0.5 and results["chamfer"] < 0.1 and results["points_to_surface"]["mean"] < 0.1
+    assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert KEYS <= set(results) and results["iou"] is None and results["points_to_surface"]["mean"] < 0.1
+    assert (tmp_path / "b" / "error.png").exists()
+
+
+def test_generated_shape_is_fitted_without_any_file(tmp_path, monkeypatch, capsys) -> None:
+    vertices, faces = torus_knot()
+    assert is_watertight(faces) and euler_characteristic(faces) == 0 and signed_volume(vertices, faces) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_mesh(vertices, faces)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hashgrid.sdf.app.torus_knot", lambda: torus_knot(n_along=128, n_around=12))
+    assert main(["sdf", "--steps", "60", "--no-video", *SETTINGS]) == 0
+    assert (tmp_path / "outputs" / "sdf" / "torus_knot" / "results.json").exists()
+    assert "generated shape" in capsys.readouterr().out
+
+
+def test_interrupted_run_writes_what_there_is(ball, tmp_path, monkeypatch) -> None:
+    from hashgrid.sdf.trainer import Trainer
+
+    step = Trainer.step
+
+    def interrupt(self) -> None:
+        if self.progress.step == 60:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(Trainer, "step", interrupt)
+    assert main(["sdf", str(ball), "--out", str(tmp_path), "--steps", "100", *SETTINGS]) == 130
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["train"]["interrupted"] and results["train"]["steps"] == 60
+    assert (tmp_path / "field.safetensors").exists() and not (tmp_path / "turntable.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "steps=many"], "`--set steps` must be of type int | None, got 'many'"),
+        (["--set", "batch=0.5"], "`--set batch` must be of type int, got '0.5'"),
+        (["--set", "interpolation=cubic"], "`interpolation` must be one of"),
+        (["--set", "loss=mse"], "`loss` must be one of"),
+        (["--set", "up=w"], "`up` must be one of"),
+        (["--set", "colour=red"], "`--set` takes KEY=VALUE with KEY one of"),
+        (["--set", "margin=0.7"], "`margin` must be in [0, 0.5), got 0.7"),
+        (["--resolution", "0"], "`mesh_resolution` must be at least 1, got 0"),
+        (["--device", "tpu"], "`device` must be"),
+        (["--points", "cloud.ply"], "exclude each other"),
+        (["--eval", "none.safetensors"], "no checkpoint at none.safetensors"),
+        (["--truth", "none.ply"], "`none.ply` does not exist"),
+    ],
+)
+def test_wrong_options_are_one_line_before_training(arguments, message, ball, tmp_path, capsys) -> None:
+    assert main(["sdf", str(ball), "--out", str(tmp_path / "out"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hashgrid: error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_written_is_named(ball, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["sdf", str(ball), "--out", str(tmp_path / "file"), *SETTINGS]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hashgrid: error: ") and "file" in error and error.count("\n") == 1
+
+
+def test_warning_is_one_line(ball, tmp_path, capsys) -> None:
+    mesh = trimesh.load(ball, process=False)
+    write_ply(tmp_path / "open.ply", np.asarray(mesh.vertices), np.asarray(mesh.faces)[5:])
+    assert main(["sdf", str(tmp_path / "open.ply"), "--set", "loss=mse"]) == 1  # stops before the mesh
+    assert main(["sdf", str(tmp_path / "open.ply"), "--out", str(tmp_path / "out"), "--truth", "none.ply"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("hashgrid: warning: `open.ply` is not watertight") and len(lines) == 3
+
+
+# ---- stored fields ---------------------------------------------------------------------------------------------------
+
+
+def test_field_survives_the_file_bit_for_bit(tmp_path) -> None:
+    config = SdfConfig(log2_hashmap_size=10, n_levels=4, seed=5)
+    field, placement = make_field(config), Placement(0.1 + 1e-17, np.array([1 / 3, -2.0, 1e9]))
+    before = torch.random.get_rng_state()
+    save_field(tmp_path / "field.safetensors", field, placement, config, name="mesh.obj")
+    loaded, place = load_field(tmp_path / "field.safetensors")
+    assert torch.equal(before, torch.random.get_rng_state())
+    x = torch.rand(100, 3)
+    assert torch.equal(loaded(x), field(x))
+    for name, value in field.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert place.scale == placement.scale and np.array_equal(place.offset, placement.offset)
+
+
+def test_foreign_checkpoint_is_refused(tmp_path) -> None:
+    save_checkpoint(tmp_path / "nerf.safetensors", {}, {"step": 1})
+    with pytest.raises(CheckpointError, match="must hold a signed distance field"):
+        load_field(tmp_path / "nerf.safetensors")
+    config = SdfConfig(log2_hashmap_size=10, n_levels=4)
+    save_field(
+        tmp_path / "field.safetensors", make_field(config), Placement(1.0, np.zeros(3)), config.replace(n_levels=5)
+    )
+    with pytest.raises(CheckpointError, match="does not fit its own recipe"):
+        load_field(tmp_path / "field.safetensors")
+
+
+PLY_WRITER = """
+import sys, numpy as np
+from hashgrid.sdf.mesh import write_ply
+step = 0
+while True:
+    step += 1
+    write_ply(sys.argv[1], np.full((100000, 3), float(step)), np.full((50000, 3), step))
+"""
+FIELD_WRITER = """
+import sys, numpy as np, torch
+from hashgrid.sdf import SdfConfig, save_field
+from hashgrid.sdf.mesh import Placement
+from hashgrid.sdf.model import make_field
+config = SdfConfig(log2_hashmap_size=14)
+field, step = make_field(config), 0
+while True:
+    step += 1
+    for parameter in field.parameters():
+        torch.nn.init.constant_(parameter, float(step))
+    save_field(sys.argv[1], field, Placement(float(step), np.zeros(3)), config)
+"""
+
+
+def _whole_ply(path: Path) -> bool:
+    content = path.read_bytes()
+    vertices = np.frombuffer(content.partition(b"end_header\n")[2], "<f4", count=300000)
+    mesh = trimesh.load(path, process=False)
+    return bool((vertices == vertices[0]).all()) and bool((mesh.faces == int(vertices[0])).all())
+
+
+def _whole_field(path: Path) -> bool:
+    field, placement = load_field(path)
+    return all(bool((parameter == placement.scale).all()) for parameter in field.parameters())
+
+
+@pytest.mark.parametrize(("script", "whole"), [(PLY_WRITER, _whole_ply), (FIELD_WRITER, _whole_field)])
+def test_killed_writer_leaves_a_whole_file(script, whole, tmp_path) -> None:
+    path = tmp_path / ("mesh.ply" if script is PLY_WRITER else "field.safetensors")
+    process = subprocess.Popen([sys.executable, "-c", script, str(path)])
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(0.05)
+    while process.poll() is None:  # in the middle of a write: while the next file is there, half or whole
+        if (tmp_path / f".{path.name}.tmp" / path.name).exists():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert process.returncode == -signal.SIGKILL and whole(path)
+    assert len(os.listdir(tmp_path)) <= 2  # and what was begun; the next writer takes it away

@@ -1,0 +1,119 @@
+"""Pictures of fields whose pictures are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from hashgrid.sdf.render import UP, Camera, error_colors, render, trace, with_scale
+from hashgrid.sdf.report import level_lines, slice_image, turntable, write_views
+
+pytest.importorskip("PIL")
+
+RADIUS = 0.3
+CORNERS = 0.5 + RADIUS * torch.tensor([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+CUBE = torch.tensor([0.0, 0, 0, 1, 1, 1])
+
+
+def sphere(points: torch.Tensor) -> torch.Tensor:
+    return (points - 0.5).norm(dim=-1) - RADIUS
+
+
+def truth(points: torch.Tensor) -> torch.Tensor:
+    return sphere(points.double()).abs()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("up", ["x", "y", "z"])
+def test_sphere_is_met_where_it_is(backend: str, up: str) -> None:
+    camera = Camera.around(CORNERS, (60, 40), up=up)
+    rays_o, rays_d = camera.rays()
+    hits = trace(sphere, rays_o, rays_d, CUBE, backend=backend)
+    to_centre = 0.5 - rays_o.double()
+    along = (to_centre * rays_d).sum(-1)
+    off = (to_centre.square().sum(-1) - along.square()).clamp(min=0).sqrt()  # of the ray from the centre
+    clear = (off - RADIUS).abs() > 1e-3
+    assert (hits.hit == (off < RADIUS))[clear].all() and 200 < int(hits.hit.sum()) < 1200
+    expected = along - (RADIUS**2 - off.square()).clamp(min=0).sqrt()
+    inner = off < 0.95 * RADIUS
+    assert float((hits.t - expected).abs()[inner].max()) < 2e-5
+    outward = torch.nn.functional.normalize(hits.points - 0.5, dim=-1)
+    assert float((hits.normals * outward).sum(-1).min()) > 1 - 1e-5
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_camera_has_the_points_in_the_picture_and_up_is_up(turn: bool) -> None:
+    points = torch.rand(50, 3) * torch.tensor([0.8, 0.3, 0.1]) + 0.1
+    for up in UP:
+        for azimuth in (0.0, 100.0, 250.0):
+            camera = Camera.around(points, (64, 48), azimuth=azimuth, up=up, turn=turn, fill=0.8)
+            local = (points - camera.c2w[:, 3]) @ camera.c2w[:, :3]
+            tangent = math.tan(camera.fov / 2)
+            image = local[:, :2] / -local[:, 2:] / torch.tensor([tangent * 64 / 48, tangent])
+            assert float(image.abs().max()) < 0.801 and (turn or float(image.abs().max()) > 0.799)
+            assert float(camera.c2w[:, 1] @ torch.tensor(UP[up])) > 0.5
+            assert math.isclose(float(torch.linalg.det(camera.c2w[:, :3])), 1, abs_tol=1e-5)
+
+
+def test_pictures_of_a_sphere() -> None:
+    size = 64
+    camera = Camera.around(CORNERS, (size, size))
+    picture = render(sphere, camera, up="y", floor=0.2, truth=truth)
+    assert picture.shading.shape == picture.normals.shape == picture.error.shape == (size, size, 3)
+    centre = picture.normals[size // 2, size // 2]
+    torch.testing.assert_close(centre, torch.tensor([0.5, 0.5, 1.0]), rtol=0, atol=0.02)  # towards the camera
+    distance = float((camera.c2w[:, 3] - 0.5).norm())
+    radius = (
+        math.tan(math.asin(RADIUS / distance)) / math.tan(camera.fov / 2) * size / 2
+    )  # of the silhouette, in pixels
+    disc = (picture.normals[:, :, 2] < 0.9) | (picture.normals[:, :, :2] - 0.5).abs().amax(-1).lt(0.3)
+    assert math.isclose(math.sqrt(float(disc.sum()) / math.pi), radius, rel_tol=0.03)
+    row = picture.normals[size // 2]
+    assert row[size // 2 + 8, 0] > 0.55 > 0.45 > row[size // 2 - 8, 0]  # red to the right
+    assert picture.normals[size // 2 - 8, size // 2, 1] > 0.55  # green upwards
+    left, right = picture.shading[size // 3, size // 3], picture.shading[2 * size // 3, 2 * size // 3]
+    assert left.sum() > 1.2 * right.sum()  # the key light stands at the upper left
+    shadow = picture.shading[:, :, 0] / render(sphere, camera, up="y", truth=None).shading[:, :, 0]
+    assert float(shadow.min()) < 0.8 and float(shadow[0].min()) > 0.99  # on the floor, not above
+
+
+def test_error_of_the_exact_field_is_clean_and_of_another_one_is_not() -> None:
+    camera = Camera.around(CORNERS, (40, 40))
+    exact = render(sphere, camera, truth=truth, shadows=False)
+    assert exact.error_scale == 1e-5
+    larger = render(lambda p: sphere(p) - 0.004, camera, truth=truth, shadows=False)
+    assert larger.error_scale == 0.005
+    middle = (slice(18, 22), slice(18, 22))
+    assert larger.error[middle].mean() < 0.6 * exact.error[middle].mean()  # darker
+    colors = error_colors(torch.tensor([0.0, 0.5, 1.0, 9.0, torch.nan]), 1.0)
+    assert torch.equal(colors[2], colors[3]) and torch.equal(colors[0], colors[4])
+    lightness = error_colors(torch.linspace(0, 1, 40), 1.0) @ torch.tensor([0.2126, 0.7152, 0.0722])
+    assert bool((lightness.diff() < 0).all())
+    assert with_scale(larger.error, 0.005, "error").dtype == torch.uint8
+
+
+def test_files_of_the_views(tmp_path) -> None:
+    iio = pytest.importorskip("imageio.v3")
+    scale = write_views(tmp_path, sphere, CORNERS, size=32, truth=truth)
+    assert scale == 1e-5
+    for name, width in {"render": 32, "normals": 32, "error": 32, "strip": 96}.items():
+        assert iio.imread(tmp_path / f"{name}.png").shape == (32, width, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["error.png", "normals.png", "render.png", "strip.png"]
+    frames = list(turntable(sphere, CORNERS, n_frames=3, size=24))
+    assert len(frames) == 3 and frames[0].shape == (24, 24, 3)
+    assert float((frames[0] - frames[1]).abs().max()) < 0.05  # a sphere looks the same from all around
+
+
+def test_slices_show_the_distance() -> None:
+    picture = slice_image(lambda p: (p - 0.5).norm(dim=-1) - 0.275 + 0 * p[:, 0], 128)
+    assert picture.shape == (128, 3 * 128 + 4, 3)
+    for begin in (0, 130, 260):
+        panel = picture[:, begin : begin + 128]
+        assert panel[64, 64, 2] > panel[64, 64, 0] and panel[2, 64, 0] > panel[2, 64, 2]  # blue inside, ochre outside
+        dark = panel[64].amax(-1) < 0.2
+        assert bool(dark[28:31].any()) and bool(dark[97:101].any())  # the surface, at 0.5 +- 0.275
+    plane = level_lines((torch.arange(100) / 100 - 0.52).expand(100, 100))
+    lightness = plane.mean(-1)[50]
+    assert lightness[52] < 0.15 and lightness[57] < lightness[59] - 0.1 and lightness[62] < lightness[60] - 0.1
