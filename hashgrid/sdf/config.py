@@ -51,10 +51,11 @@ class SdfConfig:
     point_loss: str = "siren"  # or "igr"
     point_batch: int = 1 << 11  # on the surface, and as many near it
     uniform_batch: int = 1 << 11
-    uniform_pool: int = 1 << 16  # of points that the uniform ones are drawn from
+    near_pool: int = 1 << 17  # that points near the surface are drawn from
+    uniform_pool: int = 1 << 16  # that uniform points are drawn from
     point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
-    gradient_step: float = 0.002  # of finite differences for gradients in the loss; 0 for exact ones
-    sign_weight: float = 10.0  # of the wrong side of the surface, by the winding number of the points; 0 for none
+    gradient_step: float = 0.001  # of finite differences for gradients in the loss; 0 for exact ones
+    sign_weight: float = 100.0  # of the wrong side of the surface, by the winding number of the points; 0 for none
     surface_weight: float = 30.0
     normal_weight: float = 1.0
     off_surface_weight: float = 0.1

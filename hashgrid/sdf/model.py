@@ -106,8 +106,9 @@ class SdfField(Field):
 
 
 def distance_to_centre(x: Tensor) -> Tensor:
-    """Distances [...] of points [..., 3] to the centre of the cube, rounded off there to be smooth."""
-    return ((x - 0.5).square().sum(-1) + 1e-6).sqrt()
+    """Distances [...] of points [..., 3] to the centre of the cube, rounded off to 0.1 there: smooth, and not so small
+    that a bit of surface stays behind."""
+    return ((x - 0.5).square().sum(-1) + 0.1**2).sqrt()
 
 
 def make_field(config: SdfConfig) -> Field:

@@ -160,8 +160,8 @@ class PointSamples:
     geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al. 2020).
 
     Those losses allow more surfaces than the one through the points, and a hash grid, in which distant places have no
-    parameters in common, comes up with them. So uniform points also have to be on the side that the winding number of
-    the points says.
+    parameters in common, comes up with them. So points off the surface also have to be on the side that the winding
+    number of the oriented points says.
 
     Args:
         cloud: what to fit.
@@ -177,10 +177,9 @@ class PointSamples:
         self.device = device
         self.points = torch.from_numpy(cloud.points).float()
         self.normals = torch.from_numpy(cloud.normals).float()
-        self.spread = torch.from_numpy(spread(cloud.points, config.point_neighbors)).float()
-        uniform = np.random.default_rng(config.seed).random((config.uniform_pool, 3))
-        self.uniform = torch.from_numpy(uniform).float()
-        self.signs = torch.from_numpy(signs(cloud, uniform)).float()
+        off = self._make_off(cloud)
+        self.off = torch.from_numpy(off).float()
+        self.signs = torch.from_numpy(signs(cloud, off)).float()
         self._generator = torch.Generator()
 
     def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
@@ -200,18 +199,28 @@ class PointSamples:
         loss = loss + config.normal_weight * normal + config.eikonal_weight * growth
         uniform = distance[-config.uniform_batch :]
         loss = loss + config.off_surface_weight * losses.off_surface(uniform, config.off_surface_sharpness)
-        return loss + config.sign_weight * losses.wrong_side(uniform, signs), len(x)
+        return loss + config.sign_weight * losses.wrong_side(distance[n:], signs), len(x)
+
+    def _make_off(self, cloud: PointCloud) -> np.ndarray:
+        """Points off the surface [near_pool + uniform_pool, 3]: near it, normally distributed around the points, and
+        anywhere in the cube."""
+        config, generator = self.config, np.random.default_rng(self.config.seed)
+        index = generator.integers(len(cloud.points), size=config.near_pool)
+        reach = spread(cloud.points, config.point_neighbors)[index, None]
+        near = cloud.points[index] + reach * generator.normal(size=(config.near_pool, 3))
+        return np.concatenate([near.clip(0, 1), generator.random((config.uniform_pool, 3))])
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points of one step, on the surface, near it and uniform in the cube, the normals of the first and the signs
-        of the last."""
-        config, generator = self.config, self._generator.manual_seed(self.config.seed * (1 << 32) + step)
-        index = torch.randint(len(self.points), (config.point_batch,), generator=generator)
-        points = self.points[index]
-        moved = torch.randn(points.shape, generator=generator) * self.spread[index, None]
-        other = torch.randint(len(self.uniform), (config.uniform_batch,), generator=generator)
-        x = torch.cat([points, (points + moved).clamp(0, 1), self.uniform[other]])
-        return x.to(self.device), self.normals[index].to(self.device), self.signs[other].to(self.device)
+        of the others."""
+        config = self.config
+        generator = self._generator.manual_seed((config.seed * 2654435761 + step) % (1 << 32))  # it reads 32 bits
+        on = torch.randint(len(self.points), (config.point_batch,), generator=generator)
+        near = torch.randint(config.near_pool, (config.point_batch,), generator=generator)
+        uniform = torch.randint(config.near_pool, len(self.off), (config.uniform_batch,), generator=generator)
+        off = torch.cat([near, uniform])
+        x = torch.cat([self.points[on], self.off[off]])
+        return x.to(self.device), self.normals[on].to(self.device), self.signs[off].to(self.device)
 
     def close(self) -> None:
         pass
