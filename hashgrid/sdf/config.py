@@ -52,7 +52,7 @@ class SdfConfig:
     point_batch: int = 1 << 11  # on the surface, and as many near it
     uniform_batch: int = 1 << 11
     near_pool: int = 1 << 17  # that points near the surface are drawn from
-    uniform_pool: int = 1 << 16  # that uniform points are drawn from
+    uniform_pool: int = 1 << 18  # that uniform points are drawn from
     point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
     gradient_step: float = 0.001  # of finite differences for gradients in the loss; 0 for exact ones
     sign_weight: float = 100.0  # of the wrong side of the surface, by the winding number of the points; 0 for none
@@ -64,7 +64,7 @@ class SdfConfig:
     # SIREN (Sitzmann et al. 2020).
     siren_neurons: int = 128
     siren_hidden_layers: int = 3
-    siren_learning_rate: float = 5e-4
+    siren_learning_rate: float = 2e-3
     siren_final_learning_rate: float = 2e-5
 
     # Optimisation.
