@@ -212,7 +212,7 @@ PLY_WRITER = """
 import sys, numpy as np
 from hashgrid.sdf.mesh import write_ply
 step = 0
-while True:
+while step < 3000:
     step += 1
     write_ply(sys.argv[1], np.full((100000, 3), float(step)), np.full((50000, 3), step))
 """
@@ -223,7 +223,7 @@ from hashgrid.sdf.mesh import Placement
 from hashgrid.sdf.model import make_field
 config = SdfConfig(log2_hashmap_size=14)
 field, step = make_field(config), 0
-while True:
+while step < 3000:
     step += 1
     for parameter in field.parameters():
         torch.nn.init.constant_(parameter, float(step))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def run(
     subject = _load(path, points, truth, config.margin)
     out = Path("outputs") / "sdf" / Path(subject.name).stem if out is None else out
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out / "results.json", {"input": subject.path, "state": "training"})  # is it writable?
+    with tempfile.TemporaryFile(dir=out):  # raises now what would be raised after training
+        pass
     print(subject.describe(), flush=True)
     trainer = Trainer(subject.objective(config), config, seconds_before=time.perf_counter() - begin)
     interrupted = _train(trainer, subject)

@@ -212,16 +212,22 @@ def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
 
 def is_watertight(faces: np.ndarray) -> bool:
     """Whether every directed edge of the faces [F, 3] has its opposite, exactly as often."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    forward, n_forward = np.unique(edges, axis=0, return_counts=True)
-    backward, n_backward = np.unique(edges[:, ::-1], axis=0, return_counts=True)
-    return forward.shape == backward.shape and bool((forward == backward).all() and (n_forward == n_backward).all())
+    start, end = _edges(faces)
+    forward, backward = np.sort(start << 32 | end), np.sort(end << 32 | start)
+    return bool((forward == backward).all())
 
 
 def euler_characteristic(faces: np.ndarray) -> int:
     """V - E + F of the faces [F, 3]."""
-    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
-    return len(np.unique(faces)) - len(np.unique(edges, axis=0)) + len(faces)
+    start, end = _edges(faces)
+    edges = np.minimum(start, end) << 32 | np.maximum(start, end)
+    return len(np.unique(faces)) - len(np.unique(edges)) + len(faces)
+
+
+def _edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and second vertex of every directed edge [3 F] of the faces [F, 3], int64 below 2^31."""
+    faces = faces.astype(np.int64, copy=False)
+    return faces.reshape(-1), faces[:, [1, 2, 0]].reshape(-1)
 
 
 def write_ply(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None = None) -> None:

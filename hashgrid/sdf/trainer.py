@@ -116,17 +116,25 @@ class Trainer:
         progress.points_per_second = progress.samples / max(progress.seconds, 1e-9)
 
     def train(self, on_step: Callable[[Progress], None] | None = None) -> None:
-        """Steps until the budget is spent; the field holds the averaged weights afterwards."""
+        """Steps until the budget is spent or the user interrupts; the field holds the averaged weights afterwards."""
         try:
             while self.tick() < 1.0:
                 self.step()
                 if on_step is not None:
                     on_step(self.progress)
+        except KeyboardInterrupt:
+            self._take_averages()
+            raise
         finally:
             self.objective.close()
+        self._take_averages()
+        self.tick()
+
+    def _take_averages(self) -> None:
+        if self.progress.step == 0:
+            return
         averages = self.optimizer.ema_parameters()
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
         with torch.no_grad():
             for param, average in zip(params, averages, strict=True):
                 param.copy_(average)
-        self.tick()

@@ -1,0 +1,120 @@
+"""How well ``hashgrid sdf`` fits meshes and point clouds, against a SIREN and the reference backend at equal time.
+
+``python benchmarks/sdf_quality.py MESH [MESH ...] [--points] [--seconds 60]`` trains one field after the other with
+default settings, measures them in the same way, and writes ``results/sdf_meshes.json`` (``sdf_points.json``) and the
+same as a Markdown table. With ``--points`` fields see 50 000 points of each mesh with normals and no distances. Time is
+everything from reading the file to the last step, pools of samples included; a quiet machine is assumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hashgrid.bench.environment import environment, warn_if_busy
+from hashgrid.files import atomic_write_json, atomic_write_text
+from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.evaluate import compare_meshes, eikonal_error, iou
+from hashgrid.sdf.extract import n_components
+from hashgrid.sdf.mesh import load_mesh
+from hashgrid.sdf.model import make_field
+from hashgrid.sdf.points import PointSamples, load_points
+from hashgrid.sdf.samples import DistanceSamples
+from hashgrid.sdf.trainer import Trainer
+
+N_POINTS = 50_000
+METHODS = {
+    "hash grid": {},
+    "SIREN": {"field": "siren"},
+    "reference backend": {"backend": "reference"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("meshes", nargs="+", type=Path)
+    parser.add_argument("--points", action="store_true", help="fit points with normals, without distances")
+    parser.add_argument("--seconds", type=float, help="per field (default: SdfConfig's)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    warn_if_busy()
+    name = "sdf_points" if args.points else "sdf_meshes"
+    record: dict[str, Any] = {"environment": environment(torch.device("cpu")), "rows": []}
+    for path in args.meshes:
+        for method in args.methods:
+            row = {"mesh": path.name, "method": method, **measure(path, method, args.points, args.seconds)}
+            record["rows"].append(row)
+            print(_line(row), flush=True)
+            atomic_write_json(args.out / f"{name}.json", record)
+    atomic_write_text(args.out / f"{name}.md", table(record["rows"]))
+
+
+def measure(path: Path, method: str, from_points: bool, seconds: float | None) -> dict[str, Any]:
+    """Trains one field and compares it, and the mesh extracted from it, with the mesh."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mesh = load_mesh(path)
+    config = SdfConfig.for_points() if from_points else SdfConfig()
+    config = config.replace(time_limit=seconds or config.default_seconds, device="cpu", **METHODS[method])
+    begin = time.perf_counter()
+    if from_points:
+        with tempfile.TemporaryDirectory() as folder:
+            points, face = mesh.sample_surface(N_POINTS, np.random.default_rng(0))
+            np.savez(Path(folder) / "points.npz", points=points, normals=mesh.face_normals[face])
+            begin = time.perf_counter()
+            cloud = load_points(Path(folder) / "points.npz")
+        mesh = dataclasses.replace(mesh, vertices=cloud.placement.to_cube(mesh.vertices))
+        objective: Any = PointSamples(cloud, config, torch.device("cpu"))
+    else:
+        objective = DistanceSamples(load_mesh(path), config, torch.device("cpu"))
+    trainer = Trainer(objective, config, seconds_before=time.perf_counter() - begin)
+    before = trainer.tick() * config.time_limit
+    trainer.train()
+    field = make_field(config.replace(backend="native"))  # the same function, evaluated faster
+    field.load_state_dict(trainer.field.state_dict())
+    vertices, faces = field.to_mesh(config.mesh_resolution)
+    progress = trainer.progress
+    return {
+        "warnings": [str(w.message) for w in caught],
+        "iou": iou(field, mesh),
+        **compare_meshes(vertices.double().numpy(), faces.numpy(), mesh),
+        "components": n_components(faces),
+        "eikonal_error": eikonal_error(field, mesh),
+        "n_parameters": sum(param.numel() for param in field.parameters()),
+        "steps": progress.step,
+        "samples": progress.samples,
+        "seconds": progress.seconds,
+        "seconds_before_training": before,
+    }
+
+
+COLUMNS = "| mesh | field | IoU | Chamfer | normals | Euler (input) | closed | steps | M points/s |"
+
+
+def _line(row: dict[str, Any]) -> str:
+    rate = row["samples"] / (row["seconds"] - row["seconds_before_training"]) / 1e6
+    chamfer = "-" if row["chamfer"] is None else f"{row['chamfer']:.2e}"
+    normals = "-" if row["normal_consistency"] is None else f"{row['normal_consistency']:.4f}"
+    return (
+        f"| {row['mesh']} | {row['method']} | {row['iou']:.4f} | {chamfer} | {normals} | {row['euler']}"
+        f" ({row.get('euler_input', '-')}) | {'yes' if row['watertight'] else 'no'} | {row['steps']} | {rate:.2f} |"
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown; Chamfer distances in units of the cube."""
+    return "\n".join([COLUMNS, "|---" * (COLUMNS.count("|") - 1) + "|", *map(_line, rows), ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
