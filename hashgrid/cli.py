@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     sdf.add_argument("--truth", type=Path, metavar="MESH", help="mesh to compare with, in the coordinates of the input")
     sdf.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only extract, measure and render a stored field")
     sdf.add_argument("--out", type=Path, help="where results go (default: outputs/sdf/<mesh>)")
-    _add_budget(sdf, "training steps", "training time in seconds (default: 90)")
+    _add_budget(sdf, "training steps", "training time in seconds (default: 30)")
     sdf.add_argument("--resolution", type=int, metavar="N", help="cells per side of the extracted mesh (default: 256)")
     sdf.add_argument("--no-video", action="store_true", help="no turntable.mp4")
     sdf.add_argument(

@@ -42,7 +42,9 @@ def _hash_encode_backward() -> Iterator[Arguments]:
 
 
 def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
-    yield torch.zeros(LEVELS.n_entries, 2), torch.randn(N_POINTS, 6), torch.rand(N_POINTS, 3), None, *LINEAR, False
+    for cotangent in (None, torch.randn(N_POINTS, 3)):
+        table, grad_y = torch.zeros(LEVELS.n_entries, 2), torch.randn(N_POINTS, 6)
+        yield table, cotangent, grad_y, torch.rand(N_POINTS, 3), None, *LINEAR, False
 
 
 def _hash_encode_backward_backward() -> Iterator[Arguments]:

@@ -383,10 +383,11 @@ def test_hash_encode_passes_opcheck(interpolation: int, dtype: torch.dtype) -> N
         library.hash_encode_backward_backward.default,
         (*cotangents, grad_y, x, table, weights, *options, True, True, False),
     )
-    torch.library.opcheck(
-        library.hash_encode_accumulate_table_gradient.default,
-        (torch.zeros_like(table), grad_y, x, weights, *options, False),
-    )
+    for cotangent in (None, cotangents[0]):
+        torch.library.opcheck(
+            library.hash_encode_accumulate_table_gradient.default,
+            (torch.zeros_like(table), cotangent, grad_y, x, weights, *options, False),
+        )
 
 
 def test_registered_op_is_twice_differentiable() -> None:

@@ -250,6 +250,44 @@ def test_compiled_model_trains_like_eager(backend: str, compute_dtype: torch.dty
     torch.testing.assert_close(compiled.grid.table, eager.grid.table, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])
+def test_kept_gradient_gets_the_second_order_too(dtype: torch.dtype, interpolation: str) -> None:
+    def gradients(accumulate: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        grid = HashGrid(3, **SMALL, interpolation=interpolation, accumulate_grad=accumulate).to(dtype)
+        with torch.no_grad():
+            grid.table.uniform_(-1, 1)
+        x = torch.rand(300, 3, dtype=dtype, requires_grad=True)
+        y = grid(x).square().sum(-1)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        assert grid.table.grad is None or not grid.table.grad.any()  # the slope alone is no training step
+        ((slope.norm(dim=-1) - 1).square().sum() + y.sum() + grid(x.detach()).sum()).backward()
+        return [grid.table.grad, x.grad]
+
+    for kept, fresh in zip(gradients(True), gradients(False), strict=True):
+        rtol = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(kept, fresh, rtol=rtol, atol=rtol * float(fresh.abs().max()))
+
+
+def test_table_gradient_is_there_whenever_it_is_asked_for(backend: str) -> None:
+    grid = HashGrid(3, **SMALL, backend=backend)
+    x = torch.rand(50, 3, requires_grad=True)
+    y = grid(x).sum()
+    (of_x,) = torch.autograd.grad(y, x, retain_graph=True)
+    (of_table,) = torch.autograd.grad(y, grid.table, retain_graph=True)
+    both = torch.autograd.grad(y, [x, grid.table], retain_graph=True)
+    half = grid.table * 0.5  # not a leaf: the engine goes through it
+    (through,) = torch.autograd.grad(
+        torch.func.functional_call(grid, {"table": half}, x).sum(), grid.table, retain_graph=True
+    )
+    y.backward()
+    assert of_table.any() and torch.equal(of_table, both[1]) and torch.equal(of_x, both[0])
+    assert torch.equal(grid.table.grad, of_table) and torch.allclose(through, 0.5 * of_table)
+    names = torch.func.grad(lambda table: torch.func.functional_call(grid, {"table": table}, x).sum())(grid.table)
+    assert torch.equal(names, of_table)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

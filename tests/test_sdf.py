@@ -256,7 +256,9 @@ def test_command_fits_a_mesh(tmp_path: Path) -> None:
     out = tmp_path / "out"
     sizes = ["log2_hashmap_size=14", "max_resolution=128", "pool=65536", "batch=8192", "mesh_resolution=80"]
     arguments = [part for size in sizes for part in ("--set", size)]
-    assert main(["sdf", str(tmp_path / "torus.ply"), "--out", str(out), "--steps", "250", "--no-video", *arguments]) == 0
+    assert (
+        main(["sdf", str(tmp_path / "torus.ply"), "--out", str(out), "--steps", "250", "--no-video", *arguments]) == 0
+    )
     results = json.loads((out / "results.json").read_text())
     assert results["iou"] > 0.97 and results["chamfer"] < 2e-3 and results["normal_consistency"] > 0.98
     assert results["watertight"] and results["euler"] == results["euler_input"] == 0

@@ -60,7 +60,7 @@ def ball(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(ball, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    assert main(["sdf", str(ball), "--out", str(out), "--steps", "120", "--set", "n_frames=2", *SETTINGS]) == 0
+    assert main(["sdf", str(ball), "--out", str(out), "--steps", "300", "--set", "n_frames=2", *SETTINGS]) == 0
     return out
 
 
@@ -70,7 +70,7 @@ def test_command_writes_everything(fitted, ball) -> None:
     results = json.loads((fitted / "results.json").read_text())
     assert KEYS <= set(results) and results["mesh"] == str(fitted / "mesh.ply")
     assert results["iou"] > 0.95 and results["watertight"] and results["euler_input"] == 2
-    assert results["components"] >= 1 and results["train"]["steps"] == 120 and results["train"]["samples"] == 120 * 4096
+    assert results["components"] >= 1 and results["train"]["steps"] == 300 and results["train"]["samples"] == 300 * 4096
     mesh = trimesh.load(fitted / "mesh.ply", process=False)
     assert np.abs(np.linalg.norm(mesh.vertices - 5, axis=-1) - 2).mean() < 0.05  # in the coordinates of the input
 

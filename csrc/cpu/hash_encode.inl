@@ -770,7 +770,7 @@ static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) 
   for (int64_t unit = begin; unit < end; ++unit) {
     const Shard shard = shard_of(p, unit);
     const GridLevel& level = p.levels[shard.level];
-    zero_shard<T>(p, shard);
+    if (!p.accumulate) zero_shard<T>(p, shard);
     const double m = level_weight<T>(p, shard.level);
     const double u_level = u != nullptr ? u[shard.level] : 0.0;
     for (int64_t n = 0; n < p.n_points; ++n) {

@@ -157,7 +157,9 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
 }
 
 // Adds the table gradient to `grad_table`, which a trainer keeps from step to step: no fresh pages, no zeroing pass.
-void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const Tensor& grad_y, const Tensor& positions,
+// With a cotangent of the position gradient it is the second order's.
+void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const std::optional<Tensor>& grad_grad_positions,
+                                               const Tensor& grad_y, const Tensor& positions,
                                                const std::optional<Tensor>& level_weights,
                                                const std::vector<double>& scales,
                                                const std::vector<int64_t>& resolutions, double shift,
@@ -169,12 +171,15 @@ void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const Tensor& 
                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_dtype(grad_table, "grad_table", positions.scalar_type());
   check_grad_y(grad_y, positions, p);
+  set_cotangents(grad_grad_positions, std::nullopt, std::nullopt, positions, p);
+  const bool second = grad_grad_positions.has_value();
+  if (second && p.interpolation == Interpolation::kNearest) return;
   p.grad_y = grad_y.const_data_ptr();
   p.grad_table = grad_table.mutable_data_ptr();
   p.accumulate = true;
   Workspace workspace;
-  prepare(positions, p, workspace);
-  run_table_units(kernels().hash_encode_backward_table, p);
+  prepare(positions, p, workspace, /*with_cotangents=*/second);
+  run_table_units(second ? kernels().hash_encode_second_table : kernels().hash_encode_backward_table, p);
 }
 
 // Cotangents of (grad_positions, grad_table, grad_level_weights), each optional, pulled back to

@@ -26,8 +26,9 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
       "bool deterministic) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
-      "hash_encode_accumulate_table_gradient(Tensor(a!) grad_table, Tensor grad_y, Tensor positions, "
-      "Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA "int interpolation, int bounds, bool deterministic) -> ()");
+      "hash_encode_accumulate_table_gradient(Tensor(a!) grad_table, Tensor? grad_grad_positions, Tensor grad_y, "
+      "Tensor positions, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds, bool deterministic) -> ()");
   m.def(
       "hash_encode_backward_backward(Tensor? grad_grad_positions, Tensor? grad_grad_table, "
       "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? "

@@ -90,6 +90,17 @@ def _deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled()
 
 
+def _is_asked_for(ctx: Any, index: int) -> bool:
+    """Whether this backward pass goes on to input ``index``. ``needs_input_grad`` does not say: for the gradient of
+    positions alone, as an eikonal loss takes it, the table's would be made and thrown away."""
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        return torch._C._will_engine_execute_node(ctx.next_functions[index][0])
+    except (AttributeError, RuntimeError, TypeError):  # no engine at work, as in torch.func; or another PyTorch
+        return True
+
+
 class _HashEncode(torch.autograd.Function):
     @staticmethod
     def forward(positions, table, level_weights, shadow, known, grad_buffer, options):  # type: ignore[override]
@@ -107,16 +118,19 @@ class _HashEncode(torch.autograd.Function):
     def backward(ctx, grad_y):  # type: ignore[override]
         positions, table, level_weights, shadow = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
+        needs = (needs[0], needs[1] and _is_asked_for(ctx, 1), needs[2])
         grad_y = grad_y.to(positions.dtype).contiguous()
-        if ctx.grad_buffer is not None and needs[1]:
+        if ctx.grad_buffer is not None and needs[1] and not torch.is_grad_enabled():
             _extension.ops().hash_encode_accumulate_table_gradient(
-                ctx.grad_buffer, grad_y, positions, level_weights, *ctx.options, _deterministic()
+                ctx.grad_buffer, None, grad_y, positions, level_weights, *ctx.options, _deterministic()
             )
             torch.autograd.graph.increment_version(ctx.grad_buffer)
             needs = (needs[0], False, needs[2])
             if not any(needs):
                 return (None,) * 7
-        grads = _HashEncodeBackward.apply(grad_y, positions, table, level_weights, shadow, ctx.options, needs)
+        grads = _HashEncodeBackward.apply(
+            grad_y, positions, table, level_weights, shadow, ctx.grad_buffer, ctx.options, needs
+        )
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None
 
 
@@ -124,7 +138,7 @@ class _HashEncodeBackward(torch.autograd.Function):
     """The first derivative as a function of its own, so that it can be differentiated once more."""
 
     @staticmethod
-    def forward(grad_y, positions, table, level_weights, shadow, options, needs):  # type: ignore[override]
+    def forward(grad_y, positions, table, level_weights, shadow, grad_buffer, options, needs):  # type: ignore[override]
         read = table if shadow is None else shadow
         return _extension.ops().hash_encode_backward(
             grad_y, positions, read, level_weights, *options, *needs, _deterministic()
@@ -132,7 +146,7 @@ class _HashEncodeBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        grad_y, positions, table, level_weights, shadow, ctx.options, ctx.needs = inputs
+        grad_y, positions, table, level_weights, shadow, ctx.grad_buffer, ctx.options, ctx.needs = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_y, positions, table, level_weights, shadow)
 
@@ -142,10 +156,19 @@ class _HashEncodeBackward(torch.autograd.Function):
             None if g is None or not need else g.contiguous() for g, need in zip(cotangents, ctx.needs, strict=True)
         )
         if all(g is None for g in kept):
-            return (None,) * 7
+            return (None,) * 8
         keep = ctx.needs_input_grad[:4]
+        keep = (keep[0], keep[1], keep[2] and _is_asked_for(ctx, 2), keep[3])
+        in_place = ctx.grad_buffer is not None and keep[2] and not torch.is_grad_enabled()
+        if in_place and kept[0] is not None and kept[1] is None and kept[2] is None:
+            grad_y, positions, _, level_weights, _ = ctx.saved_tensors
+            _extension.ops().hash_encode_accumulate_table_gradient(
+                ctx.grad_buffer, kept[0], grad_y, positions, level_weights, *ctx.options, _deterministic()
+            )
+            torch.autograd.graph.increment_version(ctx.grad_buffer)
+            keep = (keep[0], keep[1], False, keep[3])
         grads = no_third_derivative("hash_encode", _second_order, *kept, *ctx.saved_tensors, ctx.options, keep)
-        return *(grad if need else None for grad, need in zip(grads, keep, strict=True)), None, None, None
+        return *(grad if need else None for grad, need in zip(grads, keep, strict=True)), None, None, None, None
 
 
 def _second_order(v_positions, v_table, v_weights, grad_y, positions, table, level_weights, shadow, options, keep):
@@ -174,7 +197,7 @@ def _register() -> None:
         )
 
     @torch.library.register_fake("hashgrid::hash_encode_accumulate_table_gradient")
-    def _(grad_table, grad_y, positions, level_weights, *options):
+    def _(grad_table, grad_grad_positions, grad_y, positions, level_weights, *options):
         return None
 
     @torch.library.register_fake("hashgrid::hash_encode_backward_backward")

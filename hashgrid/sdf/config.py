@@ -19,7 +19,7 @@ class SdfConfig:
     seed: int = 0
     steps: int | None = None
     time_limit: float | None = None  # seconds of everything but the final evaluation
-    default_seconds: float = 90.0  # when neither budget is given
+    default_seconds: float = 30.0  # when neither budget is given
 
     # Field.
     field: str = "hashgrid"  # or "siren"
@@ -73,7 +73,7 @@ class SdfConfig:
     loss: str = "mape"  # or "truncated_l1"
     mape_offset: float = 0.01  # |error| / (|distance| + this)
     truncation: float = 0.1  # of distances, for truncated_l1
-    eikonal_weight: float = 0.0
+    eikonal_weight: float = 0.1
     eikonal_share: float = 0.25  # of the batch, where the eikonal term is on
     weight_decay: float = 1e-6  # MLP weights only
     ema_decay: float = 0.95

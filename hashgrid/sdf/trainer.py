@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.device import choose_device
+from hashgrid.modules import HashGrid
 from hashgrid.optim import Adam
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.model import Field, make_field
@@ -65,6 +66,7 @@ class Trainer:
         self.config = config.replace(device=str(self.device))
         self.objective = objective
         self.field = make_field(config).to(self.device)
+        self._keep_gradients(True)
         self.learning_rate = torch.tensor(self.field.learning_rates[0], device=self.device)
         self.optimizer = Adam(
             self.field.parameter_groups(config.weight_decay),
@@ -72,6 +74,7 @@ class Trainer:
             betas=(0.9, 0.99),
             eps=1e-15,
             ema_decay=config.ema_decay,
+            zero_grad_in_step=True,
             backend=config.backend,
         )
         self.progress = Progress()
@@ -127,8 +130,15 @@ class Trainer:
             raise
         finally:
             self.objective.close()
+            self._keep_gradients(False)
         self._take_averages()
         self.tick()
+
+    def _keep_gradients(self, keep: bool) -> None:
+        """Whether the backward of hash grids adds to one buffer that stays: no fresh pages in every step."""
+        for module in self.field.modules():
+            if isinstance(module, HashGrid):
+                module.accumulate_grad = keep
 
     def _take_averages(self) -> None:
         if self.progress.step == 0:

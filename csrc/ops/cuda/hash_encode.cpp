@@ -86,7 +86,8 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cuda(
 }
 
 // Adds the table gradient to `grad_table`, which a trainer keeps from step to step.
-void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const Tensor& any_grad_y, const Tensor& positions,
+void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const std::optional<Tensor>& grad_grad_positions,
+                                                const Tensor& any_grad_y, const Tensor& positions,
                                                 const std::optional<Tensor>& level_weights,
                                                 const std::vector<double>& scales,
                                                 const std::vector<int64_t>& resolutions, double shift,
@@ -95,6 +96,7 @@ void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const Tensor&
                                                 int64_t bounds, bool deterministic) {
   const DeviceScope device(positions);
   device.check(grad_table, "grad_table");
+  device.check(grad_grad_positions, "grad_grad_positions");
   device.check(any_grad_y, "grad_y");
   const Tensor grad_y = aligned(any_grad_y);
   device.check(level_weights, "level_weights");
@@ -103,11 +105,14 @@ void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const Tensor&
                               {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_dtype(grad_table, "grad_table", positions.scalar_type());
   check_grad_y(grad_y, positions, p);
+  set_cotangents(grad_grad_positions, std::nullopt, std::nullopt, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   p.grad_table = grad_table.mutable_data_ptr();
   Workspace workspace;
   if (deterministic) make_deterministic(positions, p, workspace);
-  launch_hash_encode_backward_table(p, device.stream());
+  const auto launch =
+      grad_grad_positions.has_value() ? launch_hash_encode_second_table : launch_hash_encode_backward_table;
+  launch(p, device.stream());
 }
 
 // Cotangents of (grad_positions, grad_table, grad_level_weights), each optional, pulled back to
