@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import tempfile
 import time
@@ -45,18 +46,22 @@ def main() -> None:
     parser.add_argument("--points", action="store_true", help="fit points with normals, without distances")
     parser.add_argument("--seconds", type=float, help="per field (default: SdfConfig's)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--add", action="store_true", help="to the rows of an earlier call")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     warn_if_busy()
     name = "sdf_points" if args.points else "sdf_meshes"
-    record: dict[str, Any] = {"environment": environment(torch.device("cpu")), "rows": []}
+    facts, rows = environment(torch.device("cpu")), []
+    if args.add and (args.out / f"{name}.json").exists():
+        rows = json.loads((args.out / f"{name}.json").read_text())["rows"]
     for path in args.meshes:
         for method in args.methods:
             row = {"mesh": path.name, "method": method, **measure(path, method, args.points, args.seconds)}
-            record["rows"].append(row)
             print(_line(row), flush=True)
-            atomic_write_json(args.out / f"{name}.json", record)
-    atomic_write_text(args.out / f"{name}.md", table(record["rows"]))
+            rows = [old for old in rows if (old["mesh"], old["method"]) != (path.name, method)] + [row]
+            rows.sort(key=lambda row: (row["mesh"].lower(), list(METHODS).index(row["method"])))
+            atomic_write_json(args.out / f"{name}.json", {"environment": facts, "rows": rows})
+    atomic_write_text(args.out / f"{name}.md", table(rows))
 
 
 def measure(path: Path, method: str, from_points: bool, seconds: float | None) -> dict[str, Any]:
