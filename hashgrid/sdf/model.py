@@ -56,7 +56,7 @@ class Field(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """What :class:`hashgrid.optim.Adam` takes."""
-        raise NotImplementedError
+        return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
 
 
 class SdfField(Field):

@@ -37,6 +37,3 @@ class SirenField(Field):
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3; there are no levels to weigh."""
         return 0.5 * self.mlp(2 * x - 1).squeeze(-1)
-
-    def parameter_groups(self, weight_decay: float) -> list[dict]:
-        return [{"params": list(self.mlp.parameters()), "weight_decay": weight_decay}]
