@@ -725,7 +725,7 @@ def test_compiles_without_a_graph_break(once: None) -> None:
 
 
 DISTRIBUTED = """
-import os, sys, torch, torch.distributed as dist
+import gc, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 import hashgrid
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -741,6 +741,10 @@ model(x).square().mean().backward()
 for grad, parameter in zip(grads, model.parameters()):
     assert parameter.grad.any()
     torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=1e-5 * parameter.grad.abs().max().item())
+# gloo's threads must end before the interpreter does: one that asks for the GIL after that aborts the process
+dist.barrier()
+del parallel
+gc.collect()
 dist.destroy_process_group()
 """  # noqa: E501
 
