@@ -72,6 +72,15 @@ def _mlp_backward() -> Iterator[Arguments]:
         yield torch.randn(N_POINTS, 3), x.detach(), *params, 1, 0, 1, False, True
 
 
+def _mlp_backward_backward() -> Iterator[Arguments]:
+    for bias in (False, True):
+        x, weights, biases = _mlp_params(bias)
+        params = [p.detach() for p in weights], [p.detach() for p in biases]
+        cotangent, grad_y = torch.randn(N_POINTS, 5), torch.randn(N_POINTS, 3)
+        yield cotangent, grad_y, x.detach(), *params, 1, 0, False, True, True
+        yield cotangent, grad_y, x.detach(), *params, 4, 6, True, False, True
+
+
 def _sh_encode() -> Iterator[Arguments]:
     for degree in (1, 4):
         yield torch.nn.functional.normalize(torch.randn(N_POINTS, 3), dim=1).requires_grad_(), degree
@@ -184,6 +193,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "hash_encode_backward_backward": _hash_encode_backward_backward,
     "mlp": _mlp,
     "mlp_backward": _mlp_backward,
+    "mlp_backward_backward": _mlp_backward_backward,
     "sh_encode": _sh_encode,
     "sh_encode_backward": _sh_encode_backward,
     "frequency_encode": _frequency_encode,

@@ -218,6 +218,8 @@ def test_gradients_do_not_depend_on_threads(compute_dtype: torch.dtype | None) -
         for n_threads in (1, 2, 16, 16):
             torch.set_num_threads(n_threads)
             results.append(run(ops.mlp, torch.float32, x, weights, biases, grad_y, "relu", "sigmoid", compute_dtype))
+            arguments = x, (grad_y, x, *weights, *biases), len(weights), "relu", "sigmoid", compute_dtype
+            results[-1] += of_input_gradient(ops.mlp, torch.float32, *arguments)
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -235,6 +237,46 @@ def test_first_and_second_derivatives(activation: str) -> None:
 
     assert gradcheck(mlp, inputs)
     assert gradgradcheck(mlp, inputs)
+
+
+def of_input_gradient(
+    mlp: Callable[..., Tensor], dtype: torch.dtype, cotangent: Tensor, inputs: Sequence[Tensor], n: int, *options
+) -> list[Tensor]:
+    """Gradients of ``cotangent . grad_x`` to ``inputs``: grad_y, x, ``n`` weights, biases."""
+    inputs = [t.to(dtype).requires_grad_() for t in inputs]
+    y = mlp(inputs[1], inputs[2 : 2 + n], inputs[2 + n :] or None, *options)
+    (grad_x,) = torch.autograd.grad(y, inputs[1], inputs[0], create_graph=True)
+    return list(torch.autograd.grad(grad_x, inputs, cotangent.to(dtype), materialize_grads=True))
+
+
+@pytest.mark.parametrize("output_activation", ["none", "relu", "silu", "tanh"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_derivatives_of_the_input_gradient(activation: str, output_activation: str) -> None:
+    """What an eikonal loss needs, against PyTorch's fp64."""
+    for widths, n, bias in (
+        ([2, 3], 9, True),
+        ([3, 64, 3], 127, True),
+        ([31, 100, 16, 5], 130, False),
+        ([32, 64, 64, 1], 700, True),
+    ):
+        x, weights, biases, grad_y = problem(widths, n, bias, 0.5)
+        cotangent, inputs, layers = torch.rand_like(x), (grad_y, x, *weights, *biases), len(weights)
+        arguments = cotangent, inputs, layers, activation, output_activation
+        exact = of_input_gradient(reference.mlp, torch.float64, *arguments)
+        for a, b in zip(of_input_gradient(ops.mlp, torch.float64, *arguments), exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * b.abs().max().item())
+        ours, pytorch = (of_input_gradient(mlp, torch.float32, *arguments) for mlp in (ops.mlp, reference.mlp))
+        assert_within_budget(ours, pytorch, exact, UNITS[None], 0.0)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_derivatives_of_the_input_gradient_of_few_points(n: int) -> None:
+    x, weights, biases, grad_y = problem([3, 16, 1], n, True)
+    arguments = torch.rand_like(x), (grad_y, x, *weights, *biases), 2, "softplus"
+    for ours, theirs in zip(
+        *(of_input_gradient(mlp, torch.float64, *arguments) for mlp in (ops.mlp, reference.mlp)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])

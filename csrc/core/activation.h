@@ -1,4 +1,4 @@
-// Activation functions of the MLP: value and first derivative.
+// Activation functions of the MLP: value, first and second derivative.
 #pragma once
 
 #include <cmath>
@@ -82,6 +82,33 @@ HASHGRID_HD T activation_derivative(T source, Activation activation) {
       return cosine(source);
     default:
       return T(1);
+  }
+}
+
+// d^2 activation / dz^2 from the same `source`; zero where derivative_reads_sign.
+template <typename T>
+HASHGRID_HD T activation_second_derivative(T source, Activation activation) {
+  switch (activation) {
+    case Activation::kSiLU: {
+      const T s = sigmoid(source);
+      return s * (T(1) - s) * (T(2) + source * (T(1) - T(2) * s));
+    }
+    case Activation::kSoftplus: {
+      const T s = sigmoid(source);
+      return s * (T(1) - s);
+    }
+    case Activation::kSigmoid:
+      return source * (T(1) - source) * (T(1) - T(2) * source);
+    case Activation::kTanh:
+      return T(-2) * source * (T(1) - source * source);
+    case Activation::kExp: {
+      const T low = exponential(T(-kExpGradientClamp)), high = exponential(T(kExpGradientClamp));
+      return source < low || source > high ? T(0) : source;
+    }
+    case Activation::kSine:
+      return -sine(source);
+    default:
+      return T(0);
   }
 }
 

@@ -326,6 +326,8 @@ struct MlpLayer {
                               // from where the next layer's input cannot serve
   int64_t grad_weight;        // in a partial sum, elements: [n_out rounded up to kMlpRowPad, n_in]
   int64_t grad_bias;          // in a partial sum, elements: [n_out]
+  int64_t tangent;            // in `scratch`, second order: [n_block, n_in], derivative of the input along `cotangent`
+  int64_t tangent_source;     // in `scratch`, second order: [n_block, n_out], the same of the pre-activations
 };
 
 struct MlpParams {
@@ -353,6 +355,11 @@ struct MlpParams {
   int64_t staging[2];         // in `scratch`: [n_block, widest layer], sums of the matrix products
   int64_t gradient[2];        // in `scratch`: [n_block, widest layer] 16-bit factors, `halves` only
   int64_t gradient_pairs[2];  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, `halves` only
+
+  // Second order, CPU, kReal factors.
+  const void* cotangent;      // [n_rows, n_in], of grad_x
+  void* grad_grad_y;          // [n_rows, n_out] or null
+  int64_t value_gradient[2];  // in `scratch`: [n_block, widest layer], gradients of values beside those of tangents
 
   // CUDA. With `halves` `scratch` is the shared memory of a block, all widths are padded to 16, and matrices lie in
   // tiles of 16 x 16; without, it is global memory, nothing is padded, and each partial sum is of `n_slice` rows.

@@ -50,6 +50,7 @@ struct KernelTable {
   RangeKernel<MlpParams> mlp_pack;                                      // units: layers
   RangeKernel<MlpParams> mlp_forward;                                   // units: blocks of n_block rows
   RangeKernel<MlpParams> mlp_backward;                                  // units: partial sums
+  RangeKernel<MlpParams> mlp_second;                                    // units: partial sums
   RangeKernel<MlpParams> mlp_reduce;                                    // units: output rows of all layers
   bool has_bfloat16_products;                                           // mlp_* take MlpParams::halves
 };

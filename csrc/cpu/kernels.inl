@@ -33,6 +33,7 @@
 #include "cpu/occupancy_visible.inl"
 #include "cpu/adam_step.inl"
 #include "cpu/mlp.inl"
+#include "cpu/mlp_second.inl"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -73,6 +74,7 @@ static const KernelTable kTable = {
     &mlp_pack_range,
     &mlp_forward_range,
     &mlp_backward_range,
+    &mlp_second_range,
     &mlp_reduce_range,
     kHasBFloat16Products,
 };

@@ -805,7 +805,7 @@ struct StoreGradient {
 
 // ---- layers ------------------------------------------------------------------------------------------------------
 
-template <class F, class Finish>
+template <class F, bool kBias = true, class Finish>
 static void forward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& in, Finish finish,
                             Prefetch* prefetch) {
   typedef typename F::Product Product;
@@ -815,8 +815,8 @@ static void forward_product(const MlpParams& p, int layer, const BlockRows& bloc
   const Columns<Element> weight = {at<const Element>(p.packed, l.packed_weight), depth * kTileVectors * Product::kWidth,
                                    0};
   // Without biases these are zeros.
-  multiply<Product, true>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
-                          at<const typename F::Real>(p.packed, l.packed_bias), finish, prefetch);
+  multiply<Product, kBias>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
+                           at<const typename F::Real>(p.packed, l.packed_bias), finish, prefetch);
 }
 
 template <class F, class Finish>
@@ -847,20 +847,18 @@ static void weight_product(const MlpParams& p, int layer, const BlockRows& block
                            AddSums<Product>{partial + l.grad_weight, column_pad(l.n_in)}, prefetch);
 }
 
-// Factors of layer 0.
+// Factors of layer 0 from user memory [n_rows, n_in]; `rows` and `pairs` are where to put what cannot stay there.
 template <class F>
-static Factors<F> block_inputs(const MlpParams& p, const BlockRows& block) {
+static Factors<F> block_inputs(const MlpParams& p, const void* x, const BlockRows& block, int64_t rows, int64_t pairs) {
   typedef typename F::Real Real;
-  const MlpLayer& l = p.layers[0];
-  const Real* x = static_cast<const Real*>(p.x) + block.first * l.n_in;
+  const int64_t n_in = p.layers[0].n_in;
+  const Real* first = static_cast<const Real*>(x) + block.first * n_in;
   if constexpr (F::kInPlace) {
-    if (p.factors == MlpFactors::kReal && fits_tiles<F>(l.n_in, block)) {
-      return {const_cast<Real*>(x), nullptr, l.n_in};
-    }
+    if (p.factors == MlpFactors::kReal && fits_tiles<F>(n_in, block)) return {const_cast<Real*>(first), nullptr, n_in};
   }
-  const Factors<F> in = {at<typename F::Stored>(p.scratch, l.input), at<typename F::Pair>(p.scratch, l.input_pairs),
-                         column_pad(l.n_in)};
-  import_factors<F>(value_rounding(p.factors), x, l.n_in, block, in);
+  const Factors<F> in = {at<typename F::Stored>(p.scratch, rows), at<typename F::Pair>(p.scratch, pairs),
+                         column_pad(n_in)};
+  import_factors<F>(value_rounding(p.factors), first, n_in, block, in);
   return in;
 }
 
@@ -870,7 +868,7 @@ template <class F>
 static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factors<F>* inputs, Prefetch* prefetch) {
   typedef typename F::Real Real;
   const Rounding rounding = value_rounding(p.factors);
-  inputs[0] = block_inputs<F>(p, block);
+  inputs[0] = block_inputs<F>(p, p.x, block, p.layers[0].input, p.layers[0].input_pairs);
   for (int l = 0; l + 1 < p.n_layers; ++l) {
     const MlpLayer& layer = p.layers[l];
     const MlpLayer& next = p.layers[l + 1];
@@ -1008,14 +1006,15 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
   if (!direct) export_rows<F>(sums, stride, n_in, block, grad_x);
 }
 
-template <class F>
-static void mlp_backward_partials(const MlpParams& p, int64_t begin, int64_t end) {
-  typedef typename F::Real Real;
+// Runs `run_block`(p, block, partial) over the blocks of each partial sum.
+template <typename Real>
+static void run_partials(const MlpParams& p, int64_t begin, int64_t end,
+                         void (*run_block)(const MlpParams&, int64_t, Real*)) {
   for (int64_t i = begin; i < end; ++i) {
     Real* partial = p.partials == nullptr ? nullptr : static_cast<Real*>(p.partials) + i * p.partial_size;
     if (partial != nullptr) std::memset(partial, 0, p.partial_size * sizeof(Real));
     const int64_t first = i * p.n_blocks / p.n_partials, last = (i + 1) * p.n_blocks / p.n_partials;
-    for (int64_t b = first; b < last; ++b) mlp_backward_block<F>(p, b, partial);
+    for (int64_t b = first; b < last; ++b) run_block(p, b, partial);
   }
 }
 
@@ -1119,10 +1118,10 @@ static void mlp_forward_range(const MlpParams& p, int64_t begin, int64_t end) {
 
 static void mlp_backward_range(const MlpParams& p, int64_t begin, int64_t end) {
 #if defined(HASHGRID_HAS_AVX512_BF16)
-  if (p.halves) return mlp_backward_partials<BFloat16Factors>(p, begin, end);
+  if (p.halves) return run_partials<float>(p, begin, end, &mlp_backward_block<BFloat16Factors>);
 #endif
-  if (p.dtype == DType::kFloat64) return mlp_backward_partials<RealFactors<double>>(p, begin, end);
-  mlp_backward_partials<RealFactors<float>>(p, begin, end);
+  if (p.dtype == DType::kFloat64) return run_partials<double>(p, begin, end, &mlp_backward_block<RealFactors<double>>);
+  run_partials<float>(p, begin, end, &mlp_backward_block<RealFactors<float>>);
 }
 
 static void mlp_reduce_range(const MlpParams& p, int64_t begin, int64_t end) {

@@ -40,6 +40,8 @@ void* allocate(const Tensor& like, int64_t elements, std::vector<Tensor>& keep) 
   return keep.back().mutable_data_ptr();
 }
 
+enum class Pass { kForward, kBackward, kSecond };
+
 struct Mlp {
   MlpParams p = {};
   int64_t element = 4;  // bytes
@@ -60,8 +62,9 @@ Mlp make_mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vec
 }
 
 // Matrices of a block of `n_block` rows. Returns their size in bytes.
-int64_t lay_out_block(Mlp& mlp, int64_t n_block, bool backward, bool need_params) {
+int64_t lay_out_block(Mlp& mlp, int64_t n_block, Pass pass, bool need_params) {
   MlpParams& p = mlp.p;
+  const bool backward = pass != Pass::kForward, second = pass == Pass::kSecond;
   const int64_t stored = p.halves ? 2 : mlp.element;
   Layout scratch;
   int64_t widest = 0;
@@ -81,23 +84,31 @@ int64_t lay_out_block(Mlp& mlp, int64_t n_block, bool backward, bool need_params
     const bool hidden = l + 1 < p.n_layers;
     const bool separate = core::derivative_reads_input(p.activation) ||
                           (p.factors != MlpFactors::kReal && !core::derivative_reads_sign(p.activation));
-    if (backward && hidden && separate) layer.source = scratch.add(n_block * mlp.width_out(l) * mlp.element);
+    const bool output = second && !hidden && p.output_activation != Activation::kNone;
+    if ((backward && hidden && separate) || output) {
+      layer.source = scratch.add(n_block * mlp.width_out(l) * mlp.element);
+    }
+    if (!second) continue;
+    layer.tangent = scratch.add(n_block * mlp.width_in(l) * mlp.element);
+    if (hidden && core::derivative_reads_sign(p.activation)) continue;
+    layer.tangent_source = scratch.add(n_block * mlp.width_out(l) * mlp.element);
   }
   for (int64_t& staging : p.staging) staging = scratch.add(n_block * widest * mlp.element);
   for (int i = 0; i < 2; ++i) {
     p.gradient[i] = p.halves && backward ? scratch.add(n_block * widest * 2) : -1;
     p.gradient_pairs[i] = p.halves && backward && need_params ? scratch.add(n_block * widest * 2) : -1;
   }
+  for (int64_t& gradient : p.value_gradient) gradient = second ? scratch.add(n_block * widest * mlp.element) : -1;
   p.n_block = static_cast<int32_t>(n_block);
   p.n_blocks = (p.n_rows + n_block - 1) / n_block;
   mlp.scratch_bytes = scratch.size;
   return scratch.size;
 }
 
-void choose_block(Mlp& mlp, bool backward, bool need_params) {
-  const int64_t per_row = lay_out_block(mlp, kMlpRowPad, backward, need_params) / kMlpRowPad;
+void choose_block(Mlp& mlp, Pass pass, bool need_params) {
+  const int64_t per_row = lay_out_block(mlp, kMlpRowPad, pass, need_params) / kMlpRowPad;
   const int64_t rows = std::min(kMaxBlock, std::max<int64_t>(2 * kMlpRowPad, kBlockBytes / per_row));
-  lay_out_block(mlp, rows / kMlpRowPad * kMlpRowPad, backward, need_params);
+  lay_out_block(mlp, rows / kMlpRowPad * kMlpRowPad, pass, need_params);
 }
 
 void pack(Mlp& mlp, const Tensor& like, bool forward, bool transposed) {
@@ -133,20 +144,17 @@ Tensor mlp_cpu(const Tensor& x, const std::vector<Tensor>& weights, const std::v
   if (p.n_rows == 0) return y;
   advise_huge_pages(y.mutable_data_ptr(), y.numel() * mlp.element);
   p.y = y.mutable_data_ptr();
-  choose_block(mlp, false, false);
+  choose_block(mlp, Pass::kForward, false);
   pack(mlp, x, true, false);
   run_with_scratch(kernels().mlp_forward, mlp, p.n_blocks, kForwardGrain);
   return y;
 }
 
-// grad_x [N, in] (or [0, in]) and all parameter gradients in one buffer: weights, then biases, in layer order.
-std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
-                                            const std::vector<Tensor>& biases, int64_t activation,
-                                            int64_t output_activation, int64_t factors, bool need_x, bool need_params) {
-  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, factors);
+// Runs a kernel over partial sums of the parameter gradients; grad_x [N, in] (or [0, in]) and all parameter gradients in
+// one buffer: weights, then biases, in layer order.
+std::tuple<Tensor, Tensor> run_backward(RangeKernel<MlpParams> kernel, Pass pass, Mlp& mlp, const Tensor& x,
+                                        bool need_x, bool need_params) {
   MlpParams& p = mlp.p;
-  set_grad_y(grad_y, x, p);
-
   Layout partial;
   int64_t n_outputs = 0;
   for (int l = 0; l < p.n_layers; ++l) {
@@ -161,7 +169,7 @@ std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& 
     advise_huge_pages(grad_x.mutable_data_ptr(), grad_x.numel() * mlp.element);
     p.grad_x = grad_x.mutable_data_ptr();
   }
-  choose_block(mlp, true, need_params);
+  choose_block(mlp, pass, need_params);
   // Derived from the problem alone, like everything else that fixes the order of sums.
   p.n_partials = std::min({kMaxPartials, (p.n_rows + kRowsPerPartial - 1) / kRowsPerPartial, p.n_blocks});
   p.n_partials = std::max<int64_t>(1, std::min(p.n_partials, std::max<int64_t>(4, kMaxPartialBytes / partial.size)));
@@ -170,12 +178,39 @@ std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& 
     p.partials = allocate(x, p.partial_size * p.n_partials, mlp.keep);
     p.grad_params = grad_params.mutable_data_ptr();
   }
-  if (p.n_rows > 0 && (need_x || need_params)) pack(mlp, x, true, true);
-  run_with_scratch(kernels().mlp_backward, mlp, need_x || need_params ? p.n_partials : 0, 1);
+  const bool needed = need_x || need_params || p.grad_grad_y != nullptr;
+  if (p.n_rows > 0 && needed) pack(mlp, x, true, true);
+  run_with_scratch(kernel, mlp, needed ? p.n_partials : 0, 1);
   if (need_params) {
     parallel_units(n_outputs, kReduceGrain, [&](int64_t begin, int64_t end) { kernels().mlp_reduce(p, begin, end); });
   }
   return {grad_x, grad_params};
+}
+
+std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
+                                            const std::vector<Tensor>& biases, int64_t activation,
+                                            int64_t output_activation, int64_t factors, bool need_x, bool need_params) {
+  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, factors);
+  set_grad_y(grad_y, x, mlp.p);
+  return run_backward(kernels().mlp_backward, Pass::kBackward, mlp, x, need_x, need_params);
+}
+
+// The cotangent [N, in] of grad_x pulled back to grad_y [N, out] (or [0, out]), x and parameters as above.
+std::tuple<Tensor, Tensor, Tensor> mlp_backward_backward_cpu(
+    const Tensor& cotangent, const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases, int64_t activation, int64_t output_activation, bool need_grad_y, bool need_x,
+    bool need_params) {
+  Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, static_cast<int64_t>(MlpFactors::kReal));
+  MlpParams& p = mlp.p;
+  set_grad_y(grad_y, x, p);
+  check_shape(cotangent, "cotangent", {p.n_rows, x.size(1)});
+  check_dtype(cotangent, "cotangent", x.scalar_type());
+  STD_TORCH_CHECK(cotangent.is_contiguous(), "`cotangent` must be contiguous");
+  p.cotangent = cotangent.const_data_ptr();
+  Tensor grad_grad_y = empty(x, {need_grad_y ? p.n_rows : 0, grad_y.size(1)});
+  if (need_grad_y) p.grad_grad_y = grad_grad_y.mutable_data_ptr();
+  auto [grad_x, grad_params] = run_backward(kernels().mlp_second, Pass::kSecond, mlp, x, need_x, need_params);
+  return {grad_grad_y, grad_x, grad_params};
 }
 
 }  // namespace
@@ -183,6 +218,7 @@ std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& 
 STABLE_TORCH_LIBRARY_IMPL(hashgrid, CPU, m) {
   m.impl("mlp", TORCH_BOX(&mlp_cpu));
   m.impl("mlp_backward", TORCH_BOX(&mlp_backward_cpu));
+  m.impl("mlp_backward_backward", TORCH_BOX(&mlp_backward_backward_cpu));
 }
 
 }  // namespace hashgrid

@@ -52,7 +52,7 @@ inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& wei
     layer.n_in = static_cast<int32_t>(width);
     layer.n_out = static_cast<int32_t>(weight.size(0));
     layer.weight = weight.const_data_ptr();
-    layer.input_pairs = layer.source = layer.packed_transposed = -1;
+    layer.input_pairs = layer.source = layer.packed_transposed = layer.tangent_source = -1;
     if (!biases.empty()) {
       const std::string bias_name = "biases[" + std::to_string(l) + "]";
       check_shape(biases[l], bias_name.c_str(), {layer.n_out});

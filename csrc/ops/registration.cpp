@@ -75,4 +75,8 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def(
       "mlp_backward(Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, int activation, "
       "int output_activation, int factors, bool need_x, bool need_params) -> (Tensor, Tensor)");
+  m.def(
+      "mlp_backward_backward(Tensor cotangent, Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, "
+      "int activation, int output_activation, bool need_grad_y, bool need_x, bool need_params) "
+      "-> (Tensor, Tensor, Tensor)");
 }

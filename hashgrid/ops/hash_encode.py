@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
+from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.options import BOUNDS, INTERPOLATIONS, check_option
@@ -90,17 +91,6 @@ def _deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled()
 
 
-def _is_asked_for(ctx: Any, index: int) -> bool:
-    """Whether this backward pass goes on to input ``index``. ``needs_input_grad`` does not say: for the gradient of
-    positions alone, as an eikonal loss takes it, the table's would be made and thrown away."""
-    if torch.compiler.is_compiling():
-        return True
-    try:
-        return torch._C._will_engine_execute_node(ctx.next_functions[index][0])
-    except (AttributeError, RuntimeError, TypeError):  # no engine at work, as in torch.func; or another PyTorch
-        return True
-
-
 class _HashEncode(torch.autograd.Function):
     @staticmethod
     def forward(positions, table, level_weights, shadow, known, grad_buffer, options):  # type: ignore[override]
@@ -118,7 +108,7 @@ class _HashEncode(torch.autograd.Function):
     def backward(ctx, grad_y):  # type: ignore[override]
         positions, table, level_weights, shadow = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        needs = (needs[0], needs[1] and _is_asked_for(ctx, 1), needs[2])
+        needs = (needs[0], needs[1] and is_asked_for(ctx, 1), needs[2])
         grad_y = grad_y.to(positions.dtype).contiguous()
         if ctx.grad_buffer is not None and needs[1] and not torch.is_grad_enabled():
             _extension.ops().hash_encode_accumulate_table_gradient(
@@ -158,7 +148,7 @@ class _HashEncodeBackward(torch.autograd.Function):
         if all(g is None for g in kept):
             return (None,) * 8
         keep = ctx.needs_input_grad[:4]
-        keep = (keep[0], keep[1], keep[2] and _is_asked_for(ctx, 2), keep[3])
+        keep = (keep[0], keep[1], keep[2] and is_asked_for(ctx, 2), keep[3])
         in_place = ctx.grad_buffer is not None and keep[2] and not torch.is_grad_enabled()
         if in_place and kept[0] is not None and kept[1] is None and kept[2] is None:
             grad_y, positions, _, level_weights, _ = ctx.saved_tensors

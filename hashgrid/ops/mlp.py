@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.options import ACTIVATIONS, FACTORS, check_option
@@ -16,6 +17,7 @@ from hashgrid.precision import product_dtype, without_autocast
 from hashgrid.reference.mlp import mlp as reference_mlp
 
 MAX_LAYERS = 9
+SECOND_ORDER_DEVICES = ("cpu",)  # that have a kernel for it
 
 
 def mlp(
@@ -29,7 +31,9 @@ def mlp(
     """``output_activation(W_n ... activation(W_1 x + b_1) ... + b_n)``, twice differentiable to every tensor.
 
     Sums are fp32 (fp64 for fp64 weights); gradients have the same bits for any number of threads. The backward keeps
-    only ``x`` and the weights and computes hidden layers again. The second derivative runs on composed PyTorch ops.
+    only ``x`` and the weights and computes hidden layers again. The second derivative, that of the gradient of ``x``,
+    has a kernel on the CPU without ``compute_dtype``; on CUDA, with ``compute_dtype``, and for derivatives of the
+    parameters' gradients it is composed of PyTorch ops.
 
     Under ``torch.autocast`` a ``compute_dtype`` of None stands for the dtype of autocast, in all derivatives of the
     call; sums and result keep the dtype of the weights.
@@ -120,9 +124,10 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):  # type: ignore[override]
         x, *params = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:]))
+        asked = [need and is_asked_for(ctx, 1 + i) for i, need in enumerate(ctx.needs_input_grad[3:])]
+        needs = (ctx.needs_input_grad[0], any(asked))
         grad_x, *grads = _MlpBackward.apply(grad_y.contiguous(), x, ctx.n_layers, ctx.options, needs, *params)
-        kept = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[3:], strict=True))
+        kept = (grad if need else None for grad, need in zip(grads, asked, strict=True))
         return grad_x if needs[0] else None, None, None, *kept
 
 
@@ -169,10 +174,28 @@ def _second_order(
     options: Sequence[Any],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Pulls cotangents of (grad_x, gradients of ``params``) back to (grad_y, x, ``params``), on composed ops.
+    """Pulls cotangents of (grad_x, gradients of ``params``) back to (grad_y, x, ``params``)."""
+    of_x, *of_params = cotangents
+    has_kernel = x.device.type in SECOND_ORDER_DEVICES and options[2] == FACTORS.index(None)
+    if has_kernel and of_x is not None and all(cotangent is None for cotangent in of_params):
+        needs = (*wanted[:2], any(wanted[2:]))
+        grad_grad_y, grad_x, grad_params = _extension.ops().mlp_backward_backward(
+            of_x.contiguous(), grad_y, x, params[:n_layers], params[n_layers:], *options[:2], *needs
+        )
+        parts = _split(grad_params, params) if needs[2] else [None] * len(params)
+        return [g if want else None for g, want in zip((grad_grad_y, grad_x, *parts), wanted, strict=True)]
+    return _composed_second_order(cotangents, grad_y, x, params, n_layers, options, wanted)
 
-    Curvature is rare enough not to have kernels of its own.
-    """
+
+def _composed_second_order(
+    cotangents: Sequence[Tensor | None],
+    grad_y: Tensor,
+    x: Tensor,
+    params: Sequence[Tensor],
+    n_layers: int,
+    options: Sequence[Any],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
     activation, output_activation, factors = options
     inputs = [tensor.detach().requires_grad_() for tensor in (grad_y, x, *params)]
     asked = [tensor for tensor, cotangent in zip(inputs[1:], cotangents, strict=True) if cotangent is not None]
@@ -205,6 +228,15 @@ def _register() -> None:
     def _(grad_y, x, weights, biases, activation, output_activation, factors, need_x, need_params):
         n_params = sum(param.numel() for param in (*weights, *biases))
         return x.new_empty(x.shape[0] if need_x else 0, x.shape[1]), x.new_empty(n_params if need_params else 0)
+
+    @torch.library.register_fake("hashgrid::mlp_backward_backward")
+    def _(cotangent, grad_y, x, weights, biases, activation, output_activation, need_grad_y, need_x, need_params):
+        n_params = sum(param.numel() for param in (*weights, *biases))
+        return (
+            x.new_empty(x.shape[0] if need_grad_y else 0, grad_y.shape[1]),
+            x.new_empty(x.shape[0] if need_x else 0, x.shape[1]),
+            x.new_empty(n_params if need_params else 0),
+        )
 
     def setup_context(ctx, inputs, output) -> None:
         x, weights, biases, *ctx.options = inputs
