@@ -34,9 +34,9 @@ from hashgrid.sdf.trainer import Trainer
 
 N_POINTS = 50_000
 METHODS = {
-    "hash grid": {},
-    "SIREN": {"field": "siren"},
-    "reference backend": {"backend": "reference"},
+    "hash grid": (SdfConfig(), SdfConfig.for_points()),  # for meshes, for points
+    "SIREN": (SdfConfig.for_siren(), SdfConfig.for_points().replace(field="siren")),
+    "reference backend": (SdfConfig(backend="reference"), SdfConfig.for_points().replace(backend="reference")),
 }
 
 
@@ -69,8 +69,8 @@ def measure(path: Path, method: str, from_points: bool, seconds: float | None) -
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         mesh = load_mesh(path)
-    config = SdfConfig.for_points() if from_points else SdfConfig()
-    config = config.replace(time_limit=seconds or config.default_seconds, device="cpu", **METHODS[method])
+    config = METHODS[method][from_points]
+    config = config.replace(time_limit=seconds or config.default_seconds, device="cpu")
     begin = time.perf_counter()
     if from_points:
         with tempfile.TemporaryDirectory() as folder:

@@ -50,8 +50,8 @@ def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
 def _hash_encode_backward_backward() -> Iterator[Arguments]:
     grad_y, positions, table = torch.randn(N_POINTS, 6), torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
     cotangents = torch.randn(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2), torch.randn(3)
-    yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True, False
-    yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, True, False, False
+    yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True, True, False
+    yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, False, True, False, False
 
 
 def _mlp_params(bias: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:

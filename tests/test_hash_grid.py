@@ -288,6 +288,28 @@ def test_table_gradient_is_there_whenever_it_is_asked_for(backend: str) -> None:
     assert torch.equal(names, of_table)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_gradient_of_the_table_alone_is_that_of_all(backend: str, keep: bool) -> None:
+    """An eikonal loss differentiated to the table, not to the positions whose gradient is part of it."""
+    grid = HashGrid(3, **SMALL, interpolation="smoothstep", backend=backend)
+    grid.accumulate_grad = keep
+    x = torch.rand(50, 3, requires_grad=True)
+
+    def gradient(**inputs: list[Tensor]) -> Tensor:
+        grid.zero_grad()
+        x.grad = None
+        y = grid(x).square().sum(-1)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        ((slope.norm(dim=-1) - 1).square().sum() + y.sum()).backward(**inputs)
+        return grid.table.grad.clone()
+
+    of_all = gradient()
+    assert x.grad is not None
+    alone = gradient(inputs=[grid.table])
+    assert x.grad is None and of_all.any()
+    torch.testing.assert_close(alone, of_all, rtol=1e-6, atol=1e-6 * float(of_all.abs().max()))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -91,6 +91,21 @@ def test_slope_is_measured_where_the_field_is_no_distance() -> None:
     assert is_watertight(faces.numpy())
 
 
+@pytest.mark.parametrize("resolution", [32, 250])
+def test_sides_of_a_box_are_where_they_are(resolution: int) -> None:
+    """Most slopes along an axis are next to zero beside a box, which says nothing of how far values reach."""
+
+    def box(points: torch.Tensor) -> torch.Tensor:
+        p = points - 0.5
+        wavy = 1 + 0.05 * torch.sin(7 * p[:, 0] + 5 * p[:, 1] + 3 * p[:, 2])
+        return ((p.abs() - torch.tensor([0.4, 0.303, 0.2])).amax(-1)) * wavy
+
+    vertices, faces = to_mesh(box, resolution)
+    side = ((vertices - 0.5).abs() - torch.tensor([0.4, 0.303, 0.2])).topk(2, dim=-1).values[:, 1] < -1 / resolution
+    assert is_watertight(faces.numpy()) and side.sum() > len(side) / 2
+    assert float(box(vertices[side]).abs().max()) * resolution < 0.02
+
+
 def test_each_point_is_asked_once() -> None:
     seen = []
 

@@ -720,9 +720,9 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
       const T* v = grad_grad_positions != nullptr ? grad_grad_positions + n * p.n_dims : nullptr;
       T* out_y = static_cast<T*>(p.grad_grad_y) + n * row;
-      T* out_x = static_cast<T*>(p.grad_positions) + n * p.n_dims;
+      T* out_x = p.grad_positions != nullptr ? static_cast<T*>(p.grad_positions) + n * p.n_dims : nullptr;
       for (int64_t k = 0; k < row; ++k) out_y[k] = T(0);
-      for (int d = 0; d < p.n_dims; ++d) out_x[d] = T(0);
+      for (int d = 0; out_x != nullptr && d < p.n_dims; ++d) out_x[d] = T(0);
       const GridPoint<T, 0> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
       double total_x[kMaxDims] = {};
@@ -749,7 +749,7 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
         }
         for (int f = 0; f < p.n_features; ++f) out_y[l * p.n_features + f] = static_cast<T>(total_y[f]);
       }
-      for (int d = 0; d < p.n_dims; ++d) out_x[d] = static_cast<T>(total_x[d]);
+      for (int d = 0; out_x != nullptr && d < p.n_dims; ++d) out_x[d] = static_cast<T>(total_x[d]);
     }
   }
 }

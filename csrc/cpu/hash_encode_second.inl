@@ -126,9 +126,13 @@ static void hash_encode_second_level_range(const HashEncodeParams& p, int64_t be
     const int64_t first = chunk * kLevelChunk;
     for_each_group(p, level, compute, first, min_count(first + kLevelChunk, p.n_points), rows, row_bytes,
                    [&](CornerGroup& group, int64_t i, int count) {
-                     rows_of.dot_rows(group, n_corners, rows, p.level_features + offset + i * p.n_features, count,
-                                      dots);
-                     second.add_position_gradient(p, level, dots, i, &group);
+                     if (p.grad_positions == nullptr) {
+                       second.weigh(p, level, i, &group);
+                     } else {
+                       rows_of.dot_rows(group, n_corners, rows, p.level_features + offset + i * p.n_features, count,
+                                        dots);
+                       second.add_position_gradient(p, level, dots, i, &group);
+                     }
                      rows_of.interpolate(group, n_corners, rows, count, p.second_features + offset + i * p.n_features);
                    });
   }
@@ -137,7 +141,7 @@ static void hash_encode_second_level_range(const HashEncodeParams& p, int64_t be
 // second_features to grad_grad_y, and the sums over levels to grad_positions.
 static void hash_encode_finish_second_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   write_features(p, p.second_features, 0.0f, p.grad_grad_y, begin, end);
-  hash_encode_finish_backward_positions_range(p, begin, end);
+  if (p.grad_positions != nullptr) hash_encode_finish_backward_positions_range(p, begin, end);
 }
 
 static void hash_encode_second_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {

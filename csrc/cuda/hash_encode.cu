@@ -309,6 +309,7 @@ __global__ void hash_encode_second_points_kernel(HASHGRID_PARAMS HashEncodeParam
       if (f < p.n_features) out_y[l * p.n_features + f] = static_cast<T>(total_y[f]);
     }
   }
+  if (p.grad_positions == nullptr) return;
   T* out_x = static_cast<T*>(p.grad_positions) + n * n_dims;
 #pragma unroll
   for (int e = 0; e < kSize; ++e) {

@@ -190,18 +190,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
     const Tensor& table, const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
     const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
     const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
-    bool need_table, bool need_level_weights, bool /*deterministic*/) {
+    bool need_positions, bool need_table, bool need_level_weights, bool /*deterministic*/) {
   HashEncodeParams p = make_hash_encode_params(
       positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   set_cotangents(grad_grad_positions, grad_grad_table, grad_grad_level_weights, positions, p);
   Tensor grad_grad_y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
-  Tensor grad_positions = empty(positions, {p.n_points, p.n_dims});
+  Tensor grad_positions = empty(positions, {need_positions ? p.n_points : 0, p.n_dims});
   Tensor grad_table = need_table ? empty_table_gradient(positions, p) : empty(positions, {0, p.n_features});
   Tensor grad_level_weights = empty(positions, {0});
   p.grad_grad_y = grad_grad_y.mutable_data_ptr();
-  p.grad_positions = grad_positions.mutable_data_ptr();
+  if (need_positions) p.grad_positions = grad_positions.mutable_data_ptr();
   std::vector<double> chunks(need_level_weights ? n_weight_chunks(p) * p.n_levels : 0);
   p.grad_level_chunks = need_level_weights ? chunks.data() : nullptr;
   Workspace workspace;

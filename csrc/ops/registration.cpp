@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
       "hash_encode_backward_backward(Tensor? grad_grad_positions, Tensor? grad_grad_table, "
       "Tensor? grad_grad_level_weights, Tensor grad_y, Tensor positions, Tensor table, Tensor? "
       "level_weights, " HASHGRID_LEVELS_SCHEMA
-      "int interpolation, int bounds, bool need_table, bool need_level_weights, bool deterministic) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights, "
+      "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("sh_encode(Tensor directions, int degree) -> Tensor");
   m.def("sh_encode_backward(Tensor grad_y, Tensor directions, int degree) -> Tensor");
   m.def("frequency_encode(Tensor x, int n_frequencies) -> Tensor");

@@ -108,7 +108,7 @@ class _HashEncode(torch.autograd.Function):
     def backward(ctx, grad_y):  # type: ignore[override]
         positions, table, level_weights, shadow = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        needs = (needs[0], needs[1] and is_asked_for(ctx, 1), needs[2])
+        needs = (needs[0] and is_asked_for(ctx, 0), needs[1] and is_asked_for(ctx, 1), needs[2])
         grad_y = grad_y.to(positions.dtype).contiguous()
         if ctx.grad_buffer is not None and needs[1] and not torch.is_grad_enabled():
             _extension.ops().hash_encode_accumulate_table_gradient(
@@ -148,7 +148,7 @@ class _HashEncodeBackward(torch.autograd.Function):
         if all(g is None for g in kept):
             return (None,) * 8
         keep = ctx.needs_input_grad[:4]
-        keep = (keep[0], keep[1], keep[2] and is_asked_for(ctx, 2), keep[3])
+        keep = (keep[0], keep[1] and is_asked_for(ctx, 1), keep[2] and is_asked_for(ctx, 2), keep[3])
         in_place = ctx.grad_buffer is not None and keep[2] and not torch.is_grad_enabled()
         if in_place and kept[0] is not None and kept[1] is None and kept[2] is None:
             grad_y, positions, _, level_weights, _ = ctx.saved_tensors
@@ -164,7 +164,7 @@ class _HashEncodeBackward(torch.autograd.Function):
 def _second_order(v_positions, v_table, v_weights, grad_y, positions, table, level_weights, shadow, options, keep):
     read = table if shadow is None else shadow
     return _extension.ops().hash_encode_backward_backward(
-        v_positions, v_table, v_weights, grad_y, positions, read, level_weights, *options, keep[2], keep[3],
+        v_positions, v_table, v_weights, grad_y, positions, read, level_weights, *options, *keep[1:],
         _deterministic(),
     )  # fmt: skip
 
@@ -192,10 +192,10 @@ def _register() -> None:
 
     @torch.library.register_fake("hashgrid::hash_encode_backward_backward")
     def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, *options):
-        need_table, need_level_weights, _ = options[-3:]
+        need_positions, need_table, need_level_weights, _ = options[-4:]
         return (
             torch.empty_like(grad_y),
-            torch.empty_like(positions),
+            positions.new_empty(positions.shape[0] if need_positions else 0, positions.shape[1]),
             positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
             positions.new_empty(len(scales) if need_level_weights else 0),
         )
@@ -229,7 +229,7 @@ def _register() -> None:
             for g, need in zip(cotangents, (need_positions, need_table, need_weights), strict=True)
         ]
         grads = torch.ops.hashgrid.hash_encode_backward_backward(
-            *kept, grad_y, positions, table, level_weights, *options, needs[2], needs[3], deterministic
+            *kept, grad_y, positions, table, level_weights, *options, *needs[1:], deterministic
         )
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None for _ in ctx.options)
 

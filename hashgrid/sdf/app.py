@@ -120,7 +120,7 @@ def run(
         raise ValueError(f"`MESH` and `--points` exclude each other, got {path} and {points}; use `--truth` to compare")
     if evaluate_only is not None:
         return _evaluate_only(evaluate_only, path, points, truth, out, video, changes)
-    config = _checked((SdfConfig.for_points() if points is not None else SdfConfig()).replace(**changes))
+    config = _checked(_defaults(points is not None, changes.get("field")).replace(**changes))
     subject = _load(path, points, truth, config.margin)
     out = Path("outputs") / "sdf" / Path(subject.name).stem if out is None else out
     out.mkdir(parents=True, exist_ok=True)
@@ -175,6 +175,12 @@ def _evaluate_only(
     field = stored.field.to(choose_device(config.device, config.backend))
     _write_outputs(out, field, subject, config, stored.notes.get("train", {}), video)
     return 0
+
+
+def _defaults(from_points: bool, field: str | None) -> SdfConfig:
+    if from_points:
+        return SdfConfig.for_points()
+    return SdfConfig.for_siren() if field == "siren" else SdfConfig()
 
 
 def _checked(config: SdfConfig) -> SdfConfig:

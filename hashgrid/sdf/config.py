@@ -73,7 +73,7 @@ class SdfConfig:
     loss: str = "mape"  # or "truncated_l1"
     mape_offset: float = 0.01  # |error| / (|distance| + this)
     truncation: float = 0.1  # of distances, for truncated_l1
-    eikonal_weight: float = 0.1
+    eikonal_weight: float = 0.3
     eikonal_share: float = 0.25  # of the batch, where the eikonal term is on
     weight_decay: float = 1e-6  # MLP weights only
     ema_decay: float = 0.95
@@ -97,6 +97,19 @@ class SdfConfig:
             from_centre=True,
             coarse_to_fine=0.4,
             eikonal_weight=1.0,
+        )
+
+    @classmethod
+    def for_siren(cls) -> SdfConfig:
+        """Defaults for a mesh with a SIREN: many small steps on distances alone, relative errors of which it does not
+        learn (bob at 12 s: IoU .98 with ``batch`` 2^15, .91 with MAPE, .997 with these)."""
+        return cls(
+            field="siren",
+            batch=1 << 12,
+            loss="truncated_l1",
+            eikonal_weight=0.0,
+            siren_learning_rate=1e-2,
+            siren_final_learning_rate=5e-5,
         )
 
     def replace(self, **changes: Any) -> SdfConfig:

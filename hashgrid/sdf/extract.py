@@ -118,10 +118,13 @@ def _survey(field: Distance, resolution: int, level: float, lipschitz: float) ->
 
 
 def _slopes(values: Tensor, positions: Tensor) -> tuple[float, float]:
-    """The median and the steepest slope between neighbours of a lattice [n, n, n] at ``positions`` [n] of each axis."""
+    """The median over cells of the slope along the steepest axis (a box has no slope along the other two), and the
+    steepest one, between neighbours of a lattice [n, n, n] at ``positions`` [n] of each axis."""
     slopes = [values.diff(dim=axis).abs().movedim(axis, -1) / positions.diff() for axis in range(3)]
-    slope = torch.stack([s.reshape(-1) for s in slopes])
-    return float(slope.median()) or 1.0, float(slope.max())
+    n = len(positions) - 1
+    cells = [slope.movedim(-1, axis)[:n, :n, :n] for axis, slope in enumerate(slopes)]
+    typical = torch.stack(cells).amax(dim=0).median()
+    return float(typical) or 1.0, max(float(slope.max()) for slope in slopes)
 
 
 def _inside(values: Tensor, index: Tensor, resolution: int) -> Tensor:

@@ -66,6 +66,7 @@ class Trainer:
         self.config = config.replace(device=str(self.device))
         self.objective = objective
         self.field = make_field(config).to(self.device)
+        self._parameters = list(self.field.parameters())
         self._keep_gradients(True)
         self.learning_rate = torch.tensor(self.field.learning_rates[0], device=self.device)
         self.optimizer = Adam(
@@ -106,7 +107,7 @@ class Trainer:
         self.learning_rate.fill_(first * warmup * (last / first) ** max(0.0, (progress.fraction - 0.2) / 0.8))
         loss, n_points = self.objective.loss(self.field, progress, self.level_weights())
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward(inputs=self._parameters)  # not of points, whose gradient may be part of the loss
         self.optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cuda(
     const Tensor& any_table, const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
     const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
     const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
-    bool need_table, bool need_level_weights, bool deterministic) {
+    bool need_positions, bool need_table, bool need_level_weights, bool deterministic) {
   const DeviceScope device(positions);
   device.check(grad_grad_positions, "grad_grad_positions");
   device.check(grad_grad_table, "grad_grad_table");
@@ -140,11 +140,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cuda(
   set_cotangents(grad_grad_positions, grad_grad_table, grad_grad_level_weights, positions, p);
   Workspace workspace;
   Tensor grad_grad_y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
-  Tensor grad_positions = empty(positions, {p.n_points, p.n_dims});
+  Tensor grad_positions = empty(positions, {need_positions ? p.n_points : 0, p.n_dims});
   Tensor grad_table = torch::stable::new_zeros(positions, {need_table ? p.n_entries : 0, p.n_features});
   Tensor grad_level_weights = empty(positions, {0});
   p.grad_grad_y = grad_grad_y.mutable_data_ptr();
-  p.grad_positions = grad_positions.mutable_data_ptr();
+  if (need_positions) p.grad_positions = grad_positions.mutable_data_ptr();
   if (need_level_weights) grad_level_weights = level_weight_gradient(positions, p, workspace);
   launch_hash_encode_second_points(p, device.stream());
   if (need_table) {
