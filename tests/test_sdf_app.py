@@ -102,6 +102,9 @@ def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> 
     assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert results["iou"] > 0.5 and results["chamfer"] < 0.1 and results["points_to_surface"]["mean"] < 0.1
+    assert main(["sdf", "--eval", str(tmp_path / "a" / "field.safetensors"), "--no-video"]) == 0  # remembers the truth
+    again = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert again["iou"] == results["iou"] and again["chamfer"] == results["chamfer"]
     assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
     results = json.loads((tmp_path / "b" / "results.json").read_text())
     assert KEYS <= set(results) and results["iou"] is None and results["points_to_surface"]["mean"] < 0.1
@@ -149,6 +152,7 @@ def test_interrupted_run_writes_what_there_is(ball, tmp_path, monkeypatch) -> No
         (["--set", "colour=red"], "`--set` takes KEY=VALUE with KEY one of"),
         (["--set", "margin=0.7"], "`margin` must be in [0, 0.5), got 0.7"),
         (["--set", "video_size=33"], "`video_size` must be even, got 33"),
+        (["--set", "point_loss=l2"], "`point_loss` must be one of"),
         (["--resolution", "0"], "`mesh_resolution` must be at least 1, got 0"),
         (["--device", "tpu"], "`device` must be"),
         (["--points", "cloud.ply"], "exclude each other"),

@@ -266,7 +266,7 @@ def test_points_know_which_side_is_inside(n: int) -> None:
 
 
 def test_unknown_options_are_named() -> None:
-    with pytest.raises(ValueError, match="`point_loss` must be .*igr.*siren.*, got 'l2'"):
+    with pytest.raises(ValueError, match="`point_loss` must be one of .*siren.*igr.*, got 'l2'"):
         PointSamples(sphere_cloud(), SdfConfig.for_points().replace(point_loss="l2"), CPU)
     with pytest.raises(ValueError, match="`field` must be one of .*hashgrid.*siren.*, got 'voxels'"):
         make_field(SdfConfig(field="voxels"))

@@ -5,10 +5,11 @@
 //
 //     z = W a + b      u = W t      a' = s(z)      t' = s'(z) u
 //
-// and a backward carries the gradients of both. That of the tangents is the gradient the first backward has. That of the
-// values is zero until a curved activation adds s''(z) u to it, so that a network of ReLUs has but one:
+// and a backward carries the gradients of both. That of the tangents is the gradient the first backward has. That of
+// the values is zero until a curved activation adds s''(z) u to it, so that a network of ReLUs has but one:
 //
-//     dW = du t^T + dz a^T      db = dz      dt = W^T du      da = W^T dz      du = s'(z) dt'      dz = s''(z) u dt' + s'(z) da'
+//     dW = du t^T + dz a^T      db = dz      dt = W^T du      da = W^T dz      du = s'(z) dt'      dz = s''(z) u dt' +
+//     s'(z) da'
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
@@ -51,8 +52,8 @@ struct Matrix {
   int64_t stride;
 };
 
-// An activation on the way back: gradients of its outputs' tangents and values to those of its pre-activations. Matrices
-// may be the same; sums the gradient of values over rows for the bias.
+// An activation on the way back: gradients of its outputs' tangents and values to those of its pre-activations.
+// Matrices may be the same; sums the gradient of values over rows for the bias.
 template <typename T>
 struct SecondPass {
   typedef typename Lane<T>::Vec Vec;
@@ -122,9 +123,9 @@ static void run_tangents(const MlpParams& p, const BlockRows& block, const Facto
     T* u = at<T>(p.scratch, layer.tangent_source);
     forward_product<F, false>(p, l, block, tangents[l], Store{u, stride}, prefetch);
     const Matrix<const T> source = hidden_source<T>(p, l, inputs);
-    with_activation(p.activation, GradientPass<F>{Rounding::kNone, block, u, stride, layer.n_out,
-                                                  DerivativeFrom::kSource, source.data, source.stride, inputs[l + 1],
-                                                  tangents[l + 1], nullptr});
+    with_activation(p.activation,
+                    GradientPass<F>{Rounding::kNone, block, u, stride, layer.n_out, DerivativeFrom::kSource,
+                                    source.data, source.stride, inputs[l + 1], tangents[l + 1], nullptr});
   }
   const MlpLayer& out = p.layers[last];
   const int64_t stride = column_pad(out.n_out);
@@ -176,9 +177,15 @@ static void mlp_second_block(const MlpParams& p, int64_t b, T* partial) {
                                                          stride, inputs[last], staged, nullptr});
   } else {
     T* grad_bias = partial != nullptr && out.bias != nullptr ? partial + out.grad_bias : nullptr;
-    with_activation(p.output_activation,
-                    SecondPass<T>{block, out.n_out, {source, stride}, {u, stride}, {grad_y, 0}, {nullptr, 0},
-                                  {of_tangents[0], stride}, {of_values[0], stride}, grad_bias});
+    with_activation(p.output_activation, SecondPass<T>{block,
+                                                       out.n_out,
+                                                       {source, stride},
+                                                       {u, stride},
+                                                       {grad_y, 0},
+                                                       {nullptr, 0},
+                                                       {of_tangents[0], stride},
+                                                       {of_values[0], stride},
+                                                       grad_bias});
     values = true;
   }
 
@@ -196,21 +203,25 @@ static void mlp_second_block(const MlpParams& p, int64_t b, T* partial) {
     T* grad_bias = partial != nullptr && below.bias != nullptr ? partial + below.grad_bias : nullptr;
     if (derivative_reads_sign(p.activation)) {
       const Factors<F> to_tangent = {of_tangents[now], nullptr, stride}, to_value = {of_values[now], nullptr, stride};
-      const StoreGradient<F> finish = {p.activation, Rounding::kNone, block.count, below.n_out, inputs[l], to_tangent,
-                                       nullptr};
+      const StoreGradient<F> finish = {p.activation, Rounding::kNone, block.count, below.n_out,
+                                       inputs[l],    to_tangent,      nullptr};
       backward_product<F>(p, l, block, of_tangent, finish, prefetch);
-      const StoreGradient<F> finish_values = {p.activation, Rounding::kNone, block.count, below.n_out, inputs[l],
-                                              to_value,     grad_bias};
+      const StoreGradient<F> finish_values = {p.activation, Rounding::kNone, block.count, below.n_out,
+                                              inputs[l],    to_value,        grad_bias};
       if (values) backward_product<F>(p, l, block, of_value, finish_values, prefetch);
       continue;
     }
     backward_product<F>(p, l, block, of_tangent, Store{of_tangents[now], stride}, prefetch);
     if (values) backward_product<F>(p, l, block, of_value, Store{of_values[now], stride}, prefetch);
-    with_activation(p.activation, SecondPass<T>{block, below.n_out, hidden_source<T>(p, l - 1, inputs),
+    with_activation(p.activation, SecondPass<T>{block,
+                                                below.n_out,
+                                                hidden_source<T>(p, l - 1, inputs),
                                                 {at<const T>(p.scratch, below.tangent_source), stride},
                                                 {of_tangents[now], stride},
                                                 {values ? of_values[now] : nullptr, stride},
-                                                {of_tangents[now], stride}, {of_values[now], stride}, grad_bias});
+                                                {of_tangents[now], stride},
+                                                {of_values[now], stride},
+                                                grad_bias});
     values = true;
   }
   if (p.grad_x == nullptr) return;

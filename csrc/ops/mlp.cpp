@@ -150,8 +150,8 @@ Tensor mlp_cpu(const Tensor& x, const std::vector<Tensor>& weights, const std::v
   return y;
 }
 
-// Runs a kernel over partial sums of the parameter gradients; grad_x [N, in] (or [0, in]) and all parameter gradients in
-// one buffer: weights, then biases, in layer order.
+// Runs a kernel over partial sums of the parameter gradients; grad_x [N, in] (or [0, in]) and all parameter gradients
+// in one buffer: weights, then biases, in layer order.
 std::tuple<Tensor, Tensor> run_backward(RangeKernel<MlpParams> kernel, Pass pass, Mlp& mlp, const Tensor& x,
                                         bool need_x, bool need_params) {
   MlpParams& p = mlp.p;
@@ -196,10 +196,11 @@ std::tuple<Tensor, Tensor> mlp_backward_cpu(const Tensor& grad_y, const Tensor& 
 }
 
 // The cotangent [N, in] of grad_x pulled back to grad_y [N, out] (or [0, out]), x and parameters as above.
-std::tuple<Tensor, Tensor, Tensor> mlp_backward_backward_cpu(
-    const Tensor& cotangent, const Tensor& grad_y, const Tensor& x, const std::vector<Tensor>& weights,
-    const std::vector<Tensor>& biases, int64_t activation, int64_t output_activation, bool need_grad_y, bool need_x,
-    bool need_params) {
+std::tuple<Tensor, Tensor, Tensor> mlp_backward_backward_cpu(const Tensor& cotangent, const Tensor& grad_y,
+                                                             const Tensor& x, const std::vector<Tensor>& weights,
+                                                             const std::vector<Tensor>& biases, int64_t activation,
+                                                             int64_t output_activation, bool need_grad_y, bool need_x,
+                                                             bool need_params) {
   Mlp mlp = make_mlp(x, weights, biases, activation, output_activation, static_cast<int64_t>(MlpFactors::kReal));
   MlpParams& p = mlp.p;
   set_grad_y(grad_y, x, p);

@@ -1,7 +1,7 @@
 """A whole training step of ``hashgrid sdf``: native kernels against the reference backend, eager and compiled.
 
-Samples from the pool, field, loss, backward and optimiser, with distances alone and with the eikonal term, which
-differentiates the gradient of the field.
+Samples from the pool, field, loss, backward and optimiser, with distances alone, the default, and with the eikonal
+term, which differentiates the gradient of the field.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args.batch = harness.size(args, args.batch, SdfConfig.batch, 1 << 18, 1 << 8)
     args.warm_steps = harness.size(args, args.warm_steps, 100, 100, 2)
     suite = harness.Suite("sdf_step", "sample", args)
-    eikonal = SdfConfig(device=args.device, seed=args.seed, steps=10**6, batch=args.batch)
+    distances = SdfConfig(device=args.device, seed=args.seed, steps=10**6, batch=args.batch)
     if args.tiny:
-        eikonal = eikonal.replace(log2_hashmap_size=10, pool=1 << 12)
+        distances = distances.replace(log2_hashmap_size=10, pool=1 << 12)
     mesh = _torus() if args.mesh is None else load_mesh(args.mesh)
-    distances = eikonal.replace(eikonal_weight=0.0)
+    eikonal = distances.replace(eikonal_weight=0.1)
     for name, recipe in (("distances", distances), ("distances and eikonal term", eikonal)):
         suite.run(_case(name, mesh, recipe, args.warm_steps, compiled=not args.no_compile and recipe is distances))
         for row in suite.record["cases"][-1]["contenders"]:

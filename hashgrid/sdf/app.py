@@ -28,7 +28,7 @@ from hashgrid.sdf.extract import n_components
 from hashgrid.sdf.generated import torus_knot
 from hashgrid.sdf.mesh import Mesh, Placement, euler_characteristic, is_watertight, load_mesh, write_ply
 from hashgrid.sdf.model import Field, make_field
-from hashgrid.sdf.points import PointCloud, PointSamples, load_points
+from hashgrid.sdf.points import POINT_LOSSES, PointCloud, PointSamples, load_points
 from hashgrid.sdf.render import UP
 from hashgrid.sdf.samples import DistanceSamples
 from hashgrid.sdf.trainer import Objective, Progress, Trainer
@@ -141,6 +141,8 @@ def run(
         print("interrupted: what there is gets written, without the video", flush=True)
     kind = "mesh" if subject.cloud is None else "points"
     notes = {"name": subject.name, "input": str(subject.path.resolve()), "kind": kind, "train": train}
+    if truth is not None:
+        notes["truth"] = str(truth.resolve())
     save_field(out / "field.safetensors", trainer.field, subject.placement, trainer.config, **notes)
     _write_outputs(out, trainer.field, subject, trainer.config, train, video and not interrupted)
     return 130 if interrupted else 0
@@ -161,6 +163,8 @@ def _evaluate_only(
         known = Path(stored.notes.get("input", ""))
         if known.is_file():
             path, points = (known, None) if stored.notes.get("kind") != "points" else (None, known)
+            if truth is None and Path(stored.notes.get("truth", "")).is_file():
+                truth = Path(stored.notes["truth"])
         elif truth is None:
             print(f"{known} is not there: nothing to compare with; give MESH or --truth", flush=True)
     name = stored.notes.get("name", checkpoint.stem)
@@ -190,6 +194,7 @@ def _checked(config: SdfConfig) -> SdfConfig:
     check_option("interpolation", config.interpolation, INTERPOLATIONS)
     check_option("compute_dtype", config.compute_dtype, ("float32", "float16", "bfloat16"))
     check_option("loss", config.loss, ("mape", "truncated_l1"))
+    check_option("point_loss", config.point_loss, POINT_LOSSES)
     check_option("up", config.up, (*UP, "auto"))
     for name in ("mesh_resolution", "image_size", "batch", "pool"):
         if getattr(config, name) < 1:

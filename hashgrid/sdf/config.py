@@ -31,7 +31,7 @@ class SdfConfig:
     interpolation: str = "linear"
     n_neurons: int = 64
     n_hidden_layers: int = 2
-    activation: str = "relu"
+    activation: str = "silu"  # with "relu" the field may die at the surface: exactly zero around it, without a gradient
     from_centre: bool = False  # a hash grid adds to the distance to the cube's centre: outside until told otherwise
     coarse_to_fine: float = 0.0  # of the run, until all levels are on; 0 for all from the start
     coarse_levels: int = 2  # on from the start
@@ -73,8 +73,8 @@ class SdfConfig:
     loss: str = "mape"  # or "truncated_l1"
     mape_offset: float = 0.01  # |error| / (|distance| + this)
     truncation: float = 0.1  # of distances, for truncated_l1
-    eikonal_weight: float = 0.3
-    eikonal_share: float = 0.25  # of the batch, where the eikonal term is on
+    eikonal_weight: float = 0.0  # of the eikonal term beside distances
+    eikonal_share: float = 0.125  # of the batch, where the eikonal term is on
     weight_decay: float = 1e-6  # MLP weights only
     ema_decay: float = 0.95
 
@@ -94,6 +94,7 @@ class SdfConfig:
             n_features_per_level=4,
             max_resolution=128,
             interpolation="smoothstep",
+            activation="relu",
             from_centre=True,
             coarse_to_fine=0.4,
             eikonal_weight=1.0,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.optional import optional_import
+from hashgrid.options import check_option
 from hashgrid.sdf import losses
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.mesh import MeshError, MeshWarning, Placement, check_finite
@@ -19,6 +20,7 @@ from hashgrid.sdf.model import Field
 from hashgrid.sdf.normals import estimate_normals
 from hashgrid.sdf.trainer import Progress
 
+POINT_LOSSES = ("siren", "igr")
 FORMATS = (".ply", ".xyz", ".txt", ".npz")
 POINT_KEYS = ("points", "xyz", "vertices", "positions")
 NORMAL_KEYS = ("normals", "normal", "n")
@@ -170,8 +172,7 @@ class PointSamples:
     """
 
     def __init__(self, cloud: PointCloud, config: SdfConfig, device: torch.device) -> None:
-        if config.point_loss not in ("igr", "siren"):
-            raise ValueError(f"`point_loss` must be 'igr' or 'siren', got {config.point_loss!r}")
+        check_option("point_loss", config.point_loss, POINT_LOSSES)
         self.config = config
         self.loss_name = config.point_loss.upper()
         self.device = device
