@@ -211,3 +211,6 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "occupancy_update": _occupancy_update,
     "adam_step": _adam_step,
 }
+
+# CUDA composes the second order of the MLP of PyTorch's own ops.
+ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name != "mlp_backward_backward"}

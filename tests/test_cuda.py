@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import SAMPLES
+from samples import ON_CUDA
 from test_composite import assert_within_budget, evaluate
 from test_hash_encode import check_budget, run, run_plain, safe_positions
 from test_march_rays import OPTIONS, scene
@@ -123,10 +123,10 @@ def close(results: list[Tensor], expected: list[Tensor], rounding: float = 2**-1
 # ---- CPU and CUDA agree ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize("name", sorted(ON_CUDA))
 def test_every_op_agrees_with_the_cpu(name: str, other: Other) -> None:
     """Results and what is written into arguments: floats to some roundings of the largest, the rest exactly."""
-    for arguments in SAMPLES[name]():
+    for arguments in ON_CUDA[name]():
         arguments = detached(arguments)
         copies = moved(copy.deepcopy(arguments), other.device)
         results = getattr(other.library, name)(*copies)
@@ -439,26 +439,26 @@ def test_gradient_scaler_skips_infinite_steps(device: str) -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize("name", sorted(ON_CUDA))
 def test_opcheck(name: str) -> None:
     def leaves(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.detach().cuda().requires_grad_(value.requires_grad)
         return [leaves(x) for x in value] if isinstance(value, list) else value
 
-    for arguments in SAMPLES[name]():
+    for arguments in ON_CUDA[name]():
         torch.library.opcheck(getattr(torch.ops.hashgrid, name).default, tuple(map(leaves, arguments)))
 
 
 @needs_cuda
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
-@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize("name", sorted(ON_CUDA))
 def test_tensor_on_the_wrong_device_is_refused(name: str, device: str) -> None:
     """Every argument of every op; only a learning rate may stay on the CPU."""
     if device == "cuda:1" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     op = getattr(torch.ops.hashgrid, name)
-    for arguments in SAMPLES[name]():
+    for arguments in ON_CUDA[name]():
         arguments = detached(arguments)
         places = [i for i, argument in enumerate(arguments) if tensors_of(argument)]
         for place in places if len(places) > 1 else []:

@@ -184,18 +184,6 @@ def _second_order(
         )
         parts = _split(grad_params, params) if needs[2] else [None] * len(params)
         return [g if want else None for g, want in zip((grad_grad_y, grad_x, *parts), wanted, strict=True)]
-    return _composed_second_order(cotangents, grad_y, x, params, n_layers, options, wanted)
-
-
-def _composed_second_order(
-    cotangents: Sequence[Tensor | None],
-    grad_y: Tensor,
-    x: Tensor,
-    params: Sequence[Tensor],
-    n_layers: int,
-    options: Sequence[Any],
-    wanted: Sequence[bool],
-) -> list[Tensor | None]:
     activation, output_activation, factors = options
     inputs = [tensor.detach().requires_grad_() for tensor in (grad_y, x, *params)]
     asked = [tensor for tensor, cotangent in zip(inputs[1:], cotangents, strict=True) if cotangent is not None]

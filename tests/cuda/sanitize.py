@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from samples import AABB, SAMPLES  # noqa: E402
+from samples import AABB, ON_CUDA  # noqa: E402
 
 from hashgrid import _extension, ops  # noqa: E402
 from hashgrid.levels import make_level_table  # noqa: E402
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     args = parser.parse_args()
     torch.set_default_device(args.device)
-    for name, samples in SAMPLES.items():
+    for name, samples in ON_CUDA.items():
         run_samples(name, samples())
         print(f"{name}: samples", flush=True)
     for name, work in WORK.items():
