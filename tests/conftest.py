@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -115,5 +116,6 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if library is not None:
             patch.setattr(_extension, "ops", lambda: library)
-            patch.setattr("hashgrid.ops.mlp.SECOND_ORDER_DEVICES", ())  # composed on CUDA
+            # composed on CUDA; the module's name is also its function's
+            patch.setattr(importlib.import_module("hashgrid.ops.mlp"), "SECOND_ORDER_DEVICES", ())
         yield param
