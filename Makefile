@@ -14,7 +14,7 @@ ARCHS ?= 9.0+PTX
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV := .venv-cuda
 
-.PHONY: demo test lint build cuda-check clean
+.PHONY: demo test lint build bench-check cuda-check clean
 
 demo: build
 	$(BIN)/hashgrid nerf --out outputs/demo --time-limit $(DEMO_SECONDS)
@@ -27,6 +27,9 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name "*.h" -o -name "*.inl" -o -name "*.c*" -not -name "*.pyc")
+
+bench-check: build
+	$(BIN)/python benchmarks/instructions.py --check
 
 cuda-check: $(CUDA_VENV)/.dependencies
 	$(CUDA_VENV)/bin/python tests/cuda/check.py --archs "$(ARCHS)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -89,3 +90,43 @@ def test_lines_per_point_counts_distinct_lines() -> None:
     # dense level, 8-byte entries: four pairs of x-neighbours, one of eight crosses a line
     assert 4.3 < lines_per_point(positions, levels, 8) < 4.7
     assert lines_per_point(positions, levels, 64) == 8
+
+
+CALLGRIND = """\
+fn=(1) main
+3 100
+cfn=(2) hashgrid::avx2::mlp_forward_range(hashgrid::MlpParams const&, long, long)
+calls=2 7
++4 5000
+
+fl=(3) mlp.inl
+fn=(2)
+10 40
++2 60
+fi=(4) simd.h
+* 5
+cfn=(5) hashgrid::avx2::multiply(long)
+calls=9 1
+-3 900
+
+fn=(5)
+20 900
+
+fn=(6) hashgrid::avx2::mlp_reduce_range(hashgrid::MlpParams const&, long, long)
+5 7
+"""
+
+
+def test_instructions_are_counted_with_what_a_kernel_calls(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "instructions.py"
+    spec = importlib.util.spec_from_file_location("instructions", path)
+    assert spec is not None and spec.loader is not None
+    instructions = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(instructions)
+    (tmp_path / "callgrind.out").write_text(CALLGRIND)
+    counts = instructions.parse(tmp_path / "callgrind.out")
+    assert counts == {"mlp_forward": 40 + 60 + 5 + 900, "mlp_reduce": 7}
+    assert instructions.report(counts, {}) == []
+    assert instructions.report(counts, {"mlp_forward": 1040, "mlp_reduce": 7}) == []
+    assert instructions.report(counts, {"mlp_forward": 1100, "mlp_reduce": 7, "gone": 1}) == ["gone", "mlp_forward"]
+    assert "<-" in capsys.readouterr().out

@@ -381,7 +381,7 @@ def test_hash_encode_passes_opcheck(interpolation: int, dtype: torch.dtype) -> N
     cotangents = torch.randn_like(x), torch.randn_like(table), torch.randn_like(weights)
     torch.library.opcheck(
         library.hash_encode_backward_backward.default,
-        (*cotangents, grad_y, x, table, weights, *options, True, True, False),
+        (*cotangents, grad_y, x, table, weights, *options, True, True, True, False),
     )
     for cotangent in (None, cotangents[0]):
         torch.library.opcheck(

@@ -281,7 +281,7 @@ TINY = SdfConfig(
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("activation", ["relu", "softplus", "sine"])
+@pytest.mark.parametrize("activation", ["relu", "silu", "softplus", "sine"])
 def test_point_losses_are_differentiable_twice_to_everything(activation: str, backend: str) -> None:
     torch.manual_seed(0)
     if activation == "sine":
