@@ -8,8 +8,10 @@
 // and a backward carries the gradients of both. That of the tangents is the gradient the first backward has. That of
 // the values is zero until a curved activation adds s''(z) u to it, so that a network of ReLUs has but one:
 //
-//     dW = du t^T + dz a^T      db = dz      dt = W^T du      da = W^T dz      du = s'(z) dt'      dz = s''(z) u dt' +
-//     s'(z) da'
+//     dW = du t^T + dz a^T      db = dz      dt = W^T du      da = W^T dz
+//     du = s'(z) dt'            dz = s''(z) u dt' + s'(z) da'
+//
+// One block's matrices, twice the first order's, stay in L2: 32-64-64-1 with ReLU, two cores (Zen 5), 117 ns per row.
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
