@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     nerf.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only evaluate a checkpoint")
     nerf.add_argument("--views", type=int, help="evaluate only this many test views, evenly spread")
     nerf.add_argument("--no-video", action="store_true", help="no turntable.mp4")
+    nerf.add_argument("--profile", action="store_true", help="where the time of a step goes: a table and a trace")
     nerf.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of hashgrid.nerf.NerfConfig"
     )
@@ -140,6 +141,7 @@ def _nerf(args: argparse.Namespace) -> int:
         evaluate_only=args.eval,
         n_views=args.views,
         video=not args.no_video,
+        profile=args.profile,
         changes=_changes(args, (*_COMMON, "background")) | _assignments(args.set, NerfConfig),
     )
 

@@ -13,6 +13,7 @@ import torch
 from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
 from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.profile import PHASES, StepProfile
 from hashgrid.nerf.render import evaluate_front_to_back
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
 
@@ -91,6 +92,29 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
     torch.testing.assert_close(sigmas[index], expected[index])
     torch.testing.assert_close(geometry[index], expected_geometry[index])
     assert (sigmas == 0).sum() > samples.n_samples / 4
+
+
+def test_profile_accounts_for_the_time_of_some_steps(scene, tmp_path, capsys):
+    trainer = Trainer(scene, NerfConfig(steps=60, **TINY))
+    profile = StepProfile(n_steps=16, begin=0.5)
+    steps = []
+    trainer.train(lambda progress: (steps.append(progress.step), profile.on_step(progress)))
+    profile.write(tmp_path, peak_memory=10**9)
+    assert steps == list(range(1, 61))
+    result = json.loads((tmp_path / "profile.json").read_text())
+    phases = result["phases"]
+    assert result["steps"] == 16 and 0 < result["samples"] < trainer.progress.samples
+    assert math.isclose(sum(phases.values()), result["seconds"]) and list(phases) == [*PHASES, "everything else"]
+    # Occupancy updates are one of 16 steps; what they encode is theirs.
+    assert all(seconds > 0 for seconds in phases.values())
+    table = capsys.readouterr().out
+    assert "mlp, backward" in table and "peak memory 1.00 GB" in table
+    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {"hashgrid::mlp", "hashgrid::adam_step", "hashgrid occupancy update"} <= names
+
+    unfinished = StepProfile(n_steps=16)
+    unfinished.write(tmp_path / "none", peak_memory=0)
+    assert "no profile" in capsys.readouterr().out and not (tmp_path / "none").exists()
 
 
 def test_a_budget_is_needed(scene):

@@ -18,6 +18,7 @@ from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene, background_color, load_scene
 from hashgrid.nerf.evaluate import ViewScore, evaluate
 from hashgrid.nerf.procedural import write_scene
+from hashgrid.nerf.profile import StepProfile
 from hashgrid.nerf.render import render_view
 from hashgrid.nerf.trainer import Progress, Trainer, read_checkpoint
 from hashgrid.optional import optional_import
@@ -34,6 +35,7 @@ def run(
     evaluate_only: Path | None = None,
     n_views: int | None = None,
     video: bool = True,
+    profile: bool = False,
     changes: dict[str, Any] | None = None,
 ) -> int:
     """Trains on ``scene_path`` (a procedural scene when None) and evaluates; or only evaluates a checkpoint.
@@ -71,11 +73,13 @@ def run(
 
     trainer = Trainer(scene, config, seconds_before=time.perf_counter() - begin)
     print(_describe_device(trainer), flush=True)
+    if profile and trainer.device.type != "cpu":
+        raise ValueError(f"`--profile` is for the CPU, got device {trainer.device}; use Nsight Systems on a GPU")
     if stored is not None:
         trainer.load(*stored)
     interrupted = False
     if evaluate_only is None:
-        interrupted = _train(trainer, out)
+        interrupted = _train(trainer, out, StepProfile() if profile else None)
         if interrupted:
             n_views = min(n_views or 4, 4)
             print("interrupted: the checkpoint is written, a few test views follow; --resume goes on", flush=True)
@@ -120,7 +124,7 @@ def _procedural_if_none(scene: Path | None) -> Path:
     return PROCEDURAL_SCENE
 
 
-def _train(trainer: Trainer, out: Path) -> bool:
+def _train(trainer: Trainer, out: Path, profile: StepProfile | None) -> bool:
     """Whether the user interrupted."""
     tqdm = optional_import("tqdm", "nerf").tqdm
     checkpoint = out / "checkpoint.safetensors"
@@ -136,12 +140,16 @@ def _train(trainer: Trainer, out: Path) -> bool:
                 refresh=False,
             )
             bar.update(100 * progress.fraction - bar.n)
+            if profile is not None:
+                profile.on_step(progress)
 
         try:
             trainer.train(show, checkpoint)
         except KeyboardInterrupt:
             interrupted = True
     trainer.save(checkpoint)
+    if profile is not None:
+        profile.write(out, _peak_memory())
     return interrupted
 
 

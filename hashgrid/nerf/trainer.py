@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from hashgrid.checkpoint import load_checkpoint, save_checkpoint
 from hashgrid.modules import OccupancyGrid
@@ -22,6 +23,7 @@ from hashgrid.nerf.render import Marching, render_rays
 from hashgrid.optim import Adam
 
 CHECKPOINT_FORMAT = "hashgrid-nerf-1"
+RAYS, OCCUPANCY = "hashgrid rays", "hashgrid occupancy update"  # parts of a step, in profiles
 
 
 class TrainingError(RuntimeError):
@@ -142,7 +144,8 @@ class Trainer:
         if self.fixed is not None:
             return self._fixed_step(self.fixed)
         self.optimizer.zero_grad()
-        rays_o, rays_d, colors, background = (x.to(self.device) for x in self.batch())
+        with record_function(RAYS):
+            rays_o, rays_d, colors, background = (x.to(self.device) for x in self.batch())
         out = render_rays(
             self.model,
             self.occupancy,
@@ -206,7 +209,7 @@ class Trainer:
         if step >= config.occupancy_warmup_steps and share > config.occupancy_time_share:
             return
         begin = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), record_function(OCCUPANCY):
             self.occupancy.update(
                 self.model.density,
                 step,

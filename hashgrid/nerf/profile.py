@@ -1,0 +1,86 @@
+"""Where the time of training steps goes: ``hashgrid nerf --profile``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from hashgrid.files import atomic_path, atomic_write_json
+from hashgrid.nerf.trainer import OCCUPANCY, RAYS, Progress
+
+PHASES = {
+    "rays": (RAYS,),
+    "march": ("hashgrid::march_rays", "hashgrid::ray_aabb"),
+    "visible samples": ("hashgrid::visible_samples",),
+    "encode": ("hashgrid::hash_encode", "hashgrid::sh_encode", "hashgrid::frequency_encode"),
+    "encode, backward": (
+        "hashgrid::hash_encode_backward",
+        "hashgrid::hash_encode_accumulate_table_gradient",
+        "hashgrid::sh_encode_backward",
+    ),
+    "mlp": ("hashgrid::mlp",),
+    "mlp, backward": ("hashgrid::mlp_backward",),
+    "composite": ("hashgrid::composite",),
+    "composite, backward": ("hashgrid::composite_backward",),
+    "optimiser": ("hashgrid::adam_step",),
+    "occupancy": (OCCUPANCY,),
+}
+_PHASE_OF = {name: phase for phase, names in PHASES.items() for name in names}
+
+
+class StepProfile:
+    """Profiles ``n_steps`` steps from the middle of a run on, on the CPU.
+
+    Args:
+        n_steps: a multiple of the steps between two updates of the occupancy grid has these in the right proportion.
+        begin: progress of the run, 0..1, at which to begin.
+    """
+
+    def __init__(self, n_steps: int = 64, begin: float = 0.5) -> None:
+        self.n_steps, self.begin = n_steps, begin
+        self._profile = profile(activities=[ProfilerActivity.CPU])
+        self._first: Progress | None = None
+        self._start = 0.0
+        self.result: dict[str, Any] | None = None
+
+    def on_step(self, progress: Progress) -> None:
+        """To be called after each step."""
+        if self._first is None and progress.fraction >= self.begin:
+            self._first = Progress(step=progress.step, samples=progress.samples)
+            self._profile.start()
+            self._start = time.perf_counter()
+        elif self._first is not None and self.result is None and progress.step >= self._first.step + self.n_steps:
+            self._stop(progress.step - self._first.step, progress.samples - self._first.samples)
+
+    def _stop(self, n_steps: int, n_samples: int) -> None:
+        seconds = time.perf_counter() - self._start
+        self._profile.stop()
+        totals = dict.fromkeys(PHASES, 0.0)
+        for event in self._profile.events():
+            phase = _PHASE_OF.get(event.name)
+            ancestor = event.cpu_parent
+            while phase is not None and ancestor is not None:  # the outermost one counts
+                phase = None if ancestor.name in _PHASE_OF else phase
+                ancestor = ancestor.cpu_parent
+            if phase is not None:
+                totals[phase] += event.cpu_time_total * 1e-6
+        totals["everything else"] = seconds - sum(totals.values())
+        self.result = {"steps": n_steps, "samples": n_samples, "seconds": seconds, "phases": totals}
+
+    def write(self, folder: Path, peak_memory: int) -> None:
+        """Prints the table; writes ``profile.json`` and ``trace.json``, for chrome://tracing or Perfetto."""
+        if self.result is None:
+            print(f"no profile: the run ended less than {self.n_steps} steps after its middle", flush=True)
+            return
+        result = self.result
+        print(f"{'phase':22}{'ms per step':>12}{'ns per sample':>15}{'share':>8}")
+        for phase, seconds in (*result["phases"].items(), ("a step", result["seconds"])):
+            per_step, per_sample = seconds / result["steps"] * 1e3, seconds / max(result["samples"], 1) * 1e9
+            print(f"{phase:22}{per_step:12.2f}{per_sample:15.0f}{seconds / result['seconds']:8.1%}")
+        print(f"peak memory {peak_memory / 1e9:.2f} GB; trace in {folder / 'trace.json'}", flush=True)
+        atomic_write_json(folder / "profile.json", {**result, "peak_memory_bytes": peak_memory})
+        with atomic_path(folder / "trace.json") as path:
+            self._profile.export_chrome_trace(str(path))
