@@ -130,8 +130,7 @@ def work() -> None:
     rays = torch.nn.functional.normalize(0.3 * torch.randn(512, 3) - origins, dim=-1)
     t_min, t_max = ops.ray_aabb(origins, rays, aabb)
     ops.sphere_trace(lambda p: p.norm(dim=-1) - 0.5, origins, rays, t_min, t_max)
-    occupancy = hashgrid.OccupancyGrid(aabb, resolution=32)
-    occupancy.mark_invisible_cells(
+    hashgrid.OccupancyGrid(aabb, resolution=32).mark_invisible_cells(
         torch.eye(4)[None, :3], torch.tensor([[32.0, 32, 16, 16]]), torch.tensor([[32.0, 32]])
     )
     occupancy = hashgrid.OccupancyGrid(aabb, resolution=32)

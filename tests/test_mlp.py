@@ -249,7 +249,7 @@ def of_input_gradient(
     return list(torch.autograd.grad(grad_x, inputs, cotangent.to(dtype), materialize_grads=True))
 
 
-def sums_of_terms(exact: list[Tensor], cotangent: Tensor, inputs: Sequence[Tensor], *arguments) -> list[float]:
+def rounding_scales(exact: list[Tensor], cotangent: Tensor, inputs: Sequence[Tensor], *arguments) -> list[float]:
     """The largest value of grad_y and x; of each parameter the largest sum over rows, 32 at a time, of absolute values:
     curvature has either sign, so that these sums cancel."""
     totals = [torch.zeros_like(t) for t in exact[2:]]
@@ -277,7 +277,7 @@ def test_derivatives_of_the_input_gradient(activation: str, output_activation: s
         for a, b in zip(of_input_gradient(ops.mlp, torch.float64, *arguments), exact, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * b.abs().max().item())
         ours, pytorch = (of_input_gradient(mlp, torch.float32, *arguments) for mlp in (ops.mlp, reference.mlp))
-        scales = sums_of_terms(exact, *arguments)
+        scales = rounding_scales(exact, *arguments)
         for i, (a, b, truth, scale) in enumerate(zip(ours, pytorch, exact, scales, strict=True)):
             error, theirs = ((t - truth).abs().max().item() for t in (a, b))
             assert error <= 2 * theirs + 8 * UNITS[None] * scale, f"{widths}, tensor {i}: {error}, PyTorch {theirs}"
