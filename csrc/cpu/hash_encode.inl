@@ -15,9 +15,13 @@ constexpr int kRing = 4;        // power of two > kAhead
 
 // Corners of kLanes cells at one level.
 struct CornerGroup {
-  uint32_t index[kMaxCorners][kLanes];  // entry within the level
-  float weight[kMaxCorners][kLanes];
   float fraction[kMaxDims][kLanes];
+  // Index and weight side by side: in arrays of their own, kMaxCorners apart, they and the rows prefetched meet in few
+  // sets of the L1 cache.
+  struct Corner {
+    uint32_t index[kLanes];  // entry within the level
+    float weight[kLanes];
+  } corner[kMaxCorners];
 };
 
 static inline int64_t min_count(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -75,24 +79,24 @@ static void compute_corners(const HashEncodeParams& p, const GridLevel& level, i
   split_corners<0, kDims>(p, level, i, 1, group, index, weight);
   if (p.interpolation == Interpolation::kNearest) {
     index[0] = level.wrap == IndexWrap::kMask ? index[0] & (level.size - 1u) : index[0] % splat(level.size);
-    store(group->index[0], index[0]);
-    store(group->weight[0], splat(1.0f));
+    store(group->corner[0].index, index[0]);
+    store(group->corner[0].weight, splat(1.0f));
     return;
   }
   const VecU size = splat(level.size);
   if (level.wrap == IndexWrap::kMask) {
 #pragma GCC unroll 16
-    for (int c = 0; c < kCorners; ++c) store(group->index[c], index[c] & (size - 1u));
+    for (int c = 0; c < kCorners; ++c) store(group->corner[c].index, index[c] & (size - 1u));
   } else if (level.wrap == IndexWrap::kOnce) {
 #pragma GCC unroll 16
     for (int c = 0; c < kCorners; ++c) {
-      store(group->index[c], index[c] - (reinterpret_cast<VecU>(index[c] >= size) & size));
+      store(group->corner[c].index, index[c] - (reinterpret_cast<VecU>(index[c] >= size) & size));
     }
   } else {
-    for (int c = 0; c < kCorners; ++c) store(group->index[c], index[c] % size);
+    for (int c = 0; c < kCorners; ++c) store(group->corner[c].index, index[c] % size);
   }
 #pragma GCC unroll 16
-  for (int c = 0; c < kCorners; ++c) store(group->weight[c], weight[c]);
+  for (int c = 0; c < kCorners; ++c) store(group->corner[c].weight, weight[c]);
 }
 
 using ComputeCorners = void (*)(const HashEncodeParams&, const GridLevel&, int64_t, CornerGroup*);
@@ -152,22 +156,23 @@ struct BFloat16Table {
 template <int kF>
 struct RowOf {
   typedef float Type __attribute__((vector_size(4 * kF)));
+  typedef float InMemory __attribute__((vector_size(4 * kF), aligned(4), may_alias));
 };
 template <>
 struct RowOf<1> {
   typedef float Type;
+  typedef float InMemory;
 };
 
+// Not memcpy: GCC 12 takes two floats through an integer register then.
 template <int kF>
 static inline typename RowOf<kF>::Type load_row(const float* p) {
-  typename RowOf<kF>::Type row;
-  std::memcpy(&row, p, sizeof(row));
-  return row;
+  return *reinterpret_cast<const typename RowOf<kF>::InMemory*>(p);
 }
 
 template <int kF>
 static inline void store_row(float* p, typename RowOf<kF>::Type row) {
-  std::memcpy(p, &row, sizeof(row));
+  *reinterpret_cast<typename RowOf<kF>::InMemory*>(p) = row;
 }
 
 template <typename Table, int kF>
@@ -189,40 +194,64 @@ static inline float row_sum(Row row) {
   return total;
 }
 
-template <typename Element>
-static inline void prefetch_group(const CornerGroup& group, int n_corners, const Element* rows, int n_features) {
+template <int kRowBytes>
+static void prefetch_rows(const CornerGroup& group, int n_corners, const char* rows) {
   for (int c = 0; c < n_corners; ++c) {
+#pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) {
-      __builtin_prefetch(rows + static_cast<int64_t>(group.index[c][lane]) * n_features, 0, 3);
+      __builtin_prefetch(rows + static_cast<int64_t>(group.corner[c].index[lane]) * kRowBytes, 0, 3);
     }
+  }
+}
+
+using PrefetchRows = void (*)(const CornerGroup&, int, const char*);
+
+static PrefetchRows pick_prefetch_rows(int row_bytes) {
+  switch (row_bytes) {
+    case 2:
+      return &prefetch_rows<2>;
+    case 4:
+      return &prefetch_rows<4>;
+    case 8:
+      return &prefetch_rows<8>;
+    case 16:
+      return &prefetch_rows<16>;
+    default:
+      return &prefetch_rows<32>;
   }
 }
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
+// The kernels below take the number of corners at compile time where it is common, kCorners = 0 for all others.
+
 // Weighted sum of the corner rows for `count` lanes; out [count, F].
-template <typename Table, int kF>
+template <typename Table, int kF, int kCorners>
 static void interpolate(const CornerGroup& group, int n_corners, const void* level_rows, int count, float* out) {
   const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
+  if (kCorners != 0) n_corners = kCorners;
   for (int lane = 0; lane < count; ++lane) {
     typename RowOf<kF>::Type total{};
+#pragma GCC unroll 16
     for (int c = 0; c < n_corners; ++c) {
-      const int64_t entry = group.index[c][lane];
-      total += group.weight[c][lane] * load_table_row<Table, kF>(rows + entry * kF);
+      const int64_t entry = group.corner[c].index[lane];
+      total += group.corner[c].weight[lane] * load_table_row<Table, kF>(rows + entry * kF);
     }
     store_row<kF>(out + lane * kF, total);
   }
 }
 
 // Dot product of every corner row with its point's grad_y [count, F]; dots [n_corners][kLanes].
-template <typename Table, int kF>
+template <typename Table, int kF, int kCorners>
 static void dot_rows(const CornerGroup& group, int n_corners, const void* level_rows, const float* grad_y, int count,
                      float (*dots)[kLanes]) {
   const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
+  if (kCorners != 0) n_corners = kCorners;
   for (int lane = 0; lane < count; ++lane) {
     const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * kF);
+#pragma GCC unroll 16
     for (int c = 0; c < n_corners; ++c) {
-      const int64_t entry = group.index[c][lane];
+      const int64_t entry = group.corner[c].index[lane];
       dots[c][lane] = row_sum(grad * load_table_row<Table, kF>(rows + entry * kF));
     }
   }
@@ -233,28 +262,43 @@ struct RowKernels {
   void (*dot_rows)(const CornerGroup&, int, const void*, const float*, int, float (*)[kLanes]);
 };
 
-template <typename Table>
-static RowKernels pick_row_kernels_for(int n_features) {
-  switch (n_features) {
-    case 1:
-      return {&interpolate<Table, 1>, &dot_rows<Table, 1>};
-    case 2:
-      return {&interpolate<Table, 2>, &dot_rows<Table, 2>};
+template <typename Table, int kF>
+static RowKernels row_kernels(int n_corners) {
+  switch (n_corners) {
     case 4:
-      return {&interpolate<Table, 4>, &dot_rows<Table, 4>};
+      return {&interpolate<Table, kF, 4>, &dot_rows<Table, kF, 4>};
+    case 8:
+      return {&interpolate<Table, kF, 8>, &dot_rows<Table, kF, 8>};
+    case 16:
+      return {&interpolate<Table, kF, 16>, &dot_rows<Table, kF, 16>};
     default:
-      return {&interpolate<Table, 8>, &dot_rows<Table, 8>};
+      return {&interpolate<Table, kF, 0>, &dot_rows<Table, kF, 0>};
+  }
+}
+
+template <typename Table>
+static RowKernels row_kernels_of(const HashEncodeParams& p) {
+  const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
+  switch (p.n_features) {
+    case 1:
+      return row_kernels<Table, 1>(n_corners);
+    case 2:
+      return row_kernels<Table, 2>(n_corners);
+    case 4:
+      return row_kernels<Table, 4>(n_corners);
+    default:
+      return row_kernels<Table, 8>(n_corners);
   }
 }
 
 static RowKernels pick_row_kernels(const HashEncodeParams& p) {
   switch (p.table_dtype) {
     case DType::kFloat16:
-      return pick_row_kernels_for<Float16Table>(p.n_features);
+      return row_kernels_of<Float16Table>(p);
     case DType::kBFloat16:
-      return pick_row_kernels_for<BFloat16Table>(p.n_features);
+      return row_kernels_of<BFloat16Table>(p);
     default:
-      return pick_row_kernels_for<Float32Table>(p.n_features);
+      return row_kernels_of<Float32Table>(p);
   }
 }
 
@@ -275,12 +319,13 @@ static inline void for_each_group(const HashEncodeParams& p, const GridLevel& le
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   // Rows of a level this small stay in the L2 cache by themselves.
   const bool prefetch = static_cast<int64_t>(level.size) * row_bytes > 128 * 1024;
+  const PrefetchRows prefetch_rows = pick_prefetch_rows(row_bytes);
   const int64_t n_groups = (end - begin + kLanes - 1) / kLanes;
   for (int64_t g = 0; g < n_groups + kAhead; ++g) {
     if (g < n_groups) {
       CornerGroup& next = ring[g % kRing];
       compute(p, level, begin + g * kLanes, &next);
-      if (prefetch) prefetch_group(next, n_corners, rows, row_bytes);
+      if (prefetch) prefetch_rows(next, n_corners, rows);
     }
     if (g >= kAhead) {
       const int64_t i = begin + (g - kAhead) * kLanes;
@@ -412,13 +457,15 @@ static void hash_encode_finish_forward_range(const HashEncodeParams& p, int64_t 
 // ---- backward ----------------------------------------------------------------------------------------------------
 
 // Adds weight * grad to the corner rows of each point, in point order.
-template <int kF>
+template <int kF, int kCorners>
 static void scatter(const CornerGroup& group, int n_corners, float* rows, const float* grad_y, int count) {
+  if (kCorners != 0) n_corners = kCorners;
   for (int lane = 0; lane < count; ++lane) {
     const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * kF);
+#pragma GCC unroll 16
     for (int c = 0; c < n_corners; ++c) {
-      float* target = rows + static_cast<int64_t>(group.index[c][lane]) * kF;
-      store_row<kF>(target, load_row<kF>(target) + group.weight[c][lane] * grad);
+      float* target = rows + static_cast<int64_t>(group.corner[c].index[lane]) * kF;
+      store_row<kF>(target, load_row<kF>(target) + group.corner[c].weight[lane] * grad);
     }
   }
 }
@@ -433,13 +480,13 @@ static void scatter_shard(const CornerGroup& group, int n_corners, float* rows, 
   for (int c = 0; c < n_corners; ++c) {
     for (int lane = 0; lane < count; ++lane) {
       picked[n_picked] = static_cast<uint16_t>(lane + kLanes * c);
-      n_picked += group.index[c][lane] - low < high - low ? 1 : 0;
+      n_picked += group.corner[c].index[lane] - low < high - low ? 1 : 0;
     }
   }
   for (int i = 0; i < n_picked; ++i) {
     const int c = picked[i] / kLanes, lane = picked[i] % kLanes;
-    float* target = rows + static_cast<int64_t>(group.index[c][lane]) * kF;
-    store_row<kF>(target, load_row<kF>(target) + group.weight[c][lane] * load_row<kF>(grad_y + lane * kF));
+    float* target = rows + static_cast<int64_t>(group.corner[c].index[lane]) * kF;
+    store_row<kF>(target, load_row<kF>(target) + group.corner[c].weight[lane] * load_row<kF>(grad_y + lane * kF));
   }
 }
 
@@ -448,16 +495,31 @@ struct ScatterKernels {
   void (*shard)(const CornerGroup&, int, float*, const float*, int, uint32_t, uint32_t);
 };
 
-static ScatterKernels pick_scatter(int n_features) {
-  switch (n_features) {
-    case 1:
-      return {&scatter<1>, &scatter_shard<1>};
-    case 2:
-      return {&scatter<2>, &scatter_shard<2>};
+template <int kF>
+static ScatterKernels scatter_kernels(int n_corners) {
+  switch (n_corners) {
     case 4:
-      return {&scatter<4>, &scatter_shard<4>};
+      return {&scatter<kF, 4>, &scatter_shard<kF>};
+    case 8:
+      return {&scatter<kF, 8>, &scatter_shard<kF>};
+    case 16:
+      return {&scatter<kF, 16>, &scatter_shard<kF>};
     default:
-      return {&scatter<8>, &scatter_shard<8>};
+      return {&scatter<kF, 0>, &scatter_shard<kF>};
+  }
+}
+
+static ScatterKernels pick_scatter(const HashEncodeParams& p) {
+  const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
+  switch (p.n_features) {
+    case 1:
+      return scatter_kernels<1>(n_corners);
+    case 2:
+      return scatter_kernels<2>(n_corners);
+    case 4:
+      return scatter_kernels<4>(n_corners);
+    default:
+      return scatter_kernels<8>(n_corners);
   }
 }
 
@@ -479,7 +541,7 @@ static inline Shard shard_of(const HashEncodeParams& p, int64_t unit) {
 template <typename Weigh>
 static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64_t end, Weigh weigh) {
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
-  const ScatterKernels scatter_rows = pick_scatter(p.n_features);
+  const ScatterKernels scatter_rows = pick_scatter(p);
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   const int row_bytes = static_cast<int>(p.n_features * sizeof(float));
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -510,30 +572,46 @@ static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t 
   scatter_units(p, begin, end, [](const GridLevel&, int64_t, CornerGroup*) {});
 }
 
-// d y / d fraction of each axis from the corner dots, for kLanes points.
-static inline void add_position_gradient(const HashEncodeParams& p, const GridLevel& level, const CornerGroup& group,
-                                         const float (*dots)[kLanes], int64_t i) {
-  VecF upper[kMaxDims], lower[kMaxDims], first[kMaxDims];
-  for (int d = 0; d < p.n_dims; ++d) {
+// d y / dx of kLanes points at one level from the corner dots, added to soa_grad_positions.
+template <int kDims>
+static void add_position_gradient(const HashEncodeParams& p, const GridLevel& level, const CornerGroup& group,
+                                  const float (*dots)[kLanes], int64_t i) {
+  const bool smooth = p.interpolation == Interpolation::kSmoothstep;
+  VecF upper[kDims], lower[kDims];
+#pragma GCC unroll 8
+  for (int d = 0; d < kDims; ++d) {
     const VecF f = load(group.fraction[d]);
-    const bool smooth = p.interpolation == Interpolation::kSmoothstep;
     upper[d] = smooth ? f * f * (3.0f - 2.0f * f) : f;
     lower[d] = 1.0f - upper[d];
-    first[d] = smooth ? 6.0f * f * (1.0f - f) : splat(1.0f);
   }
-  const int n_corners = 1 << p.n_dims;
-  for (int d = 0; d < p.n_dims; ++d) {
+#pragma GCC unroll 8
+  for (int e = 0; e < kDims; ++e) {
     VecF total = splat(0.0f);
-    for (int c = 0; c < n_corners; ++c) {
-      VecF weight = load(dots[c]);
-      for (int e = 0; e < p.n_dims; ++e) {
-        if (e != d) weight *= (c >> e) & 1 ? upper[e] : lower[e];
+#pragma GCC unroll 8
+    for (int c = 0; c < 1 << kDims; ++c) {
+      if ((c >> e) & 1) continue;
+      VecF difference = load(dots[c | 1 << e]) - load(dots[c]);
+#pragma GCC unroll 8
+      for (int d = 0; d < kDims; ++d) {
+        if (d != e) difference *= (c >> d) & 1 ? upper[d] : lower[d];
       }
-      total = (c >> d) & 1 ? total + weight : total - weight;
+      total += difference;
     }
-    float* out = p.soa_grad_positions + d * p.soa_stride + i;
-    store(out, load(out) + total * first[d] * level.scale);
+    const VecF f = load(group.fraction[e]);
+    const VecF first = smooth ? 6.0f * f * (1.0f - f) * level.scale : splat(level.scale);
+    float* out = p.soa_grad_positions + e * p.soa_stride + i;
+    store(out, load(out) + total * first);
   }
+}
+
+using AddPositionGradient = void (*)(const HashEncodeParams&, const GridLevel&, const CornerGroup&,
+                                     const float (*)[kLanes], int64_t);
+
+static AddPositionGradient pick_add_position_gradient(int n_dims) {
+  constexpr AddPositionGradient kByDims[kMaxDims] = {
+      &add_position_gradient<1>, &add_position_gradient<2>, &add_position_gradient<3>, &add_position_gradient<4>,
+      &add_position_gradient<5>, &add_position_gradient<6>, &add_position_gradient<7>};
+  return kByDims[n_dims - 1];
 }
 
 // Units are chunks of kLevelChunk points of level p.current_level, added to soa_grad_positions.
@@ -544,6 +622,7 @@ static void hash_encode_backward_positions_range(const HashEncodeParams& p, int6
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   const GridLevel& level = p.levels[p.current_level];
   const char* rows = level_rows(p, level);
+  const AddPositionGradient add_gradient = pick_add_position_gradient(p.n_dims);
   const float* grad = p.level_features + static_cast<int64_t>(p.current_level) * p.n_points * p.n_features;
   float dots[kMaxCorners][kLanes] = {};
   for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -551,7 +630,7 @@ static void hash_encode_backward_positions_range(const HashEncodeParams& p, int6
     for_each_group(p, level, compute, first, min_count(first + kLevelChunk, p.n_points), rows, row_bytes,
                    [&](const CornerGroup& group, int64_t i, int count) {
                      rows_of.dot_rows(group, n_corners, rows, grad + i * p.n_features, count, dots);
-                     add_position_gradient(p, level, group, dots, i);
+                     add_gradient(p, level, group, dots, i);
                    });
   }
 }

@@ -52,7 +52,7 @@ static inline void store_along(const AxisGroup* axes, CornerGroup* group) {
     }
   }
 #pragma GCC unroll 16
-  for (int c = 0; c < kCorners; ++c) store(group->weight[c], along[c]);
+  for (int c = 0; c < kCorners; ++c) store(group->corner[c].weight, along[c]);
 }
 
 template <int kDims>

@@ -1,4 +1,6 @@
 // hash_encode: checks, allocation and launch. Positions are [n_points, n_dims] here; the Python side flattens batches.
+#include <type_traits>
+
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
 #include "ops/checks.h"
@@ -28,43 +30,95 @@ void run_table_units(RangeKernel<HashEncodeParams> kernel, HashEncodeParams p) {
 
 int64_t n_level_chunks(const HashEncodeParams& p) { return (p.n_points + kLevelChunk - 1) / kLevelChunk; }
 
-// Transposed copies that live as long as one op call.
-struct Workspace {
-  std::vector<Tensor> tensors;
+// Points whose features are held transposed at a time: 32 MB of them, at least one chunk. Each block walks over the whole
+// table, so that smaller ones read it more often: 49 MB per 2^18 points with 16 levels of 2^19 entries.
+int64_t block_points(const HashEncodeParams& p) {
+  constexpr int64_t kFeatures = int64_t{1} << 23;
+  const int64_t chunks = kFeatures / (static_cast<int64_t>(p.n_levels) * p.n_features) / kLevelChunk;
+  return (chunks > 0 ? chunks : 1) * kLevelChunk;
+}
 
-  float* floats(const Tensor& like, int64_t count) {
-    tensors.push_back(empty(like, {count}));
-    advise_huge_pages(tensors.back().mutable_data_ptr(), count * 4);
-    return static_cast<float*>(tensors.back().mutable_data_ptr());
+template <typename T>
+T* advance(T* data, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const<T>::value, const char, char>;
+  return data == nullptr ? nullptr : static_cast<T*>(static_cast<Byte*>(data) + bytes);
+}
+
+// Points [begin, begin + count) of `p`.
+HashEncodeParams slice(const HashEncodeParams& p, int64_t begin, int64_t count) {
+  HashEncodeParams q = p;
+  const int64_t element = p.dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t position = begin * p.n_dims * element;
+  const int64_t feature = begin * p.n_levels * p.n_features * element;
+  q.n_points = count;
+  q.positions = advance(p.positions, position);
+  q.grad_positions = advance(p.grad_positions, position);
+  q.grad_grad_positions = advance(p.grad_grad_positions, position);
+  q.y = advance(p.y, feature);
+  q.grad_y = advance(p.grad_y, feature);
+  q.grad_grad_y = advance(p.grad_grad_y, feature);
+  return q;
+}
+
+// Calls `run(params)` for blocks of points in order, once where there are none. From the second on table gradients are
+// accumulated: each entry still gets its contributions in the order of the points.
+template <typename Run>
+void for_each_block(const HashEncodeParams& p, const Run& run) {
+  const int64_t step = p.dtype == DType::kFloat64 ? p.n_points : block_points(p);
+  for (int64_t begin = 0; begin == 0 || begin < p.n_points; begin += step) {
+    HashEncodeParams block = slice(p, begin, begin + step < p.n_points ? step : p.n_points - begin);
+    block.accumulate = p.accumulate || begin > 0;
+    run(block);
+    if (step == 0) return;
   }
+}
+
+// Carves the transposed copies out of memory that the calling thread keeps.
+struct Workspace {
+  explicit Workspace(int64_t n_floats) {
+    thread_local Scratch scratch;
+    next = static_cast<float*>(scratch.at_least(n_floats * static_cast<int64_t>(sizeof(float))));
+  }
+
+  float* take(int64_t count) {
+    float* data = next;
+    next += count;
+    return data;
+  }
+
+  float* next;
+};
+
+struct Wants {
+  bool cotangents;      // of the position gradient
+  bool grad_positions;  // summed over levels
+  bool second;          // features of the second order
 };
 
 // Transposes the positions, and grad_y where `p` has one, for the fp32 passes; fp64 reads them as they are.
-// `with_cotangents`: those of the position gradient too.
-void prepare(const Tensor& positions, HashEncodeParams& p, Workspace& workspace, bool with_cotangents = false) {
+void prepare(HashEncodeParams& p, Wants wants = {}) {
   if (p.dtype == DType::kFloat64) return;
   constexpr int64_t kMultiple = 64;
   p.soa_stride = (p.n_points + kMultiple - 1) / kMultiple * kMultiple;
-  p.soa_positions = workspace.floats(positions, p.n_dims * p.soa_stride);
-  for (int d = 0; d < p.n_dims; ++d) {
-    for (int64_t i = p.n_points; i < p.soa_stride; ++i) p.soa_positions[d * p.soa_stride + i] = 0.0f;
-  }
-  if (with_cotangents) {
-    p.soa_cotangents = workspace.floats(positions, p.n_dims * p.soa_stride);
+  const int64_t points = p.n_dims * p.soa_stride, features = p.n_levels * p.n_features * p.soa_stride;
+  Workspace workspace(points * (1 + wants.cotangents + wants.grad_positions) + features * (1 + wants.second));
+  const auto take_points = [&](bool zeros) {
+    float* data = workspace.take(points);
     for (int d = 0; d < p.n_dims; ++d) {
-      for (int64_t i = p.n_points; i < p.soa_stride; ++i) p.soa_cotangents[d * p.soa_stride + i] = 0.0f;
+      for (int64_t i = zeros ? 0 : p.n_points; i < p.soa_stride; ++i) data[d * p.soa_stride + i] = 0.0f;
     }
-  }
-  p.level_features = workspace.floats(positions, p.n_levels * p.n_points * p.n_features);
+    return data;
+  };
+  p.soa_positions = take_points(false);
+  if (wants.cotangents) p.soa_cotangents = take_points(false);
+  if (wants.grad_positions) p.soa_grad_positions = take_points(true);
+  p.level_features = workspace.take(features);
+  if (wants.second) p.second_features = workspace.take(features);
   run_points(kernels().hash_encode_prepare, p);
 }
 
 // Adds up soa_grad_positions, one level after the other: a chunk's sum keeps the order of the levels.
-void run_levels(RangeKernel<HashEncodeParams> kernel, const Tensor& positions, HashEncodeParams& p,
-                Workspace& workspace) {
-  const int64_t count = p.n_dims * p.soa_stride;
-  p.soa_grad_positions = workspace.floats(positions, count);
-  for (int64_t i = 0; i < count; ++i) p.soa_grad_positions[i] = 0.0f;
+void run_levels(RangeKernel<HashEncodeParams> kernel, HashEncodeParams& p) {
   // Nearest has no gradient.
   const int n_levels = p.interpolation == Interpolation::kNearest ? 0 : p.n_levels;
   for (p.current_level = 0; p.current_level < n_levels; ++p.current_level) {
@@ -72,8 +126,8 @@ void run_levels(RangeKernel<HashEncodeParams> kernel, const Tensor& positions, H
   }
 }
 
-void backward_positions(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
-  if (p.dtype == DType::kFloat32) run_levels(kernels().hash_encode_backward_positions, positions, p, workspace);
+void backward_positions(HashEncodeParams& p) {
+  if (p.dtype == DType::kFloat32) run_levels(kernels().hash_encode_backward_positions, p);
   run_points(kernels().hash_encode_finish_backward_positions, p);
 }
 
@@ -113,13 +167,14 @@ Tensor hash_encode_cpu(const Tensor& positions, const Tensor& table, const std::
   Tensor y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   advise_huge_pages(y.mutable_data_ptr(), y.numel() * (p.dtype == DType::kFloat64 ? 8 : 4));
   p.y = y.mutable_data_ptr();
-  Workspace workspace;
-  prepare(positions, p, workspace);
-  if (p.dtype == DType::kFloat32) {
-    parallel_units(p.n_levels * n_level_chunks(p), 1,
-                   [&](int64_t begin, int64_t end) { kernels().hash_encode_forward(p, begin, end); });
-  }
-  run_points(kernels().hash_encode_finish_forward, p);
+  for_each_block(p, [](HashEncodeParams& block) {
+    prepare(block);
+    if (block.dtype == DType::kFloat32) {
+      parallel_units(block.n_levels * n_level_chunks(block), 1,
+                     [&](int64_t begin, int64_t end) { kernels().hash_encode_forward(block, begin, end); });
+    }
+    run_points(kernels().hash_encode_finish_forward, block);
+  });
   return y;
 }
 
@@ -136,15 +191,14 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
   Tensor grad_positions = empty(positions, {need_positions ? p.n_points : 0, p.n_dims});
   Tensor grad_table = need_table ? empty_table_gradient(positions, p) : empty(positions, {0, p.n_features});
   Tensor grad_level_weights = empty(positions, {0});
-  Workspace workspace;
-  if (need_positions || need_table) prepare(positions, p, workspace);
-  if (need_positions) {
-    p.grad_positions = grad_positions.mutable_data_ptr();
-    backward_positions(positions, p, workspace);
-  }
-  if (need_table) {
-    p.grad_table = grad_table.mutable_data_ptr();
-    run_table_units(kernels().hash_encode_backward_table, p);
+  if (need_positions) p.grad_positions = grad_positions.mutable_data_ptr();
+  if (need_table) p.grad_table = grad_table.mutable_data_ptr();
+  if (need_positions || need_table) {
+    for_each_block(p, [&](HashEncodeParams& block) {
+      prepare(block, {/*cotangents=*/false, /*grad_positions=*/need_positions, /*second=*/false});
+      if (need_positions) backward_positions(block);
+      if (need_table) run_table_units(kernels().hash_encode_backward_table, block);
+    });
   }
   if (need_level_weights) {
     std::vector<double> chunks(n_weight_chunks(p) * p.n_levels);
@@ -177,9 +231,10 @@ void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const std::opt
   p.grad_y = grad_y.const_data_ptr();
   p.grad_table = grad_table.mutable_data_ptr();
   p.accumulate = true;
-  Workspace workspace;
-  prepare(positions, p, workspace, /*with_cotangents=*/second);
-  run_table_units(second ? kernels().hash_encode_second_table : kernels().hash_encode_backward_table, p);
+  for_each_block(p, [&](HashEncodeParams& block) {
+    prepare(block, {/*cotangents=*/second, /*grad_positions=*/false, /*second=*/false});
+    run_table_units(second ? kernels().hash_encode_second_table : kernels().hash_encode_backward_table, block);
+  });
 }
 
 // Cotangents of (grad_positions, grad_table, grad_level_weights), each optional, pulled back to
@@ -204,24 +259,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
   if (need_positions) p.grad_positions = grad_positions.mutable_data_ptr();
   std::vector<double> chunks(need_level_weights ? n_weight_chunks(p) * p.n_levels : 0);
   p.grad_level_chunks = need_level_weights ? chunks.data() : nullptr;
-  Workspace workspace;
+  if (need_table) p.grad_table = grad_table.mutable_data_ptr();
   // What an eikonal loss asks for; all else is rare and takes the scalar kernels.
   const bool positions_only = p.grad_grad_positions != nullptr && p.grad_grad_table == nullptr &&
                               p.grad_grad_level_weights == nullptr && !need_level_weights;
   if (positions_only && p.dtype == DType::kFloat32 && p.interpolation != Interpolation::kNearest) {
-    prepare(positions, p, workspace, /*with_cotangents=*/true);
-    p.second_features = workspace.floats(positions, p.n_levels * p.n_points * p.n_features);
-    run_levels(kernels().hash_encode_second_level, positions, p, workspace);
-    run_points(kernels().hash_encode_finish_second, p);
+    for_each_block(p, [&](HashEncodeParams& block) {
+      prepare(block, {/*cotangents=*/true, /*grad_positions=*/true, /*second=*/true});
+      run_levels(kernels().hash_encode_second_level, block);
+      run_points(kernels().hash_encode_finish_second, block);
+      if (need_table) run_table_units(kernels().hash_encode_second_table, block);
+    });
   } else {
     parallel_units(n_weight_chunks(p), 1,
                    [&](int64_t begin, int64_t end) { kernels().hash_encode_second_points(p, begin, end); });
+    if (need_table) run_table_units(kernels().hash_encode_second_table, p);
   }
   if (need_level_weights) grad_level_weights = sum_level_chunks(positions, chunks, p);
-  if (need_table) {
-    p.grad_table = grad_table.mutable_data_ptr();
-    run_table_units(kernels().hash_encode_second_table, p);
-  }
   return {grad_grad_y, grad_positions, grad_table, grad_level_weights};
 }
 

@@ -25,20 +25,26 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// At least `bytes` of memory that belong to the calling thread until it asks again, aligned to cache lines. Kept from
-// call to call: a fresh allocation per call would fault its pages anew.
-inline void* thread_scratch(int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  thread_local std::unique_ptr<char[]> memory;
-  thread_local int64_t size = 0;
-  if (size < bytes + kLine) {
-    memory.reset();
-    size = 0;
-    memory.reset(new char[static_cast<size_t>(bytes + kLine)]);
-    size = bytes + kLine;
+// Memory that one thread keeps from call to call, where a fresh allocation would fault its pages anew.
+class Scratch {
+ public:
+  // At least `bytes`, aligned to cache lines; what the last call returned is gone.
+  void* at_least(int64_t bytes) {
+    constexpr int64_t kLine = 64;
+    if (size_ < bytes + kLine) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(new char[static_cast<size_t>(bytes + kLine)]);
+      size_ = bytes + kLine;
+      advise_huge_pages(memory_.get(), size_);
+    }
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
+    return reinterpret_cast<void*>((address + kLine - 1) & ~static_cast<uintptr_t>(kLine - 1));
   }
-  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.get());
-  return reinterpret_cast<void*>((address + kLine - 1) & ~static_cast<uintptr_t>(kLine - 1));
-}
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  int64_t size_ = 0;
+};
 
 }  // namespace hashgrid

@@ -131,7 +131,8 @@ void pack(Mlp& mlp, const Tensor& like, bool forward, bool transposed) {
 void run_with_scratch(RangeKernel<MlpParams> kernel, const Mlp& mlp, int64_t units, int64_t grain) {
   parallel_units(units, grain, [&](int64_t begin, int64_t end) {
     MlpParams p = mlp.p;
-    p.scratch = thread_scratch(mlp.scratch_bytes);
+    thread_local Scratch scratch;
+    p.scratch = scratch.at_least(mlp.scratch_bytes);
     kernel(p, begin, end);
   });
 }
