@@ -164,7 +164,6 @@ struct RowOf<1> {
   typedef float InMemory;
 };
 
-// Not memcpy: GCC 12 takes two floats through an integer register then.
 template <int kF>
 static inline typename RowOf<kF>::Type load_row(const float* p) {
   return *reinterpret_cast<const typename RowOf<kF>::InMemory*>(p);
@@ -175,6 +174,27 @@ static inline void store_row(float* p, typename RowOf<kF>::Type row) {
   *reinterpret_cast<typename RowOf<kF>::InMemory*>(p) = row;
 }
 
+#if defined(HASHGRID_X86)
+// Two floats lie in the low half of a register of four: vectors of two take the compiler through integer registers and
+// cost a shuffle per weight.
+template <>
+struct RowOf<2> {
+  typedef float Type __attribute__((vector_size(16)));
+  typedef double Pair __attribute__((vector_size(16)));
+  typedef double InMemory __attribute__((aligned(4), may_alias));
+};
+
+template <>
+inline RowOf<2>::Type load_row<2>(const float* p) {
+  return reinterpret_cast<RowOf<2>::Type>(RowOf<2>::Pair{*reinterpret_cast<const RowOf<2>::InMemory*>(p), 0.0});
+}
+
+template <>
+inline void store_row<2>(float* p, RowOf<2>::Type row) {
+  *reinterpret_cast<RowOf<2>::InMemory*>(p) = reinterpret_cast<RowOf<2>::Pair>(row)[0];
+}
+#endif
+
 template <typename Table, int kF>
 static inline typename RowOf<kF>::Type load_table_row(const typename Table::Element* p) {
   if constexpr (sizeof(typename Table::Element) == 4) {
@@ -184,6 +204,40 @@ static inline typename RowOf<kF>::Type load_table_row(const typename Table::Elem
     for (int f = 0; f < kF; ++f) values[f] = Table::to_float(p[f]);
     return load_row<kF>(values);
   }
+}
+
+// Two rows of two features side by side.
+typedef float Quad __attribute__((vector_size(16)));
+
+static inline Quad load_quad(const float* p) {
+  Quad v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+static inline void store_quad(float* p, Quad v) { std::memcpy(p, &v, sizeof(v)); }
+
+template <typename Table>
+static inline Quad load_two_rows(const typename Table::Element* rows, int64_t first, int64_t second) {
+  if constexpr (sizeof(typename Table::Element) == 4) {
+    typedef double Pair __attribute__((vector_size(16)));
+    typedef double InMemory __attribute__((aligned(4), may_alias));
+    return reinterpret_cast<Quad>(Pair{*reinterpret_cast<const InMemory*>(rows + 2 * first),
+                                       *reinterpret_cast<const InMemory*>(rows + 2 * second)});
+  } else {
+    return Quad{Table::to_float(rows[2 * first]), Table::to_float(rows[2 * first + 1]),
+                Table::to_float(rows[2 * second]), Table::to_float(rows[2 * second + 1])};
+  }
+}
+
+// a0 + a1, a2 + a3, b0 + b1, b2 + b3
+static inline Quad sums_of_pairs(Quad a, Quad b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#else
+  typedef int Order __attribute__((vector_size(16)));
+  return __builtin_shuffle(a, b, Order{0, 2, 4, 6}) + __builtin_shuffle(a, b, Order{1, 3, 5, 7});
+#endif
 }
 
 static inline float row_sum(float row) { return row; }
@@ -199,7 +253,7 @@ static void prefetch_rows(const CornerGroup& group, int n_corners, const char* r
   for (int c = 0; c < n_corners; ++c) {
 #pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) {
-      __builtin_prefetch(rows + static_cast<int64_t>(group.corner[c].index[lane]) * kRowBytes, 0, 3);
+      __builtin_prefetch(rows + static_cast<int64_t>(group.corner[c].index[lane]) * kRowBytes, 0, 2);
     }
   }
 }
@@ -247,7 +301,19 @@ static void dot_rows(const CornerGroup& group, int n_corners, const void* level_
                      float (*dots)[kLanes]) {
   const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
   if (kCorners != 0) n_corners = kCorners;
-  for (int lane = 0; lane < count; ++lane) {
+  int lane = 0;
+  if constexpr (kF == 2) {  // four lanes at a time: sums of pairs take two shuffles for all of them
+    for (; lane + 4 <= count; lane += 4) {
+      const Quad low = load_quad(grad_y + lane * 2), high = load_quad(grad_y + lane * 2 + 4);
+#pragma GCC unroll 16
+      for (int c = 0; c < n_corners; ++c) {
+        const uint32_t* entry = group.corner[c].index + lane;
+        store_quad(dots[c] + lane, sums_of_pairs(low * load_two_rows<Table>(rows, entry[0], entry[1]),
+                                                 high * load_two_rows<Table>(rows, entry[2], entry[3])));
+      }
+    }
+  }
+  for (; lane < count; ++lane) {
     const typename RowOf<kF>::Type grad = load_row<kF>(grad_y + lane * kF);
 #pragma GCC unroll 16
     for (int c = 0; c < n_corners; ++c) {
