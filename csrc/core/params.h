@@ -76,6 +76,7 @@ struct HashEncodeParams {
   int64_t soa_stride;         // n_points rounded up to a multiple of every vector width
   float* soa_positions;       // [n_dims, soa_stride], bounds applied, 0 where not finite
   float* soa_grad_positions;  // [n_dims, soa_stride]
+  int64_t level_stride;       // floats from one level's features to the next
   float* level_features;      // [n_levels, n_points, n_features]: of y, or of grad_y with level weights applied
   float* soa_cotangents;      // [n_dims, soa_stride] of grad_positions, 0 where bounds cut the gradient; or null
   float* second_features;     // [n_levels, n_points, n_features] of grad_grad_y, before level weights

@@ -400,13 +400,48 @@ static inline void for_each_group(const HashEncodeParams& p, const GridLevel& le
   }
 }
 
-// out[i] = weight * in[i] for `count` rows of F features.
+// ---- transposition -----------------------------------------------------------------------------------------------
+
+// One step of transposing a square of pairs of floats: lanes of `x` and `y` that lie kPairs pairs apart change places.
+template <int kPairs>
+struct SwapLow {
+  static constexpr int source(int lane) { return lane / 2 & kPairs ? kLanes + lane - 2 * kPairs : lane; }
+};
+template <int kPairs>
+struct SwapHigh {
+  static constexpr int source(int lane) { return lane / 2 & kPairs ? kLanes + lane : lane + 2 * kPairs; }
+};
+
+// Pairs of floats in a vector: a square of kPairs vectors is transposed in registers.
+constexpr int kPairs = kLanes / 2;
+
+template <int kStep = 1>
+static inline void transpose_pairs(VecF* rows) {
+  if constexpr (kStep < kPairs) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPairs; ++i) {
+      if (i & kStep) continue;
+      const VecF x = rows[i], y = rows[i | kStep];
+      rows[i] = permute<SwapLow<kStep>>(x, y);
+      rows[i | kStep] = permute<SwapHigh<kStep>>(x, y);
+    }
+    transpose_pairs<2 * kStep>(rows);
+  }
+}
+
+// The level's factor, kPairs of them from level l on.
+static inline void load_level_weights(const float* level_weights, int l, VecF* weights) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kPairs; ++i) weights[i] = splat(level_weights != nullptr ? level_weights[l + i] : 1.0f);
+}
+
 template <int kF>
 static inline void copy_rows_of(int64_t count, float weight, const float* in, int64_t in_stride, float* out,
                                 int64_t out_stride) {
   for (int64_t i = 0; i < count; ++i) store_row<kF>(out + i * out_stride, load_row<kF>(in + i * in_stride) * weight);
 }
 
+// out[i] = weight * in[i] for `count` rows of F features.
 static void copy_rows(int n_features, int64_t count, float weight, const float* in, int64_t in_stride, float* out,
                       int64_t out_stride) {
   switch (n_features) {
@@ -421,13 +456,60 @@ static void copy_rows(int n_features, int64_t count, float weight, const float* 
   }
 }
 
+// Features of `count` points, level by level, to rows of all levels, times the level weights.
+static inline void levels_to_points(const HashEncodeParams& p, int64_t count, const float* levels, float* points) {
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const float* level_weights = static_cast<const float*>(p.level_weights);
+  int l = 0;
+  if (p.n_features == 2 && count % kPairs == 0) {
+    for (; l + kPairs <= p.n_levels; l += kPairs) {
+      VecF weights[kPairs], square[kPairs];
+      load_level_weights(level_weights, l, weights);
+      for (int64_t i = 0; i < count; i += kPairs) {
+#pragma GCC unroll 8
+        for (int k = 0; k < kPairs; ++k) square[k] = load(levels + (l + k) * p.level_stride + i * 2) * weights[k];
+        transpose_pairs(square);
+#pragma GCC unroll 8
+        for (int k = 0; k < kPairs; ++k) store(points + (i + k) * row + l * 2, square[k]);
+      }
+    }
+  }
+  for (; l < p.n_levels; ++l) {
+    const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
+    copy_rows(p.n_features, count, weight, levels + l * p.level_stride, p.n_features, points + l * p.n_features, row);
+  }
+}
+
+// The way back.
+static inline void points_to_levels(const HashEncodeParams& p, int64_t count, const float* points, float* levels) {
+  const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
+  const float* level_weights = static_cast<const float*>(p.level_weights);
+  int l = 0;
+  if (p.n_features == 2 && count % kPairs == 0) {
+    for (; l + kPairs <= p.n_levels; l += kPairs) {
+      VecF weights[kPairs], square[kPairs];
+      load_level_weights(level_weights, l, weights);
+      for (int64_t i = 0; i < count; i += kPairs) {
+#pragma GCC unroll 8
+        for (int k = 0; k < kPairs; ++k) square[k] = load(points + (i + k) * row + l * 2);
+        transpose_pairs(square);
+#pragma GCC unroll 8
+        for (int k = 0; k < kPairs; ++k) store(levels + (l + k) * p.level_stride + i * 2, square[k] * weights[k]);
+      }
+    }
+  }
+  for (; l < p.n_levels; ++l) {
+    const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
+    copy_rows(p.n_features, count, weight, points + l * p.n_features, row, levels + l * p.level_stride, p.n_features);
+  }
+}
+
 // Transposes positions to [n_dims, n_points] and, if there is one, grad_y to [n_levels, n_points, n_features] with the
 // level weights applied. Points that take no part get position 0 and gradient 0.
 static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return;
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const float* positions = static_cast<const float*>(p.positions);
-  const float* level_weights = static_cast<const float*>(p.level_weights);
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t count = min_count(kBlock, end - start);
     bool inside[kBlock];
@@ -451,14 +533,10 @@ static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, 
     }
     if (p.grad_y == nullptr) continue;
     const float* grad_y = static_cast<const float*>(p.grad_y) + start * row;
-    for (int l = 0; l < p.n_levels; ++l) {
-      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
-      float* out = p.level_features + (l * p.n_points + start) * p.n_features;
-      copy_rows(p.n_features, count, weight, grad_y + l * p.n_features, row, out, p.n_features);
-    }
+    points_to_levels(p, count, grad_y, p.level_features + start * p.n_features);
     for (int64_t i = 0; i < count; ++i) {
       for (int l = 0; !inside[i] && l < p.n_levels; ++l) {
-        std::memset(p.level_features + (l * p.n_points + start + i) * p.n_features, 0, p.n_features * sizeof(float));
+        std::memset(p.level_features + l * p.level_stride + (start + i) * p.n_features, 0, p.n_features * sizeof(float));
       }
     }
   }
@@ -482,7 +560,7 @@ static void hash_encode_forward_range(const HashEncodeParams& p, int64_t begin, 
     const int64_t l = unit / n_chunks;
     const int64_t first = unit % n_chunks * kLevelChunk;
     const char* rows = level_rows(p, p.levels[l]);
-    float* out = p.level_features + l * p.n_points * p.n_features;
+    float* out = p.level_features + l * p.level_stride;
     for_each_group(p, p.levels[l], compute, first, min_count(first + kLevelChunk, p.n_points), rows, row_bytes,
                    [&](const CornerGroup& group, int64_t i, int count) {
                      rows_of.interpolate(group, n_corners, rows, count, out + i * p.n_features);
@@ -495,15 +573,10 @@ static void write_features(const HashEncodeParams& p, const float* features, flo
                            int64_t end) {
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const float* positions = static_cast<const float*>(p.positions);
-  const float* level_weights = static_cast<const float*>(p.level_weights);
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t count = min_count(kBlock, end - start);
     float* y = static_cast<float*>(out) + start * row;
-    for (int l = 0; l < p.n_levels; ++l) {
-      const float weight = level_weights != nullptr ? level_weights[l] : 1.0f;
-      const float* in = features + (l * p.n_points + start) * p.n_features;
-      copy_rows(p.n_features, count, weight, in, p.n_features, y + l * p.n_features, row);
-    }
+    levels_to_points(p, count, features + start * p.n_features, y);
     for (int64_t i = 0; i < count; ++i) {
       float bounded[kMaxDims];
       const PointState state = apply_bounds(positions + (start + i) * p.n_dims, p.n_dims, p.bounds, bounded);
@@ -618,7 +691,7 @@ static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64
       std::memset(rows + static_cast<int64_t>(shard.low) * p.n_features, 0,
                   static_cast<int64_t>(shard.high - shard.low) * row_bytes);
     }
-    const float* grad = p.level_features + static_cast<int64_t>(shard.level) * p.n_points * p.n_features;
+    const float* grad = p.level_features + shard.level * p.level_stride;
     const bool whole = p.n_shards == 1;
     for_each_group(p, level, compute, 0, p.n_points, reinterpret_cast<const char*>(rows), row_bytes,
                    [&](CornerGroup& group, int64_t i, int count) {
@@ -689,7 +762,7 @@ static void hash_encode_backward_positions_range(const HashEncodeParams& p, int6
   const GridLevel& level = p.levels[p.current_level];
   const char* rows = level_rows(p, level);
   const AddPositionGradient add_gradient = pick_add_position_gradient(p.n_dims);
-  const float* grad = p.level_features + static_cast<int64_t>(p.current_level) * p.n_points * p.n_features;
+  const float* grad = p.level_features + p.current_level * p.level_stride;
   float dots[kMaxCorners][kLanes] = {};
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kLevelChunk;

@@ -120,7 +120,7 @@ static void hash_encode_second_level_range(const HashEncodeParams& p, int64_t be
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
   const GridLevel& level = p.levels[p.current_level];
   const char* rows = level_rows(p, level);
-  const int64_t offset = static_cast<int64_t>(p.current_level) * p.n_points * p.n_features;
+  const int64_t offset = p.current_level * p.level_stride;
   float dots[kMaxCorners][kLanes] = {};
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kLevelChunk;

@@ -89,6 +89,14 @@ struct Workspace {
   float* next;
 };
 
+// At least `count` floats such that rows this far apart lie nine sets apart in an L1 cache of 64: the transposition goes
+// through all levels at once, and with 2^18 points they would share a few sets.
+int64_t skewed(int64_t count) {
+  constexpr int64_t kLine = 16, kSets = 64, kSkew = 9;
+  const int64_t lines = (count + kLine - 1) / kLine;
+  return (lines + (kSkew + kSets - lines % kSets) % kSets) * kLine;
+}
+
 struct Wants {
   bool cotangents;      // of the position gradient
   bool grad_positions;  // summed over levels
@@ -100,7 +108,8 @@ void prepare(HashEncodeParams& p, Wants wants = {}) {
   if (p.dtype == DType::kFloat64) return;
   constexpr int64_t kMultiple = 64;
   p.soa_stride = (p.n_points + kMultiple - 1) / kMultiple * kMultiple;
-  const int64_t points = p.n_dims * p.soa_stride, features = p.n_levels * p.n_features * p.soa_stride;
+  p.level_stride = skewed(p.soa_stride * p.n_features);
+  const int64_t points = p.n_dims * p.soa_stride, features = p.n_levels * p.level_stride;
   Workspace workspace(points * (1 + wants.cotangents + wants.grad_positions) + features * (1 + wants.second));
   const auto take_points = [&](bool zeros) {
     float* data = workspace.take(points);
