@@ -156,6 +156,12 @@ def _visible_samples() -> Iterator[Arguments]:
     yield 20 * torch.rand(len(t_starts)), t_starts, t_ends, packed_info, 1e-2
 
 
+def _window_samples() -> Iterator[Arguments]:
+    for sigmas, *rest, eps in _visible_samples():
+        for begin, end in ((0, 3), (2, 64)):
+            yield torch.rand(N_RAYS, 3), torch.randn(N_RAYS, 3), sigmas, *rest, begin, end, eps
+
+
 def _counter_uniform() -> Iterator[Arguments]:
     yield torch.tensor([7, 3]), torch.arange(N_RAYS)
 
@@ -205,6 +211,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "composite_backward": _composite_backward,
     "composite_backward_backward": _composite_backward_backward,
     "visible_samples": _visible_samples,
+    "window_samples": _window_samples,
     "counter_uniform": _counter_uniform,
     "occupancy_points": _occupancy_points,
     "occupancy_visible": _occupancy_visible,

@@ -62,6 +62,12 @@ def _visible_samples(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     return ops.visible_samples(x[:, 0] * 16, t_starts.to(x), t_ends.to(x), packed_info, 0.1)
 
 
+def _window_samples(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
+    t_starts, t_ends, _, packed_info = _samples()
+    sigmas = torch.cat([x, x])[: len(t_starts), 0] * 16
+    return ops.window_samples(x[:4], x[:4] - 0.5, sigmas, t_starts.to(x), t_ends.to(x), packed_info, 1, 9, 0.1)
+
+
 def _ray_aabb(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     return ops.ray_aabb(4 * x - 3, x - 0.5, x.new_tensor(AABB))
 
@@ -95,6 +101,7 @@ READERS: dict[str, Callable[[ModuleType, Tensor], Tensor | tuple[Tensor, ...]]] 
     "frequency_encode": lambda ops, x: ops.frequency_encode(x, 8),
     "composite": _composite,
     "visible_samples": _visible_samples,
+    "window_samples": _window_samples,
     "ray_aabb": _ray_aabb,
     "sphere_trace": _sphere_trace,
     "march_rays": _march_rays,

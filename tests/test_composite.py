@@ -278,6 +278,49 @@ def test_visible_samples_opcheck() -> None:
     torch.library.opcheck(torch.ops.hashgrid.visible_samples.default, (sigmas, *rest, 1e-4))
 
 
+# ---- window_samples ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize(("begin", "end"), [(0, 2), (1, 1), (2, 20), (17, 1 << 40)])
+def test_window_samples_are_those_of_rays_still_open(
+    begin: int, end: int, counts: list[int], dtype: torch.dtype
+) -> None:
+    sigmas, _, t_starts, t_ends, packed_info = make_samples(counts, dtype, density=30).values()
+    rays_o, rays_d = torch.rand(2, len(counts), 3, dtype=dtype)
+    visible = set(ops.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-3)[0].tolist())
+    first = packed_info[:, 0].tolist()
+    expected = [
+        (ray, first[ray] + i)
+        for ray, count in enumerate(counts)
+        if first[ray] + begin in visible and begin < count
+        for i in range(begin, min(end, count))
+    ]
+    rays, samples = (torch.tensor(column, dtype=torch.int64) for column in (zip(*expected) if expected else ([], [])))
+    unknown = sigmas.clone()  # densities of the window and behind it
+    for ray, count in enumerate(counts):
+        unknown[first[ray] + min(begin, count) : first[ray] + count] = math.nan
+    for library in (ops, reference):
+        index, positions = library.window_samples(
+            rays_o, rays_d, unknown if library is ops else sigmas, t_starts, t_ends, packed_info, begin, end, 1e-3
+        )
+        assert torch.equal(index, samples)
+        middles = rays_o[rays] + rays_d[rays] * (t_starts + t_ends)[samples, None] / 2
+        torch.testing.assert_close(positions, middles, rtol=1e-6, atol=1e-6)
+
+
+def test_window_samples_opcheck_and_errors() -> None:
+    sigmas, _, *rest = make_samples([3, 0, 2], torch.float32).values()
+    rays = torch.rand(3, 3), torch.rand(3, 3)
+    torch.library.opcheck(torch.ops.hashgrid.window_samples.default, (*rays, sigmas, *rest, 1, 3, 1e-4))
+    for library in (ops, reference):
+        with pytest.raises((RuntimeError, ValueError), match=r"0 <= begin <= end, got 3 and 2"):
+            library.window_samples(*rays, sigmas, *rest, 3, 2)
+        with pytest.raises((RuntimeError, ValueError), match=r"`rays_d` must have shape \[3, 3\], got \[2, 3\]"):
+            library.window_samples(rays[0], rays[1][:2], sigmas, *rest, 0, 2)
+
+
 # ---- hashgrid.composite ------------------------------------------------------------------------------------------
 
 

@@ -219,6 +219,12 @@ def test_visible_samples_are_those_of_the_cpu(eps: float, other: Other) -> None:
     expected = ops.visible_samples(**samples, early_stop_eps=eps)
     assert 0 < len(expected[0]) < len(samples["sigmas"])
     assert_same_bits(other(ops.visible_samples, **samples, early_stop_eps=eps), expected)
+    rays = torch.rand(7, 3), torch.randn(7, 3)
+    for begin, end in ((0, 5), (32, 64), (100, 1000)):
+        window = *rays, *samples.values(), begin, end, eps
+        expected = ops.window_samples(*window)
+        assert len(expected[0]) > 0
+        assert_same_bits(other(ops.window_samples, *window), expected)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])  # threshold: the mean, max_threshold

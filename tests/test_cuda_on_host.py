@@ -234,6 +234,16 @@ def visible_samples_case(n: int) -> None:
             assert_same((index, kept_info), reference.visible_samples(sigmas, *rest, 1e-3))
 
 
+def window_samples_case(n: int) -> None:
+    for dtype in DTYPES:
+        samples = packed(n, dtype, 30.0)
+        sigmas, _, *rest = samples.values()
+        rays = torch.rand(len(rest[-1]), 3, dtype=dtype), torch.randn(len(rest[-1]), 3, dtype=dtype)
+        for begin, end in ((0, 3), (2, 33), (33, 100)):
+            window = *rays, sigmas, *rest, begin, end, 1e-3
+            assert_same(ops.window_samples(*window), reference.window_samples(*window))
+
+
 # ---- occupancy, Adam ---------------------------------------------------------------------------------------------
 
 
@@ -286,7 +296,7 @@ def adam_step_case(n: int, width: int = 2) -> None:
 CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
     *(counter_uniform_case, ray_aabb_case, sphere_trace_case, march_rays_case),
-    *(composite_case, visible_samples_case),
+    *(composite_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
 )
 

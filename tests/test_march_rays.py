@@ -56,6 +56,21 @@ def test_march_equals_reference(
         assert len(actual[0]) > 20
 
 
+@pytest.mark.parametrize(("resolution", "n_cascades"), [((48, 21, 64), 1), ((32, 64, 32), 3), ((40, 32, 32), 2)])
+@pytest.mark.parametrize("options", [*OPTIONS[:3], {"step_size": 0.0003, "seed": 5}])
+def test_march_through_empty_blocks_equals_reference(
+    options: dict, resolution: tuple[int, int, int], n_cascades: int
+) -> None:
+    """Few cells, so that most blocks of 8^3 have none; the reference knows of no blocks."""
+    n_cells = n_cascades * math.prod(resolution)
+    for occupied in (0, 20 / n_cells, 600 / n_cells):
+        arguments = list(scene(300, resolution, n_cascades, 0.5, torch.float32))
+        arguments[3] = pack(random_cells(n_cells, occupied))
+        actual = ops.march_rays(*arguments, **options)
+        assert_same(actual, reference.march_rays(*arguments, **options))
+    assert len(actual[0]) > 0
+
+
 @pytest.mark.parametrize("n_rays", [0, 1, 7, 15, 16, 17, 511, 512, 513])
 def test_march_of_any_number_of_rays(n_rays: int) -> None:
     arguments = scene(n_rays, (8, 8, 8), 1, 0.3, torch.float32)

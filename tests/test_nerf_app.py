@@ -14,7 +14,7 @@ from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.profile import PHASES, StepProfile
-from hashgrid.nerf.render import evaluate_front_to_back
+from hashgrid.nerf.render import visible_features
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
 
 TINY = {
@@ -86,12 +86,15 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
         model.geometry = lambda encoded, plain=model.geometry: tuple(
             x * factor for x, factor in zip(plain(encoded), (300, 1), strict=True)
         )
-        sigmas, geometry = evaluate_front_to_back(model, samples, rays_o, rays_d, eps, first_window=4)
-    index, found = samples.visible(expected, eps)[1], samples.visible(sigmas, eps)[1]
-    assert torch.equal(index, found) and 0 < len(index) < samples.n_samples / 2
-    torch.testing.assert_close(sigmas[index], expected[index])
-    torch.testing.assert_close(geometry[index], expected_geometry[index])
-    assert (sigmas == 0).sum() > samples.n_samples / 4
+        seen = visible_features(model, samples, rays_o, rays_d, eps, first_window=4)
+        kept, index = samples.visible(expected, eps)
+        unit = model.unit(kept.positions(rays_o, rays_d))
+        encoded = model.grid(unit)
+    assert torch.equal(seen.samples.packed_info, kept.packed_info) and torch.equal(seen.samples.t_ends, kept.t_ends)
+    torch.testing.assert_close(seen.unit, unit, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen.encoded, encoded, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(seen.geometry, expected_geometry[index], rtol=1e-3, atol=1e-3)
+    assert 0 < len(index) <= seen.n_evaluated < samples.n_samples * 3 / 4
 
 
 def test_profile_accounts_for_the_time_of_some_steps(scene, tmp_path, capsys):

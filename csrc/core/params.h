@@ -12,6 +12,7 @@ constexpr int kMaxCorners = 1 << kMaxDims;
 constexpr int kMaxShDegree = 8;
 constexpr int kMaxFrequencies = 64;
 constexpr int kMaxCascades = 16;
+constexpr int kMarchBlock = 8;  // cells along the side of a block
 
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 enum class Interpolation : int32_t { kLinear, kSmoothstep, kNearest };
@@ -176,6 +177,10 @@ struct MarchRaysParams {
   const void* aabb;        // [6], box of cascade 0
   const uint8_t* bits;     // cell g is bit g & 7 of byte g >> 3; on the CPU aligned and padded to words of 4 bytes
 
+  // CPU: bits of the blocks of kMarchBlock^3 cells that have an occupied one, padded likewise; or null
+  const uint32_t* blocks;
+  int32_t block_resolution[3];  // blocks per axis
+
   void* t_begin;  // [n_rays] distance of the first step, jitter included
   void* t_stop;   // [n_rays] no step has its middle behind this; inf where a ray has no samples
 
@@ -250,6 +255,14 @@ struct VisibleSamplesParams {
   int64_t* kept_info;          // [n_rays, 2] the same of the samples kept
   int64_t* index;              // [n_kept] the samples kept
   int64_t* scan;               // CUDA: workspace of the sum over rays, see kScanChunk
+};
+
+// Besides those of visible_samples: kept_info and index are those of the window.
+struct WindowSamplesParams : VisibleSamplesParams {
+  int64_t begin, end;  // samples of a ray, counted from its first one
+  const void* rays_o;  // [n_rays, 3]
+  const void* rays_d;  // [n_rays, 3]
+  void* positions;     // [n_kept, 3]
 };
 
 struct CounterUniformParams {

@@ -157,6 +157,11 @@ HASHGRID_HD RaySpan<T> begin_march(const MarchRaysParams& p, const MarchGrid<T>&
   return span;
 }
 
+// A ray is taken to leave a cell this part of a side early. The rounding of distances and positions is smaller: a
+// middle in front of there is in the cell for certain, and one behind is looked up. So whether a step is a sample
+// depends on its own middle alone, however many empty ones were left out in front of it.
+constexpr double kCellMargin = 1.0 / 1024.0;
+
 // Whether the cell at distance t is occupied, and where the ray leaves it. The cascade is the smallest one that
 // contains the point and has no cell side below `step`.
 template <typename T>
@@ -185,7 +190,9 @@ HASHGRID_HD bool look_up_cell(const MarchGrid<T>& grid, const uint8_t* bits, con
     const int32_t cell = static_cast<int32_t>(position);
     index = index * grid.resolution[axis] + cell;
     if (direction[axis] == T(0)) continue;
-    const T far_side = low + rounded_multiply(static_cast<T>(cell + (direction[axis] > T(0) ? 1 : 0)), side);
+    const T margin = static_cast<T>(kCellMargin);
+    const T upper = static_cast<T>(cell) + (direction[axis] > T(0) ? T(1) - margin : margin);
+    const T far_side = low + rounded_multiply(upper, side);
     const T t_side = (far_side - origin[axis]) / direction[axis];
     *t_exit = t_side < *t_exit ? t_side : *t_exit;
   }
@@ -229,8 +236,8 @@ HASHGRID_HD int64_t march_ray(const MarchRaysParams& p, const MarchGrid<T>& grid
       ++k;
     } else {
       const T limit = t_exit < t_stop ? t_exit : t_stop;
-      const T skip = ::ceil((limit - middle) / step);
-      k += skip > T(1) ? static_cast<int64_t>(skip) : 1;
+      const T skip = ::floor((limit - middle) / step);
+      k += skip > T(0) ? static_cast<int64_t>(skip) + 1 : 1;
     }
     t = t_begin + rounded_multiply(static_cast<T>(k), grid.step_size);
   }

@@ -536,7 +536,8 @@ static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, 
     points_to_levels(p, count, grad_y, p.level_features + start * p.n_features);
     for (int64_t i = 0; i < count; ++i) {
       for (int l = 0; !inside[i] && l < p.n_levels; ++l) {
-        std::memset(p.level_features + l * p.level_stride + (start + i) * p.n_features, 0, p.n_features * sizeof(float));
+        std::memset(p.level_features + l * p.level_stride + (start + i) * p.n_features, 0,
+                    p.n_features * sizeof(float));
       }
     }
   }

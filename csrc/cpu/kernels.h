@@ -40,6 +40,8 @@ struct KernelTable {
   RangeKernel<CompositeParams> composite_backward;                      // units: rays
   RangeKernel<VisibleSamplesParams> visible_samples_count;              // units: rays
   RangeKernel<VisibleSamplesParams> visible_samples_write;              // units: rays
+  RangeKernel<WindowSamplesParams> window_samples_count;                // units: rays
+  RangeKernel<WindowSamplesParams> window_samples_write;                // units: rays
   RangeKernel<CounterUniformParams> counter_uniform;                    // units: numbers
   RangeKernel<OccupancyPointsParams> occupancy_points;                  // units: points
   RangeKernel<OccupancyVisibleParams> occupancy_visible;                // units: blocks of kVisibleBlock^3 cells

@@ -27,6 +27,7 @@
 #include "cpu/march_rays.inl"
 #include "cpu/composite.inl"
 #include "cpu/visible_samples.inl"
+#include "cpu/window_samples.inl"
 #include "cpu/counter_uniform.inl"
 #include "cpu/occupancy_points.inl"
 #include "cpu/occupancy_update.inl"
@@ -64,6 +65,8 @@ static const KernelTable kTable = {
     &composite_backward_range,
     &visible_samples_count_range,
     &visible_samples_write_range,
+    &window_samples_count_range,
+    &window_samples_write_range,
     &counter_uniform_range,
     &occupancy_points_range,
     &occupancy_visible_range,

@@ -7,6 +7,8 @@ namespace hashgrid {
 namespace HASHGRID_ISA {
 
 constexpr double kMaxVectorSteps = 8388608.0;  // 2^23: integers are exact in fp32 up to twice that
+constexpr int kBlockShift = 3;
+static_assert(1 << kBlockShift == kMarchBlock, "cells of a block");
 
 // GCC would split a vector that goes through __builtin_assoc_barrier into its lanes.
 static inline VecF rounded_multiply(VecF a, VecF b) {
@@ -49,13 +51,6 @@ static inline VecU gather_words(const uint32_t* words, VecU index) {
 #endif
 }
 
-// Smallest integer >= x, for x in [1, 2^31).
-static inline VecF round_up(VecF x) {
-  const VecI truncated = __builtin_convertvector(x, VecI);
-  const VecI above = __builtin_convertvector(truncated, VecF) < x;  // -1 where truncation went down
-  return __builtin_convertvector(truncated - above, VecF);
-}
-
 static inline VecF step_at(const MarchGrid<float>& grid, VecF t) {
   return clamp(t * grid.cone_angle, grid.step_size, grid.max_step);
 }
@@ -69,9 +64,16 @@ struct RayLanes {
   VecI count;    // samples found
 };
 
-// look_up_cell for one ray per lane; all bits of the result set where the cell is occupied.
-template <bool kCascades>
-static inline VecI look_up_cells(const MarchGrid<float>& grid, const uint32_t* bits, const RayLanes& rays, VecF t,
+// Bit `index` of `words`; all bits of the result set where it is 1.
+static inline VecI gather_bits(const uint32_t* words, VecI index) {
+  const VecU bit = reinterpret_cast<VecU>(index);
+  return -reinterpret_cast<VecI>((gather_words(words, bit >> 5) >> (bit & 31u)) & 1u);
+}
+
+// look_up_cell for one ray per lane; all bits of the result set where the cell is occupied. In a block without any
+// occupied cell a ray leaves the whole block.
+template <bool kCascades, bool kBlocks>
+static inline VecI look_up_cells(const MarchRaysParams& p, const MarchGrid<float>& grid, const RayLanes& rays, VecF t,
                                  VecF step, VecF* t_exit) {
   VecF point[3];
   for (int axis = 0; axis < 3; ++axis) {
@@ -91,26 +93,40 @@ static inline VecI look_up_cells(const MarchGrid<float>& grid, const uint32_t* b
       growth = select(outside, growth * 2.0f, growth);
     }
   }
-  VecF exit = splat(std::numeric_limits<float>::infinity());
+  VecF low[3], side[3];
+  VecI cell[3], block = index;
   for (int axis = 0; axis < 3; ++axis) {
-    const VecF low =
-        kCascades ? grid.centre[axis] - grid.half[axis] * growth : splat(grid.centre[axis] - grid.half[axis]);
-    const VecF side = kCascades ? grid.cell[axis] * growth : splat(grid.cell[axis]);
+    low[axis] = kCascades ? grid.centre[axis] - grid.half[axis] * growth : splat(grid.centre[axis] - grid.half[axis]);
+    side[axis] = kCascades ? grid.cell[axis] * growth : splat(grid.cell[axis]);
     const VecF zero = splat(0.0f), last = splat(static_cast<float>(grid.resolution[axis] - 1));
-    VecF position = (point[axis] - low) / side;
+    VecF position = (point[axis] - low[axis]) / side[axis];
     position = position >= zero ? position : zero;  // also where it is NaN
     position = position > last ? last : position;
-    const VecI cell = __builtin_convertvector(position, VecI);
-    index = index * grid.resolution[axis] + cell;
+    cell[axis] = __builtin_convertvector(position, VecI);
+    index = index * grid.resolution[axis] + cell[axis];
+    if (kBlocks) block = block * p.block_resolution[axis] + (cell[axis] >> kBlockShift);
+  }
+  VecI some = ~VecI{};  // cells of the block are occupied
+  if (kBlocks) some = gather_bits(p.blocks, block);
+  VecF exit = splat(std::numeric_limits<float>::infinity());
+  for (int axis = 0; axis < 3; ++axis) {
+    const VecF zero = splat(0.0f), margin = splat(static_cast<float>(kCellMargin));
+    VecI first = cell[axis], last = cell[axis] + 1;
+    if (kBlocks) {
+      const VecI begin = cell[axis] >> kBlockShift << kBlockShift, end = begin + kMarchBlock;
+      first = select(some, first, begin);
+      last = select(some, last, end < grid.resolution[axis] ? end : grid.resolution[axis] - VecI{});
+    }
     const VecF direction = rays.direction[axis];
-    const VecI upper = cell - (direction > zero);
-    const VecF far_side = low + rounded_multiply(__builtin_convertvector(upper, VecF), side);
+    const VecF far_vertex = select(direction > zero, __builtin_convertvector(last - 1, VecF) + (1.0f - margin),
+                                   __builtin_convertvector(first, VecF) + margin);
+    const VecF far_side = low[axis] + rounded_multiply(far_vertex, side[axis]);
     const VecF t_side = (far_side - rays.origin[axis]) / direction;
     exit = minimum(select(direction == zero, exit, t_side), exit);
   }
   *t_exit = exit;
-  const VecU word = gather_words(bits, reinterpret_cast<VecU>(index) >> 5);
-  return -reinterpret_cast<VecI>((word >> (reinterpret_cast<VecU>(index) & 31u)) & 1u);
+  if (kBlocks && lane_bits(some) == 0) return VecI{};
+  return gather_bits(reinterpret_cast<const uint32_t*>(p.bits), index);
 }
 
 // A lane takes its next ray from here.
@@ -171,7 +187,7 @@ class RayQueue {
   float* out_;
 };
 
-template <bool kEqualSteps, bool kCascades>
+template <bool kEqualSteps, bool kCascades, bool kBlocks>
 static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, int64_t begin, int64_t end) {
   RayLanes lanes = {};
   int64_t ray_of[kLanes];
@@ -186,7 +202,6 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
   }
   const int64_t limit = p.max_samples_per_ray < (1 << 30) ? p.max_samples_per_ray : (1 << 30);
   const VecI max_count = static_cast<int32_t>(limit) - VecI{};
-  const uint32_t* words = reinterpret_cast<const uint32_t*>(p.bits);
   while (active != 0) {
     VecF step = step_at(grid, lanes.t);
     VecF middle = lanes.t + step * 0.5f;
@@ -217,7 +232,7 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
       continue;
     }
     VecF t_exit;
-    const VecI occupied = look_up_cells<kCascades>(grid, words, lanes, middle, step, &t_exit);
+    const VecI occupied = look_up_cells<kCascades, kBlocks>(p, grid, lanes, middle, step, &t_exit);
     const VecI emit = occupied & going & looked_up;
     const uint32_t emitted = lane_bits(emit);
     if (emitted != 0) {
@@ -233,10 +248,11 @@ static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, 
       lanes.count -= emit;
     }
     if (kEqualSteps) {
-      const VecF one = splat(1.0f);
+      const VecF zero = splat(0.0f), one = splat(1.0f);
       VecF skip = (minimum(t_exit, lanes.t_stop) - middle) / step;
-      skip = skip > one ? skip : one;
-      lanes.k += select(occupied, one, round_up(skip));
+      skip = skip > zero ? skip : zero;
+      VecI whole;
+      lanes.k += select(occupied, one, round_down(skip, &whole) + one);
       lanes.t = lanes.t_begin + rounded_multiply(lanes.k, splat(grid.step_size));
     } else {
       lanes.t_empty = select(looked_up & ~occupied, t_exit, lanes.t_empty);
@@ -278,10 +294,12 @@ static void march_rays_range(const MarchRaysParams& p, int64_t begin, int64_t en
   }
   const MarchGrid<float> grid = make_march_grid<float>(p);
   const bool equal_steps = grid.cone_angle == 0.0f, cascades = grid.n_cascades > 1;
-  if (equal_steps && cascades) return march_lanes<true, true>(p, grid, begin, end);
-  if (equal_steps) return march_lanes<true, false>(p, grid, begin, end);
-  if (cascades) return march_lanes<false, true>(p, grid, begin, end);
-  march_lanes<false, false>(p, grid, begin, end);
+  if (p.blocks != nullptr && cascades) return march_lanes<true, true, true>(p, grid, begin, end);
+  if (p.blocks != nullptr) return march_lanes<true, false, true>(p, grid, begin, end);
+  if (equal_steps && cascades) return march_lanes<true, true, false>(p, grid, begin, end);
+  if (equal_steps) return march_lanes<true, false, false>(p, grid, begin, end);
+  if (cascades) return march_lanes<false, true, false>(p, grid, begin, end);
+  march_lanes<false, false, false>(p, grid, begin, end);
 }
 
 template <typename T>

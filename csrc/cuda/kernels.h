@@ -46,6 +46,8 @@ void launch_composite_backward(const CompositeParams& p, cudaStream_t stream);
 // Fills kept_info; the number of samples kept is then in `scan`, and behind it a fault of packed_info.
 void launch_visible_samples_count(const VisibleSamplesParams& p, cudaStream_t stream);
 void launch_visible_samples_write(const VisibleSamplesParams& p, cudaStream_t stream);
+void launch_window_samples_count(const WindowSamplesParams& p, cudaStream_t stream);
+void launch_window_samples_write(const WindowSamplesParams& p, cudaStream_t stream);
 void launch_adam_step(const AdamStepParams& p, cudaStream_t stream);
 void launch_occupancy_points(const OccupancyPointsParams& p, cudaStream_t stream);
 void launch_occupancy_visible(const OccupancyVisibleParams& p, cudaStream_t stream);

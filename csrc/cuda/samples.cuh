@@ -1,5 +1,5 @@
-// Packed samples as warps see them: one warp per ray, one lane per sample, 32 samples at a time. Shared by composite
-// and visible_samples, which have to agree on the bits of every transmittance.
+// Packed samples as warps see them: one warp per ray, one lane per sample, 32 samples at a time. Shared by composite,
+// visible_samples and window_samples, which have to agree on the bits of every transmittance.
 #pragma once
 
 #include "core/ray.h"
@@ -69,6 +69,24 @@ template <typename V, typename T>
 __device__ inline int lanes_that_count(const V& transmittance, bool exists, T early_stop_eps) {
   const unsigned stops = __ballot_sync(kAllLanes, !(exists && primal(transmittance) >= early_stop_eps));
   return stops == 0 ? kWarpSize : __ffs(static_cast<int>(stops)) - 1;
+}
+
+// Number of samples, of `count` from sample `first` of a ray on, in front of the first hidden one; the same in all
+// lanes.
+template <typename T>
+__device__ inline int64_t count_visible(const VisibleSamplesParams& p, int64_t first, int64_t count) {
+  const T eps = static_cast<T>(p.early_stop_eps);
+  const int lane = lane_index();
+  double in_front = 0.0;
+  int64_t n_visible = 0;
+  for (int64_t start = 0; start < count; start += kWarpSize) {
+    const bool exists = start + lane < count;
+    const LaneSample<T> sample = load_sample<T>(p.sigmas, nullptr, p.t_starts, p.t_ends, first + start + lane, exists);
+    const int n_counted = lanes_that_count(lane_transmittance(sample.thickness, &in_front), exists, eps);
+    n_visible += n_counted;
+    if (n_counted < kWarpSize) break;
+  }
+  return n_visible;
 }
 
 }  // namespace HASHGRID_ISA

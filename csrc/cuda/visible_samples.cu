@@ -21,17 +21,7 @@ __global__ void visible_samples_count_kernel(HASHGRID_PARAMS VisibleSamplesParam
   const int lane = lane_index();
   if (!range.valid && lane == 0) *fault = 1;
   const int64_t count = range.valid ? range.count : 0;
-  const T eps = static_cast<T>(p.early_stop_eps);
-  double in_front = 0.0;
-  int64_t n_kept = 0;
-  for (int64_t start = 0; start < count; start += kWarpSize) {
-    const bool exists = start + lane < count;
-    const LaneSample<T> sample =
-        load_sample<T>(p.sigmas, nullptr, p.t_starts, p.t_ends, range.first + start + lane, exists);
-    const int n_counted = lanes_that_count(lane_transmittance(sample.thickness, &in_front), exists, eps);
-    n_kept += n_counted;
-    if (n_counted < kWarpSize) break;
-  }
+  const int64_t n_kept = count_visible<T>(p, range.first, count);
   if (lane == 0) p.kept_info[2 * ray + 1] = n_kept;
 }
 

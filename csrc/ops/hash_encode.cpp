@@ -30,8 +30,8 @@ void run_table_units(RangeKernel<HashEncodeParams> kernel, HashEncodeParams p) {
 
 int64_t n_level_chunks(const HashEncodeParams& p) { return (p.n_points + kLevelChunk - 1) / kLevelChunk; }
 
-// Points whose features are held transposed at a time: 32 MB of them, at least one chunk. Each block walks over the whole
-// table, so that smaller ones read it more often: 49 MB per 2^18 points with 16 levels of 2^19 entries.
+// Points whose features are held transposed at a time: 32 MB of them, at least one chunk. Each block walks over the
+// whole table, so that smaller ones read it more often: 49 MB per 2^18 points with 16 levels of 2^19 entries.
 int64_t block_points(const HashEncodeParams& p) {
   constexpr int64_t kFeatures = int64_t{1} << 23;
   const int64_t chunks = kFeatures / (static_cast<int64_t>(p.n_levels) * p.n_features) / kLevelChunk;
@@ -89,8 +89,8 @@ struct Workspace {
   float* next;
 };
 
-// At least `count` floats such that rows this far apart lie nine sets apart in an L1 cache of 64: the transposition goes
-// through all levels at once, and with 2^18 points they would share a few sets.
+// At least `count` floats such that rows this far apart lie nine sets apart in an L1 cache of 64: the transposition
+// goes through all levels at once, and with 2^18 points they would share a few sets.
 int64_t skewed(int64_t count) {
   constexpr int64_t kLine = 16, kSets = 64, kSkew = 9;
   const int64_t lines = (count + kLine - 1) / kLine;

@@ -72,6 +72,16 @@ inline const int64_t* packed_info_data(const Tensor& packed_info) {
   return static_cast<const int64_t*>(packed_info.const_data_ptr());
 }
 
+// The first sample of each ray from the numbers of samples, the second column of `info` [n_rays, 2]; returns their sum.
+inline int64_t place_rays(int64_t* info, int64_t n_rays) {
+  int64_t total = 0;
+  for (int64_t ray = 0; ray < n_rays; ++ray) {
+    info[2 * ray] = total;
+    total += info[2 * ray + 1];
+  }
+  return total;
+}
+
 struct PackedRays {
   int64_t n_samples;  // of all rays; samples behind these belong to no ray
   int64_t longest;    // ray

@@ -63,6 +63,9 @@ STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def(
       "visible_samples(Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps) "
       "-> (Tensor, Tensor)");
+  m.def(
+      "window_samples(Tensor rays_o, Tensor rays_d, Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, "
+      "int begin, int end, float early_stop_eps) -> (Tensor, Tensor)");
   m.def("counter_uniform(Tensor counter, Tensor index) -> Tensor");
   m.def("occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, Tensor? counter) -> Tensor");
   m.def("occupancy_visible(Tensor planes, Tensor aabb, int[] resolution, int n_cascades) -> Tensor");

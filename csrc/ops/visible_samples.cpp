@@ -16,12 +16,7 @@ std::tuple<Tensor, Tensor> visible_samples_cpu(const Tensor& sigmas, const Tenso
   check_back_to_back(p.packed_info, p.n_rays, p.n_samples);
   parallel_units(p.n_rays, kRayGrain,
                  [&](int64_t begin, int64_t end) { kernels().visible_samples_count(p, begin, end); });
-  int64_t n_kept = 0;
-  for (int64_t ray = 0; ray < p.n_rays; ++ray) {
-    p.kept_info[2 * ray] = n_kept;
-    n_kept += p.kept_info[2 * ray + 1];
-  }
-  Tensor index = empty_like_dtype(packed_info, {n_kept});
+  Tensor index = empty_like_dtype(packed_info, {place_rays(p.kept_info, p.n_rays)});
   p.index = static_cast<int64_t*>(index.mutable_data_ptr());
   parallel_units(p.n_rays, kRayGrain,
                  [&](int64_t begin, int64_t end) { kernels().visible_samples_write(p, begin, end); });

@@ -56,26 +56,24 @@ class RaySamples:
         rays_o, rays_d = at_least_fp32(rays_o), at_least_fp32(rays_d)
         return rays_o.index_select(0, self.ray_indices).addcmul(rays_d.index_select(0, self.ray_indices), t)
 
-    def window(self, rays: Tensor, begin: int, end: int) -> tuple[RaySamples, Tensor]:
-        """Samples number ``begin`` to ``end`` of some rays, less where a ray has fewer.
+    def window(
+        self, rays_o: Tensor, rays_d: Tensor, sigmas: Tensor, begin: int, end: int, early_stop_eps: float = 1e-4
+    ) -> tuple[Tensor, Tensor]:
+        """Samples number ``begin`` to ``end`` of each ray that is not opaque in front of them.
 
         Args:
-            rays: [A] int64, ascending.
+            rays_o: [R, 3], origins.
+            rays_d: [R, 3], directions.
+            sigmas: [S], densities, known in front of ``begin``.
             begin, end: number of a sample along its ray.
+            early_stop_eps: transmittance below which a ray is opaque.
 
         Returns:
-            The samples, of A rays but with the ``ray_indices`` they have here, and their index [K] int64 among these.
+            Their index [K] int64 among these, and their middles in space [K, 3].
         """
-        starts, counts = self.packed_info.index_select(0, rays).unbind(-1)
-        counts = (counts - begin).clamp(0, end - begin)
-        offsets = counts.cumsum(0) - counts
-        index = torch.repeat_interleave(starts + begin - offsets, counts)
-        index += torch.arange(index.shape[0], device=index.device)
-        t_starts, t_ends, ray_indices = (
-            x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices)
+        return ops_of(self.backend).window_samples(
+            rays_o, rays_d, sigmas, self.t_starts, self.t_ends, self.packed_info, begin, end, early_stop_eps
         )
-        packed_info = torch.stack((offsets, counts), dim=-1)
-        return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend), index
 
     def visible(self, sigmas: Tensor, early_stop_eps: float = 1e-4) -> tuple[RaySamples, Tensor]:
         """The samples that compositing counts, those of transmittance at least ``early_stop_eps``.

@@ -62,10 +62,18 @@ class NerfModel(nn.Module):
         """Scene positions [S, 3] in the unit cube of the grid."""
         return (positions - self.aabb[:3]) * (1.0 / (self.aabb[3:] - self.aabb[:3]))
 
+    def unit_direction(self, directions: Tensor) -> Tensor:
+        """Scene directions [R, 3] in the unit cube of the grid: a point moves along them as :meth:`unit` moves it."""
+        return directions * (1.0 / (self.aabb[3:] - self.aabb[:3]))
+
     def geometry(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Density [S] per scene unit and geometry features [S, G] from grid features [S, L * F]."""
         geometry = self.density_mlp(encoded)
-        return activate(geometry[:, 0], "exp"), geometry
+        return self.density_of(geometry), geometry
+
+    def density_of(self, geometry: Tensor) -> Tensor:
+        """Density [S] per scene unit from geometry features [S, G]."""
+        return activate(geometry[:, 0], "exp")
 
     def density(self, positions: Tensor) -> Tensor:
         """Density [S] per scene unit at scene positions [S, 3]."""

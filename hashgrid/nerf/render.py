@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,13 +31,26 @@ class Marching:
 
 @dataclass
 class Rendered:
-    """Per ray: colour [R, 3], opacity [R], depth [R] (absolute t, 0 where nothing was hit); samples that counted."""
+    """Per ray: colour [R, 3], opacity [R], depth [R] (absolute t, 0 where nothing was hit); samples that counted, and
+    samples whose density was evaluated."""
 
     colors: Tensor
     opacities: Tensor
     depths: Tensor
     n_samples: int
-    n_marched: int
+    n_evaluated: int
+
+
+@dataclass
+class VisibleFeatures:
+    """Samples that can be seen: where they are in the unit cube [K, 3], their grid features [K, L * F] and geometry
+    features [K, G]; and the number of samples that were evaluated to find them."""
+
+    samples: RaySamples
+    unit: Tensor
+    encoded: Tensor
+    geometry: Tensor
+    n_evaluated: int
 
 
 def render_rays(
@@ -67,22 +79,15 @@ def render_rays(
         seed=seed,
         step=step,
     )
-    n_marched = samples.n_samples
-    # Behind a surface nothing is seen and no gradient flows: values of all samples first, without gradient, then the
-    # colour MLP and the backward pass, two thirds of a step, on those that count.
+    # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then the colour MLP and
+    # the backward pass, two thirds of a step, on the samples that count.
+    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps)
     if torch.is_grad_enabled():
-        with torch.no_grad():
-            unit = model.unit(samples.positions(rays_o, rays_d))
-            encoded = model.grid(unit)
-            samples, index = samples.visible(model.geometry(encoded)[0], marching.early_stop_eps)
-            known = encoded.index_select(0, index)
-        sigmas, geometry = model.geometry(model.grid(unit.index_select(0, index), known=known))
+        sigmas, geometry = model.geometry(model.grid(seen.unit, known=seen.encoded))
     else:
-        sigmas, geometry = evaluate_front_to_back(model, samples, rays_o, rays_d, marching.early_stop_eps)
-        samples, index = samples.visible(sigmas, marching.early_stop_eps)
-        sigmas, geometry = sigmas.index_select(0, index), geometry.index_select(0, index)
-    features, opacities, depths = shade(model, samples, sigmas, geometry, rays_d, marching, background)
-    return Rendered(features, opacities, depths, samples.n_samples, n_marched)
+        sigmas, geometry = model.density_of(seen.geometry), seen.geometry
+    features, opacities, depths = shade(model, seen.samples, sigmas, geometry, rays_d, marching, background)
+    return Rendered(features, opacities, depths, seen.samples.n_samples, seen.n_evaluated)
 
 
 def shade(
@@ -101,35 +106,41 @@ def shade(
 
 
 @torch.no_grad()
-def evaluate_front_to_back(
+def visible_features(
     model: NerfModel,
     samples: RaySamples,
     rays_o: Tensor,
     rays_d: Tensor,
     early_stop_eps: float,
-    first_window: int = 32,
-) -> tuple[Tensor, Tensor]:
-    """Densities [S] and geometry features [S, G] of the samples that may be seen; zeros behind surfaces.
+    first_window: int = 8,
+    growth: int = 4,
+) -> VisibleFeatures:
+    """The samples that can be seen, and what the field says of them.
 
-    Rays advance together, window by window, each twice as long as the one before; those that have become opaque stop.
+    Rays advance together, window by window, each ``growth`` times as long as the one before; those that have become
+    opaque stop. What lies behind surfaces is hardly evaluated: with windows of 8, 32, 128 a third of the samples of
+    a chair, which has twice as many as can be seen.
     """
-    n_samples, counts = samples.n_samples, samples.packed_info[:, 1]
-    sigmas = rays_o.new_zeros(n_samples)
-    geometry = rays_o.new_zeros(n_samples, model.density_mlp.n_output_dims)
-    thickness = torch.zeros(samples.n_rays, dtype=torch.float64, device=rays_o.device)
-    opaque = -math.log(early_stop_eps) + 1e-6  # a rounding later than compositing stops
+    unit_o, unit_d = model.unit(rays_o), model.unit_direction(rays_d)
+    sigmas = rays_o.new_zeros(samples.n_samples)
     begin, length = 0, first_window
-    rays = counts.nonzero().squeeze(-1)
-    while rays.shape[0] > 0:
-        window, index = samples.window(rays, begin, begin + length)
-        densities, features = model.geometry(model.grid(model.unit(window.positions(rays_o, rays_d))))
-        sigmas[index] = densities
-        geometry[index] = features
-        thickness.index_add_(0, window.ray_indices, (densities * (window.t_ends - window.t_starts)).double())
-        begin, length = begin + length, 2 * length
-        alive = (counts[rays] > begin) & ~(thickness[rays] > opaque)
-        rays = rays[alive]
-    return sigmas, geometry
+    windows = []
+    while True:
+        index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
+        if index.shape[0] == 0 and windows:
+            break
+        encoded = model.grid(unit)
+        densities, geometry = model.geometry(encoded)
+        sigmas.index_copy_(0, index, densities)
+        windows.append((index, unit, encoded, geometry))
+        begin, length = begin + length, growth * length
+    index, *values = (torch.cat(parts) for parts in zip(*windows, strict=True))
+    row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=index.device)
+    row_of.index_copy_(0, index, torch.arange(index.shape[0], device=index.device))
+    samples, seen = samples.visible(sigmas, early_stop_eps)
+    rows = row_of.index_select(0, seen)
+    unit, encoded, geometry = (value.index_select(0, rows) for value in values)
+    return VisibleFeatures(samples, unit, encoded, geometry, index.shape[0])
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from hashgrid.ops.ray_aabb import ray_aabb
 from hashgrid.ops.sh_encode import sh_encode
 from hashgrid.ops.sphere_trace import SphereTrace, sphere_trace
 from hashgrid.ops.visible_samples import visible_samples
+from hashgrid.ops.window_samples import window_samples
 
 __all__ = [
     "SphereTrace",
@@ -32,4 +33,5 @@ __all__ = [
     "sh_encode",
     "sphere_trace",
     "visible_samples",
+    "window_samples",
 ]

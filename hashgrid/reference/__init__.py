@@ -17,6 +17,7 @@ from hashgrid.reference.ray_aabb import ray_aabb
 from hashgrid.reference.sh_encode import sh_encode
 from hashgrid.reference.sphere_trace import SphereTrace, sphere_trace
 from hashgrid.reference.visible_samples import visible_samples
+from hashgrid.reference.window_samples import window_samples
 
 __all__ = [
     "SphereTrace",
@@ -35,4 +36,5 @@ __all__ = [
     "sh_encode",
     "sphere_trace",
     "visible_samples",
+    "window_samples",
 ]

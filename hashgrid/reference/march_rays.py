@@ -13,6 +13,8 @@ from hashgrid.precision import maths_dtype
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import check_rays, ray_aabb
 
+CELL_MARGIN = 1 / 1024  # of a cell's side
+
 
 def march_rays(
     rays_o: Tensor,
@@ -100,7 +102,7 @@ def march_rays(
         n_emitted = n_emitted + emit
 
         if cone_angle == 0:
-            skip = ((t_exit.minimum(t_stop[ray]) - middle) / dt).ceil().clamp(min=1).long()
+            skip = ((t_exit.minimum(t_stop[ray]) - middle) / dt).floor().clamp(min=0).long() + 1
             k = k + torch.where(emit, 1, skip)
             t = t_begin[ray] + k.to(t) * step_size
         else:
@@ -179,7 +181,7 @@ class _Grid:
         self.cell_sizes = 2 * half / self.cells  # [C, 3]
 
     def look_up(self, origin: Tensor, direction: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the cells at distance ``t`` [A] are occupied [A], and where the rays leave them [A].
+        """Whether the cells at distance ``t`` [A] are occupied [A], and up to where the rays are in them [A].
 
         The cascade is the smallest one that contains the point and has no cell side below ``dt`` [A].
         """
@@ -196,6 +198,8 @@ class _Grid:
             index = index * self.resolution[axis] + cell[:, axis]
         occupied = (self.bits[index >> 3] >> (index & 7).to(torch.uint8)) & 1
 
-        far_side = low + (cell + (direction > 0)) * cell_size
+        # a little early, by more than rounding: a middle in front of there is in the cell for certain
+        upper = cell.to(t) + torch.where(direction > 0, 1 - CELL_MARGIN, CELL_MARGIN).to(t)
+        far_side = low + upper * cell_size
         t_side = torch.where(direction == 0, math.inf, (far_side - origin) / torch.where(direction == 0, 1, direction))
         return occupied.bool(), t_side.amin(-1)

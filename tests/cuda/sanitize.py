@@ -164,7 +164,10 @@ def composite(n: int) -> None:
             sigmas = torch.rand(len(t_starts), dtype=dtype).requires_grad_()
             features = leaf(len(t_starts), channels, dtype=dtype)
             twice(ops.composite(sigmas, features, t_starts, t_ends, packed_info), [sigmas, features])
-        ops.visible_samples(20 * torch.rand(len(t_starts), dtype=dtype), t_starts, t_ends, packed_info, 1e-2)
+        sigmas = 20 * torch.rand(len(t_starts), dtype=dtype)
+        ops.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-2)
+        for begin in (0, 3):
+            ops.window_samples(*torch.rand(2, n, 3), sigmas, t_starts, t_ends, packed_info, begin, 40, 1e-2)
 
 
 def occupancy(n: int) -> None:

@@ -1,7 +1,6 @@
-// visible_samples on CUDA: checks, allocation and launch. The number of samples kept decides how much is
-// allocated: the host waits for it once, and learns then whether packed_info is in order.
+// visible_samples on CUDA: checks, allocation and launch. The host waits once, for the number of samples kept.
 #include "ops/visible_samples.h"
-#include "ops/cuda/device.h"
+#include "ops/cuda/kept_samples.h"
 
 namespace hashgrid {
 namespace {
@@ -15,18 +14,8 @@ std::tuple<Tensor, Tensor> visible_samples_cuda(const Tensor& sigmas, const Tens
   Tensor kept_info;
   VisibleSamplesParams p =
       make_visible_samples_params(sigmas, t_starts, t_ends, packed_info, early_stop_eps, &kept_info);
-  const int64_t n_chunks = (p.n_rays + kScanChunk - 1) / kScanChunk;
-  Tensor scan = torch::stable::new_zeros(packed_info, {n_chunks + 2});
-  p.scan = static_cast<int64_t*>(scan.mutable_data_ptr());
-  launch_visible_samples_count(p, device.stream());
-  int64_t results[2] = {};  // number of samples kept, fault
-  device.read_back(results, p.scan + n_chunks, sizeof(results));
-  if (results[1] != 0) {
-    std::vector<int64_t> info(2 * p.n_rays);
-    device.read_back(info.data(), p.packed_info, info.size() * sizeof(int64_t));
-    check_back_to_back(info.data(), p.n_rays, p.n_samples);
-  }
-  Tensor index = empty_like_dtype(packed_info, {results[0]});
+  const int64_t n_kept = count_kept(device, packed_info, p, [&] { launch_visible_samples_count(p, device.stream()); });
+  Tensor index = empty_like_dtype(packed_info, {n_kept});
   p.index = static_cast<int64_t*>(index.mutable_data_ptr());
   launch_visible_samples_write(p, device.stream());
   return {index, kept_info};
