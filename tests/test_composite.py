@@ -297,7 +297,9 @@ def test_window_samples_are_those_of_rays_still_open(
         if first[ray] + begin in visible and begin < count
         for i in range(begin, min(end, count))
     ]
-    rays, samples = (torch.tensor(column, dtype=torch.int64) for column in (zip(*expected) if expected else ([], [])))
+    rays, samples = (
+        torch.tensor(column, dtype=torch.int64) for column in (zip(*expected, strict=True) if expected else ([], []))
+    )
     unknown = sigmas.clone()  # densities of the window and behind it
     for ray, count in enumerate(counts):
         unknown[first[ray] + min(begin, count) : first[ray] + count] = math.nan
