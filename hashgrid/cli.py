@@ -103,8 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     scene.set_defaults(run=_scene)
 
     bench = commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
-    suites = "hash_encode, mlp, encodings, composite, march_rays, adam_step, nerf_step, sdf_step"
+    suites = "encode, mlp, encodings, march, composite, optim, nerf-step, sdf-step, train, scaling"
     bench.add_argument("suite", nargs="*", help=f"{suites} (default: all)")
+    bench.add_argument("--quick", action="store_true", help="a minute: smaller sizes, no torch.compile, fewer suites")
+    bench.add_argument("--seconds", type=float, help="time for the turns of each case (default: 15)")
+    bench.add_argument("--threads", type=int, help="torch threads")
+    bench.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    bench.add_argument("--no-peers", action="store_true", help="leave other libraries out")
+    bench.add_argument("--no-plot", action="store_true", help="no pictures, only JSON")
     bench.add_argument("--out", type=Path, default=Path("outputs") / "bench", help="folder of JSON and plots")
     bench.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     bench.set_defaults(run=_bench)
@@ -180,7 +186,16 @@ def _scene(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from hashgrid import bench
 
-    bench.run(args.suite, args.out, args.device)
+    flags = [
+        f"--{name.replace('_', '-')}" for name in ("quick", "no_compile", "no_peers", "no_plot") if vars(args)[name]
+    ]
+    values = [
+        word
+        for name in ("seconds", "threads")
+        if vars(args)[name] is not None
+        for word in (f"--{name}", str(vars(args)[name]))
+    ]
+    bench.run(args.suite, args.out, args.device, [*flags, *values])
     return 0
 
 

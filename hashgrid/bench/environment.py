@@ -48,6 +48,17 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     return facts
 
 
+def cache_bytes() -> dict[str, int]:
+    """Sizes of the first core's data caches by name, "L1", "L2", "L3"; nothing where the system does not tell."""
+    sizes = {}
+    units = {"K": 1 << 10, "M": 1 << 20}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction" and size[-1] in units:
+            sizes[f"L{level}"] = int(size[:-1]) * units[size[-1]]
+    return sizes
+
+
 def card_of(facts: dict[str, Any]) -> str:
     """A folder's name for the machine: "h200", "geforce-rtx-4090", "cpu"."""
     if "gpu" not in facts:

@@ -1,7 +1,8 @@
 """What every benchmark shares: validate, warm up, time contenders in turns, report medians and spread, write results.
 
-A *case* is one piece of work with several *contenders*. The first contender is the truth: nobody is timed before its
-results agree with it. Contenders take turns, so that a machine that speeds up or slows down does so for all of them.
+A *case* is one piece of work with several *contenders*. Nobody is timed before its results agree with the truth: those
+in float64 where the case has them, of the first contender otherwise. Contenders take turns, so that a machine that
+speeds up or slows down does so for all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ class Contender:
         check: gives the tensors to validate where ``run`` changes state; None where ``run`` does.
         project: what of the truth this one computes too, in its form; None for all of it.
         rms_tolerance: root mean square tolerance of a contender that computes in half precision; None for the case's.
+        note: beside the name in tables: which formulation it is.
         peer: another library: where its results differ it is not timed, and the others go on.
     """
 
@@ -53,6 +55,7 @@ class Contender:
     project: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
     rms_tolerance: float | None = None
     peer: bool = False
+    note: str = ""
 
 
 @dataclass
@@ -77,12 +80,14 @@ class Case:
     Attributes:
         name: for example ``"forward"``.
         points: points (rows, samples) of one call.
-        contenders: the first one is the truth.
+        contenders: ours among them.
+        truth: results in float64; None for those of the first contender.
         tolerance: largest difference to the truth, relative to the largest value of each tensor.
         rms: the difference is a root mean square instead, for half-precision products: rounding decides the sign
             of some unit before a ReLU, and that row's gradient then differs by a good part of itself.
         limit: bound of the machine, if one was measured.
         parts: pieces of a contender's work to time alone, for information; one that fails is left out.
+        formulations: ns per point of those tried for plain PyTorch, by name.
     """
 
     name: str
@@ -92,6 +97,8 @@ class Case:
     rms: bool = False
     limit: Limit | None = None
     parts: dict[str, Callable[[], object]] = field(default_factory=dict)
+    truth: Callable[[], Sequence[Tensor]] | None = None
+    formulations: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,6 +106,7 @@ class Timing:
     """Times of one contender, in ns per point, one per call."""
 
     name: str
+    note: str = ""
     ns: list[float] = field(default_factory=list)
     host_ns: list[float] = field(default_factory=list)  # until the call returned, where the device works on
     warmup_seconds: float = 0.0  # the first call: compilation, first touch of memory
@@ -121,6 +129,7 @@ class Timing:
             return {"name": self.name, "failure": self.failure}
         result = {
             "name": self.name,
+            **({"note": self.note} if self.note else {}),
             "median_ns": self.median,
             "quartiles_ns": self.quartiles,
             "calls": len(self.ns),
@@ -231,7 +240,7 @@ def run_case(
         ValidationError: a contender other than a peer disagrees with the first one.
     """
     clock = WallClock() if clock is None else clock
-    timings = [Timing(contender.name) for contender in case.contenders]
+    timings = [Timing(contender.name, contender.note) for contender in case.contenders]
     _warm_up_and_validate(case, timings, clock)
     running = [(c, t) for c, t in zip(case.contenders, timings, strict=True) if t.failure is None]
     begin = time.perf_counter()
@@ -247,14 +256,14 @@ def run_case(
 
 def _warm_up_and_validate(case: Case, timings: list[Timing], clock: Clock) -> None:
     """Two calls each: the first compiles, the second sees warm memory."""
-    truth: Sequence[Tensor] = ()
+    truth: Sequence[Tensor] = () if case.truth is None else case.truth()
     for i, (contender, timing) in enumerate(zip(case.contenders, timings, strict=True)):
         begin = time.perf_counter()
         try:
             results = (contender.check or contender.run)()
             clock.synchronize()
             timing.warmup_seconds = time.perf_counter() - begin
-            if i == 0:
+            if i == 0 and case.truth is None:
                 truth = [result.clone() for result in results]
             expected = truth if contender.project is None else contender.project(truth)
             half = contender.rms_tolerance is not None
@@ -291,6 +300,34 @@ def compare(
     return worst
 
 
+def fastest(candidates: Mapping[str, Callable[[], object]], clock: Clock, calls: int = 3) -> dict[str, float]:
+    """Seconds of each candidate's best call, the fastest first; one that fails is left out, unless all do."""
+    seconds, failures = {}, []
+    for name, work in candidates.items():
+        try:
+            work()
+            clock.synchronize()
+            seconds[name] = min(clock.turn(work, lambda: 1, 0.0)[0].seconds for _ in range(calls))
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            print(f"  {failures[-1].partition(chr(10))[0]}", file=sys.stderr)
+    if not seconds:
+        raise RuntimeError("no formulation runs: " + "; ".join(failures))
+    return dict(sorted(seconds.items(), key=lambda item: item[1]))
+
+
+def median_seconds(work: Callable[[], object], clock: Clock, seconds: float, min_calls: int = 5) -> float:
+    """Of calls in a row, after two that do not count."""
+    for _ in range(2):
+        work()
+    clock.synchronize()
+    calls: list[Call] = []
+    begin = time.perf_counter()
+    while len(calls) < min_calls or time.perf_counter() - begin < seconds:
+        calls += clock.turn(work, lambda: 1, 0.0)
+    return statistics.median(call.seconds for call in calls)
+
+
 def best_seconds(work: Callable[[], object], repeats: int = 15, clock: Clock | None = None) -> float:
     """The fastest of some calls: what a limit is made of, which noise can only worsen."""
     clock = WallClock() if clock is None else clock
@@ -323,6 +360,13 @@ class Rates:
     def __init__(self, device: torch.device, clock: Clock, tiny: bool = False) -> None:
         self.device, self.clock, self.tiny = device, clock, tiny
         self.measured: dict[str, float] = {}
+
+    @functools.cache  # noqa: B019 (one object per run)
+    def random_line_seconds(self, n_bytes: int) -> float:
+        """Of a buffer of ``n_bytes`` on the CPU; see the function of that name."""
+        seconds = random_line_seconds(n_bytes)
+        self.measured[f"random_line_ns_{n_bytes >> 20}_mb"] = seconds * 1e9
+        return seconds
 
     @functools.cached_property
     def bandwidth(self) -> float:
@@ -376,6 +420,8 @@ def summary(case: Case, timings: list[Timing]) -> dict[str, Any]:
         "contenders": [timing.to_dict() for timing in timings],
         "speedup": {name: timing.median / ours for name, timing in measured.items() if name != OURS},
     }
+    if case.formulations:
+        result["formulations"] = case.formulations
     if case.limit is not None:
         result["limit"] = {
             "ns": case.limit.ns_per_point,
@@ -397,7 +443,8 @@ def print_summary(result: dict[str, Any], unit: str) -> None:
         low, high = row["quartiles_ns"]
         error = "" if row["error"] is None else f"{row['error']:.0e}"
         ratio = result["speedup"].get(row["name"])
-        note = "" if ratio is None else f"{ratio:.2f} x as fast"
+        notes = ["" if ratio is None else f"{ratio:.2f} x as fast", row.get("note", "")]
+        note = ", ".join(filter(None, notes))
         spread = f"{low:.1f} .. {high:.1f}"
         print(f"  {row['name']:32}{row['median_ns']:10.1f}{spread:>22}{row['calls']:7}{error:>9}  {note}")
     for name, ns in result.get("parts", {}).items():
@@ -410,7 +457,7 @@ def print_summary(result: dict[str, Any], unit: str) -> None:
         )
 
 
-def plot(record: dict[str, Any], path: Path) -> None:
+def plot_bars(record: dict[str, Any], path: Path) -> None:
     """Horizontal bars of the medians with quartiles, labelled with the ratio to ours; one panel per case."""
     matplotlib = optional_import("matplotlib", "nerf")
     matplotlib.use("Agg")
@@ -468,18 +515,20 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, default=None, help="torch threads; as torch has them when not given")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    options.add_argument("--no-peers", action="store_true", help="leave other libraries out (they run on CUDA only)")
+    options.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     options.add_argument("--warm-cache", action="store_true", help="do not flush the L2 cache between calls (CUDA)")
     options.add_argument("--no-plot", action="store_true", help="write the JSON only")
+    options.add_argument("--quick", action="store_true", help="smaller sizes, two seconds per case, no torch.compile")
     options.add_argument("--tiny", action="store_true", help="small sizes to try the suite with, not for numbers")
     return options
 
 
-def size(args: argparse.Namespace, given: int | None, cpu: int, cuda: int, tiny: int) -> int:
-    """The option ``given``, or else the default of the device."""
+def size(args: argparse.Namespace, given: int | None, cpu: int, cuda: int, tiny: int, quick: int | None = None) -> int:
+    """The option ``given``, or else the default of the device; ``quick`` where that was asked for."""
     if given is not None:
         return given
-    return tiny if args.tiny else cuda if is_cuda(args) else cpu
+    default = cuda if is_cuda(args) else cpu
+    return tiny if args.tiny else default if quick is None or not args.quick else quick
 
 
 def is_cuda(args: argparse.Namespace) -> bool:
@@ -497,6 +546,8 @@ class Suite:
 
     def __init__(self, name: str, unit: str, args: argparse.Namespace) -> None:
         _extension.require()
+        if args.quick:
+            args.no_compile, args.seconds = True, min(args.seconds, 2.0)
         self.device = torch.device(args.device)
         if self.device.type == "cuda" and _extension.cuda_module is None:
             raise ImportError(f"`--device {args.device}` needs the CUDA kernels: {_extension.cuda_reason}")
@@ -507,6 +558,7 @@ class Suite:
         self.unit, self.out, self.seconds, self.plot = unit, Path(args.out), args.seconds, not args.no_plot
         self.turn_seconds, self.min_calls = (0.0, 2) if args.tiny else (0.15, 5)
         self.peers = self.device.type == "cuda" and not args.no_peers
+        self.cpu_peers = self.device.type == "cpu" and not args.no_peers
         self.clock = clock_of(self.device, not args.warm_cache)
         self.rates = Rates(self.device, self.clock, args.tiny)
         self.record: dict[str, Any] = {
@@ -536,13 +588,13 @@ class Suite:
                 print(f"  {name} cannot be timed: {error}", file=sys.stderr)
         return parts
 
-    def write(self) -> Path:
-        """Writes ``<name>.json`` and ``<name>.png``; returns the former."""
+    def write(self, plot: Callable[[dict[str, Any], Path], None] | None = None) -> Path:
+        """Writes ``<name>.json`` and ``<name>.png``, drawn by ``plot`` or as bars; returns the former."""
         suffix = "_cuda" if self.device.type == "cuda" else ""
         path = self.out / f"{self.record['benchmark']}{suffix}.json"
         atomic_write_json(path, self.record)
         print(f"\n{path}", flush=True)
         if self.plot:
-            plot(self.record, path.with_suffix(".png"))
+            (plot or plot_bars)(self.record, path.with_suffix(".png"))
             print(path.with_suffix(".png"), flush=True)
         return path

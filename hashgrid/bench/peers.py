@@ -1,4 +1,4 @@
-"""Other libraries on a GPU, each through its documented interface: tiny-cuda-nn, nerfacc, Dr.Jit.
+"""Other libraries, each through its documented interface: tiny-cuda-nn and nerfacc on a GPU, nerfstudio, Dr.Jit.
 
 Each function gives contenders that are built when they are first run, so that a library that is absent, or does not run
 here, is reported with its reason and stops nobody. tcnn rounds to half precision inside: its results are compared by
@@ -8,6 +8,7 @@ root mean squares.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.bench.harness import Contender
+from hashgrid.levels import make_level_table
 
 HALF_TOLERANCE = 2e-2  # of half-precision sums and gradients, root mean square
 
@@ -126,6 +128,46 @@ def hash_encoders(grid: Grid) -> dict[str, MakeContender]:
     return makers | {"Dr.Jit": drjit}
 
 
+def cpu_hash_encoders(grid: Grid) -> dict[str, MakeContender]:
+    """Those that run on a CPU and can be imported: Dr.Jit's LLVM back end, nerfstudio's PyTorch encoding."""
+    makers: dict[str, MakeContender] = {}
+    if importlib.util.find_spec("drjit") is not None:
+        makers["Dr.Jit"] = hash_encoders(grid)["Dr.Jit"]
+    if importlib.util.find_spec("nerfstudio") is not None:
+        makers["nerfstudio, torch"] = functools.partial(_nerfstudio_hash_grid, grid)
+    return makers
+
+
+def _nerfstudio_hash_grid(grid: Grid, positions: Tensor, table: Tensor, grad_y: Tensor | None) -> Contender:
+    """``HashEncoding(implementation="torch")``: every level is hashed, so that its values are others than ours."""
+
+    def build() -> tuple[Run, Run]:
+        from nerfstudio.field_components.encodings import HashEncoding
+
+        encoding = HashEncoding(
+            num_levels=grid.n_levels,
+            min_res=grid.base_resolution,
+            max_res=grid.max_resolution,
+            log2_hashmap_size=grid.log2_hashmap_size,
+            features_per_level=grid.n_features_per_level,
+            implementation="torch",
+        )
+
+        def run() -> Sequence[Tensor]:
+            if grad_y is None:
+                with torch.no_grad():
+                    return (encoding(positions),)
+            return torch.autograd.grad(encoding(positions), encoding.hash_table, grad_y)
+
+        def check() -> Sequence[Tensor]:
+            run()
+            return ()
+
+        return run, check
+
+    return _late("nerfstudio, torch", build, project=lambda _: ())
+
+
 def mlps(weights: Sequence[Tensor], x: Tensor, grad_y: Tensor | None) -> list[Contender]:
     """Bias-free ReLU networks of one hidden width; tcnn stores the layers' [out, in] matrices one after the other."""
 
@@ -205,7 +247,14 @@ def _drjit_hash_grid(grid: Grid, positions: Tensor, table: Tensor, grad_y: Tenso
         base_resolution=grid.base_resolution,
         per_level_scale=grid.per_level_scale,
     )
-    encoding.set_params(Float(table.detach().flatten()))
+    # Its levels are rounded up to F entries where ours are to 8: it gets the rows in front of that.
+    levels = make_level_table(3, grid.n_levels, grid.log2_hashmap_size, grid.base_resolution, grid.max_resolution)
+    ends = [encoding.level_offset(level) for level in range(grid.n_levels + 1)]
+    rows = torch.cat([
+        torch.arange(offset, offset + end - begin)
+        for offset, begin, end in zip(levels.offsets, ends[:-1], ends[1:], strict=True)
+    ]).to(table.device)  # fmt: skip
+    encoding.set_params(Float(table.detach()[rows].flatten()))
     points = ArrayXf([Float(column) for column in positions.t().contiguous()])
     if grad_y is not None:
         cotangents = ArrayXf([Float(column) for column in grad_y.t().contiguous()])
@@ -236,7 +285,9 @@ def _drjit_hash_grid(grid: Grid, positions: Tensor, table: Tensor, grad_y: Tenso
     def check() -> Sequence[Tensor]:
         if grad_y is None:
             return (torch.stack([row.torch() for row in forward()], dim=1),)
-        return (forward_backward().torch().view_as(table),)
+        gradient = torch.zeros_like(table)
+        gradient[rows] = forward_backward().torch().view(-1, table.shape[1])
+        return (gradient,)
 
     return run, check
 

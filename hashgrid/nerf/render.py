@@ -124,7 +124,7 @@ def visible_features(
     unit_o, unit_d = model.unit(rays_o), model.unit_direction(rays_d)
     sigmas = rays_o.new_zeros(samples.n_samples)
     begin, length = 0, first_window
-    windows = []
+    windows: list[tuple[Tensor, ...]] = []
     while True:
         index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
         if index.shape[0] == 0 and windows:

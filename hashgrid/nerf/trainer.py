@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,15 @@ class Trainer:
             fractions.append(progress.seconds / config.time_limit)
         progress.fraction = min(1.0, max(fractions))
         return progress.fraction
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens inside does not count as time of the run."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._clock += time.perf_counter() - begin
 
     @property
     def finished(self) -> bool:
