@@ -27,8 +27,8 @@ class NerfConfig:
     time_limit: float | None = None  # seconds of everything but the final evaluation
     background: str = "white"  # of evaluation; training blends transparent images onto random colours
 
-    # Field: 8 levels of 4 features touch half the cache lines of 16 x 2 at the same output width. 2^18 entries per level
-    # train 10 % faster than 2^19, to the same PSNR after 60 and 240 s: table, gradient and moments are memory traffic.
+    # Field: 8 levels of 4 features touch half the cache lines of 16 x 2 at the same output width. 2^18 entries per
+    # level train 10 % faster than 2^19, to the same PSNR after 60 and 240 s: tables and moments are memory traffic.
     n_levels: int = 8
     n_features_per_level: int = 4
     log2_hashmap_size: int = 18  # 19 on a GPU
