@@ -109,7 +109,7 @@ def test_profile_accounts_for_the_time_of_some_steps(scene, tmp_path, capsys):
     assert result["steps"] == 16 and 0 < result["samples"] < trainer.progress.samples
     assert math.isclose(sum(phases.values()), result["seconds"]) and list(phases) == [*PHASES, "everything else"]
     # Occupancy updates are one of 16 steps; what they encode is theirs.
-    assert all(seconds > 0 for seconds in phases.values())
+    assert phases.pop("checkpoint") == 0 and all(seconds > 0 for seconds in phases.values())
     table = capsys.readouterr().out
     assert "mlp, backward" in table and "peak memory 1.00 GB" in table
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
@@ -134,6 +134,7 @@ def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
     assert main(["nerf", str(scene_path), "--out", str(out), "--steps", "30", "--no-video", *options()]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["train"]["steps"] == 30 and results["train"]["samples"] > 0 and results["train"]["seconds"] > 0
+    assert results["train"]["samples_evaluated"] >= results["train"]["samples"]
     assert results["test"]["views"] == 2 and results["test"]["psnr_mean"] > 8
     assert 0 < results["test"]["ssim_mean"] <= 1
     for name in ("checkpoint.safetensors", "test_views.csv", "psnr_over_time.png"):

@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
             moved += 12 + 4 * N_CHANNELS + 4 * (N_CHANNELS + 1) + per_ray * (16 + 4 * (N_CHANNELS + 2))
             formula += " + 16 + 8 C + R / S (24 + 4 C)"
         name = "forward" + (" + backward" if backward else "")
-        suite.run(Case(name, n_samples, contenders, tolerance=1e-3, limit=suite.rates.limit(moved, formula)))
+        wide = [x.double() if x.is_floating_point() else x for x in samples]
+        truth = _run(reference.composite, wide, backward)
+        limit = suite.rates.limit(moved, formula)
+        suite.run(Case(name, n_samples, contenders, tolerance=1e-3, limit=limit, truth=truth))
     return suite.write()
 
 

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
                     tolerance=TOLERANCES[dtype],
                     rms=dtype != "fp32",
                     limit=_limit(suite, args.widths, DTYPES[dtype], backward),
+                    truth=_truth(weights, x, grad_y, backward),
                 )
             )
     return suite.write()
@@ -84,13 +85,21 @@ def _contenders(
         return Contender(name, run(lambda x, *_: forward(x), inputs, list(model.parameters()), grad_y.to(dtype)))
 
     half = dtype != torch.float32
-    contenders = [peer("nn.Sequential, fp32", torch.float32)] if half else []  # the truth does not round
+    contenders = [peer("nn.Sequential, fp32", torch.float32)] if half else []
     contenders.append(peer("nn.Sequential", dtype))
     if compiled:
         contenders.append(peer("nn.Sequential, compiled", dtype, compiled=True))
     compute_dtype = dtype if half else None
     ours = run(lambda x, *weights: mlp(x, list(weights), compute_dtype=compute_dtype), x, weights, grad_y)
     return [*contenders, Contender(OURS, ours)]
+
+
+def _truth(weights: list[Tensor], x: Tensor, grad_y: Tensor, backward: bool) -> Callable[[], Sequence[Tensor]]:
+    """In float64."""
+    model = _sequential(weights).double()
+    inputs = x.detach().double().requires_grad_()
+    run = _forward_backward if backward else _forward
+    return run(lambda x, *_: model(x), inputs, list(model.parameters()), grad_y.double())
 
 
 def _sequential(weights: Sequence[Tensor]) -> nn.Sequential:

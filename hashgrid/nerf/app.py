@@ -182,6 +182,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "seconds": progress.seconds,
             "steps": progress.step,
             "samples": progress.samples,
+            "samples_evaluated": progress.evaluated,
             "rays": progress.rays,
             "interrupted": interrupted,
             "peak_memory_bytes": train_peak,

@@ -9,12 +9,12 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from hashgrid.files import atomic_path, atomic_write_json
-from hashgrid.nerf.trainer import OCCUPANCY, RAYS, Progress
+from hashgrid.nerf.trainer import CHECKPOINT, OCCUPANCY, RAYS, Progress
 
 PHASES = {
     "rays": (RAYS,),
     "march": ("hashgrid::march_rays", "hashgrid::ray_aabb"),
-    "visible samples": ("hashgrid::visible_samples",),
+    "visible samples": ("hashgrid::window_samples", "hashgrid::visible_samples"),
     "encode": ("hashgrid::hash_encode", "hashgrid::sh_encode", "hashgrid::frequency_encode"),
     "encode, backward": (
         "hashgrid::hash_encode_backward",
@@ -27,6 +27,7 @@ PHASES = {
     "composite, backward": ("hashgrid::composite_backward",),
     "optimiser": ("hashgrid::adam_step",),
     "occupancy": (OCCUPANCY,),
+    "checkpoint": (CHECKPOINT,),
 }
 _PHASE_OF = {name: phase for phase, names in PHASES.items() for name in names}
 

@@ -24,7 +24,7 @@ from hashgrid.nerf.render import Marching, render_rays
 from hashgrid.optim import Adam
 
 CHECKPOINT_FORMAT = "hashgrid-nerf-1"
-RAYS, OCCUPANCY = "hashgrid rays", "hashgrid occupancy update"  # parts of a step, in profiles
+RAYS, OCCUPANCY, CHECKPOINT = "hashgrid rays", "hashgrid occupancy update", "hashgrid checkpoint"  # in profiles
 
 
 class TrainingError(RuntimeError):
@@ -40,7 +40,8 @@ class Progress:
     fraction: float = 0.0
     loss: float = 0.0
     psnr: float = 0.0
-    samples: int = 0
+    samples: int = 0  # that count
+    evaluated: int = 0  # whose density was asked for
     rays: int = 0
     samples_per_second: float = 0.0
     rays_per_second: float = 0.0
@@ -173,6 +174,7 @@ class Trainer:
             self.optimizer.step()
         with torch.no_grad():
             error = float(torch.nn.functional.mse_loss(out.colors, colors))
+        progress.evaluated += out.n_evaluated
         self._record(1, value, error, self.n_rays, out.n_samples)
         self._adapt_rays(out.n_samples)
 
@@ -195,6 +197,7 @@ class Trainer:
         self._check_loss(loss)
         self.progress.step -= n_steps
         self.n_rays = int(fixed.n_rays)
+        self.progress.evaluated += samples
         self._record(n_steps, loss / n_steps, error / n_steps, rays, samples)
 
     def _check_loss(self, value: float) -> None:
@@ -267,7 +270,8 @@ class Trainer:
             if self.fixed is not None and self.finished:
                 self._read_fixed(self.fixed)
             if checkpoint is not None and self.progress.seconds - saved > self.config.checkpoint_seconds:
-                self.save(checkpoint)
+                with record_function(CHECKPOINT):
+                    self.save(checkpoint)
                 saved = self.progress.seconds
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
