@@ -140,6 +140,7 @@ def work() -> None:
     colors = torch.rand(len(sigmas), 3, requires_grad=True)
     ops.composite(sigmas, colors, samples.t_starts, samples.t_ends, samples.packed_info)[0].sum().backward()
     ops.visible_samples(sigmas.detach(), samples.t_starts, samples.t_ends, samples.packed_info, 1e-4)
+    samples.window(origins, rays, sigmas.detach(), 4, 20)
     print(_extension.require().compiler())
 
 

@@ -265,6 +265,13 @@ struct WindowSamplesParams : VisibleSamplesParams {
   void* positions;     // [n_kept, 3]
 };
 
+struct FmaProbeParams {
+  int64_t n_rounds;
+  float factor, summand;
+  float* sink;   // [n_units]
+  double* flop;  // [n_units] done
+};
+
 struct CounterUniformParams {
   int64_t n;
   const int64_t* counter;  // [2] seed, step

@@ -42,6 +42,7 @@ struct KernelTable {
   RangeKernel<VisibleSamplesParams> visible_samples_write;              // units: rays
   RangeKernel<WindowSamplesParams> window_samples_count;                // units: rays
   RangeKernel<WindowSamplesParams> window_samples_write;                // units: rays
+  RangeKernel<FmaProbeParams> fma_probe;                                // units: repetitions
   RangeKernel<CounterUniformParams> counter_uniform;                    // units: numbers
   RangeKernel<OccupancyPointsParams> occupancy_points;                  // units: points
   RangeKernel<OccupancyVisibleParams> occupancy_visible;                // units: blocks of kVisibleBlock^3 cells

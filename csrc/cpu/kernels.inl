@@ -28,6 +28,7 @@
 #include "cpu/composite.inl"
 #include "cpu/visible_samples.inl"
 #include "cpu/window_samples.inl"
+#include "cpu/fma_probe.inl"
 #include "cpu/counter_uniform.inl"
 #include "cpu/occupancy_points.inl"
 #include "cpu/occupancy_update.inl"
@@ -67,6 +68,7 @@ static const KernelTable kTable = {
     &visible_samples_write_range,
     &window_samples_count_range,
     &window_samples_write_range,
+    &fma_probe_range,
     &counter_uniform_range,
     &occupancy_points_range,
     &occupancy_visible_range,

@@ -3,12 +3,16 @@
 #include <pybind11/stl.h>
 
 #include "cpu/capability.h"
+#include "cpu/fma_rate.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of hashgrid";
   m.def("cpu_capability", [] { return hashgrid::cpu_capability(); }, "Instruction set the CPU kernels use.");
   m.def("available_cpu_capabilities", &hashgrid::available_cpu_capabilities,
         "Instruction sets this machine supports, weakest first.");
+  m.def("measure_fma_rate", &hashgrid::measure_fma_rate, pybind11::arg("n_threads"),
+        pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "Multiply-adds in fp32 that the instruction set in use reaches with so many threads, in FLOP/s.");
   m.def("compiler", [] { return std::string(HASHGRID_COMPILER); }, "Compiler the extension was built with.");
   m.def(
       "no_cuda", [] { return std::string(HASHGRID_NO_CUDA); },

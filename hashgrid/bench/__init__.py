@@ -57,7 +57,7 @@ def run(
 
 def _table(records: Sequence[dict[str, Any]]) -> str:
     """How many times as fast as the others hashgrid is, case by case, and the fraction of the machine's limit."""
-    lines = ["", f"{'hashgrid, times as fast as':58}{'eager':>8}{'compiled':>10}{'others':>28}{'limit':>8}"]
+    lines = ["", f"{'hashgrid, times as fast as':66}{'eager':>8}{'compiled':>10}{'others':>28}{'limit':>8}"]
     for record in records:
         for case in record["cases"]:
             ratios = dict(case["speedup"])
@@ -66,9 +66,9 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
             )
             compiled = next((ratios.pop(name) for name in list(ratios) if "compile" in name), None)
             peers = {name: ratio for name, ratio in ratios.items() if not name.startswith(("hashgrid", "nn."))}
-            cells = [f"{record['benchmark']}: {case['name']}"[:57]]
+            cells = [f"{record['benchmark']}: {case['name']}"[:65]]
             cells += ["" if ratio is None else f"{ratio:.1f}x" for ratio in (eager, compiled)]
             cells.append(", ".join(f"{name} {ratio:.1f}x" for name, ratio in peers.items())[:27])
             cells.append(f"{case['limit']['fraction_reached']:.0%}" if "limit" in case else "")
-            lines.append(f"{cells[0]:58}{cells[1]:>8}{cells[2]:>10}{cells[3]:>28}{cells[4]:>8}")
+            lines.append(f"{cells[0]:66}{cells[1]:>8}{cells[2]:>10}{cells[3]:>28}{cells[4]:>8}")
     return "\n".join(lines)

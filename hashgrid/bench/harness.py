@@ -378,6 +378,13 @@ class Rates:
         self.measured["copy_bytes_per_second"] = rate
         return rate
 
+    @functools.cached_property
+    def fma(self) -> float:
+        """FLOP/s of fp32 multiply-adds without memory, on a CPU: more than a matrix product of any library gets."""
+        rate = float(_extension.require().measure_fma_rate(torch.get_num_threads()))
+        self.measured["fma_flops"] = rate
+        return rate
+
     def matmul(self, dtype: torch.dtype) -> float:
         """FLOP/s of a large matrix product in ``dtype``: what a tuned BLAS gets out of the units."""
         key = f"matmul_{str(dtype).removeprefix('torch.')}_flops"
@@ -518,7 +525,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     options.add_argument("--warm-cache", action="store_true", help="do not flush the L2 cache between calls (CUDA)")
     options.add_argument("--no-plot", action="store_true", help="write the JSON only")
-    options.add_argument("--quick", action="store_true", help="smaller sizes, two seconds per case, no torch.compile")
+    options.add_argument("--quick", action="store_true", help="smaller sizes, a second per case, no torch.compile")
     options.add_argument("--tiny", action="store_true", help="small sizes to try the suite with, not for numbers")
     return options
 
@@ -547,7 +554,7 @@ class Suite:
     def __init__(self, name: str, unit: str, args: argparse.Namespace) -> None:
         _extension.require()
         if args.quick:
-            args.no_compile, args.seconds = True, min(args.seconds, 2.0)
+            args.no_compile, args.seconds = True, min(args.seconds, 1.2)
         self.device = torch.device(args.device)
         if self.device.type == "cuda" and _extension.cuda_module is None:
             raise ImportError(f"`--device {args.device}` needs the CUDA kernels: {_extension.cuda_reason}")

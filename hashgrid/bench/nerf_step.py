@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     options.add_argument("--gpu-recipe", action="store_true", help="steps as a GPU takes them, on a CPU too")
     args = options.parse_args(argv)
     args.gpu_recipe |= harness.is_cuda(args)
-    args.warm_steps = harness.size(args, args.warm_steps, 300, 300, 2)
+    args.warm_steps = harness.size(args, args.warm_steps, 300, 300, 2, 150)
     args.target_samples = harness.size(args, args.target_samples, NerfConfig.target_samples, 1 << 18, 1 << 10)
     # How many samples count differs between steps of fixed and of varying size; what a ray shows does not.
     suite = harness.Suite("nerf_step", "ray" if args.gpu_recipe else "sample", args)
