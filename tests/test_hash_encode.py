@@ -323,6 +323,28 @@ def test_two_forwards_before_one_backward() -> None:
         torch.testing.assert_close(grad, other)
 
 
+def test_more_points_than_the_workspace_holds_on_the_cpu() -> None:
+    """With 512 features the CPU takes 2^14 points at a time: results have the bits of calls with fewer."""
+    levels = make_levels(3, n_levels=64, per_level_scale=1.05, log2_hashmap_size=8)
+    n, part = 2 * 2**14 + 100, 9000
+    x, grad_y = torch.rand(n, 3), torch.randn(n, 512)
+    table = torch.randn(levels.n_entries, 8)
+    whole_x = x.clone().requires_grad_()
+    whole = [ops.hash_encode(whole_x, table, levels)]
+    whole += torch.autograd.grad(whole[0], whole_x, grad_y)
+    leaf = table.clone().requires_grad_()
+    whole_table = torch.autograd.grad(ops.hash_encode(x, leaf, levels), leaf, grad_y)[0]
+    buffer = torch.zeros_like(table)  # receives the contributions of the points in their order
+    for begin in range(0, n, part):
+        some = slice(begin, begin + part)
+        part_x = x[some].clone().requires_grad_()
+        y = ops.hash_encode(part_x, table, levels)
+        assert torch.equal(whole[0][some], y)
+        assert torch.equal(whole[1][some], torch.autograd.grad(y, part_x, grad_y[some])[0])
+        ops.hash_encode(x[some], leaf, levels, grad_buffer=buffer).backward(grad_y[some])
+    assert torch.equal(whole_table, buffer)
+
+
 def test_known_output_keeps_its_gradient() -> None:
     levels = make_levels(3)
     x = torch.rand(40, 3, requires_grad=True)

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,26 @@ def _cpu_model() -> str:
 
 
 def warn_if_busy() -> None:
-    """Other programs on the cores spoil every number, and ratios too."""
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 0.25 * cores:
-        print(f"warning: load average {load:.1f} on {cores} cores; measure on a quiet machine", file=sys.stderr)
+    """Other programs on the cores spoil every number, and ratios too. Looks at the system for half a second."""
+    share = _busy_share(0.5)
+    if share is not None and share > 0.1:
+        print(f"warning: the cores are {share:.0%} busy with other work; measure on a quiet machine", file=sys.stderr)
+
+
+def _busy_share(seconds: float) -> float | None:
+    """Share of all cores' time that is not idle while this process sleeps; None where the system does not tell."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return None
+
+    def ticks() -> tuple[int, int]:
+        values = [int(word) for word in path.read_text().splitlines()[0].split()[1:9]]
+        return sum(values), values[3] + values[4]  # all, idle and waiting for disks
+
+    begin = ticks()
+    time.sleep(seconds)
+    total, idle = (after - before for before, after in zip(begin, ticks(), strict=True))
+    return 1 - idle / max(total, 1)
 
 
 def main() -> None:

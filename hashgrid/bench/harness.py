@@ -135,7 +135,7 @@ class Timing:
             "calls": len(self.ns),
             "warmup_seconds": self.warmup_seconds,
             "error": self.error,
-            "ns": self.ns,
+            "ns": [round(ns, 3) for ns in self.ns],
         }
         return result | ({"host_median_ns": statistics.median(self.host_ns)} if self.host_ns else {})
 
@@ -561,6 +561,8 @@ class Suite:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         torch.manual_seed(args.seed)
+        if not args.no_compile:
+            torch.compiler.reset()  # suites of one process would share a limit on compilations
         warn_if_busy()
         self.unit, self.out, self.seconds, self.plot = unit, Path(args.out), args.seconds, not args.no_plot
         self.turn_seconds, self.min_calls = (0.0, 2) if args.tiny else (0.15, 5)

@@ -27,18 +27,20 @@ from hashgrid.optional import optional_import
 N_FEATURES = 2
 PASSES = ("forward", "forward + backward")
 
-# Peak memory of this process before and after a call, in bytes.
+# By how many bytes a call raises the peak of a fresh process. Not getrusage: a child inherits its parent's peak.
 MEMORY = """
-import resource, sys, torch
+import re, torch
 from hashgrid.bench.scaling import make_pass
 torch.set_num_threads({threads})
 work = make_pass({name!r}, 1024, {log2_size}, "cpu")
 work()
 work = make_pass({name!r}, {points}, {log2_size}, "cpu")
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-before = peak()
+def kilobytes(key):
+    with open("/proc/self/status") as status:
+        return int(re.search(key + r":\\s*(\\d+) kB", status.read()).group(1))
+before = kilobytes("VmRSS")
 work()
-print(peak() - before)
+print(max(kilobytes("VmHWM") - before, 0) * 1024)
 """
 
 
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args.log2_sizes = args.log2_sizes or list(range(5, 7) if args.tiny else range(14, 20 if args.quick else 23))
     middle_points, middle_size = (6, 6) if args.tiny else (18, 19)
 
-    points = [_measure(suite, 1 << n, middle_size, memory=suite.device.type == "cpu") for n in args.log2_points]
+    memory = suite.device.type == "cpu" and Path("/proc/self/status").exists()
+    points = [_measure(suite, 1 << n, middle_size, memory) for n in args.log2_points]
     _print("number of points", [f"2^{n}" for n in args.log2_points], points)
     sizes = [_measure(suite, 1 << middle_points, size, memory=False) for size in args.log2_sizes]
     _print("entries per level", [f"2^{size}" for size in args.log2_sizes], sizes)

@@ -124,11 +124,14 @@ def _plot(record: dict[str, Any], path: Path) -> None:
     (case,) = record["cases"]
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     colors = {OURS: "#d1495b", EAGER: "#8d99ae", COMPILED: "#2b2d42"}
+    marks: list[float] = []
     for row in case["contenders"]:
         seconds, values = ([point[key] for point in row["curve"]] for key in ("seconds", "psnr"))
-        ax.plot(seconds, values, marker="o", color=colors[row["name"]], label=row["name"])
-        ax.annotate(f"{values[-1]:.1f} dB", (seconds[-1], values[-1]), xytext=(4, 0), textcoords="offset points")
+        marks = [float(f"{x:.2g}") for x in seconds]
+        ax.plot(seconds, values, marker="o", color=colors[row["name"]], label=f"{row['name']}: {values[-1]:.1f} dB")
     ax.set_xscale("log")
+    ax.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    ax.minorticks_off()
     ax.set_xlabel("training time in seconds")
     ax.set_ylabel("PSNR of test views in dB")
     ax.grid(alpha=0.3, which="both")

@@ -33,14 +33,14 @@ _PHASE_OF = {name: phase for phase, names in PHASES.items() for name in names}
 
 
 class StepProfile:
-    """Profiles ``n_steps`` steps from the middle of a run on, on the CPU.
+    """Profiles ``n_steps`` steps of the second half of a run, on the CPU.
 
     Args:
         n_steps: a multiple of the steps between two updates of the occupancy grid has these in the right proportion.
         begin: progress of the run, 0..1, at which to begin.
     """
 
-    def __init__(self, n_steps: int = 64, begin: float = 0.5) -> None:
+    def __init__(self, n_steps: int = 64, begin: float = 0.6) -> None:
         self.n_steps, self.begin = n_steps, begin
         self._profile = profile(activities=[ProfilerActivity.CPU])
         self._first: Progress | None = None
@@ -74,7 +74,7 @@ class StepProfile:
     def write(self, folder: Path, peak_memory: int) -> None:
         """Prints the table; writes ``profile.json`` and ``trace.json``, for chrome://tracing or Perfetto."""
         if self.result is None:
-            print(f"no profile: the run ended less than {self.n_steps} steps after its middle", flush=True)
+            print(f"no profile: the run ended less than {self.n_steps} steps after {self.begin:.0%} of it", flush=True)
             return
         result = self.result
         print(f"{'phase':22}{'ms per step':>12}{'ns per sample':>15}{'share':>8}")

@@ -118,8 +118,8 @@ def visible_features(
     """The samples that can be seen, and what the field says of them.
 
     Rays advance together, window by window, each ``growth`` times as long as the one before; those that have become
-    opaque stop. What lies behind surfaces is hardly evaluated: with windows of 8, 32, 128 a third of the samples of
-    a chair, which has twice as many as can be seen.
+    opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
+    chair 50 000, of which 28 000 are seen.
     """
     unit_o, unit_d = model.unit(rays_o), model.unit_direction(rays_d)
     sigmas = rays_o.new_zeros(samples.n_samples)
