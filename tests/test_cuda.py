@@ -223,7 +223,7 @@ def test_visible_samples_are_those_of_the_cpu(eps: float, other: Other) -> None:
     for begin, end in ((0, 5), (32, 64), (100, 1000)):
         window = *rays, *samples.values(), begin, end, eps
         expected = ops.window_samples(*window)
-        assert len(expected[0]) > 0
+        assert len(expected[0]) > 0 or begin > 0
         assert_same_bits(other(ops.window_samples, *window), expected)
 
 

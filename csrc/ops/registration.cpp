@@ -6,6 +6,8 @@
 #if !defined(HASHGRID_LIBRARY)
 #define HASHGRID_LIBRARY hashgrid
 #endif
+// Torch makes a string of its argument; that of 2.10 does so before the argument is expanded.
+#define HASHGRID_EXPANDED_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
 
 // The levels of a grid, as hashgrid.levels.LevelTable holds them.
 #define HASHGRID_LEVELS_SCHEMA \
@@ -16,7 +18,7 @@
   "Tensor? grad_ray_features, Tensor? grad_opacities, Tensor? grad_depths, Tensor? grad_weights, " \
   "Tensor? grad_distortion, "
 
-STABLE_TORCH_LIBRARY(HASHGRID_LIBRARY, m) {
+HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def("hash_encode(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
         "int interpolation, int bounds) -> Tensor");
   m.def(
