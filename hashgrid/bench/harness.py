@@ -554,7 +554,7 @@ class Suite:
     def __init__(self, name: str, unit: str, args: argparse.Namespace) -> None:
         _extension.require()
         if args.quick:
-            args.no_compile, args.seconds = True, min(args.seconds, 1.2)
+            args.no_compile, args.seconds = True, min(args.seconds, 0.8)
         self.device = torch.device(args.device)
         if self.device.type == "cuda" and _extension.cuda_module is None:
             raise ImportError(f"`--device {args.device}` needs the CUDA kernels: {_extension.cuda_reason}")
