@@ -19,6 +19,7 @@
 #include "cpu/vector_math.h"
 
 #include "cpu/hash_encode.inl"
+#include "cpu/hash_encode_scalar.inl"
 #include "cpu/hash_encode_second.inl"
 #include "cpu/sh_encode.inl"
 #include "cpu/frequency_encode.inl"
