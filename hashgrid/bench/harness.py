@@ -505,9 +505,14 @@ def plot_bars(record: dict[str, Any], path: Path) -> None:
     if "gpu" in machine:
         where = machine["gpu"]["name"]
     figure.suptitle(f"{record['benchmark']}: {where}, torch {machine['torch']}", fontsize=9)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """As PNG; closes it."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    optional_import("matplotlib.pyplot", "nerf").close(figure)
 
 
 # ---- command lines ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from hashgrid.bench import harness
 from hashgrid.bench.environment import cache_bytes
 from hashgrid.bench.harness import OURS
 from hashgrid.bench.hash_encode import uniform_positions
-from hashgrid.files import atomic_path
 from hashgrid.levels import make_level_table
 from hashgrid.ops.hash_encode import hash_encode
 from hashgrid.optional import optional_import
@@ -141,9 +140,7 @@ def _plot(record: dict[str, Any], path: Path) -> None:
     axes[0].legend(frameon=False)
     machine = record["environment"]
     figure.suptitle(f"hash_encode, L = 16, F = 2: {machine['cpu']}, {machine['threads']} threads", fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    harness.save_figure(figure, path)
 
 
 if __name__ == "__main__":

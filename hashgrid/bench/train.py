@@ -13,7 +13,6 @@ from typing import Any
 
 from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS
-from hashgrid.files import atomic_path
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene, background_color, load_scene
 from hashgrid.nerf.evaluate import evaluate
@@ -139,9 +138,7 @@ def _plot(record: dict[str, Any], path: Path) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     machine = record["environment"]
     ax.set_title(f"{machine['cpu']}, {machine['threads']} threads", fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    harness.save_figure(figure, path)
 
 
 if __name__ == "__main__":
