@@ -206,38 +206,59 @@ static inline typename RowOf<kF>::Type load_table_row(const typename Table::Elem
   }
 }
 
-// Two rows of two features side by side.
-typedef float Quad __attribute__((vector_size(16)));
+// kPoints pairs of floats as one vector.
+template <int kPoints>
+using PairsOf = typename RowOf<2 * kPoints>::Type;
 
-static inline Quad load_quad(const float* p) {
-  Quad v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
+template <int kPoints, int... kPair, typename At>
+static inline PairsOf<kPoints> gather_pairs(std::integer_sequence<int, kPair...>, At at) {
+  typedef double Doubles __attribute__((vector_size(8 * kPoints)));
+  return reinterpret_cast<PairsOf<kPoints>>(Doubles{at(kPair)...});
 }
 
-static inline void store_quad(float* p, Quad v) { std::memcpy(p, &v, sizeof(v)); }
+// The pair of floats at `p`, as the double with its bits.
+static inline double load_pair(const float* p) {
+  typedef double InMemory __attribute__((aligned(4), may_alias));
+  return *reinterpret_cast<const InMemory*>(p);
+}
 
-template <typename Table>
-static inline Quad load_two_rows(const typename Table::Element* rows, int64_t first, int64_t second) {
-  if constexpr (sizeof(typename Table::Element) == 4) {
-    typedef double Pair __attribute__((vector_size(16)));
-    typedef double InMemory __attribute__((aligned(4), may_alias));
-    return reinterpret_cast<Quad>(Pair{*reinterpret_cast<const InMemory*>(rows + 2 * first),
-                                       *reinterpret_cast<const InMemory*>(rows + 2 * second)});
-  } else {
-    return Quad{Table::to_float(rows[2 * first]), Table::to_float(rows[2 * first + 1]),
-                Table::to_float(rows[2 * second]), Table::to_float(rows[2 * second + 1])};
+// Rows of two features of kPoints entries, side by side.
+template <typename Table, int kPoints>
+static inline PairsOf<kPoints> load_pairs(const typename Table::Element* rows, const uint32_t* entries) {
+  constexpr std::make_integer_sequence<int, kPoints> kEach;
+  return gather_pairs<kPoints>(kEach, [&](int i) {
+    const typename Table::Element* row = rows + static_cast<int64_t>(entries[i]) * 2;
+    if constexpr (sizeof(typename Table::Element) == 4) {
+      return load_pair(row);
+    } else {
+      const float values[2] = {Table::to_float(row[0]), Table::to_float(row[1])};
+      return load_pair(values);
+    }
+  });
+}
+
+// w0 w0 w1 w1 ...
+template <int kPoints>
+static inline PairsOf<kPoints> twice_each(const float* weights) {
+#if defined(HASHGRID_HAS_AVX2)
+  if constexpr (kPoints == 4) {
+    const __m256i order = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(weights)), order);
   }
+#endif
+  return gather_pairs<kPoints>(std::make_integer_sequence<int, kPoints>(), [&](int i) {
+    const float twice[2] = {weights[i], weights[i]};
+    return load_pair(twice);
+  });
 }
 
-// a0 + a1, a2 + a3, b0 + b1, b2 + b3
-static inline Quad sums_of_pairs(Quad a, Quad b) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
-#else
-  typedef int Order __attribute__((vector_size(16)));
-  return __builtin_shuffle(a, b, Order{0, 2, 4, 6}) + __builtin_shuffle(a, b, Order{1, 3, 5, 7});
-#endif
+// The corners of the group's lanes from `lane` on. The compiler may not look through it: it would keep an address per
+// corner, in vector registers for want of others.
+static inline const CornerGroup::Corner* shift_lanes(const CornerGroup& group, int lane) {
+  const CornerGroup::Corner* corner =
+      reinterpret_cast<const CornerGroup::Corner*>(reinterpret_cast<const float*>(group.corner) + lane);
+  asm("" : "+r"(corner));
+  return corner;
 }
 
 static inline float row_sum(float row) { return row; }
@@ -284,7 +305,20 @@ template <typename Table, int kF, int kCorners>
 static void interpolate(const CornerGroup& group, int n_corners, const void* level_rows, int count, float* out) {
   const typename Table::Element* rows = static_cast<const typename Table::Element*>(level_rows);
   if (kCorners != 0) n_corners = kCorners;
-  for (int lane = 0; lane < count; ++lane) {
+  int lane = 0;
+  if constexpr (kF == 2) {
+    constexpr int kPoints = kLanes < 8 ? 2 : 4;
+    for (; lane + kPoints <= count; lane += kPoints) {
+      const CornerGroup::Corner* corner = shift_lanes(group, lane);
+      PairsOf<kPoints> total{};
+#pragma GCC unroll 16
+      for (int c = 0; c < n_corners; ++c) {
+        total += twice_each<kPoints>(corner[c].weight) * load_pairs<Table, kPoints>(rows, corner[c].index);
+      }
+      store_row<2 * kPoints>(out + lane * 2, total);
+    }
+  }
+  for (; lane < count; ++lane) {
     typename RowOf<kF>::Type total{};
 #pragma GCC unroll 16
     for (int c = 0; c < n_corners; ++c) {
@@ -304,12 +338,13 @@ static void dot_rows(const CornerGroup& group, int n_corners, const void* level_
   int lane = 0;
   if constexpr (kF == 2) {  // four lanes at a time: sums of pairs take two shuffles for all of them
     for (; lane + 4 <= count; lane += 4) {
-      const Quad low = load_quad(grad_y + lane * 2), high = load_quad(grad_y + lane * 2 + 4);
+      const CornerGroup::Corner* corner = shift_lanes(group, lane);
+      const auto low = load_row<4>(grad_y + lane * 2), high = load_row<4>(grad_y + lane * 2 + 4);
 #pragma GCC unroll 16
       for (int c = 0; c < n_corners; ++c) {
-        const uint32_t* entry = group.corner[c].index + lane;
-        store_quad(dots[c] + lane, sums_of_pairs(low * load_two_rows<Table>(rows, entry[0], entry[1]),
-                                                 high * load_two_rows<Table>(rows, entry[2], entry[3])));
+        const auto x = low * load_pairs<Table, 2>(rows, corner[c].index);
+        const auto y = high * load_pairs<Table, 2>(rows, corner[c].index + 2);
+        store_row<4>(dots[c] + lane, permute<EvenLanes>(x, y) + permute<OddLanes>(x, y));
       }
     }
   }
@@ -504,6 +539,23 @@ static inline void points_to_levels(const HashEncodeParams& p, int64_t count, co
   }
 }
 
+// Whether `apply_bounds` would leave `count` coordinates as they are, as it nearly always does.
+static inline bool within_bounds(const float* x, int64_t count, Bounds bounds) {
+  const float low = bounds == Bounds::kNone ? -std::numeric_limits<float>::max() : 0.0f;
+  const float high = bounds == Bounds::kNone ? std::numeric_limits<float>::max() : 1.0f;
+  int outside = 0;
+  for (int64_t i = 0; i < count; ++i) outside |= !(x[i] >= low && x[i] <= high);  // as is NaN
+  return outside == 0;
+}
+
+// positions [count, n_dims] to [n_dims, soa_stride].
+template <int kDims>
+static inline void transpose_positions(const float* positions, int64_t count, float* soa, int64_t soa_stride) {
+  for (int d = 0; d < kDims; ++d) {
+    for (int64_t i = 0; i < count; ++i) soa[d * soa_stride + i] = positions[i * kDims + d];
+  }
+}
+
 // Transposes positions to [n_dims, n_points] and, if there is one, grad_y to [n_levels, n_points, n_features] with the
 // level weights applied. Points that take no part get position 0 and gradient 0.
 static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
@@ -512,13 +564,19 @@ static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, 
   const float* positions = static_cast<const float*>(p.positions);
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t count = min_count(kBlock, end - start);
+    const bool plain = within_bounds(positions + start * p.n_dims, count * p.n_dims, p.bounds);
     bool inside[kBlock];
-    for (int64_t i = 0; i < count; ++i) {
-      float bounded[kMaxDims];
-      const PointState state = apply_bounds(positions + (start + i) * p.n_dims, p.n_dims, p.bounds, bounded);
-      inside[i] = state == PointState::kInside;
-      for (int d = 0; d < p.n_dims; ++d) {
-        p.soa_positions[d * p.soa_stride + start + i] = state == PointState::kNotFinite ? 0.0f : bounded[d];
+    if (plain && p.n_dims == 3) {
+      transpose_positions<3>(positions + start * 3, count, p.soa_positions + start, p.soa_stride);
+      std::memset(inside, 1, sizeof(inside));
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        float bounded[kMaxDims];
+        const PointState state = apply_bounds(positions + (start + i) * p.n_dims, p.n_dims, p.bounds, bounded);
+        inside[i] = state == PointState::kInside;
+        for (int d = 0; d < p.n_dims; ++d) {
+          p.soa_positions[d * p.soa_stride + start + i] = state == PointState::kNotFinite ? 0.0f : bounded[d];
+        }
       }
     }
     if (p.soa_cotangents != nullptr) {
@@ -534,7 +592,7 @@ static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, 
     if (p.grad_y == nullptr) continue;
     const float* grad_y = static_cast<const float*>(p.grad_y) + start * row;
     points_to_levels(p, count, grad_y, p.level_features + start * p.n_features);
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; !plain && i < count; ++i) {
       for (int l = 0; !inside[i] && l < p.n_levels; ++l) {
         std::memset(p.level_features + l * p.level_stride + (start + i) * p.n_features, 0,
                     p.n_features * sizeof(float));
@@ -578,6 +636,7 @@ static void write_features(const HashEncodeParams& p, const float* features, flo
     const int64_t count = min_count(kBlock, end - start);
     float* y = static_cast<float*>(out) + start * row;
     levels_to_points(p, count, features + start * p.n_features, y);
+    if (within_bounds(positions + start * p.n_dims, count * p.n_dims, p.bounds)) continue;
     for (int64_t i = 0; i < count; ++i) {
       float bounded[kMaxDims];
       const PointState state = apply_bounds(positions + (start + i) * p.n_dims, p.n_dims, p.bounds, bounded);

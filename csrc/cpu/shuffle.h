@@ -8,18 +8,18 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-// Lane i of the result is lane Map::source(i) of x, or of y counted from kLanes on.
+// Lane i of the result is lane Map::source(i) of x, or of y counted from the number of lanes on.
 template <typename Map, typename Vec, int... kLane>
 static inline Vec permute(Vec x, Vec y, std::integer_sequence<int, kLane...>) {
 #if defined(__clang__)
   return __builtin_shufflevector(x, y, Map::source(kLane)...);
 #else
-  return __builtin_shuffle(x, y, VecI{Map::source(kLane)...});
+  return __builtin_shuffle(x, y, decltype(x < y){Map::source(kLane)...});
 #endif
 }
 template <typename Map, typename Vec>
 static inline Vec permute(Vec x, Vec y) {
-  return permute<Map>(x, y, std::make_integer_sequence<int, kLanes>());
+  return permute<Map>(x, y, std::make_integer_sequence<int, sizeof(Vec) / 4>());
 }
 template <typename Map, typename Vec>
 static inline Vec permute(Vec x) {
