@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import types
 import typing
@@ -17,6 +18,8 @@ from hashgrid.version import __version__
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. Errors a user can mend are one line on stderr."""
     args = _parser().parse_args(argv)
+    if argv is None:  # a process of our own: what was imported stays, the collector need not look at it in every step
+        gc.freeze()
     try:
         with warnings.catch_warnings():
             _show_warnings_in_one_line()

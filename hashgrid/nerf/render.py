@@ -43,13 +43,13 @@ class Rendered:
 
 @dataclass
 class VisibleFeatures:
-    """Samples that can be seen: where they are in the unit cube [K, 3], their grid features [K, L * F] and geometry
-    features [K, G]; and the number of samples that were evaluated to find them."""
+    """Samples that can be seen: where they are in the unit cube [K, 3], their grid features [K, L * F] and, if asked
+    for, geometry features [K, G]; and the number of samples that were evaluated to find them."""
 
     samples: RaySamples
     unit: Tensor
     encoded: Tensor
-    geometry: Tensor
+    geometry: Tensor | None
     n_evaluated: int
 
 
@@ -81,8 +81,9 @@ def render_rays(
     )
     # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then the colour MLP and
     # the backward pass, two thirds of a step, on the samples that count.
-    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps)
-    if torch.is_grad_enabled():
+    train = torch.is_grad_enabled()
+    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps, with_geometry=not train)
+    if seen.geometry is None:
         sigmas, geometry = model.geometry(model.grid(seen.unit, known=seen.encoded))
     else:
         sigmas, geometry = model.density_of(seen.geometry), seen.geometry
@@ -114,6 +115,7 @@ def visible_features(
     early_stop_eps: float,
     first_window: int = 8,
     growth: int = 4,
+    with_geometry: bool = True,
 ) -> VisibleFeatures:
     """The samples that can be seen, and what the field says of them.
 
@@ -131,16 +133,16 @@ def visible_features(
             break
         encoded = model.grid(unit)
         densities, geometry = model.geometry(encoded)
-        sigmas.index_copy_(0, index, densities)
-        windows.append((index, unit, encoded, geometry))
+        sigmas.scatter_(0, index, densities)
+        windows.append((index, unit, encoded, geometry) if with_geometry else (index, unit, encoded))
         begin, length = begin + length, growth * length
     index, *values = (torch.cat(parts) for parts in zip(*windows, strict=True))
     row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=index.device)
-    row_of.index_copy_(0, index, torch.arange(index.shape[0], device=index.device))
+    row_of.scatter_(0, index, torch.arange(index.shape[0], device=index.device))
     samples, seen = samples.visible(sigmas, early_stop_eps)
     rows = row_of.index_select(0, seen)
-    unit, encoded, geometry = (value.index_select(0, rows) for value in values)
-    return VisibleFeatures(samples, unit, encoded, geometry, index.shape[0])
+    unit, encoded, *rest = (value.index_select(0, rows) for value in values)
+    return VisibleFeatures(samples, unit, encoded, rest[0] if with_geometry else None, index.shape[0])
 
 
 @torch.no_grad()

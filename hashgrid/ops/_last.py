@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from hashgrid.autograd import apply
+
 
 def no_third_derivative(name: str, compute: Callable[..., Any], *arguments: Any) -> Any:
     """``compute(*arguments)``, the second derivative of the op ``name``; differentiating the result raises.
 
     `torch.autograd.function.once_differentiable` would give zero, silently, where the cotangents are constant.
     """
-    return _Last.apply(name, compute, *arguments)
+    return apply(_Last, name, compute, *arguments)
 
 
 class _Last(torch.autograd.Function):

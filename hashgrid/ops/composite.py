@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.autograd import apply
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.precision import HALF_DTYPES, maths_dtype
 
@@ -49,9 +50,7 @@ def composite(
     dtype = maths_dtype(sigmas)
     if features.dtype in HALF_DTYPES:
         features = features.to(dtype)
-    # Dynamo shifts the arguments of a Function whose forward takes *arguments, as the backward's does.
-    op = _extension.ops().composite if torch.compiler.is_compiling() else _Composite.apply
-    return op(
+    arguments = (
         sigmas.to(dtype).contiguous(),
         features.contiguous(),
         t_starts.detach().to(dtype).contiguous(),
@@ -59,6 +58,10 @@ def composite(
         packed_info.contiguous(),
         early_stop_eps,
     )
+    # Dynamo shifts the arguments of a Function whose forward takes *arguments, as the backward's does.
+    if torch.compiler.is_compiling():
+        return _extension.ops().composite(*arguments)
+    return apply(_Composite, *arguments)
 
 
 def _contiguous(tensors: Any) -> list[Tensor | None]:
@@ -94,7 +97,7 @@ class _Composite(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
         needs = ctx.needs_input_grad[:2]
-        results = _CompositeBackward.apply(*_contiguous(grads), *ctx.saved_tensors, ctx.early_stop_eps)
+        results = apply(_CompositeBackward, *_contiguous(grads), *ctx.saved_tensors, ctx.early_stop_eps)
         return *(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension, reference
+from hashgrid.autograd import apply
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.precision import at_least_fp32
@@ -33,7 +34,7 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
         raise ValueError(f"`n_frequencies` must be in 1..{MAX_FREQUENCIES}, got {n_frequencies}")
     batch = x.shape[:-1]
     flat = flatten(at_least_fp32(x), None, "x")
-    return unflatten(_FrequencyEncode.apply(flat, n_frequencies), batch)
+    return unflatten(apply(_FrequencyEncode, flat, n_frequencies), batch)
 
 
 def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,7 +56,7 @@ class _FrequencyEncode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y):  # type: ignore[override]
-        return _FrequencyEncodeBackward.apply(grad_y.contiguous(), *ctx.saved_tensors, ctx.n_frequencies), None
+        return apply(_FrequencyEncodeBackward, grad_y.contiguous(), *ctx.saved_tensors, ctx.n_frequencies), None
 
 
 class _FrequencyEncodeBackward(torch.autograd.Function):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.autograd import apply
 from hashgrid.levels import LevelTable
 from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._flatten import flatten, unflatten
@@ -68,7 +69,7 @@ def hash_encode(
     table = table.contiguous()
     level_weights = None if level_weights is None else at_least_fp32(level_weights).contiguous()
     shadow = None if shadow is None else shadow.contiguous()
-    y = _HashEncode.apply(flat, table, level_weights, shadow, known, grad_buffer, options)
+    y = apply(_HashEncode, flat, table, level_weights, shadow, known, grad_buffer, options)
     return unflatten(y, batch)
 
 
@@ -118,8 +119,8 @@ class _HashEncode(torch.autograd.Function):
             needs = (needs[0], False, needs[2])
             if not any(needs):
                 return (None,) * 7
-        grads = _HashEncodeBackward.apply(
-            grad_y, positions, table, level_weights, shadow, ctx.grad_buffer, ctx.options, needs
+        grads = apply(
+            _HashEncodeBackward, grad_y, positions, table, level_weights, shadow, ctx.grad_buffer, ctx.options, needs
         )
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.autograd import apply
 from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
@@ -72,7 +73,7 @@ def mlp(
     if torch.compiler.is_compiling():  # Dynamo shifts the arguments of a Function whose forward takes *params
         y = _extension.ops().mlp(flat, params[: len(weights)], params[len(weights) :], *options)
     else:
-        y = _Mlp.apply(flat, len(weights), options, *params)
+        y = apply(_Mlp, flat, len(weights), options, *params)
     return unflatten(y, batch)
 
 
@@ -126,7 +127,7 @@ class _Mlp(torch.autograd.Function):
         x, *params = ctx.saved_tensors
         asked = [need and is_asked_for(ctx, 1 + i) for i, need in enumerate(ctx.needs_input_grad[3:])]
         needs = (ctx.needs_input_grad[0], any(asked))
-        grad_x, *grads = _MlpBackward.apply(grad_y.contiguous(), x, ctx.n_layers, ctx.options, needs, *params)
+        grad_x, *grads = apply(_MlpBackward, grad_y.contiguous(), x, ctx.n_layers, ctx.options, needs, *params)
         kept = (grad if need else None for grad, need in zip(grads, asked, strict=True))
         return grad_x if needs[0] else None, None, None, *kept
 

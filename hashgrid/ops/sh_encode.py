@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension, reference
+from hashgrid.autograd import apply
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.precision import at_least_fp32
@@ -33,7 +34,7 @@ def sh_encode(directions: Tensor, degree: int = 4) -> Tensor:
         raise ValueError(f"`degree` must be in 1..{MAX_DEGREE}, got {degree}")
     batch = directions.shape[:-1]
     flat = flatten(at_least_fp32(directions), 3, "directions")
-    return unflatten(_ShEncode.apply(flat, degree), batch)
+    return unflatten(apply(_ShEncode, flat, degree), batch)
 
 
 def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -55,7 +56,7 @@ class _ShEncode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y):  # type: ignore[override]
-        return _ShEncodeBackward.apply(grad_y.contiguous(), *ctx.saved_tensors, ctx.degree), None
+        return apply(_ShEncodeBackward, grad_y.contiguous(), *ctx.saved_tensors, ctx.degree), None
 
 
 class _ShEncodeBackward(torch.autograd.Function):

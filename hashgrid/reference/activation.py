@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hashgrid.autograd import apply
 from hashgrid.options import ACTIVATIONS, check_option
 
 EXP_GRADIENT_CLAMP = 15.0
@@ -44,7 +45,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": lambda x: F.softplus(x, threshold=40),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
-    "exp": _ClampedGradientExp.apply,
+    "exp": lambda x: apply(_ClampedGradientExp, x),
     "sine": torch.sin,
 }
 

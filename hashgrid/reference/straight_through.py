@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hashgrid.autograd import apply
+
 
 def straight_through(value: Tensor, gradient_to: Tensor) -> Tensor:
     """Exactly ``value`` in the dtype of ``gradient_to``, which receives the whole gradient; same shapes."""
-    return _StraightThrough.apply(value, gradient_to)
+    return apply(_StraightThrough, value, gradient_to)
 
 
 class _StraightThrough(torch.autograd.Function):
