@@ -195,10 +195,24 @@ inline void store_row<2>(float* p, RowOf<2>::Type row) {
 }
 #endif
 
+#if defined(HASHGRID_HAS_AVX2)
+// Eight 16-bit values as floats.
+static inline RowOf<8>::Type widen(BFloat16Table, __m128i halves) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+static inline RowOf<8>::Type widen(Float16Table, __m128i halves) { return _mm256_cvtph_ps(halves); }
+#endif
+
 template <typename Table, int kF>
 static inline typename RowOf<kF>::Type load_table_row(const typename Table::Element* p) {
   if constexpr (sizeof(typename Table::Element) == 4) {
     return load_row<kF>(p);
+#if defined(HASHGRID_HAS_AVX2)
+  } else if constexpr (kF == 8) {
+    return widen(Table(), _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  } else if constexpr (kF == 4) {
+    return _mm256_castps256_ps128(widen(Table(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
   } else {
     float values[kF];
     for (int f = 0; f < kF; ++f) values[f] = Table::to_float(p[f]);
@@ -210,31 +224,39 @@ static inline typename RowOf<kF>::Type load_table_row(const typename Table::Elem
 template <int kPoints>
 using PairsOf = typename RowOf<2 * kPoints>::Type;
 
-template <int kPoints, int... kPair, typename At>
-static inline PairsOf<kPoints> gather_pairs(std::integer_sequence<int, kPair...>, At at) {
-  typedef double Doubles __attribute__((vector_size(8 * kPoints)));
-  return reinterpret_cast<PairsOf<kPoints>>(Doubles{at(kPair)...});
+// One `Word` per point, two floats or two 16-bit values, in one vector.
+template <typename Word, int... kPoint, typename At>
+static inline auto gather_words(std::integer_sequence<int, kPoint...>, At at) {
+  typedef Word Words __attribute__((vector_size(sizeof(Word) * sizeof...(kPoint))));
+  return Words{at(kPoint)...};
 }
 
-// The pair of floats at `p`, as the double with its bits.
-static inline double load_pair(const float* p) {
-  typedef double InMemory __attribute__((aligned(4), may_alias));
-  return *reinterpret_cast<const InMemory*>(p);
+// The bits at `p`, which is aligned to halves of a word at least.
+template <typename Word>
+static inline Word load_word(const void* p) {
+  typedef Word InMemory __attribute__((aligned(sizeof(Word) / 2), may_alias));
+  return *static_cast<const InMemory*>(p);
 }
 
 // Rows of two features of kPoints entries, side by side.
 template <typename Table, int kPoints>
 static inline PairsOf<kPoints> load_pairs(const typename Table::Element* rows, const uint32_t* entries) {
   constexpr std::make_integer_sequence<int, kPoints> kEach;
-  return gather_pairs<kPoints>(kEach, [&](int i) {
-    const typename Table::Element* row = rows + static_cast<int64_t>(entries[i]) * 2;
-    if constexpr (sizeof(typename Table::Element) == 4) {
-      return load_pair(row);
-    } else {
-      const float values[2] = {Table::to_float(row[0]), Table::to_float(row[1])};
-      return load_pair(values);
-    }
-  });
+  const auto row = [&](int i) { return rows + static_cast<int64_t>(entries[i]) * 2; };
+  if constexpr (sizeof(typename Table::Element) == 4) {
+    return reinterpret_cast<PairsOf<kPoints>>(
+        gather_words<double>(kEach, [&](int i) { return load_word<double>(row(i)); }));
+#if defined(HASHGRID_HAS_AVX2)
+  } else if constexpr (kPoints == 4) {
+    const auto words = gather_words<uint32_t>(kEach, [&](int i) { return load_word<uint32_t>(row(i)); });
+    return widen(Table(), reinterpret_cast<__m128i>(words));
+#endif
+  } else {
+    return reinterpret_cast<PairsOf<kPoints>>(gather_words<double>(kEach, [&](int i) {
+      const float values[2] = {Table::to_float(row(i)[0]), Table::to_float(row(i)[1])};
+      return load_word<double>(values);
+    }));
+  }
 }
 
 // w0 w0 w1 w1 ...
@@ -246,10 +268,11 @@ static inline PairsOf<kPoints> twice_each(const float* weights) {
     return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(weights)), order);
   }
 #endif
-  return gather_pairs<kPoints>(std::make_integer_sequence<int, kPoints>(), [&](int i) {
-    const float twice[2] = {weights[i], weights[i]};
-    return load_pair(twice);
-  });
+  return reinterpret_cast<PairsOf<kPoints>>(
+      gather_words<double>(std::make_integer_sequence<int, kPoints>(), [&](int i) {
+        const float twice[2] = {weights[i], weights[i]};
+        return load_word<double>(twice);
+      }));
 }
 
 // The corners of the group's lanes from `lane` on. The compiler may not look through it: it would keep an address per
