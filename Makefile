@@ -14,7 +14,7 @@ ARCHS ?= 9.0+PTX
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV := .venv-cuda
 
-.PHONY: demo test lint build bench-check cuda-check clean
+.PHONY: demo test lint build bench-check cuda-check arm-check clean
 
 demo: build
 	$(BIN)/hashgrid nerf --out outputs/demo --time-limit $(DEMO_SECONDS)
@@ -33,6 +33,9 @@ bench-check: build
 
 cuda-check: $(CUDA_VENV)/.dependencies
 	$(CUDA_VENV)/bin/python tests/cuda/check.py --archs "$(ARCHS)"
+
+arm-check: build
+	tests/aarch64/check.sh
 
 build: $(BUILT)
 
@@ -55,4 +58,4 @@ $(BUILT): $(SOURCES) $(VENV)/.dependencies
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build outputs *.egg-info hashgrid/*.so
+	rm -rf $(VENV) $(CUDA_VENV) .aarch64 build outputs *.egg-info hashgrid/*.so

@@ -9,6 +9,9 @@
 
 #define HASHGRID_ISA default_isa
 #define HASHGRID_LANES 4
+#if defined(__aarch64__)
+#define HASHGRID_HAS_FMA 1
+#endif
 #include "cpu/kernels.inl"
 
 namespace hashgrid {
