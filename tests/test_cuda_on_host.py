@@ -317,6 +317,27 @@ def test_every_global_function_is_found() -> None:
     assert kernels == set(re.findall(r"\b\w+_kernel\b", text))
 
 
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_levels", [1, 5, 16])
+def test_levels_that_share_a_warp_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, n_features: int, n_levels: int
+) -> None:
+    """As many as fill a sector of the output do, where the cache has room for twice their rows."""
+    levels = make_level_table(3, n_levels, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
+    x, table = safe_positions(levels, 300), torch.randn(levels.n_entries, n_features, requires_grad=True)
+    grad_y = torch.randn(300, n_levels * n_features)
+
+    def results(l2_bytes: int) -> tuple[Tensor, Tensor]:
+        monkeypatch.setenv("HASHGRID_EMULATED_L2_BYTES", str(l2_bytes))
+        y = ops.hash_encode(x, table, levels)
+        with deterministic():
+            return y.detach(), torch.autograd.grad(y, table, grad_y)[0]
+
+    alone = results(0)
+    for n_together in (2, 4, 8):
+        assert_same(results(2 * n_together * 256 * n_features * 4), alone)
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_every_kernel_matches_the_reference(emulated: ModuleType, n: int) -> None:
     """At N > 0 every kernel there is, counted as they run, has taken part."""

@@ -17,31 +17,48 @@ HASHGRID_HD uint32_t hash_prime(int dim) {
   return kPrimes[dim];
 }
 
-HASHGRID_HD uint32_t wrap_index(uint32_t index, const GridLevel& level) {
-  switch (level.wrap) {
-    case IndexWrap::kMask:
-      return index & (level.size - 1u);
-    case IndexWrap::kOnce:
-      return index >= level.size ? index - level.size : index;
-    default:
-      return index % level.size;
-  }
+// All wraps but the modulo, without branches: loads of several corners, and of several levels in a warp, go out
+// together.
+HASHGRID_HD uint32_t wrap_without_modulo(uint32_t index, const GridLevel& level) {
+  // Below 0, as unsigned, is above everything.
+  const uint32_t masked = level.wrap == IndexWrap::kMask ? index & (level.size - 1u) : index;
+  const uint32_t below = masked - level.size;
+  return level.wrap == IndexWrap::kOnce && below < masked ? below : masked;
 }
 
-// `cell` [n_dims] plus the corner's bits gives the vertex; the result is local to the level.
-HASHGRID_HD uint32_t grid_index(const GridLevel& level, int n_dims, const uint32_t* cell, uint32_t corner) {
-  uint32_t index = 0;
-  uint32_t stride = 1;
-  for (int d = 0; d < n_dims; ++d) {
+// `cell` [n_dims] plus the corner's bits gives the vertex; the result is local to the level, and not yet wrapped. kDims
+// is n_dims, or 0.
+template <int kDims = 0>
+HASHGRID_HD uint32_t unwrapped_index(const GridLevel& level, int n_dims, const uint32_t* cell, uint32_t corner) {
+  uint32_t hash = 0, sum = 0, stride = 1;
+  HASHGRID_UNROLL
+  for (int d = 0; d < (kDims > 0 ? kDims : kMaxDims); ++d) {
+    if (d >= n_dims) break;
     const uint32_t vertex = cell[d] + ((corner >> d) & 1u);
-    if (level.hashed) {
-      index ^= vertex * hash_prime(d);
-    } else {
-      index += vertex * stride;
-      stride *= level.resolution;
-    }
+    const uint32_t term = vertex * (level.hashed ? hash_prime(d) : stride);
+    hash ^= term;
+    sum += term;
+    stride *= level.resolution;
   }
-  return wrap_index(index, level);
+  return level.hashed ? hash : sum;
+}
+
+template <int kDims = 0>
+HASHGRID_HD uint32_t grid_index(const GridLevel& level, int n_dims, const uint32_t* cell, uint32_t corner) {
+  const uint32_t index = unwrapped_index<kDims>(level, n_dims, cell, corner);
+  return level.wrap == IndexWrap::kModulo ? index % level.size : wrap_without_modulo(index, level);
+}
+
+// grid_index of all corners of a cell.
+template <int kDims>
+HASHGRID_HD void grid_indices(const GridLevel& level, const uint32_t* cell, uint32_t (&entries)[1 << kDims]) {
+  HASHGRID_UNROLL
+  for (uint32_t c = 0; c < 1u << kDims; ++c) {
+    entries[c] = wrap_without_modulo(unwrapped_index<kDims>(level, kDims, cell, c), level);
+  }
+  if (level.wrap != IndexWrap::kModulo) return;
+  HASHGRID_UNROLL
+  for (uint32_t c = 0; c < 1u << kDims; ++c) entries[c] %= level.size;
 }
 
 HASHGRID_HD float fused_multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
@@ -64,20 +81,22 @@ HASHGRID_HD uint32_t grid_cell(T x, float scale, float shift, T* fraction) {
 
 enum class PointState : uint8_t { kInside, kOutside, kNotFinite };
 
-// Applies the bounds policy to one position [n_dims] and reports whether the point takes part.
-template <typename T>
+// Applies the bounds policy to one position [n_dims] and reports whether the point takes part. kDims is n_dims, or 0.
+template <int kDims = 0, typename T>
 HASHGRID_HD PointState apply_bounds(const T* position, int n_dims, Bounds bounds, T* bounded) {
-  PointState state = PointState::kInside;
-  for (int d = 0; d < n_dims; ++d) {
+  bool finite = true, inside = true;
+  HASHGRID_UNROLL
+  for (int d = 0; d < (kDims > 0 ? kDims : kMaxDims); ++d) {
+    if (d >= n_dims) break;
     const T x = position[d];
     bounded[d] = x;
-    if (!(x - x == T(0))) return PointState::kNotFinite;
+    finite = finite && x - x == T(0);
     if (bounds == Bounds::kNone) continue;
     const bool outside = x < T(0) || x > T(1);
-    if (outside && bounds == Bounds::kZero) state = PointState::kOutside;
+    inside = inside && !(outside && bounds == Bounds::kZero);
     if (outside) bounded[d] = x < T(0) ? T(0) : T(1);
   }
-  return state;
+  return !finite ? PointState::kNotFinite : inside ? PointState::kInside : PointState::kOutside;
 }
 
 }  // namespace HASHGRID_ISA

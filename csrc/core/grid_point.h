@@ -33,8 +33,10 @@ HASHGRID_HD GridPoint<T, kDims> load_point(const HashEncodeParams& p, int64_t n)
   const int n_dims = n_dims_of<kDims>(p);
   GridPoint<T, kDims> point;
   const T* position = static_cast<const T*>(p.positions) + n * n_dims;
-  point.state = apply_bounds(position, n_dims, p.bounds, point.x);
-  for (int d = 0; d < n_dims; ++d) {
+  point.state = apply_bounds<kDims>(position, n_dims, p.bounds, point.x);
+  HASHGRID_UNROLL
+  for (int d = 0; d < GridPoint<T, kDims>::kSize; ++d) {
+    if (d >= n_dims) break;
     point.stopped[d] = p.bounds != Bounds::kNone && !(position[d] >= T(0) && position[d] <= T(1));
   }
   return point;
@@ -43,7 +45,7 @@ HASHGRID_HD GridPoint<T, kDims> load_point(const HashEncodeParams& p, int64_t n)
 template <typename A, int kDims>
 struct GridCell {
   uint32_t base[GridPoint<A, kDims>::kSize];
-  CellWeights<A> weights;
+  CellWeights<A, kDims> weights;
 };
 
 template <typename A, typename T, int kDims>
@@ -51,7 +53,9 @@ HASHGRID_HD GridCell<A, kDims> find_cell(const HashEncodeParams& p, const GridLe
                                          const GridPoint<T, kDims>& point) {
   GridCell<A, kDims> cell;
   cell.weights.n_dims = n_dims_of<kDims>(p);
-  for (int d = 0; d < cell.weights.n_dims; ++d) {
+  HASHGRID_UNROLL
+  for (int d = 0; d < GridPoint<T, kDims>::kSize; ++d) {
+    if (d >= cell.weights.n_dims) break;
     T fraction;
     cell.base[d] = grid_cell(point.x[d], level.scale, p.shift, &fraction);
     cell.weights.axis[d] = axis_weight<A>(fraction, p.interpolation);
@@ -63,7 +67,7 @@ HASHGRID_HD GridCell<A, kDims> find_cell(const HashEncodeParams& p, const GridLe
 template <typename A, int kDims>
 HASHGRID_HD int64_t first_feature(const HashEncodeParams& p, const GridLevel& level, const GridCell<A, kDims>& cell,
                                   uint32_t corner) {
-  return (level.offset + grid_index(level, cell.weights.n_dims, cell.base, corner)) * p.n_features;
+  return (level.offset + grid_index<kDims>(level, n_dims_of<kDims>(p), cell.base, corner)) * p.n_features;
 }
 
 template <typename T>
@@ -85,18 +89,22 @@ struct SecondOrderCorner {
 template <typename A, typename T, int kDims>
 HASHGRID_HD SecondOrderCorner<A, kDims> second_order_corner(const GridLevel& level, const GridPoint<T, kDims>& point,
                                                             const GridCell<A, kDims>& cell, uint32_t c, const T* v) {
+  constexpr int kSize = GridPoint<A, kDims>::kSize;
   const int n_dims = cell.weights.n_dims;
   SecondOrderCorner<A, kDims> out;
   const A scale = level.scale;
   out.weight = corner_weight(cell.weights, c, -1, -1);
   out.along = A(0);
-  for (int e = 0; e < n_dims; ++e) {
+  HASHGRID_UNROLL
+  for (int e = 0; e < kSize; ++e) {
+    if (e >= n_dims) break;
     out.first[e] = point.stopped[e] ? A(0) : scale * corner_weight_first(cell.weights, c, e);
     out.second[e] = A(0);
     if (v == nullptr || point.stopped[e]) continue;
     out.along += v[e] * out.first[e];
-    for (int d = 0; d < n_dims; ++d) {
-      if (point.stopped[d]) continue;
+    HASHGRID_UNROLL
+    for (int d = 0; d < kSize; ++d) {
+      if (d >= n_dims || point.stopped[d]) continue;
       out.second[e] += v[d] * scale * scale * corner_weight_second(cell.weights, c, d, e);
     }
   }

@@ -24,19 +24,23 @@ HASHGRID_HD AxisWeight<T> axis_weight(T fraction, Interpolation interpolation) {
   return {fraction, T(1), T(0)};
 }
 
-// Weights of a cell's 2^n_dims corners. A product over axes; a derivative replaces the factor of its axis.
-template <typename T>
+// Weights of a cell's 2^n_dims corners. A product over axes; a derivative replaces the factor of its axis. kDims is the
+// number of axes where it is known, else 0. Loops over axes have constant bounds, so that on a GPU, unrolled, what they
+// index stays in registers.
+template <typename T, int kDims = 0>
 struct CellWeights {
-  AxisWeight<T> axis[kMaxDims];
+  static constexpr int kSize = kDims > 0 ? kDims : kMaxDims;
+  AxisWeight<T> axis[kSize];
   int n_dims;
 };
 
 // `skip_a`, `skip_b`: axes whose factor is left out, -1 for none.
-template <typename T>
-HASHGRID_HD T corner_weight(const CellWeights<T>& cell, uint32_t corner, int skip_a, int skip_b) {
+template <typename T, int kDims>
+HASHGRID_HD T corner_weight(const CellWeights<T, kDims>& cell, uint32_t corner, int skip_a, int skip_b) {
   T weight = T(1);
-  for (int d = 0; d < cell.n_dims; ++d) {
-    if (d == skip_a || d == skip_b) continue;
+  HASHGRID_UNROLL
+  for (int d = 0; d < CellWeights<T, kDims>::kSize; ++d) {
+    if (d >= cell.n_dims || d == skip_a || d == skip_b) continue;
     const T upper = cell.axis[d].value;
     weight *= (corner >> d) & 1u ? upper : T(1) - upper;
   }
@@ -49,14 +53,14 @@ HASHGRID_HD T corner_sign(uint32_t corner, int dim) {
 }
 
 // d weight / d fraction[dim]
-template <typename T>
-HASHGRID_HD T corner_weight_first(const CellWeights<T>& cell, uint32_t corner, int dim) {
+template <typename T, int kDims>
+HASHGRID_HD T corner_weight_first(const CellWeights<T, kDims>& cell, uint32_t corner, int dim) {
   return corner_sign<T>(corner, dim) * cell.axis[dim].first * corner_weight(cell, corner, dim, -1);
 }
 
 // d^2 weight / d fraction[a] d fraction[b]
-template <typename T>
-HASHGRID_HD T corner_weight_second(const CellWeights<T>& cell, uint32_t corner, int a, int b) {
+template <typename T, int kDims>
+HASHGRID_HD T corner_weight_second(const CellWeights<T, kDims>& cell, uint32_t corner, int a, int b) {
   if (a == b) return corner_sign<T>(corner, a) * cell.axis[a].second * corner_weight(cell, corner, a, -1);
   return corner_sign<T>(corner, a) * cell.axis[a].first * corner_sign<T>(corner, b) * cell.axis[b].first *
          corner_weight(cell, corner, a, b);

@@ -17,7 +17,7 @@
 
 #define HASHGRID_RESTRICT __restrict__
 
-// Unrolls the loop that follows, of at most 8 turns.
+// Unrolls the loop that follows: whole on a GPU, up to 8 turns elsewhere.
 #if defined(__CUDACC__)
 #define HASHGRID_UNROLL _Pragma("unroll")
 #elif defined(__clang__)

@@ -6,15 +6,22 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-// target[0..kF) += values. sm_90 has vector reductions: one transaction for a row of fp32 gradients. A gradient buffer
-// may be a view that begins anywhere; its rows are added element by element.
+// Whether rows of kF floats from `base` on can be added to as vectors. A gradient buffer may be a view that begins
+// anywhere.
 template <int kF>
-__device__ inline void add_row(float* target, const float* values) {
+__device__ inline bool rows_are_aligned(const void* base) {
+  return reinterpret_cast<uintptr_t>(base) % (kF >= 4 ? 16 : 4 * kF) == 0;
+}
+
+// target[0..kF) += values. sm_90 has vector reductions: one transaction for a row of fp32 gradients, `aligned` as all
+// rows of its buffer are.
+template <int kF>
+__device__ inline void add_row(float* target, const float* values, [[maybe_unused]] bool aligned) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr uintptr_t kAlignment = kF >= 4 ? 16 : 4 * kF;
-  const bool aligned = reinterpret_cast<uintptr_t>(target) % kAlignment == 0;
   if constexpr (kF >= 4) {
-    for (int f = 0; aligned && f < kF; f += 4) {
+#pragma unroll
+    for (int f = 0; f < kF; f += 4) {
+      if (!aligned) break;
       asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + f), "f"(values[f]),
                    "f"(values[f + 1]), "f"(values[f + 2]), "f"(values[f + 3])
                    : "memory");
@@ -32,7 +39,7 @@ __device__ inline void add_row(float* target, const float* values) {
 }
 
 template <int kF>
-__device__ inline void add_row(double* target, const double* values) {
+__device__ inline void add_row(double* target, const double* values, bool /*aligned*/) {
 #pragma unroll
   for (int f = 0; f < kF; ++f) atomicAdd(target + f, values[f]);
 }

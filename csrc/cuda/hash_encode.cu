@@ -1,8 +1,9 @@
 // Multiresolution hash encoding on CUDA.
 //
-// Forward and table gradient: one thread per point and level, levels along the grid's y axis, so that the blocks in
-// flight work on one or two levels whose rows (4 MB at T = 19, F = 2) stay in the L2 cache. Gradients to positions and
-// the second order: one thread per point, which walks over the levels and keeps its sums in registers.
+// Forward and table gradient: one thread per point and level, groups of levels along the grid's y axis, so that the
+// blocks in flight work on a few levels whose rows (4 MB each at T = 19, F = 2) stay in the L2 cache; the levels of a
+// group share a warp, so that together they fill sectors of y. Gradients to positions and the second order: one thread
+// per point, which walks over the levels and keeps its sums in registers.
 // fp32 is specialised for 2, 3 and 4 dimensions; other dimensions, and fp64 (for checks), read their number from the
 // params. Cells are computed again in every pass: storing d y / d x would take D times the memory of y.
 #include "cuda/launch.cuh"
@@ -39,14 +40,106 @@ struct Arithmetic<float, 4> {
   typedef float Type;
 };
 
+// ---- threads of points and levels --------------------------------------------------------------------------------
+
+struct PointAndLevel {
+  int64_t n;
+  int l;
+};
+
+// A warp takes 2^log2_levels levels of 32 / 2^log2_levels points: y is [n_points, n_levels * F], and a warp of one
+// level would touch 32 sectors of 32 bytes to read or write 4 F bytes of each.
+__device__ inline PointAndLevel point_and_level(int log2_levels) {
+  constexpr int kLog2Warp = 5;
+  const int lane = threadIdx.x % kWarpSize, log2_points = kLog2Warp - log2_levels;
+  const int64_t first = (global_thread() >> kLog2Warp) << log2_points;
+  return {first + (lane & ((1 << log2_points) - 1)),
+          static_cast<int>((blockIdx.y << log2_levels) + (lane >> log2_points))};
+}
+
+// How many levels share a warp: as many as fill a sector of y, unless the rows of so many would fill half of the L2
+// cache or more. Where tables are that large, each level by itself misses it less often.
+inline int log2_levels_of(const HashEncodeParams& p) {
+  constexpr int64_t kSector = 32;
+  const int64_t number = p.dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t element = p.table_dtype == DType::kFloat64 ? 8 : p.table_dtype == DType::kFloat32 ? 4 : 2;
+  int64_t largest = 0;
+  for (int l = 0; l < p.n_levels; ++l) {
+    const int64_t bytes = p.levels[l].size * p.n_features * element;
+    largest = bytes > largest ? bytes : largest;
+  }
+  const int64_t cache = device_attribute(cudaDevAttrL2CacheSize);
+  int log2_levels = 0;
+  while (number * p.n_features << (log2_levels + 1) <= kSector && 1 << log2_levels < p.n_levels &&
+         largest << (log2_levels + 1) <= cache / 2) {
+    ++log2_levels;
+  }
+  return log2_levels;
+}
+
+inline LaunchShape points_and_levels(const HashEncodeParams& p, int log2_levels) {
+  const int64_t levels = int64_t{1} << log2_levels;
+  const int64_t n_warps = divide_up(p.n_points, kWarpSize / levels);
+  return blocks_of(n_warps * kWarpSize, kThreads, static_cast<unsigned>(divide_up(p.n_levels, levels)));
+}
+
+// ---- corners -----------------------------------------------------------------------------------------------------
+
+// use(c, entry) for every corner of a cell, `entry` being its row within the level.
+template <int kDims, typename A, typename Use>
+__device__ inline void for_each_corner(const HashEncodeParams& p, const GridLevel& level,
+                                       const GridCell<A, kDims>& cell, Use use) {
+  const uint32_t n_corners = n_corners_of(p, n_dims_of<kDims>(p));
+  if constexpr (kDims == 0) {
+    for (uint32_t c = 0; c < n_corners; ++c) use(c, grid_index(level, p.n_dims, cell.base, c));
+  } else {
+    uint32_t entries[1 << kDims];
+    grid_indices<kDims>(level, cell.base, entries);
+#pragma unroll
+    for (uint32_t c = 0; c < 1u << kDims; ++c) {
+      if (c < n_corners) use(c, entries[c]);
+    }
+  }
+}
+
+// use(c, row) for every corner of a cell and its row [kF] of the table. Rows are loaded before any is used, as many at
+// a time as fill 32 registers: the kernels wait for memory, and a load that waits for the one before doubles that.
+template <int kDims, int kF, typename Element, typename A, typename Use>
+__device__ inline void for_each_row(const HashEncodeParams& p, const GridLevel& level, const GridCell<A, kDims>& cell,
+                                    Use use) {
+  const Element* rows = static_cast<const Element*>(p.table) + level.offset * kF;
+  const uint32_t n_corners = n_corners_of(p, n_dims_of<kDims>(p));
+  if constexpr (kDims == 0) {
+    for (uint32_t c = 0; c < n_corners; ++c) {
+      A row[kF];
+      load_row<Element, kF>(rows + static_cast<int64_t>(grid_index(level, p.n_dims, cell.base, c)) * kF, row);
+      use(c, row);
+    }
+  } else {
+    constexpr int kCorners = 1 << kDims, kBatch = kCorners * kF <= 32 ? kCorners : 32 / kF;
+    uint32_t entries[kCorners];
+    grid_indices<kDims>(level, cell.base, entries);
+#pragma unroll
+    for (int first = 0; first < kCorners; first += kBatch) {
+      A batch[kBatch][kF] = {};
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (static_cast<uint32_t>(first + i) >= n_corners) continue;
+        load_row<Element, kF>(rows + static_cast<int64_t>(entries[first + i]) * kF, batch[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) use(static_cast<uint32_t>(first + i), batch[i]);
+    }
+  }
+}
+
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Thread: point global_thread() at level blockIdx.y. y is [n_points, n_levels * F]; the sum over corners is in T.
+// Thread: point_and_level. The sum over corners is in T.
 template <typename T, typename Element, int kDims, int kF>
-__global__ void hash_encode_forward_kernel(HASHGRID_PARAMS HashEncodeParams p) {
-  const int64_t n = global_thread();
-  if (n >= p.n_points) return;
-  const int l = blockIdx.y;
+__global__ void hash_encode_forward_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
+  const auto [n, l] = point_and_level(log2_levels);
+  if (n >= p.n_points || l >= p.n_levels) return;
   const GridLevel level = p.levels[l];
   const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
   T total[kF];
@@ -56,16 +149,11 @@ __global__ void hash_encode_forward_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   }
   if (point.state == PointState::kInside) {
     const GridCell<T, kDims> cell = find_cell<T>(p, level, point);
-    const uint32_t n_corners = n_corners_of(p, cell.weights.n_dims);
-#pragma unroll(kDims > 0 ? 1 << kDims : 1)
-    for (uint32_t c = 0; c < (kDims > 0 ? 1u << kDims : kMaxCorners); ++c) {
-      if (c >= n_corners) break;
+    for_each_row<kDims, kF, Element>(p, level, cell, [&](uint32_t c, const T* row) {
       const T weight = corner_weight(cell.weights, c, -1, -1);
-      T row[kF];
-      load_row<Element, kF>(static_cast<const Element*>(p.table) + first_feature(p, level, cell, c), row);
 #pragma unroll
       for (int f = 0; f < kF; ++f) total[f] += weight * row[f];
-    }
+    });
     const T factor = level_weight<T>(p, l);
 #pragma unroll
     for (int f = 0; f < kF; ++f) total[f] *= factor;
@@ -90,7 +178,7 @@ template <typename T, int kF, TableSum kSum>
 __device__ inline void add_to_table(const HashEncodeParams& p, int64_t first, const T* values, double scale,
                                     float* largest) {
   if constexpr (kSum == TableSum::kAdd) {
-    add_row<kF>(static_cast<T*>(p.grad_table) + first, values);
+    add_row<kF>(static_cast<T*>(p.grad_table) + first, values, rows_are_aligned<kF>(p.grad_table));
   } else if constexpr (kSum == TableSum::kFindLargest) {
 #pragma unroll
     for (int f = 0; f < kF; ++f) {
@@ -122,12 +210,11 @@ __device__ inline void record_largest(const HashEncodeParams& p, float largest) 
   if (largest != 0.0f) atomicMax(p.largest, __float_as_uint(largest));
 }
 
-// Thread: point global_thread() at level blockIdx.y.
+// Thread: point_and_level.
 template <typename T, int kDims, int kF, TableSum kSum>
-__global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p) {
-  const int64_t n = global_thread();
-  if (n >= p.n_points) return;
-  const int l = blockIdx.y;
+__global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
+  const auto [n, l] = point_and_level(log2_levels);
+  if (n >= p.n_points || l >= p.n_levels) return;
   const GridLevel level = p.levels[l];
   const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
   if (point.state != PointState::kInside) return;
@@ -142,16 +229,13 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
   const double scale = fixed_scale<kSum>(p);
   float largest = 0.0f;
   const GridCell<T, kDims> cell = find_cell<T>(p, level, point);
-  const uint32_t n_corners = n_corners_of(p, cell.weights.n_dims);
-#pragma unroll(kDims > 0 ? 1 << kDims : 1)
-  for (uint32_t c = 0; c < (kDims > 0 ? 1u << kDims : kMaxCorners); ++c) {
-    if (c >= n_corners) break;
+  for_each_corner<kDims>(p, level, cell, [&](uint32_t c, uint32_t entry) {
     const T weight = corner_weight(cell.weights, c, -1, -1) * factor;
     T values[kF];
 #pragma unroll
     for (int f = 0; f < kF; ++f) values[f] = weight * grad[f];
-    add_to_table<T, kF, kSum>(p, first_feature(p, level, cell, c), values, scale, &largest);
-  }
+    add_to_table<T, kF, kSum>(p, (level.offset + entry) * kF, values, scale, &largest);
+  });
   if constexpr (kSum == TableSum::kFindLargest) record_largest(p, largest);
 }
 
@@ -182,19 +266,15 @@ __global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncode
     const A factor = static_cast<A>(level_weight<T>(p, l)) * static_cast<A>(level.scale);
     T grad[kF];
     load_row<T, kF>(static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
-    const uint32_t n_corners = 1u << n_dims;
-#pragma unroll(kDims > 0 ? 1 << kDims : 1)
-    for (uint32_t c = 0; c < (kDims > 0 ? 1u << kDims : kMaxCorners); ++c) {
-      if (c >= n_corners) break;
-      A row[kF], dot = A(0);
-      load_row<Element, kF>(static_cast<const Element*>(p.table) + first_feature(p, level, cell, c), row);
+    for_each_row<kDims, kF, Element>(p, level, cell, [&](uint32_t c, const A* row) {
+      A dot = A(0);
 #pragma unroll
       for (int f = 0; f < kF; ++f) dot += static_cast<A>(grad[f]) * row[f];
 #pragma unroll
       for (int d = 0; d < kSize; ++d) {
         if (d < n_dims) total[d] += factor * corner_weight_first(cell.weights, c, d) * dot;
       }
-    }
+    });
   }
   T* out = static_cast<T*>(p.grad_positions) + n * n_dims;
 #pragma unroll
@@ -460,19 +540,20 @@ void with_instance(const HashEncodeParams& p, Use use) {
 
 template <TableSum kSum>
 void launch_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
-  const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
+  const int log2_levels = log2_levels_of(p);
+  const LaunchShape shape = points_and_levels(p, log2_levels);
   with_features(p, [&](auto features) {
     constexpr int kF = decltype(features)::value;
     if (p.dtype == DType::kFloat64) {
-      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<double, 0, kF, kSum>), shape, stream, p);
+      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<double, 0, kF, kSum>), shape, stream, p, log2_levels);
       return;
     }
     if constexpr (kSum != TableSum::kAdd) {
-      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, 0, kF, kSum>), shape, stream, p);
+      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, 0, kF, kSum>), shape, stream, p, log2_levels);
     } else {
       with_dims(p, [&](auto dims) {
         constexpr int kDims = decltype(dims)::value;
-        HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, kDims, kF, kSum>), shape, stream, p);
+        HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, kDims, kF, kSum>), shape, stream, p, log2_levels);
       });
     }
   });
@@ -513,13 +594,14 @@ void launch_sum_level_chunks(const HashEncodeParams& p, int64_t n_chunks, cudaSt
 using namespace HASHGRID_ISA;
 
 void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream) {
-  const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
+  const int log2_levels = log2_levels_of(p);
+  const LaunchShape shape = points_and_levels(p, log2_levels);
   with_features(p, [&](auto features) {
     constexpr int kF = decltype(features)::value;
     with_instance(p, [&](auto instance) {
       using I = decltype(instance);
       HASHGRID_LAUNCH((hash_encode_forward_kernel<typename I::Number, typename I::Element, I::kDims, kF>), shape,
-                      stream, p);
+                      stream, p, log2_levels);
     });
   });
 }

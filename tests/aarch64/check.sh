@@ -20,10 +20,12 @@ if [ ! -e "$root/usr/bin/python3.11" ]; then
   done)
   for deb in "$top"/debs/*.deb; do dpkg -x "$deb" "$root"; done
 fi
-# The last release whose aarch64 wheels do without CUDA.
-[ -d "$top/site/torch" ] || .venv/bin/pip install --quiet --target "$top/site" --only-binary=:all: --implementation cp \
-  --python-version 3.11 --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
-  torch==2.10.0 numpy setuptools pybind11 pytest hypothesis safetensors
+# The last release whose aarch64 wheels do without CUDA. pip would take this machine for the one to resolve for.
+[ -d "$top/site/torch" ] || .venv/bin/pip install --quiet --target "$top/site" --no-deps --only-binary=:all: \
+  --implementation cp --python-version 3.11 --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+  --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 --platform any \
+  torch==2.10.0 filelock typing-extensions sympy mpmath networkx jinja2 markupsafe fsspec numpy \
+  setuptools ninja pybind11 pytest iniconfig pluggy packaging pygments hypothesis sortedcontainers attrs safetensors
 
 cat > "$top/python" << END
 #!/bin/sh

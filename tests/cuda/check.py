@@ -1,18 +1,23 @@
-"""Builds the CUDA kernels without a GPU, imports them, and compares what each kernel occupies with a stored table.
+"""Builds the CUDA kernels without a GPU, imports them, compares what each kernel occupies with a stored table, and
+looks at its instructions.
 
 `make cuda-check` runs this in an environment with a CUDA torch. It fails on a compiler warning, on an op of the CPU
-that has no CUDA kernel, and on a kernel that takes more registers, stack or spills than `resources.json` says. A table
-that has to change is written anew with ``--update``; the commit says why.
+that has no CUDA kernel, on a kernel that takes more registers, stack or spills than `resources.json` says, and on one
+whose machine code lacks what `INSTRUCTIONS` says, or keeps arrays in local memory. A table that has to change is
+written anew with ``--update``; the commit says why.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +25,26 @@ TABLE = Path(__file__).resolve().parent / "resources.json"
 ALL_ARCHS = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 FIELDS = ("registers", "shared", "stack", "spill_stores", "spill_loads")
 MAY_NOT_GROW = ("registers", "stack", "spill_stores", "spill_loads")
+
+# Kernels, the first architecture it is true of, and instructions each of them has: rows of the table loaded and stored
+# whole, gradients added by vector reductions, matrices multiplied by tensor cores from factors loaded as matrices.
+INSTRUCTIONS = (
+    (r"hash_encode_(forward|backward_positions)_kernel<float, float, [234], 2>", 75, ("LDG.E.64",)),
+    (r"hash_encode_(forward|backward_positions)_kernel<float, float, [234], [48]>", 75, ("LDG.E.128",)),
+    (r"hash_encode_forward_kernel<float, B?Float16, [234], 4>", 75, ("LDG.E.64", "STG.E.128")),
+    (r"hash_encode_forward_kernel<float, B?Float16, [234], 8>", 75, ("LDG.E.128", "STG.E.128")),
+    (r"hash_encode_forward_kernel<float, \w+, [234], 2>", 75, ("STG.E.64",)),
+    (r"hash_encode_backward_table_kernel<float, [234], 2, \(TableSum\)0>", 90, ("LDG.E.64", "REDG.E.ADD.F32x2")),
+    (r"hash_encode_backward_table_kernel<float, [234], [48], \(TableSum\)0>", 90, ("LDG.E.128", "REDG.E.ADD.F32x4")),
+    (r"mlp_fused_forward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16",)),
+    (r"mlp_fused_backward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16", "LDSM.16.MT88")),
+    (r"mlp_fused_(forward|backward)_kernel<Float16, .*>", 80, ("HMMA.16816.F32",)),
+    (r"adam_step_rows_kernel<float, 2>", 75, ("LDG.E.64", "STG.E.64")),
+    (r"adam_step_rows_kernel<float, [48]>", 75, ("LDG.E.128", "STG.E.128")),
+    (r"composite_\w+_kernel<.*>", 75, ("SHFL",)),
+)
+# Sines of large arguments, of fp64 and in the MLP's sine activation, reduce them by a table in local memory.
+LOCAL_MEMORY = r"frequency_encode_\w+_kernel<double>|mlp_(fused_forward|fused_backward|activate|derivative)_kernel<.*>"
 
 
 def main() -> None:
@@ -31,6 +56,7 @@ def main() -> None:
     out = ROOT / "build" / "cuda"
     resources = parse_resources(build(out, archs))
     check_import(out / "lib")
+    check_instructions(out / "lib")
     if args.update:
         update_table(resources)
     else:
@@ -79,15 +105,68 @@ def parse_resources(output: str) -> dict[str, dict[str, int]]:
             key = ""
     if not found:
         sys.exit("the build printed nothing about the kernels' resources; is `-Xptxas=-v` still passed?")
-    demangled = subprocess.run(["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True)
-    names = {mangled: shorten(name) for mangled, name in zip(names, demangled.stdout.splitlines(), strict=True)}
+    names = demangle(names)
     return {f"{key.split()[0]} {names[key.split()[1]]}": row for key, row in sorted(found.items())}
 
 
-def shorten(name: str) -> str:
-    """A demangled kernel without return type and namespaces."""
-    name = re.sub(r"^void ", "", name)
-    return re.sub(r"hashgrid::(?:device::)?", "", name)
+def demangle(mangled: Iterable[str]) -> dict[str, str]:
+    """Kernels without return type and namespaces, by their mangled names."""
+    done = subprocess.run(["c++filt", "-p"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    names = (re.sub(r"hashgrid::(?:device::)?", "", name.removeprefix("void ")) for name in done.stdout.splitlines())
+    return dict(zip(mangled, names, strict=True))
+
+
+def check_instructions(lib: Path) -> None:
+    """Holds the machine code of every architecture in the build against `INSTRUCTIONS` and `LOCAL_MEMORY`."""
+    (library,) = (lib / "hashgrid").glob("_C_cuda*.so")
+    code = machine_code(library)
+    problems = []
+    for (arch, kernel), instructions in code.items():
+        has = lambda wanted: any(instruction.startswith(wanted) for instruction in instructions)  # noqa: E731, B023
+        if (has("LDL") or has("STL")) and not re.fullmatch(LOCAL_MEMORY, kernel):
+            problems.append(f"sm_{arch} {kernel}: keeps something in local memory")
+        for pattern, first_arch, wanted in INSTRUCTIONS:
+            if arch >= first_arch and re.fullmatch(pattern, kernel):
+                problems += [f"sm_{arch} {kernel}: no {name}" for name in wanted if not has(name)]
+    for pattern, first_arch, _ in INSTRUCTIONS:
+        if not any(re.fullmatch(pattern, kernel) for arch, kernel in code if arch >= first_arch):
+            problems.append(f"no kernel matches {pattern}")
+    if problems:
+        sys.exit("\n".join(problems))
+    print(f"the instructions of {len(code)} kernels are as expected")
+
+
+def machine_code(library: Path) -> dict[tuple[int, str], set[str]]:
+    """The different instructions of each kernel, by architecture and name."""
+    tool = find_cuobjdump()
+    code: dict[tuple[int, str], set[str]] = {}
+    with subprocess.Popen([tool, "-sass", str(library)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        arch, instructions = 0, set[str]()
+        for line in process.stdout:
+            if found := re.search(r"arch = sm_(\d+)", line):
+                arch = int(found[1])
+            elif found := re.search(r"Function : (\w+)", line):
+                instructions = code.setdefault((arch, found[1]), set())
+            elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", line):
+                instructions.add(found[1])
+    if process.returncode != 0 or not code:
+        sys.exit(f"`{tool} -sass` found no machine code in {library}")
+    names = demangle({name for _, name in code})
+    return {(arch, names[name]): found for (arch, name), found in code.items()}
+
+
+def find_cuobjdump() -> str:
+    """CUDA's disassembler: the toolkit's, or the one that Triton carries, which comes with a CUDA torch."""
+    triton = importlib.util.find_spec("triton")
+    folders = triton.submodule_search_locations if triton is not None else None
+    for candidate in (
+        shutil.which("cuobjdump"),
+        *(f"{folder}/backends/nvidia/bin/cuobjdump" for folder in folders or ()),
+    ):
+        if candidate is not None and Path(candidate).exists():
+            return candidate
+    sys.exit("cuobjdump is neither on the PATH nor in the package triton")
 
 
 def check_import(lib: Path) -> None:

@@ -80,11 +80,25 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
-// An H100, or one whose blocks get less shared memory, so that what kernels do then is run as well.
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrL2CacheSize
+};
+// An H100, or one whose blocks get less shared memory, or with a smaller cache, so that what kernels do then is run as
+// well.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const char* shared = std::getenv("HASHGRID_EMULATED_SHARED_BYTES");
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : shared != nullptr ? std::atoi(shared) : 227 * 1024;
+  const auto number = [](const char* name, int otherwise) {
+    const char* text = std::getenv(name);
+    return text != nullptr ? std::atoi(text) : otherwise;
+  };
+  if (attribute == cudaDevAttrComputeCapabilityMajor) {
+    *value = 9;
+  } else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
+    *value = number("HASHGRID_EMULATED_SHARED_BYTES", 227 * 1024);
+  } else {
+    *value = number("HASHGRID_EMULATED_L2_BYTES", 50 << 20);
+  }
   return cudaSuccess;
 }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
