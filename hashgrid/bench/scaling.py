@@ -1,6 +1,7 @@
 """How the cost of the encoding grows with the number of points and with the size of the table.
 
-Time per point forward and forward + backward, and the memory that a call takes, each measured in a process of its own.
+Time per point forward and forward + backward, with a gradient of the table made in each call or kept from call to call,
+and the memory that a call takes, measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hashgrid.ops.hash_encode import hash_encode
 from hashgrid.optional import optional_import
 
 N_FEATURES = 2
-PASSES = ("forward", "forward + backward")
+PASSES = ("forward", "forward + backward", "forward + backward, kept gradient")
 
 # By how many bytes a call raises the peak of a fresh process. Not getrusage: a child inherits its parent's peak.
 MEMORY = """
@@ -75,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 def make_pass(name: str, n: int, log2_size: int, device: str | torch.device) -> Callable[[], object]:
-    """A forward, or a forward and backward, of ``n`` uniform points through a 16 x 2 grid."""
+    """One of `PASSES` of ``n`` uniform points through a 16 x 2 grid."""
     levels = make_level_table(3, 16, log2_size, 16, 2048)
     positions = uniform_positions(n).to(device)
     table = torch.empty(levels.n_entries, N_FEATURES).uniform_(-1e-4, 1e-4).to(device).requires_grad_()
-    encode = functools.partial(hash_encode, positions, table, levels)
+    kept = torch.zeros_like(table) if name == PASSES[2] else None
+    encode = functools.partial(hash_encode, positions, table, levels, grad_buffer=kept)
 
     def forward() -> object:
         with torch.no_grad():
@@ -88,7 +90,7 @@ def make_pass(name: str, n: int, log2_size: int, device: str | torch.device) -> 
     if name == PASSES[0]:
         return forward
     grad_y = torch.randn(n, levels.n_levels * N_FEATURES).to(device)
-    return lambda: torch.autograd.grad(encode(), table, grad_y)
+    return lambda: encode().backward(grad_y) if kept is not None else torch.autograd.grad(encode(), table, grad_y)
 
 
 def _measure(suite: harness.Suite, n: int, log2_size: int, memory: bool) -> dict[str, float]:
@@ -105,10 +107,10 @@ def _measure(suite: harness.Suite, n: int, log2_size: int, memory: bool) -> dict
 
 
 def _print(what: str, labels: Sequence[str], rows: Sequence[dict[str, float]]) -> None:
-    print(f"\n{what:20}" + "".join(f"{name:>28}" for name in rows[0]))
+    print(f"\n{what:20}" + "".join(f"{name:>42}" for name in rows[0]))
     for label, row in zip(labels, rows, strict=True):
         cells = [f"{value:.0f} bytes" if name.endswith("bytes") else f"{value:.1f} ns" for name, value in row.items()]
-        print(f"{label:20}" + "".join(f"{cell:>28}" for cell in cells), flush=True)
+        print(f"{label:20}" + "".join(f"{cell:>42}" for cell in cells), flush=True)
 
 
 def _plot(record: dict[str, Any], path: Path) -> None:
@@ -122,7 +124,7 @@ def _plot(record: dict[str, Any], path: Path) -> None:
         (axes[1], "entries per level (8 bytes each)", case["log2_sizes"], case["by_size"]),
     )
     for ax, label, exponents, rows in series:
-        for name, color in zip(PASSES, ("#d1495b", "#2b2d42"), strict=True):
+        for name, color in zip(PASSES, ("#d1495b", "#2b2d42", "#00798c"), strict=True):
             ax.plot([2**e for e in exponents], [row[name] for row in rows], marker="o", color=color, label=name)
         ax.set_xscale("log", base=2)
         ax.set_ylim(bottom=0)
