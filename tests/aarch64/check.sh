@@ -39,9 +39,14 @@ CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ CPATH=$root/usr/include HASHG
   "$top/python" setup.py --quiet build_ext --inplace
 
 ops="golden sh_encode frequency_encode ray_aabb march_rays composite adam_step hash_encode mlp occupancy sphere_trace"
+failed=""
 for op in $ops; do
   echo "== $op"
   # Left out: what compiles for this machine, or looks at every op's schema, which takes hours in QEMU.
   "$top/python" -m pytest --quiet -p no:cacheprovider "tests/test_$op.py" \
-    -k "not on_host and not compile and not opcheck and not instruction_set" "$@"
+    -k "not on_host and not compile and not opcheck and not instruction_set" "$@" || failed="$failed $op"
 done
+if [ -n "$failed" ]; then
+  echo "failed:$failed" >&2
+  exit 1
+fi
