@@ -243,7 +243,7 @@ def test_sdist_builds_and_is_complete(tmp_path: Path) -> None:
         pytest.skip("not a checkout")
     copy = tmp_path / "copy"
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
+        ".git", ".venv*", ".aarch64", "build", "dist", "outputs", "*.egg-info", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, copy, ignore=ignored)
     (copy / "hashgrid" / "_C.stale.so").touch()
