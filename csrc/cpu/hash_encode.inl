@@ -693,7 +693,7 @@ static void scatter(const CornerGroup& group, int n_corners, float* rows, const 
 }
 
 // The same for entries [low, high) only. They are picked first, without branches: whether an entry falls into the
-// shard is unpredictable .
+// shard is unpredictable.
 template <int kF>
 static void scatter_shard(const CornerGroup& group, int n_corners, float* rows, const float* grad_y, int count,
                           uint32_t low, uint32_t high) {
