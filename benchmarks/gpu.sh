@@ -29,7 +29,7 @@ cd "$ROOT"
 STAGES=(build test sanitize probe bench train plot)
 export PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} WORK=${WORK:-$ROOT/build/gpu} DRY_RUN=${DRY_RUN:-}
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-BENCHES=${BENCHES:-hash_encode mlp encodings composite march_rays adam_step nerf_step sdf_step}
+BENCHES=${BENCHES:-hash_encode mlp hash_encode_mlp encodings composite march_rays adam_step nerf_step sdf_step}
 SANITIZERS=${SANITIZERS:-memcheck racecheck}
 TESTS=${TESTS:-tests}
 SKIPPED=77

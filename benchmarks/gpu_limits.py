@@ -59,15 +59,20 @@ TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200), and ot
 of fp32 and 34 of fp64. The rates of random L2 sectors and of atomics, which limit the encoding, have to be measured
 on the card first. Warps are those that one of its multiprocessors holds at a time, of 64.
 
-What stands out: the MLP's backward holds 8 warps, as a block of four takes 100 KB of shared memory; the forward 16,
-for its registers.
+What stands out: the MLP's backward holds 12 warps, as a block of four takes 72 KB of shared memory (100 KB and 8 warps
+before gradients took the place of factors); what reads the grid and multiplies in one kernel 12, the MLP's forward 16,
+for their registers. Atomics of the table's gradient are those of scattered points; along rays a part of them is saved
+(docs/kernels.md).
 
 """
 MLP = 2 * (32 * 64 + 64 * 64 + 64 * 16)  # of the products of one row
 # Rows and positions of 8 points, 4 levels per warp: 12 / 4 bytes of a position per level, 5 sectors of a cell's rows.
 COUNTS = (
     Count("hash_encode_forward_kernel<float, float, 3, 2>", "point, level", 0.75 + 8, 5 + 0.25 + 0.1, 6 + 16 + 32),
-    Count("hash_encode_backward_table_kernel<float, 3, 2, (TableSum)0>", "point, level", 0.75 + 8, 0.25 + 0.1, 38, 8),
+    Count("hash_encode_backward_table_kernel<3, 2>", "point, level", 0.75 + 8, 0.25 + 0.1, 38, 8),
+    Count(
+        "hash_encode_backward_table_any_kernel<float, 2, (TableSum)0>", "point, level", 8.75, 0.35, 8, 8, fp64_flop=30
+    ),
     Count("hash_encode_add_fixed_kernel<float>", "element", 8 + 8, 0.5, 0, fp64_flop=2),
     Count("hash_encode_backward_positions_kernel<float, float, 3, 2>", "point", 152, 80 + 16, 16 * 8 * 19),
     Count("hash_encode_backward_level_weights_kernel<float, float>", "point, level", 8.75, 5.4, fp64_flop=60),
@@ -75,10 +80,17 @@ COUNTS = (
     Count("hash_encode_second_points_kernel<float, float, 3>", "point", 292, 80 + 32, 16 * 8 * 70),
     Count("hash_encode_second_level_weights_kernel<float, float>", "point, level", 8.75, 5.4, fp64_flop=200),
     Count("hash_encode_second_table_kernel<float, 3, (TableSum)0>", "point, level", 9.5, 1.8, 8 * 20, 16),
-    Count("mlp_fused_forward_kernel<BFloat16, 4, 2, true>", "row", 192, 6, tensor_flop=MLP, threads=128),
     Count(
-        "mlp_fused_backward_kernel<BFloat16, 4, 2>", "row", 320, 10, tensor_flop=3 * MLP, threads=128, shared=102_400
+        "hash_encode_mlp_kernel<float, BFloat16, 3, 4, true>",
+        "point",
+        12 + 64,
+        82,
+        16 * 54,
+        tensor_flop=MLP,
+        threads=128,
     ),
+    Count("mlp_fused_forward_kernel<BFloat16, 4, 2, true>", "row", 192, 6, tensor_flop=MLP, threads=128),
+    Count("mlp_fused_backward_kernel<BFloat16, 4, 2>", "row", 320, 10, tensor_flop=3 * MLP, threads=128, shared=73_728),
     Count("mlp_pack_kernel", "weight", 6, 0.2, threads=128),
     Count("mlp_reduce_kernel<float, FusedTarget>", "partial sum", 4, 0.125, 1),
     Count("mlp_product_kernel<float, (ProductKind)0>", "row, layer of 64", 512, 16, 2 * 64 * 64),

@@ -69,6 +69,7 @@ KERNEL_TESTS = {
         "test_frequency_encode",
         "test_golden",
         "test_hash_encode",
+        "test_hash_encode_mlp",
         "test_march_rays",
     ),
     *("test_mlp", "test_occupancy", "test_ray_aabb", "test_sh_encode", "test_sphere_trace", "test_tcnn_defects"),

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from hashgrid.levels import make_level_table
-from hashgrid.ops.hash_encode import _options
+from hashgrid.ops.hash_encode import options_of
 
 Arguments = tuple[Any, ...]
 
 N_POINTS, N_RAYS, N_CHANNELS = 9, 5, 3
 LEVELS = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=4, max_resolution=16)
-LINEAR = _options(LEVELS, "linear", "clamp")
-SMOOTHSTEP = _options(LEVELS, "smoothstep", "zero")
+LINEAR = options_of(LEVELS, "linear", "clamp")
+SMOOTHSTEP = options_of(LEVELS, "smoothstep", "zero")
 RESOLUTION = (4, 5, 6)
 N_CELLS = 2 * 4 * 5 * 6  # two cascades
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
@@ -62,6 +62,15 @@ def _mlp_params(bias: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 def _mlp() -> Iterator[Arguments]:
     yield *_mlp_params(bias=False), 1, 0, 0  # relu
     yield *_mlp_params(bias=True), 3, 5, 2  # silu, sigmoid
+
+
+def _hash_encode_mlp() -> Iterator[Arguments]:
+    for half, n_features, options in ((torch.float16, 2, LINEAR), (torch.bfloat16, 4, SMOOTHSTEP)):
+        table = torch.randn(LEVELS.n_entries, n_features)
+        weights = [torch.randn(*s) for s in ((16, 3 * n_features), (5, 16))]
+        for rows, biases in ((table, []), (table.to(half), [torch.randn(16), torch.randn(5)])):
+            for factors in (1, 2):
+                yield torch.rand(N_POINTS, 3), rows, None, *options, weights, biases, 1, 0, factors
 
 
 def _mlp_backward() -> Iterator[Arguments]:
@@ -197,6 +206,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "hash_encode_backward": _hash_encode_backward,
     "hash_encode_accumulate_table_gradient": _hash_encode_accumulate_table_gradient,
     "hash_encode_backward_backward": _hash_encode_backward_backward,
+    "hash_encode_mlp": _hash_encode_mlp,
     "mlp": _mlp,
     "mlp_backward": _mlp_backward,
     "mlp_backward_backward": _mlp_backward_backward,

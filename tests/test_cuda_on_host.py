@@ -124,6 +124,15 @@ def hash_encode_case(n: int) -> None:
         check_derivatives(encode(ops, levels, interpolation), encode(reference, levels, interpolation), inputs)
     with deterministic():
         check_derivatives(encode(ops, levels, "linear"), encode(reference, levels, "linear"), inputs)
+    # Neighbours on a line share cells.
+    line = torch.lerp(*torch.rand(2, 1, 3), torch.linspace(0, 1, n)[:, None])
+    table, grad_y = inputs[1].requires_grad_(), torch.randn(n, 16)
+    truth, theirs, ours = (
+        torch.autograd.grad(library.hash_encode(line.to(dtype), table.to(dtype), levels), table, grad_y.to(dtype))[0]
+        for library, dtype in ((reference, torch.float64), (reference, torch.float32), (ops, torch.float32))
+    )
+    allowed = 2 * (theirs - truth).abs().max() + truth.abs().max() * torch.finfo(torch.float32).eps
+    assert (ours - truth).abs().max() <= allowed
 
 
 def sh_encode_case(n: int) -> None:
@@ -145,6 +154,15 @@ def mlp_case(n: int) -> None:
         problem = Problem([17, 32, 3], n, True, activation, "sigmoid")
         check_fused(problem)
         check_plain(problem)
+
+
+def hash_encode_mlp_case(n: int) -> None:
+    """It has the bits of the two ops, which the cases above look at."""
+    levels = make_level_table(3, n_levels=8, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
+    x, table = torch.rand(n, 3), torch.randn(levels.n_entries, 2)
+    weights = [torch.randn(32, 16), torch.randn(3, 32)]
+    y = ops.hash_encode_mlp(x, table, levels, weights, compute_dtype=torch.bfloat16)
+    assert torch.equal(y, ops.mlp(ops.hash_encode(x, table, levels), weights, compute_dtype=torch.bfloat16))
 
 
 # ---- rays --------------------------------------------------------------------------------------------------------
@@ -294,7 +312,7 @@ def adam_step_case(n: int, width: int = 2) -> None:
 # ---- all of them -------------------------------------------------------------------------------------------------
 
 CASES = (
-    *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
+    *(hash_encode_case, hash_encode_mlp_case, sh_encode_case, frequency_encode_case, mlp_case),
     *(counter_uniform_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(composite_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
@@ -365,6 +383,19 @@ def launch_hash_encode_instances() -> None:
             check_derivatives(ours, plain, [inputs[0], shadow.float(), inputs[2]], stored=dtype)
 
 
+def launch_hash_encode_mlp_instances() -> None:
+    """Dimensions, dtypes of the table and of the factors, widths, kinds of activations."""
+    choices = itertools.product((2, 3), (False, True), (torch.float16, torch.bfloat16), (20, 100), ("relu", "tanh"))
+    for n_dims, stored, dtype, width, activation in choices:
+        levels = make_level_table(n_dims, n_levels=8, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
+        x, table = torch.rand(9, n_dims), torch.randn(levels.n_entries, 2)
+        shadow = table.to(dtype) if stored else None
+        weights = [torch.randn(width, 16), torch.randn(3, width)]
+        y = ops.hash_encode_mlp(x, table, levels, weights, shadow=shadow, activation=activation, compute_dtype=dtype)
+        encoded = ops.hash_encode(x, table, levels, shadow=shadow)
+        assert torch.equal(y, ops.mlp(encoded, weights, activation=activation, compute_dtype=dtype))
+
+
 def launch_other_instances() -> None:
     directions = torch.nn.functional.normalize(torch.randn(9, 3), dim=-1)
     for dtype in DTYPES:
@@ -394,6 +425,7 @@ def test_every_instance_is_launched(emulated: ModuleType) -> None:
     """Those the launchers choose from: numbers of dimensions and features, dtypes, widths, activations."""
     before = emulated.instances()
     launch_hash_encode_instances()
+    launch_hash_encode_mlp_instances()
     launch_other_instances()
     missing = [name for name, count in emulated.instances().items() if count == before[name]]
     assert len(before) > 200 and not missing

@@ -51,6 +51,11 @@ FAULTS = {
         *(instead("exchange", EXCHANGE, "if (lane >= distance) value = shuffle_up(value, distance) + value;"),),
         *("march_rays_case(257)", STOPPED),
     ),
+    "run": (
+        *("cuda/hash_encode.cu", "if (distance < run.length) values[i] += other;"),
+        *(instead("run", "if (distance < run.length) values[i] += other;", "values[i] += other;"),),
+        *("hash_encode_case(257)", WRONG),
+    ),
     "barrier of hash_encode": (
         "cuda/hash_encode.cu",
         *without("barrier of hash_encode", "__syncthreads();\n    if (static_cast<int>(threadIdx.x) < half)"),
@@ -74,6 +79,11 @@ FAULTS = {
     "barrier between layers of mlp": (
         "cuda/mlp_fused.cuh",
         *without("barrier between layers of mlp", "__syncthreads();  // the gradient is complete"),
+        *("mlp_case(255)", WRONG),
+    ),
+    "barrier behind a weight gradient of mlp": (
+        "cuda/mlp_fused.cuh",
+        *without("barrier behind a weight gradient of mlp", "__syncthreads();  // the factors are no longer read"),
         *("mlp_case(255)", WRONG),
     ),
     "barrier in front of a product of mlp": (

@@ -115,6 +115,32 @@ def test_batch_sizes_around_a_block(n: int, n_input_dims: int) -> None:
     compare(levels, safe_positions(levels, n), 2)
 
 
+@pytest.mark.parametrize("n_features", [1, 2, 4, 8])
+@pytest.mark.parametrize("n_input_dims", [2, 3, 4])
+def test_points_in_order_along_rays(n_input_dims: int, n_features: int) -> None:
+    """Neighbours share cells, so that their gradients may be added up before they reach the table: some of them are
+    zero, some points lie outside."""
+    levels = make_levels(n_input_dims)
+    begin, end = 1.4 * torch.rand(2, 9, 1, n_input_dims) - 0.2
+    x = torch.lerp(begin, end, torch.linspace(0, 1, 70)[:, None]).flatten(0, 1)
+    table = torch.randn(levels.n_entries, n_features)
+    grad_y = torch.randn(len(x), levels.n_levels, n_features)
+    grad_y[100:200] = grad_y[::7] = grad_y[::5, 1] = 0
+    arguments = x, table, torch.rand(levels.n_levels), grad_y.flatten(1), levels
+    for interpolation, bounds in (("linear", "zero"), ("nearest", "clamp")):
+        truth, *others = (
+            run(function, dtype, *arguments, interpolation=interpolation, bounds=bounds)["grad_table"]
+            for function, dtype in (
+                (reference.hash_encode, torch.float64),
+                (reference.hash_encode, torch.float32),
+                (ops.hash_encode, torch.float32),
+            )
+        )
+        theirs, ours = ((other - truth).abs().max().item() for other in others)
+        assert ours <= 2 * theirs + truth.abs().max().item() * torch.finfo(torch.float32).eps
+        assert torch.equal(others[1] != 0, truth != 0), "other entries have gradients"
+
+
 @pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
 @pytest.mark.parametrize("n_input_dims", [1, 2, 3, 4, 6])

@@ -83,18 +83,21 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
     with torch.no_grad():
         expected, expected_geometry = model.geometry(model.grid(model.unit(samples.positions(rays_o, rays_d))))
         expected *= 300  # surfaces
-        model.geometry = lambda encoded, plain=model.geometry: tuple(
-            x * factor for x, factor in zip(plain(encoded), (300, 1), strict=True)
+        model.density_of = lambda geometry, plain=model.density_of: 300 * plain(geometry)
+        to_show, to_train = (
+            visible_features(model, samples, rays_o, rays_d, eps, first_window=4, to_train=train)
+            for train in (False, True)
         )
-        seen = visible_features(model, samples, rays_o, rays_d, eps, first_window=4)
         kept, index = samples.visible(expected, eps)
         unit = model.unit(kept.positions(rays_o, rays_d))
         encoded = model.grid(unit)
-    assert torch.equal(seen.samples.packed_info, kept.packed_info) and torch.equal(seen.samples.t_ends, kept.t_ends)
-    torch.testing.assert_close(seen.unit, unit, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(seen.encoded, encoded, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(seen.geometry, expected_geometry[index], rtol=1e-3, atol=1e-3)
-    assert 0 < len(index) <= seen.n_evaluated < samples.n_samples * 3 / 4
+    for seen in (to_show, to_train):
+        assert torch.equal(seen.samples.packed_info, kept.packed_info)
+        assert torch.equal(seen.samples.t_ends, kept.t_ends)
+        assert 0 < len(index) <= seen.n_evaluated < samples.n_samples * 3 / 4
+    torch.testing.assert_close(to_train.values[0], unit, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(to_train.values[1], encoded, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(to_show.values[0], expected_geometry[index], rtol=1e-3, atol=1e-3)
 
 
 def test_profile_accounts_for_the_time_of_some_steps(scene, tmp_path, capsys):

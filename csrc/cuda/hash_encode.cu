@@ -6,10 +6,10 @@
 // per point, which walks over the levels and keeps its sums in registers.
 // fp32 is specialised for 2, 3 and 4 dimensions; other dimensions, and fp64 (for checks), read their number from the
 // params. Cells are computed again in every pass: storing d y / d x would take D times the memory of y.
-#include "cuda/launch.cuh"
+#include "cuda/hash_encode.cuh"
 
-#include "core/grid_point.h"
 #include "cuda/atomics.cuh"
+#include "cuda/warp.cuh"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -19,26 +19,6 @@ constexpr int kLevelWeightPoints = 1024;  // points per chunk of the level weigh
 
 // What happens to contributions to the table's gradient.
 enum class TableSum { kAdd, kFindLargest, kAddFixed };
-
-// ---- rows --------------------------------------------------------------------------------------------------------
-
-// fp32 is the type of weights and products where the dimensions are known; elsewhere many terms of either sign meet.
-template <typename T, int kDims>
-struct Arithmetic {
-  typedef double Type;
-};
-template <>
-struct Arithmetic<float, 2> {
-  typedef float Type;
-};
-template <>
-struct Arithmetic<float, 3> {
-  typedef float Type;
-};
-template <>
-struct Arithmetic<float, 4> {
-  typedef float Type;
-};
 
 // ---- threads of points and levels --------------------------------------------------------------------------------
 
@@ -83,81 +63,15 @@ inline LaunchShape points_and_levels(const HashEncodeParams& p, int log2_levels)
   return blocks_of(n_warps * kWarpSize, kThreads, static_cast<unsigned>(divide_up(p.n_levels, levels)));
 }
 
-// ---- corners -----------------------------------------------------------------------------------------------------
-
-// use(c, entry) for every corner of a cell, `entry` being its row within the level.
-template <int kDims, typename A, typename Use>
-__device__ inline void for_each_corner(const HashEncodeParams& p, const GridLevel& level,
-                                       const GridCell<A, kDims>& cell, Use use) {
-  const uint32_t n_corners = n_corners_of(p, n_dims_of<kDims>(p));
-  if constexpr (kDims == 0) {
-    for (uint32_t c = 0; c < n_corners; ++c) use(c, grid_index(level, p.n_dims, cell.base, c));
-  } else {
-    uint32_t entries[1 << kDims];
-    grid_indices<kDims>(level, cell.base, entries);
-#pragma unroll
-    for (uint32_t c = 0; c < 1u << kDims; ++c) {
-      if (c < n_corners) use(c, entries[c]);
-    }
-  }
-}
-
-// use(c, row) for every corner of a cell and its row [kF] of the table. Rows are loaded before any is used, as many at
-// a time as fill 32 registers: the kernels wait for memory, and a load that waits for the one before doubles that.
-template <int kDims, int kF, typename Element, typename A, typename Use>
-__device__ inline void for_each_row(const HashEncodeParams& p, const GridLevel& level, const GridCell<A, kDims>& cell,
-                                    Use use) {
-  const Element* rows = static_cast<const Element*>(p.table) + level.offset * kF;
-  const uint32_t n_corners = n_corners_of(p, n_dims_of<kDims>(p));
-  if constexpr (kDims == 0) {
-    for (uint32_t c = 0; c < n_corners; ++c) {
-      A row[kF];
-      load_row<Element, kF>(rows + static_cast<int64_t>(grid_index(level, p.n_dims, cell.base, c)) * kF, row);
-      use(c, row);
-    }
-  } else {
-    constexpr int kCorners = 1 << kDims, kBatch = kCorners * kF <= 32 ? kCorners : 32 / kF;
-    uint32_t entries[kCorners];
-    grid_indices<kDims>(level, cell.base, entries);
-#pragma unroll
-    for (int first = 0; first < kCorners; first += kBatch) {
-      A batch[kBatch][kF] = {};
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (static_cast<uint32_t>(first + i) >= n_corners) continue;
-        load_row<Element, kF>(rows + static_cast<int64_t>(entries[first + i]) * kF, batch[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) use(static_cast<uint32_t>(first + i), batch[i]);
-    }
-  }
-}
-
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Thread: point_and_level. The sum over corners is in T.
+// Thread: point_and_level.
 template <typename T, typename Element, int kDims, int kF>
 __global__ void hash_encode_forward_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   const auto [n, l] = point_and_level(log2_levels);
   if (n >= p.n_points || l >= p.n_levels) return;
-  const GridLevel level = p.levels[l];
-  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
   T total[kF];
-#pragma unroll
-  for (int f = 0; f < kF; ++f) {
-    total[f] = point.state == PointState::kNotFinite ? std::numeric_limits<T>::quiet_NaN() : T(0);
-  }
-  if (point.state == PointState::kInside) {
-    const GridCell<T, kDims> cell = find_cell<T>(p, level, point);
-    for_each_row<kDims, kF, Element>(p, level, cell, [&](uint32_t c, const T* row) {
-      const T weight = corner_weight(cell.weights, c, -1, -1);
-#pragma unroll
-      for (int f = 0; f < kF; ++f) total[f] += weight * row[f];
-    });
-    const T factor = level_weight<T>(p, l);
-#pragma unroll
-    for (int f = 0; f < kF; ++f) total[f] *= factor;
-  }
+  interpolate<T, Element>(p, l, p.levels[l], load_point<T, kDims>(p, n), kF, 0, total);
   store_row<T, kF>(static_cast<T*>(p.y) + (n * p.n_levels + l) * kF, total);
 }
 
@@ -210,13 +124,13 @@ __device__ inline void record_largest(const HashEncodeParams& p, float largest) 
   if (largest != 0.0f) atomicMax(p.largest, __float_as_uint(largest));
 }
 
-// Thread: point_and_level.
-template <typename T, int kDims, int kF, TableSum kSum>
-__global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
+// Thread: point_and_level. Any number of dimensions, any kind of sum.
+template <typename T, int kF, TableSum kSum>
+__global__ void hash_encode_backward_table_any_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   const auto [n, l] = point_and_level(log2_levels);
   if (n >= p.n_points || l >= p.n_levels) return;
   const GridLevel level = p.levels[l];
-  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
+  const GridPoint<T, 0> point = load_point<T, 0>(p, n);
   if (point.state != PointState::kInside) return;
   T grad[kF];
   load_row<T, kF>(static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
@@ -228,8 +142,8 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
   const T factor = level_weight<T>(p, l);
   const double scale = fixed_scale<kSum>(p);
   float largest = 0.0f;
-  const GridCell<T, kDims> cell = find_cell<T>(p, level, point);
-  for_each_corner<kDims>(p, level, cell, [&](uint32_t c, uint32_t entry) {
+  const GridCell<T, 0> cell = find_cell<T>(p, level, point);
+  for_each_corner<0>(p, level, cell, [&](uint32_t c, uint32_t entry) {
     const T weight = corner_weight(cell.weights, c, -1, -1) * factor;
     T values[kF];
 #pragma unroll
@@ -237,6 +151,95 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
     add_to_table<T, kF, kSum>(p, (level.offset + entry) * kF, values, scale, &largest);
   });
   if constexpr (kSum == TableSum::kFindLargest) record_largest(p, largest);
+}
+
+// Whether a lane of a warp has a gradient, in the row of whom it is added, and how many lanes behind it add to that row
+// as well: neighbours in the same cell are a run, whose first lane adds for all. Along rays, runs are long at coarse
+// levels.
+struct Run {
+  bool active;
+  bool first;
+  int length;   // from this lane on
+  int longest;  // of the warp's runs; 1 where adding them up would not save a quarter of the reductions
+};
+
+template <int kDims>
+__device__ inline Run find_run(bool active, const uint32_t* cell, int log2_levels) {
+  const int lane = lane_index();
+  bool same = shuffle_up(static_cast<int>(active), 1) != 0 && active;
+#pragma unroll
+  for (int d = 0; d < kDims; ++d) same = (shuffle_up(cell[d], 1) == cell[d]) && same;
+  same = same && lane % (kWarpSize >> log2_levels) != 0;
+  const unsigned firsts = __ballot_sync(kAllLanes, !same);
+  const unsigned behind = lane + 1 < kWarpSize ? firsts >> (lane + 1) : 0u;
+  Run run = {active, !same, behind == 0 ? kWarpSize - lane : __ffs(static_cast<int>(behind)), 1};
+  const int n_active = __popc(__ballot_sync(kAllLanes, active));
+  const int n_rows = __popc(__ballot_sync(kAllLanes, active && !same));
+  if (4 * n_rows <= 3 * n_active) {
+    while (__any_sync(kAllLanes, run.length > run.longest)) run.longest *= 2;
+  } else {
+    run.first = true;
+  }
+  return run;
+}
+
+// Adds up values [kCount] over each run, for its first lane.
+template <int kCount>
+__device__ inline void sum_run(const Run& run, float (&values)[kCount]) {
+#pragma unroll 1
+  for (int distance = 1; distance < run.longest; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float other = shuffle_down(values[i], distance);
+      if (distance < run.length) values[i] += other;
+    }
+  }
+}
+
+// Thread: point_and_level; the first lane of each run of them in a cell adds to the table. fp32.
+template <int kDims, int kF>
+__global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
+  constexpr int kCorners = 1 << kDims, kBatch = kCorners * kF <= 32 ? kCorners : 32 / kF;
+  const auto [n, l] = point_and_level(log2_levels);
+  const bool exists = n < p.n_points && l < p.n_levels;
+  const GridLevel level = p.levels[exists ? l : 0];
+  float grad[kF] = {};
+  if (exists) load_row<float, kF>(static_cast<const float*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
+  // Samples behind a surface, and those that fill up a result of fixed size, have none: no need for atomics.
+  bool active = false;
+#pragma unroll
+  for (int f = 0; f < kF; ++f) active = active || grad[f] != 0.0f;
+  if (!__any_sync(kAllLanes, active)) return;
+  GridPoint<float, kDims> point = load_point<float, kDims>(p, exists ? n : 0);
+  if (point.state != PointState::kInside) active = false;
+#pragma unroll
+  for (int d = 0; d < kDims; ++d) point.x[d] = active ? point.x[d] : 0.0f;  // NaN has no cell
+  const GridCell<float, kDims> cell = find_cell<float>(p, level, point);
+  const Run run = find_run<kDims>(active, cell.base, log2_levels);
+  const float factor = exists ? level_weight<float>(p, l) : 0.0f;
+  const uint32_t n_corners = n_corners_of(p, kDims);
+  const bool aligned = rows_are_aligned<kF>(p.grad_table);
+  float* rows = static_cast<float*>(p.grad_table) + level.offset * kF;
+  uint32_t entries[kCorners];
+  grid_indices<kDims>(level, cell.base, entries);
+#pragma unroll
+  for (int begin = 0; begin < kCorners; begin += kBatch) {
+    float values[kBatch * kF];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const float weight = corner_weight(cell.weights, static_cast<uint32_t>(begin + i), -1, -1) * factor;
+#pragma unroll
+      for (int f = 0; f < kF; ++f) values[i * kF + f] = active ? weight * grad[f] : 0.0f;
+    }
+    sum_run(run, values);
+    if (run.active && run.first) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (static_cast<uint32_t>(begin + i) >= n_corners) continue;
+        add_row<kF>(rows + static_cast<int64_t>(entries[begin + i]) * kF, values + i * kF, aligned);
+      }
+    }
+  }
 }
 
 // Thread: one element of the table.
@@ -266,7 +269,7 @@ __global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncode
     const A factor = static_cast<A>(level_weight<T>(p, l)) * static_cast<A>(level.scale);
     T grad[kF];
     load_row<T, kF>(static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
-    for_each_row<kDims, kF, Element>(p, level, cell, [&](uint32_t c, const A* row) {
+    for_each_row<kDims, kF, Element>(p, level, cell, kF, 0, [&](uint32_t c, const A* row) {
       A dot = A(0);
 #pragma unroll
       for (int f = 0; f < kF; ++f) dot += static_cast<A>(grad[f]) * row[f];
@@ -542,18 +545,19 @@ template <TableSum kSum>
 void launch_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
   const int log2_levels = log2_levels_of(p);
   const LaunchShape shape = points_and_levels(p, log2_levels);
+  const bool known_dims = p.n_dims >= 2 && p.n_dims <= 4;
   with_features(p, [&](auto features) {
     constexpr int kF = decltype(features)::value;
     if (p.dtype == DType::kFloat64) {
-      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<double, 0, kF, kSum>), shape, stream, p, log2_levels);
-      return;
-    }
-    if constexpr (kSum != TableSum::kAdd) {
-      HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, 0, kF, kSum>), shape, stream, p, log2_levels);
+      HASHGRID_LAUNCH((hash_encode_backward_table_any_kernel<double, kF, kSum>), shape, stream, p, log2_levels);
+    } else if (kSum != TableSum::kAdd || !known_dims) {
+      HASHGRID_LAUNCH((hash_encode_backward_table_any_kernel<float, kF, kSum>), shape, stream, p, log2_levels);
     } else {
       with_dims(p, [&](auto dims) {
         constexpr int kDims = decltype(dims)::value;
-        HASHGRID_LAUNCH((hash_encode_backward_table_kernel<float, kDims, kF, kSum>), shape, stream, p, log2_levels);
+        if constexpr (kDims > 0) {
+          HASHGRID_LAUNCH_TOGETHER((hash_encode_backward_table_kernel<kDims, kF>), shape, stream, p, log2_levels);
+        }
       });
     }
   });

@@ -35,6 +35,12 @@ MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params);
 void launch_mlp_forward(const MlpParams& p, cudaStream_t stream);
 // Fills grad_x and grad_params, each unless it is null.
 void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
+// Whether a grid and the network behind it have a kernel in common: 2 or 3 dimensions, an even number of features, fp32
+// positions, 16-bit factors, a table of fp32 or their type, layers up to 128 wide, tensor cores.
+bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p);
+// The bytes of `packed`.
+int64_t plan_hash_encode_mlp(MlpParams& p);
+void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);
 void launch_sphere_trace(const SphereTraceParams& p, cudaStream_t stream);

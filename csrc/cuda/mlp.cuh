@@ -10,7 +10,7 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-constexpr int kMaxPartials = 256;  // sums of parameter gradients; two fused blocks for each of 128 multiprocessors
+constexpr int kMaxPartials = 256;                       // sums of parameter gradients
 constexpr int64_t kMaxPartialBytes = int64_t{1} << 26;  // of all of them together
 constexpr int kReduceGroups = 8;                        // warps that sum up side by side
 

@@ -1,352 +1,34 @@
-// The MLP on tensor cores (sm_80 and later), fused: 16-bit factors, fp32 sums, widths up to 128.
-//
-// A warp takes 16 or 32 rows through all layers in registers (mma.cuh: sums are laid out as the next product's
-// factors). Weights are packed once per call in the order in which lanes read them, and stay in the L1 cache. The
-// backward computes the forward again, keeps each layer's factors in shared memory and sums up parameter gradients per
-// block; derivatives that need the value before the activation take that product a second time, which is cheaper than
-// fp32 copies in shared memory and gives the same bits.
+// The MLP on tensor cores, fused: forward, and the backward, which computes the forward again, keeps each layer's
+// factors in shared memory and sums up parameter gradients per block; derivatives that need the value before the
+// activation take that product a second time, which is cheaper than fp32 copies in shared memory and gives the same
+// bits.
 #pragma once
 
-#include "cuda/mlp.cuh"
-#include "cuda/mma.cuh"
+#include "cuda/mlp_tiles.cuh"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-constexpr int kTile = 16;             // rows and columns of a tile of factors
-constexpr int kTileWords = 128;       // of a stored tile of factors: 4 matrices of 8 x 8, two values to a word
-constexpr int kTileSums = 256;        // of a stored tile of sums
-constexpr int kMaxFusedWidth = 128;   // factors and sums of a warp's rows have to fit into registers
-constexpr int kForwardWarps = 4;      // of a block; they share nothing but the L1 cache
-constexpr int kMaxFusedRows = 128;    // of a block
-constexpr int kRowsPerPartial = 128;  // at least; with the number of rows this fixes the order of sums on every card
-constexpr int kPackThreads = 128;
-
-__host__ __device__ inline int tiles_of(int width) { return (width + kTile - 1) / kTile; }
-
-// ---- tiles of a warp ---------------------------------------------------------------------------------------------
-
-// kM tiles of sums, one below the other: value v of a lane is at row lane / 4 + 8 * (v / 2 % 2) and column
-// 8 * (v / 4) + lane % 4 * 2 + v % 2 of its tile.
-template <int kM>
-struct Sums {
-  float values[kM][8];
-};
-
-__device__ inline int row_of(int v) { return lane_index() / 4 + 8 * (v / 2 % 2); }
-__device__ inline int column_of(int v) { return 8 * (v / 4) + lane_index() % 4 * 2 + v % 2; }
-
-// A warp's rows of a matrix of factors: kTiles tiles side by side, of which the first few are used. Every index into it
-// has to be known at compile time, or it moves from registers to memory.
-template <class Half, int kTiles, int kM>
-struct Factors {
-  uint32_t words[kTiles][kM][4];
-};
-
-// Every value becomes use(value), four per turn, in which the others move up: a register cannot be chosen by a number
-// known at run time. Unrolled, the activations that call functions were half of the compile time.
-template <int kM, typename Use>
-__device__ inline void in_turns(Sums<kM>* sums, Use use) {
-  constexpr int kPerTurn = 4, kAll = kM * 8;
-#pragma unroll 1
-  for (int turn = 0; turn < kAll / kPerTurn; ++turn) {
-    float done[kPerTurn];
-#pragma unroll
-    for (int i = 0; i < kPerTurn; ++i) done[i] = use(sums->values[0][i]);
-#pragma unroll
-    for (int i = 0; i < kAll; ++i) {
-      const int from = i + kPerTurn;
-      sums->values[i / 8][i % 8] = from < kAll ? sums->values[from / 8 % kM][from % 8] : done[from % kPerTurn];
-    }
-  }
-}
-
-// Values before the activation become those behind it.
-template <int kM>
-__device__ inline void activate_sums(Activation activation, Sums<kM>* sums) {
-  with_activation(activation, [&](auto tag) {
-    if constexpr (tag.value == Activation::kReLU || tag.value == Activation::kLeakyReLU) {
-#pragma unroll
-      for (int m = 0; m < kM; ++m) {
-#pragma unroll
-        for (int v = 0; v < 8; ++v) sums->values[m][v] = activate(sums->values[m][v], tag.value);
-      }
-    } else {
-      in_turns(sums, [&](float z) { return activate(z, tag.value); });
-    }
-  });
-  if (!derivative_reads_sign(activation)) __syncwarp();
-}
-
-// Gradients behind the activation become those before it. `source` holds its inputs and is lost; for activations that
-// keep the sign, what has the sign of the inputs.
-template <int kM>
-__device__ inline void pull_back_sums(Activation activation, Sums<kM>* source, Sums<kM>* grad) {
-  with_activation(activation, [&](auto tag) {
-    constexpr bool kSign = tag.value == Activation::kReLU || tag.value == Activation::kLeakyReLU;
-    if constexpr (!kSign) {
-      in_turns(source, [&](float z) {
-        return activation_derivative(derivative_reads_input(tag.value) ? z : activate(z, tag.value), tag.value);
-      });
-    }
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-#pragma unroll
-      for (int v = 0; v < 8; ++v) {
-        const float g = grad->values[m][v], s = source->values[m][v];
-        grad->values[m][v] = kSign ? pull_back(g, s, tag.value) : g * s;
-      }
-    }
-  });
-  if (!derivative_reads_sign(activation)) __syncwarp();
-}
-
-// Zeroes what lies outside the batch or the layer: there, 0 * inf would put NaN into sums. n_rows and n_columns are
-// left from the tiles' first row and column on.
-template <int kM>
-__device__ inline void clear_outside(int64_t n_rows, int n_columns, Sums<kM>* sums) {
-  if (n_rows >= kM * kTile && n_columns >= kTile) return;
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int v = 0; v < 8; ++v) {
-      if (m * kTile + row_of(v) >= n_rows || column_of(v) >= n_columns) sums->values[m][v] = 0.0f;
-    }
-  }
-}
-
-// Sums of a product, rounded to factors of the next one; see mma.cuh.
-template <class Half, int kM>
-__device__ inline void pack_sums(const Sums<kM>& sums, uint32_t (&words)[kM][4]) {
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words[m][i] = pack_pair<Half>(sums.values[m][2 * i], sums.values[m][2 * i + 1]);
-  }
-}
-
-// Row-major user memory [n_rows, n_columns], of which a warp reads or writes rows from `first` on.
-struct UserRows {
-  float* data;
-  int64_t first;
-  int64_t n_rows;
-  int n_columns;
-  bool in_pairs;  // two neighbours are one aligned vector
-
-  __device__ UserRows(const void* data_, int64_t first_, int64_t n_rows_, int n_columns_)
-      : data(const_cast<float*>(static_cast<const float*>(data_))),
-        first(first_),
-        n_rows(n_rows_),
-        n_columns(n_columns_),
-        in_pairs(n_columns_ % 2 == 0 && reinterpret_cast<uintptr_t>(data_) % 8 == 0) {}
-};
-
-// Tile `tile` of each of kM rows of tiles, zeros outside. Four lanes read a sector of 32 bytes.
-template <int kM>
-__device__ inline void load_sums(const UserRows& user, int tile, Sums<kM>* sums) {
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int v = 0; v < 8; v += 2) {
-      const int64_t row = user.first + m * kTile + row_of(v);
-      const int column = tile * kTile + column_of(v);
-      float* pair = &sums->values[m][v];
-      pair[0] = pair[1] = 0.0f;
-      if (row >= user.n_rows || column >= user.n_columns) continue;
-      const float* from = user.data + row * user.n_columns + column;
-      if (user.in_pairs) {
-        load_row<float, 2>(from, pair);
-      } else {
-        pair[0] = from[0];
-        if (column + 1 < user.n_columns) pair[1] = from[1];
-      }
-    }
-  }
-  __syncwarp();
-}
-
-// Nothing is written outside.
-template <int kM>
-__device__ inline void store_sums(const UserRows& user, int tile, const Sums<kM>& sums) {
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int v = 0; v < 8; v += 2) {
-      const int64_t row = user.first + m * kTile + row_of(v);
-      const int column = tile * kTile + column_of(v);
-      if (row >= user.n_rows || column >= user.n_columns) continue;
-      float* to = user.data + row * user.n_columns + column;
-      if (user.in_pairs) {
-        store_row<float, 2>(to, &sums.values[m][v]);
-      } else {
-        to[0] = sums.values[m][v];
-        if (column + 1 < user.n_columns) to[1] = sums.values[m][v + 1];
-      }
-    }
-  }
-  __syncwarp();
-}
-
-// A warp's rows of x, rounded; zeros outside.
-template <class Half, int kTiles, int kM>
-__device__ inline void load_user_factors(const UserRows& user, Factors<Half, kTiles, kM>* factors) {
-  const int n_tiles = tiles_of(user.n_columns);
-#pragma unroll
-  for (int k = 0; k < kTiles; ++k) {
-    Sums<kM> sums = {};
-    if (k < n_tiles) load_sums(user, k, &sums);
-    pack_sums<Half>(sums, factors->words[k]);
-  }
-}
-
-// ---- products of a warp ------------------------------------------------------------------------------------------
-
-// Weights as one lane reads them: of outputs [tile, 16] and depth [k, 16], words {b0, b1} of columns 0..7, then 8..15.
-// Packed as [n_tiles of outputs, n_tiles of depth, lane].
-typedef Row<uint32_t, 4> PackedWeights;
-
-template <typename T>
-__device__ inline const T* in_packed(const MlpParams& p, int64_t offset) {
-  return reinterpret_cast<const T*>(static_cast<const char*>(p.packed) + offset);
-}
-
-__device__ inline PackedWeights load_weights(const PackedWeights* weights, int k) {
-  const uint4 words = __ldg(reinterpret_cast<const uint4*>(weights) + k * kWarpSize + lane_index());
-  return {{words.x, words.y, words.z, words.w}};
-}
-
-// Factors [kM * 16 rows, 16] times weights [16, 16 columns].
-template <class Half, int kM>
-__device__ inline void add_product(const uint32_t (&factors)[kM][4], const PackedWeights& weights, Sums<kM>* sums) {
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-    multiply_add<Half>(sums->values[m], factors[m], weights.values[0], weights.values[1]);
-    multiply_add<Half>(sums->values[m] + 4, factors[m], weights.values[2], weights.values[3]);
-  }
-}
-
-// Every sum begins with its column's bias, zeros where there is none.
-template <int kM>
-__device__ inline void begin_with_bias(const MlpParams& p, const MlpLayer& layer, int tile, Sums<kM>* sums) {
-  const float* bias = in_packed<float>(p, layer.packed_bias) + tile * kTile;
-#pragma unroll
-  for (int v = 0; v < 8; v += 2) {
-    float pair[2];
-    load_row<float, 2>(bias + column_of(v), pair);
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      sums->values[m][v] = pair[0];
-      sums->values[m][v + 1] = pair[1];
-    }
-  }
-}
-
-// Adds the product of `factors` with one tile of outputs; n_depth <= kTiles tiles.
-template <class Half, int kTiles, int kM>
-__device__ inline void multiply(const Factors<Half, kTiles, kM>& factors, const PackedWeights* weights, int n_depth,
-                                Sums<kM>* sums) {
-  if (n_depth == kTiles) {  // without branches, so that all loads begin before the first product
-#pragma unroll
-    for (int k = 0; k < kTiles; ++k) add_product<Half>(factors.words[k], load_weights(weights, k), sums);
-    return;
-  }
-#pragma unroll
-  for (int k = 0; k < kTiles; ++k) {
-    if (k < n_depth) add_product<Half>(factors.words[k], load_weights(weights, k), sums);
-  }
-}
-
-// What a layer makes of `factors` in one tile of its outputs, before the activation.
-template <class Half, int kTiles, int kM>
-__device__ inline void forward_tile(const MlpParams& p, const MlpLayer& layer, int tile,
-                                    const Factors<Half, kTiles, kM>& factors, Sums<kM>* sums) {
-  const int n_depth = tiles_of(layer.n_in);
-  begin_with_bias(p, layer, tile, sums);
-  multiply(factors, in_packed<PackedWeights>(p, layer.packed_weight) + tile * n_depth * kWarpSize, n_depth, sums);
-}
+constexpr int kTileSums = 256;          // of a stored tile of sums
+constexpr int kMaxFusedRows = 128;      // of a block
+constexpr int kMaxFusedPartials = 384;  // three blocks for each of 128 multiprocessors
+constexpr int kRowsPerPartial = 128;    // at least; with the number of rows this fixes the order of sums on every card
 
 // ---- fused forward -----------------------------------------------------------------------------------------------
-
-// Thread: a unit of PackedWeights of layer blockIdx.y / 2; odd blockIdx.y packs the transposed weight, for gradients.
-// Values beyond the weight are zero.
-__global__ void mlp_pack_kernel(HASHGRID_PARAMS MlpParams p) {
-  const MlpLayer& layer = p.layers[blockIdx.y / 2];
-  const bool transposed = blockIdx.y % 2 != 0;
-  const int64_t offset = transposed ? layer.packed_transposed : layer.packed_weight;
-  const int n_columns = transposed ? layer.n_in : layer.n_out;
-  const int n_depth = transposed ? layer.n_out : layer.n_in;
-  const int unit = static_cast<int>(global_thread());
-  if (offset < 0 || unit >= tiles_of(n_columns) * tiles_of(n_depth) * kWarpSize) return;
-  const int lane = unit % kWarpSize, tile = unit / kWarpSize;
-  const int column = tile / tiles_of(n_depth) * kTile + lane / 4;
-  const int depth = tile % tiles_of(n_depth) * kTile + lane % 4 * 2;
-  const float* weight = static_cast<const float*>(layer.weight);
-  PackedWeights packed;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float pair[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int c = column + 8 * (i / 2), d = depth + 8 * (i % 2) + e;
-      const bool inside = c < n_columns && d < n_depth;
-      pair[e] = inside ? weight[transposed ? d * layer.n_in + c : c * layer.n_in + d] : 0.0f;
-    }
-    packed.values[i] = p.factors == MlpFactors::kFloat16 ? pack_pair<Float16>(pair[0], pair[1])
-                                                         : pack_pair<BFloat16>(pair[0], pair[1]);
-  }
-  char* memory = static_cast<char*>(p.packed);
-  reinterpret_cast<PackedWeights*>(memory + offset)[unit] = packed;
-  if (transposed || unit >= tiles_of(n_columns) * kTile) return;
-  const bool has_bias = layer.bias != nullptr && unit < n_columns;
-  reinterpret_cast<float*>(memory + layer.packed_bias)[unit] =
-      has_bias ? static_cast<const float*>(layer.bias)[unit] : 0.0f;
-}
 
 // Body of mlp_fused_forward_kernel, on its own so that it is left out where there are no such instructions.
 template <class Half, int kTiles, int kM, bool kReLU>
 __device__ inline void fused_forward(const MlpParams& p) {
-  const int last = p.n_layers - 1;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kForwardWarps + warp_index()) * (kM * kTile);
   if (first >= p.n_rows) return;
   Factors<Half, kTiles, kM> factors;
   load_user_factors(UserRows(p.x, first, p.n_rows, p.layers[0].n_in), &factors);
-  for (int l = 0; l < last; ++l) {
-    const MlpLayer& layer = p.layers[l];
-    const int n_tiles = tiles_of(layer.n_out);
-    // A register cannot be chosen by a number known at run time: each turn puts its tile last and moves the others up.
-    Factors<Half, kTiles, kM> next = {};
-#pragma unroll(kReLU ? kTiles : 1)
-    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-      for (int k = 0; k + 1 < kTiles; ++k) {
-#pragma unroll
-        for (int m = 0; m < kM; ++m) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) next.words[k][m][i] = next.words[k + 1][m][i];
-        }
-      }
-      if (tile >= n_tiles) continue;
-      Sums<kM> sums;
-      forward_tile(p, layer, tile, factors, &sums);
-      activate_sums(kReLU ? Activation::kReLU : p.activation, &sums);
-      clear_outside(kM * kTile, layer.n_out - tile * kTile, &sums);
-      pack_sums<Half>(sums, next.words[kTiles - 1]);
-    }
-    factors = next;
-  }
-  const MlpLayer& layer = p.layers[last];
-  const UserRows y(p.y, first, p.n_rows, layer.n_out);
-#pragma unroll 1
-  for (int tile = 0; tile < tiles_of(layer.n_out); ++tile) {
-    Sums<kM> sums;
-    forward_tile(p, layer, tile, factors, &sums);
-    activate_sums(p.output_activation, &sums);
-    store_sums(y, tile, sums);
-  }
+  pass_hidden_layers<Half, kTiles, kM, kReLU>(p, &factors);
+  write_last_layer(p, first, factors);
 }
 
 // Warp: kM * 16 rows through all layers, each at most kTiles * 16 wide; warps know nothing of each other. kReLU: of the
-// hidden layers, whose loops then unroll; other activations are too long for that. Sums fp32, factors rounded.
+// hidden layers. Sums fp32, factors rounded.
 template <class Half, int kTiles, int kM, bool kReLU>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, 2) mlp_fused_forward_kernel(HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) fused_forward<Half, kTiles, kM, kReLU>(p);
@@ -508,8 +190,11 @@ struct StoredGradient {
   uint32_t* units;  // [n_block] bits of a power of two, if kHasUnits
 };
 
-__device__ inline StoredGradient stored_gradient(const MlpParams& p, unsigned char* shared, int slot, int width) {
-  return {stored_factors(shared, p.gradient[slot], width), reinterpret_cast<uint32_t*>(shared + p.units[slot])};
+// The gradient of layer l's sums. It takes the place of the factors that became of them, those of layer l + 1; only the
+// last layer's has memory of its own. Units alternate between two places.
+__device__ inline StoredGradient stored_gradient(const MlpParams& p, unsigned char* shared, int l) {
+  const int64_t offset = l + 1 < p.n_layers ? p.layers[l + 1].input : p.gradient[0];
+  return {stored_factors(shared, offset, p.layers[l].n_out), reinterpret_cast<uint32_t*>(shared + p.units[l % 2])};
 }
 
 // Rounds and stores a tile of gradients, with Float16 in units: `grad` is lost.
@@ -525,12 +210,14 @@ __device__ inline void store_gradient(const StoredGradient& stored, int tile, Su
 template <class Half, int kM>
 __device__ inline void store_units(const StoredGradient& stored, const RowUnits<kM>& units) {
   if constexpr (kHasUnits<Half>) {
-    if (lane_index() % 4 != 0) return;
+    if (lane_index() % 4 == 0) {
 #pragma unroll
-    for (int m = 0; m < kM; ++m) {
+      for (int m = 0; m < kM; ++m) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) stored.units[(warp_index() * kM + m) * kTile + row_of(2 * h)] = units.bits[m][h];
+        for (int h = 0; h < 2; ++h) stored.units[(warp_index() * kM + m) * kTile + row_of(2 * h)] = units.bits[m][h];
+      }
     }
+    __syncwarp();
   }
 }
 
@@ -679,7 +366,7 @@ __device__ inline void begin_gradient(const MlpParams& p, unsigned char* shared,
                                       const Factors<Half, kTiles, kM>& factors) {
   const MlpLayer& layer = p.layers[p.n_layers - 1];
   const UserRows grad_y(p.grad_y, first, p.n_rows, layer.n_out);
-  const StoredGradient gradient = stored_gradient(p, shared, 0, layer.n_out);
+  const StoredGradient gradient = stored_gradient(p, shared, p.n_layers - 1);
   RowUnits<kM> units;
 #pragma unroll 1
   for (int tile = 0; tile < gradient.factors.n_tiles; ++tile) {
@@ -699,17 +386,17 @@ __device__ inline void begin_gradient(const MlpParams& p, unsigned char* shared,
 
 // The gradient of layer l's sums, in shared memory, pulled back to those of layer l - 1, or to x.
 template <class Half, int kTiles, int kM>
-__device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, int l, int slot, int64_t first) {
+__device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, int l, int64_t first) {
   const MlpLayer& layer = p.layers[l];
-  const StoredGradient gradient = stored_gradient(p, shared, slot, layer.n_out);
-  const StoredGradient next = stored_gradient(p, shared, 1 - slot, layer.n_in);
+  const StoredGradient gradient = stored_gradient(p, shared, l);
+  const StoredGradient next = l > 0 ? stored_gradient(p, shared, l - 1) : StoredGradient();
   const PackedWeights* weights = in_packed<PackedWeights>(p, layer.packed_transposed);
   Factors<Half, kTiles, kM> factors = {};
   load_factors(gradient.factors, &factors);
   const int n_depth = gradient.factors.n_tiles;
   RowUnits<kM> units;
 #pragma unroll 1
-  for (int tile = 0; tile < next.factors.n_tiles; ++tile) {
+  for (int tile = 0; tile < tiles_of(layer.n_in); ++tile) {
     Sums<kM> grad = {};
     multiply(factors, weights + tile * n_depth * kWarpSize, n_depth, &grad);
     apply_units<Half>(gradient, &grad);
@@ -729,8 +416,8 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
   if (l > 0) store_units<Half>(next, units);
 }
 
-// Body of mlp_fused_backward_kernel. One barrier per layer is enough with two slots for gradients: behind it, one slot
-// is complete and only read, the other no longer read and written for the next layer.
+// Body of mlp_fused_backward_kernel. Two barriers per layer: its gradient is complete before all warps sum up that of
+// its weight, and they have done so before the gradient below takes the place of its factors.
 template <class Half, int kTiles, int kM>
 __device__ inline void fused_backward(const MlpParams& p) {
   HASHGRID_DYNAMIC_SHARED(unsigned char, shared);
@@ -757,17 +444,15 @@ __device__ inline void fused_backward(const MlpParams& p) {
       forward_again(p, shared, first, &factors);
       begin_gradient(p, shared, first, factors);
     }
-    int slot = 0;
     for (int l = last; l >= 0; --l) {
       const MlpLayer& layer = p.layers[l];
-      __syncthreads();  // the gradient is complete; the other slot is no longer read
       if (partial != nullptr) {
-        add_weight_gradient<Half>(stored_gradient(p, shared, slot, layer.n_out),
-                                  stored_factors(shared, layer.input, layer.n_in), n_row_tiles,
-                                  sums + layer.grad_weight);
+        __syncthreads();  // the gradient is complete
+        add_weight_gradient<Half>(stored_gradient(p, shared, l), stored_factors(shared, layer.input, layer.n_in),
+                                  n_row_tiles, sums + layer.grad_weight);
+        __syncthreads();  // the factors are no longer read
       }
-      if (active && (l > 0 || p.grad_x != nullptr)) pull_gradient<Half, kTiles, kM>(p, shared, l, slot, first);
-      slot = 1 - slot;
+      if (active && (l > 0 || p.grad_x != nullptr)) pull_gradient<Half, kTiles, kM>(p, shared, l, first);
     }
   }
   if (partial == nullptr) return;
@@ -783,8 +468,8 @@ __device__ inline void fused_backward(const MlpParams& p) {
 }
 
 // Block: a range of blocks of n_block rows, one after the other; warp w takes rows w * kM * 16 and on of each. Shared
-// memory: every layer's factors, two gradients, sums of the parameter gradients (see MlpParams). Sums are fp32, factors
-// rounded, among them the gradients before each product; bias gradients sum what is not rounded.
+// memory: every layer's factors, the last gradient, sums of the parameter gradients (see MlpParams). Sums are fp32,
+// factors rounded, among them the gradients before each product; bias gradients sum what is not rounded.
 template <class Half, int kTiles, int kM>
 __global__ void __launch_bounds__(kMaxFusedRows / (kM * kTile) * kWarpSize, 1)
     mlp_fused_backward_kernel(HASHGRID_PARAMS MlpParams p) {
@@ -827,15 +512,11 @@ inline void lay_out_fused_block(MlpParams& p, bool need_params, bool shared_sums
   MlpLayout shared;
   p.n_block = p.n_warps * backward_row_tiles(p) * kTile;
   const int row_tiles = p.n_block / kTile;
-  int widest_out = 0;
-  for (int l = 0; l < p.n_layers; ++l) {
-    MlpLayer& layer = p.layers[l];
-    layer.input = shared.add(row_tiles * tiles_of(layer.n_in) * kTileWords * int64_t{4});
-    widest_out = std::max(widest_out, tiles_of(layer.n_out));
-  }
-  for (int slot = 0; slot < 2; ++slot) {
-    p.gradient[slot] = shared.add(row_tiles * widest_out * kTileWords * int64_t{4});
-    p.units[slot] = p.factors == MlpFactors::kFloat16 ? shared.add(p.n_block * int64_t{4}) : 0;
+  const auto add_factors = [&](int width) { return shared.add(row_tiles * tiles_of(width) * kTileWords * int64_t{4}); };
+  for (int l = 0; l < p.n_layers; ++l) p.layers[l].input = add_factors(p.layers[l].n_in);
+  p.gradient[0] = add_factors(p.layers[p.n_layers - 1].n_out);
+  for (int64_t& units : p.units) {
+    units = p.factors == MlpFactors::kFloat16 ? shared.add(p.n_block * int64_t{4}) : 0;
   }
   p.sums = need_params && shared_sums ? shared.add((p.partial_size - p.n_bias_sums) * 4) : -1;
   p.bias_sums = need_params && p.n_bias_sums > 0 ? shared.add(p.n_warps * p.n_bias_sums * 4) : -1;
@@ -844,18 +525,13 @@ inline void lay_out_fused_block(MlpParams& p, bool need_params, bool shared_sums
 
 // Workspace: packed weights and partial sums. Activations need none.
 inline MlpWorkspace plan_fused(MlpParams& p, bool backward, bool need_params) {
-  MlpLayout packed;
+  const int64_t packed = lay_out_packed(p, backward);
+  if (!backward) return {packed, 0, 0};
   int64_t weight_sums = 0;
   for (int l = 0; l < p.n_layers; ++l) {
-    MlpLayer& layer = p.layers[l];
-    const int64_t tiles = int64_t{tiles_of(layer.n_in)} * tiles_of(layer.n_out);
-    layer.packed_weight = packed.add(tiles * kTileWords * 4);
-    layer.packed_transposed = backward ? packed.add(tiles * kTileWords * 4) : -1;
-    layer.packed_bias = packed.add(tiles_of(layer.n_out) * kTile * 4);
-    layer.grad_weight = weight_sums;
-    weight_sums += tiles * kTileSums;
+    p.layers[l].grad_weight = weight_sums;
+    weight_sums += int64_t{tiles_of(p.layers[l].n_in)} * tiles_of(p.layers[l].n_out) * kTileSums;
   }
-  if (!backward) return {packed.size, 0, 0};
   p.n_bias_sums = 0;
   for (int l = 0; l < p.n_layers; ++l) {
     p.layers[l].grad_bias = weight_sums + p.n_bias_sums;
@@ -877,25 +553,17 @@ inline MlpWorkspace plan_fused(MlpParams& p, bool backward, bool need_params) {
   }
   p.n_blocks = divide_up(p.n_rows, p.n_block);
   p.n_partials = p.n_blocks;
-  if (!need_params) return {packed.size, 0, 0};
-  p.n_partials = std::min<int64_t>(kMaxPartials, divide_up(p.n_rows, kRowsPerPartial));
+  if (!need_params) return {packed, 0, 0};
+  const int64_t n_parts =
+      std::max<int64_t>(1, divide_up(p.n_rows, kRowsPerPartial));  // of equal number per partial sum
+  p.n_partials = divide_up(n_parts, divide_up(n_parts, kMaxFusedPartials));
   p.n_partials = std::min(p.n_partials, std::max<int64_t>(4, kMaxPartialBytes / (p.partial_size * 4)));
-  return {packed.size, 0, p.n_partials * p.partial_size * 4};
-}
-
-// One grid for all layers, as wide as the largest needs.
-inline void launch_pack(const MlpParams& p, cudaStream_t stream) {
-  int64_t units = 0;
-  for (int l = 0; l < p.n_layers; ++l) {
-    units = std::max<int64_t>(units, tiles_of(p.layers[l].n_in) * tiles_of(p.layers[l].n_out) * kWarpSize);
-  }
-  HASHGRID_LAUNCH(mlp_pack_kernel, blocks_of(units, kPackThreads, static_cast<unsigned>(2 * p.n_layers)), stream, p);
+  return {packed, 0, p.n_partials * p.partial_size * 4};
 }
 
 template <class Half, int kTiles, int kM>
 void launch_fused_forward_of(const MlpParams& p, cudaStream_t stream) {
-  LaunchShape shape = blocks_of(p.n_rows, kForwardWarps * kM * kTile);
-  shape.block = dim3(kForwardWarps * kWarpSize);
+  const LaunchShape shape = blocks_of_warps(p.n_rows, kM);
   if (p.activation == Activation::kReLU) {
     HASHGRID_LAUNCH_TOGETHER((mlp_fused_forward_kernel<Half, kTiles, kM, true>), shape, stream, p);
   } else {

@@ -21,6 +21,10 @@ namespace hashgrid {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
 inline std::string shape_of(const Tensor& tensor) {
   std::ostringstream out;
   out << "[";

@@ -106,8 +106,4 @@ inline void set_cotangents(const std::optional<Tensor>& grad_grad_positions,
   p.grad_grad_level_weights = checked(grad_grad_level_weights, "grad_grad_level_weights", {p.n_levels});
 }
 
-inline Tensor empty(const Tensor& like, std::vector<int64_t> shape, std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::new_empty(like, shape, dtype);
-}
-
 }  // namespace hashgrid

@@ -17,34 +17,32 @@ inline MlpFactors factors_of(int64_t value) {
   return static_cast<MlpFactors>(value);
 }
 
-// Everything that does not depend on the device; offsets into a workspace stay -1 where not every device has one.
-inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+// Everything that does not depend on the device, for n_rows inputs of `width` columns; `x_type` is theirs. Offsets into
+// a workspace stay -1 where not every device has one.
+inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_type, DType dtype,
+                                 const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                                  int64_t activation, int64_t output_activation, int64_t factors) {
   MlpParams p = {};
-  STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
-  STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
   const int64_t n_layers = static_cast<int64_t>(weights.size());
   STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`weights` must have 1..", kMaxMlpLayers, " layers, got ",
                   n_layers);
   STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
                   " tensors, one per layer, or none, got ", biases.size());
-  p.dtype = real_dtype_of(x, "x");
-  p.n_rows = x.size(0);
+  p.dtype = dtype;
+  p.n_rows = n_rows;
   p.n_layers = static_cast<int32_t>(n_layers);
   p.activation = activation_of(activation, "activation");
   p.output_activation = activation_of(output_activation, "output_activation");
   p.factors = factors_of(factors);
   STD_TORCH_CHECK(p.factors == MlpFactors::kReal || p.dtype == DType::kFloat32,
                   p.factors == MlpFactors::kFloat16 ? "float16" : "bfloat16", " products need float32 tensors, got ",
-                  name_of(x.scalar_type()));
-  int64_t width = x.size(1);
-  STD_TORCH_CHECK(width >= 1, "`x` must have at least one column, got ", shape_of(x));
+                  name_of(x_type));
   for (int l = 0; l < p.n_layers; ++l) {
     const Tensor& weight = weights[l];
     const std::string name = "weights[" + std::to_string(l) + "]";
     STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && weight.size(0) >= 1, "`", name,
                     "` must have shape [out, ", width, "], got ", shape_of(weight));
-    check_dtype(weight, name.c_str(), x.scalar_type());
+    check_dtype(weight, name.c_str(), x_type);
     STD_TORCH_CHECK(weight.is_contiguous(), "`", name, "` must be contiguous");
     STD_TORCH_CHECK(weight.size(0) < (1 << 20) && width < (1 << 20), "`", name,
                     "` is wider than 2^20: ", shape_of(weight));
@@ -56,12 +54,22 @@ inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& wei
     if (!biases.empty()) {
       const std::string bias_name = "biases[" + std::to_string(l) + "]";
       check_shape(biases[l], bias_name.c_str(), {layer.n_out});
-      check_dtype(biases[l], bias_name.c_str(), x.scalar_type());
+      check_dtype(biases[l], bias_name.c_str(), x_type);
       STD_TORCH_CHECK(biases[l].is_contiguous(), "`", bias_name, "` must be contiguous");
       layer.bias = biases[l].const_data_ptr();
     }
     width = layer.n_out;
   }
+  return p;
+}
+
+inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                                 int64_t activation, int64_t output_activation, int64_t factors) {
+  STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
+  STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
+  STD_TORCH_CHECK(x.size(1) >= 1, "`x` must have at least one column, got ", shape_of(x));
+  MlpParams p = make_mlp_params(x.size(0), x.size(1), x.scalar_type(), real_dtype_of(x, "x"), weights, biases,
+                                activation, output_activation, factors);
   p.x = x.const_data_ptr();
   return p;
 }

@@ -84,4 +84,7 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "mlp_backward_backward(Tensor cotangent, Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, "
       "int activation, int output_activation, bool need_grad_y, bool need_x, bool need_params) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def("hash_encode_mlp(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
+        "int interpolation, int bounds, Tensor[] weights, Tensor[] biases, int activation, int output_activation, "
+        "int factors) -> Tensor");
 }

@@ -12,6 +12,7 @@ from typing import Any
 SUITES = {
     "encode": "hash_encode",
     "mlp": "mlp",
+    "field": "hash_encode_mlp",
     "encodings": "encodings",
     "march": "march_rays",
     "composite": "composite",

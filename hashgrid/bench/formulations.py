@@ -40,7 +40,9 @@ def all_levels_at_once(positions: Tensor, table: Tensor, levels: LevelTable) -> 
     cell = place.floor()
     fraction, cell = place - cell, cell.long()
     n_dense = sum(not hashed for hashed in levels.hashed)  # the coarse ones, which come first
-    strides = torch.tensor([[r**d for d in range(3)] for r in levels.resolutions[:n_dense]], device=device).view(-1, 3)
+    strides = (
+        torch.tensor([[r**d for d in range(3)] for r in levels.resolutions[:n_dense]], device=device).long().view(-1, 3)
+    )
     dense = hashed = torch.zeros(1, 1, 1, dtype=torch.int64, device=device)
     weight = torch.ones(1, 1, 1, dtype=positions.dtype, device=device)
     for axis in range(3):

@@ -173,15 +173,7 @@ def mlps(weights: Sequence[Tensor], x: Tensor, grad_y: Tensor | None) -> list[Co
 
     def contender(name: str, jit: bool, no_cast: bool) -> Contender:
         def build() -> tuple[Run, None]:
-            width = weights[0].shape[0]
-            config = {
-                "otype": "FullyFusedMLP",
-                "activation": "ReLU",
-                "output_activation": "None",
-                "n_neurons": width,
-                "n_hidden_layers": len(weights) - 1,
-            }
-            module = _tcnn(jit).Network(weights[0].shape[1], weights[-1].shape[0], config)
+            module = _tcnn(jit).Network(weights[0].shape[1], weights[-1].shape[0], _network_config(weights))
             module = _prepare(module, torch.cat([w.detach().flatten() for w in weights]), jit, no_cast)
             leaf = x.detach().clone().requires_grad_()
 
@@ -195,6 +187,34 @@ def mlps(weights: Sequence[Tensor], x: Tensor, grad_y: Tensor | None) -> list[Co
         return _late(name, build)
 
     return [contender(*mode) for mode in _TCNN_MODES]
+
+
+def networks_with_input_encoding(
+    grid: Grid, positions: Tensor, table: Tensor, weights: Sequence[Tensor]
+) -> list[Contender]:
+    """A hash grid and a bias-free ReLU network behind it, forward; tcnn stores the network first."""
+
+    def contender(name: str, jit: bool, no_cast: bool) -> Contender:
+        def build() -> tuple[Run, None]:
+            module = _tcnn(jit).NetworkWithInputEncoding(
+                3, weights[-1].shape[0], grid.tcnn_config(), _network_config(weights)
+            )
+            params = torch.cat([*(w.detach().flatten() for w in weights), table.flatten()])
+            return _tcnn_run(_prepare(module, params, jit, no_cast), positions, None, [], tuple), None
+
+        return _late(name, build, rms_tolerance=HALF_TOLERANCE)
+
+    return [contender(*mode) for mode in _TCNN_MODES]
+
+
+def _network_config(weights: Sequence[Tensor]) -> dict[str, Any]:
+    return {
+        "otype": "FullyFusedMLP",
+        "activation": "ReLU",
+        "output_activation": "None",
+        "n_neurons": weights[0].shape[0],
+        "n_hidden_layers": len(weights) - 1,
+    }
 
 
 def _encoders(config: dict[str, Any], to_input: Callable[[Tensor], Tensor], slope: float) -> dict[str, MakeContender]:

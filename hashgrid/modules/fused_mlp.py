@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,14 +133,17 @@ class FusedMLP(nn.Module):
         """
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
-        return ops_of(self.backend).mlp(
-            x,
-            list(self.weights),
-            list(self.biases) if len(self.biases) > 0 else None,
-            self.activation,
-            self.output_activation,
-            self.weights[0].dtype if self.compute_dtype == torch.float32 else self.compute_dtype,
-        )
+        return ops_of(self.backend).mlp(x, **self.op_arguments())
+
+    def op_arguments(self) -> dict[str, Any]:
+        """What :func:`hashgrid.ops.mlp` takes besides its inputs."""
+        return {
+            "weights": list(self.weights),
+            "biases": list(self.biases) if len(self.biases) > 0 else None,
+            "activation": self.activation,
+            "output_activation": self.output_activation,
+            "compute_dtype": self.weights[0].dtype if self.compute_dtype == torch.float32 else self.compute_dtype,
+        }
 
     @classmethod
     def from_sequential(

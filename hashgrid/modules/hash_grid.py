@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,23 +110,31 @@ class HashGrid(nn.Module):
         Raises:
             ValueError: a shape does not fit.
         """
+        return ops_of(self.backend).hash_encode(
+            **self.op_arguments(x, level_weights), known=known, grad_buffer=self._grad_buffer()
+        )
+
+    def op_arguments(self, x: Tensor, level_weights: Tensor | None = None) -> dict[str, Any]:
+        """What :func:`hashgrid.ops.hash_encode` takes for these positions.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
         if level_weights is not None:
             if level_weights.shape != (self.n_levels,):
                 raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
             level_weights = level_weights.to(maths_dtype(x))
-        return ops_of(self.backend).hash_encode(
-            x,
-            self.table,
-            self.levels,
-            self.interpolation,
-            self.bounds,
-            level_weights,
-            self._read_shadow(),
-            known,
-            self._grad_buffer(),
-        )
+        return {
+            "positions": x,
+            "table": self.table,
+            "levels": self.levels,
+            "interpolation": self.interpolation,
+            "bounds": self.bounds,
+            "level_weights": level_weights,
+            "shadow": self._read_shadow(),
+        }
 
     def _grad_buffer(self) -> Tensor | None:
         """``table.grad``, made where needed, when the backward is to add to it itself."""

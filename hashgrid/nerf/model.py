@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.modules import FusedMLP, HashGrid, SphericalHarmonics
+from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.reference.activation import activate
 
@@ -71,13 +72,18 @@ class NerfModel(nn.Module):
         geometry = self.density_mlp(encoded)
         return self.density_of(geometry), geometry
 
+    def geometry_at(self, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from positions [S, 3] in the unit cube of the grid."""
+        geometry = encode_and_pass(self.grid, self.density_mlp, unit)
+        return self.density_of(geometry), geometry
+
     def density_of(self, geometry: Tensor) -> Tensor:
         """Density [S] per scene unit from geometry features [S, G]."""
         return activate(geometry[:, 0], "exp")
 
     def density(self, positions: Tensor) -> Tensor:
         """Density [S] per scene unit at scene positions [S, 3]."""
-        return self.geometry(self.grid(self.unit(positions)))[0]
+        return self.geometry_at(self.unit(positions))[0]
 
     def color(self, geometry: Tensor, encoded_directions: Tensor) -> Tensor:
         """sRGB colour [S, 3] from geometry features [S, G] and encoded view directions [S, degree^2]."""

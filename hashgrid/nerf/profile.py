@@ -15,7 +15,7 @@ PHASES = {
     "rays": (RAYS,),
     "march": ("hashgrid::march_rays", "hashgrid::ray_aabb"),
     "visible samples": ("hashgrid::window_samples", "hashgrid::visible_samples"),
-    "encode": ("hashgrid::hash_encode", "hashgrid::sh_encode", "hashgrid::frequency_encode"),
+    "encode": ("hashgrid::hash_encode", "hashgrid::hash_encode_mlp", "hashgrid::sh_encode"),
     "encode, backward": (
         "hashgrid::hash_encode_backward",
         "hashgrid::hash_encode_accumulate_table_gradient",

@@ -43,13 +43,11 @@ class Rendered:
 
 @dataclass
 class VisibleFeatures:
-    """Samples that can be seen: where they are in the unit cube [K, 3], their grid features [K, L * F] and, if asked
-    for, geometry features [K, G]; and the number of samples that were evaluated to find them."""
+    """Samples that can be seen, and the number of samples that were evaluated to find them. To go on from: geometry
+    features [K, G], or places in the unit cube [K, 3] and the grid features [K, L * F] there."""
 
     samples: RaySamples
-    unit: Tensor
-    encoded: Tensor
-    geometry: Tensor | None
+    values: tuple[Tensor, ...]
     n_evaluated: int
 
 
@@ -82,11 +80,13 @@ def render_rays(
     # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then the colour MLP and
     # the backward pass, two thirds of a step, on the samples that count.
     train = torch.is_grad_enabled()
-    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps, with_geometry=not train)
-    if seen.geometry is None:
-        sigmas, geometry = model.geometry(model.grid(seen.unit, known=seen.encoded))
+    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps, to_train=train)
+    if train:
+        unit, encoded = seen.values
+        sigmas, geometry = model.geometry(model.grid(unit, known=encoded))
     else:
-        sigmas, geometry = model.density_of(seen.geometry), seen.geometry
+        (geometry,) = seen.values
+        sigmas = model.density_of(geometry)
     features, opacities, depths = shade(model, seen.samples, sigmas, geometry, rays_d, marching, background)
     return Rendered(features, opacities, depths, seen.samples.n_samples, seen.n_evaluated)
 
@@ -115,9 +115,10 @@ def visible_features(
     early_stop_eps: float,
     first_window: int = 8,
     growth: int = 4,
-    with_geometry: bool = True,
+    to_train: bool = False,
 ) -> VisibleFeatures:
-    """The samples that can be seen, and what the field says of them.
+    """The samples that can be seen, and what the field says of them: geometry features, or, ``to_train``, places and
+    grid features.
 
     Rays advance together, window by window, each ``growth`` times as long as the one before; those that have become
     opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
@@ -131,18 +132,21 @@ def visible_features(
         index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
         if index.shape[0] == 0 and windows:
             break
-        encoded = model.grid(unit)
-        densities, geometry = model.geometry(encoded)
+        if to_train:
+            encoded = model.grid(unit)
+            densities = model.geometry(encoded)[0]
+            windows.append((index, unit, encoded))
+        else:
+            densities, geometry = model.geometry_at(unit)
+            windows.append((index, geometry))
         sigmas.scatter_(0, index, densities)
-        windows.append((index, unit, encoded, geometry) if with_geometry else (index, unit, encoded))
         begin, length = begin + length, growth * length
     index, *values = (torch.cat(parts) for parts in zip(*windows, strict=True))
     row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=index.device)
     row_of.scatter_(0, index, torch.arange(index.shape[0], device=index.device))
     samples, seen = samples.visible(sigmas, early_stop_eps)
     rows = row_of.index_select(0, seen)
-    unit, encoded, *rest = (value.index_select(0, rows) for value in values)
-    return VisibleFeatures(samples, unit, encoded, rest[0] if with_geometry else None, index.shape[0])
+    return VisibleFeatures(samples, tuple(value.index_select(0, rows) for value in values), index.shape[0])
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from hashgrid.ops.composite import composite
 from hashgrid.ops.counter_uniform import counter_uniform
 from hashgrid.ops.frequency_encode import frequency_encode
 from hashgrid.ops.hash_encode import hash_encode
+from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops.march_rays import march_rays, march_rays_fixed
 from hashgrid.ops.mlp import mlp
 from hashgrid.ops.occupancy_points import occupancy_points
@@ -23,6 +24,7 @@ __all__ = [
     "counter_uniform",
     "frequency_encode",
     "hash_encode",
+    "hash_encode_mlp",
     "march_rays",
     "march_rays_fixed",
     "mlp",

@@ -60,7 +60,7 @@ def hash_encode(
     check_option("bounds", bounds, BOUNDS)
     positions = at_least_fp32(positions)
     batch = positions.shape[:-1]
-    options = _options(levels, interpolation, bounds)
+    options = options_of(levels, interpolation, bounds)
     flat = flatten(positions, levels.n_input_dims, "positions")
     if known is not None:
         known = flatten(known, levels.n_levels * table.shape[1], "known")
@@ -73,7 +73,7 @@ def hash_encode(
     return unflatten(y, batch)
 
 
-def _options(levels: LevelTable, interpolation: str, bounds: str) -> tuple[Any, ...]:
+def options_of(levels: LevelTable, interpolation: str, bounds: str) -> tuple[Any, ...]:
     """The arguments of the ops that are no tensors, in schema order."""
     return (
         list(levels.scales),

@@ -60,7 +60,9 @@ def mlp(
     """
     weights = list(weights)
     biases = [] if biases is None else list(biases)
-    _check_arguments(x, weights, biases, activation, output_activation, compute_dtype)
+    if x.dim() == 0:
+        raise ValueError("`x` must have shape [..., in], got []")
+    check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)
     compute_dtype = product_dtype(compute_dtype, weights[0])
     batch = x.shape[:-1]
     flat = flatten(x.to(weights[0].dtype), weights[0].shape[1], "x")
@@ -77,14 +79,19 @@ def mlp(
     return unflatten(y, batch)
 
 
-def _check_arguments(
-    x: Tensor,
+def check_network(
+    width: int,
     weights: list[Tensor],
     biases: list[Tensor],
     activation: str,
     output_activation: str,
     compute_dtype: torch.dtype | None,
 ) -> None:
+    """Whether a network takes inputs ``width`` wide.
+
+    Raises:
+        ValueError: it does not, or an option is unknown.
+    """
     for name, value in (("activation", activation), ("output_activation", output_activation)):
         check_option(name, value, ACTIVATIONS)
     if not 1 <= len(weights) <= MAX_LAYERS:
@@ -94,9 +101,6 @@ def _check_arguments(
         raise ValueError(f"`compute_dtype` must be {allowed} or {weights[0].dtype}, got {compute_dtype}")
     if biases and len(biases) != len(weights):
         raise ValueError(f"`biases` must have {len(weights)} tensors, one per layer, got {len(biases)}")
-    if x.dim() == 0:
-        raise ValueError("`x` must have shape [..., in], got []")
-    width = x.shape[-1]
     for layer, weight in enumerate(weights):
         if weight.dim() != 2 or weight.shape[1] != width:
             raise ValueError(f"`weights[{layer}]` must have shape [out, {width}], got {list(weight.shape)}")

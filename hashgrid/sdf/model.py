@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.modules import FusedMLP, HashGrid
+from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.options import check_option
 from hashgrid.sdf.config import SdfConfig
 
@@ -94,7 +95,7 @@ class SdfField(Field):
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""
-        y = self.mlp(self.grid(x, level_weights)).squeeze(-1)
+        y = encode_and_pass(self.grid, self.mlp, x, level_weights).squeeze(-1)
         return y + distance_to_centre(x) if self.from_centre else y
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:

@@ -34,9 +34,11 @@ INSTRUCTIONS = (
     (r"hash_encode_forward_kernel<float, B?Float16, [234], 4>", 75, ("LDG.E.64", "STG.E.128")),
     (r"hash_encode_forward_kernel<float, B?Float16, [234], 8>", 75, ("LDG.E.128", "STG.E.128")),
     (r"hash_encode_forward_kernel<float, \w+, [234], 2>", 75, ("STG.E.64",)),
-    (r"hash_encode_backward_table_kernel<float, [234], 2, \(TableSum\)0>", 90, ("LDG.E.64", "REDG.E.ADD.F32x2")),
-    (r"hash_encode_backward_table_kernel<float, [234], [48], \(TableSum\)0>", 90, ("LDG.E.128", "REDG.E.ADD.F32x4")),
+    (r"hash_encode_backward_table_kernel<[234], 2>", 90, ("LDG.E.64", "REDG.E.ADD.F32x2")),
+    (r"hash_encode_backward_table_kernel<[234], [48]>", 90, ("LDG.E.128", "REDG.E.ADD.F32x4")),
     (r"mlp_fused_forward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16",)),
+    (r"hash_encode_mlp_kernel<float, BFloat16, .*>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
+    (r"hash_encode_mlp_kernel<\w+, Float16, .*>", 80, ("HMMA.16816.F32",)),
     (r"mlp_fused_backward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16", "LDSM.16.MT88")),
     (r"mlp_fused_(forward|backward)_kernel<Float16, .*>", 80, ("HMMA.16816.F32",)),
     (r"adam_step_rows_kernel<float, 2>", 75, ("LDG.E.64", "STG.E.64")),
@@ -44,7 +46,12 @@ INSTRUCTIONS = (
     (r"composite_\w+_kernel<.*>", 75, ("SHFL",)),
 )
 # Sines of large arguments, of fp64 and in the MLP's sine activation, reduce them by a table in local memory.
-LOCAL_MEMORY = r"frequency_encode_\w+_kernel<double>|mlp_(fused_forward|fused_backward|activate|derivative)_kernel<.*>"
+LOCAL_MEMORY = "|".join(
+    (
+        r"frequency_encode_\w+_kernel<double>",
+        r"(hash_encode_mlp|mlp_fused_forward|mlp_fused_backward|mlp_activate|mlp_derivative)_kernel<.*>",
+    )
+)
 
 
 def main() -> None:
@@ -78,7 +85,7 @@ def build(out: Path, archs: str) -> str:
         path.unlink()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
-    warnings = [line for line in output.splitlines() if re.search(r"\bwarning\b", line) and "csrc" in line]
+    warnings = [line for line in output.splitlines() if re.search(r"\b(warning|error)\b", line) and "csrc" in line]
     if done.returncode != 0 or warnings:
         sys.exit("\n".join(warnings) or output[-8000:])
     return output

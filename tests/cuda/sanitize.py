@@ -95,6 +95,18 @@ def hash_encode(n: int) -> None:
         ops.hash_encode(x.detach(), table, levels, grad_buffer=buffer, **options).sum().backward()
 
 
+def hash_encode_mlp(n: int) -> None:
+    for dims, features in ((2, 2), (3, 2), (3, 8), (3, 1)):
+        levels = make_level_table(dims, n_levels=4, log2_hashmap_size=8, base_resolution=3, max_resolution=16)
+        x, table = 1.2 * torch.rand(n, dims) - 0.1, torch.randn(levels.n_entries, features)
+        for half in (torch.float16, torch.bfloat16):
+            for width in (48, 128):
+                weights = [torch.randn(width, 4 * features), torch.randn(5, width)]
+                options = {"biases": [torch.randn(width), torch.randn(5)], "compute_dtype": half}
+                ops.hash_encode_mlp(x, table, levels, weights, shadow=table.to(half), **options)
+                ops.hash_encode_mlp(x, table, levels, weights, activation="softplus", **options)
+
+
 def mlp(n: int) -> None:
     networks = (32, 64, 64, 16), (17, 32, 3), (3, 128, 128, 1), (5, 200, 3)
     kinds = [(widths, torch.float32, factor) for widths in networks for factor in FACTORS]
@@ -196,6 +208,7 @@ def adam_step(n: int) -> None:
 
 WORK: dict[str, Callable[[int], None]] = {
     "hash_encode": hash_encode,
+    "hash_encode_mlp": hash_encode_mlp,
     "mlp": mlp,
     "sh_encode": sh_encode,
     "frequency_encode": frequency_encode,

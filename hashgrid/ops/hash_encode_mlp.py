@@ -1,0 +1,85 @@
+"""A hash grid and the network behind it, as one kernel where no gradient is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+from hashgrid.autograd import is_recorded
+from hashgrid.levels import LevelTable
+from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.ops.hash_encode import hash_encode, options_of
+from hashgrid.ops.mlp import check_network, mlp
+from hashgrid.options import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
+from hashgrid.precision import at_least_fp32, product_dtype
+
+
+def hash_encode_mlp(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    level_weights: Tensor | None = None,
+    shadow: Tensor | None = None,
+    activation: str = "relu",
+    output_activation: str = "none",
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``mlp(hash_encode(positions, ...), ...)``, for arguments see `hash_encode` and `mlp`.
+
+    Where no gradient is recorded, features do not reach memory: on the CPU, and on a GPU from sm_80 on with 2 or 3
+    dimensions, an even number of features per level, fp32 positions, 16-bit products (``compute_dtype`` or autocast), a
+    table of fp32 or a shadow of their dtype, and layers up to 128 wide. In all other cases the kernels of the two ops
+    run. Values are rounded at the same places.
+
+    Returns:
+        [..., out] in the dtype of the weights.
+
+    Raises:
+        ValueError: an option is unknown, or a shape does not fit.
+        RuntimeError: a dtype or size the kernels do not take.
+    """
+    weights, biases = list(weights), [] if biases is None else list(biases)
+    tensors = [positions, table, *weights, *biases, *([] if level_weights is None else [level_weights])]
+    if is_recorded(*tensors) or not _have_one_dtype(at_least_fp32(positions), table, *weights, *biases):
+        encoded = hash_encode(positions, table, levels, interpolation, bounds, level_weights, shadow)
+        return mlp(encoded, weights, biases or None, activation, output_activation, compute_dtype)
+    check_option("interpolation", interpolation, INTERPOLATIONS)
+    check_option("bounds", bounds, BOUNDS)
+    width = levels.n_levels * table.shape[-1]
+    check_network(width, weights, biases, activation, output_activation, compute_dtype)
+    positions, products = at_least_fp32(positions), product_dtype(compute_dtype, weights[0])
+    y = _extension.ops().hash_encode_mlp(
+        flatten(positions, levels.n_input_dims, "positions"),
+        (table if shadow is None else shadow).contiguous(),
+        None if level_weights is None else at_least_fp32(level_weights).contiguous(),
+        *options_of(levels, interpolation, bounds),
+        [weight.contiguous() for weight in weights],
+        [bias.contiguous() for bias in biases],
+        ACTIVATIONS.index(activation),
+        ACTIVATIONS.index(output_activation),
+        FACTORS.index(None if products == weights[0].dtype else products),
+    )
+    return unflatten(y, positions.shape[:-1])
+
+
+def _have_one_dtype(*tensors: Tensor) -> bool:
+    """The two ops cast between them."""
+    return all(tensor.dtype == tensors[0].dtype for tensor in tensors)
+
+
+def _register() -> None:
+    @torch.library.register_fake("hashgrid::hash_encode_mlp")
+    def _(positions, table, level_weights, scales, *options):
+        weights = options[7]
+        return positions.new_empty(positions.shape[0], weights[-1].shape[0])
+
+
+if _extension.module is not None:
+    _register()

@@ -1,0 +1,31 @@
+"""A hash grid and the network behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hashgrid.levels import LevelTable
+from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.mlp import mlp
+
+
+def hash_encode_mlp(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    level_weights: Tensor | None = None,
+    shadow: Tensor | None = None,
+    activation: str = "relu",
+    output_activation: str = "none",
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """See :func:`hashgrid.ops.hash_encode_mlp`."""
+    encoded = hash_encode(positions, table, levels, interpolation, bounds, level_weights, shadow)
+    return mlp(encoded, weights, biases, activation, output_activation, compute_dtype)
