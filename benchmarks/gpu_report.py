@@ -18,6 +18,11 @@ FORMAT = "hashgrid-gpu-1"
 SKIPPED, TIMED_OUT = 77, (124, 137)
 KEPT_CALLS = 200  # raw times of a contender that go into the file
 SIGNIFICANT = 5
+LIMITS = {  # parts of a limit: label and colour
+    "bandwidth": ("copy bandwidth", "#457b9d"),
+    "matmul": ("matmul rate", "#d1495b"),
+    "l2": ("random sectors of L2", "#8ab17d"),
+}
 
 Problem = str | None
 
@@ -237,14 +242,14 @@ def plot(args: argparse.Namespace) -> int:
 
     for y, (_, case) in enumerate(cases):
         fractions = case.get("limit", {}).get("fractions", {})
-        for offset, (part, color) in enumerate((("bandwidth", "#457b9d"), ("matmul", "#d1495b"))):
-            if part in fractions:
-                right.barh(y + 0.2 * (2 * offset - 1), fractions[part], height=0.36, color=color)
-    for part, color in (("copy bandwidth", "#457b9d"), ("matmul rate", "#d1495b")):
-        right.barh(0, 0, color=color, label=part)
+        for offset, (part, fraction) in enumerate(fractions.items()):
+            label, color = LIMITS[part]
+            place = y + 0.26 * (offset - (len(fractions) - 1) / 2)
+            right.barh(place, fraction, height=0.24, color=color, label=label)
+    named = {label: bars for bars in right.containers if (label := bars.get_label())}
     right.axvline(1, color="#2b2d42", linestyle=":", linewidth=1)
     right.set_xlabel("fraction of the measured limit")
-    right.legend(fontsize=7, loc="lower right")
+    right.legend(named.values(), named.keys(), fontsize=7, loc="lower right")
     right.grid(axis="x", alpha=0.25)
     environment = report["environment"]
     card = environment.get("gpu", {}).get("name", environment["cpu"])

@@ -277,6 +277,16 @@ def test_limit_is_the_slower_resource() -> None:
     assert rates.limit(10, "ten").ns_per_point == pytest.approx(10)
     limit = rates.limit(10, "ten", flop=20e3)
     assert limit.ns_per_point == pytest.approx(20) and limit.parts == pytest.approx({"bandwidth": 10, "matmul": 20})
+    rates.random_sector_seconds, rates.random_add_seconds = 2e-9, 3e-9
+    limit = rates.limit(10, "ten", sectors=5, adds=4)
+    assert limit.ns_per_point == pytest.approx(22) and limit.parts == pytest.approx({"bandwidth": 10, "l2": 22})
+
+
+def test_rates_of_the_l2_cache_are_measured() -> None:
+    """Here on the CPU, which tells that the code runs."""
+    rates = harness.Rates(torch.device("cpu"), harness.WallClock(), tiny=True)
+    assert rates.random_sector_seconds > 0 and rates.random_add_seconds > 0
+    assert set(rates.measured) == {"random_sector_ns", "random_add_ns"}
 
 
 def test_cuda_clock_times_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,10 +359,24 @@ class FakeNetwork(torch.nn.Module):
         return reference.mlp(x.float(), weights, output_activation=self.output_activation).half()
 
 
-class FakeField(torch.nn.Sequential):
+class FakeField(torch.nn.Module):
+    """One flat parameter, the network's first."""
+
     def __init__(self, n_input_dims: int, n_output_dims: int, encoding: dict, network: dict) -> None:
+        super().__init__()
         n_features = encoding["n_levels"] * encoding["n_features_per_level"]
-        super().__init__(FakeEncoding(n_input_dims, encoding), FakeNetwork(n_features, n_output_dims, network))
+        self.parts = FakeNetwork(n_features, n_output_dims, network), FakeEncoding(n_input_dims, encoding)
+        self.dtype = torch.float16
+        self.params = torch.nn.Parameter(torch.cat([part.params.detach() for part in self.parts]))
+        self.sizes = [part.params.numel() for part in self.parts]
+        for part in self.parts:
+            del part.params
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part, params in zip(self.parts, self.params.split(self.sizes), strict=True):
+            part.params = params
+        network, encoding = self.parts
+        return network(encoding(x))
 
 
 class FakeEstimator(torch.nn.Module):
@@ -403,7 +427,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness.Suite, "__init__", with_peers)
 
 
-@pytest.mark.parametrize("suite", ["hash_encode", "mlp", "encodings", "composite", "march_rays"])
+@pytest.mark.parametrize("suite", ["hash_encode", "mlp", "hash_encode_mlp", "encodings", "composite", "march_rays"])
 def test_peers_are_brought_into_our_form(fakes: None, suite: str, tmp_path: Path) -> None:
     """Layouts, gradients and input ranges of the adapters; the libraries themselves need a GPU."""
     module = importlib.import_module(f"hashgrid.bench.{suite}")

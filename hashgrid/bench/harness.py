@@ -65,7 +65,7 @@ class Limit:
     Attributes:
         ns_per_point: no version runs much faster.
         description: how it comes about.
-        parts: time of each resource alone, in ns per point: "bandwidth", "matmul".
+        parts: time of each resource alone, in ns per point: "bandwidth", "matmul", "l2".
     """
 
     ns_per_point: float
@@ -369,6 +369,30 @@ class Rates:
         return seconds
 
     @functools.cached_property
+    def random_sector_seconds(self) -> float:
+        """Of a GPU's L2 cache, per sector of 32 bytes: ``torch.take`` of one float of a random sector each. Indices and
+        results, 12 bytes each, pass through it as well."""
+        buffer, index = self._random_sectors()
+        seconds = best_seconds(lambda: torch.take(buffer, index), clock=self.clock) / index.numel()
+        self.measured["random_sector_ns"] = seconds * 1e9
+        return seconds
+
+    @functools.cached_property
+    def random_add_seconds(self) -> float:
+        """The same of an addition to a float of a random sector, by ``scatter_add_``."""
+        buffer, index = self._random_sectors()
+        values = torch.rand(index.numel(), device=self.device)
+        seconds = best_seconds(lambda: buffer.scatter_add_(0, index, values), clock=self.clock) / index.numel()
+        self.measured["random_add_ns"] = seconds * 1e9
+        return seconds
+
+    def _random_sectors(self) -> tuple[Tensor, Tensor]:
+        """A buffer of 16 MB, four levels of a table as usual, and indices of one float per sector."""
+        n_sectors, n = (1 << 8, 1 << 10) if self.tiny else (1 << 19, 1 << 23)
+        index = 8 * torch.randint(n_sectors, (n,), device=self.device)
+        return torch.rand(8 * n_sectors, device=self.device), index
+
+    @functools.cached_property
     def bandwidth(self) -> float:
         """Bytes per second of a large copy, read and written bytes together."""
         n = 1 << (16 if self.tiny else 28 if self.device.type == "cuda" else 24)
@@ -394,14 +418,24 @@ class Rates:
             self.measured[key] = 2 * size**3 / best_seconds(lambda: a @ b, 7, self.clock)
         return self.measured[key]
 
-    def limit(self, n_bytes: float, formula: str, flop: float = 0.0, dtype: torch.dtype = torch.float32) -> Limit:
-        """The slower of moving ``n_bytes`` per point through memory and computing ``flop`` per point.
+    def limit(
+        self,
+        n_bytes: float,
+        formula: str,
+        flop: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        sectors: float = 0.0,
+        adds: float = 0.0,
+    ) -> Limit:
+        """The slowest of moving ``n_bytes`` per point through memory, computing, and what is asked of the L2 cache.
 
         Args:
             n_bytes: each input read once, each output written once.
             formula: of ``n_bytes``, for the reader.
             flop: in matrix products.
             dtype: of the products.
+            sectors: of 32 bytes, read from random places of a GPU's L2 cache.
+            adds: to random places there.
         """
         parts = {"bandwidth": n_bytes / self.bandwidth * 1e9}
         words = [f"{n_bytes:.0f} bytes ({formula}) at {self.bandwidth / 1e9:.0f} GB/s, a large copy"]
@@ -410,6 +444,13 @@ class Rates:
             parts["matmul"] = flop / rate * 1e9
             name = str(dtype).removeprefix("torch.")
             words.append(f"{flop / 1e3:.0f} kFLOP at {rate / 1e9:.0f} GFLOP/s, a large {name} matmul")
+        if sectors or adds:
+            read = self.random_sector_seconds * 1e9
+            add = self.random_add_seconds * 1e9 if adds else 0.0
+            parts["l2"] = sectors * read + adds * add
+            words.append(f"{sectors:.0f} random sectors of 32 bytes from L2 at {read:.4f} ns, torch.take")
+            if adds:
+                words[-1] += f", {adds:.0f} additions there at {add:.4f} ns, scatter_add_"
         worst = max(parts, key=lambda part: parts[part])
         return Limit(parts[worst], words[list(parts).index(worst)], parts)
 

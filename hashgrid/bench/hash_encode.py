@@ -172,15 +172,16 @@ def _limits(work: _Work, positions: Tensor) -> tuple[Limit, Limit]:
     n = positions.shape[0]
     row_bytes = table.element_size() * table.shape[1]
     if suite.device.type == "cuda":
-        # Rows come from L2, whatever their number; what has to move is input, output and each table once. The backward
-        # reads positions and the gradient of the output and writes one gradient of the table.
+        # What has to move is input, output and each table once; rows come from L2. The backward reads positions and the
+        # gradient of the output, writes one gradient of the table and adds a row per corner.
         features = levels.n_levels * table.shape[1]
         once = table.numel() * table.element_size() / n
+        moved = 12 + 4 * features + once
         sectors = lines_per_point(positions.cpu(), levels, row_bytes, line_bytes=32)
-        note = f"{sectors:.0f} sectors of 32 bytes per point from L2"
-        moved = 12 + 4 * features
-        forward = suite.rates.limit(moved + once, f"12 + 4 L F + table / N; {note}")
-        backward = suite.rates.limit(2 * (moved + once), f"2 (12 + 4 L F + table / N); {note}")
+        forward = suite.rates.limit(moved, "12 + 4 L F + table / N", sectors=sectors)
+        backward = suite.rates.limit(
+            2 * moved, "2 (12 + 4 L F + table / N)", sectors=sectors, adds=float(8 * levels.n_levels)
+        )
         return forward, backward
     lines = lines_per_point(positions, levels, row_bytes)
     level_bytes = max(levels.sizes) * row_bytes

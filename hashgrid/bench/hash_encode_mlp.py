@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.bench import formulations, harness, peers
-from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
-from hashgrid.bench.hash_encode import KINDS
+from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender, Limit
+from hashgrid.bench.hash_encode import KINDS, lines_per_point
 from hashgrid.bench.hash_encode import TOLERANCE as POSITION_TOLERANCE
 from hashgrid.bench.mlp import DTYPES
 from hashgrid.bench.mlp import TOLERANCES as PRODUCT_TOLERANCES
-from hashgrid.levels import make_level_table
+from hashgrid.levels import LevelTable, make_level_table
 from hashgrid.ops import hash_encode, hash_encode_mlp, mlp
 
 
@@ -71,11 +71,30 @@ def main(argv: Sequence[str] | None = None) -> Path:
                     contenders,
                     tolerance=PRODUCT_TOLERANCES[dtype] if compute_dtype else POSITION_TOLERANCE,
                     rms=compute_dtype is not None,
+                    limit=_limit(suite, positions, table, levels, weights, DTYPES[dtype]),
                     truth=_run(functools.partial(_network, plain["level by level"], dtype=torch.float64),
                                positions.double(), table.double(), [weight.double() for weight in weights]),
                 )
             )  # fmt: skip
     return suite.write()
+
+
+def _limit(
+    suite: harness.Suite,
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    weights: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> Limit | None:
+    """On a GPU: positions in, results out, the table once, rows from L2, products."""
+    if suite.device.type != "cuda":
+        return None
+    once = table.numel() * table.element_size() / positions.shape[0]
+    flop = 2 * sum(weight.numel() for weight in weights)
+    sectors = lines_per_point(positions.cpu(), levels, table.element_size() * table.shape[1], line_bytes=32)
+    moved = 12 + 4 * weights[-1].shape[0] + once
+    return suite.rates.limit(moved, "12 + 4 out + table / N", flop, dtype, sectors)
 
 
 def _network(
