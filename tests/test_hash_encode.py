@@ -186,15 +186,11 @@ def test_half_shadow(n_input_dims: int, n_features: int, dtype: torch.dtype) -> 
     grad_y = torch.randn(300, levels.n_levels * n_features)
     weights = torch.rand(levels.n_levels)
     ours = run(ops.hash_encode, torch.float32, x, table, weights, grad_y, levels, shadow=shadow)
-    # the same values without a shadow; only the output is rounded, and with it grad_y
-    grad_y = grad_y.to(dtype).float()
+    # the same values without a shadow
     truth = run(reference.hash_encode, torch.float64, x, shadow.float(), weights, grad_y, levels)
     theirs = run_plain(torch.float32, x, shadow.float(), weights, grad_y, levels)
-    for name in ("y", "second_grad_y"):
-        torch.testing.assert_close(ours.pop(name), truth.pop(name), rtol=torch.finfo(dtype).eps, atol=1e-4)
     check_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
-    y = ops.hash_encode(x, table, levels, shadow=shadow)
-    assert y.dtype == dtype
+    assert ops.hash_encode(x, table, levels, shadow=shadow).dtype == torch.float32
     (grad,) = torch.autograd.grad(ops.hash_encode(x, table.requires_grad_(), levels, shadow=shadow).sum(), table)
     assert grad.dtype == torch.float32
 

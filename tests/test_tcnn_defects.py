@@ -99,10 +99,10 @@ def as_tcnn_unscales(gradient: Tensor) -> Tensor:
 def test_defect_1_small_table_gradients_survive(compute_dtype: torch.dtype | None) -> None:
     """tcnn divides the gradient by the loss scale in fp16, before autograd makes it fp32: the small ones are lost."""
     weights = torch.tensor([9.0, 3.0, 3.0, 1.0]) / 16  # of the corners around (1/4, 1/4) of a cell
-    expected = weights * 2.0**-24  # the smallest gradient that a half-precision output can receive
-    assert as_tcnn_unscales(expected).count_nonzero() == 1
+    expected = weights * 2.0**-60
+    assert not as_tcnn_unscales(expected).any()
     grid = dense_grid(2, features=1, compute_dtype=compute_dtype)
-    (grid(torch.tensor([[0.3125, 0.5625]])).float() * 2.0**-24).sum().backward()
+    (grid(torch.tensor([[0.3125, 0.5625]])) * 2.0**-60).sum().backward()
     assert grid.table.grad.dtype == torch.float32
     assert torch.equal(grid.table.grad[grid.table.grad != 0], expected)
 
@@ -535,14 +535,9 @@ def test_51_378_precision_is_an_argument(compute_dtype: torch.dtype | None) -> N
     grid = dense_grid(3, compute_dtype=compute_dtype)
     x = in_cells(50, 3, 4)
     y = grid(x)
-    assert y.dtype == (compute_dtype or torch.float32)
+    assert y.dtype == torch.float32
     stored = grid.table.detach() if compute_dtype is None else grid.table.detach().to(compute_dtype)
-    exact = interpolate(grid.levels, stored, x)
-    # one rounding, that of the result: half sums have one for each corner
-    rounding = torch.finfo(y.dtype).eps / 2 if compute_dtype else 16 * torch.finfo(y.dtype).eps
-    assert ((y.detach().double() - exact).abs() <= exact.abs() * rounding + 1e-6).all()
-    if compute_dtype is None:
-        assert_exact(y.detach(), exact)
+    assert_exact(y.detach(), interpolate(grid.levels, stored, x))
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])

@@ -2,7 +2,6 @@
 // cache. Positions are [n_points, n_dims] here; the Python side flattens batches.
 #include "ops/hash_encode_mlp.h"
 
-#include "core/rounding.h"
 #include "ops/hash_encode_cpu.h"
 #include "ops/mlp_cpu.h"
 
@@ -10,15 +9,6 @@ namespace hashgrid {
 namespace {
 
 constexpr int64_t kUnitBlocks = 8;  // blocks of the network per unit: 1024 rows of 32 features are 128 KB
-
-// With a table of 16 bits, features are of its type between the two ops.
-void round_features(DType table_dtype, int64_t count, float* features) {
-  if (table_dtype == DType::kBFloat16) {
-    for (int64_t i = 0; i < count; ++i) features[i] = core::round_mantissa<16, uint32_t>(features[i]);
-  } else if (table_dtype == DType::kFloat16) {
-    for (int64_t i = 0; i < count; ++i) features[i] = core::round_to_float16<uint32_t>(features[i]);
-  }
-}
 
 // Rows of the result for the points of `grid`, whose levels are in its workspace.
 void pass_points(const HashEncodeParams& grid, const Mlp& mlp, void* y) {
@@ -35,7 +25,6 @@ void pass_points(const HashEncodeParams& grid, const Mlp& mlp, void* y) {
       points.level_features = advance(grid.level_features, first * grid.n_features * int64_t{sizeof(float)});
       points.y = memory;
       kernels().hash_encode_finish_forward(points, 0, count);
-      round_features(grid.table_dtype, count * row, reinterpret_cast<float*>(memory));
       MlpParams p = mlp.p;
       p.n_rows = count;
       p.n_blocks = (count + p.n_block - 1) / p.n_block;

@@ -111,9 +111,7 @@ class _Work:
         kept = _forward_backward_kept(positions, leaf, grad_y, self.levels)
         contenders.append(Contender(f"{OURS}, kept gradient", kept))
         if self.half is not None:
-            contenders.append(
-                Contender(f"{OURS}, fp16 table", run(self.half, grad_y=grad_y.half()), rms_tolerance=1e-2)
-            )
+            contenders.append(Contender(f"{OURS}, fp16 table", run(self.half), rms_tolerance=1e-2))
         contenders += [make(positions, self.table, grad_y) for make in self.others.values()]
         limit = _limits(self, positions)[1]
         return self._case("forward + backward to the table", kind, positions, contenders, notes, run, limit)

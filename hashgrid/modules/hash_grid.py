@@ -31,9 +31,9 @@ class HashGrid(nn.Module):
         bounds: outside [0, 1], ``"clamp"`` uses the border value, ``"zero"`` gives zeros, ``"none"`` extrapolates.
         level_table: ready geometry that replaces everything from ``n_levels`` on but the features, for importers.
         compute_dtype: ``torch.float16`` or ``torch.bfloat16`` to read a half-precision copy of the table, the shadow;
-            the table and its gradient stay fp32. The shadow is renewed when the table has changed; an optimiser that
-            knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. Changes through ``table.data``
-            go unnoticed: call `refresh_shadow` after them.
+            the table, features and all gradients stay fp32. The shadow is renewed when the table has changed; an
+            optimiser that knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. Changes
+            through ``table.data`` go unnoticed: call `refresh_shadow` after them.
         accumulate_grad: the backward adds the table's gradient to ``table.grad`` itself, a buffer that is kept from
             step to step, instead of handing a fresh one to autograd. For training loops whose optimiser zeroes what it
             consumes (`hashgrid.optim.Adam` with ``zero_grad_in_step``); gradient hooks, `torch.autograd.grad` and
@@ -102,8 +102,8 @@ class HashGrid(nn.Module):
         nn.init.uniform_(self.table, -1e-4, 1e-4)
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """Features [..., L * F] of the positions ``x`` [..., D], channel ``l * F + f``, in the dtype of the shadow if
-        there is one. ``level_weights`` [L] scale the levels, for coarse-to-fine schedules; gradients reach them too.
+        """Features [..., L * F] of the positions ``x`` [..., D], channel ``l * F + f``, fp32 with a shadow as
+        well. ``level_weights`` [L] scale the levels, for coarse-to-fine schedules; gradients reach them too.
         ``known`` [..., L * F] is the result of an earlier call with the same positions and table: it is returned as it
         is, and only its gradient is new.
 

@@ -50,7 +50,8 @@ def hash_encode(
             none through autograd. A buffer that is kept from step to step costs no fresh pages and no zeroing pass.
 
     Returns:
-        [..., L * F] in the dtype of ``positions``, or of ``shadow`` when that is given.
+        [..., L * F] in the dtype of ``positions``, with a ``shadow`` as well: in fp16, gradients of a mean over many
+        samples would be zero.
 
     Raises:
         ValueError: an option or a shape is wrong.
@@ -97,8 +98,7 @@ class _HashEncode(torch.autograd.Function):
     def forward(positions, table, level_weights, shadow, known, grad_buffer, options):  # type: ignore[override]
         if known is not None:
             return known.view_as(known)
-        y = _extension.ops().hash_encode(positions, table if shadow is None else shadow, level_weights, *options)
-        return y if shadow is None else y.to(shadow.dtype)
+        return _extension.ops().hash_encode(positions, table if shadow is None else shadow, level_weights, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]

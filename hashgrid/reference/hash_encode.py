@@ -45,7 +45,7 @@ def hash_encode(
         grad_buffer: not used here; the gradient of ``table`` takes its ordinary way.
 
     Returns:
-        [..., L * F] with channel ``l * F + f``, in the dtype of ``shadow`` if given, of ``table`` otherwise.
+        [..., L * F] with channel ``l * F + f``, in the dtype of ``table``.
 
     Raises:
         ValueError: a shape, a dtype or an option does not fit.
@@ -76,7 +76,7 @@ def hash_encode(
     if bounds == "zero":
         y = torch.where(inside, y, 0)
     y = torch.where(finite, y, torch.nan)
-    y = y.to(table.dtype if shadow is None else shadow.dtype).reshape(*positions.shape[:-1], y.shape[-1])
+    y = y.to(table.dtype).reshape(*positions.shape[:-1], y.shape[-1])
     return y if known is None else straight_through(known, y)
 
 

@@ -17,18 +17,12 @@ struct Workspace {
   }
 };
 
-// What no kernel does in one: the kernels of the two ops, with a table of 16 bits and features rounded to its type.
-void launch_separately(HashEncodeParams grid, MlpParams p, const Tensor& positions, ScalarType table_type,
-                       cudaStream_t stream) {
+// What no kernel does in one: the kernels of the two ops.
+void launch_separately(HashEncodeParams grid, MlpParams p, const Tensor& positions, cudaStream_t stream) {
   Tensor features = empty(positions, {grid.n_points, int64_t{grid.n_levels} * grid.n_features});
   grid.y = features.mutable_data_ptr();
   p.x = grid.y;
   launch_hash_encode_forward(grid, stream);
-  if (table_type != positions.scalar_type()) {
-    Tensor rounded = empty(features, {grid.n_points, features.size(1)}, table_type);
-    torch::stable::copy_(rounded, features);
-    torch::stable::copy_(features, rounded);
-  }
   const MlpWorkspace sizes = plan_mlp(p, false, false);
   Workspace workspace;
   p.packed = workspace.add(positions, sizes.packed);
@@ -56,7 +50,7 @@ Tensor hash_encode_mlp_cuda(const Tensor& positions, const Tensor& any_table,
   p.y = y.mutable_data_ptr();
   if (p.n_rows == 0) return y;
   if (!has_hash_encode_mlp(grid, p)) {
-    launch_separately(grid, p, positions, table.scalar_type(), device.stream());
+    launch_separately(grid, p, positions, device.stream());
     return y;
   }
   Workspace workspace;
