@@ -106,6 +106,13 @@ def test_options_of_the_grid(interpolation: str, bounds: str, half: torch.dtype 
     assert y[3].isnan().all() and y[70].isnan().all() and y.isfinite().all(1).sum() == 198
 
 
+def test_more_points_than_the_workspace_holds_on_the_cpu() -> None:
+    levels = make_levels(3, n_levels=16)
+    x, table = torch.rand((1 << 19) + 777, 3), torch.randn(levels.n_entries, 2)
+    layers = make_network(32, "density")
+    assert torch.equal(ops.hash_encode_mlp(x, table, levels, **layers), two_ops(ops, x, table, levels, layers))
+
+
 def test_one_kernel_where_there_is_one(kernels: str, request: pytest.FixtureRequest) -> None:
     """Counted: with a gradient, in fp32, with one feature, or wider than 128 it is the two ops."""
     if kernels != "cuda_on_host":
