@@ -138,7 +138,7 @@ __global__ void adam_step_elements_kernel(HASHGRID_PARAMS AdamStepParams p,
 // ---- launchers ---------------------------------------------------------------------------------------------------
 
 // Whether rows of `row_bytes` bytes of every array (half of that in the shadow) can be loaded as vectors.
-inline bool rows_are_aligned(const AdamStepParams& p, int64_t row_bytes) {
+inline bool takes_whole_rows(const AdamStepParams& p, int64_t row_bytes) {
   const auto aligned = [](const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
   return aligned(p.param, row_bytes) && aligned(p.grad, row_bytes) && aligned(p.exp_avg, row_bytes) &&
          aligned(p.exp_avg_sq, row_bytes) && aligned(p.ema, row_bytes) && aligned(p.shadow, row_bytes / 2);
@@ -159,7 +159,7 @@ void launch_typed(const AdamStepParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of(p.n_rows, kThreads);
   // Views may start anywhere: their rows are taken element by element.
   if constexpr (std::is_same<T, float>::value) {
-    switch (rows_are_aligned(p, p.row_size * 4) ? p.row_size : 0) {
+    switch (takes_whole_rows(p, p.row_size * 4) ? p.row_size : 0) {
       case 1:
         HASHGRID_LAUNCH((adam_step_rows_kernel<float, 1>), shape, stream, p, constants, logs);
         return;

@@ -44,7 +44,8 @@ def encode_and_pass(encoding: nn.Module, network: nn.Module, x: Tensor, level_we
     if (
         not (isinstance(encoding, HashGrid) and isinstance(network, FusedMLP))
         or encoding.backend != network.backend
-        or is_recorded(x, *encoding.parameters(), *network.parameters())
+        or is_recorded(x, encoding.table)
+        or is_recorded(*network.parameters())
     ):
         return network(encoding(x) if level_weights is None else encoding(x, level_weights))
     grid, layers = encoding.op_arguments(x, level_weights), network.op_arguments()
