@@ -153,14 +153,13 @@ __global__ void hash_encode_backward_table_any_kernel(HASHGRID_PARAMS HashEncode
   if constexpr (kSum == TableSum::kFindLargest) record_largest(p, largest);
 }
 
-// Whether a lane of a warp has a gradient, in the row of whom it is added, and how many lanes behind it add to that row
-// as well: neighbours in the same cell are a run, whose first lane adds for all. Along rays, runs are long at coarse
-// levels.
+// Lanes whose points are neighbours and lie in the same cell, as they do along rays at coarse levels, are a run: its
+// first lane adds for all of them.
 struct Run {
-  bool active;
+  bool active;  // the lane has a gradient
   bool first;
   int length;   // from this lane on
-  int longest;  // of the warp's runs; 1 where adding them up would not save a quarter of the reductions
+  int longest;  // of the warp; 1 where runs would save less than a quarter of the reductions, and every lane is one
 };
 
 template <int kDims>

@@ -1,4 +1,4 @@
-// What every CUDA op shares: its device and stream for as long as it runs, and the library it registers in.
+// What every CUDA op shares: its device, stream and workspace for as long as it runs, and the library it registers in.
 #pragma once
 
 #include <cstring>
@@ -76,5 +76,21 @@ class DeviceScope {
 inline Tensor aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor : torch::stable::clone(tensor);
 }
+
+// Tensors that live as long as one op call. Torch's allocator hands their memory to later work of the same stream only.
+struct Workspace {
+  std::vector<Tensor> tensors;
+
+  void* add(const Tensor& like, int64_t bytes) {
+    if (bytes == 0) return nullptr;
+    tensors.push_back(empty(like, {bytes}, ScalarType::Byte));
+    return tensors.back().mutable_data_ptr();
+  }
+
+  void* zeros(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+    tensors.push_back(torch::stable::new_zeros(like, shape, dtype));
+    return tensors.back().mutable_data_ptr();
+  }
+};
 
 }  // namespace hashgrid

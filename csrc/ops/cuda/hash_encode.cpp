@@ -9,16 +9,6 @@
 namespace hashgrid {
 namespace {
 
-// Tensors that live as long as one op call. Torch's allocator hands their memory to later work of the same stream only.
-struct Workspace {
-  std::vector<Tensor> tensors;
-
-  void* zeros(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-    tensors.push_back(torch::stable::new_zeros(like, shape, dtype));
-    return tensors.back().mutable_data_ptr();
-  }
-};
-
 void make_deterministic(const Tensor& positions, HashEncodeParams& p, Workspace& workspace) {
   p.fixed = static_cast<int64_t*>(workspace.zeros(positions, {p.n_entries, p.n_features}, ScalarType::Long));
   p.largest = static_cast<uint32_t*>(workspace.zeros(positions, {1}, ScalarType::Int));

@@ -6,17 +6,6 @@
 namespace hashgrid {
 namespace {
 
-// Memory that lives as long as one op call. Torch's allocator hands it to later work of the same stream only.
-struct Workspace {
-  std::vector<Tensor> tensors;
-
-  void* add(const Tensor& like, int64_t bytes) {
-    if (bytes == 0) return nullptr;
-    tensors.push_back(empty(like, {bytes}, ScalarType::Byte));
-    return tensors.back().mutable_data_ptr();
-  }
-};
-
 // What no kernel does in one: the kernels of the two ops.
 void launch_separately(HashEncodeParams grid, MlpParams p, const Tensor& positions, cudaStream_t stream) {
   Tensor features = empty(positions, {grid.n_points, int64_t{grid.n_levels} * grid.n_features});

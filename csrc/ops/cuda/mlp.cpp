@@ -7,17 +7,6 @@
 namespace hashgrid {
 namespace {
 
-// Tensors that live as long as one op call. Torch's allocator hands their memory to later work of the same stream only.
-struct Workspace {
-  std::vector<Tensor> tensors;
-
-  void* add(const Tensor& like, int64_t bytes) {
-    if (bytes == 0) return nullptr;
-    tensors.push_back(torch::stable::new_empty(like, {bytes}, ScalarType::Byte));
-    return tensors.back().mutable_data_ptr();
-  }
-};
-
 void check_devices(const DeviceScope& device, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
   for (const Tensor& weight : weights) device.check(weight, "weights");
   for (const Tensor& bias : biases) device.check(bias, "biases");
