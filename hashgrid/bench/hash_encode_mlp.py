@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     options.add_argument("--positions", choices=KINDS, nargs="+", default=list(KINDS))
     options.add_argument("--log2-hashmap-size", type=int, default=None, help="19 if none")
     options.add_argument("--widths", type=int, nargs="+", default=[64, 16], help="hidden and output sizes")
-    options.add_argument("--dtypes", choices=DTYPES, nargs="+", default=None, help="bf16 and, on a CPU, fp32 if none")
+    options.add_argument(
+        "--dtypes", choices=DTYPES, nargs="+", default=None, help="fp32 and bf16 if none; fp16 on a GPU"
+    )
     args = options.parse_args(argv)
     n = harness.size(args, args.points, 1 << 18, 1 << 20, 512, 1 << 16)
     log2_hashmap_size = harness.size(args, args.log2_hashmap_size, 19, 19, 9)
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     ]
     plain = {name: functools.partial(f, levels=levels) for name, f in formulations.HASH_ENCODE.items()}
     name = " -> ".join(str(width) for width in widths)
-    for dtype in args.dtypes or (["bf16"] if harness.is_cuda(args) else ["fp32", "bf16"]):
+    for dtype in args.dtypes or (["fp16"] if harness.is_cuda(args) else ["fp32", "bf16"]):
         networks = {key: functools.partial(_network, f, dtype=DTYPES[dtype]) for key, f in plain.items()}
         compute_dtype = None if dtype == "fp32" else DTYPES[dtype]
         shadow = table.to(compute_dtype) if suite.peers and compute_dtype is not None else None

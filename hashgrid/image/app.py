@@ -16,6 +16,7 @@ from hashgrid.device import choose_device
 from hashgrid.files import atomic_write_image, atomic_write_json
 from hashgrid.metrics import psnr
 from hashgrid.modules import FusedMLP, HashGrid
+from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.optim import Adam
 from hashgrid.optional import optional_import
 
@@ -60,7 +61,7 @@ class ImageModel(nn.Module):
         )
 
     def forward(self, positions: Tensor) -> Tensor:
-        return self.mlp(self.grid(positions))
+        return encode_and_pass(self.grid, self.mlp, positions)
 
 
 def load_photo(path: Path) -> Tensor:

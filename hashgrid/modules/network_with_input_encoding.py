@@ -11,8 +11,8 @@ from hashgrid.modules.hash_grid import HashGrid
 
 
 class NetworkWithInputEncoding(nn.Module):
-    """``network(encoding(x))``. A hash grid and a multilayer perceptron run as one kernel where there is one, see
-    :func:`hashgrid.ops.hash_encode_mlp`: on a GPU, in 16 bits, where no gradient is recorded.
+    """``network(encoding(x))``. Where no gradient is recorded, a hash grid and a multilayer perceptron run as one op,
+    whose features do not reach memory: see :func:`hashgrid.ops.hash_encode_mlp`.
 
     Args:
         encoding: `HashGrid`, or any module that makes [..., n] of positions [..., D].
