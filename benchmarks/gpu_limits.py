@@ -52,12 +52,13 @@ class Count:
 INTRODUCTION = """# What the CUDA kernels cost at least
 
 Written by `python benchmarks/gpu_limits.py --store`: counts by hand from the kernels, not measurements. Sizes: a grid
-of 16 levels of 2 features, T = 19, 3 dimensions; networks 32-64-64-16 with bfloat16 factors; three channels;
-spherical harmonics of degree 4; 12 frequencies; fp32 tensors. Bytes are read or written once; rows of the table come
-from the L2 cache, in sectors of 32 bytes; an atomic adds a whole row. "At least" is the larger of bytes over 4.3
-TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200), and others over the data sheet's 67 TFLOP/s
-of fp32 and 34 of fp64. The rates of random L2 sectors and of atomics, which limit the encoding, have to be measured
-on the card first. Warps are those that one of its multiprocessors holds at a time, of 64.
+of 16 levels of 2 features, T = 19, 3 dimensions; networks 32-64-64-16 (the field: 32-64-16, 32-64-64-3) with bfloat16
+factors; three channels; spherical harmonics of degree 4; 12 frequencies; fp32 tensors. Bytes are read or written once;
+rows of the table come from the L2 cache, in sectors of 32 bytes; an atomic adds a whole row. "At least" is the larger
+of bytes over 4.3 TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200), and others over the data
+sheet's 67 TFLOP/s of fp32 and 34 of fp64. The rates of random L2 sectors and of atomics, which limit the encoding, have
+to be measured on the card: `hashgrid bench encode --device cuda` does. Warps are those that one of its multiprocessors
+holds at a time, of 64.
 
 What stands out: the MLP's backward holds 12 warps, as a block of four takes 72 KB of shared memory (100 KB and 8 warps
 before gradients took the place of factors); what reads the grid and multiplies in one kernel 12, the MLP's forward 16,
@@ -66,6 +67,7 @@ for their registers. Atomics of the table's gradient are those of scattered poin
 
 """
 MLP = 2 * (32 * 64 + 64 * 64 + 64 * 16)  # of the products of one row
+FIELD = 2 * (32 * 64 + 64 * 16 + 32 * 64 + 64 * 64 + 64 * 16)  # of both networks of the field, tiles of 16 outputs
 # Rows and positions of 8 points, 4 levels per warp: 12 / 4 bytes of a position per level, 5 sectors of a cell's rows.
 COUNTS = (
     Count("hash_encode_forward_kernel<float, float, 3, 2>", "point, level", 0.75 + 8, 5 + 0.25 + 0.1, 6 + 16 + 32),
@@ -89,6 +91,7 @@ COUNTS = (
         tensor_flop=MLP,
         threads=128,
     ),
+    Count("radiance_field_kernel<float, BFloat16>", "point", 12 + 8 + 16, 86, 16 * 54, tensor_flop=FIELD, threads=128),
     Count("mlp_fused_forward_kernel<BFloat16, 4, 2, true>", "row", 192, 6, tensor_flop=MLP, threads=128),
     Count("mlp_fused_backward_kernel<BFloat16, 4, 2>", "row", 320, 10, tensor_flop=3 * MLP, threads=128, shared=73_728),
     Count("mlp_pack_kernel", "weight", 6, 0.2, threads=128),

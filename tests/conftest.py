@@ -72,7 +72,15 @@ KERNEL_TESTS = {
         "test_hash_encode_mlp",
         "test_march_rays",
     ),
-    *("test_mlp", "test_occupancy", "test_ray_aabb", "test_sh_encode", "test_sphere_trace", "test_tcnn_defects"),
+    *(
+        "test_mlp",
+        "test_occupancy",
+        "test_radiance_field",
+        "test_ray_aabb",
+        "test_sh_encode",
+        "test_sphere_trace",
+        "test_tcnn_defects",
+    ),
 }
 CUDA_KERNEL_TESTS = {"test_cuda_kernels"}
 # Tests of those modules that are about the CPU's kernels alone: its threads and instruction sets, what torch knows of
@@ -119,4 +127,5 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
             patch.setattr(_extension, "ops", lambda: library)
             # composed on CUDA; the module's name is also its function's
             patch.setattr(importlib.import_module("hashgrid.ops.mlp"), "SECOND_ORDER_DEVICES", ())
+            patch.setattr(importlib.import_module("hashgrid.ops.radiance_field"), "KERNEL_DEVICES", ("cpu",))
         yield param

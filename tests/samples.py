@@ -73,6 +73,14 @@ def _hash_encode_mlp() -> Iterator[Arguments]:
                 yield torch.rand(N_POINTS, 3), rows, None, *options, weights, biases, 1, 0, factors
 
 
+def _radiance_field() -> Iterator[Arguments]:
+    for half, factors in ((torch.bfloat16, 1), (torch.float16, 2)):
+        density, color = ([torch.randn(*s) for s in shapes] for shapes in (((24, 6), (16, 24)), ((32, 20), (3, 32))))
+        for table in (torch.randn(LEVELS.n_entries, 2), torch.randn(LEVELS.n_entries, 2).to(half)):
+            rays = torch.randint(N_RAYS, (N_POINTS,))
+            yield torch.rand(N_POINTS, 3), table, torch.randn(N_RAYS, 4), rays, *LINEAR, density, color, 5, factors
+
+
 def _mlp_backward() -> Iterator[Arguments]:
     for bias in (False, True):
         x, weights, biases = _mlp_params(bias)
@@ -229,5 +237,6 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "adam_step": _adam_step,
 }
 
-# CUDA composes the second order of the MLP of PyTorch's own ops.
-ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name != "mlp_backward_backward"}
+# CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field of several ops.
+CUDA_ONLY = {"radiance_field": _radiance_field}
+ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name != "mlp_backward_backward"} | CUDA_ONLY

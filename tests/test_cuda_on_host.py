@@ -6,6 +6,7 @@ The tests of the ops run on these kernels, too (conftest.py): they know more abo
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ DTYPES = (torch.float32, torch.float64)
 @pytest.fixture(autouse=True)
 def emulated(cuda_on_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr("hashgrid._extension.ops", lambda: torch.ops.hashgrid_on_host)
+    monkeypatch.setattr(importlib.import_module("hashgrid.ops.radiance_field"), "KERNEL_DEVICES", ("cpu",))
     return cuda_on_host
 
 
@@ -161,6 +163,24 @@ def hash_encode_mlp_case(n: int) -> None:
     weights = [torch.randn(32, 16), torch.randn(3, 32)]
     y = ops.hash_encode_mlp(x, table, levels, weights, compute_dtype=torch.bfloat16)
     assert torch.equal(y, ops.mlp(ops.hash_encode(x, table, levels), weights, compute_dtype=torch.bfloat16))
+
+
+def radiance_field_case(n: int) -> None:
+    """Of the ops above, with the same roundings."""
+    levels = make_level_table(3, n_levels=8, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
+    x, rays, ray_features = torch.rand(n, 3), torch.randint(5, (n,)), torch.randn(5, 16)
+    density, color = [torch.randn(32, 16), 0.1 * torch.randn(16, 32)], [torch.randn(64, 32), 0.1 * torch.randn(3, 64)]
+    for half in (torch.float16, torch.bfloat16):
+        table = torch.randn(levels.n_entries, 2)
+        for shadow in (None, table.to(half)):
+            sigmas, colors = ops.radiance_field(
+                x, ray_features, rays, table, levels, density, color, shadow=shadow, compute_dtype=half
+            )
+            encoded = ops.hash_encode(x, table, levels, shadow=shadow)
+            geometry = ops.mlp(encoded, density, compute_dtype=half)
+            inputs = torch.cat((geometry, ray_features[rays]), dim=1)
+            assert torch.equal(colors, ops.mlp(inputs, color, output_activation="sigmoid", compute_dtype=half))
+            torch.testing.assert_close(sigmas, geometry[:, 0].exp(), rtol=1e-6, atol=0)
 
 
 # ---- rays --------------------------------------------------------------------------------------------------------
@@ -310,7 +330,7 @@ def adam_step_case(n: int, width: int = 2) -> None:
 # ---- all of them -------------------------------------------------------------------------------------------------
 
 CASES = (
-    *(hash_encode_case, hash_encode_mlp_case, sh_encode_case, frequency_encode_case, mlp_case),
+    *(hash_encode_case, hash_encode_mlp_case, sh_encode_case, frequency_encode_case, mlp_case, radiance_field_case),
     *(counter_uniform_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(composite_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),

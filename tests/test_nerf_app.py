@@ -14,7 +14,7 @@ from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.profile import PHASES, StepProfile
-from hashgrid.nerf.render import visible_features
+from hashgrid.nerf.render import render_rays, visible_features
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
 
 TINY = {
@@ -98,6 +98,21 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
     torch.testing.assert_close(to_train.values[0], unit, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(to_train.values[1], encoded, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(to_show.values[0], expected_geometry[index], rtol=1e-3, atol=1e-3)
+
+
+def test_rendering_density_and_colour_in_one_changes_nothing(scene):
+    trainer = trained(scene, 60, 60)
+    rays_o, rays_d = scene.test.rays(torch.zeros(300, dtype=torch.long), torch.arange(300) % 48, torch.arange(300) // 8)
+    with torch.no_grad():
+        one, other = (
+            render_rays(
+                trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, torch.ones(3), in_one=in_one
+            )
+            for in_one in (True, False)
+        )
+    assert one.n_samples == other.n_samples > 0 and one.n_evaluated == other.n_evaluated
+    torch.testing.assert_close(one.colors, other.colors, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.depths, other.depths, rtol=1e-4, atol=1e-4)
 
 
 def test_profile_accounts_for_the_time_of_some_steps(scene, tmp_path, capsys):

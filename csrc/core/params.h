@@ -393,4 +393,16 @@ struct MlpParams {
   int64_t n_bias_sums;
 };
 
+// A grid, the density network behind it, and the colour network behind that. CUDA.
+struct RadianceFieldParams {
+  HashEncodeParams grid;
+  MlpParams density;  // its first output is the logarithm of the density
+  MlpParams color;    // inputs: the density network's outputs, features of the point's ray
+  int64_t n_rays;
+  int64_t n_ray_features;
+  const float* ray_features;  // [n_rays, n_ray_features]
+  const int64_t* rays;        // [n_points]
+  float* sigmas;              // [n_points]
+};
+
 }  // namespace hashgrid

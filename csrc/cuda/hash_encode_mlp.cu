@@ -1,82 +1,9 @@
-// A hash grid and the network behind it as one kernel, without gradients: features go from the table to the tensor
-// cores in registers (mlp_tiles.cuh), as many bytes less as they have going out and coming back: 256 per point with 16
-// levels of 2 features.
-//
-// A lane's factors are pairs of neighbouring columns, and a pair of columns is a pair of features of one level: each
-// lane encodes the points of its rows at the levels of its columns, and nothing is exchanged. Values are rounded where
-// the two ops on their own would round them, so that the result has the same bits.
-#include "cuda/hash_encode.cuh"
-#include "cuda/mlp_tiles.cuh"
+// A hash grid and the network behind it as one kernel, without gradients. Values are rounded where the two ops on their
+// own would round them, so that the result has the same bits.
+#include "cuda/hash_encode_tiles.cuh"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
-
-constexpr int kRowTiles = 2;  // of a warp: two share each load of weights
-
-// ---- features of a warp's points -----------------------------------------------------------------------------------
-
-// The levels as a block keeps them: lanes of a warp are at four levels at a time, for which constant memory would take
-// turns.
-__device__ inline const GridLevel* share_levels(const HashEncodeParams& grid) {
-  __shared__ GridLevel levels[kMaxLevels];
-  for (int l = static_cast<int>(threadIdx.x); l < grid.n_levels; l += static_cast<int>(blockDim.x)) {
-    levels[l] = grid.levels[l];
-  }
-  __syncthreads();
-  return levels;
-}
-
-// Features of points `first` and on, as factors; zeros outside.
-template <typename Element, class Half, int kDims, int kTiles>
-__device__ inline void encode_factors(const HashEncodeParams& grid, const GridLevel* levels, int64_t first,
-                                      Factors<Half, kTiles, kRowTiles>* factors) {
-  GridPoint<float, kDims> points[kRowTiles][2];
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int64_t n = first + m * kTile + row_of(2 * h);
-      points[m][h] = load_point<float, kDims>(grid, n < grid.n_points ? n : first);
-    }
-  }
-  const int width = grid.n_levels * grid.n_features;
-  // Half a tile per turn, 8 columns: it comes last, and the others move up, as a register cannot be chosen by a number
-  // known at run time.
-  uint32_t halves[2 * kTiles][kRowTiles][2] = {};
-#pragma unroll 1
-  for (int turn = 0; turn < 2 * kTiles; ++turn) {
-#pragma unroll
-    for (int k = 0; k + 1 < 2 * kTiles; ++k) {
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) halves[k][m][h] = halves[k + 1][m][h];
-      }
-    }
-    const int column = turn * 8 + lane_index() % 4 * 2;
-    const bool inside = column < width;
-    const int l = inside ? column / grid.n_features : 0;
-    const int feature = inside ? column - l * grid.n_features : 0;
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float pair[2] = {};
-        if (inside) interpolate<float, Element>(grid, l, levels[l], points[m][h], grid.n_features, feature, pair);
-        halves[2 * kTiles - 1][m][h] = pack_pair<Half>(pair[0], pair[1]);
-      }
-    }
-    __syncwarp();
-  }
-#pragma unroll
-  for (int k = 0; k < kTiles; ++k) {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) factors->words[k][m][i] = halves[2 * k + i / 2][m][i % 2];
-    }
-  }
-}
 
 // ---- kernel ------------------------------------------------------------------------------------------------------
 
@@ -128,15 +55,8 @@ void launch_of_factors(const HashEncodeParams& grid, const MlpParams& p, cudaStr
 
 using namespace HASHGRID_ISA;
 
-namespace {
-
-DType dtype_of(MlpFactors factors) { return factors == MlpFactors::kFloat16 ? DType::kFloat16 : DType::kBFloat16; }
-
-}  // namespace
-
 bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p) {
-  return grid.dtype == DType::kFloat32 && (grid.n_dims == 2 || grid.n_dims == 3) && grid.n_features % 2 == 0 &&
-         (grid.table_dtype == DType::kFloat32 || grid.table_dtype == dtype_of(p.factors)) && has_fused_layers(p);
+  return (grid.n_dims == 2 || grid.n_dims == 3) && has_tiles(grid, p.factors) && has_fused_layers(p);
 }
 
 int64_t plan_hash_encode_mlp(MlpParams& p) {

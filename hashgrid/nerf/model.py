@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.modules import FusedMLP, HashGrid, SphericalHarmonics
+from hashgrid.modules._backend import ops_of
 from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.reference.activation import activate
@@ -88,6 +89,20 @@ class NerfModel(nn.Module):
     def color(self, geometry: Tensor, encoded_directions: Tensor) -> Tensor:
         """sRGB colour [S, 3] from geometry features [S, G] and encoded view directions [S, degree^2]."""
         return self.color_mlp(torch.cat((geometry, encoded_directions), dim=1))
+
+    def radiance_at(self, unit: Tensor, encoded_directions: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+        """Density [S] per scene unit and sRGB colour [S, 3] of positions [S, 3] in the unit cube of the grid, seen
+        along rays [S] of encoded view directions [R, degree^2]."""
+        color = self.color_mlp.op_arguments()
+        return ops_of(self.grid.backend).radiance_field(
+            ray_features=encoded_directions,
+            rays=rays,
+            density_weights=list(self.density_mlp.weights),
+            color_weights=color["weights"],
+            output_activation=color["output_activation"],
+            compute_dtype=color["compute_dtype"],
+            **{key: value for key, value in self.grid.op_arguments(unit).items() if key != "level_weights"},
+        )
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """The table without decay, skipping entries without gradient; the MLPs with decay."""

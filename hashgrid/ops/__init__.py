@@ -11,6 +11,7 @@ from hashgrid.ops.mlp import mlp
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.occupancy_visible import occupancy_visible
+from hashgrid.ops.radiance_field import radiance_field
 from hashgrid.ops.ray_aabb import ray_aabb
 from hashgrid.ops.sh_encode import sh_encode
 from hashgrid.ops.sphere_trace import SphereTrace, sphere_trace
@@ -31,6 +32,7 @@ __all__ = [
     "occupancy_points",
     "occupancy_update",
     "occupancy_visible",
+    "radiance_field",
     "ray_aabb",
     "sh_encode",
     "sphere_trace",

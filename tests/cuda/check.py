@@ -38,7 +38,8 @@ INSTRUCTIONS = (
     (r"hash_encode_backward_table_kernel<[234], [48]>", 90, ("LDG.E.128", "REDG.E.ADD.F32x4")),
     (r"mlp_fused_forward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16",)),
     (r"hash_encode_mlp_kernel<float, BFloat16, .*>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
-    (r"hash_encode_mlp_kernel<\w+, Float16, .*>", 80, ("HMMA.16816.F32",)),
+    (r"(hash_encode_mlp|radiance_field)_kernel<\w+, Float16.*>", 80, ("HMMA.16816.F32",)),
+    (r"radiance_field_kernel<float, BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
     (r"mlp_fused_backward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16", "LDSM.16.MT88")),
     (r"mlp_fused_(forward|backward)_kernel<Float16, .*>", 80, ("HMMA.16816.F32",)),
     (r"adam_step_rows_kernel<float, 2>", 75, ("LDG.E.64", "STG.E.64")),
@@ -49,7 +50,7 @@ INSTRUCTIONS = (
 LOCAL_MEMORY = "|".join(
     (
         r"frequency_encode_\w+_kernel<double>",
-        r"(hash_encode_mlp|mlp_fused_forward|mlp_fused_backward|mlp_activate|mlp_derivative)_kernel<.*>",
+        r"(hash_encode_mlp|radiance_field|mlp_fused_forward|mlp_fused_backward|mlp_activate|mlp_derivative)_kernel<.*>",
     )
 )
 

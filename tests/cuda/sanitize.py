@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from samples import AABB, ON_CUDA  # noqa: E402
+from samples import AABB, ON_CUDA, SAMPLES  # noqa: E402
 
 from hashgrid import _extension, ops  # noqa: E402
 from hashgrid.levels import make_level_table  # noqa: E402
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     args = parser.parse_args()
     torch.set_default_device(args.device)
-    for name, samples in ON_CUDA.items():
+    for name, samples in (ON_CUDA if args.device != "cpu" else SAMPLES).items():
         run_samples(name, samples())
         print(f"{name}: samples", flush=True)
     for name, work in WORK.items():
@@ -105,6 +105,20 @@ def hash_encode_mlp(n: int) -> None:
                 options = {"biases": [torch.randn(width), torch.randn(5)], "compute_dtype": half}
                 ops.hash_encode_mlp(x, table, levels, weights, shadow=table.to(half), **options)
                 ops.hash_encode_mlp(x, table, levels, weights, activation="softplus", **options)
+
+
+def radiance_field(n: int) -> None:
+    levels = make_level_table(3, n_levels=4, log2_hashmap_size=8, base_resolution=3, max_resolution=16)
+    x, table, rays = 1.2 * torch.rand(n, 3) - 0.1, torch.randn(levels.n_entries, 2), torch.randint(7, (n,))
+    for half in (torch.float16, torch.bfloat16):
+        for n_ray_features in (2, 16, 48):
+            density = [torch.randn(64, 8), torch.randn(16, 64)]
+            color = [torch.randn(64, 16 + n_ray_features), torch.randn(3, 64)]
+            for shadow in (None, table.to(half)):
+                ray_features = torch.randn(7, n_ray_features)
+                ops.radiance_field(
+                    x, ray_features, rays, table, levels, density, color, shadow=shadow, compute_dtype=half
+                )
 
 
 def mlp(n: int) -> None:
@@ -209,6 +223,7 @@ def adam_step(n: int) -> None:
 WORK: dict[str, Callable[[int], None]] = {
     "hash_encode": hash_encode,
     "hash_encode_mlp": hash_encode_mlp,
+    "radiance_field": radiance_field,
     "mlp": mlp,
     "sh_encode": sh_encode,
     "frequency_encode": frequency_encode,

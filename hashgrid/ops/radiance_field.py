@@ -1,0 +1,128 @@
+"""The radiance field of Instant-NGP (Müller et al. 2022, section 5.4), as one kernel where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+from hashgrid.autograd import is_recorded
+from hashgrid.levels import LevelTable
+from hashgrid.ops.hash_encode import options_of
+from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
+from hashgrid.ops.mlp import check_network, mlp
+from hashgrid.options import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
+from hashgrid.precision import HALF_DTYPES, product_dtype
+from hashgrid.reference.activation import activate
+
+KERNEL_DEVICES = ("cuda",)
+N_GEOMETRY = 16  # outputs of the density network that the kernel takes
+MAX_WIDTH = 64  # of its networks
+
+
+def radiance_field(
+    positions: Tensor,
+    ray_features: Tensor,
+    rays: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    density_weights: Sequence[Tensor],
+    color_weights: Sequence[Tensor],
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    shadow: Tensor | None = None,
+    output_activation: str = "sigmoid",
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Density and colour of points: a hash grid, a network whose first output is the logarithm of the density, and one
+    that makes colours of all its outputs and of features of the point's ray. Hidden layers are ReLU, without biases.
+
+    On a GPU from sm_80 on, where no gradient is recorded, it is one kernel: fp32, 3 dimensions, an even number of
+    features per level and per ray, 16 outputs of the density network, 16-bit products, a table of fp32 or a shadow of
+    their dtype, layers up to 64 wide. Everywhere else it is made of `hash_encode_mlp` and `mlp`.
+
+    Args:
+        positions: [N, 3] in the unit cube.
+        ray_features: [R, E], such as spherical harmonics of directions.
+        rays: [N] int64, to which ray a point belongs.
+        table, levels, interpolation, bounds, shadow: see `hash_encode`.
+        density_weights, color_weights: matrices [out, in] of the layers; the first colour layer has G + E inputs.
+        output_activation: of the colour network.
+        compute_dtype: of the products, see `mlp`.
+
+    Returns:
+        Densities [N], exp of the first output, and colours [N, C].
+
+    Raises:
+        ValueError: an option is unknown, or a shape does not fit.
+        RuntimeError: a dtype or size the kernels do not take.
+    """
+    density_weights, color_weights = list(density_weights), list(color_weights)
+    if not _has_kernel(positions, ray_features, table, levels, density_weights, color_weights, shadow, compute_dtype):
+        geometry = hash_encode_mlp(
+            positions, table, levels, density_weights, None, interpolation, bounds, None, shadow,
+            compute_dtype=compute_dtype,
+        )  # fmt: skip
+        inputs = torch.cat((geometry, ray_features.index_select(0, rays)), dim=1)
+        colors = mlp(inputs, color_weights, None, "relu", output_activation, compute_dtype)
+        return activate(geometry[:, 0], "exp"), colors
+    check_option("interpolation", interpolation, INTERPOLATIONS)
+    check_option("bounds", bounds, BOUNDS)
+    check_network(levels.n_levels * table.shape[1], density_weights, [], "relu", "none", compute_dtype)
+    width = N_GEOMETRY + ray_features.shape[1]
+    check_network(width, color_weights, [], "relu", output_activation, compute_dtype)
+    return _extension.ops().radiance_field(
+        positions.contiguous(),
+        (table if shadow is None else shadow).contiguous(),
+        ray_features.contiguous(),
+        rays.contiguous(),
+        *options_of(levels, interpolation, bounds),
+        [weight.contiguous() for weight in density_weights],
+        [weight.contiguous() for weight in color_weights],
+        ACTIVATIONS.index(output_activation),
+        FACTORS.index(product_dtype(compute_dtype, density_weights[0])),
+    )
+
+
+def _has_kernel(
+    positions: Tensor,
+    ray_features: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    density_weights: list[Tensor],
+    color_weights: list[Tensor],
+    shadow: Tensor | None,
+    compute_dtype: torch.dtype | None,
+) -> bool:
+    tensors = [positions, ray_features, table, *density_weights, *color_weights]
+    if positions.device.type not in KERNEL_DEVICES or is_recorded(*tensors):
+        return False
+    if positions.is_cuda and torch.cuda.get_device_capability(positions.device) < (8, 0):
+        return False
+    weights = [*density_weights, *color_weights]
+    if not (density_weights and color_weights and all(tensor.dim() == 2 for tensor in (*weights, table, ray_features))):
+        return False
+    products = product_dtype(compute_dtype, weights[0])
+    return (
+        all(tensor.dtype == torch.float32 for tensor in tensors)
+        and products in HALF_DTYPES
+        and (shadow is None or shadow.dtype == products)
+        and levels.n_input_dims == 3
+        and table.shape[1] % 2 == ray_features.shape[1] % 2 == 0
+        and density_weights[-1].shape[0] == N_GEOMETRY
+        and max(size for weight in weights for size in weight.shape) <= MAX_WIDTH
+    )
+
+
+def _register() -> None:
+    @torch.library.register_fake("hashgrid::radiance_field")
+    def _(positions, table, ray_features, rays, *options):
+        color_weights = options[9]
+        n = positions.shape[0]
+        return positions.new_empty(n), positions.new_empty(n, color_weights[-1].shape[0])
+
+
+if _extension.module is not None:
+    _register()

@@ -1,0 +1,37 @@
+"""The radiance field of Instant-NGP (Müller et al. 2022, section 5.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hashgrid.levels import LevelTable
+from hashgrid.reference.activation import activate
+from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
+from hashgrid.reference.mlp import mlp
+
+
+def radiance_field(
+    positions: Tensor,
+    ray_features: Tensor,
+    rays: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    density_weights: Sequence[Tensor],
+    color_weights: Sequence[Tensor],
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    shadow: Tensor | None = None,
+    output_activation: str = "sigmoid",
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`hashgrid.ops.radiance_field`."""
+    geometry = hash_encode_mlp(
+        positions, table, levels, density_weights, None, interpolation, bounds, None, shadow,
+        compute_dtype=compute_dtype,
+    )  # fmt: skip
+    inputs = torch.cat((geometry, ray_features.index_select(0, rays)), dim=1)
+    colors = mlp(inputs, color_weights, None, "relu", output_activation, compute_dtype)
+    return activate(geometry[:, 0], "exp"), colors
