@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import math
+import importlib, math
 import torch
 import test_cuda_on_host, test_hash_encode
 from pathlib import Path
@@ -24,6 +24,7 @@ from hashgrid import _extension, ops
 from host.build import load
 host = load(Path({module!r}))
 _extension.ops = lambda: torch.ops.hashgrid_on_host
+importlib.import_module("hashgrid.ops.radiance_field").KERNEL_DEVICES = ("cpu",)
 torch.manual_seed(0)
 """
 SIZES = """
