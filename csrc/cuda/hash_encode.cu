@@ -156,7 +156,6 @@ __global__ void hash_encode_backward_table_any_kernel(HASHGRID_PARAMS HashEncode
 // Lanes whose points are neighbours and lie in the same cell, as they do along rays at coarse levels, are a run: its
 // first lane adds for all of them.
 struct Run {
-  bool active;  // the lane has a gradient
   bool first;
   int length;   // from this lane on
   int longest;  // of the warp; 1 where runs would save less than a quarter of the reductions, and every lane is one
@@ -171,7 +170,7 @@ __device__ inline Run find_run(bool active, const uint32_t* cell, int log2_level
   same = same && lane % (kWarpSize >> log2_levels) != 0;
   const unsigned firsts = __ballot_sync(kAllLanes, !same);
   const unsigned behind = lane + 1 < kWarpSize ? firsts >> (lane + 1) : 0u;
-  Run run = {active, !same, behind == 0 ? kWarpSize - lane : __ffs(static_cast<int>(behind)), 1};
+  Run run = {!same, behind == 0 ? kWarpSize - lane : __ffs(static_cast<int>(behind)), 1};
   const int n_active = __popc(__ballot_sync(kAllLanes, active));
   const int n_rows = __popc(__ballot_sync(kAllLanes, active && !same));
   if (4 * n_rows <= 3 * n_active) {
@@ -231,7 +230,7 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
       for (int f = 0; f < kF; ++f) values[i * kF + f] = active ? weight * grad[f] : 0.0f;
     }
     sum_run(run, values);
-    if (run.active && run.first) {
+    if (active && run.first) {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         if (static_cast<uint32_t>(begin + i) >= n_corners) continue;

@@ -59,11 +59,6 @@ bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p) {
   return (grid.n_dims == 2 || grid.n_dims == 3) && has_tiles(grid, p.factors) && has_fused_layers(p);
 }
 
-int64_t plan_hash_encode_mlp(MlpParams& p) {
-  p.halves = true;
-  return lay_out_packed(p, false);
-}
-
 void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
   launch_pack(p, stream);
   if (p.factors == MlpFactors::kFloat16) return launch_of_factors<Float16>(grid, p, stream);

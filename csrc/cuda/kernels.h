@@ -38,13 +38,10 @@ void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
 // Whether a grid and the network behind it have a kernel in common: 2 or 3 dimensions, an even number of features, fp32
 // positions, 16-bit factors, a table of fp32 or their type, layers up to 128 wide, tensor cores.
 bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p);
-// The bytes of `packed`.
-int64_t plan_hash_encode_mlp(MlpParams& p);
+// `p` is planned by plan_mlp, as are both networks of the field.
 void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
 // Whether the field has a kernel: as above with 3 dimensions, 16 outputs of the density network, layers up to 64 wide.
 bool has_radiance_field(const RadianceFieldParams& p);
-// The bytes of `packed` of one of its networks.
-int64_t plan_radiance_field(MlpParams& p);
 void launch_radiance_field(const RadianceFieldParams& p, cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);

@@ -99,11 +99,6 @@ bool has_radiance_field(const RadianceFieldParams& p) {
          p.density.layers[p.density.n_layers - 1].n_out == kTile && p.n_ray_features % 2 == 0;
 }
 
-int64_t plan_radiance_field(MlpParams& p) {
-  p.halves = true;
-  return lay_out_packed(p, false);
-}
-
 void launch_radiance_field(const RadianceFieldParams& p, cudaStream_t stream) {
   launch_pack(p.density, stream);
   launch_pack(p.color, stream);

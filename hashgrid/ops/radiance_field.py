@@ -15,7 +15,7 @@ from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops.mlp import check_network, mlp
 from hashgrid.options import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 from hashgrid.precision import HALF_DTYPES, product_dtype
-from hashgrid.reference.activation import activate
+from hashgrid.reference.radiance_field import color_inputs, density_of
 
 KERNEL_DEVICES = ("cuda",)
 N_GEOMETRY = 16  # outputs of the density network that the kernel takes
@@ -65,9 +65,8 @@ def radiance_field(
             positions, table, levels, density_weights, None, interpolation, bounds, None, shadow,
             compute_dtype=compute_dtype,
         )  # fmt: skip
-        inputs = torch.cat((geometry, ray_features.index_select(0, rays)), dim=1)
-        colors = mlp(inputs, color_weights, None, "relu", output_activation, compute_dtype)
-        return activate(geometry[:, 0], "exp"), colors
+        inputs = color_inputs(geometry, ray_features, rays)
+        return density_of(geometry), mlp(inputs, color_weights, None, "relu", output_activation, compute_dtype)
     check_option("interpolation", interpolation, INTERPOLATIONS)
     check_option("bounds", bounds, BOUNDS)
     check_network(levels.n_levels * table.shape[1], density_weights, [], "relu", "none", compute_dtype)

@@ -32,6 +32,16 @@ def radiance_field(
         positions, table, levels, density_weights, None, interpolation, bounds, None, shadow,
         compute_dtype=compute_dtype,
     )  # fmt: skip
-    inputs = torch.cat((geometry, ray_features.index_select(0, rays)), dim=1)
-    colors = mlp(inputs, color_weights, None, "relu", output_activation, compute_dtype)
-    return activate(geometry[:, 0], "exp"), colors
+    return density_of(geometry), mlp(
+        color_inputs(geometry, ray_features, rays), color_weights, None, "relu", output_activation, compute_dtype
+    )
+
+
+def density_of(geometry: Tensor) -> Tensor:
+    """[N] of the density network's outputs [N, G]."""
+    return activate(geometry[:, 0], "exp")
+
+
+def color_inputs(geometry: Tensor, ray_features: Tensor, rays: Tensor) -> Tensor:
+    """[N, G + E] of the density network's outputs [N, G] and features [R, E] of rays [N]."""
+    return torch.cat((geometry, ray_features.index_select(0, rays)), dim=1)

@@ -43,7 +43,7 @@ Tensor hash_encode_mlp_cuda(const Tensor& positions, const Tensor& any_table,
     return y;
   }
   Workspace workspace;
-  p.packed = workspace.add(positions, plan_hash_encode_mlp(p));
+  p.packed = workspace.add(positions, plan_mlp(p, false, false).packed);
   launch_hash_encode_mlp(grid, p, device.stream());
   return y;
 }

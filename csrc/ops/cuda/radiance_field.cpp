@@ -47,8 +47,8 @@ std::tuple<Tensor, Tensor> radiance_field_cuda(
   p.sigmas = static_cast<float*>(sigmas.mutable_data_ptr());
   p.color.y = colors.mutable_data_ptr();
   Workspace workspace;
-  p.density.packed = workspace.add(positions, plan_radiance_field(p.density));
-  p.color.packed = workspace.add(positions, plan_radiance_field(p.color));
+  p.density.packed = workspace.add(positions, plan_mlp(p.density, false, false).packed);
+  p.color.packed = workspace.add(positions, plan_mlp(p.color, false, false).packed);
   launch_radiance_field(p, device.stream());
   return {sigmas, colors};
 }
