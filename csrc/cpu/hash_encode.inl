@@ -441,8 +441,8 @@ static inline void for_each_group(const HashEncodeParams& p, const GridLevel& le
                                   int64_t begin, int64_t end, const char* rows, int row_bytes, Use use) {
   CornerGroup ring[kRing];
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
-  // Rows of a level this small stay in the L2 cache by themselves.
-  const bool prefetch = static_cast<int64_t>(level.size) * row_bytes > 128 * 1024;
+  // Rows of a level this small stay in the L2 cache or near it, and a prefetch costs as much as it saves.
+  const bool prefetch = static_cast<int64_t>(level.size) * row_bytes > 1024 * 1024;
   const PrefetchRows prefetch_rows = pick_prefetch_rows(row_bytes);
   const int64_t n_groups = (end - begin + kLanes - 1) / kLanes;
   for (int64_t g = 0; g < n_groups + kAhead; ++g) {
