@@ -19,7 +19,7 @@ from test_composite import assert_within_budget, evaluate
 from test_hash_encode import check_budget, run, run_plain, safe_positions
 from test_march_rays import OPTIONS, scene
 from test_mlp import assert_within_budget as assert_mlp_within_budget
-from test_mlp import problem, sum_of_terms
+from test_mlp import problem, sums_of_terms
 from test_mlp import run as run_mlp
 from test_occupancy import AABB, make_cameras, make_state
 from test_ray_aabb import random_rays
@@ -174,7 +174,7 @@ def test_mlp_stays_in_the_error_budget(widths: list[int], compute_dtype: torch.d
     with other.kernels():
         ours = run_mlp(other.on(ops.mlp), torch.float32, x, weights, biases, grad_y, *options)
     unit = 2**-24 if compute_dtype is None else 2**-9
-    assert_mlp_within_budget(ours, theirs, exact, unit, sum_of_terms(x, weights, biases, options[0]))
+    assert_mlp_within_budget(ours, theirs, exact, unit, sums_of_terms(x, weights, biases, grad_y, *options[:2]))
 
 
 @pytest.mark.parametrize("density", [0.1, 20.0])
