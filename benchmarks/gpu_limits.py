@@ -107,6 +107,8 @@ COUNTS = (
     Count("counter_uniform_kernel", "number", 12, 0.4, 20),
     Count("ray_aabb_kernel<float>", "ray", 32, 1, 24),
     Count("sphere_trace_kernel<float>", "ray, step", 106, 3.3, 12),
+    Count("march_rays_mark_bricks_kernel", "brick", 8 + 1, 0.8, 80, threads=128),
+    Count("march_rays_bricks_kernel", "brick", 1 + 1, 0.1, 500, threads=128),
     Count("march_rays_count_kernel<float>", "step or skipped cell", 0, 1, 45, threads=128),
     Count("march_rays_write_kernel<float>", "step or skipped cell", 16, 1.5, 45, threads=128),
     Count("march_rays_cut_kernel", "ray", 16, 0.5, threads=128),

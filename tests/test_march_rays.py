@@ -56,15 +56,18 @@ def test_march_equals_reference(
         assert len(actual[0]) > 20
 
 
-@pytest.mark.parametrize(("resolution", "n_cascades"), [((48, 21, 64), 1), ((32, 64, 32), 3), ((40, 32, 32), 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("resolution", "n_cascades"), [((48, 20, 64), 1), ((4, 8, 24), 1), ((32, 64, 32), 3), ((16, 48, 32), 2)]
+)
 @pytest.mark.parametrize("options", [*OPTIONS[:3], {"step_size": 0.0003, "seed": 5}])
-def test_march_through_empty_blocks_equals_reference(
-    options: dict, resolution: tuple[int, int, int], n_cascades: int
+def test_march_past_empty_bricks_equals_reference(
+    options: dict, resolution: tuple[int, int, int], n_cascades: int, dtype: torch.dtype
 ) -> None:
-    """Few cells, so that most blocks of 8^3 have none; the reference knows of no blocks."""
+    """Few cells, so that most bricks of 4^3 have none; the reference knows of no bricks."""
     n_cells = n_cascades * math.prod(resolution)
     for occupied in (0, 20 / n_cells, 600 / n_cells):
-        arguments = list(scene(300, resolution, n_cascades, 0.5, torch.float32))
+        arguments = list(scene(300, resolution, n_cascades, 0.5, dtype))
         arguments[3] = pack(random_cells(n_cells, occupied))
         actual = ops.march_rays(*arguments, **options)
         assert_same(actual, reference.march_rays(*arguments, **options))

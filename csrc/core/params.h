@@ -12,7 +12,8 @@ constexpr int kMaxCorners = 1 << kMaxDims;
 constexpr int kMaxShDegree = 8;
 constexpr int kMaxFrequencies = 64;
 constexpr int kMaxCascades = 16;
-constexpr int kMarchBlock = 8;  // cells along the side of a block
+constexpr int kMarchBrick = 4;        // cells along the side of a brick
+constexpr int kMaxBrickDistance = 3;  // what is farther away counts as this far
 
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 enum class Interpolation : int32_t { kLinear, kSmoothstep, kNearest };
@@ -176,17 +177,15 @@ struct MarchRaysParams {
   const void* rays_d;      // [n_rays, 3]
   const void* aabb;        // [6], box of cascade 0
   const uint8_t* bits;     // cell g is bit g & 7 of byte g >> 3; on the CPU aligned and padded to words of 4 bytes
-
-  // CPU: bits of the blocks of kMarchBlock^3 cells that have an occupied one, padded likewise; or null
-  const uint32_t* blocks;
-  int32_t block_resolution[3];  // blocks per axis
+  uint8_t* bricks;         // [n_cascades, resolution / kMarchBrick] or null, see core/ray.h; on the CPU padded likewise
+  uint8_t* brick_copies;   // workspace: behind the bricks, as much; on the CPU also four rows of them per cascade
 
   void* t_begin;  // [n_rays] distance of the first step, jitter included
   void* t_stop;   // [n_rays] no step has its middle behind this; inf where a ray has no samples
 
   // Set per thread: where the next samples go, ray after ray in no particular order.
   void* samples;       // receives t_start of each sample
-  void* lane_samples;  // [kMaxLanes, lane_capacity] samples of the rays under way
+  void* lane_samples;  // [kMarchGroups, kMaxLanes, lane_capacity] samples of the rays under way
   int64_t lane_capacity;
 
   const void** ray_samples;  // [n_rays] the samples of each ray within some `samples`

@@ -162,11 +162,24 @@ HASHGRID_HD RaySpan<T> begin_march(const MarchRaysParams& p, const MarchGrid<T>&
 // depends on its own middle alone, however many empty ones were left out in front of it.
 constexpr double kCellMargin = 1.0 / 1024.0;
 
-// Whether the cell at distance t is occupied, and where the ray leaves it. The cascade is the smallest one that
-// contains the point and has no cell side below `step`.
+// Cells are gathered in bricks of kMarchBrick^3. For each brick `bricks` has the distance, in bricks, to the nearest
+// one that has to be looked into: the largest of the differences along the axes, so that distance q stands for an empty
+// box of 2 q - 1 bricks around it, and 0 for a brick to look into. Those that a finer cascade covers count among them:
+// a box may not reach into its cells. Whether the next finer cascade covers brick `brick` [3] of a cascade.
+HASHGRID_HD bool is_covered(const MarchRaysParams& p, int32_t cascade, const int32_t* brick) {
+  bool inside = cascade > 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int32_t quarter = p.resolution[axis] / (4 * kMarchBrick);
+    inside = inside && brick[axis] >= quarter && brick[axis] < 3 * quarter;
+  }
+  return inside;
+}
+
+// Whether the cell at distance t is occupied, and where the ray leaves it, or the empty box around it. The cascade is
+// the smallest one that contains the point and has no cell side below `step`.
 template <typename T>
-HASHGRID_HD bool look_up_cell(const MarchGrid<T>& grid, const uint8_t* bits, const T* origin, const T* direction, T t,
-                              T step, T* t_exit) {
+HASHGRID_HD bool look_up_cell(const MarchRaysParams& p, const MarchGrid<T>& grid, const T* origin, const T* direction,
+                              T t, T step, T* t_exit) {
   T point[3];
   for (int axis = 0; axis < 3; ++axis) point[axis] = origin[axis] + rounded_multiply(direction[axis], t);
   int32_t index = 0;
@@ -179,24 +192,37 @@ HASHGRID_HD bool look_up_cell(const MarchGrid<T>& grid, const uint8_t* bits, con
     }
     if (inside) break;
   }
-  *t_exit = std::numeric_limits<T>::infinity();
+  T low[3], side[3];
+  int32_t cell[3], brick = index;
   for (int axis = 0; axis < 3; ++axis) {
-    const T low = grid.centre[axis] - grid.half[axis] * growth;
-    const T side = grid.cell[axis] * growth;
+    low[axis] = grid.centre[axis] - grid.half[axis] * growth;
+    side[axis] = grid.cell[axis] * growth;
     const T last = static_cast<T>(grid.resolution[axis] - 1);
-    T position = (point[axis] - low) / side;
+    T position = (point[axis] - low[axis]) / side[axis];
     position = position >= T(0) ? position : T(0);
     position = position > last ? last : position;
-    const int32_t cell = static_cast<int32_t>(position);
-    index = index * grid.resolution[axis] + cell;
+    cell[axis] = static_cast<int32_t>(position);
+    index = index * grid.resolution[axis] + cell[axis];
+    brick = brick * (grid.resolution[axis] / kMarchBrick) + cell[axis] / kMarchBrick;
+  }
+  const int32_t distance = p.bricks != nullptr ? p.bricks[brick] : 0;
+  *t_exit = std::numeric_limits<T>::infinity();
+  for (int axis = 0; axis < 3; ++axis) {
     if (direction[axis] == T(0)) continue;
+    const bool up = direction[axis] > T(0);
+    int32_t last_cell = cell[axis];
+    if (distance > 0) {
+      const int32_t own = cell[axis] / kMarchBrick, n = grid.resolution[axis];
+      const int32_t first = (own - distance + 1) * kMarchBrick, end = (own + distance) * kMarchBrick;
+      last_cell = up ? (end < n ? end : n) - 1 : (first > 0 ? first : 0);
+    }
     const T margin = static_cast<T>(kCellMargin);
-    const T upper = static_cast<T>(cell) + (direction[axis] > T(0) ? T(1) - margin : margin);
-    const T far_side = low + rounded_multiply(upper, side);
+    const T far_vertex = static_cast<T>(last_cell) + (up ? T(1) - margin : margin);
+    const T far_side = low[axis] + rounded_multiply(far_vertex, side[axis]);
     const T t_side = (far_side - origin[axis]) / direction[axis];
     *t_exit = t_side < *t_exit ? t_side : *t_exit;
   }
-  return (bits[index >> 3] >> (index & 7)) & 1u;
+  return distance == 0 && ((p.bits[index >> 3] >> (index & 7)) & 1u) != 0;
 }
 
 // The march of one ray up to its max_samples-th sample; emit(t_start) is called for each. Returns their number.
@@ -222,7 +248,7 @@ HASHGRID_HD int64_t march_ray(const MarchRaysParams& p, const MarchGrid<T>& grid
       continue;
     }
     T t_exit;
-    const bool occupied = look_up_cell(grid, p.bits, origin, direction, middle, step, &t_exit);
+    const bool occupied = look_up_cell(p, grid, origin, direction, middle, step, &t_exit);
     if (occupied) {
       emit(t);
       ++count;

@@ -33,6 +33,7 @@ struct KernelTable {
   RangeKernel<AdamStepParams> adam_step;                                // units: rows if skip_zero, else elements
   RangeKernel<RayAabbParams> ray_aabb;                                  // units: rays
   RangeKernel<SphereTraceParams> sphere_trace;                          // units: points
+  RangeKernel<MarchRaysParams> march_rays_bricks;                       // units: cascades
   RangeKernel<MarchRaysParams> march_rays_begin;                        // units: rays
   RangeKernel<MarchRaysParams> march_rays;                              // units: rays
   RangeKernel<MarchRaysParams> march_rays_write;                        // units: rays
@@ -58,7 +59,8 @@ struct KernelTable {
   bool has_bfloat16_products;                                           // mlp_* take MlpParams::halves
 };
 
-constexpr int kMaxLanes = 16;  // of any instruction set
+constexpr int kMaxLanes = 16;    // of any instruction set
+constexpr int kMarchGroups = 2;  // vectors of rays that a thread marches in turns
 
 constexpr int kVisibleBlock = 8;  // cells per side of a block whose views are found together
 

@@ -60,6 +60,7 @@ static const KernelTable kTable = {
     &adam_step_range,
     &ray_aabb_range,
     &sphere_trace_range,
+    &march_rays_bricks_range,
     &march_rays_begin_range,
     &march_rays_range,
     &march_rays_write_range,

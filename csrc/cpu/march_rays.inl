@@ -1,14 +1,16 @@
 // Ray marching on the CPU.
 //
-// fp32: kLanes rays advance together, one visited cell each; a lane whose ray ends takes the next ray. Every lane does
+// fp32: kLanes rays advance together, one visited cell each; a lane whose ray ends takes the next ray. A thread has two
+// such groups: what one visit computes depends on the one before, and the other group fills the time. Every lane does
 // exactly the arithmetic of march_ray in core/ray.h, so which rays share a vector does not show in the result.
 // fp64, and rays of so many steps that a float cannot count them, use march_ray itself.
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
 constexpr double kMaxVectorSteps = 8388608.0;  // 2^23: integers are exact in fp32 up to twice that
-constexpr int kBlockShift = 3;
-static_assert(1 << kBlockShift == kMarchBlock, "cells of a block");
+constexpr int kBrickShift = 2;
+static_assert(1 << kBrickShift == kMarchBrick, "cells of a brick");
+constexpr int kRefill = kLanes / 4;  // lanes whose rays have ended before they get new ones: that stalls the others
 
 // GCC would split a vector that goes through __builtin_assoc_barrier into its lanes.
 static inline VecF rounded_multiply(VecF a, VecF b) {
@@ -24,6 +26,8 @@ static inline VecF rounded_multiply(VecF a, VecF b) {
 }
 
 static inline VecF minimum(VecF a, VecF b) { return a < b ? a : b; }
+static inline VecI minimum(VecI a, VecI b) { return a < b ? a : b; }
+static inline VecI maximum(VecI a, VecI b) { return a > b ? a : b; }
 
 // One bit per lane.
 static inline uint32_t lane_bits(VecI mask) {
@@ -38,15 +42,15 @@ static inline uint32_t lane_bits(VecI mask) {
 #endif
 }
 
-static inline VecU gather_words(const uint32_t* words, VecU index) {
+static inline VecU gather_words(const void* words, VecU index) {
 #if defined(HASHGRID_HAS_AVX512)
   return reinterpret_cast<VecU>(_mm512_i32gather_epi32(reinterpret_cast<__m512i>(index), words, 4));
 #elif defined(HASHGRID_HAS_AVX2)
   return reinterpret_cast<VecU>(
-      _mm256_i32gather_epi32(reinterpret_cast<const int*>(words), reinterpret_cast<__m256i>(index), 4));
+      _mm256_i32gather_epi32(static_cast<const int*>(words), reinterpret_cast<__m256i>(index), 4));
 #else
   VecU out;
-  for (int lane = 0; lane < kLanes; ++lane) out[lane] = words[index[lane]];
+  for (int lane = 0; lane < kLanes; ++lane) out[lane] = static_cast<const uint32_t*>(words)[index[lane]];
   return out;
 #endif
 }
@@ -64,15 +68,8 @@ struct RayLanes {
   VecI count;    // samples found
 };
 
-// Bit `index` of `words`; all bits of the result set where it is 1.
-static inline VecI gather_bits(const uint32_t* words, VecI index) {
-  const VecU bit = reinterpret_cast<VecU>(index);
-  return -reinterpret_cast<VecI>((gather_words(words, bit >> 5) >> (bit & 31u)) & 1u);
-}
-
-// look_up_cell for one ray per lane; all bits of the result set where the cell is occupied. In a block without any
-// occupied cell a ray leaves the whole block.
-template <bool kCascades, bool kBlocks>
+// look_up_cell for one ray per lane; all bits of the result set where the cell is occupied.
+template <bool kCascades, bool kBricks>
 static inline VecI look_up_cells(const MarchRaysParams& p, const MarchGrid<float>& grid, const RayLanes& rays, VecF t,
                                  VecF step, VecF* t_exit) {
   VecF point[3];
@@ -94,7 +91,7 @@ static inline VecI look_up_cells(const MarchRaysParams& p, const MarchGrid<float
     }
   }
   VecF low[3], side[3];
-  VecI cell[3], block = index;
+  VecI cell[3], brick = index;
   for (int axis = 0; axis < 3; ++axis) {
     low[axis] = kCascades ? grid.centre[axis] - grid.half[axis] * growth : splat(grid.centre[axis] - grid.half[axis]);
     side[axis] = kCascades ? grid.cell[axis] * growth : splat(grid.cell[axis]);
@@ -104,29 +101,35 @@ static inline VecI look_up_cells(const MarchRaysParams& p, const MarchGrid<float
     position = position > last ? last : position;
     cell[axis] = __builtin_convertvector(position, VecI);
     index = index * grid.resolution[axis] + cell[axis];
-    if (kBlocks) block = block * p.block_resolution[axis] + (cell[axis] >> kBlockShift);
+    if (kBricks) brick = brick * (grid.resolution[axis] >> kBrickShift) + (cell[axis] >> kBrickShift);
   }
-  VecI some = ~VecI{};  // cells of the block are occupied
-  if (kBlocks) some = gather_bits(p.blocks, block);
+  VecI distance = {};
+  if (kBricks) {
+    const VecU words = gather_words(p.bricks, reinterpret_cast<VecU>(brick >> 2));
+    distance = reinterpret_cast<VecI>(words >> reinterpret_cast<VecU>((brick & 3) << 3)) & 0xff;
+  }
   VecF exit = splat(std::numeric_limits<float>::infinity());
   for (int axis = 0; axis < 3; ++axis) {
     const VecF zero = splat(0.0f), margin = splat(static_cast<float>(kCellMargin));
-    VecI first = cell[axis], last = cell[axis] + 1;
-    if (kBlocks) {
-      const VecI begin = cell[axis] >> kBlockShift << kBlockShift, end = begin + kMarchBlock;
-      first = select(some, first, begin);
-      last = select(some, last, end < grid.resolution[axis] ? end : grid.resolution[axis] - VecI{});
-    }
     const VecF direction = rays.direction[axis];
-    const VecF far_vertex = select(direction > zero, __builtin_convertvector(last - 1, VecF) + (1.0f - margin),
-                                   __builtin_convertvector(first, VecF) + margin);
+    const VecI up = direction > zero;
+    VecI last_cell = cell[axis];
+    if (kBricks) {
+      const VecI own = cell[axis] >> kBrickShift, n = grid.resolution[axis] - VecI{};
+      const VecI first = maximum((own - distance + 1) << kBrickShift, VecI{});
+      const VecI end = minimum((own + distance) << kBrickShift, n);
+      last_cell = select(distance > 0, select(up, end - 1, first), last_cell);
+    }
+    const VecF far_vertex = __builtin_convertvector(last_cell, VecF) + select(up, 1.0f - margin, margin);
     const VecF far_side = low[axis] + rounded_multiply(far_vertex, side[axis]);
     const VecF t_side = (far_side - rays.origin[axis]) / direction;
     exit = minimum(select(direction == zero, exit, t_side), exit);
   }
   *t_exit = exit;
-  if (kBlocks && lane_bits(some) == 0) return VecI{};
-  return gather_bits(reinterpret_cast<const uint32_t*>(p.bits), index);
+  const VecI look = distance == 0;
+  if (kBricks && lane_bits(look) == 0) return VecI{};
+  const VecU words = gather_words(p.bits, reinterpret_cast<VecU>(index >> 5));
+  return look & -reinterpret_cast<VecI>((words >> reinterpret_cast<VecU>(index & 31)) & 1u);
 }
 
 // A lane takes its next ray from here.
@@ -187,79 +190,169 @@ class RayQueue {
   float* out_;
 };
 
-template <bool kEqualSteps, bool kCascades, bool kBlocks>
-static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, int64_t begin, int64_t end) {
-  RayLanes lanes = {};
+// kLanes rays under way.
+struct RayGroup {
+  RayLanes lanes;
   int64_t ray_of[kLanes];
+  float* samples;   // [kLanes, lane_capacity]
+  uint32_t active;  // lanes that have a ray
+};
+
+static void load_rays(const MarchGrid<float>& grid, uint32_t free_lanes, RayQueue* queue, RayGroup* group) {
+  for (uint32_t left = free_lanes; left != 0; left &= left - 1) {
+    const int lane = __builtin_ctz(left);
+    group->ray_of[lane] = queue->load(grid, lane, &group->lanes);
+    group->active &= ~(1u << lane);
+    group->active |= (group->ray_of[lane] >= 0 ? 1u : 0u) << lane;
+  }
+}
+
+// Each lane visits one cell. Lanes whose rays have ended wait until there are kRefill of them, or all.
+template <bool kEqualSteps, bool kCascades, bool kBricks>
+static inline void visit_cells(const MarchRaysParams& p, const MarchGrid<float>& grid, VecI lane_offset, VecI max_count,
+                               RayQueue* queue, RayGroup* group) {
+  RayLanes& lanes = group->lanes;
+  VecF step = step_at(grid, lanes.t);
+  VecF middle = lanes.t + step * 0.5f;
+  VecF t_end = lanes.t + step;
+  VecI looked_up = ~VecI{};
+  if (!kEqualSteps) {
+    const VecF bound = minimum(lanes.t_empty, lanes.t_stop);
+    VecI behind = (middle < bound) & (t_end > lanes.t);
+    // A step costs a fraction of a look-up: lanes wait for each other, up to the last few.
+    while (__builtin_popcount(lane_bits(behind)) > kLanes / 4) {
+      lanes.t = select(behind, t_end, lanes.t);
+      step = step_at(grid, lanes.t);
+      middle = lanes.t + step * 0.5f;
+      t_end = lanes.t + step;
+      behind = (middle < bound) & (t_end > lanes.t);
+    }
+    looked_up = middle >= bound;
+  }
+  const VecI going = (middle < lanes.t_stop) & (lanes.count < max_count) & (t_end > lanes.t);
+  const uint32_t ended = group->active & ~lane_bits(going);
+  if (__builtin_popcount(ended) >= kRefill || ended == group->active) {
+    for (uint32_t left = ended; left != 0; left &= left - 1) {
+      const int lane = __builtin_ctz(left);
+      queue->store(group->ray_of[lane], group->samples + lane * p.lane_capacity, lanes.count[lane]);
+    }
+    load_rays(grid, ended, queue, group);
+    return;
+  }
+  VecF t_exit;
+  const VecI occupied = look_up_cells<kCascades, kBricks>(p, grid, lanes, middle, step, &t_exit);
+  const VecI emit = occupied & going & looked_up;
+  const uint32_t emitted = lane_bits(emit);
+  if (emitted != 0) {
+#if defined(HASHGRID_HAS_AVX512)
+    _mm512_mask_i32scatter_ps(group->samples, static_cast<__mmask16>(emitted),
+                              reinterpret_cast<__m512i>(lane_offset + lanes.count), lanes.t, 4);
+#else
+    for (uint32_t left = emitted; left != 0; left &= left - 1) {
+      const int lane = __builtin_ctz(left);
+      group->samples[lane_offset[lane] + lanes.count[lane]] = lanes.t[lane];
+    }
+#endif
+    lanes.count -= emit;
+  }
+  if (kEqualSteps) {
+    const VecF zero = splat(0.0f), one = splat(1.0f);
+    VecF skip = (minimum(t_exit, lanes.t_stop) - middle) / step;
+    skip = skip > zero ? skip : zero;
+    VecI whole;
+    const VecF steps = select(occupied, one, round_down(skip, &whole) + one);
+    lanes.k += select(going, steps, zero);
+    lanes.t = lanes.t_begin + rounded_multiply(lanes.k, splat(grid.step_size));
+  } else {
+    lanes.t_empty = select(looked_up & ~occupied, t_exit, lanes.t_empty);
+    lanes.t = select(going, t_end, lanes.t);
+  }
+}
+
+template <bool kEqualSteps, bool kCascades, bool kBricks>
+static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, int64_t begin, int64_t end) {
   RayQueue queue(p, begin, end);
-  float* lane_samples = static_cast<float*>(p.lane_samples);
-  uint32_t active = 0;
+  RayGroup groups[kMarchGroups] = {};
   VecI lane_offset;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    lane_offset[lane] = static_cast<int32_t>(lane * p.lane_capacity);
-    ray_of[lane] = queue.load(grid, lane, &lanes);
-    active |= (ray_of[lane] >= 0 ? 1u : 0u) << lane;
+  for (int lane = 0; lane < kLanes; ++lane) lane_offset[lane] = static_cast<int32_t>(lane * p.lane_capacity);
+  for (int g = 0; g < kMarchGroups; ++g) {
+    groups[g].samples = static_cast<float*>(p.lane_samples) + g * kLanes * p.lane_capacity;
+    load_rays(grid, static_cast<uint32_t>((uint64_t{1} << kLanes) - 1), &queue, &groups[g]);
   }
   const int64_t limit = p.max_samples_per_ray < (1 << 30) ? p.max_samples_per_ray : (1 << 30);
   const VecI max_count = static_cast<int32_t>(limit) - VecI{};
-  while (active != 0) {
-    VecF step = step_at(grid, lanes.t);
-    VecF middle = lanes.t + step * 0.5f;
-    VecF t_end = lanes.t + step;
-    VecI looked_up = ~VecI{};
-    if (!kEqualSteps) {
-      const VecF bound = minimum(lanes.t_empty, lanes.t_stop);
-      VecI behind = (middle < bound) & (t_end > lanes.t);
-      // A step costs a fraction of a look-up: lanes wait for each other, up to the last few.
-      while (__builtin_popcount(lane_bits(behind)) > kLanes / 4) {
-        lanes.t = select(behind, t_end, lanes.t);
-        step = step_at(grid, lanes.t);
-        middle = lanes.t + step * 0.5f;
-        t_end = lanes.t + step;
-        behind = (middle < bound) & (t_end > lanes.t);
-      }
-      looked_up = middle >= bound;
-    }
-    const VecI going = (middle < lanes.t_stop) & (lanes.count < max_count) & (t_end > lanes.t);
-    const uint32_t finished = active & ~lane_bits(going);
-    if (finished != 0) {
-      for (uint32_t left = finished; left != 0; left &= left - 1) {
-        const int lane = __builtin_ctz(left);
-        queue.store(ray_of[lane], lane_samples + lane * p.lane_capacity, lanes.count[lane]);
-        ray_of[lane] = queue.load(grid, lane, &lanes);
-        if (ray_of[lane] < 0) active &= ~(1u << lane);
-      }
-      continue;
-    }
-    VecF t_exit;
-    const VecI occupied = look_up_cells<kCascades, kBlocks>(p, grid, lanes, middle, step, &t_exit);
-    const VecI emit = occupied & going & looked_up;
-    const uint32_t emitted = lane_bits(emit);
-    if (emitted != 0) {
-#if defined(HASHGRID_HAS_AVX512)
-      _mm512_mask_i32scatter_ps(lane_samples, static_cast<__mmask16>(emitted),
-                                reinterpret_cast<__m512i>(lane_offset + lanes.count), lanes.t, 4);
-#else
-      for (uint32_t left = emitted; left != 0; left &= left - 1) {
-        const int lane = __builtin_ctz(left);
-        lane_samples[lane_offset[lane] + lanes.count[lane]] = lanes.t[lane];
-      }
-#endif
-      lanes.count -= emit;
-    }
-    if (kEqualSteps) {
-      const VecF zero = splat(0.0f), one = splat(1.0f);
-      VecF skip = (minimum(t_exit, lanes.t_stop) - middle) / step;
-      skip = skip > zero ? skip : zero;
-      VecI whole;
-      lanes.k += select(occupied, one, round_down(skip, &whole) + one);
-      lanes.t = lanes.t_begin + rounded_multiply(lanes.k, splat(grid.step_size));
-    } else {
-      lanes.t_empty = select(looked_up & ~occupied, t_exit, lanes.t_empty);
-      lanes.t = t_end;
+  for (uint32_t active = 1; active != 0;) {
+    active = 0;
+    for (RayGroup& group : groups) {
+      if (group.active == 0) continue;
+      visit_cells<kEqualSteps, kCascades, kBricks>(p, grid, lane_offset, max_count, &queue, &group);
+      active |= group.active;
     }
   }
 }
+
+// ---- bricks, see core/ray.h --------------------------------------------------------------------------------------
+
+// A row of bricks along z: 0 for those to look into. `any` is workspace for kMarchBrick rows of bits.
+static void mark_bricks(const MarchRaysParams& p, int32_t cascade, int32_t x, int32_t y, uint8_t* __restrict any,
+                        uint8_t* __restrict row) {
+  const int64_t n_bytes = p.resolution[2] / 8;  // two bricks each
+  const int64_t plane = p.resolution[1] * n_bytes;
+  const uint8_t* bits = p.bits + (int64_t{cascade} * p.resolution[0] + x * kMarchBrick) * plane;
+  bits += y * kMarchBrick * n_bytes;
+  for (int64_t k = 0; k < kMarchBrick * n_bytes; ++k) {
+    any[k] = bits[k] | bits[k + plane] | bits[k + 2 * plane] | bits[k + 3 * plane];
+  }
+  for (int64_t k = 0; k < n_bytes; ++k) {
+    const uint8_t both = any[k] | any[k + n_bytes] | any[k + 2 * n_bytes] | any[k + 3 * n_bytes];
+    row[2 * k] = (both & 0x0f) != 0 ? 0 : kMaxBrickDistance;
+    row[2 * k + 1] = (both & 0xf0) != 0 ? 0 : kMaxBrickDistance;
+  }
+  int32_t brick[3] = {x, y, 0};
+  for (; cascade > 0 && brick[2] < 2 * n_bytes; ++brick[2]) {
+    if (is_covered(p, cascade, brick)) row[brick[2]] = 0;
+  }
+}
+static_assert(kMarchBrick == 4, "rows and planes of a brick");
+
+// Along an axis of `count` bricks, `stride` bytes apart: the smallest over the neighbours of the larger of their
+// distance and the way there.
+static void spread_distances(uint8_t* __restrict to, uint8_t* __restrict copy, int64_t count, int64_t stride) {
+  std::memcpy(copy, to, count * stride);
+  for (int64_t way = 1; way < kMaxBrickDistance && way < count; ++way) {
+    const uint8_t least = static_cast<uint8_t>(way);
+    const int64_t n = (count - way) * stride, shift = way * stride;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint8_t over = copy[i + shift] > least ? copy[i + shift] : least;
+      to[i] = to[i] < over ? to[i] : over;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const uint8_t over = copy[i] > least ? copy[i] : least;
+      to[i + shift] = to[i + shift] < over ? to[i + shift] : over;
+    }
+  }
+}
+
+// Cascades [begin, end) of `bricks`.
+static void march_rays_bricks_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
+  const int64_t n_x = p.resolution[0] / kMarchBrick, n_y = p.resolution[1] / kMarchBrick;
+  const int64_t n_z = p.resolution[2] / kMarchBrick, plane = n_y * n_z;
+  for (int64_t cascade = begin; cascade < end; ++cascade) {
+    uint8_t* bricks = p.bricks + cascade * n_x * plane;
+    uint8_t* copy = p.brick_copies + cascade * (n_x * plane + kMarchBrick * n_z);
+    for (int64_t x = 0; x < n_x; ++x) {
+      for (int64_t y = 0; y < n_y; ++y) {
+        uint8_t* row = bricks + x * plane + y * n_z;
+        mark_bricks(p, static_cast<int32_t>(cascade), static_cast<int32_t>(x), static_cast<int32_t>(y), copy, row);
+        spread_distances(row, copy, n_z, 1);
+      }
+      spread_distances(bricks + x * plane, copy, n_y, n_z);
+    }
+    spread_distances(bricks, copy, n_x, plane);
+  }
+}
+
+// ---- ranges ------------------------------------------------------------------------------------------------------
 
 template <typename T>
 static void march_rays_begin_typed(const MarchRaysParams& p, int64_t begin, int64_t end) {
@@ -294,8 +387,8 @@ static void march_rays_range(const MarchRaysParams& p, int64_t begin, int64_t en
   }
   const MarchGrid<float> grid = make_march_grid<float>(p);
   const bool equal_steps = grid.cone_angle == 0.0f, cascades = grid.n_cascades > 1;
-  if (p.blocks != nullptr && cascades) return march_lanes<true, true, true>(p, grid, begin, end);
-  if (p.blocks != nullptr) return march_lanes<true, false, true>(p, grid, begin, end);
+  if (p.bricks != nullptr && cascades) return march_lanes<true, true, true>(p, grid, begin, end);
+  if (p.bricks != nullptr) return march_lanes<true, false, true>(p, grid, begin, end);
   if (equal_steps && cascades) return march_lanes<true, true, false>(p, grid, begin, end);
   if (equal_steps) return march_lanes<true, false, false>(p, grid, begin, end);
   if (cascades) return march_lanes<false, true, false>(p, grid, begin, end);

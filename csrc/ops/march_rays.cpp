@@ -53,42 +53,6 @@ int64_t sample_bound(const MarchRaysParams& p, int64_t ray) {
   return n_steps < static_cast<double>(p.max_samples_per_ray) ? static_cast<int64_t>(n_steps) : p.max_samples_per_ray;
 }
 
-// Whether rays may leave blocks of empty cells in one go. Where steps grow each one is taken anyway. A block of an
-// outer cascade must not reach into the next inner one, which has finer cells.
-bool blocks_fit(const MarchRaysParams& p) {
-  bool fit = p.cone_angle == 0.0 && p.resolution[2] % kMarchBlock == 0;
-  for (const int32_t cells : p.resolution) fit = fit && (p.n_cascades == 1 || cells % (4 * kMarchBlock) == 0);
-  return fit;
-}
-
-// One bit per block of kMarchBlock^3 cells, set where a cell is occupied. Along z a block is a byte of `p.bits`.
-std::vector<uint32_t> occupied_blocks(MarchRaysParams& p) {
-  for (int axis = 0; axis < 3; ++axis) p.block_resolution[axis] = (p.resolution[axis] + kMarchBlock - 1) / kMarchBlock;
-  const int64_t n_x = p.resolution[0], n_y = p.resolution[1], n_bytes = p.block_resolution[2];
-  const int64_t n_blocks = int64_t{p.n_cascades} * p.block_resolution[0] * p.block_resolution[1] * n_bytes;
-  std::vector<uint32_t> blocks((n_blocks + 31) / 32, 0);
-  std::vector<uint8_t> any(n_bytes);
-  int64_t block = 0;
-  for (int64_t cascade = 0; cascade < p.n_cascades; ++cascade) {
-    for (int64_t x = 0; x < n_x; x += kMarchBlock) {
-      for (int64_t y = 0; y < n_y; y += kMarchBlock) {
-        std::fill(any.begin(), any.end(), uint8_t{0});
-        for (int64_t i = x; i < std::min<int64_t>(x + kMarchBlock, n_x); ++i) {
-          const uint8_t* row = p.bits + ((cascade * n_x + i) * n_y + y) * n_bytes;
-          const int64_t n_rows = std::min<int64_t>(kMarchBlock, n_y - y);
-          for (int64_t j = 0; j < n_rows; ++j, row += n_bytes) {
-            for (int64_t z = 0; z < n_bytes; ++z) any[z] |= row[z];
-          }
-        }
-        for (int64_t z = 0; z < n_bytes; ++z, ++block) {
-          blocks[block / 32] |= (any[z] != 0 ? uint32_t{1} : uint32_t{0}) << (block % 32);
-        }
-      }
-    }
-  }
-  return blocks;
-}
-
 // Cuts and fills up a result of fixed size once all counts are known: see hashgrid.ops.march_rays_fixed.
 Tensor fit_result(const MarchRaysParams& p, int64_t n_rays_in_use, const Tensor& like, int64_t* n_marched) {
   Tensor totals = empty_like_dtype(like, {2}, ScalarType::Long);
@@ -138,10 +102,13 @@ MarchRaysOutputs march_rays_cpu(const Tensor& rays_o, const Tensor& rays_d, cons
     bytes = padded.data();
   }
   p.bits = static_cast<const uint8_t*>(bytes);
-  std::vector<uint32_t> blocks;
-  if (p.dtype == DType::kFloat32 && blocks_fit(p)) {
-    blocks = occupied_blocks(p);
-    p.blocks = blocks.data();
+  std::vector<uint32_t> bricks;
+  if (bricks_fit(p)) {
+    const int64_t n_words = (n_bricks_of(p) + 3) / 4;
+    bricks.resize(2 * n_words + int64_t{p.n_cascades} * p.resolution[2] / 4);
+    p.bricks = reinterpret_cast<uint8_t*>(bricks.data());
+    p.brick_copies = reinterpret_cast<uint8_t*>(bricks.data() + n_words);
+    parallel_units(p.n_cascades, 1, [&](int64_t begin, int64_t end) { kernel.march_rays_bricks(p, begin, end); });
   }
 
   Tensor span = empty_like_dtype(rays_o, {2, p.n_rays});
@@ -168,7 +135,7 @@ MarchRaysOutputs march_rays_cpu(const Tensor& rays_o, const Tensor& rays_d, cons
   std::atomic<int64_t> next_ray{0};
   const auto work = [&](int64_t worker) {
     MarchRaysParams q = p;
-    std::unique_ptr<char[]> lanes(new char[kMaxLanes * p.lane_capacity * sample_bytes]);
+    std::unique_ptr<char[]> lanes(new char[kMarchGroups * kMaxLanes * p.lane_capacity * sample_bytes]);
     q.lane_samples = lanes.get();
     for (;;) {
       const int64_t begin = next_ray.fetch_add(kRayGrain);

@@ -10,6 +10,21 @@ namespace hashgrid {
 // t_starts, t_ends, ray_indices, packed_info, totals
 typedef std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> MarchRaysOutputs;
 
+// Whether rays may leave boxes of empty bricks in one go, see core/ray.h. Where steps grow each one is taken anyway. No
+// brick may lie across the border of the next finer cascade.
+inline bool bricks_fit(const MarchRaysParams& p) {
+  const int32_t multiple = p.n_cascades == 1 ? kMarchBrick : 4 * kMarchBrick;
+  bool fit = p.cone_angle == 0.0 && p.resolution[2] % 8 == 0;  // rows of whole bytes
+  for (const int32_t cells : p.resolution) fit = fit && cells % multiple == 0;
+  return fit;
+}
+
+inline int64_t n_bricks_of(const MarchRaysParams& p) {
+  int64_t n = p.n_cascades;
+  for (const int32_t cells : p.resolution) n *= cells / kMarchBrick;
+  return n;
+}
+
 inline MarchRaysParams make_march_rays_params(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb,
                                               const Tensor& bits, const std::vector<int64_t>& resolution,
                                               int64_t n_cascades, double step_size, double cone_angle, double near,

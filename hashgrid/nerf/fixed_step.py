@@ -127,7 +127,9 @@ class FixedStep:
             seed=self.seed,
             step=self.step,
         )
-        sigmas, geometry = model.geometry(model.grid(model.unit(samples.positions(rays_o, rays_d))))
+        # rays into the unit cube, not samples: they are a quarter as many, or less
+        unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
+        sigmas, geometry = model.geometry(model.grid(unit))
         colors = shade(model, samples, sigmas, geometry, rays_d, marching, background)[0]
         used = (self.ray < totals[1]).unsqueeze(-1).to(colors.dtype)
         n_values = 3 * totals[1].clamp(min=1)

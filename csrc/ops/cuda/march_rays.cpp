@@ -19,6 +19,12 @@ MarchRaysOutputs march_rays_cuda(const Tensor& rays_o, const Tensor& rays_d, con
   device.check(n_rays, "n_rays");
   MarchRaysParams p = make_march_rays_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle,
                                              near, far, counter, n_rays, max_samples_per_ray, n_samples);
+  const int64_t n_bricks = bricks_fit(p) ? n_bricks_of(p) : 0;
+  Tensor bricks = empty_like_dtype(rays_o, {2 * n_bricks}, ScalarType::Byte);
+  if (n_bricks > 0) {
+    p.bricks = static_cast<uint8_t*>(bricks.mutable_data_ptr());
+    p.brick_copies = p.bricks + n_bricks;
+  }
   Tensor packed_info = empty_like_dtype(rays_o, {p.n_rays, 2}, ScalarType::Long);
   p.packed_info = static_cast<int64_t*>(packed_info.mutable_data_ptr());
   const int64_t n_chunks = (p.n_rays + kScanChunk - 1) / kScanChunk;
