@@ -47,7 +47,8 @@ def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:
 
     rays_o, rays_d = rays_o[:n_complete], rays_d[:n_complete]
     alone = trainer.occupancy.march(rays_o, rays_d, step_size=trainer.marching.step_size, seed=0, step=0)
-    sigmas, geometry = model.geometry(model.grid(model.unit(alone.positions(rays_o, rays_d))))
+    unit = alone.positions(model.unit(rays_o), model.unit_direction(rays_d))
+    sigmas, geometry = model.geometry(model.grid(unit))
     colors = model.color(geometry, model.directions(rays_d)[alone.ray_indices])
     out = composite(sigmas, colors, alone, background=background[:n_complete])[0]
     loss = torch.nn.functional.huber_loss(out, target[:n_complete], delta=0.1) / 0.1
