@@ -198,8 +198,8 @@ class Cameras:
             if len(table):
                 offset, width = camera_rows.index_select(0, view_index).unbind(-1)
                 return table.index_select(0, offset + pixel_y * width + pixel_x)
-        fx, fy, cx, cy = self.intrinsics.index_select(0, view_index).unbind(-1)
-        points = torch.stack(((pixel_x + 0.5 - cx) / fx, (pixel_y + 0.5 - cy) / fy), dim=-1)
+        focal, centre = self.intrinsics.index_select(0, view_index).split(2, dim=-1)
+        points = (torch.stack((pixel_x, pixel_y), dim=-1) + 0.5 - centre) / focal
         return undistort(points, self.distortion.index_select(0, view_index))[0] if self._is_distorted else points
 
     @property

@@ -106,11 +106,10 @@ class FixedStep:
             rays_o, rays_d, rgba = self.fed
         else:
             # 24 bits are too few for the pixels of a large scene
-            place = u[3].double() + u[4].double() * 2.0**-24
-            row = (place * self.views.n_pixels).long().clamp_(max=self.views.n_pixels - 1)
-            pixels = self.views.locate(row)
-            rays_o, rays_d = self.views.rays(*pixels)
-            rgba = self.views.pixels(*pixels)
+            place = u[3].double().add_(u[4], alpha=2.0**-24)
+            row = place.mul_(self.views.n_pixels).long().clamp_(max=self.views.n_pixels - 1)
+            rays_o, rays_d = self.views.rays(*self.views.locate(row))
+            rgba = self.views.pixels_of(row)
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:
@@ -131,22 +130,22 @@ class FixedStep:
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
         sigmas, geometry = model.geometry(model.grid(unit))
         colors = shade(model, samples, sigmas, geometry, rays_d, marching, background)[0]
-        used = (self.ray < totals[1]).unsqueeze(-1).to(colors.dtype)
-        n_values = 3 * totals[1].clamp(min=1)
+        # of a value of a ray in the mean over those that are used
+        weight = ((self.ray < totals[1]) / (3 * totals[1].clamp(min=1))).unsqueeze(-1)
         delta = config.huber_delta
-        huber = torch.nn.functional.huber_loss(colors, target, reduction="none", delta=delta) / delta
-        loss = (huber * used).sum() / n_values
+        huber = torch.nn.functional.huber_loss(colors, target, reduction="none", delta=delta)
+        loss = (huber * (weight * (1 / delta))).sum()
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            error = ((colors - target).square() * used).sum() / n_values
-            n_placed = samples.packed_info[-1].sum()
-            self.sums += torch.stack([x.double() for x in (loss.detach(), error, totals[1], n_placed)])
+            error = ((colors - target).square() * weight).sum()
+            n_placed = samples.packed_info[-1].sum()  # floats count to 2^24
+            self.sums += torch.stack((loss, error, totals[1].float(), n_placed.float()))
             self._adapt(totals[0])
             self.step += 1
 
     def _adapt(self, n_wanted: Tensor) -> None:
         """As many rays for the next step as should fill it."""
         wanted = self.n_rays * (FILL * self.config.target_samples) / n_wanted.clamp(min=1)
-        bounded = torch.minimum(torch.maximum(wanted, self.n_rays / 2), self.n_rays * 2)
-        self.n_rays.copy_(bounded.clamp(min(64, self.config.max_rays), self.config.max_rays).long())
+        bounded = wanted.clamp(self.n_rays / 2, self.n_rays * 2)
+        self.n_rays.copy_(bounded.clamp_(min(64, self.config.max_rays), self.config.max_rays))
