@@ -165,7 +165,9 @@ constexpr double kCellMargin = 1.0 / 1024.0;
 // Cells are gathered in bricks of kMarchBrick^3. For each brick `bricks` has the distance, in bricks, to the nearest
 // one that has to be looked into: the largest of the differences along the axes, so that distance q stands for an empty
 // box of 2 q - 1 bricks around it, and 0 for a brick to look into. Those that a finer cascade covers count among them:
-// a box may not reach into its cells. Whether the next finer cascade covers brick `brick` [3] of a cascade.
+// a box may not reach into its cells.
+
+// Whether the next finer cascade covers brick `brick` [3] of a cascade.
 HASHGRID_HD bool is_covered(const MarchRaysParams& p, int32_t cascade, const int32_t* brick) {
   bool inside = cascade > 0;
   for (int axis = 0; axis < 3; ++axis) {
