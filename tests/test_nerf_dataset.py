@@ -220,13 +220,14 @@ def test_nerfstudio_dialect(tmp_path):
     assert scene.train.sizes.tolist() == [[16, 12], [10, 20], [16, 12], [16, 12]]
     assert scene.train.image(1).shape == (20, 10, 3) and bool((scene.train.image(1) == 77).all())
     # Uniform over pixels, every one in its image, colours those of the image.
-    view, x, y = scene.train.sample(20000, torch.Generator().manual_seed(0))
+    row = scene.train.sample(20000, torch.Generator().manual_seed(0))
+    view, x, y = scene.train.locate(row)
     counts = torch.bincount(view, minlength=4) / 20000
     area = scene.train.sizes.prod(1)
     torch.testing.assert_close(counts, area / area.sum(), rtol=0, atol=0.02)
     assert bool((x >= 0).all() and (y >= 0).all() and (x < scene.train.sizes[view, 0]).all())
     assert bool((y < scene.train.sizes[view, 1]).all())
-    colors = scene.train.pixels(view, x, y)
+    colors = scene.train.pixels(row)
     for i in range(0, 20000, 997):
         expected = scene.train.image(int(view[i]))[int(y[i]), int(x[i])] / 255
         torch.testing.assert_close(colors[i], torch.cat((expected, torch.ones(1))))
@@ -238,9 +239,9 @@ def test_sampling_is_seeded_and_covers_every_pixel(tmp_path):
     second = views.sample_rays(2000, torch.Generator().manual_seed(5))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert [tuple(t.shape) for t in first] == [(2000, 3), (2000, 3), (2000, 4)]
-    view, x, y = views.sample(2000)
+    view, x, y = views.locate(views.sample(2000))
     assert len(torch.unique(view * 12 + y * 4 + x)) == 36
-    assert [len(t) for t in views.sample(0)] == [0, 0, 0]
+    assert [len(t) for t in views.locate(views.sample(0))] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("keys", [{"x_fov": 60.0}, {"camera_angle_y": 1.0}, {"x_fov": 60.0, "y_fov": 40.0}])

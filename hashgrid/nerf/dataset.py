@@ -110,21 +110,13 @@ class Views(Cameras):
             return image
         return blend(image, torch.zeros(3) if background is None else background)
 
-    def pixels(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
-        """RGBA of pixels [B, 4] in [0, 1]; alpha is 1 where the images have none."""
-        widths = self.sizes[:, 0].index_select(0, view_index)
-        return self.pixels_of(self.offsets.index_select(0, view_index) + pixel_y * widths + pixel_x)
-
-    def pixels_of(self, row: Tensor) -> Tensor:
-        """The same of rows [B] of ``data``."""
+    def pixels(self, row: Tensor) -> Tensor:
+        """RGBA [B, 4] in [0, 1] of rows [B] of ``data``; alpha is 1 where the images have none."""
         values = self.data.index_select(0, row).float().mul_(1 / 255)
         return values if self.has_alpha else torch.nn.functional.pad(values, (0, 1), value=1.0)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """``n`` pixels drawn uniformly (with replacement) from all pixels: ``view_index, pixel_x, pixel_y`` [n]."""
-        return self.locate(self._sample_rows(n, generator))
-
-    def _sample_rows(self, n: int, generator: torch.Generator | None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Rows [n] of ``data``, drawn uniformly (with replacement)."""
         return torch.randint(self.n_pixels, (n,), generator=generator, device=self.data.device)
 
     def locate(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,8 +135,8 @@ class Views(Cameras):
 
     def sample_rays(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """A training batch: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of ``n`` random pixels."""
-        row = self._sample_rows(n, generator)
-        return *self.rays(*self.locate(row)), self.pixels_of(row)
+        row = self.sample(n, generator)
+        return *self.rays(*self.locate(row)), self.pixels(row)
 
     def subset(self, views: Iterable[int]) -> Views:
         """The views ``views``, in that order, with copies of their pixels."""

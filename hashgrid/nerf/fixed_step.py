@@ -109,7 +109,7 @@ class FixedStep:
             place = u[3].double().add_(u[4], alpha=2.0**-24)
             row = place.mul_(self.views.n_pixels).long().clamp_(max=self.views.n_pixels - 1)
             rays_o, rays_d = self.views.rays(*self.views.locate(row))
-            rgba = self.views.pixels_of(row)
+            rgba = self.views.pixels(row)
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:
@@ -139,8 +139,8 @@ class FixedStep:
         self.optimizer.step()
         with torch.no_grad():
             error = ((colors - target).square() * weight).sum()
-            n_placed = samples.packed_info[-1].sum()  # floats count to 2^24
-            self.sums += torch.stack((loss, error, totals[1].float(), n_placed.float()))
+            self.sums[:2].add_(torch.stack((loss, error)))
+            self.sums[2:].add_(torch.stack((totals[1], samples.packed_info[-1].sum())))
             self._adapt(totals[0])
             self.step += 1
 
