@@ -76,6 +76,7 @@ KERNEL_TESTS = {
         "test_mlp",
         "test_occupancy",
         "test_radiance_field",
+        "test_radiance_mlp",
         "test_ray_aabb",
         "test_sh_encode",
         "test_sphere_trace",
@@ -128,4 +129,5 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
             # composed on CUDA; the module's name is also its function's
             patch.setattr(importlib.import_module("hashgrid.ops.mlp"), "SECOND_ORDER_DEVICES", ())
             patch.setattr(importlib.import_module("hashgrid.ops.radiance_field"), "KERNEL_DEVICES", ("cpu",))
+            patch.setattr(importlib.import_module("hashgrid.ops.radiance_mlp"), "TENSOR_CORE_DEVICES", ("cpu",))
         yield param

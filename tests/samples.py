@@ -81,6 +81,23 @@ def _radiance_field() -> Iterator[Arguments]:
             yield torch.rand(N_POINTS, 3), table, torch.randn(N_RAYS, 4), rays, *LINEAR, density, color, 5, factors
 
 
+def _radiance_networks() -> tuple[list[Tensor], list[Tensor]]:
+    return [_leaf(*s) for s in ((24, 6), (16, 24))], [_leaf(*s) for s in ((32, 20), (3, 32))]
+
+
+def _radiance_mlp() -> Iterator[Arguments]:
+    for factors in (1, 2):
+        rays = torch.randint(N_RAYS, (N_POINTS,))
+        yield _leaf(N_POINTS, 6), torch.randn(N_RAYS, 4), rays, *_radiance_networks(), 5, factors
+
+
+def _radiance_mlp_backward() -> Iterator[Arguments]:
+    for x, ray_features, rays, *networks, activation, factors in _radiance_mlp():
+        weights = ([weight.detach() for weight in network] for network in networks)
+        grads = torch.randn(N_POINTS), torch.randn(N_POINTS, 3)
+        yield *grads, x.detach(), ray_features, rays, *weights, activation, factors, factors == 1, True
+
+
 def _mlp_backward() -> Iterator[Arguments]:
     for bias in (False, True):
         x, weights, biases = _mlp_params(bias)
@@ -215,6 +232,8 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "hash_encode_accumulate_table_gradient": _hash_encode_accumulate_table_gradient,
     "hash_encode_backward_backward": _hash_encode_backward_backward,
     "hash_encode_mlp": _hash_encode_mlp,
+    "radiance_mlp": _radiance_mlp,
+    "radiance_mlp_backward": _radiance_mlp_backward,
     "mlp": _mlp,
     "mlp_backward": _mlp_backward,
     "mlp_backward_backward": _mlp_backward_backward,

@@ -23,6 +23,8 @@ from test_cuda_on_host_mlp import Problem, check_fused, check_plain
 from test_hash_encode import orders_of, safe_positions
 from test_march_rays import scene
 from test_occupancy import AABB, make_cameras, make_state
+from test_radiance_mlp import networks, of_mlp
+from test_radiance_mlp import run as run_radiance_mlp
 from test_ray_aabb import random_rays
 from test_reference_composite import make_samples
 from test_sphere_trace import rough, strange_rays
@@ -42,6 +44,7 @@ DTYPES = (torch.float32, torch.float64)
 def emulated(cuda_on_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr("hashgrid._extension.ops", lambda: torch.ops.hashgrid_on_host)
     monkeypatch.setattr(importlib.import_module("hashgrid.ops.radiance_field"), "KERNEL_DEVICES", ("cpu",))
+    monkeypatch.setattr(importlib.import_module("hashgrid.ops.radiance_mlp"), "TENSOR_CORE_DEVICES", ("cpu",))
     return cuda_on_host
 
 
@@ -181,6 +184,18 @@ def radiance_field_case(n: int) -> None:
             inputs = torch.cat((geometry, ray_features[rays]), dim=1)
             assert torch.equal(colors, ops.mlp(inputs, color, output_activation="sigmoid", compute_dtype=half))
             torch.testing.assert_close(sigmas, geometry[:, 0].exp(), rtol=1e-6, atol=0)
+
+
+def radiance_mlp_case(n: int) -> None:
+    """What its own tests look at, at these sizes; many rows in one dtype."""
+    arguments, grads = networks(n), (torch.randn(n), torch.randn(n, 3))
+    for half in (torch.bfloat16,) if n > MANY else (torch.float16, torch.bfloat16):
+        ours = run_radiance_mlp(ops.radiance_mlp, arguments, grads, compute_dtype=half)
+        theirs = run_radiance_mlp(of_mlp, arguments, grads, compute_dtype=half)
+        assert torch.equal(ours[1], theirs[1])
+        for a, b in zip(ours, theirs, strict=True):
+            # rounded sums of fp32 differ in the last bit, and then their half by one of its units
+            torch.testing.assert_close(a, b, rtol=0, atol=2**-8 * b.abs().max().item() if n else 0)
 
 
 # ---- rays --------------------------------------------------------------------------------------------------------
@@ -332,7 +347,8 @@ def adam_step_case(n: int, width: int = 2) -> None:
 # ---- all of them -------------------------------------------------------------------------------------------------
 
 CASES = (
-    *(hash_encode_case, hash_encode_mlp_case, sh_encode_case, frequency_encode_case, mlp_case, radiance_field_case),
+    *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
+    *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case),
     *(counter_uniform_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(composite_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),

@@ -25,6 +25,7 @@ from host.build import load
 host = load(Path({module!r}))
 _extension.ops = lambda: torch.ops.hashgrid_on_host
 importlib.import_module("hashgrid.ops.radiance_field").KERNEL_DEVICES = ("cpu",)
+importlib.import_module("hashgrid.ops.radiance_mlp").TENSOR_CORE_DEVICES = ("cpu",)
 torch.manual_seed(0)
 """
 SIZES = """

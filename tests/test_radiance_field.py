@@ -116,7 +116,7 @@ def test_gradients_flow() -> None:
 
 def test_bad_input_is_refused() -> None:
     arguments = field(40)
-    with pytest.raises(ValueError, match=r"`weights\[0\]` must have shape \[out, 12\]"):
+    with pytest.raises(ValueError, match=r"`density_weights\[0\]` must have shape \[out, 12\]"):
         ops.radiance_field(
             **arguments | {"density_weights": [torch.rand(64, 11), torch.rand(16, 64)]}, compute_dtype=BF16
         )

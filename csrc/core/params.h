@@ -376,6 +376,17 @@ struct MlpParams {
   int64_t gradient[2];        // in `scratch`: [n_block, widest layer] 16-bit factors, `halves` only
   int64_t gradient_pairs[2];  // in `scratch`: [n_block / 2, widest layer, 2] bfloat16, `halves` only
 
+  // Two networks as one, of a radiance field: the first n_density_layers make geometry features, of which the first is
+  // the logarithm of a density; they and what is known of the row's ray are the inputs of the other layers.
+  int32_t n_density_layers;  // 0: one network
+  int64_t n_rays;
+  int64_t n_ray_features;
+  const void* ray_features;  // [n_rays, n_ray_features]
+  const int64_t* rays;       // [n_rows]
+  void* sigmas;              // [n_rows]
+  const void* grad_sigmas;   // [n_rows]
+  int64_t log_sigmas;        // in `scratch`: [n_block], of the forward, which the backward runs again
+
   // Second order, CPU, kReal factors.
   const void* cotangent;      // [n_rows, n_in], of grad_x
   void* grad_grad_y;          // [n_rows, n_out] or null
@@ -390,18 +401,6 @@ struct MlpParams {
   int64_t sums;          // in `scratch`: [partial_size] floats; -1: added up in `partials` itself
   int64_t bias_sums;     // in `scratch`: [n_warps, n_bias_sums] floats; -1: no bias gradients
   int64_t n_bias_sums;
-};
-
-// A grid, the density network behind it, and the colour network behind that. CUDA.
-struct RadianceFieldParams {
-  HashEncodeParams grid;
-  MlpParams density;  // its first output is the logarithm of the density
-  MlpParams color;    // inputs: the density network's outputs, features of the point's ray
-  int64_t n_rays;
-  int64_t n_ray_features;
-  const float* ray_features;  // [n_rays, n_ray_features]
-  const int64_t* rays;        // [n_points]
-  float* sigmas;              // [n_points]
 };
 
 }  // namespace hashgrid

@@ -35,6 +35,8 @@
 #include "cpu/occupancy_update.inl"
 #include "cpu/occupancy_visible.inl"
 #include "cpu/adam_step.inl"
+#include "cpu/mlp_products.inl"
+#include "cpu/mlp_factors.inl"
 #include "cpu/mlp.inl"
 #include "cpu/mlp_second.inl"
 

@@ -1,5 +1,6 @@
 // Second order of the multilayer perceptron on the CPU: a cotangent v of grad_x pulled back to grad_y, x and the
-// parameters, what an eikonal loss needs. Blocks, products and partial sums are those of mlp.inl; factors are reals.
+// parameters, what an eikonal loss needs. Blocks, products and partial sums are those of mlp.inl and its parts; factors
+// are reals.
 //
 // v . grad_x = grad_y . (J v): a forward carries values a and their derivatives along v, the tangents t,
 //

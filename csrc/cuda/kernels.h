@@ -38,11 +38,17 @@ void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
 // Whether a grid and the network behind it have a kernel in common: 2 or 3 dimensions, an even number of features, fp32
 // positions, 16-bit factors, a table of fp32 or their type, layers up to 128 wide, tensor cores.
 bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p);
-// `p` is planned by plan_mlp, as are both networks of the field.
+// `p` is planned by plan_mlp, here and below.
 void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
-// Whether the field has a kernel: as above with 3 dimensions, 16 outputs of the density network, layers up to 64 wide.
-bool has_radiance_field(const RadianceFieldParams& p);
-void launch_radiance_field(const RadianceFieldParams& p, cudaStream_t stream);
+// Whether two networks have kernels as one: 16-bit factors, 16 outputs of the density network, an even number of ray
+// features, layers up to 64 wide, tensor cores.
+bool has_radiance_mlp(const MlpParams& p);
+void launch_radiance_mlp_forward(const MlpParams& p, cudaStream_t stream);
+// As launch_mlp_backward.
+void launch_radiance_mlp_backward(const MlpParams& p, cudaStream_t stream);
+// Whether they and a grid have one: as for one network, with 3 dimensions.
+bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p);
+void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);
 void launch_sphere_trace(const SphereTraceParams& p, cudaStream_t stream);

@@ -72,17 +72,8 @@ void launch_mlp_forward(const MlpParams& p, cudaStream_t stream) {
 
 // Without rows, gradients of parameters are zero.
 void launch_mlp_backward(const MlpParams& p, cudaStream_t stream) {
+  if (p.n_rows == 0) return clear_parameter_gradients(p, stream);
   if (p.grad_x == nullptr && p.grad_params == nullptr) return;
-  if (p.n_rows == 0) {
-    if (p.grad_params == nullptr) return;
-    int64_t bytes = 0;
-    for (int l = 0; l < p.n_layers; ++l) {
-      bytes += int64_t{p.layers[l].n_out} * (p.layers[l].n_in + (p.layers[l].bias != nullptr ? 1 : 0)) *
-               (p.dtype == DType::kFloat64 ? 8 : 4);
-    }
-    check_cuda(cudaMemsetAsync(p.grad_params, 0, static_cast<size_t>(bytes), stream), "cudaMemsetAsync");
-    return;
-  }
   if (p.dtype == DType::kFloat64) return launch_plain_backward<double>(p, stream);
   if (!p.halves) return launch_plain_backward<float>(p, stream);
   if (p.factors == MlpFactors::kFloat16) return launch_fused_backward<Float16>(p, stream);

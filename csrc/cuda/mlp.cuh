@@ -77,9 +77,20 @@ struct MlpLayout {
 
 // The largest number of inputs or outputs.
 inline int widest_of(const MlpParams& p) {
-  int widest = p.layers[0].n_in;
-  for (int l = 0; l < p.n_layers; ++l) widest = std::max(widest, p.layers[l].n_out);
+  int widest = 0;
+  for (int l = 0; l < p.n_layers; ++l) widest = std::max({widest, p.layers[l].n_in, p.layers[l].n_out});
   return widest;
+}
+
+// Zeroes the gradients of all weights and biases, if asked for.
+inline void clear_parameter_gradients(const MlpParams& p, cudaStream_t stream) {
+  if (p.grad_params == nullptr) return;
+  int64_t bytes = 0;
+  for (int l = 0; l < p.n_layers; ++l) {
+    bytes += int64_t{p.layers[l].n_out} * (p.layers[l].n_in + (p.layers[l].bias != nullptr ? 1 : 0)) *
+             (p.dtype == DType::kFloat64 ? 8 : 4);
+  }
+  check_cuda(cudaMemsetAsync(p.grad_params, 0, static_cast<size_t>(bytes), stream), "cudaMemsetAsync");
 }
 
 // ---- sum of partial sums -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 // bits.
 #pragma once
 
-#include "cuda/mlp_tiles.cuh"
+#include "cuda/radiance_tiles.cuh"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -23,7 +23,7 @@ __device__ inline void fused_forward(const MlpParams& p) {
   if (first >= p.n_rows) return;
   Factors<Half, kTiles, kM> factors;
   load_user_factors(UserRows(p.x, first, p.n_rows, p.layers[0].n_in), &factors);
-  pass_hidden_layers<Half, kTiles, kM, kReLU>(p, &factors);
+  pass_hidden_layers<Half, kTiles, kM, kReLU>(p, 0, p.n_layers - 1, &factors);
   write_last_layer(p, first, factors);
 }
 
@@ -333,8 +333,45 @@ __device__ inline void add_weight_gradient(const StoredGradient& stored, const S
   }
 }
 
-// Layers l = 0..last of a warp's rows; their factors go to shared memory. Returns the last layer's in `factors`.
-template <class Half, int kTiles, int kM>
+// ---- between two networks ----------------------------------------------------------------------------------------
+
+// The passage of write_radiance for the backward: the colour network's factors go to shared memory, the logarithms of
+// the densities beside them. A lane reads back what it has written itself.
+template <class Half, int kM>
+__device__ inline void join_networks(const MlpParams& p, unsigned char* shared, int64_t first,
+                                     Factors<Half, kRadianceTiles, kM>* factors) {
+  Sums<kM> geometry;
+  forward_tile(p, p.layers[p.n_density_layers - 1], 0, *factors, &geometry);
+  float* log_sigmas = reinterpret_cast<float*>(shared + p.log_sigmas) + warp_index() * kM * kTile;
+  with_first_column<kM>(p, first, [&](int64_t row, int m, int v) { log_sigmas[row - first] = geometry.values[m][v]; });
+  clear_outside(p.n_rows - first, kTile, &geometry);
+  pack_sums<Half>(geometry, factors->words[0]);
+  load_ray_factors(p, first, factors);
+  const MlpLayer& next = p.layers[p.n_density_layers];
+  const StoredFactors outputs = stored_factors(shared, next.input, next.n_in);
+#pragma unroll
+  for (int k = 0; k < kRadianceTiles; ++k) {
+    if (k < outputs.n_tiles) store_tile(outputs, k, factors->words[k]);
+  }
+}
+
+// Adds what the gradient of the densities gives the first geometry feature.
+template <int kM>
+__device__ inline void add_density_gradient(const MlpParams& p, const unsigned char* shared, int64_t first,
+                                            Sums<kM>* grad) {
+  const float* log_sigmas = reinterpret_cast<const float*>(shared + p.log_sigmas) + warp_index() * kM * kTile;
+  with_first_column<kM>(p, first, [&](int64_t row, int m, int v) {
+    const float sigma = activate(log_sigmas[row - first], Activation::kExp);
+    grad->values[m][v] +=
+        static_cast<const float*>(p.grad_sigmas)[row] * activation_derivative(sigma, Activation::kExp);
+  });
+}
+
+// ---- a warp's rows -----------------------------------------------------------------------------------------------
+
+// Layers l = 0..last of a warp's rows; their factors go to shared memory. Returns the last layer's in `factors`. kTwo:
+// two networks, see MlpParams::n_density_layers.
+template <bool kTwo, class Half, int kTiles, int kM>
 __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, int64_t first,
                                      Factors<Half, kTiles, kM>* factors) {
   load_user_factors(UserRows(p.x, first, p.n_rows, p.layers[0].n_in), factors);
@@ -344,6 +381,12 @@ __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, 
     if (k < inputs.n_tiles) store_tile(inputs, k, factors->words[k]);
   }
   for (int l = 0; l + 1 < p.n_layers; ++l) {
+    if constexpr (kTwo) {
+      if (l + 1 == p.n_density_layers) {
+        join_networks(p, shared, first, factors);
+        continue;
+      }
+    }
     const MlpLayer& layer = p.layers[l];
     const StoredFactors outputs = stored_factors(shared, p.layers[l + 1].input, layer.n_out);
 #pragma unroll 1
@@ -385,7 +428,7 @@ __device__ inline void begin_gradient(const MlpParams& p, unsigned char* shared,
 }
 
 // The gradient of layer l's sums, in shared memory, pulled back to those of layer l - 1, or to x.
-template <class Half, int kTiles, int kM>
+template <class Half, int kTiles, int kM, bool kTwo>
 __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, int l, int64_t first) {
   const MlpLayer& layer = p.layers[l];
   const StoredGradient gradient = stored_gradient(p, shared, l);
@@ -394,9 +437,11 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
   Factors<Half, kTiles, kM> factors = {};
   load_factors(gradient.factors, &factors);
   const int n_depth = gradient.factors.n_tiles;
+  const bool between = kTwo && l == p.n_density_layers;
+  const int width = between ? kTile : layer.n_in;  // what is known of rays has no gradient
   RowUnits<kM> units;
 #pragma unroll 1
-  for (int tile = 0; tile < tiles_of(layer.n_in); ++tile) {
+  for (int tile = 0; tile < tiles_of(width); ++tile) {
     Sums<kM> grad = {};
     multiply(factors, weights + tile * n_depth * kWarpSize, n_depth, &grad);
     apply_units<Half>(gradient, &grad);
@@ -404,12 +449,14 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
       store_sums(UserRows(p.grad_x, first, p.n_rows, layer.n_in), tile, grad);
       continue;
     }
-    if (p.activation != Activation::kNone) {
+    if (between) {
+      add_density_gradient(p, shared, first, &grad);
+    } else if (p.activation != Activation::kNone) {
       Sums<kM> source;
       load_source<Half>(p, shared, l, tile, &source);
       pull_back_sums(p.activation, &source, &grad);
     }
-    clear_outside(p.n_rows - first, layer.n_in - tile * kTile, &grad);
+    clear_outside(p.n_rows - first, width - tile * kTile, &grad);
     add_bias_gradient(p, shared, l - 1, tile, grad);
     store_gradient<Half>(next, tile, &grad, &units);
   }
@@ -418,7 +465,7 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
 
 // Body of mlp_fused_backward_kernel. Two barriers per layer: its gradient is complete before all warps sum up that of
 // its weight, and they have done so before the gradient below takes the place of its factors.
-template <class Half, int kTiles, int kM>
+template <class Half, int kTiles, int kM, bool kTwo>
 __device__ inline void fused_backward(const MlpParams& p) {
   HASHGRID_DYNAMIC_SHARED(unsigned char, shared);
   const int last = p.n_layers - 1;
@@ -441,7 +488,7 @@ __device__ inline void fused_backward(const MlpParams& p) {
     const bool active = first < p.n_rows;
     if (active) {
       Factors<Half, kTiles, kM> factors = {};
-      forward_again(p, shared, first, &factors);
+      forward_again<kTwo>(p, shared, first, &factors);
       begin_gradient(p, shared, first, factors);
     }
     for (int l = last; l >= 0; --l) {
@@ -452,7 +499,7 @@ __device__ inline void fused_backward(const MlpParams& p) {
                                   n_row_tiles, sums + layer.grad_weight);
         __syncthreads();  // the factors are no longer read
       }
-      if (active && (l > 0 || p.grad_x != nullptr)) pull_gradient<Half, kTiles, kM>(p, shared, l, first);
+      if (active && (l > 0 || p.grad_x != nullptr)) pull_gradient<Half, kTiles, kM, kTwo>(p, shared, l, first);
     }
   }
   if (partial == nullptr) return;
@@ -473,7 +520,7 @@ __device__ inline void fused_backward(const MlpParams& p) {
 template <class Half, int kTiles, int kM>
 __global__ void __launch_bounds__(kMaxFusedRows / (kM * kTile) * kWarpSize, 1)
     mlp_fused_backward_kernel(HASHGRID_PARAMS MlpParams p) {
-  if constexpr (kHasMma) fused_backward<Half, kTiles, kM>(p);
+  if constexpr (kHasMma) fused_backward<Half, kTiles, kM, false>(p);
 }
 
 // Partial sums are tiles, see add_weight_gradient; their padding belongs nowhere.
@@ -518,6 +565,7 @@ inline void lay_out_fused_block(MlpParams& p, bool need_params, bool shared_sums
   for (int64_t& units : p.units) {
     units = p.factors == MlpFactors::kFloat16 ? shared.add(p.n_block * int64_t{4}) : 0;
   }
+  p.log_sigmas = p.n_density_layers > 0 ? shared.add(p.n_block * int64_t{4}) : -1;
   p.sums = need_params && shared_sums ? shared.add((p.partial_size - p.n_bias_sums) * 4) : -1;
   p.bias_sums = need_params && p.n_bias_sums > 0 ? shared.add(p.n_warps * p.n_bias_sums * 4) : -1;
   p.shared_bytes = shared.size;
@@ -571,13 +619,19 @@ void launch_fused_forward_of(const MlpParams& p, cudaStream_t stream) {
   }
 }
 
-template <class Half, int kTiles, int kM>
-void launch_fused_backward_of(const MlpParams& p, cudaStream_t stream) {
-  check_cuda(cudaFuncSetAttribute(mlp_fused_backward_kernel<Half, kTiles, kM>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(p.shared_bytes)),
-             "cudaFuncSetAttribute");
+// A block per partial sum, with the shared memory of lay_out_fused_block, which `kernel` is allowed to have.
+inline LaunchShape fused_backward_shape(const MlpParams& p, void (*kernel)(MlpParams)) {
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(p.shared_bytes)),
+      "cudaFuncSetAttribute");
   LaunchShape shape = blocks_of(p.n_partials, 1, 1, static_cast<size_t>(p.shared_bytes));
   shape.block = dim3(static_cast<unsigned>(p.n_warps * kWarpSize));
+  return shape;
+}
+
+template <class Half, int kTiles, int kM>
+void launch_fused_backward_of(const MlpParams& p, cudaStream_t stream) {
+  const LaunchShape shape = fused_backward_shape(p, mlp_fused_backward_kernel<Half, kTiles, kM>);
   HASHGRID_LAUNCH_TOGETHER((mlp_fused_backward_kernel<Half, kTiles, kM>), shape, stream, p);
 }
 

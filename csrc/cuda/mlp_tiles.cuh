@@ -261,11 +261,11 @@ __device__ inline void forward_tile(const MlpParams& p, const MlpLayer& layer, i
 
 // ---- layers of a warp --------------------------------------------------------------------------------------------
 
-// Takes the factors of a warp's rows through all layers but the last. kReLU: the activation, whose loops then unroll;
-// others are too long for that.
+// Takes the factors of a warp's rows through layers begin..end-1, all of them hidden. kReLU: the activation, whose
+// loops then unroll; others are too long for that.
 template <class Half, int kTiles, int kM, bool kReLU>
-__device__ inline void pass_hidden_layers(const MlpParams& p, Factors<Half, kTiles, kM>* factors) {
-  for (int l = 0; l + 1 < p.n_layers; ++l) {
+__device__ inline void pass_hidden_layers(const MlpParams& p, int begin, int end, Factors<Half, kTiles, kM>* factors) {
+  for (int l = begin; l < end; ++l) {
     const MlpLayer& layer = p.layers[l];
     const int n_tiles = tiles_of(layer.n_out);
     // A register cannot be chosen by a number known at run time: each turn puts its tile last and moves the others up.

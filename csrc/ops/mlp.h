@@ -18,14 +18,15 @@ inline MlpFactors factors_of(int64_t value) {
 }
 
 // Everything that does not depend on the device, for n_rows inputs of `width` columns; `x_type` is theirs. Offsets into
-// a workspace stay -1 where not every device has one.
+// a workspace stay -1 where not every device has one. `list` is what messages call the weights.
 inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_type, DType dtype,
                                  const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                                 int64_t activation, int64_t output_activation, int64_t factors) {
+                                 int64_t activation, int64_t output_activation, int64_t factors,
+                                 const char* list = "weights") {
   MlpParams p = {};
   const int64_t n_layers = static_cast<int64_t>(weights.size());
-  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`weights` must have 1..", kMaxMlpLayers, " layers, got ",
-                  n_layers);
+  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`", list, "` must have 1..", kMaxMlpLayers,
+                  " layers, got ", n_layers);
   STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
                   " tensors, one per layer, or none, got ", biases.size());
   p.dtype = dtype;
@@ -39,7 +40,7 @@ inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_typ
                   name_of(x_type));
   for (int l = 0; l < p.n_layers; ++l) {
     const Tensor& weight = weights[l];
-    const std::string name = "weights[" + std::to_string(l) + "]";
+    const std::string name = std::string(list) + "[" + std::to_string(l) + "]";
     STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && weight.size(0) >= 1, "`", name,
                     "` must have shape [out, ", width, "], got ", shape_of(weight));
     check_dtype(weight, name.c_str(), x_type);
@@ -64,20 +65,21 @@ inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_typ
 }
 
 inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-                                 int64_t activation, int64_t output_activation, int64_t factors) {
+                                 int64_t activation, int64_t output_activation, int64_t factors,
+                                 const char* list = "weights") {
   STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
   STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
   STD_TORCH_CHECK(x.size(1) >= 1, "`x` must have at least one column, got ", shape_of(x));
   MlpParams p = make_mlp_params(x.size(0), x.size(1), x.scalar_type(), real_dtype_of(x, "x"), weights, biases,
-                                activation, output_activation, factors);
+                                activation, output_activation, factors, list);
   p.x = x.const_data_ptr();
   return p;
 }
 
-inline void set_grad_y(const Tensor& grad_y, const Tensor& x, MlpParams& p) {
-  check_shape(grad_y, "grad_y", {p.n_rows, p.layers[p.n_layers - 1].n_out});
-  check_dtype(grad_y, "grad_y", x.scalar_type());
-  STD_TORCH_CHECK(grad_y.is_contiguous(), "`grad_y` must be contiguous");
+inline void set_grad_y(const Tensor& grad_y, const Tensor& x, MlpParams& p, const char* name = "grad_y") {
+  check_shape(grad_y, name, {p.n_rows, p.layers[p.n_layers - 1].n_out});
+  check_dtype(grad_y, name, x.scalar_type());
+  STD_TORCH_CHECK(grad_y.is_contiguous(), "`", name, "` must be contiguous");
   p.grad_y = grad_y.const_data_ptr();
 }
 

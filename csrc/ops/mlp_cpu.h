@@ -1,7 +1,8 @@
-// What the CPU ops on multilayer perceptrons share: the layout of a block's matrices, and packed weights.
+// What the CPU ops on multilayer perceptrons share: the layout of a block's matrices, packed weights, and launches.
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 
 #include "core/activation.h"
 #include "cpu/capability.h"
@@ -13,6 +14,11 @@ namespace hashgrid {
 
 constexpr int64_t kBlockBytes = 192 * 1024;  // of a block's matrices: well inside L2
 constexpr int64_t kMaxBlock = 128;
+constexpr int64_t kForwardGrain = 8;                    // blocks per unit
+constexpr int64_t kRowsPerPartial = 2048;               // at least, so that adding up the partial sums costs little
+constexpr int64_t kMaxPartials = 32;                    // work units of a backward
+constexpr int64_t kMaxPartialBytes = int64_t{1} << 26;  // of all partial sums together
+constexpr int64_t kReduceGrain = 64;                    // output rows per unit
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 inline int64_t padded(int64_t columns) { return round_up(columns, kMlpColumnPad); }
@@ -90,6 +96,7 @@ inline int64_t lay_out_block(Mlp& mlp, int64_t n_block, MlpPass pass, bool need_
     p.gradient[i] = p.halves && backward ? scratch.add(n_block * widest * 2) : -1;
     p.gradient_pairs[i] = p.halves && backward && need_params ? scratch.add(n_block * widest * 2) : -1;
   }
+  p.log_sigmas = p.n_density_layers > 0 ? scratch.add(round_up(n_block, kMlpColumnPad) * mlp.element) : -1;
   for (int64_t& gradient : p.value_gradient) gradient = second ? scratch.add(n_block * widest * mlp.element) : -1;
   p.n_block = static_cast<int32_t>(n_block);
   p.n_blocks = (p.n_rows + n_block - 1) / n_block;
@@ -117,6 +124,53 @@ inline void pack_weights(Mlp& mlp, const Tensor& like, bool forward, bool transp
   void* memory = allocate(like, packed.size / mlp.element + 64 / mlp.element, mlp.keep);
   p.packed = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory) + 63) & ~uintptr_t{63});
   parallel_units(p.n_layers, p.n_layers, [&](int64_t begin, int64_t end) { kernels().mlp_pack(p, begin, end); });
+}
+
+// Runs a kernel on scratch memory of the thread it lands on.
+inline void run_with_scratch(RangeKernel<MlpParams> kernel, const Mlp& mlp, int64_t units, int64_t grain) {
+  parallel_units(units, grain, [&](int64_t begin, int64_t end) {
+    MlpParams p = mlp.p;
+    thread_local Scratch scratch;
+    p.scratch = scratch.at_least(mlp.scratch_bytes);
+    kernel(p, begin, end);
+  });
+}
+
+// Runs a kernel over partial sums of the parameter gradients; grad_x [N, in] (or [0, in]) and all parameter gradients
+// in one buffer: weights, then biases, in layer order.
+inline std::tuple<Tensor, Tensor> run_backward(RangeKernel<MlpParams> kernel, MlpPass pass, Mlp& mlp, const Tensor& x,
+                                               bool need_x, bool need_params) {
+  MlpParams& p = mlp.p;
+  MlpLayout partial;
+  int64_t n_outputs = 0;
+  for (int l = 0; l < p.n_layers; ++l) {
+    MlpLayer& layer = p.layers[l];
+    layer.grad_weight = partial.add(round_up(layer.n_out, kMlpRowPad) * mlp.width_in(l) * mlp.element) / mlp.element;
+    if (layer.bias != nullptr) layer.grad_bias = partial.add(mlp.width_out(l) * mlp.element) / mlp.element;
+    n_outputs += layer.n_out;
+  }
+  Tensor grad_x = empty(x, {need_x ? p.n_rows : 0, x.size(1)});
+  Tensor grad_params = empty(x, {need_params ? mlp_parameters(p) : 0});
+  if (need_x) {
+    advise_huge_pages(grad_x.mutable_data_ptr(), grad_x.numel() * mlp.element);
+    p.grad_x = grad_x.mutable_data_ptr();
+  }
+  choose_block(mlp, pass, need_params);
+  // Derived from the problem alone, like everything else that fixes the order of sums.
+  p.n_partials = std::min({kMaxPartials, (p.n_rows + kRowsPerPartial - 1) / kRowsPerPartial, p.n_blocks});
+  p.n_partials = std::max<int64_t>(1, std::min(p.n_partials, std::max<int64_t>(4, kMaxPartialBytes / partial.size)));
+  if (need_params) {
+    p.partial_size = partial.size / mlp.element;
+    p.partials = allocate(x, p.partial_size * p.n_partials, mlp.keep);
+    p.grad_params = grad_params.mutable_data_ptr();
+  }
+  const bool needed = need_x || need_params || p.grad_grad_y != nullptr;
+  if (p.n_rows > 0 && needed) pack_weights(mlp, x, true, true);
+  run_with_scratch(kernel, mlp, needed ? p.n_partials : 0, 1);
+  if (need_params) {
+    parallel_units(n_outputs, kReduceGrain, [&](int64_t begin, int64_t end) { kernels().mlp_reduce(p, begin, end); });
+  }
+  return {grad_x, grad_params};
 }
 
 }  // namespace hashgrid

@@ -87,6 +87,13 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def("hash_encode_mlp(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
         "int interpolation, int bounds, Tensor[] weights, Tensor[] biases, int activation, int output_activation, "
         "int factors) -> Tensor");
+  m.def(
+      "radiance_mlp(Tensor x, Tensor ray_features, Tensor rays, Tensor[] density_weights, Tensor[] color_weights, "
+      "int output_activation, int factors) -> (Tensor, Tensor)");
+  m.def(
+      "radiance_mlp_backward(Tensor grad_sigmas, Tensor grad_colors, Tensor x, Tensor ray_features, Tensor rays, "
+      "Tensor[] density_weights, Tensor[] color_weights, int output_activation, int factors, bool need_x, "
+      "bool need_params) -> (Tensor, Tensor)");
   // CUDA only: elsewhere colours of what turns out to be hidden cost more than they save.
   m.def("radiance_field(Tensor positions, Tensor table, Tensor ray_features, Tensor rays, " HASHGRID_LEVELS_SCHEMA
         "int interpolation, int bounds, Tensor[] density_weights, Tensor[] color_weights, int output_activation, "

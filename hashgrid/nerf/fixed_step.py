@@ -10,7 +10,7 @@ from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Views
 from hashgrid.nerf.model import NerfModel
-from hashgrid.nerf.render import Marching, shade
+from hashgrid.nerf.render import Marching, composite_samples
 from hashgrid.optim import Adam
 
 # Of the samples there is room for, what the number of rays aims at: the rest takes the variation from step to step.
@@ -128,8 +128,8 @@ class FixedStep:
         )
         # rays into the unit cube, not samples: they are a quarter as many, or less
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
-        sigmas, geometry = model.geometry(model.grid(unit))
-        colors = shade(model, samples, sigmas, geometry, rays_d, marching, background)[0]
+        sigmas, colors = model.radiance(model.grid(unit), model.directions(rays_d), samples.ray_indices)
+        colors = composite_samples(sigmas, colors, samples, marching, background)[0]
         # of a value of a ray in the mean over those that are used
         weight = ((self.ray < totals[1]) / (3 * totals[1].clamp(min=1))).unsqueeze(-1)
         delta = config.huber_delta

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from hashgrid.modules import FusedMLP, HashGrid, SphericalHarmonics
 from hashgrid.modules._backend import ops_of
 from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.reference.activation import activate
+from hashgrid.reference.radiance_mlp import color_inputs, density_of
 
 _DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -80,29 +82,40 @@ class NerfModel(nn.Module):
 
     def density_of(self, geometry: Tensor) -> Tensor:
         """Density [S] per scene unit from geometry features [S, G]."""
-        return activate(geometry[:, 0], "exp")
+        return density_of(geometry)
 
     def density(self, positions: Tensor) -> Tensor:
         """Density [S] per scene unit at scene positions [S, 3]."""
         return self.geometry_at(self.unit(positions))[0]
 
-    def color(self, geometry: Tensor, encoded_directions: Tensor) -> Tensor:
-        """sRGB colour [S, 3] from geometry features [S, G] and encoded view directions [S, degree^2]."""
-        return self.color_mlp(torch.cat((geometry, encoded_directions), dim=1))
+    def color(self, geometry: Tensor, encoded_directions: Tensor, rays: Tensor) -> Tensor:
+        """sRGB colour [S, 3] from geometry features [S, G], seen along rays [S] of encoded view directions
+        [R, degree^2]."""
+        return self.color_mlp(color_inputs(geometry, encoded_directions, rays))
+
+    def radiance(self, encoded: Tensor, encoded_directions: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
+        """Density [S] per scene unit and sRGB colour [S, 3] from grid features [S, L * F], seen along rays [S] of
+        encoded view directions [R, degree^2]."""
+        return ops_of(self.grid.backend).radiance_mlp(encoded, encoded_directions, rays, **self._networks())
 
     def radiance_at(self, unit: Tensor, encoded_directions: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
         """Density [S] per scene unit and sRGB colour [S, 3] of positions [S, 3] in the unit cube of the grid, seen
         along rays [S] of encoded view directions [R, degree^2]."""
-        color = self.color_mlp.op_arguments()
         return ops_of(self.grid.backend).radiance_field(
             ray_features=encoded_directions,
             rays=rays,
-            density_weights=list(self.density_mlp.weights),
-            color_weights=color["weights"],
-            output_activation=color["output_activation"],
-            compute_dtype=color["compute_dtype"],
+            **self._networks(),
             **{key: value for key, value in self.grid.op_arguments(unit).items() if key != "level_weights"},
         )
+
+    def _networks(self) -> dict[str, Any]:
+        color = self.color_mlp.op_arguments()
+        return {
+            "density_weights": list(self.density_mlp.weights),
+            "color_weights": color["weights"],
+            "output_activation": color["output_activation"],
+            "compute_dtype": color["compute_dtype"],
+        }
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """The table without decay, skipping entries without gradient; the MLPs with decay."""

@@ -86,37 +86,25 @@ def render_rays(
     train = torch.is_grad_enabled()
     in_one = rays_o.is_cuda if in_one is None else in_one
     seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps, to_train=train, in_one=in_one)
-    if in_one and not train:
-        sigmas, colors = seen.values
-        features, opacities, depths = _composite(sigmas, colors, seen.samples, marching, background)
-        return Rendered(features, opacities, depths, seen.samples.n_samples, seen.n_evaluated)
+    samples = seen.samples
     if train:
         unit, encoded = seen.values
-        sigmas, geometry = model.geometry(model.grid(unit, known=encoded))
+        encoded = model.grid(unit, known=encoded)
+        sigmas, colors = model.radiance(encoded, model.directions(rays_d), samples.ray_indices)
+    elif in_one:
+        sigmas, colors = seen.values
     else:
         (geometry,) = seen.values
         sigmas = model.density_of(geometry)
-    features, opacities, depths = shade(model, seen.samples, sigmas, geometry, rays_d, marching, background)
-    return Rendered(features, opacities, depths, seen.samples.n_samples, seen.n_evaluated)
+        colors = model.color(geometry, model.directions(rays_d), samples.ray_indices)
+    features, opacities, depths = composite_samples(sigmas, colors, samples, marching, background)
+    return Rendered(features, opacities, depths, samples.n_samples, seen.n_evaluated)
 
 
-def shade(
-    model: NerfModel,
-    samples: RaySamples,
-    sigmas: Tensor,
-    geometry: Tensor,
-    rays_d: Tensor,
-    marching: Marching,
-    background: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [R, 3], opacity [R] and depth [R] of rays from the densities [S] and features [S, G] of their samples."""
-    directions = model.directions(rays_d).index_select(0, samples.ray_indices)
-    return _composite(sigmas, model.color(geometry, directions), samples, marching, background)
-
-
-def _composite(
+def composite_samples(
     sigmas: Tensor, colors: Tensor, samples: RaySamples, marching: Marching, background: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [R, 3], opacity [R] and depth [R] of rays from densities [S] and colours [S, 3] of their samples."""
     return composite(sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background)[:3]
 
 

@@ -12,6 +12,7 @@ from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.occupancy_visible import occupancy_visible
 from hashgrid.ops.radiance_field import radiance_field
+from hashgrid.ops.radiance_mlp import radiance_mlp
 from hashgrid.ops.ray_aabb import ray_aabb
 from hashgrid.ops.sh_encode import sh_encode
 from hashgrid.ops.sphere_trace import SphereTrace, sphere_trace
@@ -33,6 +34,7 @@ __all__ = [
     "occupancy_update",
     "occupancy_visible",
     "radiance_field",
+    "radiance_mlp",
     "ray_aabb",
     "sh_encode",
     "sphere_trace",

@@ -86,8 +86,9 @@ def check_network(
     activation: str,
     output_activation: str,
     compute_dtype: torch.dtype | None,
+    list_name: str = "weights",
 ) -> None:
-    """Whether a network takes inputs ``width`` wide.
+    """Whether a network takes inputs ``width`` wide; messages call its weights ``list_name``.
 
     Raises:
         ValueError: it does not, or an option is unknown.
@@ -95,7 +96,7 @@ def check_network(
     for name, value in (("activation", activation), ("output_activation", output_activation)):
         check_option(name, value, ACTIVATIONS)
     if not 1 <= len(weights) <= MAX_LAYERS:
-        raise ValueError(f"`weights` must have 1 to {MAX_LAYERS} layers, got {len(weights)}")
+        raise ValueError(f"`{list_name}` must have 1 to {MAX_LAYERS} layers, got {len(weights)}")
     if compute_dtype not in (*FACTORS, weights[0].dtype):
         allowed = ", ".join(map(str, FACTORS))
         raise ValueError(f"`compute_dtype` must be {allowed} or {weights[0].dtype}, got {compute_dtype}")
@@ -103,14 +104,14 @@ def check_network(
         raise ValueError(f"`biases` must have {len(weights)} tensors, one per layer, got {len(biases)}")
     for layer, weight in enumerate(weights):
         if weight.dim() != 2 or weight.shape[1] != width:
-            raise ValueError(f"`weights[{layer}]` must have shape [out, {width}], got {list(weight.shape)}")
+            raise ValueError(f"`{list_name}[{layer}]` must have shape [out, {width}], got {list(weight.shape)}")
         width = weight.shape[0]
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=False)):
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"`biases[{layer}]` must have shape [{weight.shape[0]}], got {list(bias.shape)}")
 
 
-def _split(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+def split_gradient(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
     """The flat gradient of the kernels as one view per parameter."""
     parts = grad_params.split([param.numel() for param in params])
     return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
@@ -144,7 +145,9 @@ class _MlpBackward(torch.autograd.Function):
         grad_x, grad_params = _extension.ops().mlp_backward(
             grad_y, x, params[:n_layers], params[n_layers:], *options, *needs
         )
-        return grad_x, *(_split(grad_params, params) if needs[1] else [grad_params.new_empty(0) for _ in params])
+        return grad_x, *(
+            split_gradient(grad_params, params) if needs[1] else [grad_params.new_empty(0) for _ in params]
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
@@ -187,7 +190,7 @@ def _second_order(
         grad_grad_y, grad_x, grad_params = _extension.ops().mlp_backward_backward(
             of_x.contiguous(), grad_y, x, params[:n_layers], params[n_layers:], *options[:2], *needs
         )
-        parts = _split(grad_params, params) if needs[2] else [None] * len(params)
+        parts = split_gradient(grad_params, params) if needs[2] else [None] * len(params)
         return [g if want else None for g, want in zip((grad_grad_y, grad_x, *parts), wanted, strict=True)]
     activation, output_activation, factors = options
     inputs = [tensor.detach().requires_grad_() for tensor in (grad_y, x, *params)]
@@ -246,7 +249,7 @@ def _register() -> None:
         )
         grads: list[Tensor | None] = [None] * len(params)
         if any(need_params):
-            parts = _split(grad_params, params)
+            parts = split_gradient(grad_params, params)
             grads = [grad if need else None for grad, need in zip(parts, need_params, strict=True)]
         return grad_x if need_x else None, grads[:n], grads[n:], *(None for _ in ctx.options)
 
@@ -263,7 +266,7 @@ def _register() -> None:
         *options, need_x, need_params = ctx.options
         parts: list[Tensor | None] = [None] * len(params)
         if of_params is not None and need_params:
-            parts = [*_split(of_params, params)]
+            parts = [*split_gradient(of_params, params)]
         wanted = [ctx.needs_input_grad[0], *_needs(ctx.needs_input_grad[1:4], n, ctx.n_biases)]
         grads = _second_order([of_x if need_x else None, *parts], grad_y, x, params, n, options, wanted)
         return *grads[:2], grads[2 : 2 + n], grads[2 + n :], *(None for _ in ctx.options)

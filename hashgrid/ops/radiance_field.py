@@ -10,16 +10,13 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.autograd import is_recorded
 from hashgrid.levels import LevelTable
-from hashgrid.ops.hash_encode import options_of
-from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
-from hashgrid.ops.mlp import check_network, mlp
+from hashgrid.ops.hash_encode import hash_encode, options_of
+from hashgrid.ops.mlp import check_network
+from hashgrid.ops.radiance_mlp import fits_tensor_cores, radiance_mlp
 from hashgrid.options import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
-from hashgrid.precision import HALF_DTYPES, product_dtype
-from hashgrid.reference.radiance_field import color_inputs, density_of
+from hashgrid.precision import product_dtype
 
 KERNEL_DEVICES = ("cuda",)
-N_GEOMETRY = 16  # outputs of the density network that the kernel takes
-MAX_WIDTH = 64  # of its networks
 
 
 def radiance_field(
@@ -41,7 +38,7 @@ def radiance_field(
 
     On a GPU from sm_80 on, where no gradient is recorded, it is one kernel: fp32, 3 dimensions, an even number of
     features per level and per ray, 16 outputs of the density network, 16-bit products, a table of fp32 or a shadow of
-    their dtype, layers up to 64 wide. Everywhere else it is made of `hash_encode_mlp` and `mlp`.
+    their dtype, layers up to 64 wide. Everywhere else it is made of `hash_encode` and `radiance_mlp`.
 
     Args:
         positions: [N, 3] in the unit cube.
@@ -61,17 +58,16 @@ def radiance_field(
     """
     density_weights, color_weights = list(density_weights), list(color_weights)
     if not _has_kernel(positions, ray_features, table, levels, density_weights, color_weights, shadow, compute_dtype):
-        geometry = hash_encode_mlp(
-            positions, table, levels, density_weights, None, interpolation, bounds, None, shadow,
-            compute_dtype=compute_dtype,
-        )  # fmt: skip
-        inputs = color_inputs(geometry, ray_features, rays)
-        return density_of(geometry), mlp(inputs, color_weights, None, "relu", output_activation, compute_dtype)
+        encoded = hash_encode(positions, table, levels, interpolation, bounds, None, shadow)
+        return radiance_mlp(
+            encoded, ray_features, rays, density_weights, color_weights, output_activation, compute_dtype
+        )
     check_option("interpolation", interpolation, INTERPOLATIONS)
     check_option("bounds", bounds, BOUNDS)
-    check_network(levels.n_levels * table.shape[1], density_weights, [], "relu", "none", compute_dtype)
-    width = N_GEOMETRY + ray_features.shape[1]
-    check_network(width, color_weights, [], "relu", output_activation, compute_dtype)
+    width = levels.n_levels * table.shape[1]
+    check_network(width, density_weights, [], "relu", "none", compute_dtype, "density_weights")
+    width = density_weights[-1].shape[0] + ray_features.shape[1]
+    check_network(width, color_weights, [], "relu", output_activation, compute_dtype, "color_weights")
     return _extension.ops().radiance_field(
         positions.contiguous(),
         (table if shadow is None else shadow).contiguous(),
@@ -98,20 +94,16 @@ def _has_kernel(
     tensors = [positions, ray_features, table, *density_weights, *color_weights]
     if positions.device.type not in KERNEL_DEVICES or is_recorded(*tensors):
         return False
-    if positions.is_cuda and torch.cuda.get_device_capability(positions.device) < (8, 0):
-        return False
     weights = [*density_weights, *color_weights]
     if not (density_weights and color_weights and all(tensor.dim() == 2 for tensor in (*weights, table, ray_features))):
         return False
     products = product_dtype(compute_dtype, weights[0])
     return (
-        all(tensor.dtype == torch.float32 for tensor in tensors)
-        and products in HALF_DTYPES
+        fits_tensor_cores(positions.device, ray_features, weights, len(density_weights), products)
+        and all(tensor.dtype == torch.float32 for tensor in tensors)
         and (shadow is None or shadow.dtype == products)
         and levels.n_input_dims == 3
-        and table.shape[1] % 2 == ray_features.shape[1] % 2 == 0
-        and density_weights[-1].shape[0] == N_GEOMETRY
-        and max(size for weight in weights for size in weight.shape) <= MAX_WIDTH
+        and table.shape[1] % 2 == 0
     )
 
 

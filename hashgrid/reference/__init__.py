@@ -14,6 +14,7 @@ from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
 from hashgrid.reference.occupancy_visible import occupancy_visible
 from hashgrid.reference.radiance_field import radiance_field
+from hashgrid.reference.radiance_mlp import radiance_mlp
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
 from hashgrid.reference.sh_encode import sh_encode
@@ -36,6 +37,7 @@ __all__ = [
     "occupancy_update",
     "occupancy_visible",
     "radiance_field",
+    "radiance_mlp",
     "ray_aabb",
     "sh_encode",
     "sphere_trace",

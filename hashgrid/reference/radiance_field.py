@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from hashgrid.levels import LevelTable
-from hashgrid.reference.activation import activate
-from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
-from hashgrid.reference.mlp import mlp
+from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.radiance_mlp import radiance_mlp
 
 
 def radiance_field(
@@ -28,20 +27,5 @@ def radiance_field(
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`hashgrid.ops.radiance_field`."""
-    geometry = hash_encode_mlp(
-        positions, table, levels, density_weights, None, interpolation, bounds, None, shadow,
-        compute_dtype=compute_dtype,
-    )  # fmt: skip
-    return density_of(geometry), mlp(
-        color_inputs(geometry, ray_features, rays), color_weights, None, "relu", output_activation, compute_dtype
-    )
-
-
-def density_of(geometry: Tensor) -> Tensor:
-    """[N] of the density network's outputs [N, G]."""
-    return activate(geometry[:, 0], "exp")
-
-
-def color_inputs(geometry: Tensor, ray_features: Tensor, rays: Tensor) -> Tensor:
-    """[N, G + E] of the density network's outputs [N, G] and features [R, E] of rays [N]."""
-    return torch.cat((geometry, ray_features.index_select(0, rays)), dim=1)
+    encoded = hash_encode(positions, table, levels, interpolation, bounds, None, shadow)
+    return radiance_mlp(encoded, ray_features, rays, density_weights, color_weights, output_activation, compute_dtype)

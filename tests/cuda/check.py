@@ -40,6 +40,9 @@ INSTRUCTIONS = (
     (r"hash_encode_mlp_kernel<float, BFloat16, .*>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
     (r"(hash_encode_mlp|radiance_field)_kernel<\w+, Float16.*>", 80, ("HMMA.16816.F32",)),
     (r"radiance_field_kernel<float, BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
+    (r"radiance_mlp_forward_kernel<BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
+    (r"radiance_mlp_backward_kernel<BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16", "LDSM.16.MT88")),
+    (r"radiance_mlp_(forward|backward)_kernel<Float16>", 80, ("HMMA.16816.F32",)),
     (r"mlp_fused_backward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16", "LDSM.16.MT88")),
     (r"mlp_fused_(forward|backward)_kernel<Float16, .*>", 80, ("HMMA.16816.F32",)),
     (r"adam_step_rows_kernel<float, 2>", 75, ("LDG.E.64", "STG.E.64")),
@@ -50,7 +53,8 @@ INSTRUCTIONS = (
 LOCAL_MEMORY = "|".join(
     (
         r"frequency_encode_\w+_kernel<double>",
-        r"(hash_encode_mlp|radiance_field|mlp_fused_forward|mlp_fused_backward|mlp_activate|mlp_derivative)_kernel<.*>",
+        r"(hash_encode_mlp|radiance_field|radiance_mlp_forward|radiance_mlp_backward)_kernel<.*>",
+        r"mlp_(fused_forward|fused_backward|activate|derivative)_kernel<.*>",
     )
 )
 

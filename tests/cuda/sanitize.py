@@ -121,6 +121,16 @@ def radiance_field(n: int) -> None:
                 )
 
 
+def radiance_mlp(n: int) -> None:
+    for half in (None, torch.float16, torch.bfloat16):
+        for n_ray_features, width in ((2, 64), (16, 24), (48, 64)):
+            density = [leaf(width, 12), leaf(16, width)]
+            color = [leaf(width, 16 + n_ray_features), leaf(width, width), leaf(3, width)]
+            x, ray_features, rays = leaf(n, 12), torch.randn(7, n_ray_features), torch.randint(7, (n,))
+            sigmas, colors = ops.radiance_mlp(x, ray_features, rays, density, color, compute_dtype=half)
+            (sigmas.sum() + colors.square().sum()).backward()
+
+
 def mlp(n: int) -> None:
     networks = (32, 64, 64, 16), (17, 32, 3), (3, 128, 128, 1), (5, 200, 3)
     kinds = [(widths, torch.float32, factor) for widths in networks for factor in FACTORS]
@@ -224,6 +234,7 @@ WORK: dict[str, Callable[[int], None]] = {
     "hash_encode": hash_encode,
     "hash_encode_mlp": hash_encode_mlp,
     "radiance_field": radiance_field,
+    "radiance_mlp": radiance_mlp,
     "mlp": mlp,
     "sh_encode": sh_encode,
     "frequency_encode": frequency_encode,

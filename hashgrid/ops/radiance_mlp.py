@@ -1,0 +1,215 @@
+"""Density and colour networks of a radiance field on the native kernels, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid import _extension
+from hashgrid.autograd import apply
+from hashgrid.ops.mlp import MAX_LAYERS, check_network, mlp, split_gradient
+from hashgrid.options import ACTIVATIONS, FACTORS
+from hashgrid.precision import HALF_DTYPES, product_dtype, without_autocast
+from hashgrid.reference.radiance_mlp import color_inputs, density_of
+from hashgrid.reference.radiance_mlp import radiance_mlp as reference_radiance_mlp
+
+TENSOR_CORE_DEVICES = ("cuda",)  # where the kernel takes what `fits_tensor_cores` says, and nothing else
+N_GEOMETRY = 16  # outputs of the density network on tensor cores
+MAX_WIDTH = 64  # of both networks there
+
+
+def radiance_mlp(
+    x: Tensor,
+    ray_features: Tensor,
+    rays: Tensor,
+    density_weights: Sequence[Tensor],
+    color_weights: Sequence[Tensor],
+    output_activation: str = "sigmoid",
+    compute_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Both networks of Instant-NGP's field (Müller et al. 2022, section 5.4). The first output of one is the log of a
+    density; the other makes colours of all these outputs and of features of the point's ray. Hidden layers are ReLU,
+    without biases.
+
+    Neither geometry features nor the inputs of the colour network, nor gradients of either, go through memory, and no
+    row of ``ray_features`` is repeated. Gradients have the same bits in every run. They are those of `mlp`, with the
+    density's derivative exp(clamp(z, -15, 15)).
+
+    On a GPU the kernel takes fp32 tensors, 16-bit products, 16 outputs of the density network, an even number of ray
+    features and layers up to 64 wide, from sm_80 on; otherwise, where ``ray_features`` needs a gradient, and for second
+    derivatives, the same is made of `mlp` and PyTorch's ops.
+
+    Args:
+        x: [N, in], features of points such as those of `hash_encode`, taken in the dtype of the weights.
+        ray_features: [R, E], such as spherical harmonics of directions, taken in the dtype of the weights.
+        rays: [N] int64, to which ray a point belongs.
+        density_weights, color_weights: matrices [out, in] of the layers, at most 9 together; the first colour layer has
+            G + E inputs.
+        output_activation: of the colour network, see `mlp`.
+        compute_dtype: of the products, see `mlp`.
+
+    Returns:
+        Densities [N], exp of the first output, and colours [N, C], in the dtype of the weights.
+
+    Raises:
+        ValueError: an option is unknown, or shapes do not chain.
+        RuntimeError: a dtype the kernels do not take, or a ray does not exist (on a GPU: NaN).
+    """
+    weights = [*density_weights, *color_weights]
+    n_density = len(density_weights)
+    if x.dim() != 2:
+        raise ValueError(f"`x` must have shape [N, in], got {list(x.shape)}")
+    if ray_features.dim() != 2:
+        raise ValueError(f"`ray_features` must have shape [R, E], got {list(ray_features.shape)}")
+    check_network(x.shape[1], weights[:n_density], [], "relu", "none", compute_dtype, "density_weights")
+    width = weights[n_density - 1].shape[0] + ray_features.shape[1]
+    check_network(width, weights[n_density:], [], "relu", output_activation, compute_dtype, "color_weights")
+    if len(weights) > MAX_LAYERS:
+        raise ValueError(
+            f"`density_weights` and `color_weights` must have at most {MAX_LAYERS} layers, got {len(weights)}"
+        )
+    compute_dtype = product_dtype(compute_dtype, weights[0])
+    if not _has_kernel(x, ray_features, weights, n_density, compute_dtype):
+        geometry = mlp(x, weights[:n_density], compute_dtype=compute_dtype)
+        inputs = color_inputs(geometry, ray_features, rays)
+        colors = mlp(inputs, weights[n_density:], None, "relu", output_activation, compute_dtype)
+        return density_of(geometry), colors
+    dtype = weights[0].dtype
+    options = (
+        ACTIVATIONS.index(output_activation),
+        FACTORS.index(None if compute_dtype == dtype else compute_dtype),
+    )
+    arguments = [tensor.to(dtype).contiguous() for tensor in (x, ray_features)]
+    params = [weight.contiguous() for weight in weights]
+    if torch.compiler.is_compiling():  # see `mlp`
+        return _extension.ops().radiance_mlp(
+            *arguments, rays.contiguous(), params[:n_density], params[n_density:], *options
+        )
+    return apply(_RadianceMlp, *arguments, rays.contiguous(), n_density, options, *params)
+
+
+def fits_tensor_cores(
+    device: torch.device, ray_features: Tensor, weights: Sequence[Tensor], n_density: int, products: torch.dtype | None
+) -> bool:
+    """Whether a kernel on tensor cores takes networks of these weights."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return (
+        products in HALF_DTYPES
+        and all(tensor.dtype == torch.float32 for tensor in weights)
+        and ray_features.shape[1] % 2 == 0
+        and weights[n_density - 1].shape[0] == N_GEOMETRY
+        and max(size for weight in weights for size in weight.shape) <= MAX_WIDTH
+    )
+
+
+def _has_kernel(
+    x: Tensor, ray_features: Tensor, weights: list[Tensor], n_density: int, products: torch.dtype | None
+) -> bool:
+    if ray_features.requires_grad and torch.is_grad_enabled():
+        return False
+    if x.device.type not in TENSOR_CORE_DEVICES:
+        return True
+    return fits_tensor_cores(x.device, ray_features, weights, n_density, products)
+
+
+class _RadianceMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(x, ray_features, rays, n_density, options, *weights):  # type: ignore[override]
+        split = weights[:n_density], weights[n_density:]
+        return _extension.ops().radiance_mlp(x, ray_features, rays, *split, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
+        x, ray_features, rays, ctx.n_density, ctx.options, *weights = inputs
+        ctx.save_for_backward(x, ray_features, rays, *weights)
+
+    @staticmethod
+    def backward(ctx, grad_sigmas, grad_colors):  # type: ignore[override]
+        x, ray_features, rays, *weights = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
+        if torch.is_grad_enabled():  # to be differentiated once more
+            grads = _differentiable(
+                grad_sigmas, grad_colors, x, ray_features, rays, weights, ctx.n_density, ctx.options, wanted
+            )
+        else:
+            split = weights[: ctx.n_density], weights[ctx.n_density :]
+            needs = wanted[0], any(wanted[1:])
+            grad_x, grad_params = _extension.ops().radiance_mlp_backward(
+                grad_sigmas.contiguous(), grad_colors.contiguous(), x, ray_features, rays, *split, *ctx.options, *needs
+            )
+            parts = split_gradient(grad_params, weights) if needs[1] else [None] * len(weights)
+            grads = [grad if want else None for grad, want in zip((grad_x, *parts), wanted, strict=True)]
+        return grads[0], None, None, None, None, *grads[1:]
+
+
+@without_autocast
+def _differentiable(
+    grad_sigmas: Tensor,
+    grad_colors: Tensor,
+    x: Tensor,
+    ray_features: Tensor,
+    rays: Tensor,
+    weights: Sequence[Tensor],
+    n_density: int,
+    options: Sequence[int],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of (x, ``weights``), made of PyTorch's ops."""
+    # new views, so that gradients computed from x do not lead back to the x differentiated here
+    inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (x, *weights)]
+    outputs = reference_radiance_mlp(
+        inputs[0],
+        ray_features,
+        rays,
+        inputs[1 : 1 + n_density],
+        inputs[1 + n_density :],
+        ACTIVATIONS[options[0]],
+        FACTORS[options[1]],
+    )
+    targets = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
+    grads = iter(
+        torch.autograd.grad(outputs, targets, (grad_sigmas, grad_colors), create_graph=True) if targets else ()
+    )
+    return [next(grads) if want else None for want in wanted]
+
+
+def _register() -> None:
+    """Fake kernels and autograd of ``torch.ops.hashgrid.radiance_mlp``."""
+
+    @torch.library.register_fake("hashgrid::radiance_mlp")
+    def _(x, ray_features, rays, density_weights, color_weights, *options):
+        return x.new_empty(x.shape[0]), x.new_empty(x.shape[0], color_weights[-1].shape[0])
+
+    @torch.library.register_fake("hashgrid::radiance_mlp_backward")
+    def _(grad_sigmas, grad_colors, x, ray_features, rays, density_weights, color_weights, *options):
+        *_, need_x, need_params = options
+        n_params = sum(weight.numel() for weight in (*density_weights, *color_weights))
+        return x.new_empty(x.shape[0] if need_x else 0, x.shape[1]), x.new_empty(n_params if need_params else 0)
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, ray_features, rays, density_weights, color_weights, *ctx.options = inputs
+        ctx.n_density = len(density_weights)
+        ctx.save_for_backward(x, ray_features, rays, *density_weights, *color_weights)
+
+    def backward(ctx: Any, grad_sigmas: Tensor, grad_colors: Tensor) -> Any:
+        x, ray_features, rays, *weights = ctx.saved_tensors
+        n = ctx.n_density
+        grad_x, grad_params = torch.ops.hashgrid.radiance_mlp_backward(
+            grad_sigmas.contiguous(),
+            grad_colors.contiguous(),
+            *(x, ray_features, rays, weights[:n], weights[n:]),
+            *ctx.options,
+            *(True, True),
+        )
+        parts = split_gradient(grad_params, weights)
+        return grad_x, None, None, parts[:n], parts[n:], *(None for _ in ctx.options)
+
+    torch.library.register_autograd("hashgrid::radiance_mlp", backward, setup_context=setup_context)
+
+
+if _extension.module is not None:
+    _register()
