@@ -54,8 +54,7 @@ def main() -> None:
         if step % 16 == 0:
             with torch.no_grad():
                 occupancy.update(lambda x: density(x)[0], step, step_size)
-        rays_o, rays_d, rgba = scene.train.sample_rays(2048)
-        background = torch.rand(2048, 3)
+        rays_o, rays_d, rgba, background = scene.train.sample_rays(2048, step=step)
         target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         loss = torch.nn.functional.huber_loss(render(rays_o, rays_d, background, step), target, delta=0.1)
         optimizer.zero_grad()

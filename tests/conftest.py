@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -78,6 +77,7 @@ KERNEL_TESTS = {
         "test_radiance_field",
         "test_radiance_mlp",
         "test_ray_aabb",
+        "test_sample_rays",
         "test_sh_encode",
         "test_sphere_trace",
         "test_tcnn_defects",
@@ -112,6 +112,8 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 
     Of every test, as pytest forgets a fixture that only pytest_generate_tests asks for.
     """
+    from host.redirect import take_cuda_ops
+
     from hashgrid import _extension
 
     library: Any = None
@@ -125,9 +127,5 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
         library = OpsOn(torch.ops.hashgrid, "cuda")
     with pytest.MonkeyPatch.context() as patch:
         if library is not None:
-            patch.setattr(_extension, "ops", lambda: library)
-            # composed on CUDA; the module's name is also its function's
-            patch.setattr(importlib.import_module("hashgrid.ops.mlp"), "SECOND_ORDER_DEVICES", ())
-            patch.setattr(importlib.import_module("hashgrid.ops.radiance_field"), "KERNEL_DEVICES", ("cpu",))
-            patch.setattr(importlib.import_module("hashgrid.ops.radiance_mlp"), "TENSOR_CORE_DEVICES", ("cpu",))
+            take_cuda_ops(library, patch.setattr)
         yield param

@@ -200,6 +200,14 @@ def _counter_uniform() -> Iterator[Arguments]:
     yield torch.tensor([7, 3]), torch.arange(N_RAYS)
 
 
+def _sample_rays() -> Iterator[Arguments]:
+    sizes, offsets = torch.tensor([[3, 2], [1, 4]]), torch.tensor([0, 6, 10])
+    cameras = offsets, sizes, torch.randn(2, 3, 4), torch.rand(2, 4) + 1
+    for n_channels, plane in ((3, (None, None)), (4, (torch.randn(10, 2), torch.tensor([[0, 3], [6, 1]])))):
+        data = torch.randint(256, (10, n_channels), dtype=torch.uint8)
+        yield torch.tensor([7, 3]), N_RAYS, data, *cameras, *plane
+
+
 def _occupancy_points() -> Iterator[Arguments]:
     cells = torch.arange(0, N_CELLS, 3)
     yield cells, torch.tensor(AABB), list(RESOLUTION), 2, None
@@ -250,6 +258,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "visible_samples": _visible_samples,
     "window_samples": _window_samples,
     "counter_uniform": _counter_uniform,
+    "sample_rays": _sample_rays,
     "occupancy_points": _occupancy_points,
     "occupancy_visible": _occupancy_visible,
     "occupancy_update": _occupancy_update,

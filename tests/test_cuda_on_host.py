@@ -6,7 +6,6 @@ The tests of the ops run on these kernels, too (conftest.py): they know more abo
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from host.redirect import take_cuda_ops
 from test_adam_step import State, sparse_gradient
 from test_adam_step import check as check_step
 from test_composite import assert_within_budget, evaluate
@@ -27,6 +27,7 @@ from test_radiance_mlp import networks, of_mlp
 from test_radiance_mlp import run as run_radiance_mlp
 from test_ray_aabb import random_rays
 from test_reference_composite import make_samples
+from test_sample_rays import random_views
 from test_sphere_trace import rough, strange_rays
 from torch import Tensor
 
@@ -42,9 +43,7 @@ DTYPES = (torch.float32, torch.float64)
 
 @pytest.fixture(autouse=True)
 def emulated(cuda_on_host: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr("hashgrid._extension.ops", lambda: torch.ops.hashgrid_on_host)
-    monkeypatch.setattr(importlib.import_module("hashgrid.ops.radiance_field"), "KERNEL_DEVICES", ("cpu",))
-    monkeypatch.setattr(importlib.import_module("hashgrid.ops.radiance_mlp"), "TENSOR_CORE_DEVICES", ("cpu",))
+    take_cuda_ops(torch.ops.hashgrid_on_host, monkeypatch.setattr)
     return cuda_on_host
 
 
@@ -215,6 +214,13 @@ def counter_uniform_case(n: int) -> None:
         assert_same(ops.counter_uniform(seed, step, index), reference.counter_uniform(seed, step, index))
 
 
+def sample_rays_case(n: int) -> None:
+    """Of views of several sizes, the last of one pixel."""
+    for n_channels in (3, 4):
+        views = random_views([(5, 4), (300, 1), (1, 1)], n_channels)
+        assert_same(ops.sample_rays(7, 3, n, *views), reference.sample_rays(7, 3, n, *views))
+
+
 def ray_aabb_case(n: int) -> None:
     for dtype in DTYPES:
         arguments = *random_rays(n, dtype), AABB.to(dtype)
@@ -349,7 +355,7 @@ def adam_step_case(n: int, width: int = 2) -> None:
 CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
     *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case),
-    *(counter_uniform_case, ray_aabb_case, sphere_trace_case, march_rays_case),
+    *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(composite_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
 )

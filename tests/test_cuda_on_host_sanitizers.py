@@ -16,16 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
-import importlib, math
+import math
 import torch
 import test_cuda_on_host, test_hash_encode
 from pathlib import Path
-from hashgrid import _extension, ops
+from hashgrid import ops
 from host.build import load
+from host.redirect import take_cuda_ops
 host = load(Path({module!r}))
-_extension.ops = lambda: torch.ops.hashgrid_on_host
-importlib.import_module("hashgrid.ops.radiance_field").KERNEL_DEVICES = ("cpu",)
-importlib.import_module("hashgrid.ops.radiance_mlp").TENSOR_CORE_DEVICES = ("cpu",)
+take_cuda_ops(torch.ops.hashgrid_on_host)
 torch.manual_seed(0)
 """
 SIZES = """

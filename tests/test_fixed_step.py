@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from host.redirect import take_cuda_ops
 from test_nerf_app import TINY
 
-from hashgrid import _extension
 from hashgrid.device import choose_device, why_not_cuda
 from hashgrid.modules import composite
 from hashgrid.nerf.config import NerfConfig
@@ -49,7 +49,7 @@ def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:
     alone = trainer.occupancy.march(rays_o, rays_d, step_size=trainer.marching.step_size, seed=0, step=0)
     unit = alone.positions(model.unit(rays_o), model.unit_direction(rays_d))
     sigmas, geometry = model.geometry(model.grid(unit))
-    colors = model.color(geometry, model.directions(rays_d)[alone.ray_indices])
+    colors = model.color(geometry, model.directions(rays_d), alone.ray_indices)
     out = composite(sigmas, colors, alone, background=background[:n_complete])[0]
     loss = torch.nn.functional.huber_loss(out, target[:n_complete], delta=0.1) / 0.1
     loss.backward()
@@ -93,12 +93,15 @@ def test_resumed_run_of_fixed_steps_ends_where_an_uninterrupted_one_does(scene: 
 
 
 def test_images_that_do_not_fit_are_fed_from_the_host(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_of(scene)
+    """With the same rays, hence the same bits, as those that do."""
+    trainer, other = trainer_of(scene), trainer_of(scene)
     trainer.fixed.views = None
-    trainer.fixed.fed = [torch.zeros(trainer.config.max_rays, width) for width in (3, 3, 4)]
+    trainer.fixed.fed = [torch.zeros(trainer.config.max_rays, width) for width in (3, 3, 4, 3)]
     for _ in range(5):
         trainer.step()
+        other.step()
     assert trainer.fixed.fed[0].any() and trainer.progress.loss > 0
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), other.model.parameters(), strict=True))
 
 
 def test_fixed_steps_stop_at_a_loss_that_is_not_finite(scene: Scene, tmp_path) -> None:
@@ -132,7 +135,7 @@ def test_emulated_kernels_take_the_step_of_the_cpu(scene: Scene, monkeypatch: py
         return trainer
 
     expected = steps()
-    monkeypatch.setattr(_extension, "ops", lambda: torch.ops.hashgrid_on_host)
+    take_cuda_ops(torch.ops.hashgrid_on_host, monkeypatch.setattr)
     actual = steps()
     assert actual.n_rays == expected.n_rays and actual.progress.samples == expected.progress.samples
     assert math.isclose(actual.progress.loss, expected.progress.loss, rel_tol=1e-4)

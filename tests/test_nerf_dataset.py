@@ -219,29 +219,25 @@ def test_nerfstudio_dialect(tmp_path):
     assert scene.train.intrinsics[:, 0].tolist() == [20, 21, 22, 23]
     assert scene.train.sizes.tolist() == [[16, 12], [10, 20], [16, 12], [16, 12]]
     assert scene.train.image(1).shape == (20, 10, 3) and bool((scene.train.image(1) == 77).all())
-    # Uniform over pixels, every one in its image, colours those of the image.
-    row = scene.train.sample(20000, torch.Generator().manual_seed(0))
-    view, x, y = scene.train.locate(row)
-    counts = torch.bincount(view, minlength=4) / 20000
-    area = scene.train.sizes.prod(1)
-    torch.testing.assert_close(counts, area / area.sum(), rtol=0, atol=0.02)
-    assert bool((x >= 0).all() and (y >= 0).all() and (x < scene.train.sizes[view, 0]).all())
-    assert bool((y < scene.train.sizes[view, 1]).all())
-    colors = scene.train.pixels(row)
-    for i in range(0, 20000, 997):
-        expected = scene.train.image(int(view[i]))[int(y[i]), int(x[i])] / 255
-        torch.testing.assert_close(colors[i], torch.cat((expected, torch.ones(1))))
+    # every pixel in its image
+    view, x, y = scene.train.locate(torch.arange(scene.train.n_pixels))
+    assert torch.equal(view.bincount(), scene.train.sizes.prod(1))
+    for i in range(4):
+        width, height = scene.train.sizes[i].tolist()
+        assert torch.equal(y[view == i] * width + x[view == i], torch.arange(width * height))
+        assert bool((x[view == i] < width).all())
 
 
-def test_sampling_is_seeded_and_covers_every_pixel(tmp_path):
+def test_sampling_is_a_function_of_seed_and_step(tmp_path):
     views = load_scene(write(tmp_path, 3, (4, 3)), holdout=0).train
-    first = views.sample_rays(2000, torch.Generator().manual_seed(5))
-    second = views.sample_rays(2000, torch.Generator().manual_seed(5))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert [tuple(t.shape) for t in first] == [(2000, 3), (2000, 3), (2000, 4)]
-    view, x, y = views.locate(views.sample(2000))
-    assert len(torch.unique(view * 12 + y * 4 + x)) == 36
-    assert [len(t) for t in views.locate(views.sample(0))] == [0, 0, 0]
+    first = views.sample_rays(2000, 5, 1)
+    assert [tuple(t.shape) for t in first] == [(2000, 3), (2000, 3), (2000, 4), (2000, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(first, views.sample_rays(2000, 5, 1), strict=True))
+    assert all(torch.equal(a[:7], b) for a, b in zip(first, views.sample_rays(7, 5, 1), strict=True))
+    for seed, step in ((5, 2), (6, 1)):
+        assert all(
+            bool((a != b).any()) for a, b in zip(first[1:], views.sample_rays(2000, seed, step)[1:], strict=True)
+        )
 
 
 @pytest.mark.parametrize("keys", [{"x_fov": 60.0}, {"camera_angle_y": 1.0}, {"x_fov": 60.0, "y_fov": 40.0}])
@@ -436,7 +432,7 @@ def test_shared_scenes(shared, name, n_train, n_test, size, bounded):
         scene = load_scene(folder)
     assert (len(scene.train), len(scene.test), scene.bounded) == (n_train, n_test, bounded)
     assert tuple(scene.train.sizes[0].tolist()) == size
-    rays_o, rays_d, rgba = scene.train.sample_rays(1000)
+    rays_o, rays_d, rgba, _ = scene.train.sample_rays(1000)
     torch.testing.assert_close(rays_d.norm(dim=-1), torch.ones(1000))
     assert rgba.shape == (1000, 4) and float(rgba.max()) <= 1
     # What is opaque lies in the box: rays through opaque pixels meet it.

@@ -45,6 +45,7 @@ struct KernelTable {
   RangeKernel<WindowSamplesParams> window_samples_write;                // units: rays
   RangeKernel<FmaProbeParams> fma_probe;                                // units: repetitions
   RangeKernel<CounterUniformParams> counter_uniform;                    // units: numbers
+  RangeKernel<SampleRaysParams> sample_rays;                            // units: rays
   RangeKernel<OccupancyPointsParams> occupancy_points;                  // units: points
   RangeKernel<OccupancyVisibleParams> occupancy_visible;                // units: blocks of kVisibleBlock^3 cells
   RangeKernel<OccupancyUpdateParams> occupancy_update_decay;            // units: cells

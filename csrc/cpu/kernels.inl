@@ -9,6 +9,7 @@
 #include "core/grid_point.h"
 #include "core/interpolation.h"
 #include "core/occupancy.h"
+#include "core/pixels.h"
 #include "core/ray.h"
 #include "core/rounding.h"
 #include "core/sphere_trace.h"
@@ -31,6 +32,7 @@
 #include "cpu/window_samples.inl"
 #include "cpu/fma_probe.inl"
 #include "cpu/counter_uniform.inl"
+#include "cpu/sample_rays.inl"
 #include "cpu/occupancy_points.inl"
 #include "cpu/occupancy_update.inl"
 #include "cpu/occupancy_visible.inl"
@@ -74,6 +76,7 @@ static const KernelTable kTable = {
     &window_samples_write_range,
     &fma_probe_range,
     &counter_uniform_range,
+    &sample_rays_range,
     &occupancy_points_range,
     &occupancy_visible_range,
     &occupancy_update_decay_range,

@@ -69,6 +69,9 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "window_samples(Tensor rays_o, Tensor rays_d, Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, "
       "int begin, int end, float early_stop_eps) -> (Tensor, Tensor)");
   m.def("counter_uniform(Tensor counter, Tensor index) -> Tensor");
+  m.def(
+      "sample_rays(Tensor counter, int n_rays, Tensor data, Tensor offsets, Tensor sizes, Tensor c2w, "
+      "Tensor intrinsics, Tensor? plane_points, Tensor? plane_rows) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("occupancy_points(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, Tensor? counter) -> Tensor");
   m.def("occupancy_visible(Tensor planes, Tensor aabb, int[] resolution, int n_cascades) -> Tensor");
   m.def(

@@ -8,6 +8,7 @@ Occupancy updates are left out: the trainer keeps them below a fixed share of a 
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,11 +95,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
 def _nerfacc(scene: Scene, config: NerfConfig, device: torch.device) -> Callable[[bool], peers.NerfaccTrainer]:
     """Makes the peer's trainer on rays drawn on the device, as ours are there."""
     views = scene.train.to(device)
-    generator = torch.Generator(device).manual_seed(config.seed)
+    steps = itertools.count()
 
     def batch(n_rays: int) -> Sequence[Tensor]:
-        rays_o, rays_d, rgba = views.sample_rays(n_rays, generator)
-        background = torch.rand(n_rays, 3, device=device)
+        rays_o, rays_d, rgba, background = views.sample_rays(n_rays, config.seed, next(steps))
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     return lambda jit: peers.NerfaccTrainer(scene, config, batch, device, jit)
@@ -141,10 +141,8 @@ def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
     """Colours of fixed rays and the gradients of all parameters, as the checkpoint gives them."""
 
     def check() -> Sequence[Tensor]:
-        generator = torch.Generator().manual_seed(0)
         device = next(trainer.model.parameters()).device
-        rays = trainer.scene.train.sample_rays(N_CHECKED_RAYS, generator)
-        rays_o, rays_d, rgba = (x.to(device) for x in rays)
+        rays_o, rays_d, rgba, _ = (x.to(device) for x in trainer.scene.train.sample_rays(N_CHECKED_RAYS))
         trainer.optimizer.zero_grad(set_to_none=True)  # before the forward, which takes hold of the table's buffer
         white = torch.ones(3, device=device)
         out = render_rays(trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, white)

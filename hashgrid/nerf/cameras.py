@@ -125,7 +125,7 @@ class Cameras:
             shape = tuple(getattr(self, name).shape)
             if shape != (n, *tail):
                 raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(shape)}")
-        self._is_distorted = bool((self.distortion != 0).any())
+        self.is_distorted = bool((self.distortion != 0).any())
 
     def __len__(self) -> int:
         return len(self.c2w)
@@ -181,7 +181,7 @@ class Cameras:
         local = (points - origin.to(points)) @ rotation.to(points)
         depth = -local[:, 2]
         plane = torch.stack((local[:, 0], -local[:, 1]), dim=-1) / depth.abs().clamp_min(1e-9)[:, None]
-        if self._is_distorted:
+        if self.is_distorted:
             plane = distort(plane, self.distortion[view].to(plane))
         fx, fy, cx, cy = self.intrinsics[view].tolist()
         return torch.stack((plane[:, 0] * fx + cx, plane[:, 1] * fy + cy), dim=-1), depth
@@ -193,22 +193,22 @@ class Cameras:
 
     def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
         """Ideal image-plane points of pixel centres [B, 2], fp32."""
-        if self._is_distorted:
-            table, camera_rows = self._undistorted_table()
+        if self.is_distorted:
+            table, camera_rows = self.undistorted_table()
             if len(table):
                 offset, width = camera_rows.index_select(0, view_index).unbind(-1)
                 return table.index_select(0, offset + pixel_y * width + pixel_x)
         focal, centre = self.intrinsics.index_select(0, view_index).split(2, dim=-1)
         points = (torch.stack((pixel_x, pixel_y), dim=-1) + 0.5 - centre) / focal
-        return undistort(points, self.distortion.index_select(0, view_index))[0] if self._is_distorted else points
+        return undistort(points, self.distortion.index_select(0, view_index))[0] if self.is_distorted else points
 
     @property
     def rays_are_tabulated(self) -> bool:
         """Whether `rays` takes no iterations, whose number the host would have to decide."""
-        return not self._is_distorted or len(self._undistorted_table()[0]) > 0
+        return not self.is_distorted or len(self.undistorted_table()[0]) > 0
 
-    def _undistorted_table(self) -> tuple[Tensor, Tensor]:
-        """Points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
+    def undistorted_table(self) -> tuple[Tensor, Tensor]:
+        """Ideal points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
 
         The table is empty where it would not fit ``MAX_TABLE_PIXELS``.
         """

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length, nearest_point_to_axes
 from hashgrid.optional import optional_import
+from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
@@ -86,8 +88,6 @@ class Views(Cameras):
             )
         if self.offsets.tolist() != expected or len(self.data) != expected[-1]:
             raise ValueError(f"`data` must have {expected[-1]} rows, one per pixel of `sizes`, got {len(self.data)}")
-        sizes = self.sizes.unique(dim=0)
-        self._common_size = tuple(sizes[0].tolist()) if len(sizes) == 1 else None
 
     @property
     def n_pixels(self) -> int:
@@ -110,33 +110,22 @@ class Views(Cameras):
             return image
         return blend(image, torch.zeros(3) if background is None else background)
 
-    def pixels(self, row: Tensor) -> Tensor:
-        """RGBA [B, 4] in [0, 1] of rows [B] of ``data``; alpha is 1 where the images have none."""
-        values = self.data.index_select(0, row).float().mul_(1 / 255)
-        return values if self.has_alpha else torch.nn.functional.pad(values, (0, 1), value=1.0)
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Rows [n] of ``data``, drawn uniformly (with replacement)."""
-        return torch.randint(self.n_pixels, (n,), generator=generator, device=self.data.device)
-
     def locate(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``view_index, pixel_x, pixel_y`` [n] of rows [n] of ``data``."""
-        if self._common_size is not None:
-            width, height = self._common_size
-            view_index = torch.div(row, width * height, rounding_mode="floor")
-            row = row - view_index * (width * height)
-            pixel_y = torch.div(row, width, rounding_mode="floor")
-            return view_index, row - pixel_y * width, pixel_y
-        view_index = torch.searchsorted(self.offsets, row, right=True) - 1
-        row = row - self.offsets.index_select(0, view_index)
-        widths = self.sizes[:, 0].index_select(0, view_index)
-        pixel_y = torch.div(row, widths, rounding_mode="floor")
-        return view_index, row - pixel_y * widths, pixel_y
+        return locate_pixels(row, self.offsets, self.sizes)
 
-    def sample_rays(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """A training batch: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of ``n`` random pixels."""
-        row = self.sample(n, generator)
-        return *self.rays(*self.locate(row)), self.pixels(row)
+    def sample_rays(
+        self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
+        random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops.sample_rays`."""
+        if not self.rays_are_tabulated:
+            row, noise = draw_pixels(seed, step, n, self.n_pixels, self.data.device)
+            return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
+        return ops_of(backend).sample_rays(
+            *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w, self.intrinsics),
+            *(self.undistorted_table() if self.is_distorted else (None, None)),
+        )
 
     def subset(self, views: Iterable[int]) -> Views:
         """The views ``views``, in that order, with copies of their pixels."""

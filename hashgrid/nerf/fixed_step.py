@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from hashgrid.modules import OccupancyGrid
-from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Views
 from hashgrid.nerf.model import NerfModel
@@ -54,12 +53,10 @@ class FixedStep:
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.n_rays = torch.full((1,), min(1024, config.max_rays), dtype=torch.int64, device=self.device)
         self.ray = torch.arange(config.max_rays, device=self.device)
-        # indices of random numbers: the shifts of samples take 0..max_rays-1
-        self.draws = torch.arange(config.max_rays, 6 * config.max_rays, device=self.device)
         # loss, squared error, rays and samples in all steps since they were last read
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.fed = (
-            [torch.zeros(config.max_rays, n, device=self.device) for n in (3, 3, 4)] if self.views is None else []
+            [torch.zeros(config.max_rays, n, device=self.device) for n in (3, 3, 4, 3)] if self.views is None else []
         )
         self._n_eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -84,10 +81,10 @@ class FixedStep:
         self._graph = graph
         graph.replay()
 
-    def feed(self, rays_o: Tensor, rays_d: Tensor, rgba: Tensor) -> None:
-        """Replaces the first rays of the next step, for images that do not fit on the device: origins and directions
-        [n, 3], colours [n, 4]."""
-        for target, source in zip(self.fed, (rays_o, rays_d, rgba), strict=True):
+    def feed(self, *batch: Tensor) -> None:
+        """Replaces the first rays of the next step, for images that do not fit on the device: what
+        :meth:`Views.sample_rays` gives."""
+        for target, source in zip(self.fed, batch, strict=True):
             target[: len(source)].copy_(source, non_blocking=True)
 
     def read(self) -> tuple[float, float, int, int]:
@@ -99,17 +96,12 @@ class FixedStep:
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
-        uniform = ops_of(self.config.backend).counter_uniform
-        u = uniform(self.seed, self.step, self.draws).view(5, -1)
-        background = u[:3].T
-        if self.views is None:
-            rays_o, rays_d, rgba = self.fed
-        else:
-            # 24 bits are too few for the pixels of a large scene
-            place = u[3].double().add_(u[4], alpha=2.0**-24)
-            row = place.mul_(self.views.n_pixels).long().clamp_(max=self.views.n_pixels - 1)
-            rays_o, rays_d = self.views.rays(*self.views.locate(row))
-            rgba = self.views.pixels(row)
+        config = self.config
+        rays_o, rays_d, rgba, background = (
+            self.fed
+            if self.views is None
+            else self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
+        )
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:

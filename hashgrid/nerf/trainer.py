@@ -139,12 +139,13 @@ class Trainer:
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Random rays of the current step: origins, directions, colours [R, 3] and their backgrounds [R, 3]."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.progress.step)
-        rays_o, rays_d, rgba = self.scene.train.sample_rays(self.n_rays, generator)
         # Opaque images too: a background that cannot be predicted makes every ray end on something.
-        background = torch.rand(self.n_rays, 3, generator=generator)
+        rays_o, rays_d, rgba, background = self._sample_rays(self.n_rays)
         colors = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         return rays_o, rays_d, colors, background
+
+    def _sample_rays(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.scene.train.sample_rays(n, self.config.seed, self.progress.step, self.config.backend)
 
     def step(self) -> None:
         """One step of the optimiser."""
@@ -181,8 +182,7 @@ class Trainer:
     def _fixed_step(self, fixed: FixedStep) -> None:
         """A step of which nothing is read back but every few steps, before anything is saved or reported."""
         if fixed.views is None:
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.progress.step)
-            fixed.feed(*self.scene.train.sample_rays(min(2 * self.n_rays, self.config.max_rays), generator))
+            fixed.feed(*self._sample_rays(min(2 * self.n_rays, self.config.max_rays)))
         fixed.run()
         self._unread_steps += 1
         self.progress.step += 1

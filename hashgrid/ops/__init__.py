@@ -14,6 +14,7 @@ from hashgrid.ops.occupancy_visible import occupancy_visible
 from hashgrid.ops.radiance_field import radiance_field
 from hashgrid.ops.radiance_mlp import radiance_mlp
 from hashgrid.ops.ray_aabb import ray_aabb
+from hashgrid.ops.sample_rays import sample_rays
 from hashgrid.ops.sh_encode import sh_encode
 from hashgrid.ops.sphere_trace import SphereTrace, sphere_trace
 from hashgrid.ops.visible_samples import visible_samples
@@ -36,6 +37,7 @@ __all__ = [
     "radiance_field",
     "radiance_mlp",
     "ray_aabb",
+    "sample_rays",
     "sh_encode",
     "sphere_trace",
     "visible_samples",

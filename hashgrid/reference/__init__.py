@@ -17,6 +17,7 @@ from hashgrid.reference.radiance_field import radiance_field
 from hashgrid.reference.radiance_mlp import radiance_mlp
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
+from hashgrid.reference.sample_rays import sample_rays
 from hashgrid.reference.sh_encode import sh_encode
 from hashgrid.reference.sphere_trace import SphereTrace, sphere_trace
 from hashgrid.reference.visible_samples import visible_samples
@@ -39,6 +40,7 @@ __all__ = [
     "radiance_field",
     "radiance_mlp",
     "ray_aabb",
+    "sample_rays",
     "sh_encode",
     "sphere_trace",
     "visible_samples",

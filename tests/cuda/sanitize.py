@@ -217,6 +217,16 @@ def occupancy(n: int) -> None:
     ops.counter_uniform(7, 3, cells)
 
 
+def sample_rays(n: int) -> None:
+    sizes, offsets = torch.tensor([[5, 4], [300, 1], [1, 1]]), torch.tensor([0, 20, 320, 321])
+    cameras = offsets, sizes, torch.randn(3, 3, 4), torch.rand(3, 4) + 1
+    lens = torch.randn(321, 2), torch.stack((offsets[:3], sizes[:, 0]), dim=1)
+    for n_channels in (3, 4):
+        data = torch.randint(256, (321, n_channels), dtype=torch.uint8)
+        ops.sample_rays(7, 3, n, data, *cameras)
+        ops.sample_rays(7, 3, n, data, *cameras, *lens)
+
+
 def adam_step(n: int) -> None:
     for features, dtype in ((1, torch.float32), (2, torch.float32), (3, torch.float32), (4, torch.float32),
                             (8, torch.float32), (2, torch.float64)):  # fmt: skip
@@ -242,6 +252,7 @@ WORK: dict[str, Callable[[int], None]] = {
     "march_rays": march_rays,
     "composite": composite,
     "occupancy": occupancy,
+    "sample_rays": sample_rays,
     "adam_step": adam_step,
 }
 
