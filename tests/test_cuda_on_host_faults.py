@@ -86,6 +86,15 @@ FAULTS = {
         *without("barrier behind a weight gradient of mlp", "__syncthreads();  // the factors are no longer read"),
         *("mlp_case(255)", WRONG),
     ),
+    "gradient of densities": (
+        "cuda/mlp_fused.cuh",
+        *without("gradient of densities", *(2 * ["add_density_gradient(p, shared, first, &grad);"])),
+        *("radiance_mlp_case(255)", WRONG),
+    ),
+    "draw": (
+        *("core/pixels.h", "counter_uniform(key, index + 3)"),
+        *('counter_uniform(key, index + (hashgrid_on_host::planted("draw") ? 2 : 3))', "sample_rays_case(255)", WRONG),
+    ),
     "barrier in front of a product of mlp": (
         "cuda/mlp_plain.cuh",
         *without("barrier in front of a product of mlp", "__syncthreads();\n#pragma unroll\n    for (int d = 0;"),
@@ -127,7 +136,7 @@ print(json.dumps(outcomes))
 def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
     """Of each fault and of none, "": exit status and output of its check, in a process of its own."""
     out = HOST_BUILD.parent / "host_faults"
-    only = ("hash_encode", "mlp", "march_rays", "occupancy_update")
+    only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "radiance_mlp", "sample_rays")
     module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)
     checks = {name: [fault[3]] for name, fault in FAULTS.items()}
     checks[""] = sorted({fault[3] for fault in FAULTS.values()})
