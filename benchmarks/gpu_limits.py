@@ -133,6 +133,8 @@ COUNTS = (
     Count("visible_samples_write_kernel", "sample", 24, 0.75, threads=128),
     Count("composite_forward_kernel<float, 3>", "sample", 24 + 4, 0.9, 20, fp64_flop=20, threads=128),
     Count("composite_backward_kernel<float, 3>", "sample", 28 + 16, 1.4, 40, fp64_flop=35, threads=128),
+    Count("pixel_loss_kernel<float>", "ray", 40 + 16, 1.75, 60),
+    Count("pixel_loss_sum_kernel", "chunk of 256 rays", 16, 0.5, fp64_flop=2),
     Count("occupancy_points_kernel<float>", "cell", 20, 0.6, 20),
     Count("occupancy_visible_kernel", "cell", 1, 0.03, 6 * 8),
     Count("occupancy_update_decay_kernel", "cell", 8, 0.25, 1),

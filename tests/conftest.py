@@ -74,6 +74,7 @@ KERNEL_TESTS = {
     *(
         "test_mlp",
         "test_occupancy",
+        "test_pixel_loss",
         "test_radiance_field",
         "test_radiance_mlp",
         "test_ray_aabb",

@@ -200,6 +200,12 @@ def _counter_uniform() -> Iterator[Arguments]:
     yield torch.tensor([7, 3]), torch.arange(N_RAYS)
 
 
+def _pixel_loss() -> Iterator[Arguments]:
+    for n_rays in (None, torch.tensor([N_RAYS - 1])):
+        rest = torch.rand(N_RAYS, N_CHANNELS), torch.rand(N_RAYS, N_CHANNELS)
+        yield _leaf(N_RAYS, N_CHANNELS), _leaf(N_RAYS), *rest, n_rays, 0.1
+
+
 def _sample_rays() -> Iterator[Arguments]:
     sizes, offsets = torch.tensor([[3, 2], [1, 4]]), torch.tensor([0, 6, 10])
     cameras = offsets, sizes, torch.randn(2, 3, 4), torch.rand(2, 4) + 1
@@ -258,6 +264,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "visible_samples": _visible_samples,
     "window_samples": _window_samples,
     "counter_uniform": _counter_uniform,
+    "pixel_loss": _pixel_loss,
     "sample_rays": _sample_rays,
     "occupancy_points": _occupancy_points,
     "occupancy_visible": _occupancy_visible,

@@ -23,6 +23,8 @@ from test_cuda_on_host_mlp import Problem, check_fused, check_plain
 from test_hash_encode import orders_of, safe_positions
 from test_march_rays import scene
 from test_occupancy import AABB, make_cameras, make_state
+from test_pixel_loss import pixels
+from test_pixel_loss import run as run_pixel_loss
 from test_radiance_mlp import networks, of_mlp
 from test_radiance_mlp import run as run_radiance_mlp
 from test_ray_aabb import random_rays
@@ -214,6 +216,17 @@ def counter_uniform_case(n: int) -> None:
         assert_same(ops.counter_uniform(seed, step, index), reference.counter_uniform(seed, step, index))
 
 
+def pixel_loss_case(n: int) -> None:
+    tensors = pixels(n)
+    for n_rays in (None, torch.tensor([n // 2])):
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+            ours = run_pixel_loss(ops.pixel_loss, tensors, dtype, n_rays=n_rays)
+            exact = run_pixel_loss(reference.pixel_loss, tensors, torch.float64, n_rays=n_rays)
+            for a, b in zip(ours, exact, strict=True):
+                scale = b.abs().max().item() if b.numel() else 0.0
+                torch.testing.assert_close(a.double(), b, rtol=0, atol=tolerance * scale)
+
+
 def sample_rays_case(n: int) -> None:
     """Of views of several sizes, the last of one pixel."""
     for n_channels in (3, 4):
@@ -356,7 +369,7 @@ CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
     *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case),
     *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
-    *(composite_case, visible_samples_case, window_samples_case),
+    *(composite_case, pixel_loss_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
 )
 

@@ -46,6 +46,8 @@ struct KernelTable {
   RangeKernel<FmaProbeParams> fma_probe;                                // units: repetitions
   RangeKernel<CounterUniformParams> counter_uniform;                    // units: numbers
   RangeKernel<SampleRaysParams> sample_rays;                            // units: rays
+  RangeKernel<PixelLossParams> pixel_loss;                              // units: chunks of kLossChunk rays
+  RangeKernel<PixelLossParams> pixel_loss_sum;                          // one unit
   RangeKernel<OccupancyPointsParams> occupancy_points;                  // units: points
   RangeKernel<OccupancyVisibleParams> occupancy_visible;                // units: blocks of kVisibleBlock^3 cells
   RangeKernel<OccupancyUpdateParams> occupancy_update_decay;            // units: cells

@@ -9,6 +9,7 @@
 #include "core/grid_point.h"
 #include "core/interpolation.h"
 #include "core/occupancy.h"
+#include "core/pixel_loss.h"
 #include "core/pixels.h"
 #include "core/ray.h"
 #include "core/rounding.h"
@@ -32,6 +33,7 @@
 #include "cpu/window_samples.inl"
 #include "cpu/fma_probe.inl"
 #include "cpu/counter_uniform.inl"
+#include "cpu/pixel_loss.inl"
 #include "cpu/sample_rays.inl"
 #include "cpu/occupancy_points.inl"
 #include "cpu/occupancy_update.inl"
@@ -77,6 +79,8 @@ static const KernelTable kTable = {
     &fma_probe_range,
     &counter_uniform_range,
     &sample_rays_range,
+    &pixel_loss_range,
+    &pixel_loss_sum_range,
     &occupancy_points_range,
     &occupancy_visible_range,
     &occupancy_update_decay_range,

@@ -51,6 +51,7 @@ bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p);
 void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_sample_rays(const SampleRaysParams& p, cudaStream_t stream);
+void launch_pixel_loss(const PixelLossParams& p, cudaStream_t stream);
 void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);
 void launch_sphere_trace(const SphereTraceParams& p, cudaStream_t stream);
 // Fills packed_info; the number of samples is then in `scan`, behind the sums of the blocks.

@@ -35,24 +35,6 @@ __global__ void occupancy_update_raise_kernel(HASHGRID_PARAMS OccupancyUpdatePar
   p.density[cell] = raised_density(p.density[cell], p.values[i]);
 }
 
-// The sums over a block of a real and a count per thread, in thread 0.
-__device__ inline void block_sums(double* sum, int64_t* count) {
-  __shared__ double sums[kSumThreads / kWarpSize];
-  __shared__ int64_t counts[kSumThreads / kWarpSize];
-  *sum = sum_of_lanes(*sum);
-  *count = sum_of_lanes(*count);
-  if (lane_index() == 0) {
-    sums[threadIdx.x / kWarpSize] = *sum;
-    counts[threadIdx.x / kWarpSize] = *count;
-  }
-  __syncthreads();
-  if (threadIdx.x > 0) return;
-  for (int warp = 1; warp < kSumThreads / kWarpSize; ++warp) {
-    *sum += sums[warp];
-    *count += counts[warp];
-  }
-}
-
 // Block: chunk blockIdx.x of the cells; the sum of the densities of its visible cells, and their number.
 __global__ void occupancy_update_sum_kernel(HASHGRID_PARAMS OccupancyUpdateParams p) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kOccupancyChunk;
@@ -64,7 +46,7 @@ __global__ void occupancy_update_sum_kernel(HASHGRID_PARAMS OccupancyUpdateParam
     sum += density >= 0.0f ? static_cast<double>(density) : 0.0;
     count += density >= 0.0f ? 1 : 0;
   }
-  block_sums(&sum, &count);
+  block_sums<kSumThreads / kWarpSize>(&sum, &count);
   if (threadIdx.x > 0) return;
   p.chunk_sums[blockIdx.x] = sum;
   p.chunk_counts[blockIdx.x] = count;
@@ -78,7 +60,7 @@ __global__ void occupancy_update_threshold_kernel(HASHGRID_PARAMS OccupancyUpdat
     sum += p.chunk_sums[chunk];
     count += p.chunk_counts[chunk];
   }
-  block_sums(&sum, &count);
+  block_sums<kSumThreads / kWarpSize>(&sum, &count);
   if (threadIdx.x > 0) return;
   const double mean = sum / static_cast<double>(count);
   *p.mean_threshold = static_cast<float>(mean > p.max_threshold ? p.max_threshold : mean);

@@ -95,5 +95,24 @@ __device__ inline A sum_of_lanes(A value) {
   return value;
 }
 
+// The sums over a block of kWarps warps of two values per thread, in thread 0.
+template <int kWarps, typename A, typename B>
+__device__ inline void block_sums(A* first, B* second) {
+  __shared__ A firsts[kWarps];
+  __shared__ B seconds[kWarps];
+  *first = sum_of_lanes(*first);
+  *second = sum_of_lanes(*second);
+  if (lane_index() == 0) {
+    firsts[threadIdx.x / kWarpSize] = *first;
+    seconds[threadIdx.x / kWarpSize] = *second;
+  }
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int warp = 1; warp < kWarps; ++warp) {
+    *first += firsts[warp];
+    *second += seconds[warp];
+  }
+}
+
 }  // namespace HASHGRID_ISA
 }  // namespace hashgrid

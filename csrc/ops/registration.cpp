@@ -68,6 +68,9 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def(
       "window_samples(Tensor rays_o, Tensor rays_d, Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, "
       "int begin, int end, float early_stop_eps) -> (Tensor, Tensor)");
+  m.def(
+      "pixel_loss(Tensor colors, Tensor opacities, Tensor background, Tensor targets, Tensor? n_rays, float beta) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("counter_uniform(Tensor counter, Tensor index) -> Tensor");
   m.def(
       "sample_rays(Tensor counter, int n_rays, Tensor data, Tensor offsets, Tensor sizes, Tensor c2w, "

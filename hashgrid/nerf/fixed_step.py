@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.modules import OccupancyGrid
+from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Views
 from hashgrid.nerf.model import NerfModel
@@ -52,7 +53,6 @@ class FixedStep:
         self.seed = torch.tensor([config.seed], device=self.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.n_rays = torch.full((1,), min(1024, config.max_rays), dtype=torch.int64, device=self.device)
-        self.ray = torch.arange(config.max_rays, device=self.device)
         # loss, squared error, rays and samples in all steps since they were last read
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.fed = (
@@ -121,17 +121,14 @@ class FixedStep:
         # rays into the unit cube, not samples: they are a quarter as many, or less
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
         sigmas, colors = model.radiance(model.grid(unit), model.directions(rays_d), samples.ray_indices)
-        colors = composite_samples(sigmas, colors, samples, marching, background)[0]
-        # of a value of a ray in the mean over those that are used
-        weight = ((self.ray < totals[1]) / (3 * totals[1].clamp(min=1))).unsqueeze(-1)
-        delta = config.huber_delta
-        huber = torch.nn.functional.huber_loss(colors, target, reduction="none", delta=delta)
-        loss = (huber * (weight * (1 / delta))).sum()
+        colors, opacities, _ = composite_samples(sigmas, colors, samples, marching, None)
+        loss, means = ops_of(config.backend).pixel_loss(
+            colors, opacities, background, target, config.huber_delta, totals[1:]
+        )
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            error = ((colors - target).square() * weight).sum()
-            self.sums[:2].add_(torch.stack((loss, error)))
+            self.sums[:2].add_(means)
             self.sums[2:].add_(torch.stack((totals[1], samples.packed_info[-1].sum())))
             self._adapt(totals[0])
             self.step += 1

@@ -26,10 +26,14 @@ class NerfModel(nn.Module):
     """
 
     aabb: Tensor
+    inverse_extent: Tensor
 
     def __init__(self, config: NerfConfig, aabb: Tensor, n_cascades: int = 1) -> None:
         super().__init__()
         self.register_buffer("aabb", aabb.float().clone())
+        self.register_buffer("inverse_extent", torch.empty(3), persistent=False)
+        self._measure_box()
+        self.register_load_state_dict_post_hook(lambda module, _: module._measure_box())
         config = config.resolved()
         dtype = _DTYPES[config.compute_dtype]
         self.grid = HashGrid(
@@ -64,11 +68,14 @@ class NerfModel(nn.Module):
 
     def unit(self, positions: Tensor) -> Tensor:
         """Scene positions [S, 3] in the unit cube of the grid."""
-        return (positions - self.aabb[:3]) * (1.0 / (self.aabb[3:] - self.aabb[:3]))
+        return (positions - self.aabb[:3]) * self.inverse_extent
 
     def unit_direction(self, directions: Tensor) -> Tensor:
         """Scene directions [R, 3] in the unit cube of the grid: a point moves along them as :meth:`unit` moves it."""
-        return directions * (1.0 / (self.aabb[3:] - self.aabb[:3]))
+        return directions * self.inverse_extent
+
+    def _measure_box(self) -> None:
+        self.inverse_extent.copy_(1.0 / (self.aabb[3:] - self.aabb[:3]))
 
     def geometry(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Density [S] per scene unit and geometry features [S, G] from grid features [S, L * F]."""

@@ -25,6 +25,7 @@ PHASES = {
     "mlp, backward": ("hashgrid::mlp_backward", "hashgrid::radiance_mlp_backward"),
     "composite": ("hashgrid::composite",),
     "composite, backward": ("hashgrid::composite_backward",),
+    "loss": ("hashgrid::pixel_loss",),
     "optimiser": ("hashgrid::adam_step",),
     "occupancy": (OCCUPANCY,),
     "checkpoint": (CHECKPOINT,),

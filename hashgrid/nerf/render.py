@@ -58,7 +58,7 @@ def render_rays(
     rays_o: Tensor,
     rays_d: Tensor,
     marching: Marching,
-    background: Tensor,
+    background: Tensor | None,
     jitter: tuple[int, int] | None = None,
     in_one: bool | None = None,
 ) -> Rendered:
@@ -66,7 +66,7 @@ def render_rays(
 
     Args:
         rays_o, rays_d: [R, 3], directions of unit length.
-        background: [3] or [R, 3] colour behind the scene.
+        background: [3] or [R, 3] colour behind the scene; None for nothing.
         jitter: (seed, step) of the random offset of the first sample; None for none.
         in_one: without gradients, density and colour of a sample come from one kernel, and colours of samples that turn
             out to be hidden, too. None: on a GPU, where that costs less than bringing features back and forth.
@@ -102,7 +102,7 @@ def render_rays(
 
 
 def composite_samples(
-    sigmas: Tensor, colors: Tensor, samples: RaySamples, marching: Marching, background: Tensor
+    sigmas: Tensor, colors: Tensor, samples: RaySamples, marching: Marching, background: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Colour [R, 3], opacity [R] and depth [R] of rays from densities [S] and colours [S, 3] of their samples."""
     return composite(sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background)[:3]

@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from hashgrid.checkpoint import load_checkpoint, save_checkpoint
 from hashgrid.modules import OccupancyGrid
+from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene
 from hashgrid.nerf.fixed_step import FixedStep
@@ -164,17 +165,16 @@ class Trainer:
             rays_o,
             rays_d,
             self.marching,
-            background,
+            None,
             jitter=(config.seed, progress.step),
         )
-        loss = torch.nn.functional.huber_loss(out.colors, colors, delta=config.huber_delta) / config.huber_delta
-        value = float(loss.detach())
+        pixel_loss = ops_of(config.backend).pixel_loss
+        loss, means = pixel_loss(out.colors, out.opacities, background, colors, config.huber_delta)
+        value, error = means.tolist()
         self._check_loss(value)
         if loss.requires_grad and out.n_samples > 0:
             loss.backward()
             self.optimizer.step()
-        with torch.no_grad():
-            error = float(torch.nn.functional.mse_loss(out.colors, colors))
         progress.evaluated += out.n_evaluated
         self._record(1, value, error, self.n_rays, out.n_samples)
         self._adapt_rays(out.n_samples)

@@ -11,6 +11,7 @@ from hashgrid.ops.mlp import mlp
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.occupancy_visible import occupancy_visible
+from hashgrid.ops.pixel_loss import pixel_loss
 from hashgrid.ops.radiance_field import radiance_field
 from hashgrid.ops.radiance_mlp import radiance_mlp
 from hashgrid.ops.ray_aabb import ray_aabb
@@ -34,6 +35,7 @@ __all__ = [
     "occupancy_points",
     "occupancy_update",
     "occupancy_visible",
+    "pixel_loss",
     "radiance_field",
     "radiance_mlp",
     "ray_aabb",

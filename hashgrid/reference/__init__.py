@@ -13,6 +13,7 @@ from hashgrid.reference.mlp import mlp
 from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
 from hashgrid.reference.occupancy_visible import occupancy_visible
+from hashgrid.reference.pixel_loss import pixel_loss
 from hashgrid.reference.radiance_field import radiance_field
 from hashgrid.reference.radiance_mlp import radiance_mlp
 from hashgrid.reference.random import counter_uniform
@@ -37,6 +38,7 @@ __all__ = [
     "occupancy_points",
     "occupancy_update",
     "occupancy_visible",
+    "pixel_loss",
     "radiance_field",
     "radiance_mlp",
     "ray_aabb",

@@ -217,6 +217,13 @@ def occupancy(n: int) -> None:
     ops.counter_uniform(7, 3, cells)
 
 
+def pixel_loss(n: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        for n_rays in (None, torch.tensor([n // 2])):
+            tensors = leaf(n, 3, dtype=dtype), leaf(n, dtype=dtype), *torch.rand(2, n, 3, dtype=dtype)
+            ops.pixel_loss(*tensors, n_rays=n_rays)[0].backward()
+
+
 def sample_rays(n: int) -> None:
     sizes, offsets = torch.tensor([[5, 4], [300, 1], [1, 1]]), torch.tensor([0, 20, 320, 321])
     cameras = offsets, sizes, torch.randn(3, 3, 4), torch.rand(3, 4) + 1
@@ -252,6 +259,7 @@ WORK: dict[str, Callable[[int], None]] = {
     "march_rays": march_rays,
     "composite": composite,
     "occupancy": occupancy,
+    "pixel_loss": pixel_loss,
     "sample_rays": sample_rays,
     "adam_step": adam_step,
 }
