@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from hashgrid.modules._backend import ops_of
+from hashgrid.ops.adam_step import MAX_LIST
 from hashgrid.options import BACKENDS, check_option
 from hashgrid.shadow import mark_fresh
 
@@ -136,47 +138,63 @@ class Adam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        adam_step = _adam_step(self.backend)
         for device in {param.device for group in self.param_groups for param in group["params"]}:
             self._counter(device).add_(1)
         for group in self.param_groups:
             lr = group["lr"]
             lr = lr if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64)
-            beta1, beta2 = group["betas"]
+            rates = lr, *group["betas"], group["eps"], group["weight_decay"]
+            alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}  # what can be updated together
             for param in group["params"]:
                 if param.grad is None:
                     continue
                 if param.grad.is_sparse:
                     raise RuntimeError("gradients must be dense; a table's zero rows are skipped with `skip_zero=True`")
-                state = self._state_of(param, group["skip_zero"])
-                grad = param.grad.contiguous()
-                shadow = self._shadows.get(param)
-                adam_step(
-                    param,
-                    grad,
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    state["step"],
-                    lr,
-                    beta1,
-                    beta2,
-                    group["eps"],
-                    group["weight_decay"],
-                    group["skip_zero"],
-                    state.get("ema"),
-                    state.get("ema_last"),
-                    0.0 if self.ema_decay is None else self.ema_decay,
-                    self._counter(param.device),
-                    shadow,
-                    self.zero_grad_in_step,
-                )
-                if self.zero_grad_in_step:
-                    if grad is not param.grad:
-                        param.grad.zero_()
-                    self._zeroed[param] = (param.grad, param.grad._version)
-                if shadow is not None:
-                    mark_fresh(shadow, param)
+                if group["skip_zero"] or param in self._shadows:
+                    self._step_alone(param, rates, group["skip_zero"])
+                else:
+                    alike.setdefault((param.device, param.dtype), []).append(param)
+            for params in alike.values():
+                for first in range(0, len(params), MAX_LIST):
+                    self._step_together(params[first : first + MAX_LIST], rates)
         return loss
+
+    def _step_alone(self, param: Tensor, rates: tuple[Any, ...], skip_zero: bool) -> None:
+        state, shadow = self._state_of(param, skip_zero), self._shadows.get(param)
+        grad = param.grad.contiguous()  # type: ignore[union-attr]
+        ops_of(self.backend).adam_step(
+            *(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]),
+            *rates,
+            skip_zero,
+            *(state.get("ema"), state.get("ema_last"), self.ema_decay or 0.0, self._counter(param.device)),
+            *(shadow, self.zero_grad_in_step),
+        )
+        self._note_zeroed(param, grad)
+        if shadow is not None:
+            mark_fresh(shadow, param)
+
+    def _step_together(self, params: list[Tensor], rates: tuple[Any, ...]) -> None:
+        states = [self._state_of(param, skip_zero=False) for param in params]
+        grads = [param.grad.contiguous() for param in params]  # type: ignore[union-attr]
+        averages = ("ema", "ema_last") if self.ema_decay is not None else ()
+        ops_of(self.backend).adam_step_foreach(
+            *(params, grads, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))),
+            *rates,
+            *([state[name] for state in states] for name in averages),
+            ema_decay=self.ema_decay or 0.0,
+            global_step=self._counter(params[0].device),
+            zero_grad=self.zero_grad_in_step,
+        )
+        for param, grad in zip(params, grads, strict=True):
+            self._note_zeroed(param, grad)
+
+    def _note_zeroed(self, param: Tensor, grad: Tensor) -> None:
+        """After a step that took ``grad``, the gradient of ``param`` in contiguous memory."""
+        if not self.zero_grad_in_step or param.grad is None:
+            return
+        if grad is not param.grad:
+            param.grad.zero_()
+        self._zeroed[param] = (param.grad, param.grad._version)
 
     def zero_grad(self, set_to_none: bool | None = None) -> None:
         """Clears the gradients. ``set_to_none`` defaults to True, but to False with ``zero_grad_in_step``: the buffers
@@ -297,13 +315,3 @@ class Adam(Optimizer):
         self._zeroed.clear()
         for param in self._shadows:
             self._write_shadow(param)
-
-
-def _adam_step(backend: str) -> Callable[..., None]:
-    if backend == "native":
-        from hashgrid import ops
-
-        return ops.adam_step
-    from hashgrid import reference
-
-    return reference.adam_step

@@ -240,6 +240,16 @@ def _adam_step() -> Iterator[Arguments]:
         yield *shared, ema, steps.clone(), 0.95, torch.tensor([4], dtype=torch.int32), param.half(), True
 
 
+def _adam_step_foreach() -> Iterator[Arguments]:
+    shapes = ((6, 2), (5,))
+    for average in (False, True):
+        params, grads, exp_avgs, emas = ([torch.randn(shape) for shape in shapes] for _ in range(4))
+        steps, last = ([torch.full((1,), 3, dtype=torch.int32) for _ in shapes] for _ in range(2))
+        state = params, grads, exp_avgs, [torch.rand(shape) for shape in shapes], steps
+        averages = (emas, last) if average else ([], [])
+        yield *state, torch.tensor(1e-2), 0.9, 0.99, 1e-15, 1e-6, *averages, 0.95, torch.tensor([4]).int(), average
+
+
 SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "hash_encode": _hash_encode,
     "hash_encode_backward": _hash_encode_backward,
@@ -270,6 +280,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "occupancy_visible": _occupancy_visible,
     "occupancy_update": _occupancy_update,
     "adam_step": _adam_step,
+    "adam_step_foreach": _adam_step_foreach,
 }
 
 # CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field of several ops.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hashgrid import reference
-from hashgrid.ops import adam_step
+from hashgrid.ops import adam_step, adam_step_foreach
 
 SHAPES = [(), (5,), (0, 2), (1, 2), (7, 1), (1000, 1), (1001, 2), (999, 4), (333, 8), (65, 3), (40, 37), (3, 5, 2)]
 
@@ -252,3 +252,53 @@ def zeros() -> dict:
         "exp_avg_sq": torch.zeros(4, 2), "steps": torch.zeros(4, dtype=torch.int32), "lr": 0.01, "beta1": 0.9,
         "beta2": 0.99, "eps": 1e-15, "weight_decay": 0.0, "skip_zero": True,
     }  # fmt: skip
+
+
+FOREACH = [(5,), (7, 1), (1001, 2), (0, 2), (333, 8), (3, 5, 2), ()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ema", [False, True])
+def test_many_at_once_are_the_same_as_one_by_one(ema: bool, dtype: torch.dtype) -> None:
+    """Bits; parameters of several sizes, each with its own number of steps."""
+    together, alone = ([State(shape, dtype, False, ema) for shape in FOREACH] for _ in range(2))
+    grads = [torch.randn(shape, dtype=dtype) for shape in FOREACH]
+    kept = [grad.clone() for grad in grads]
+    names = ("param", "exp_avg", "exp_avg_sq", "steps")
+    param, *rest = ([getattr(state, name) for state in together] for name in names)
+    averages = ([state.ema for state in together], [state.ema_last for state in together]) if ema else ((), ())
+    adam_step_foreach(
+        param, grads, *rest, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3, *averages, 0.95, 100, zero_grad=True
+    )
+    for state, other, grad in zip(together, alone, kept, strict=True):
+        other.step(adam_step, grad, False, zero_grad=True)
+        for name, tensor in other.tensors().items():
+            assert torch.equal(tensor, getattr(state, name)), name
+    assert not any(grad.any() for grad in grads)
+
+
+def test_many_at_once_refuse_what_does_not_fit_and_write_nothing() -> None:
+    def lists(n: int = 2) -> dict:
+        states = [State((4, 2), torch.float32, False, False) for _ in range(n)]
+        return {
+            "params": [state.param for state in states],
+            "grads": [torch.ones(4, 2) for _ in states],
+            "exp_avgs": [state.exp_avg for state in states],
+            "exp_avg_sqs": [state.exp_avg_sq for state in states],
+            "steps": [state.steps for state in states],
+        }
+
+    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-15, "weight_decay": 0.0}
+    for changed, message in (
+        ({"grads": [torch.ones(4, 2)]}, "`grads` must have 2 tensors, one per parameter, got 1"),
+        ({"grads": [torch.ones(4, 2), torch.ones(4)]}, r"`grad` must have shape \[4, 2\], got \[4\]"),
+        ({"emas": [torch.ones(4, 2)] * 2}, "`emas` and `ema_lasts` must be given together"),
+    ):
+        arguments = lists() | changed
+        before = [param.clone() for param in arguments["params"]]
+        with pytest.raises(RuntimeError, match=message):
+            adam_step_foreach(**arguments, **options)
+        assert all(torch.equal(a, b) for a, b in zip(before, arguments["params"], strict=True))
+    with pytest.raises(RuntimeError, match="`params` must have at most 16 tensors, got 17"):
+        adam_step_foreach(**lists(17), **options)
+    adam_step_foreach([], [], [], [], [], **options)

@@ -133,6 +133,14 @@ struct AdamStepParams {
   double* shared_rates;   // CUDA: [2] unless skip_zero: learning rate times bias correction, weight of the old average
 };
 
+constexpr int kMaxAdamList = 16;
+
+// Parameters that are updated together; they share dtype, rates and options, none has `skip_zero`.
+struct AdamStepList {
+  int32_t n;
+  AdamStepParams of[kMaxAdamList];
+};
+
 // Sums over rays on CUDA take this many rays per block. Their workspace holds a sum per block, then the total, then a
 // word that is not 0 if some ray does not lie where it should.
 constexpr int64_t kScanChunk = 1024;

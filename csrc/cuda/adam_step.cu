@@ -2,11 +2,12 @@
 //
 // Rows with their own step counters (skip_zero): one thread per row; rows of 1, 2, 4 or 8 elements are one vector of
 // each array. A thread whose row has no gradient touches nothing else, so that a step over a sparsely used table costs
-// little more than reading its gradient. One shared counter: one thread per element, after a kernel of one thread has
-// worked out the rate and advanced the counter. Learning rate and step are read on the device: a captured graph
-// follows a schedule.
+// little more than reading its gradient. One counter per parameter: one thread per element, of several parameters in
+// one launch, after one in which a thread per parameter works out the rate and advances the counter. Learning rate and
+// step are read on the device: a captured graph follows a schedule.
 #include "cuda/launch.cuh"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "core/adam.h"
@@ -113,8 +114,10 @@ __global__ void adam_step_rows_kernel(HASHGRID_PARAMS AdamStepParams p, HASHGRID
   }
 }
 
-// One thread. Works out the rates all elements share [2], in fp64, and advances the counters [1].
-__global__ void adam_step_prepare_kernel(HASHGRID_PARAMS AdamStepParams p) {
+// Thread: one parameter. Works out the rates its elements share [2], in fp64, and advances its counters [1].
+__global__ void adam_step_prepare_kernel(HASHGRID_PARAMS AdamStepList list) {
+  if (static_cast<int>(threadIdx.x) >= list.n) return;
+  const AdamStepParams& p = list.of[threadIdx.x];
   const int32_t step = *p.steps + 1;
   *p.steps = step;
   p.shared_rates[0] = learning_rate(p) * adam_bias_correction(p.beta1, p.beta2, step);
@@ -123,10 +126,12 @@ __global__ void adam_step_prepare_kernel(HASHGRID_PARAMS AdamStepParams p) {
   *p.ema_last = *p.global_step_data;
 }
 
-// Thread: one of n_rows * row_size elements, so that neighbours touch neighbouring addresses of every array.
+// Thread: one of n_rows * row_size elements of parameter blockIdx.y, so that neighbours touch neighbouring addresses of
+// every array.
 template <typename T>
-__global__ void adam_step_elements_kernel(HASHGRID_PARAMS AdamStepParams p,
+__global__ void adam_step_elements_kernel(HASHGRID_PARAMS AdamStepList list,
                                           HASHGRID_PARAMS AdamConstants<T> constants) {
+  const AdamStepParams& p = list.of[blockIdx.y];
   const int64_t i = global_thread();
   if (i >= p.n_rows * p.row_size) return;
   const T rate = static_cast<T>(p.shared_rates[0]);
@@ -145,15 +150,22 @@ inline bool takes_whole_rows(const AdamStepParams& p, int64_t row_bytes) {
 }
 
 template <typename T>
-void launch_typed(const AdamStepParams& p, cudaStream_t stream) {
-  const AdamConstants<T> constants = adam_constants<T>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
-  if (!p.skip_zero) {
-    const LaunchShape one_thread = {dim3(1), dim3(1), 0};
-    HASHGRID_LAUNCH(adam_step_prepare_kernel, one_thread, stream, p);
-    HASHGRID_LAUNCH((adam_step_elements_kernel<T>), blocks_of(p.n_rows * p.row_size, kThreads), stream, p, constants);
-    return;
-  }
+void launch_list(const AdamStepList& list, cudaStream_t stream) {
+  const AdamStepParams& first = list.of[0];
+  const AdamConstants<T> constants =
+      adam_constants<T>(first.beta1, first.beta2, first.eps, first.weight_decay, first.ema_decay);
+  int64_t most = 0;
+  for (int i = 0; i < list.n; ++i) most = std::max(most, list.of[i].n_rows * list.of[i].row_size);
+  const LaunchShape counters = {dim3(1), dim3(kMaxAdamList), 0};
+  HASHGRID_LAUNCH(adam_step_prepare_kernel, counters, stream, list);
+  const LaunchShape shape = blocks_of(most, kThreads, static_cast<unsigned>(list.n));
+  HASHGRID_LAUNCH((adam_step_elements_kernel<T>), shape, stream, list, constants);
+}
+
+template <typename T>
+void launch_rows(const AdamStepParams& p, cudaStream_t stream) {
   if (p.n_rows == 0) return;
+  const AdamConstants<T> constants = adam_constants<T>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
   const AdamLogs logs = {static_cast<float>(std::log(p.beta1)), static_cast<float>(std::log(p.beta2)),
                          static_cast<float>(std::log(p.ema_decay))};
   const LaunchShape shape = blocks_of(p.n_rows, kThreads);
@@ -181,9 +193,15 @@ void launch_typed(const AdamStepParams& p, cudaStream_t stream) {
 
 using namespace HASHGRID_ISA;
 
-void launch_adam_step(const AdamStepParams& p, cudaStream_t stream) {
-  if (p.dtype == DType::kFloat64) return launch_typed<double>(p, stream);
-  launch_typed<float>(p, stream);
+void launch_adam_step_rows(const AdamStepParams& p, cudaStream_t stream) {
+  if (p.dtype == DType::kFloat64) return launch_rows<double>(p, stream);
+  launch_rows<float>(p, stream);
+}
+
+void launch_adam_step_list(const AdamStepList& list, cudaStream_t stream) {
+  if (list.n == 0) return;
+  if (list.of[0].dtype == DType::kFloat64) return launch_list<double>(list, stream);
+  launch_list<float>(list, stream);
 }
 
 }  // namespace hashgrid

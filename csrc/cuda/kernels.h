@@ -64,7 +64,9 @@ void launch_visible_samples_count(const VisibleSamplesParams& p, cudaStream_t st
 void launch_visible_samples_write(const VisibleSamplesParams& p, cudaStream_t stream);
 void launch_window_samples_count(const WindowSamplesParams& p, cudaStream_t stream);
 void launch_window_samples_write(const WindowSamplesParams& p, cudaStream_t stream);
-void launch_adam_step(const AdamStepParams& p, cudaStream_t stream);
+// For parameters with `skip_zero`, and for those without.
+void launch_adam_step_rows(const AdamStepParams& p, cudaStream_t stream);
+void launch_adam_step_list(const AdamStepList& list, cudaStream_t stream);
 void launch_occupancy_points(const OccupancyPointsParams& p, cudaStream_t stream);
 void launch_occupancy_visible(const OccupancyVisibleParams& p, cudaStream_t stream);
 void launch_occupancy_update(const OccupancyUpdateParams& p, cudaStream_t stream);

@@ -52,13 +52,7 @@ Table cached(std::pair<double, double> key, Make make) {
   return tables[key] = make();
 }
 
-void adam_step_cpu(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                   const Tensor& steps, const Tensor& lr, double beta1, double beta2, double eps, double weight_decay,
-                   bool skip_zero, const std::optional<Tensor>& ema, const std::optional<Tensor>& ema_last,
-                   double ema_decay, const std::optional<Tensor>& global_step, const std::optional<Tensor>& shadow,
-                   bool zero_grad) {
-  AdamStepParams p = make_adam_step_params(param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay,
-                                           skip_zero, ema, ema_last, ema_decay, global_step, shadow, zero_grad);
+void run_step(AdamStepParams p) {
   p.lr = p.lr_dtype == DType::kFloat64 ? *static_cast<const double*>(p.lr_tensor)
                                        : *static_cast<const float*>(p.lr_tensor);
   if (p.ema_last != nullptr) {
@@ -66,28 +60,54 @@ void adam_step_cpu(const Tensor& param, const Tensor& grad, const Tensor& exp_av
     STD_TORCH_CHECK(p.global_step >= 1, "`global_step` must count from 1, got ", p.global_step);
   }
   Table bias_corrections, ema_keeps;
-  if (skip_zero && p.dtype == DType::kFloat32) {
-    bias_corrections = cached({beta1, beta2}, [&] { return make_bias_corrections(beta1, beta2); });
+  if (p.skip_zero && p.dtype == DType::kFloat32) {
+    bias_corrections = cached({p.beta1, p.beta2}, [&] { return make_bias_corrections(p.beta1, p.beta2); });
     p.bias_corrections = bias_corrections->data();
     p.n_bias_corrections = static_cast<int32_t>(bias_corrections->size());
-    if (ema.has_value()) {
-      ema_keeps = cached({ema_decay, -1.0}, [&] { return make_ema_keeps(ema_decay); });  // no beta2 is negative
+    if (p.ema_last != nullptr) {
+      ema_keeps = cached({p.ema_decay, -1.0}, [&] { return make_ema_keeps(p.ema_decay); });  // no beta2 is negative
       p.ema_keeps = ema_keeps->data();
       p.n_ema_keeps = static_cast<int32_t>(ema_keeps->size());
     }
   }
 
   const int64_t row_grain = (kElementGrain + p.row_size - 1) / (p.row_size > 0 ? p.row_size : 1);
-  parallel_units(skip_zero ? p.n_rows : param.numel(), skip_zero ? row_grain : kElementGrain,
+  parallel_units(p.skip_zero ? p.n_rows : p.n_rows * p.row_size, p.skip_zero ? row_grain : kElementGrain,
                  [&](int64_t begin, int64_t end) { kernels().adam_step(p, begin, end); });
-  if (!skip_zero) {
+  if (!p.skip_zero) {
     *p.steps += 1;
     if (p.ema_last != nullptr) *p.ema_last = p.global_step;
   }
 }
 
+void adam_step_cpu(const Tensor& param, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                   const Tensor& steps, const Tensor& lr, double beta1, double beta2, double eps, double weight_decay,
+                   bool skip_zero, const std::optional<Tensor>& ema, const std::optional<Tensor>& ema_last,
+                   double ema_decay, const std::optional<Tensor>& global_step, const std::optional<Tensor>& shadow,
+                   bool zero_grad) {
+  run_step(make_adam_step_params(param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay,
+                                 skip_zero, ema, ema_last, ema_decay, global_step, shadow, zero_grad));
+}
+
+void adam_step_foreach_cpu(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                           const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                           const std::vector<Tensor>& steps, const Tensor& lr, double beta1, double beta2, double eps,
+                           double weight_decay, const std::vector<Tensor>& emas, const std::vector<Tensor>& ema_lasts,
+                           double ema_decay, const std::optional<Tensor>& global_step, bool zero_grad) {
+  const AdamLists lists = {params, grads, exp_avgs, exp_avg_sqs, steps, emas, ema_lasts};
+  lists.check();
+  std::vector<AdamStepParams> all;  // nothing is written before everything is checked
+  for (size_t i = 0; i < params.size(); ++i) {
+    all.push_back(lists.params_of(i, lr, beta1, beta2, eps, weight_decay, ema_decay, global_step, zero_grad));
+  }
+  for (const AdamStepParams& p : all) run_step(p);
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(hashgrid, CPU, m) { m.impl("adam_step", TORCH_BOX(&adam_step_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(hashgrid, CPU, m) {
+  m.impl("adam_step", TORCH_BOX(&adam_step_cpu));
+  m.impl("adam_step_foreach", TORCH_BOX(&adam_step_foreach_cpu));
+}
 
 }  // namespace hashgrid

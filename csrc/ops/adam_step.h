@@ -74,4 +74,35 @@ inline AdamStepParams make_adam_step_params(const Tensor& param, const Tensor& g
   return p;
 }
 
+// Parameter i of lists that belong together; `ema` and `ema_last` may be empty.
+struct AdamLists {
+  const std::vector<Tensor>&param, &grad, &exp_avg, &exp_avg_sq, &steps, &ema, &ema_last;
+
+  void check() const {
+    const auto as_long = [&](const std::vector<Tensor>& list, const char* name) {
+      STD_TORCH_CHECK(list.size() == param.size(), "`", name, "` must have ", param.size(),
+                      " tensors, one per parameter, got ", list.size());
+    };
+    STD_TORCH_CHECK(param.size() <= kMaxAdamList, "`params` must have at most ", kMaxAdamList, " tensors, got ",
+                    param.size());
+    as_long(grad, "grads");
+    as_long(exp_avg, "exp_avgs");
+    as_long(exp_avg_sq, "exp_avg_sqs");
+    as_long(steps, "steps");
+    if (!ema.empty()) as_long(ema, "emas");
+    STD_TORCH_CHECK(ema.size() == ema_last.size(), "`emas` and `ema_lasts` must be given together");
+    for (const Tensor& other : param) check_dtype(other, "params", param[0].scalar_type());
+  }
+
+  AdamStepParams params_of(size_t i, const Tensor& lr, double beta1, double beta2, double eps, double weight_decay,
+                           double ema_decay, const std::optional<Tensor>& global_step, bool zero_grad) const {
+    const auto given = [&](const std::vector<Tensor>& list) {
+      return list.empty() ? std::nullopt : std::optional<Tensor>(list[i]);
+    };
+    return make_adam_step_params(param[i], grad[i], exp_avg[i], exp_avg_sq[i], steps[i], lr, beta1, beta2, eps,
+                                 weight_decay, false, given(ema), given(ema_last), ema_decay, global_step, std::nullopt,
+                                 zero_grad);
+  }
+};
+
 }  // namespace hashgrid

@@ -45,6 +45,10 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "adam_step(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) steps, "
       "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool skip_zero, Tensor(f!)? ema, "
       "Tensor(g!)? ema_last, float ema_decay, Tensor? global_step, Tensor(h!)? shadow, bool zero_grad) -> ()");
+  m.def(
+      "adam_step_foreach(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+      "Tensor(e!)[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor(f!)[] emas, "
+      "Tensor(g!)[] ema_lasts, float ema_decay, Tensor? global_step, bool zero_grad) -> ()");
   m.def("ray_aabb(Tensor rays_o, Tensor rays_d, Tensor aabb, float near, float far) -> (Tensor, Tensor)");
   m.def(
       "sphere_trace(Tensor distances, Tensor rays, Tensor rays_o, Tensor rays_d, Tensor speed, Tensor t_max, "

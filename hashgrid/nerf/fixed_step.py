@@ -125,6 +125,7 @@ class FixedStep:
         loss, means = ops_of(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
         )
+        model.drop_network_gradients()
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():

@@ -124,6 +124,11 @@ class NerfModel(nn.Module):
             "compute_dtype": color["compute_dtype"],
         }
 
+    def drop_network_gradients(self) -> None:
+        """The networks' next gradients need not be added to anything; the table's buffer stays."""
+        for weight in (*self.density_mlp.parameters(), *self.color_mlp.parameters()):
+            weight.grad = None
+
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """The table without decay, skipping entries without gradient; the MLPs with decay."""
         weights = [*self.density_mlp.parameters(), *self.color_mlp.parameters()]

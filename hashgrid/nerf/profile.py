@@ -26,7 +26,7 @@ PHASES = {
     "composite": ("hashgrid::composite",),
     "composite, backward": ("hashgrid::composite_backward",),
     "loss": ("hashgrid::pixel_loss",),
-    "optimiser": ("hashgrid::adam_step",),
+    "optimiser": ("hashgrid::adam_step", "hashgrid::adam_step_foreach"),
     "occupancy": (OCCUPANCY,),
     "checkpoint": (CHECKPOINT,),
 }

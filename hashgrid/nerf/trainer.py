@@ -156,6 +156,7 @@ class Trainer:
         self._update_occupancy()
         if self.fixed is not None:
             return self._fixed_step(self.fixed)
+        self.model.drop_network_gradients()
         self.optimizer.zero_grad()
         with record_function(RAYS):
             rays_o, rays_d, colors, background = (x.to(self.device) for x in self.batch())

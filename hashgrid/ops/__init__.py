@@ -1,6 +1,6 @@
 """The ops on the native kernels; ``hashgrid.reference`` has a plain-PyTorch twin of each, with the same signature."""
 
-from hashgrid.ops.adam_step import adam_step
+from hashgrid.ops.adam_step import adam_step, adam_step_foreach
 from hashgrid.ops.composite import composite
 from hashgrid.ops.counter_uniform import counter_uniform
 from hashgrid.ops.frequency_encode import frequency_encode
@@ -24,6 +24,7 @@ from hashgrid.ops.window_samples import window_samples
 __all__ = [
     "SphereTrace",
     "adam_step",
+    "adam_step_foreach",
     "composite",
     "counter_uniform",
     "frequency_encode",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from hashgrid import _extension
+
+MAX_LIST = 16  # parameters that `adam_step_foreach` takes
 
 
 @torch.no_grad()
@@ -68,9 +72,55 @@ def adam_step(
     torch.autograd.graph.increment_version([tensor for tensor in written if tensor is not None])
 
 
+@torch.no_grad()
+def adam_step_foreach(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: Tensor | float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    emas: Sequence[Tensor] = (),
+    ema_lasts: Sequence[Tensor] = (),
+    ema_decay: float = 0.95,
+    global_step: int | Tensor = 0,
+    zero_grad: bool = False,
+) -> None:
+    """`adam_step` without ``skip_zero`` and shadows for several parameters of one dtype: on a GPU in two launches, not
+    in two for each. Sequences are as long as ``params``, at most ``MAX_LIST``; those of averages may be empty.
+
+    Raises:
+        RuntimeError: a length, shape, dtype or value does not fit; nothing has been written then.
+    """
+    if not isinstance(lr, Tensor):
+        lr = torch.tensor(lr, dtype=torch.float64)
+    if not isinstance(global_step, Tensor):
+        device = params[0].device if params else None
+        global_step = torch.tensor([global_step], dtype=torch.int32, device=device)
+    lists = [list(tensors) for tensors in (params, grads, exp_avgs, exp_avg_sqs, steps)]
+    averages = [list(emas), list(ema_lasts)]
+    _extension.ops().adam_step_foreach(
+        *lists, lr, beta1, beta2, eps, weight_decay, *averages, ema_decay, global_step, zero_grad
+    )
+    if torch.compiler.is_compiling():
+        return
+    params, grads, *state = lists
+    torch.autograd.graph.increment_version(
+        [tensor for tensors in (params, grads if zero_grad else [], *state, *averages) for tensor in tensors]
+    )
+
+
 def _register() -> None:
     @torch.library.register_fake("hashgrid::adam_step")
     def _(param, *arguments):
+        return None
+
+    @torch.library.register_fake("hashgrid::adam_step_foreach")
+    def _(params, *arguments):
         return None
 
 

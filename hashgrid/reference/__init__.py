@@ -3,7 +3,7 @@
 Same names and signatures as ``hashgrid.ops``, any dtype, any device, nothing of the compiled extension.
 """
 
-from hashgrid.reference.adam_step import adam_step
+from hashgrid.reference.adam_step import adam_step, adam_step_foreach
 from hashgrid.reference.composite import composite
 from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode
@@ -27,6 +27,7 @@ from hashgrid.reference.window_samples import window_samples
 __all__ = [
     "SphereTrace",
     "adam_step",
+    "adam_step_foreach",
     "composite",
     "counter_uniform",
     "frequency_encode",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -94,6 +95,37 @@ def adam_step(
         write(shadow, new)
     if zero_grad:
         grad.zero_()
+
+
+def adam_step_foreach(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    emas: Sequence[Tensor] = (),
+    ema_lasts: Sequence[Tensor] = (),
+    ema_decay: float = 0.95,
+    global_step: int | Tensor = 0,
+    zero_grad: bool = False,
+) -> None:
+    """`adam_step` without ``skip_zero`` and shadows, one parameter after the other."""
+    for i, param in enumerate(params):
+        adam_step(
+            *(param, grads[i], exp_avgs[i], exp_avg_sqs[i], steps[i]),
+            *(lr, beta1, beta2, eps, weight_decay),
+            skip_zero=False,
+            ema=emas[i] if emas else None,
+            ema_last=ema_lasts[i] if ema_lasts else None,
+            ema_decay=ema_decay,
+            global_step=global_step,
+            zero_grad=zero_grad,
+        )
 
 
 def _check_arguments(

@@ -245,6 +245,9 @@ def adam_step(n: int) -> None:
                 param, grad, m, torch.rand_like(m), steps, torch.tensor(1e-2), 0.9, 0.99, 1e-15, 1e-6, skip_zero,
                 ema, steps.clone(), 0.95, 4, param.half(), True,
             )  # fmt: skip
+        many = [[torch.rand(n, features, dtype=dtype) for _ in range(4)] for _ in range(3)]
+        steps = [torch.zeros(1, dtype=torch.int32) for _ in many]
+        ops.adam_step_foreach(*zip(*many, strict=True), steps, torch.tensor(1e-2), 0.9, 0.99, 1e-15, 1e-6)
 
 
 WORK: dict[str, Callable[[int], None]] = {
