@@ -115,6 +115,7 @@ COUNTS = (
     Count("frequency_encode_forward_kernel<float>", "input, frequency", 8.3, 0.3, 40),
     Count("frequency_encode_backward_kernel<float>", "input", 104, 3.3, 12 * 45),
     Count("counter_uniform_kernel", "number", 12, 0.4, 20),
+    Count("sample_positions_kernel<float>", "sample", 16 + 12, 2, 9),
     Count("sample_rays_kernel", "ray", 32 + 52, 4, 150, threads=128),
     Count("ray_aabb_kernel<float>", "ray", 32, 1, 24),
     Count("sphere_trace_kernel<float>", "ray, step", 106, 3.3, 12),

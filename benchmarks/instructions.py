@@ -120,6 +120,7 @@ def work() -> None:
     hashgrid.FusedMLP(32, 16, n_neurons=64, n_hidden_layers=2)(torch.rand(n, 32)).sum().backward()
 
     ops.counter_uniform(0, 0, torch.arange(n))
+    ops.sample_positions(*torch.rand(2, 64, 3), torch.arange(n) // 64, *torch.rand(2, n))
     ops.pixel_loss(torch.rand(n, 3), torch.rand(n), *torch.rand(2, n, 3))
     sizes, offsets = torch.tensor([[64, 48]]), torch.tensor([0, 64 * 48])
     data = torch.randint(256, (64 * 48, 4), dtype=torch.uint8)

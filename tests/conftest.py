@@ -78,6 +78,7 @@ KERNEL_TESTS = {
         "test_radiance_field",
         "test_radiance_mlp",
         "test_ray_aabb",
+        "test_sample_positions",
         "test_sample_rays",
         "test_sh_encode",
         "test_sphere_trace",

@@ -200,6 +200,12 @@ def _counter_uniform() -> Iterator[Arguments]:
     yield torch.tensor([7, 3]), torch.arange(N_RAYS)
 
 
+def _sample_positions() -> Iterator[Arguments]:
+    t_starts, t_ends, packed_info = _samples()
+    rays = torch.arange(N_RAYS).repeat_interleave(packed_info[:, 1])
+    yield torch.randn(N_RAYS, 3), torch.randn(N_RAYS, 3), rays, t_starts, t_ends
+
+
 def _pixel_loss() -> Iterator[Arguments]:
     for n_rays in (None, torch.tensor([N_RAYS - 1])):
         rest = torch.rand(N_RAYS, N_CHANNELS), torch.rand(N_RAYS, N_CHANNELS)
@@ -275,6 +281,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "window_samples": _window_samples,
     "counter_uniform": _counter_uniform,
     "pixel_loss": _pixel_loss,
+    "sample_positions": _sample_positions,
     "sample_rays": _sample_rays,
     "occupancy_points": _occupancy_points,
     "occupancy_visible": _occupancy_visible,

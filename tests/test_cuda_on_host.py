@@ -216,6 +216,13 @@ def counter_uniform_case(n: int) -> None:
         assert_same(ops.counter_uniform(seed, step, index), reference.counter_uniform(seed, step, index))
 
 
+def sample_positions_case(n: int) -> None:
+    for dtype in DTYPES:
+        rays, (begin, end) = torch.randn(2, 9, 3, dtype=dtype), torch.rand(2, n, dtype=dtype)
+        arguments = *rays, torch.randint(9, (n,)), begin, end
+        assert_same(ops.sample_positions(*arguments), reference.sample_positions(*arguments))
+
+
 def pixel_loss_case(n: int) -> None:
     tensors = pixels(n)
     for n_rays in (None, torch.tensor([n // 2])):
@@ -369,7 +376,7 @@ CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
     *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case),
     *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
-    *(composite_case, pixel_loss_case, visible_samples_case, window_samples_case),
+    *(sample_positions_case, composite_case, pixel_loss_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
 )
 

@@ -45,6 +45,7 @@ struct KernelTable {
   RangeKernel<WindowSamplesParams> window_samples_write;                // units: rays
   RangeKernel<FmaProbeParams> fma_probe;                                // units: repetitions
   RangeKernel<CounterUniformParams> counter_uniform;                    // units: numbers
+  RangeKernel<SamplePositionsParams> sample_positions;                  // units: samples
   RangeKernel<SampleRaysParams> sample_rays;                            // units: rays
   RangeKernel<PixelLossParams> pixel_loss;                              // units: chunks of kLossChunk rays
   RangeKernel<PixelLossParams> pixel_loss_sum;                          // one unit

@@ -13,6 +13,7 @@
 #include "core/pixels.h"
 #include "core/ray.h"
 #include "core/rounding.h"
+#include "core/sample_positions.h"
 #include "core/sphere_trace.h"
 #include "core/spherical_harmonics.h"
 #include "core/volume.h"
@@ -34,6 +35,7 @@
 #include "cpu/fma_probe.inl"
 #include "cpu/counter_uniform.inl"
 #include "cpu/pixel_loss.inl"
+#include "cpu/sample_positions.inl"
 #include "cpu/sample_rays.inl"
 #include "cpu/occupancy_points.inl"
 #include "cpu/occupancy_update.inl"
@@ -78,6 +80,7 @@ static const KernelTable kTable = {
     &window_samples_write_range,
     &fma_probe_range,
     &counter_uniform_range,
+    &sample_positions_range,
     &sample_rays_range,
     &pixel_loss_range,
     &pixel_loss_sum_range,

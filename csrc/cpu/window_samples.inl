@@ -31,10 +31,9 @@ static void window_samples_write_typed(const WindowSamplesParams& p, int64_t beg
     const T* direction = static_cast<const T*>(p.rays_d) + 3 * ray;
     const int64_t source = p.packed_info[2 * ray] + p.begin, target = p.kept_info[2 * ray];
     for (int64_t i = 0; i < p.kept_info[2 * ray + 1]; ++i) {
-      const T middle = (t_starts[source + i] + t_ends[source + i]) * T(0.5);
       p.index[target + i] = source + i;
-      T* position = static_cast<T*>(p.positions) + 3 * (target + i);
-      for (int axis = 0; axis < 3; ++axis) position[axis] = origin[axis] + rounded_multiply(direction[axis], middle);
+      write_middle(origin, direction, t_starts[source + i], t_ends[source + i],
+                   static_cast<T*>(p.positions) + 3 * (target + i));
     }
   }
 }

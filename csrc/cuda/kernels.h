@@ -50,6 +50,7 @@ void launch_radiance_mlp_backward(const MlpParams& p, cudaStream_t stream);
 bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p);
 void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
+void launch_sample_positions(const SamplePositionsParams& p, cudaStream_t stream);
 void launch_sample_rays(const SampleRaysParams& p, cudaStream_t stream);
 void launch_pixel_loss(const PixelLossParams& p, cudaStream_t stream);
 void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);

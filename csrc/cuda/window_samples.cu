@@ -2,6 +2,7 @@
 // second, once it is known where each ray's samples go, writes their indices and positions.
 #include "cuda/launch.cuh"
 
+#include "core/sample_positions.h"
 #include "cuda/samples.cuh"
 #include "cuda/scan.cuh"
 
@@ -34,14 +35,10 @@ __global__ void window_samples_write_kernel(HASHGRID_PARAMS WindowSamplesParams 
   const int64_t source = p.packed_info[2 * ray] + p.begin;
   const int64_t target = p.kept_info[2 * ray], count = p.kept_info[2 * ray + 1];
   for (int64_t i = lane_index(); i < count; i += kWarpSize) {
-    const T begin = static_cast<const T*>(p.t_starts)[source + i], end = static_cast<const T*>(p.t_ends)[source + i];
-    const T middle = (begin + end) * T(0.5);
     p.index[target + i] = source + i;
-    for (int axis = 0; axis < 3; ++axis) {
-      const T origin = static_cast<const T*>(p.rays_o)[3 * ray + axis];
-      const T direction = static_cast<const T*>(p.rays_d)[3 * ray + axis];
-      static_cast<T*>(p.positions)[3 * (target + i) + axis] = origin + rounded_multiply(direction, middle);
-    }
+    write_middle(static_cast<const T*>(p.rays_o) + 3 * ray, static_cast<const T*>(p.rays_d) + 3 * ray,
+                 static_cast<const T*>(p.t_starts)[source + i], static_cast<const T*>(p.t_ends)[source + i],
+                 static_cast<T*>(p.positions) + 3 * (target + i));
   }
 }
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hashgrid.modules._backend import ops_of
-from hashgrid.precision import at_least_fp32
 
 
 @dataclass
@@ -51,9 +50,7 @@ class RaySamples:
         Returns:
             [S, 3].
         """
-        t = self.midpoints.unsqueeze(-1)
-        rays_o, rays_d = at_least_fp32(rays_o), at_least_fp32(rays_d)
-        return rays_o.index_select(0, self.ray_indices).addcmul(rays_d.index_select(0, self.ray_indices), t)
+        return ops_of(self.backend).sample_positions(rays_o, rays_d, self.ray_indices, self.t_starts, self.t_ends)
 
     def window(
         self, rays_o: Tensor, rays_d: Tensor, sigmas: Tensor, begin: int, end: int, early_stop_eps: float = 1e-4

@@ -217,6 +217,12 @@ def occupancy(n: int) -> None:
     ops.counter_uniform(7, 3, cells)
 
 
+def sample_positions(n: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        rays, (begin, end) = torch.randn(2, 9, 3, dtype=dtype), torch.rand(2, n, dtype=dtype)
+        ops.sample_positions(*rays, torch.randint(9, (n,)), begin, end)
+
+
 def pixel_loss(n: int) -> None:
     for dtype in (torch.float32, torch.float64):
         for n_rays in (None, torch.tensor([n // 2])):
@@ -263,6 +269,7 @@ WORK: dict[str, Callable[[int], None]] = {
     "composite": composite,
     "occupancy": occupancy,
     "pixel_loss": pixel_loss,
+    "sample_positions": sample_positions,
     "sample_rays": sample_rays,
     "adam_step": adam_step,
 }
