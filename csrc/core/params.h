@@ -303,6 +303,7 @@ struct SampleRaysParams {
   int64_t n_rays;
   int64_t n_pixels;
   int64_t n_views;
+  int64_t first_step;       // of the search for a pixel's view: the largest power of two below n_views, or 0
   int32_t n_channels;       // 3 or 4
   const int64_t* counter;   // [2] seed, step
   const uint8_t* data;      // [n_pixels, n_channels]

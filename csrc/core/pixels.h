@@ -29,14 +29,10 @@ HASHGRID_HD int64_t draw_pixel(const SampleRaysParams& p, uint32_t key, int64_t 
 
 // Where a row of the data is: the last view that begins at it or before it has it, as those behind begin later.
 HASHGRID_HD Pixel locate_pixel(const SampleRaysParams& p, int64_t row) {
-  int64_t view = 0, end = p.n_views;
-  while (end - view > 1) {
-    const int64_t middle = view + (end - view) / 2;
-    if (p.offsets[middle] <= row) {
-      view = middle;
-    } else {
-      end = middle;
-    }
+  int64_t view = 0;
+  for (int64_t step = p.first_step; step > 0; step /= 2) {
+    const int64_t next = view + step;
+    view = p.offsets[next < p.n_views ? next : 0] <= row && next < p.n_views ? next : view;
   }
   const int64_t in_view = row - p.offsets[view], width = p.sizes[2 * view];
   const int64_t y = in_view / width;

@@ -7,7 +7,7 @@
 namespace hashgrid {
 namespace {
 
-constexpr int64_t kGrain = 16;  // chunks per unit
+constexpr int64_t kGrain = 4;  // chunks per unit
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pixel_loss_cpu(const Tensor& colors, const Tensor& opacities,
                                                           const Tensor& background, const Tensor& targets,

@@ -41,6 +41,7 @@ inline SampleRaysParams make_sample_rays_params(const Tensor& counter, int64_t n
   p.n_rays = n_rays;
   p.n_pixels = data.size(0);
   p.n_views = sizes.size(0);
+  for (int64_t step = 1; step < p.n_views; step *= 2) p.first_step = step;
   p.n_channels = static_cast<int32_t>(data.size(1));
   STD_TORCH_CHECK(n_rays == 0 || (p.n_pixels > 0 && p.n_views > 0), "`data` must have pixels to draw from, got ",
                   shape_of(data), " and ", p.n_views, " views");
