@@ -146,6 +146,10 @@ def work() -> None:
     ops.composite(sigmas, colors, samples.t_starts, samples.t_ends, samples.packed_info)[0].sum().backward()
     ops.visible_samples(sigmas.detach(), samples.t_starts, samples.t_ends, samples.packed_info, 1e-4)
     samples.window(origins, rays, sigmas.detach(), 4, 20)
+    shapes = ((64, 32), (16, 64)), ((64, 32), (64, 64), (3, 64))
+    networks = ([torch.randn(shape, requires_grad=True) for shape in layers] for layers in shapes)
+    radiance = ops.radiance_mlp(torch.rand(n, 32), torch.rand(8, 16), torch.arange(n) % 8, *networks)
+    (radiance[0].mean() + radiance[1].sum()).backward()
     print(_extension.require().compiler())
 
 
