@@ -61,9 +61,9 @@ to be measured on the card: `hashgrid bench encode --device cuda` does. Warps ar
 holds at a time, of 64.
 
 What stands out: the MLP's backward holds 12 warps, as a block of four takes 72 KB of shared memory (100 KB and 8 warps
-before gradients took the place of factors), and that of both networks of a field 8, with 109 KB; what reads the grid and multiplies in one kernel 12, the MLP's forward 16,
-for their registers. Atomics of the table's gradient are those of scattered points; along rays a part of them is saved
-(docs/kernels.md).
+before gradients took the place of factors), that of both networks of a field 8, with 109 KB; what reads the grid and
+multiplies in one kernel 12, the MLP's forward 16, for their registers. Atomics of the table's gradient are those of
+scattered points; along rays a part of them is saved (docs/kernels.md).
 
 """
 MLP = 2 * (32 * 64 + 64 * 64 + 64 * 16)  # of the products of one row

@@ -270,10 +270,9 @@ static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end
     // only what is touched is computed and written (docs/kernels.md).
     if (4 * n_touched >= n_vectors) {
       const AdamPointers a = adam_pointers(p, row * kF);
-      for (int k = 0; k < n_vectors; ++k) {
-        const VecF x = load(a.param + k * kLanes), y = load(a.exp_avg + k * kLanes),
-                   z = load(a.exp_avg_sq + k * kLanes);
-        __asm__ volatile("" ::"x"(x), "x"(y), "x"(z));
+      for (int64_t i = 0; i < n_vectors * kLanes; i += kLanes) {
+        for (const float* data : {a.param, a.exp_avg, a.exp_avg_sq})
+          (void)*static_cast<const volatile float*>(data + i);
       }
     }
     for (int k = 0; k < n_touched; ++k) {
