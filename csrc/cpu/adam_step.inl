@@ -256,31 +256,43 @@ static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end
   constexpr int kRows = kLanes / kF;
   constexpr int kChunk = 64;  // vectors scanned ahead of their update
   const float* grad = static_cast<const float*>(p.grad);
-  int64_t row = begin;
-  while (row + kRows <= end) {
-    // First without a branch per vector, which would be mispredicted at every other one.
-    const int64_t n_vectors = min_count(kChunk, (end - row) / kRows);
-    int32_t touched[kChunk];
+  // First without a branch per vector, which would be mispredicted at every other one.
+  const auto scan = [&](int64_t first, int32_t* touched) {
+    const int64_t n_vectors = min_count(kChunk, (end - first) / kRows);
     int n_touched = 0;
     for (int k = 0; k < n_vectors; ++k) {
       touched[n_touched] = k;
-      n_touched += !is_zero(load(grad + (row + k * kRows) * kF));
+      n_touched += !is_zero(load(grad + (first + k * kRows) * kF));
     }
-    // Streams with many gaps defeat the hardware's prefetcher: from a quarter on, everything is read, in line, though
-    // only what is touched is computed and written (docs/kernels.md).
-    if (4 * n_touched >= n_vectors) {
-      const AdamPointers a = adam_pointers(p, row * kF);
-      for (int64_t i = 0; i < n_vectors * kLanes; i += kLanes) {
-        for (const float* data : {a.param, a.exp_avg, a.exp_avg_sq})
-          (void)*static_cast<const volatile float*>(data + i);
+    return n_touched;
+  };
+  // Only touched vectors are read and written. Streams with gaps defeat the hardware's prefetcher, and a burst of
+  // prefetches the memory: each vector asks for one of the chunk behind (docs/kernels.md).
+  int32_t lists[2][kChunk];
+  int64_t row = begin;
+  int n_touched = scan(row, lists[0]), current = 0;
+  while (row + kRows <= end) {
+    const int64_t next_row = row + kChunk * kRows;
+    int32_t* next = lists[1 - current];
+    const int n_next = next_row < end ? scan(next_row, next) : 0;
+    const AdamPointers ahead = adam_pointers(p, next_row * kF);
+    for (int k = 0; k < n_touched || k < n_next; ++k) {
+      if (k < n_next) {
+        const int64_t at = next[k] * static_cast<int64_t>(kLanes);
+        __builtin_prefetch(ahead.param + at, 1);
+        __builtin_prefetch(ahead.exp_avg + at, 1);
+        __builtin_prefetch(ahead.exp_avg_sq + at, 1);
+        __builtin_prefetch(p.steps + next_row + next[k] * kRows, 1);
+      }
+      if (k < n_touched) {
+        const int64_t at = row + lists[current][k] * kRows;
+        adam_row_vector<kF>(p, constants, adam_pointers(p, at * kF), p.steps + at,
+                            p.ema_last != nullptr ? p.ema_last + at : nullptr);
       }
     }
-    for (int k = 0; k < n_touched; ++k) {
-      const int64_t at = row + touched[k] * kRows;
-      adam_row_vector<kF>(p, constants, adam_pointers(p, at * kF), p.steps + at,
-                          p.ema_last != nullptr ? p.ema_last + at : nullptr);
-    }
-    row += n_vectors * kRows;
+    row = min_count(next_row, row + (end - row) / kRows * kRows);
+    n_touched = n_next;
+    current = 1 - current;
   }
   if (row == end) return;
   AdamTail tail;

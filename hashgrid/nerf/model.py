@@ -32,8 +32,8 @@ class NerfModel(nn.Module):
         super().__init__()
         self.register_buffer("aabb", aabb.float().clone())
         self.register_buffer("inverse_extent", torch.empty(3), persistent=False)
-        self._measure_box()
-        self.register_load_state_dict_post_hook(lambda module, _: module._measure_box())
+        _measure_box(self)
+        self.register_load_state_dict_post_hook(_measure_box)
         config = config.resolved()
         dtype = _DTYPES[config.compute_dtype]
         self.grid = HashGrid(
@@ -73,9 +73,6 @@ class NerfModel(nn.Module):
     def unit_direction(self, directions: Tensor) -> Tensor:
         """Scene directions [R, 3] in the unit cube of the grid: a point moves along them as :meth:`unit` moves it."""
         return directions * self.inverse_extent
-
-    def _measure_box(self) -> None:
-        self.inverse_extent.copy_(1.0 / (self.aabb[3:] - self.aabb[:3]))
 
     def geometry(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Density [S] per scene unit and geometry features [S, G] from grid features [S, L * F]."""
@@ -136,3 +133,7 @@ class NerfModel(nn.Module):
             {"params": [self.grid.table], "skip_zero": True},
             {"params": weights, "weight_decay": weight_decay},
         ]
+
+
+def _measure_box(model: NerfModel, *_: object) -> None:
+    model.inverse_extent.copy_(1.0 / (model.aabb[3:] - model.aabb[:3]))
