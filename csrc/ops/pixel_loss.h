@@ -25,10 +25,7 @@ inline PixelLossParams make_pixel_loss_params(const Tensor& colors, const Tensor
   p.n_rays = colors.size(0);
   p.n_channels = colors.size(1);
   const auto data_of = [&](const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
-    check_shape(tensor, name, shape);
-    check_dtype(tensor, name, colors.scalar_type());
-    check_contiguous(tensor, name);
-    return tensor.const_data_ptr();
+    return checked_data(tensor, name, shape, colors.scalar_type());
   };
   p.colors = data_of(colors, "colors", {p.n_rays, p.n_channels});
   p.opacities = data_of(opacities, "opacities", {p.n_rays});

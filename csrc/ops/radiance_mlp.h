@@ -12,11 +12,6 @@ inline MlpParams join_networks(const MlpParams& density, const Tensor& like, con
                                const Tensor& rays, const std::vector<Tensor>& color_weights,
                                int64_t output_activation) {
   STD_TORCH_CHECK(ray_features.dim() == 2, "`ray_features` must have shape [n_rays, n], got ", shape_of(ray_features));
-  check_dtype(ray_features, "ray_features", like.scalar_type());
-  check_contiguous(ray_features, "ray_features");
-  check_shape(rays, "rays", {density.n_rows});
-  check_dtype(rays, "rays", ScalarType::Long);
-  check_contiguous(rays, "rays");
   const int64_t n_geometry = density.layers[density.n_layers - 1].n_out;
   const MlpParams color = make_mlp_params(density.n_rows, n_geometry + ray_features.size(1), like.scalar_type(),
                                           density.dtype, color_weights, {}, static_cast<int64_t>(Activation::kReLU),
@@ -30,8 +25,8 @@ inline MlpParams join_networks(const MlpParams& density, const Tensor& like, con
   p.output_activation = color.output_activation;
   p.n_rays = ray_features.size(0);
   p.n_ray_features = ray_features.size(1);
-  p.ray_features = ray_features.const_data_ptr();
-  p.rays = static_cast<const int64_t*>(rays.const_data_ptr());
+  p.ray_features = checked_data(ray_features, "ray_features", {p.n_rays, p.n_ray_features}, like.scalar_type());
+  p.rays = static_cast<const int64_t*>(checked_data(rays, "rays", {density.n_rows}, ScalarType::Long));
   return p;
 }
 
@@ -46,11 +41,8 @@ inline MlpParams make_radiance_mlp_params(const Tensor& x, const Tensor& ray_fea
 
 inline void set_radiance_gradients(const Tensor& grad_sigmas, const Tensor& grad_colors, const Tensor& x,
                                    MlpParams& p) {
-  check_shape(grad_sigmas, "grad_sigmas", {p.n_rows});
-  check_dtype(grad_sigmas, "grad_sigmas", x.scalar_type());
-  check_contiguous(grad_sigmas, "grad_sigmas");
   set_grad_y(grad_colors, x, p, "grad_colors");
-  p.grad_sigmas = grad_sigmas.const_data_ptr();
+  p.grad_sigmas = checked_data(grad_sigmas, "grad_sigmas", {p.n_rows}, x.scalar_type());
 }
 
 }  // namespace hashgrid

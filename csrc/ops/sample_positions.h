@@ -16,19 +16,14 @@ inline SamplePositionsParams make_sample_positions_params(const Tensor& rays_o, 
   p.n_rays = rays_o.size(0);
   p.n_samples = t_starts.size(0);
   const auto data_of = [&](const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
-    check_shape(tensor, name, shape);
-    check_dtype(tensor, name, rays_o.scalar_type());
-    check_contiguous(tensor, name);
-    return tensor.const_data_ptr();
+    return checked_data(tensor, name, shape, rays_o.scalar_type());
   };
   p.rays_o = data_of(rays_o, "rays_o", {p.n_rays, 3});
   p.rays_d = data_of(rays_d, "rays_d", {p.n_rays, 3});
   p.t_starts = data_of(t_starts, "t_starts", {p.n_samples});
   p.t_ends = data_of(t_ends, "t_ends", {p.n_samples});
-  check_shape(ray_indices, "ray_indices", {p.n_samples});
-  check_dtype(ray_indices, "ray_indices", ScalarType::Long);
-  check_contiguous(ray_indices, "ray_indices");
-  p.ray_indices = static_cast<const int64_t*>(ray_indices.const_data_ptr());
+  p.ray_indices =
+      static_cast<const int64_t*>(checked_data(ray_indices, "ray_indices", {p.n_samples}, ScalarType::Long));
   *positions = empty_like_dtype(rays_o, {p.n_samples, 3});
   p.positions = positions->mutable_data_ptr();
   return p;

@@ -11,20 +11,6 @@ struct SampledRays {
   Tensor noise;           // [n_rays, 3]
 };
 
-inline const float* camera_data(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
-  check_shape(tensor, name, shape);
-  check_dtype(tensor, name, ScalarType::Float);
-  check_contiguous(tensor, name);
-  return static_cast<const float*>(tensor.const_data_ptr());
-}
-
-inline const int64_t* index_data(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
-  check_shape(tensor, name, shape);
-  check_dtype(tensor, name, ScalarType::Long);
-  check_contiguous(tensor, name);
-  return static_cast<const int64_t*>(tensor.const_data_ptr());
-}
-
 inline SampleRaysParams make_sample_rays_params(const Tensor& counter, int64_t n_rays, const Tensor& data,
                                                 const Tensor& offsets, const Tensor& sizes, const Tensor& c2w,
                                                 const Tensor& intrinsics, const std::optional<Tensor>& plane_points,
@@ -45,18 +31,24 @@ inline SampleRaysParams make_sample_rays_params(const Tensor& counter, int64_t n
   p.n_channels = static_cast<int32_t>(data.size(1));
   STD_TORCH_CHECK(n_rays == 0 || (p.n_pixels > 0 && p.n_views > 0), "`data` must have pixels to draw from, got ",
                   shape_of(data), " and ", p.n_views, " views");
+  const auto reals = [](const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
+    return static_cast<const float*>(checked_data(tensor, name, shape, ScalarType::Float));
+  };
+  const auto indices = [](const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
+    return static_cast<const int64_t*>(checked_data(tensor, name, shape, ScalarType::Long));
+  };
   p.counter = counter_data(counter);
   p.data = static_cast<const uint8_t*>(data.const_data_ptr());
-  p.offsets = index_data(offsets, "offsets", {p.n_views + 1});
-  p.sizes = index_data(sizes, "sizes", {p.n_views, 2});
-  p.c2w = camera_data(c2w, "c2w", {p.n_views, 3, 4});
-  p.intrinsics = camera_data(intrinsics, "intrinsics", {p.n_views, 4});
+  p.offsets = indices(offsets, "offsets", {p.n_views + 1});
+  p.sizes = indices(sizes, "sizes", {p.n_views, 2});
+  p.c2w = reals(c2w, "c2w", {p.n_views, 3, 4});
+  p.intrinsics = reals(intrinsics, "intrinsics", {p.n_views, 4});
   if (plane_points.has_value()) {
     STD_TORCH_CHECK(plane_points->dim() == 2 && plane_points->size(0) > 0,
                     "`plane_points` must have shape [Q, 2], got ", shape_of(*plane_points));
     p.n_plane_points = plane_points->size(0);
-    p.plane_points = camera_data(*plane_points, "plane_points", {p.n_plane_points, 2});
-    p.plane_rows = index_data(*plane_rows, "plane_rows", {p.n_views, 2});
+    p.plane_points = reals(*plane_points, "plane_points", {p.n_plane_points, 2});
+    p.plane_rows = indices(*plane_rows, "plane_rows", {p.n_views, 2});
   }
   rays->rays_o = empty_like_dtype(c2w, {n_rays, 3});
   rays->rays_d = empty_like_dtype(c2w, {n_rays, 3});
