@@ -61,9 +61,9 @@ FAULTS = {
         *without("barrier of hash_encode", "__syncthreads();\n    if (static_cast<int>(threadIdx.x) < half)"),
         *("hash_encode_case(257)", WRONG),
     ),
-    "barrier of occupancy_update": (
-        "cuda/occupancy_update.cu",
-        *without("barrier of occupancy_update", "__syncthreads();\n  if (threadIdx.x > 0) return;\n  for (int warp"),
+    "barrier of the sums of a block": (
+        "cuda/warp.cuh",
+        *without("barrier of the sums of a block", "__syncthreads();\n  if (threadIdx.x > 0) return;\n  for (int warp"),
         *("occupancy_update_case(4099)", WRONG),
     ),
     "barrier in front of the sums of scan": (
