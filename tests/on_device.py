@@ -36,7 +36,8 @@ class OpsOn:
             for argument in overload._schema.arguments:
                 writes = argument.alias_info is not None and argument.alias_info.is_write
                 if writes and here.get(argument.name) is not None:
-                    here[argument.name].detach().copy_(there[argument.name])
+                    for target, source in zip(*(_listed(x[argument.name]) for x in (here, there)), strict=True):
+                        target.detach().copy_(source)
             return _map(results, lambda tensor: tensor.cpu())
 
         return call
@@ -49,6 +50,10 @@ class OpsOn:
             storages[key] = torch.empty(len(here), dtype=torch.uint8, device=self._device).copy_(here)
         there = torch.empty(0, dtype=tensor.dtype, device=self._device)
         return there.set_(storages[key].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _listed(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
