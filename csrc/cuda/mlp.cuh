@@ -1,7 +1,7 @@
 // What both paths of the MLP on CUDA share: activations, the layout of workspaces, the sum of partial sums.
 #pragma once
 
-#include "cuda/launch.cuh"
+#include "cuda/warp.cuh"
 
 #include <algorithm>
 
@@ -13,9 +13,6 @@ namespace HASHGRID_ISA {
 constexpr int kMaxPartials = 256;                       // sums of parameter gradients
 constexpr int64_t kMaxPartialBytes = int64_t{1} << 26;  // of all of them together
 constexpr int kReduceGroups = 8;                        // warps that sum up side by side
-
-__device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarpSize; }
-__device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / kWarpSize; }
 
 // ---- activations -------------------------------------------------------------------------------------------------
 

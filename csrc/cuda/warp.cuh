@@ -12,6 +12,7 @@ namespace HASHGRID_ISA {
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x % kWarpSize); }
+__device__ inline int warp_index() { return static_cast<int>(threadIdx.x / kWarpSize); }  // within the block
 
 // Dual numbers are exchanged part by part. Every lane has to reach an exchange: none may sit in one arm of a `?:`.
 template <typename T>
