@@ -227,48 +227,69 @@ HASHGRID_HD bool look_up_cell(const MarchRaysParams& p, const MarchGrid<T>& grid
   return distance == 0 && ((p.bits[index >> 3] >> (index & 7)) & 1u) != 0;
 }
 
-// The march of one ray up to its max_samples-th sample; emit(t_start) is called for each. Returns their number.
+// Where the march of a ray has come to.
+template <typename T>
+struct MarchState {
+  T t_begin, t_stop;
+  T t;        // the next step to look at
+  T t_empty;  // growing steps: no cell in front of here is occupied
+  int64_t k;  // equal steps: t = t_begin + k * step_size
+};
+
+// A ray that hits nothing has no steps.
+template <typename T>
+HASHGRID_HD MarchState<T> begin_steps(T t_begin, T t_stop) {
+  const T inf = std::numeric_limits<T>::infinity();
+  return {t_begin, t_stop < inf ? t_stop : -inf, t_begin, -inf, 0};
+}
+
+// Moves on behind the ray's next sample, which begins at *t_start; false where there is none.
 //
 // With equal steps, distances are t_begin + k * step with an integer k: rounding does not build up, and empty cells are
 // left in one go. With growing ones every step is taken, and those within a cell known to be empty are not looked up.
-template <typename T, typename Emit>
-HASHGRID_HD int64_t march_ray(const MarchRaysParams& p, const MarchGrid<T>& grid, int64_t ray, T t_begin, T t_stop,
-                              int64_t max_samples, Emit emit) {
+template <typename T>
+HASHGRID_HD bool next_sample(const MarchRaysParams& p, const MarchGrid<T>& grid, int64_t ray, MarchState<T>* state,
+                             T* t_start) {
   const T* origin = static_cast<const T*>(p.rays_o) + 3 * ray;
   const T* direction = static_cast<const T*>(p.rays_d) + 3 * ray;
-  const T inf = std::numeric_limits<T>::infinity();
-  if (!(t_stop < inf)) return 0;
   const bool equal_steps = grid.cone_angle == T(0);
-  T t = t_begin, t_empty = -inf;
-  int64_t k = 0, count = 0;
-  while (count < max_samples) {
-    const T step = step_at(grid, t);
+  for (;;) {
+    const T t = state->t, step = step_at(grid, t);
     const T middle = t + step / T(2);
-    if (!(middle < t_stop) || !(t + step > t)) break;  // a step too small to change t would never end
-    if (middle < t_empty) {
-      t += step;
+    if (!(middle < state->t_stop) || !(t + step > t)) return false;  // a step too small to change t would never end
+    if (middle < state->t_empty) {
+      state->t = t + step;
       continue;
     }
     T t_exit;
     const bool occupied = look_up_cell(p, grid, origin, direction, middle, step, &t_exit);
-    if (occupied) {
-      emit(t);
-      ++count;
-    }
     if (!equal_steps) {
-      if (!occupied) t_empty = t_exit;
-      t += step;
-      continue;
-    }
-    if (occupied) {
-      ++k;
+      if (!occupied) state->t_empty = t_exit;
+      state->t = t + step;
     } else {
-      const T limit = t_exit < t_stop ? t_exit : t_stop;
-      const T skip = ::floor((limit - middle) / step);
-      k += skip > T(0) ? static_cast<int64_t>(skip) + 1 : 1;
+      int64_t n = 1;
+      if (!occupied) {
+        const T limit = t_exit < state->t_stop ? t_exit : state->t_stop;
+        const T skip = ::floor((limit - middle) / step);
+        if (skip > T(0)) n = static_cast<int64_t>(skip) + 1;
+      }
+      state->k += n;
+      state->t = state->t_begin + rounded_multiply(static_cast<T>(state->k), grid.step_size);
     }
-    t = t_begin + rounded_multiply(static_cast<T>(k), grid.step_size);
+    if (!occupied) continue;
+    *t_start = t;
+    return true;
   }
+}
+
+// The march of one ray up to its max_samples-th sample; emit(t_start) is called for each. Returns their number.
+template <typename T, typename Emit>
+HASHGRID_HD int64_t march_ray(const MarchRaysParams& p, const MarchGrid<T>& grid, int64_t ray, T t_begin, T t_stop,
+                              int64_t max_samples, Emit emit) {
+  MarchState<T> state = begin_steps(t_begin, t_stop);
+  T t_start;
+  int64_t count = 0;
+  for (; count < max_samples && next_sample(p, grid, ray, &state, &t_start); ++count) emit(t_start);
   return count;
 }
 
