@@ -28,11 +28,11 @@ struct GridPoint {
   bool stopped[kSize];  // the bounds policy cuts this axis' gradient
 };
 
+// The point at `position` [n_dims].
 template <typename T, int kDims = 0>
-HASHGRID_HD GridPoint<T, kDims> load_point(const HashEncodeParams& p, int64_t n) {
+HASHGRID_HD GridPoint<T, kDims> make_point(const HashEncodeParams& p, const T* position) {
   const int n_dims = n_dims_of<kDims>(p);
   GridPoint<T, kDims> point;
-  const T* position = static_cast<const T*>(p.positions) + n * n_dims;
   point.state = apply_bounds<kDims>(position, n_dims, p.bounds, point.x);
   HASHGRID_UNROLL
   for (int d = 0; d < GridPoint<T, kDims>::kSize; ++d) {
@@ -40,6 +40,11 @@ HASHGRID_HD GridPoint<T, kDims> load_point(const HashEncodeParams& p, int64_t n)
     point.stopped[d] = p.bounds != Bounds::kNone && !(position[d] >= T(0) && position[d] <= T(1));
   }
   return point;
+}
+
+template <typename T, int kDims = 0>
+HASHGRID_HD GridPoint<T, kDims> load_point(const HashEncodeParams& p, int64_t n) {
+  return make_point<T, kDims>(p, static_cast<const T*>(p.positions) + n * n_dims_of<kDims>(p));
 }
 
 template <typename A, int kDims>

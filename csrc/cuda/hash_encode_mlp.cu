@@ -13,7 +13,7 @@ __device__ inline void encode_and_pass(const HashEncodeParams& grid, const MlpPa
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kForwardWarps + warp_index()) * (kRowTiles * kTile);
   if (first >= p.n_rows) return;
   Factors<Half, kTiles, kRowTiles> factors;
-  encode_factors<Element, Half, kDims>(grid, levels, first, &factors);
+  encode_positions<Element, Half, kDims>(grid, levels, first, &factors);
   pass_hidden_layers<Half, kTiles, kRowTiles, kReLU>(p, 0, p.n_layers - 1, &factors);
   write_last_layer(p, first, factors);
 }

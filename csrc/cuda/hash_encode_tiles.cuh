@@ -25,18 +25,16 @@ __device__ inline const GridLevel* share_levels(const HashEncodeParams& grid) {
   return levels;
 }
 
-// Features of points `first` and on, as factors; zeros outside.
-template <typename Element, class Half, int kDims, int kTiles>
-__device__ inline void encode_factors(const HashEncodeParams& grid, const GridLevel* levels, int64_t first,
+// Features of a warp's points, as factors; zeros behind the last column. point_of(row) is asked for the lane's rows, by
+// all lanes together.
+template <typename Element, class Half, int kDims, int kTiles, typename PointOf>
+__device__ inline void encode_factors(const HashEncodeParams& grid, const GridLevel* levels, PointOf point_of,
                                       Factors<Half, kTiles, kRowTiles>* factors) {
   GridPoint<float, kDims> points[kRowTiles][2];
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int64_t n = first + m * kTile + row_of(2 * h);
-      points[m][h] = load_point<float, kDims>(grid, n < grid.n_points ? n : first);
-    }
+    for (int h = 0; h < 2; ++h) points[m][h] = point_of(m * kTile + row_of(2 * h));
   }
   const int width = grid.n_levels * grid.n_features;
   // Half a tile per turn, 8 columns: it comes last, and the others move up, as a register cannot be chosen by a number
@@ -75,6 +73,16 @@ __device__ inline void encode_factors(const HashEncodeParams& grid, const GridLe
       for (int i = 0; i < 4; ++i) factors->words[k][m][i] = halves[2 * k + i / 2][m][i % 2];
     }
   }
+}
+
+// Those of the grid's positions `first` and on; rows behind the last point repeat it.
+template <typename Element, class Half, int kDims, int kTiles>
+__device__ inline void encode_positions(const HashEncodeParams& grid, const GridLevel* levels, int64_t first,
+                                        Factors<Half, kTiles, kRowTiles>* factors) {
+  const auto point_of = [&](int row) {
+    return load_point<float, kDims>(grid, first + row < grid.n_points ? first + row : first);
+  };
+  encode_factors<Element, Half, kDims>(grid, levels, point_of, factors);
 }
 
 // Of what such a kernel takes: the grid, and the type of its table beside that of the factors.

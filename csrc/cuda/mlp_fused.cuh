@@ -346,7 +346,7 @@ __device__ inline void join_networks(const MlpParams& p, unsigned char* shared, 
   with_first_column<kM>(p, first, [&](int64_t row, int m, int v) { log_sigmas[row - first] = geometry.values[m][v]; });
   clear_outside(p.n_rows - first, kTile, &geometry);
   pack_sums<Half>(geometry, factors->words[0]);
-  load_ray_factors(p, first, factors);
+  load_ray_factors(p, RayOfRow{p, first}, factors);
   const MlpLayer& next = p.layers[p.n_density_layers];
   const StoredFactors outputs = stored_factors(shared, next.input, next.n_in);
 #pragma unroll

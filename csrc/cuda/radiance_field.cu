@@ -12,7 +12,7 @@ __device__ inline void evaluate_field(const HashEncodeParams& grid, const MlpPar
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kForwardWarps + warp_index()) * (kRowTiles * kTile);
   if (first >= p.n_rows) return;
   Factors<Half, kRadianceTiles, kRowTiles> factors;
-  encode_factors<Element, Half, 3>(grid, levels, first, &factors);
+  encode_positions<Element, Half, 3>(grid, levels, first, &factors);
   pass_hidden_layers<Half, kRadianceTiles, kRowTiles, true>(p, 0, p.n_density_layers - 1, &factors);
   write_radiance(p, first, &factors);
 }

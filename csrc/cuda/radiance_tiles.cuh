@@ -29,16 +29,24 @@ __device__ inline void with_first_column(const MlpParams& p, int64_t first, Use 
   __syncwarp();
 }
 
-// The colour network's inputs from column 16 on: row rays[n] of `ray_features` for row n, NaN where there is none,
-// zeros behind its last column. Rows behind the last are given the ray of `first`.
-template <class Half, int kM>
-__device__ inline void load_ray_factors(const MlpParams& p, int64_t first, Factors<Half, kRadianceTiles, kM>* factors) {
+// The ray of a warp's row, of rows `first` and on. Rows behind the last are given the ray of `first`.
+struct RayOfRow {
+  const MlpParams& p;
+  int64_t first;
+
+  __device__ int64_t operator()(int row) const { return p.rays[first + row < p.n_rows ? first + row : first]; }
+};
+
+// The colour network's inputs from column 16 on: row ray_of(row) of `ray_features`, NaN where there is none, zeros
+// behind its last column. All lanes ask together, each for its rows.
+template <class Half, int kM, typename RayOf>
+__device__ inline void load_ray_factors(const MlpParams& p, RayOf ray_of,
+                                        Factors<Half, kRadianceTiles, kM>* factors) {
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t n = first + m * kTile + row_of(2 * h);
-      const int64_t ray = p.rays[n < p.n_rows ? n : first];
+      const int64_t ray = ray_of(m * kTile + row_of(2 * h));
       const bool exists = ray >= 0 && ray < p.n_rays;
       const float* features = static_cast<const float*>(p.ray_features) + (exists ? ray : 0) * p.n_ray_features;
 #pragma unroll
@@ -59,17 +67,26 @@ __device__ inline void load_ray_factors(const MlpParams& p, int64_t first, Facto
   __syncwarp();
 }
 
-// From the density network's last hidden layer to densities and colours of rows `first` and on.
-template <class Half, int kM>
-__device__ inline void write_radiance(const MlpParams& p, int64_t first, Factors<Half, kRadianceTiles, kM>* factors) {
+// From the density network's last hidden layer to the colour network's. use(geometry): what the former makes.
+template <class Half, int kM, typename RayOf, typename Use>
+__device__ inline void pass_to_colors(const MlpParams& p, RayOf ray_of, Factors<Half, kRadianceTiles, kM>* factors,
+                                      Use use) {
   Sums<kM> geometry;
   forward_tile(p, p.layers[p.n_density_layers - 1], 0, *factors, &geometry);
-  with_first_column<kM>(p, first, [&](int64_t row, int m, int v) {
-    static_cast<float*>(p.sigmas)[row] = activate(geometry.values[m][v], Activation::kExp);
-  });
+  use(geometry);
   pack_sums<Half>(geometry, factors->words[0]);
-  load_ray_factors(p, first, factors);
+  load_ray_factors(p, ray_of, factors);
   pass_hidden_layers<Half, kRadianceTiles, kM, true>(p, p.n_density_layers, p.n_layers - 1, factors);
+}
+
+// From there to densities and colours of rows `first` and on.
+template <class Half, int kM>
+__device__ inline void write_radiance(const MlpParams& p, int64_t first, Factors<Half, kRadianceTiles, kM>* factors) {
+  pass_to_colors(p, RayOfRow{p, first}, factors, [&](const Sums<kM>& geometry) {
+    with_first_column<kM>(p, first, [&](int64_t row, int m, int v) {
+      static_cast<float*>(p.sigmas)[row] = activate(geometry.values[m][v], Activation::kExp);
+    });
+  });
   write_last_layer(p, first, *factors);
 }
 
