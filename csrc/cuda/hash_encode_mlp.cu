@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarpSize, 2)
 // ---- choice of an instance ---------------------------------------------------------------------------------------
 
 template <typename Element, class Half, int kDims, int kTiles>
-void launch_of(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_hash_encode_mlp_instance(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of_warps(p.n_rows, kRowTiles);
   if (p.activation == Activation::kReLU) {
     HASHGRID_LAUNCH_TOGETHER((hash_encode_mlp_kernel<Element, Half, kDims, kTiles, true>), shape, stream, grid, p);
@@ -38,17 +38,19 @@ void launch_of(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t st
 }
 
 template <typename Element, class Half>
-void launch_of_types(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_hash_encode_mlp_of_types(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
   const bool narrow = widest_of(p) <= kMaxFusedWidth / 2;
   if (grid.n_dims == 2)
-    return narrow ? launch_of<Element, Half, 2, 4>(grid, p, stream) : launch_of<Element, Half, 2, 8>(grid, p, stream);
-  narrow ? launch_of<Element, Half, 3, 4>(grid, p, stream) : launch_of<Element, Half, 3, 8>(grid, p, stream);
+    return narrow ? launch_hash_encode_mlp_instance<Element, Half, 2, 4>(grid, p, stream)
+                  : launch_hash_encode_mlp_instance<Element, Half, 2, 8>(grid, p, stream);
+  narrow ? launch_hash_encode_mlp_instance<Element, Half, 3, 4>(grid, p, stream)
+         : launch_hash_encode_mlp_instance<Element, Half, 3, 8>(grid, p, stream);
 }
 
 template <class Half>
-void launch_of_factors(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
-  if (grid.table_dtype == DType::kFloat32) return launch_of_types<float, Half>(grid, p, stream);
-  launch_of_types<Half, Half>(grid, p, stream);
+void launch_hash_encode_mlp_of(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+  if (grid.table_dtype == DType::kFloat32) return launch_hash_encode_mlp_of_types<float, Half>(grid, p, stream);
+  launch_hash_encode_mlp_of_types<Half, Half>(grid, p, stream);
 }
 
 }  // namespace HASHGRID_ISA
@@ -61,8 +63,8 @@ bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p) {
 
 void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
   launch_pack(p, stream);
-  if (p.factors == MlpFactors::kFloat16) return launch_of_factors<Float16>(grid, p, stream);
-  launch_of_factors<BFloat16>(grid, p, stream);
+  if (p.factors == MlpFactors::kFloat16) return launch_hash_encode_mlp_of<Float16>(grid, p, stream);
+  launch_hash_encode_mlp_of<BFloat16>(grid, p, stream);
 }
 
 }  // namespace hashgrid

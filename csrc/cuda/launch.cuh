@@ -38,6 +38,7 @@ struct LaunchShape {
 
 inline void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next launch would be blamed for it
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 

@@ -9,10 +9,11 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-constexpr int kTileSums = 256;          // of a stored tile of sums
-constexpr int kMaxFusedRows = 128;      // of a block
-constexpr int kMaxFusedPartials = 384;  // three blocks for each of 128 multiprocessors
-constexpr int kRowsPerPartial = 128;    // at least; with the number of rows this fixes the order of sums on every card
+constexpr int kTileSums = 256;           // of a stored tile of sums
+constexpr int kMaxFusedRows = 128;       // of a block
+constexpr int kMaxFusedPartials = 384;   // three blocks for each of 128 multiprocessors, as fit at width 64
+constexpr int kMaxJoinedPartials = 256;  // two, of two networks
+constexpr int kRowsPerPartial = 128;     // at least; with the number of rows this fixes the order of sums on every card
 
 // ---- fused forward -----------------------------------------------------------------------------------------------
 
@@ -347,6 +348,9 @@ __device__ inline void join_networks(const MlpParams& p, unsigned char* shared, 
   clear_outside(p.n_rows - first, kTile, &geometry);
   pack_sums<Half>(geometry, factors->words[0]);
   load_ray_factors(p, RayOfRow{p, first}, factors);
+  // Gradients of weights read them, nothing else does: the gradient that takes their place is laid out otherwise, and
+  // without the barriers around those gradients a slow warp would write into it.
+  if (p.partials == nullptr) return;
   const MlpLayer& next = p.layers[p.n_density_layers];
   const StoredFactors outputs = stored_factors(shared, next.input, next.n_in);
 #pragma unroll
@@ -604,7 +608,8 @@ inline MlpWorkspace plan_fused(MlpParams& p, bool backward, bool need_params) {
   if (!need_params) return {packed, 0, 0};
   const int64_t n_parts =
       std::max<int64_t>(1, divide_up(p.n_rows, kRowsPerPartial));  // of equal number per partial sum
-  p.n_partials = divide_up(n_parts, divide_up(n_parts, kMaxFusedPartials));
+  const int64_t most = p.n_density_layers > 0 ? kMaxJoinedPartials : kMaxFusedPartials;
+  p.n_partials = divide_up(n_parts, divide_up(n_parts, most));
   p.n_partials = std::min(p.n_partials, std::max<int64_t>(4, kMaxPartialBytes / (p.partial_size * 4)));
   return {packed, 0, p.n_partials * p.partial_size * 4};
 }
@@ -619,11 +624,11 @@ void launch_fused_forward_of(const MlpParams& p, cudaStream_t stream) {
   }
 }
 
-// A block per partial sum, with the shared memory of lay_out_fused_block, which `kernel` is allowed to have.
+// A block per partial sum, with the shared memory of lay_out_fused_block. `kernel` is allowed to have all there is, as
+// another thread may be launching it for larger networks.
 inline LaunchShape fused_backward_shape(const MlpParams& p, void (*kernel)(MlpParams)) {
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(p.shared_bytes)),
-      "cudaFuncSetAttribute");
+  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), "cudaFuncSetAttribute");
   LaunchShape shape = blocks_of(p.n_partials, 1, 1, static_cast<size_t>(p.shared_bytes));
   shape.block = dim3(static_cast<unsigned>(p.n_warps * kWarpSize));
   return shape;

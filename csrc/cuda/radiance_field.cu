@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarpSize, 2)
 }
 
 template <class Half>
-void launch_of_factors(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_radiance_field_of(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of_warps(p.n_rows, kRowTiles);
   if (grid.table_dtype == DType::kFloat32) {
     HASHGRID_LAUNCH_TOGETHER((radiance_field_kernel<float, Half>), shape, stream, grid, p);
@@ -44,8 +44,8 @@ bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p) {
 
 void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
   launch_pack(p, stream);
-  if (p.factors == MlpFactors::kFloat16) return launch_of_factors<Float16>(grid, p, stream);
-  launch_of_factors<BFloat16>(grid, p, stream);
+  if (p.factors == MlpFactors::kFloat16) return launch_radiance_field_of<Float16>(grid, p, stream);
+  launch_radiance_field_of<BFloat16>(grid, p, stream);
 }
 
 }  // namespace hashgrid

@@ -32,12 +32,12 @@ __global__ void __launch_bounds__(kMaxFusedRows / (kRowTiles * kTile) * kWarpSiz
 }
 
 template <class Half>
-void launch_forward_of(const MlpParams& p, cudaStream_t stream) {
+void launch_radiance_forward_of(const MlpParams& p, cudaStream_t stream) {
   HASHGRID_LAUNCH_TOGETHER((radiance_mlp_forward_kernel<Half>), blocks_of_warps(p.n_rows, kRowTiles), stream, p);
 }
 
 template <class Half>
-void launch_backward_of(const MlpParams& p, cudaStream_t stream) {
+void launch_radiance_backward_of(const MlpParams& p, cudaStream_t stream) {
   const LaunchShape shape = fused_backward_shape(p, radiance_mlp_backward_kernel<Half>);
   HASHGRID_LAUNCH_TOGETHER((radiance_mlp_backward_kernel<Half>), shape, stream, p);
 }
@@ -50,8 +50,8 @@ bool has_radiance_mlp(const MlpParams& p) { return has_radiance_tiles(p); }
 
 void launch_radiance_mlp_forward(const MlpParams& p, cudaStream_t stream) {
   launch_pack(p, stream);
-  if (p.factors == MlpFactors::kFloat16) return launch_forward_of<Float16>(p, stream);
-  launch_forward_of<BFloat16>(p, stream);
+  if (p.factors == MlpFactors::kFloat16) return launch_radiance_forward_of<Float16>(p, stream);
+  launch_radiance_forward_of<BFloat16>(p, stream);
 }
 
 void launch_radiance_mlp_backward(const MlpParams& p, cudaStream_t stream) {
@@ -59,9 +59,9 @@ void launch_radiance_mlp_backward(const MlpParams& p, cudaStream_t stream) {
   if (p.grad_x == nullptr && p.grad_params == nullptr) return;
   launch_pack(p, stream);
   if (p.factors == MlpFactors::kFloat16) {
-    launch_backward_of<Float16>(p, stream);
+    launch_radiance_backward_of<Float16>(p, stream);
   } else {
-    launch_backward_of<BFloat16>(p, stream);
+    launch_radiance_backward_of<BFloat16>(p, stream);
   }
   if (p.grad_params != nullptr) launch_reduce<float, FusedTarget>(p, stream);
 }

@@ -48,6 +48,7 @@ class DeviceScope {
   void read_back(void* target, const void* source, size_t bytes) const {
     cudaError_t status = cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, stream_);
     if (status == cudaSuccess) status = cudaStreamSynchronize(stream_);
+    if (status != cudaSuccess) (void)cudaGetLastError();  // or the next launch would be blamed for it
     STD_TORCH_CHECK(status == cudaSuccess, "a result could not be read from the device: ", cudaGetErrorString(status));
   }
 #endif
