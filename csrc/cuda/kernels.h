@@ -29,6 +29,9 @@ struct MlpWorkspace {
   int64_t scratch;
   int64_t partials;
 };
+// Whether the current device has tensor cores of sm_80 or later, and the kernels were compiled for such: from code for
+// an older GPU, which a newer one runs as well, they are left out.
+bool has_tensor_cores();
 // Chooses the kernels for the current device (`halves`: tensor cores) and the sizes of their blocks, and lays out their
 // memory.
 MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params);

@@ -57,6 +57,13 @@ void launch_pack(const MlpParams& p, cudaStream_t stream) {
 
 using namespace HASHGRID_ISA;
 
+bool has_tensor_cores() {
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 8) return false;
+  cudaFuncAttributes attributes;
+  check_cuda(cudaFuncGetAttributes(&attributes, mlp_pack_kernel), "cudaFuncGetAttributes");
+  return attributes.ptxVersion >= 80;
+}
+
 MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params) {
   p.halves = has_fused_layers(p);
   return p.halves ? plan_fused(p, backward, need_params) : plan_plain(p, backward, need_params);

@@ -309,8 +309,7 @@ __device__ inline void write_last_layer(const MlpParams& p, int64_t first, const
 
 // sm_75 has float16 products of half this depth, and none of bfloat16: there both run in fp32, rounded alike.
 inline bool has_fused_layers(const MlpParams& p) {
-  return p.factors != MlpFactors::kReal && widest_of(p) <= kMaxFusedWidth &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8;
+  return p.factors != MlpFactors::kReal && widest_of(p) <= kMaxFusedWidth && has_tensor_cores();
 }
 
 // Where packed weights and biases lie; returns their bytes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def fits_tensor_cores(
     device: torch.device, ray_features: Tensor, weights: Sequence[Tensor], n_density: int, products: torch.dtype | None
 ) -> bool:
     """Whether a kernel on tensor cores takes networks of these weights."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type == "cuda" and not _has_tensor_cores(device):
         return False
     return (
         products in HALF_DTYPES
@@ -104,6 +105,13 @@ def fits_tensor_cores(
         and weights[n_density - 1].shape[0] == N_GEOMETRY
         and max(size for weight in weights for size in weight.shape) <= MAX_WIDTH
     )
+
+
+@functools.cache
+def _has_tensor_cores(device: torch.device) -> bool:
+    assert _extension.cuda_module is not None
+    with torch.cuda.device(device):
+        return _extension.cuda_module.has_tensor_cores()
 
 
 def _has_kernel(

@@ -83,10 +83,11 @@ inline cudaError_t cudaGetDevice(int* device) {
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrL2CacheSize
+  cudaDevAttrL2CacheSize,
+  cudaDevAttrMultiProcessorCount
 };
 // An H100, or one whose blocks get less shared memory, or with a smaller cache, so that what kernels do then is run as
-// well.
+// well. It has one multiprocessor: blocks that go on to the next piece of work have some left.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const auto number = [](const char* name, int otherwise) {
     const char* text = std::getenv(name);
@@ -96,12 +97,22 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     *value = 9;
   } else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
     *value = number("HASHGRID_EMULATED_SHARED_BYTES", 227 * 1024);
+  } else if (attribute == cudaDevAttrMultiProcessorCount) {
+    *value = 1;
   } else {
     *value = number("HASHGRID_EMULATED_L2_BYTES", 50 << 20);
   }
   return cudaSuccess;
 }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <typename... Arguments>
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Arguments...)) {
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
 
 // ---- emulation ---------------------------------------------------------------------------------------------------
 
