@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_composite import assert_within_budget, evaluate
@@ -59,12 +61,30 @@ def test_deterministic_table_gradient_is_exact_in_any_order(dtype: torch.dtype) 
 
 
 @pytest.mark.usefixtures("deterministic")
-def test_deterministic_table_gradient_shows_a_gradient_that_is_not_finite() -> None:
+@pytest.mark.parametrize("values", [(torch.inf, torch.inf), (torch.nan, 1.0), (1.0, torch.nan)], ids=str)
+def test_deterministic_table_gradient_shows_a_gradient_that_is_not_finite(values: tuple[float, float]) -> None:
+    """Whatever finite value follows in the row."""
     levels = make_level_table(2, n_levels=1, log2_hashmap_size=6, base_resolution=4)
     table = torch.randn(levels.n_entries, 2, requires_grad=True)
     y = ops.hash_encode(torch.rand(5, 2), table, levels)
-    (grad,) = torch.autograd.grad(y, table, torch.full_like(y, torch.inf))
+    (grad,) = torch.autograd.grad(y, table, torch.tensor([values] * 5))
     assert grad.isnan().any() and (grad.isnan() | (grad == 0)).all()
+
+
+@pytest.mark.parametrize("n_features", [1, 2])
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_rows_are_added_in_pairs_where_these_are_aligned(n_features: int, shift: int) -> None:
+    """Levels that begin at any row, and gradient buffers that begin anywhere; the emulation stops at a vector that is
+    not aligned."""
+    levels = make_level_table(3, n_levels=3, log2_hashmap_size=6, base_resolution=3, per_level_scale=1.6)
+    levels = replace(levels, offsets=tuple(offset + shift for offset in levels.offsets))
+    x, table = torch.rand(500, 3), torch.randn(levels.n_entries, n_features, requires_grad=True)
+    grad_y = torch.randn(500, 3 * n_features)
+    expected = torch.autograd.grad(reference.hash_encode(x, table, levels), table, grad_y)[0]
+    for begin in range(4):
+        buffer = torch.zeros(begin + table.numel())[begin:].view_as(table)
+        ops.hash_encode(x, table, levels, grad_buffer=buffer).backward(grad_y)
+        torch.testing.assert_close(buffer, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_march_rays_sums_many_chunks_of_rays() -> None:

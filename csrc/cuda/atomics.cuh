@@ -1,4 +1,5 @@
-// Sums that many threads add to. All inline PTX of this kind lives here.
+// Sums that many threads add to. All inline PTX of this kind lives here. In global memory fp32 additions take numbers
+// below 2^-126 for zero.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -9,33 +10,66 @@ namespace HASHGRID_ISA {
 // Whether rows of kF floats from `base` on can be added to as vectors. A gradient buffer may be a view that begins
 // anywhere.
 template <int kF>
-__device__ inline bool rows_are_aligned(const void* base) {
+__host__ __device__ inline bool rows_are_aligned(const void* base) {
   return reinterpret_cast<uintptr_t>(base) % (kF >= 4 ? 16 : 4 * kF) == 0;
 }
 
-// target[0..kF) += values. sm_90 has vector reductions: one transaction for a row of fp32 gradients, `aligned` as all
-// rows of its buffer are.
+// sm_90 adds vectors of fp32 in one transaction.
+#if defined(HASHGRID_ON_HOST) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+constexpr bool kHasVectorReductions = true;
+#else
+constexpr bool kHasVectorReductions = false;
+#endif
+
+// target[0..kF) += values, `target` being a row of an array whose rows are aligned.
 template <int kF>
-__device__ inline void add_row(float* target, const float* values, [[maybe_unused]] bool aligned) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ inline void add_aligned_row(float* target, const float* values) {
+#if defined(HASHGRID_ON_HOST)
+  if (!rows_are_aligned<kF>(target)) hashgrid_on_host::fail("a vector is added where it is not aligned");
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if constexpr (kF >= 4) {
 #pragma unroll
     for (int f = 0; f < kF; f += 4) {
-      if (!aligned) break;
       asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + f), "f"(values[f]),
                    "f"(values[f + 1]), "f"(values[f + 2]), "f"(values[f + 3])
                    : "memory");
     }
-    if (aligned) return;
+    return;
   } else if constexpr (kF == 2) {
-    if (aligned) {
-      asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(values[0]), "f"(values[1]) : "memory");
-      return;
-    }
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(values[0]), "f"(values[1]) : "memory");
+    return;
   }
 #endif
 #pragma unroll
   for (int f = 0; f < kF; ++f) atomicAdd(target + f, values[f]);
+}
+
+// The same of any row; `aligned`: whether they are.
+template <int kF>
+__device__ inline void add_row(float* target, const float* values, bool aligned) {
+  if (kHasVectorReductions && aligned) return add_aligned_row<kF>(target, values);
+#pragma unroll
+  for (int f = 0; f < kF; ++f) atomicAdd(target + f, values[f]);
+}
+
+// Adds values [2, kF] to rows `first` and `second` of an array whose rows are aligned. Where these are an even row and
+// the next one, as x-neighbours are half of the time, in one transaction if `in_pairs`: such pairs are aligned, too.
+template <int kF>
+__device__ inline void add_two_rows(float* rows, uint32_t first, uint32_t second, const float* values, bool in_pairs) {
+  if constexpr (kHasVectorReductions && kF <= 2) {
+    if ((first ^ second) == 1u && in_pairs) {
+      const bool swapped = (first & 1u) != 0;
+      float pair[2 * kF];
+#pragma unroll
+      for (int f = 0; f < kF; ++f) {
+        pair[f] = swapped ? values[kF + f] : values[f];
+        pair[kF + f] = swapped ? values[f] : values[kF + f];
+      }
+      return add_aligned_row<2 * kF>(rows + static_cast<int64_t>(first & ~1u) * kF, pair);
+    }
+  }
+  add_aligned_row<kF>(rows + static_cast<int64_t>(first) * kF, values);
+  add_aligned_row<kF>(rows + static_cast<int64_t>(second) * kF, values + kF);
 }
 
 template <int kF>

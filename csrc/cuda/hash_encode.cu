@@ -97,7 +97,7 @@ __device__ inline void add_to_table(const HashEncodeParams& p, int64_t first, co
 #pragma unroll
     for (int f = 0; f < kF; ++f) {
       const float magnitude = fabsf(__double2float_ru(fabs(static_cast<double>(values[f]))));
-      *largest = magnitude <= *largest ? *largest : magnitude;  // NaN stays
+      if (!(magnitude <= *largest) && *largest == *largest) *largest = magnitude;  // NaN stays
     }
   } else {
 #pragma unroll
@@ -194,7 +194,8 @@ __device__ inline void sum_run(const Run& run, float (&values)[kCount]) {
   }
 }
 
-// Thread: point_and_level; the first lane of each run of them in a cell adds to the table. fp32.
+// Thread: point_and_level; the first lane of each run of them in a cell adds to the table. fp32, grad_table begins at a
+// multiple of 16 bytes.
 template <int kDims, int kF>
 __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   constexpr int kCorners = 1 << kDims, kBatch = kCorners * kF <= 32 ? kCorners : 32 / kF;
@@ -216,8 +217,8 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
   const Run run = find_run<kDims>(active, cell.base, log2_levels);
   const float factor = exists ? level_weight<float>(p, l) : 0.0f;
   const uint32_t n_corners = n_corners_of(p, kDims);
-  const bool aligned = rows_are_aligned<kF>(p.grad_table);
   float* rows = static_cast<float*>(p.grad_table) + level.offset * kF;
+  const bool in_pairs = level.offset % 2 == 0;
   uint32_t entries[kCorners];
   grid_indices<kDims>(level, cell.base, entries);
 #pragma unroll
@@ -232,9 +233,13 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
     sum_run(run, values);
     if (active && run.first) {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (static_cast<uint32_t>(begin + i) >= n_corners) continue;
-        add_row<kF>(rows + static_cast<int64_t>(entries[begin + i]) * kF, values + i * kF, aligned);
+      for (int i = 0; i < kBatch; i += 2) {
+        const uint32_t c = static_cast<uint32_t>(begin + i);
+        if (c + 1 < n_corners) {
+          add_two_rows<kF>(rows, entries[c], entries[c + 1], values + i * kF, in_pairs);
+        } else if (c < n_corners) {
+          add_aligned_row<kF>(rows + static_cast<int64_t>(entries[c]) * kF, values + i * kF);
+        }
       }
     }
   }
@@ -543,12 +548,13 @@ template <TableSum kSum>
 void launch_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
   const int log2_levels = log2_levels_of(p);
   const LaunchShape shape = points_and_levels(p, log2_levels);
-  const bool known_dims = p.n_dims >= 2 && p.n_dims <= 4;
+  const bool specialised =
+      p.n_dims >= 2 && p.n_dims <= 4 && kSum == TableSum::kAdd && rows_are_aligned<4>(p.grad_table);
   with_features(p, [&](auto features) {
     constexpr int kF = decltype(features)::value;
     if (p.dtype == DType::kFloat64) {
       HASHGRID_LAUNCH((hash_encode_backward_table_any_kernel<double, kF, kSum>), shape, stream, p, log2_levels);
-    } else if (kSum != TableSum::kAdd || !known_dims) {
+    } else if (!specialised) {
       HASHGRID_LAUNCH((hash_encode_backward_table_any_kernel<float, kF, kSum>), shape, stream, p, log2_levels);
     } else {
       with_dims(p, [&](auto dims) {
