@@ -127,6 +127,8 @@ HASHGRID_HD MarchGrid<T> make_march_grid(const MarchRaysParams& p) {
   grid.min_cell = cell[0] < cell[1] ? (cell[0] < cell[2] ? cell[0] : cell[2]) : (cell[1] < cell[2] ? cell[1] : cell[2]);
   grid.step_size = static_cast<T>(p.step_size);
   grid.cone_angle = static_cast<T>(p.cone_angle);
+  grid.max_step = grid.step_size;
+  if (p.cone_angle == 0.0) return grid;
   const T max_step = static_cast<T>(::sqrt(diagonal));
   grid.max_step = max_step < grid.step_size ? grid.step_size : max_step;
   return grid;
