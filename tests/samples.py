@@ -81,6 +81,15 @@ def _radiance_field() -> Iterator[Arguments]:
             yield torch.rand(N_POINTS, 3), table, torch.randn(N_RAYS, 4), rays, *LINEAR, density, color, 5, factors
 
 
+def _render_rays() -> Iterator[Arguments]:
+    for _, table, features, _, *field in _radiance_field():
+        rays_o, rays_d = torch.rand(N_RAYS, 3) - 0.5, torch.randn(N_RAYS, 3)
+        bits = torch.full((N_CELLS // 8,), 255, dtype=torch.uint8)
+        march = (0.1, 0.0, 0.0, float("inf"), 1024, 1e-4)
+        box = torch.tensor(AABB)
+        yield rays_o, rays_d, features, box, bits, list(RESOLUTION), 2, 2 * box, table, *field, *march
+
+
 def _radiance_networks() -> tuple[list[Tensor], list[Tensor]]:
     return [_leaf(*s) for s in ((24, 6), (16, 24))], [_leaf(*s) for s in ((32, 20), (3, 32))]
 
@@ -290,6 +299,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "adam_step_foreach": _adam_step_foreach,
 }
 
-# CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field of several ops.
-CUDA_ONLY = {"radiance_field": _radiance_field}
+# CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field and rays through it of
+# several ops.
+CUDA_ONLY = {"radiance_field": _radiance_field, "render_rays": _render_rays}
 ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name != "mlp_backward_backward"} | CUDA_ONLY

@@ -29,6 +29,8 @@ from test_radiance_mlp import networks, of_mlp
 from test_radiance_mlp import run as run_radiance_mlp
 from test_ray_aabb import random_rays
 from test_reference_composite import make_samples
+from test_render_rays import check as check_rendering
+from test_render_rays import scene as rays_into_field
 from test_sample_rays import random_views
 from test_sphere_trace import rough, strange_rays
 from torch import Tensor
@@ -185,6 +187,15 @@ def radiance_field_case(n: int) -> None:
             inputs = torch.cat((geometry, ray_features[rays]), dim=1)
             assert torch.equal(colors, ops.mlp(inputs, color, output_activation="sigmoid", compute_dtype=half))
             torch.testing.assert_close(sigmas, geometry[:, 0].exp(), rtol=1e-6, atol=0)
+
+
+def render_rays_case(n: int) -> None:
+    """What its own tests look at, at these sizes; many rays in one dtype."""
+    for half in (torch.bfloat16,) if n > MANY else (torch.float16, torch.bfloat16):
+        arguments = rays_into_field(n, density=20.0, compute_dtype=half)
+        for shadow in (None, arguments["table"].to(half)):
+            n_evaluated, n_visible = check_rendering(arguments | {"shadow": shadow})
+            assert n_evaluated == n_visible
 
 
 def radiance_mlp_case(n: int) -> None:
@@ -374,7 +385,7 @@ def adam_step_case(n: int, width: int = 2) -> None:
 
 CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
-    *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case),
+    *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case, render_rays_case),
     *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(sample_positions_case, composite_case, pixel_loss_case, visible_samples_case, window_samples_case),
     *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),

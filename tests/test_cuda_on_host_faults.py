@@ -39,6 +39,11 @@ FAULTS = {
         *("cuda/atomics.cuh", ATOMIC.format(ADD)),
         *(ATOMIC.format(instead("atomic", ADD, "target[f] = values[f];")), "hash_encode_case(257)", WRONG),
     ),
+    "pair of rows": (
+        *("cuda/atomics.cuh", "const bool swapped = (first & 1u) != 0;"),
+        'const bool swapped = (first & 1u) != 0 && !hashgrid_on_host::planted("pair of rows");',
+        *("hash_encode_case(257)", WRONG),
+    ),
     "corner": (
         *("core/grid_point.h", "? 1u : 1u << n_dims;"),
         *('? 1u : (1u << n_dims) - (hashgrid_on_host::planted("corner") ? 1u : 0u);', "hash_encode_case(257)", WRONG),
@@ -91,6 +96,21 @@ FAULTS = {
         *without("gradient of densities", *(2 * ["add_density_gradient(p, shared, first, &grad);"])),
         *("radiance_mlp_case(255)", WRONG),
     ),
+    "rays of idle lanes": (
+        *("cuda/render_rays.cu", "__popc(idle & ((1u << lane_index()) - 1u));"),
+        '__popc(idle & ((1u << lane_index()) - 1u)) * (hashgrid_on_host::planted("rays of idle lanes") ? 0 : 1);',
+        *("render_rays_case(257)", WRONG),
+    ),
+    "column to lanes": (
+        *("cuda/render_rays.cu", "if (lane_index() / 8 == 2 * m + h) own = other;"),
+        *('if (lane_index() / 8 == 2 * m + h || hashgrid_on_host::planted("column to lanes")) own = other;',),
+        *("render_rays_case(257)", WRONG),
+    ),
+    "hidden samples": (
+        *("cuda/render_rays.cu", "!(lane->transmittance >= p.early_stop_eps)"),
+        *('!(lane->transmittance >= p.early_stop_eps || hashgrid_on_host::planted("hidden samples"))',),
+        *("render_rays_case(257)", WRONG),
+    ),
     "draw": (
         *("core/pixels.h", "counter_uniform(key, index + 3)"),
         *('counter_uniform(key, index + (hashgrid_on_host::planted("draw") ? 2 : 3))', "sample_rays_case(255)", WRONG),
@@ -136,7 +156,7 @@ print(json.dumps(outcomes))
 def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
     """Of each fault and of none, "": exit status and output of its check, in a process of its own."""
     out = HOST_BUILD.parent / "host_faults"
-    only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "radiance_mlp", "sample_rays")
+    only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "radiance_mlp", "render_rays", "sample_rays")
     module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)
     checks = {name: [fault[3]] for name, fault in FAULTS.items()}
     checks[""] = sorted({fault[3] for fault in FAULTS.values()})

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ TINY = {
     "occupancy_resolution": 32,
     "steps_per_diagonal": 256,
     "compute_dtype": "float32",
+    "device": "cpu",
 }
 
 
@@ -100,19 +102,18 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
     torch.testing.assert_close(to_show.values[0], expected_geometry[index], rtol=1e-3, atol=1e-3)
 
 
-def test_rendering_density_and_colour_in_one_changes_nothing(scene):
+def test_rendering_on_a_gpu_shows_the_same(scene):
+    """The op it takes there, on the ops the op is made of here."""
     trainer = trained(scene, 60, 60)
+    model, marching = trainer.model, trainer.marching
     rays_o, rays_d = scene.test.rays(torch.zeros(300, dtype=torch.long), torch.arange(300) % 48, torch.arange(300) // 8)
     with torch.no_grad():
-        one, other = (
-            render_rays(
-                trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, torch.ones(3), in_one=in_one
-            )
-            for in_one in (True, False)
-        )
-    assert one.n_samples == other.n_samples > 0 and one.n_evaluated == other.n_evaluated
-    torch.testing.assert_close(one.colors, other.colors, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one.depths, other.depths, rtol=1e-4, atol=1e-4)
+        expected = render_rays(model, trainer.occupancy, rays_o, rays_d, marching, None)
+    colors, opacities, depths, n_evaluated = model.render(trainer.occupancy, rays_o, rays_d, **asdict(marching))
+    assert int(n_evaluated) == expected.n_evaluated > expected.n_samples > 0
+    torch.testing.assert_close(colors, expected.colors, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(opacities, expected.opacities, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(depths, expected.depths, rtol=1e-4, atol=1e-4)
 
 
 def test_profile_accounts_for_the_time_of_some_steps(scene, tmp_path, capsys):
@@ -143,13 +144,16 @@ def test_a_budget_is_needed(scene):
         Trainer(scene, NerfConfig())
 
 
+ON_CPU = ["--device", "cpu", "--no-video"]  # `--resume` and `--eval` choose a device anew
+
+
 def options(**values):
     return [part for key, value in {**TINY, **values}.items() for part in ("--set", f"{key}={value}")]
 
 
 def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["nerf", str(scene_path), "--out", str(out), "--steps", "30", "--no-video", *options()]) == 0
+    assert main(["nerf", str(scene_path), "--out", str(out), "--steps", "30", *ON_CPU, *options()]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["train"]["steps"] == 30 and results["train"]["samples"] > 0 and results["train"]["seconds"] > 0
     assert results["train"]["samples_evaluated"] >= results["train"]["samples"]
@@ -160,12 +164,12 @@ def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
     for folder in ("renders", "comparisons", "depth"):
         assert len(list((out / folder).glob("*.png"))) == 2, folder
 
-    assert main(["nerf", str(scene_path), "--out", str(out), "--resume", "--steps", "40", "--no-video"]) == 0
+    assert main(["nerf", str(scene_path), "--out", str(out), "--resume", "--steps", "40", *ON_CPU]) == 0
     assert json.loads((out / "results.json").read_text())["train"]["steps"] == 40
 
     again = tmp_path / "again"
     checkpoint = str(out / "checkpoint.safetensors")
-    assert main(["nerf", "--eval", checkpoint, "--out", str(again), "--no-video"]) == 0
+    assert main(["nerf", "--eval", checkpoint, "--out", str(again), *ON_CPU]) == 0
     first, second = (json.loads((path / "results.json").read_text())["test"] for path in (out, again))
     assert first["psnr_mean"] == second["psnr_mean"]
 
@@ -176,7 +180,7 @@ def test_run_killed_five_times_ends_like_an_uninterrupted_one(scene_path, tmp_pa
     options_ = options(checkpoint_seconds=0.2, occupancy_time_share=1)
 
     def command(out, *more):
-        return [sys.executable, "-m", "hashgrid", "nerf", str(scene_path), "--out", str(out), "--no-video", *more]
+        return [sys.executable, "-m", "hashgrid", "nerf", str(scene_path), "--out", str(out), *ON_CPU, *more]
 
     def start(out):
         checkpoint = out / "checkpoint.safetensors"

@@ -52,12 +52,19 @@ void launch_radiance_mlp_backward(const MlpParams& p, cudaStream_t stream);
 // Whether they and a grid have one: as for one network, with 3 dimensions.
 bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p);
 void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
+// Whether there is a kernel for rays through such a field: three colours.
+bool has_render_rays(const HashEncodeParams& grid, const MlpParams& networks);
+// Fills colors, opacities, depths and n_evaluated.
+void launch_render_rays(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p,
+                        cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_sample_positions(const SamplePositionsParams& p, cudaStream_t stream);
 void launch_sample_rays(const SampleRaysParams& p, cudaStream_t stream);
 void launch_pixel_loss(const PixelLossParams& p, cudaStream_t stream);
 void launch_ray_aabb(const RayAabbParams& p, cudaStream_t stream);
 void launch_sphere_trace(const SphereTraceParams& p, cudaStream_t stream);
+// Finds the distances of bricks, where they fit into the grid.
+void launch_march_bricks(const MarchRaysParams& p, cudaStream_t stream);
 // Fills packed_info; the number of samples is then in `scan`, behind the sums of the blocks.
 void launch_march_rays_count(const MarchRaysParams& p, cudaStream_t stream);
 void launch_march_rays_write(const MarchRaysParams& p, cudaStream_t stream);

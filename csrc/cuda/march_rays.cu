@@ -152,12 +152,15 @@ __global__ void march_rays_fill_kernel(HASHGRID_PARAMS MarchRaysParams p) {
 
 using namespace HASHGRID_ISA;
 
+void launch_march_bricks(const MarchRaysParams& p, cudaStream_t stream) {
+  if (p.bricks == nullptr) return;
+  const int64_t n = p.brick_copies - p.bricks;
+  HASHGRID_LAUNCH(march_rays_mark_bricks_kernel, blocks_of(n, kThreads), stream, p, n);
+  HASHGRID_LAUNCH(march_rays_bricks_kernel, blocks_of(n, kThreads), stream, p, n);
+}
+
 void launch_march_rays_count(const MarchRaysParams& p, cudaStream_t stream) {
-  if (p.bricks != nullptr) {
-    const int64_t n = p.brick_copies - p.bricks;
-    HASHGRID_LAUNCH(march_rays_mark_bricks_kernel, blocks_of(n, kThreads), stream, p, n);
-    HASHGRID_LAUNCH(march_rays_bricks_kernel, blocks_of(n, kThreads), stream, p, n);
-  }
+  launch_march_bricks(p, stream);
   const LaunchShape shape = blocks_of(p.n_rays, kThreads);
   if (p.dtype == DType::kFloat64) {
     HASHGRID_LAUNCH((march_rays_count_kernel<double>), shape, stream, p);

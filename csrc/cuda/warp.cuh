@@ -42,6 +42,12 @@ __device__ inline Dual<T> shuffle_xor(const Dual<T>& x, int mask) {
   return {shuffle_xor(x.value, mask), shuffle_xor(x.tangent, mask)};
 }
 
+// The value of lane `lane`, which lanes may choose for themselves.
+template <typename T>
+__device__ inline T value_of_lane(const T& value, int lane) {
+  return __shfl_sync(kAllLanes, value, lane);
+}
+
 template <typename T>
 __device__ inline T broadcast(const T& value, int lane) {
   return __shfl_sync(kAllLanes, value, lane);

@@ -109,4 +109,10 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def("radiance_field(Tensor positions, Tensor table, Tensor ray_features, Tensor rays, " HASHGRID_LEVELS_SCHEMA
         "int interpolation, int bounds, Tensor[] density_weights, Tensor[] color_weights, int output_activation, "
         "int factors) -> (Tensor, Tensor)");
+  m.def(
+      "render_rays(Tensor rays_o, Tensor rays_d, Tensor ray_features, Tensor aabb, Tensor bits, int[] resolution, "
+      "int n_cascades, Tensor field_aabb, Tensor table, " HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds, Tensor[] density_weights, Tensor[] color_weights, int output_activation, "
+      "int factors, float step_size, float cone_angle, float near, float far, int max_samples_per_ray, "
+      "float early_stop_eps) -> (Tensor, Tensor, Tensor, Tensor)");
 }

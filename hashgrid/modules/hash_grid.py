@@ -126,13 +126,15 @@ class HashGrid(nn.Module):
             if level_weights.shape != (self.n_levels,):
                 raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
             level_weights = level_weights.to(maths_dtype(x))
+        return {"positions": x, "level_weights": level_weights, **self.table_arguments()}
+
+    def table_arguments(self) -> dict[str, Any]:
+        """What ops that make the positions themselves take of this grid."""
         return {
-            "positions": x,
             "table": self.table,
             "levels": self.levels,
             "interpolation": self.interpolation,
             "bounds": self.bounds,
-            "level_weights": level_weights,
             "shadow": self._read_shadow(),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,15 @@ class OccupancyGrid(nn.Module):
     def extra_repr(self) -> str:
         return f"resolution={self.resolution}, n_cascades={self.n_cascades}, backend={self.backend!r}"
 
+    def op_arguments(self) -> dict[str, Any]:
+        """What ops that march through it take."""
+        return {
+            "aabb": self.aabb,
+            "bits": self.bits,
+            "resolution": self.resolution,
+            "n_cascades": self.n_cascades,
+        }
+
     def march(
         self,
         rays_o: Tensor,
@@ -105,10 +115,7 @@ class OccupancyGrid(nn.Module):
         t_starts, t_ends, ray_indices, packed_info = ops_of(self.backend).march_rays(
             rays_o,
             rays_d,
-            self.aabb,
-            self.bits,
-            self.resolution,
-            self.n_cascades,
+            **self.op_arguments(),
             step_size=self.default_step_size if step_size is None else step_size,
             cone_angle=cone_angle,
             near=near,
@@ -147,10 +154,7 @@ class OccupancyGrid(nn.Module):
         t_starts, t_ends, ray_indices, packed_info, totals = ops_of(self.backend).march_rays_fixed(
             rays_o,
             rays_d,
-            self.aabb,
-            self.bits,
-            self.resolution,
-            self.n_cascades,
+            **self.op_arguments(),
             n_samples=n_samples,
             n_rays=n_rays,
             step_size=self.default_step_size if step_size is None else step_size,

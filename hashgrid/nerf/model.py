@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hashgrid.modules import FusedMLP, HashGrid, SphericalHarmonics
+from hashgrid.modules import FusedMLP, HashGrid, OccupancyGrid, SphericalHarmonics
 from hashgrid.modules._backend import ops_of
 from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.nerf.config import NerfConfig
@@ -102,14 +102,19 @@ class NerfModel(nn.Module):
         encoded view directions [R, degree^2]."""
         return ops_of(self.grid.backend).radiance_mlp(encoded, encoded_directions, rays, **self._networks())
 
-    def radiance_at(self, unit: Tensor, encoded_directions: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
-        """Density [S] per scene unit and sRGB colour [S, 3] of positions [S, 3] in the unit cube of the grid, seen
-        along rays [S] of encoded view directions [R, degree^2]."""
-        return ops_of(self.grid.backend).radiance_field(
-            ray_features=encoded_directions,
-            rays=rays,
+    def render(
+        self, occupancy: OccupancyGrid, rays_o: Tensor, rays_d: Tensor, **march: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What rays [R, 3] see, without gradients: :func:`hashgrid.ops.render_rays`, which takes ``march``."""
+        return ops_of(self.grid.backend).render_rays(
+            rays_o,
+            rays_d,
+            self.directions(rays_d),
+            **occupancy.op_arguments(),
+            field_aabb=self.aabb,
+            **self.grid.table_arguments(),
             **self._networks(),
-            **{key: value for key, value in self.grid.op_arguments(unit).items() if key != "level_weights"},
+            **march,
         )
 
     def _networks(self) -> dict[str, Any]:

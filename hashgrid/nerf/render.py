@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -44,8 +44,7 @@ class Rendered:
 @dataclass
 class VisibleFeatures:
     """Samples that can be seen, and the number of samples that were evaluated to find them. To go on from: geometry
-    features [K, G]; densities [K] and colours [K, 3]; or places in the unit cube [K, 3] and the grid features
-    [K, L * F] there."""
+    features [K, G]; or places in the unit cube [K, 3] and the grid features [K, L * F] there."""
 
     samples: RaySamples
     values: tuple[Tensor, ...]
@@ -60,7 +59,6 @@ def render_rays(
     marching: Marching,
     background: Tensor | None,
     jitter: tuple[int, int] | None = None,
-    in_one: bool | None = None,
 ) -> Rendered:
     """Colours of rays; differentiable in the model's parameters when gradients are enabled.
 
@@ -68,8 +66,6 @@ def render_rays(
         rays_o, rays_d: [R, 3], directions of unit length.
         background: [3] or [R, 3] colour behind the scene; None for nothing.
         jitter: (seed, step) of the random offset of the first sample; None for none.
-        in_one: without gradients, density and colour of a sample come from one kernel, and colours of samples that turn
-            out to be hidden, too. None: on a GPU, where that costs less than bringing features back and forth.
     """
     seed, step = jitter if jitter is not None else (None, 0)
     samples = occupancy.march(
@@ -84,15 +80,12 @@ def render_rays(
     # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then the colour MLP and
     # the backward pass, two thirds of a step, on the samples that count.
     train = torch.is_grad_enabled()
-    in_one = rays_o.is_cuda if in_one is None else in_one
-    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps, to_train=train, in_one=in_one)
+    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps, to_train=train)
     samples = seen.samples
     if train:
         unit, encoded = seen.values
         encoded = model.grid(unit, known=encoded)
         sigmas, colors = model.radiance(encoded, model.directions(rays_d), samples.ray_indices)
-    elif in_one:
-        sigmas, colors = seen.values
     else:
         (geometry,) = seen.values
         sigmas = model.density_of(geometry)
@@ -118,17 +111,15 @@ def visible_features(
     first_window: int = 8,
     growth: int = 4,
     to_train: bool = False,
-    in_one: bool = False,
 ) -> VisibleFeatures:
-    """The samples that can be seen, and what the field says of them: geometry features; ``in_one``, densities and
-    colours; ``to_train``, places and grid features.
+    """The samples that can be seen, and what the field says of them: geometry features; ``to_train``, places and grid
+    features.
 
     Rays advance together, window by window, each ``growth`` times as long as the one before; those that have become
     opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
     chair 50 000, of which 28 000 are seen.
     """
     unit_o, unit_d = model.unit(rays_o), model.unit_direction(rays_d)
-    directions = model.directions(rays_d) if in_one else None
     sigmas = rays_o.new_zeros(samples.n_samples)
     begin, length = 0, first_window
     windows: list[tuple[Tensor, ...]] = []
@@ -140,9 +131,6 @@ def visible_features(
             encoded = model.grid(unit)
             densities = model.geometry(encoded)[0]
             windows.append((index, unit, encoded))
-        elif directions is not None:
-            densities, colors = model.radiance_at(unit, directions, samples.ray_indices.index_select(0, index))
-            windows.append((index, densities, colors))
         else:
             densities, geometry = model.geometry_at(unit)
             windows.append((index, geometry))
@@ -154,6 +142,24 @@ def visible_features(
     samples, seen = samples.visible(sigmas, early_stop_eps)
     rows = row_of.index_select(0, seen)
     return VisibleFeatures(samples, tuple(value.index_select(0, rows) for value in values), index.shape[0])
+
+
+@torch.no_grad()
+def render_pixels(
+    model: NerfModel,
+    occupancy: OccupancyGrid,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    marching: Marching,
+    background: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [R, 3], opacity [R] and depth [R] of rays [R, 3]. On a GPU they come from one kernel, and the host waits
+    for nothing; on the CPU, where products are what costs, colours are computed for visible samples only."""
+    if not rays_o.is_cuda:
+        out = render_rays(model, occupancy, rays_o, rays_d, marching, background)
+        return out.colors, out.opacities, out.depths
+    colors, opacities, depths, _ = model.render(occupancy, rays_o, rays_d, **asdict(marching))
+    return colors + (1 - opacities).unsqueeze(-1) * background, opacities, depths
 
 
 @torch.no_grad()
@@ -175,16 +181,16 @@ def render_view(
     """
     device = model.aabb.device
     background = background.to(device)
-    chunk = chunk or (1 << 13 if device.type == "cpu" else 1 << 17)
+    chunk = chunk or (1 << 13 if device.type == "cpu" else 1 << 20)
     width, height = cameras.sizes[view].tolist()
     colors, opacities, depths = [], [], []
     for start in range(0, width * height, chunk):
         pixel = torch.arange(start, min(start + chunk, width * height), device=device)
         rays_o, rays_d = cameras.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
-        out = render_rays(model, occupancy, rays_o, rays_d, marching, background)
-        colors.append(out.colors)
-        opacities.append(out.opacities)
-        depths.append(out.depths)
+        color, opacity, depth = render_pixels(model, occupancy, rays_o, rays_d, marching, background)
+        colors.append(color)
+        opacities.append(opacity)
+        depths.append(depth)
         if on_chunk is not None:
             on_chunk()
     return (

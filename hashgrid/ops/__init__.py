@@ -15,6 +15,7 @@ from hashgrid.ops.pixel_loss import pixel_loss
 from hashgrid.ops.radiance_field import radiance_field
 from hashgrid.ops.radiance_mlp import radiance_mlp
 from hashgrid.ops.ray_aabb import ray_aabb
+from hashgrid.ops.render_rays import render_rays
 from hashgrid.ops.sample_positions import sample_positions
 from hashgrid.ops.sample_rays import sample_rays
 from hashgrid.ops.sh_encode import sh_encode
@@ -41,6 +42,7 @@ __all__ = [
     "radiance_field",
     "radiance_mlp",
     "ray_aabb",
+    "render_rays",
     "sample_positions",
     "sample_rays",
     "sh_encode",

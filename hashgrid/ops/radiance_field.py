@@ -57,17 +57,15 @@ def radiance_field(
         RuntimeError: a dtype or size the kernels do not take.
     """
     density_weights, color_weights = list(density_weights), list(color_weights)
-    if not _has_kernel(positions, ray_features, table, levels, density_weights, color_weights, shadow, compute_dtype):
+    if not has_kernel(positions, ray_features, table, levels, density_weights, color_weights, shadow, compute_dtype):
         encoded = hash_encode(positions, table, levels, interpolation, bounds, None, shadow)
         return radiance_mlp(
             encoded, ray_features, rays, density_weights, color_weights, output_activation, compute_dtype
         )
-    check_option("interpolation", interpolation, INTERPOLATIONS)
-    check_option("bounds", bounds, BOUNDS)
-    width = levels.n_levels * table.shape[1]
-    check_network(width, density_weights, [], "relu", "none", compute_dtype, "density_weights")
-    width = density_weights[-1].shape[0] + ray_features.shape[1]
-    check_network(width, color_weights, [], "relu", output_activation, compute_dtype, "color_weights")
+    check_field(
+        ray_features, table, levels, density_weights, color_weights,
+        interpolation, bounds, output_activation, compute_dtype,
+    )  # fmt: skip
     return _extension.ops().radiance_field(
         positions.contiguous(),
         (table if shadow is None else shadow).contiguous(),
@@ -81,7 +79,27 @@ def radiance_field(
     )
 
 
-def _has_kernel(
+def check_field(
+    ray_features: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    density_weights: list[Tensor],
+    color_weights: list[Tensor],
+    interpolation: str,
+    bounds: str,
+    output_activation: str,
+    compute_dtype: torch.dtype | None,
+) -> None:
+    """Raises a ValueError where an option is unknown or shapes do not chain."""
+    check_option("interpolation", interpolation, INTERPOLATIONS)
+    check_option("bounds", bounds, BOUNDS)
+    width = levels.n_levels * table.shape[1]
+    check_network(width, density_weights, [], "relu", "none", compute_dtype, "density_weights")
+    width = density_weights[-1].shape[0] + ray_features.shape[1]
+    check_network(width, color_weights, [], "relu", output_activation, compute_dtype, "color_weights")
+
+
+def has_kernel(
     positions: Tensor,
     ray_features: Tensor,
     table: Tensor,
@@ -91,6 +109,7 @@ def _has_kernel(
     shadow: Tensor | None,
     compute_dtype: torch.dtype | None,
 ) -> bool:
+    """Whether there is one for points like ``positions``, in their device and dtype, and this field."""
     tensors = [positions, ray_features, table, *density_weights, *color_weights]
     if positions.device.type not in KERNEL_DEVICES or is_recorded(*tensors):
         return False

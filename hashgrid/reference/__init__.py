@@ -18,6 +18,7 @@ from hashgrid.reference.radiance_field import radiance_field
 from hashgrid.reference.radiance_mlp import radiance_mlp
 from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
+from hashgrid.reference.render_rays import render_rays
 from hashgrid.reference.sample_positions import sample_positions
 from hashgrid.reference.sample_rays import sample_rays
 from hashgrid.reference.sh_encode import sh_encode
@@ -44,6 +45,7 @@ __all__ = [
     "radiance_field",
     "radiance_mlp",
     "ray_aabb",
+    "render_rays",
     "sample_positions",
     "sample_rays",
     "sh_encode",

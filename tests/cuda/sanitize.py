@@ -121,6 +121,21 @@ def radiance_field(n: int) -> None:
                 )
 
 
+def render_rays(n: int) -> None:
+    levels = make_level_table(3, n_levels=4, log2_hashmap_size=8, base_resolution=3, max_resolution=16)
+    table, box = torch.randn(levels.n_entries, 2), torch.tensor([-0.5, -0.5, -0.5, 0.5, 0.5, 0.5])
+    density, color = [torch.randn(64, 8), torch.randn(16, 64)], [torch.randn(64, 22), torch.randn(3, 64)]
+    rays = 3 * torch.rand(n, 3) - 1.5, torch.randn(n, 3), torch.randn(n, 6)
+    for half in (torch.float16, torch.bfloat16):
+        for n_cascades in (1, 3):
+            bits = torch.randint(256, (n_cascades * 512,), dtype=torch.uint8)
+            for shadow in (None, table.to(half)):
+                ops.render_rays(
+                    *rays, box, bits, (16, 16, 16), n_cascades, 4 * box, table, levels, density, color,
+                    shadow=shadow, compute_dtype=half, step_size=0.04,
+                )  # fmt: skip
+
+
 def radiance_mlp(n: int) -> None:
     for half in (None, torch.float16, torch.bfloat16):
         for n_ray_features, width in ((2, 64), (16, 24), (48, 64)):
@@ -261,6 +276,7 @@ WORK: dict[str, Callable[[int], None]] = {
     "hash_encode_mlp": hash_encode_mlp,
     "radiance_field": radiance_field,
     "radiance_mlp": radiance_mlp,
+    "render_rays": render_rays,
     "mlp": mlp,
     "sh_encode": sh_encode,
     "frequency_encode": frequency_encode,
