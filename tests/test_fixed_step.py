@@ -20,7 +20,7 @@ FIXED = {**TINY, "fixed_size": True, "occupancy_interval": 4}
 
 
 def trainer_of(scene: Scene, steps: int = 40, **changes) -> Trainer:
-    return Trainer(scene, NerfConfig(steps=steps, **{**FIXED, "device": "cpu", **changes}))
+    return Trainer(scene, NerfConfig(steps=steps, **{**FIXED, **changes}))
 
 
 def train(scene: Scene, steps: int, **changes) -> Trainer:
@@ -104,6 +104,30 @@ def test_images_that_do_not_fit_are_fed_from_the_host(scene: Scene, monkeypatch:
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), other.model.parameters(), strict=True))
 
 
+def test_no_ray_is_used_that_was_not_fed(scene: Scene) -> None:
+    """The host knows late how many rays the device wants."""
+    fixed = trainer_of(scene).fixed
+    batch = [x.clone() for x in fixed.views.sample_rays(100, 0, 0)]
+    fixed.views, fixed.fed = None, [torch.zeros(fixed.config.max_rays, width) for width in (3, 3, 4, 3)]
+    fixed.n_rays.fill_(700)
+    fixed.feed(*batch)
+    fixed.run()
+    assert 0 < fixed.read()[2] <= 100 and int(fixed.n_rays) <= 200
+
+
+def test_loaded_state_replaces_what_was_not_read(scene: Scene, tmp_path) -> None:
+    trainer = trainer_of(scene)
+    trainer.step()
+    trainer.save(tmp_path / "checkpoint.safetensors")
+    weights = [param.clone() for param in trainer.model.parameters()]
+    for _ in range(2):
+        trainer.step()
+    trainer.load(*read_checkpoint(tmp_path / "checkpoint.safetensors"))
+    trainer._read_fixed(trainer.fixed)
+    assert trainer.progress.step == int(trainer.fixed.step) == 1 and not trainer.fixed.sums.any()
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), weights, strict=True))
+
+
 def test_fixed_steps_stop_at_a_loss_that_is_not_finite(scene: Scene, tmp_path) -> None:
     trainer = trainer_of(scene)
     for _ in range(5):
@@ -175,6 +199,26 @@ def test_a_hundred_replays_equal_a_hundred_eager_steps(scene: Scene) -> None:
         assert not torch.equal(*shifts)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
+def test_a_graph_is_recorded_anew_when_a_checkpoint_is_loaded_or_gradients_are_dropped(scene: Scene, tmp_path) -> None:
+    trainer = trainer_of(scene, 200, device="cuda", target_samples=1 << 14, max_rays=2048)
+    for _ in range(6):
+        trainer.step()
+    first = trainer.fixed._graph
+    trainer.save(tmp_path / "checkpoint.safetensors")
+    trainer.load(*read_checkpoint(tmp_path / "checkpoint.safetensors"))
+    for _ in range(6):
+        trainer.step()
+    second = trainer.fixed._graph
+    trainer.optimizer.zero_grad(set_to_none=True)
+    for _ in range(6):
+        trainer.step()
+    graphs = [first, second, trainer.fixed._graph]
+    assert None not in graphs and len({id(graph) for graph in graphs}) == 3
+    trainer._read_fixed(trainer.fixed)
+    assert trainer.progress.step == 18 and math.isfinite(trainer.progress.loss)
 
 
 @pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")

@@ -58,41 +58,55 @@ class FixedStep:
         self.fed = (
             [torch.zeros(config.max_rays, n, device=self.device) for n in (3, 3, 4, 3)] if self.views is None else []
         )
+        self.n_fed = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._n_eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._grad: Tensor | None = None  # which the graph adds to
 
     def run(self) -> None:
         """One step. On a GPU the first few run as they are, the next one is recorded, and replayed from then on."""
+        if self._graph is not None and self.model.grid.table.grad is not self._grad:
+            self.forget()
         if self._graph is not None:
             return self._graph.replay()
         if self.device.type != "cuda" or not self.config.cuda_graph or self.config.backend != "native":
             return self._step()
-        if self._n_eager < N_EAGER:  # recording wants them on a stream of their own
-            stream = torch.cuda.Stream(self.device)
-            stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(stream):
+        with torch.cuda.device(self.device):
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(self.device)
+            if self._n_eager < N_EAGER:  # recording wants them on a stream of their own
+                self._stream.wait_stream(torch.cuda.current_stream(self.device))
+                with torch.cuda.stream(self._stream):
+                    self._step()
+                torch.cuda.current_stream(self.device).wait_stream(self._stream)
+                self._n_eager += 1
+                return
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
                 self._step()
-            torch.cuda.current_stream(self.device).wait_stream(stream)
-            self._n_eager += 1
-            return
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self._graph = graph
+        self._graph, self._grad = graph, self.model.grid.table.grad
         graph.replay()
 
+    def forget(self) -> None:
+        """To be called when gradients or the optimiser's state have become other tensors: the next steps run as they
+        are, and are then recorded anew. What was not read is lost."""
+        self._graph, self._grad, self._n_eager = None, None, 0
+        self.sums.zero_()
+
     def feed(self, *batch: Tensor) -> None:
-        """Replaces the first rays of the next step, for images that do not fit on the device: what
-        :meth:`Views.sample_rays` gives."""
+        """Replaces the rays of the next step, for images that do not fit on the device: what :meth:`Views.sample_rays`
+        gives. The step takes no more than these."""
         for target, source in zip(self.fed, batch, strict=True):
             target[: len(source)].copy_(source, non_blocking=True)
+        self.n_fed.fill_(len(batch[0]))
 
-    def read(self) -> tuple[float, float, int, int]:
-        """Loss and squared error, summed over the steps since the last call, and the rays and samples of these steps.
-        Waits for the device."""
-        loss, error, rays, samples = self.sums.tolist()
+    def read(self) -> tuple[float, float, int, int, int]:
+        """Loss and squared error, summed over the steps since the last call, the rays and samples of these steps, and
+        the rays of the next one. Waits for the device."""
+        loss, error, rays, samples, n_rays = torch.cat((self.sums, self.n_rays.double())).tolist()
         self.sums.zero_()
-        return loss, error, int(rays), int(samples)
+        return loss, error, int(rays), int(samples), int(n_rays)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
@@ -107,6 +121,8 @@ class FixedStep:
     def _step(self) -> None:
         config, model, marching = self.config, self.model, self.marching
         rays_o, rays_d, target, background = self.batch()
+        if self.views is None:
+            torch.minimum(self.n_rays, self.n_fed, out=self.n_rays)
         samples, totals = self.occupancy.march_fixed(
             rays_o,
             rays_d,

@@ -89,11 +89,11 @@ class Trainer:
         )
         if self.model.grid.shadow is not None:
             self.optimizer.register_shadow(self.model.grid.table, self.model.grid.shadow)
+        on_device = self._images_fit() and scene.train.rays_are_tabulated
+        self.views = scene.train.to(self.device) if on_device else scene.train
         self.fixed = None
         if config.fixed_size:
-            on_device = self._images_fit() and scene.train.rays_are_tabulated
-            views = scene.train.to(self.device) if on_device else scene.train
-            self.fixed = FixedStep(self.model, self.occupancy, self.optimizer, views, self.marching, config)
+            self.fixed = FixedStep(self.model, self.occupancy, self.optimizer, self.views, self.marching, config)
         self.progress = Progress(seconds=seconds_before)
         self.curve: list[dict[str, float]] = []  # what the PSNR-over-time plot shows
         self.n_rays = 1024
@@ -119,6 +119,8 @@ class Trainer:
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """What happens inside does not count as time of the run."""
+        if self.fixed is not None:  # steps that are still under way do count
+            self._read_fixed(self.fixed)
         begin = time.perf_counter()
         try:
             yield
@@ -146,7 +148,7 @@ class Trainer:
         return rays_o, rays_d, colors, background
 
     def _sample_rays(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.scene.train.sample_rays(n, self.config.seed, self.progress.step, self.config.backend)
+        return self.views.sample_rays(n, self.config.seed, self.progress.step, self.config.backend)
 
     def step(self) -> None:
         """One step of the optimiser."""
@@ -193,11 +195,10 @@ class Trainer:
     def _read_fixed(self, fixed: FixedStep) -> None:
         if self._unread_steps == 0:
             return
-        loss, error, rays, samples = fixed.read()
+        loss, error, rays, samples, self.n_rays = fixed.read()
         n_steps, self._unread_steps = self._unread_steps, 0
         self._check_loss(loss)
         self.progress.step -= n_steps
-        self.n_rays = int(fixed.n_rays)
         self.progress.evaluated += samples
         self._record(n_steps, loss / n_steps, error / n_steps, rays, samples)
 
@@ -310,7 +311,9 @@ class Trainer:
             group["lr"] = self.learning_rate
         self.progress = Progress(**metadata["progress"])
         self.n_rays = metadata["n_rays"]
+        self._unread_steps = 0
         if self.fixed is not None:
+            self.fixed.forget()
             self.fixed.step.fill_(self.progress.step)
             self.fixed.n_rays.fill_(self.n_rays)
         self.curve = metadata["curve"]
