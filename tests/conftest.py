@@ -75,6 +75,7 @@ KERNEL_TESTS = {
     *(
         "test_mlp",
         "test_occupancy",
+        "test_occupancy_values",
         "test_pixel_loss",
         "test_radiance_field",
         "test_radiance_mlp",

@@ -90,6 +90,13 @@ def _render_rays() -> Iterator[Arguments]:
         yield rays_o, rays_d, features, box, bits, list(RESOLUTION), 2, 2 * box, table, *field, *march
 
 
+def _occupancy_values() -> Iterator[Arguments]:
+    for positions, table, _, _, *levels, density, _, _, factors in _radiance_field():
+        cells, counter = torch.arange(len(positions)), torch.tensor([1, 2])
+        box = torch.tensor(AABB)
+        yield cells, box, list(RESOLUTION), 2, counter, 2 * box, table, *levels, density, factors, 0.1
+
+
 def _radiance_networks() -> tuple[list[Tensor], list[Tensor]]:
     return [_leaf(*s) for s in ((24, 6), (16, 24))], [_leaf(*s) for s in ((32, 20), (3, 32))]
 
@@ -299,7 +306,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "adam_step_foreach": _adam_step_foreach,
 }
 
-# CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field and rays through it of
-# several ops.
-CUDA_ONLY = {"radiance_field": _radiance_field, "render_rays": _render_rays}
+# CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field, rays through it and its
+# values in cells of several ops.
+CUDA_ONLY = {"radiance_field": _radiance_field, "render_rays": _render_rays, "occupancy_values": _occupancy_values}
 ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name != "mlp_backward_backward"} | CUDA_ONLY

@@ -23,6 +23,8 @@ from test_cuda_on_host_mlp import Problem, check_fused, check_plain
 from test_hash_encode import orders_of, safe_positions
 from test_march_rays import scene
 from test_occupancy import AABB, make_cameras, make_state
+from test_occupancy_values import field as cells_of_field
+from test_occupancy_values import in_parts as values_in_parts
 from test_pixel_loss import pixels
 from test_pixel_loss import run as run_pixel_loss
 from test_radiance_mlp import networks, of_mlp
@@ -196,6 +198,15 @@ def render_rays_case(n: int) -> None:
         for shadow in (None, arguments["table"].to(half)):
             n_evaluated, n_visible = check_rendering(arguments | {"shadow": shadow})
             assert n_evaluated == n_visible
+
+
+def occupancy_values_case(n: int) -> None:
+    """Of the ops above, with the same roundings."""
+    for half in (torch.float16, torch.bfloat16):
+        arguments = cells_of_field(n, compute_dtype=half)
+        for shadow in (None, arguments["table"].to(half)):
+            arguments["shadow"] = shadow
+            torch.testing.assert_close(ops.occupancy_values(**arguments), values_in_parts(arguments), rtol=2e-6, atol=0)
 
 
 def radiance_mlp_case(n: int) -> None:
@@ -388,7 +399,7 @@ CASES = (
     *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case, render_rays_case),
     *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(sample_positions_case, composite_case, pixel_loss_case, visible_samples_case, window_samples_case),
-    *(occupancy_points_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
+    *(occupancy_points_case, occupancy_values_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
 )
 
 

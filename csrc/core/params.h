@@ -344,6 +344,14 @@ struct OccupancyPointsParams {
   int64_t* invalid_cell;   // [1] set to a member of `cells` that is no cell, if there is one
 };
 
+// Densities at points of cells, times the length of a step.
+struct OccupancyValuesParams {
+  OccupancyPointsParams points;  // fp32; nothing of what it writes
+  float step_size;               // of cascade 0; doubled from cascade to cascade
+  const float* field_aabb;       // [6] box of the field's grid
+  float* values;                 // [n_points]
+};
+
 struct OccupancyVisibleParams {
   int64_t n_views;
   int64_t n_cells;

@@ -85,6 +85,14 @@ __device__ inline void encode_positions(const HashEncodeParams& grid, const Grid
   encode_factors<Element, Half, kDims>(grid, levels, point_of, factors);
 }
 
+// The point at `position` [3] of lane `lane`; all lanes ask together.
+__device__ inline GridPoint<float, 3> point_of_lane(const HashEncodeParams& grid, const float* position, int lane) {
+  float x[3];
+#pragma unroll
+  for (int axis = 0; axis < 3; ++axis) x[axis] = value_of_lane(position[axis], lane);
+  return make_point<float, 3>(grid, x);
+}
+
 // Of what such a kernel takes: the grid, and the type of its table beside that of the factors.
 inline bool has_tiles(const HashEncodeParams& grid, MlpFactors factors) {
   const DType half = factors == MlpFactors::kFloat16 ? DType::kFloat16 : DType::kBFloat16;

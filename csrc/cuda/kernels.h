@@ -57,6 +57,11 @@ bool has_render_rays(const HashEncodeParams& grid, const MlpParams& networks);
 // Fills colors, opacities, depths and n_evaluated.
 void launch_render_rays(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p,
                         cudaStream_t stream);
+// Whether there is a kernel for the density of cells: as for `hash_encode_mlp`, with 3 dimensions, layers up to 64
+// wide.
+bool has_occupancy_values(const HashEncodeParams& grid, const MlpParams& network);
+void launch_occupancy_values(const HashEncodeParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
+                             cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_sample_positions(const SamplePositionsParams& p, cudaStream_t stream);
 void launch_sample_rays(const SampleRaysParams& p, cudaStream_t stream);

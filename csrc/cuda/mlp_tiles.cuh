@@ -193,6 +193,22 @@ __device__ inline void load_user_factors(const UserRows& user, Factors<Half, kTi
   }
 }
 
+// Column `column` < 8 of a tile of sums, brought to the lanes that stand for its rows.
+template <int kM>
+__device__ inline float column_to_lanes(const Sums<kM>& sums, int column) {
+  float own = 0.0f;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float value = column % 2 == 0 ? sums.values[m][2 * h] : sums.values[m][2 * h + 1];
+      const float other = value_of_lane(value, lane_index() % 8 * 4 + column / 2);
+      if (lane_index() / 8 == 2 * m + h) own = other;
+    }
+  }
+  return own;
+}
+
 // ---- products of a warp ------------------------------------------------------------------------------------------
 
 // Weights as one lane reads them: of outputs [tile, 16] and depth [k, 16], words {b0, b1} of columns 0..7, then 8..15.

@@ -7,6 +7,7 @@
 #include "cuda/hash_encode_tiles.cuh"
 #include "cuda/radiance_tiles.cuh"
 
+#include "core/field_box.h"
 #include "core/ray.h"
 #include "core/sample_positions.h"
 #include "core/volume.h"
@@ -25,19 +26,8 @@ constexpr int kIdleLanes = 4;
 // What a block knows of the grid of occupied cells and of the field's box.
 struct RenderScene {
   MarchGrid<float> grid;
-  float low[3];
-  float inverse_extent[3];
+  FieldBox box;
 };
-
-__device__ inline RenderScene make_render_scene(const RenderRaysParams& p) {
-  RenderScene scene;
-  scene.grid = make_march_grid<float>(p.march);
-  for (int axis = 0; axis < 3; ++axis) {
-    scene.low[axis] = p.field_aabb[axis];
-    scene.inverse_extent[axis] = 1.0f / (p.field_aabb[3 + axis] - p.field_aabb[axis]);
-  }
-  return scene;
-}
 
 // A ray under way. Sums as those of composite.cu, one sample after the other.
 struct LaneRay {
@@ -113,27 +103,9 @@ __device__ inline void locate_sample(const RenderRaysParams& p, const RenderScen
   const float* rays_o = static_cast<const float*>(p.march.rays_o) + 3 * lane.ray;
   const float* rays_d = static_cast<const float*>(p.march.rays_d) + 3 * lane.ray;
   float origin[3], direction[3];
-  for (int axis = 0; axis < 3; ++axis) {
-    origin[axis] = rounded_multiply(rays_o[axis] - scene.low[axis], scene.inverse_extent[axis]);
-    direction[axis] = rays_d[axis] * scene.inverse_extent[axis];
-  }
+  to_unit_cube(scene.box, rays_o, origin);
+  for (int axis = 0; axis < 3; ++axis) direction[axis] = rays_d[axis] * scene.box.inverse_extent[axis];
   write_middle(origin, direction, lane.begin, lane.end, position);
-}
-
-// Column `column` < 8 of a tile of sums, brought to the lanes that stand for its rows.
-template <int kM>
-__device__ inline float column_to_lanes(const Sums<kM>& sums, int column) {
-  float own = 0.0f;
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float value = column % 2 == 0 ? sums.values[m][2 * h] : sums.values[m][2 * h + 1];
-      const float other = value_of_lane(value, lane_index() % 8 * 4 + column / 2);
-      if (lane_index() / 8 == 2 * m + h) own = other;
-    }
-  }
-  return own;
 }
 
 // Adds the lane's sample to its ray.
@@ -155,7 +127,7 @@ __device__ inline void add_sample(float sigma, const float* color, LaneRay* lane
 template <typename Element, class Half>
 __device__ inline void render_rays(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p) {
   __shared__ RenderScene scene;
-  if (threadIdx.x == 0) scene = make_render_scene(p);
+  if (threadIdx.x == 0) scene = {make_march_grid<float>(p.march), make_field_box(p.field_aabb)};
   const GridLevel* levels = share_levels(grid);  // with a barrier
 
   LaneRay lane;
@@ -168,10 +140,7 @@ __device__ inline void render_rays(const HashEncodeParams& grid, const MlpParams
     __syncwarp();
     Factors<Half, kRadianceTiles, kRowTiles> factors;
     const auto point_of = [&](int row) {
-      float x[3];
-#pragma unroll
-      for (int axis = 0; axis < 3; ++axis) x[axis] = value_of_lane(position[axis], row);
-      GridPoint<float, 3> point = make_point<float, 3>(grid, x);
+      GridPoint<float, 3> point = point_of_lane(grid, position, row);
       if ((at_sample >> row & 1u) == 0) point.state = PointState::kOutside;  // no row of the table is read for it
       return point;
     };

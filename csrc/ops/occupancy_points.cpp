@@ -10,8 +10,9 @@ namespace {
 
 Tensor occupancy_points_cpu(const Tensor& cells, const Tensor& aabb, const std::vector<int64_t>& resolution,
                             int64_t n_cascades, const std::optional<Tensor>& counter) {
-  Tensor points;
-  OccupancyPointsParams p = make_occupancy_points_params(cells, aabb, resolution, n_cascades, counter, &points);
+  OccupancyPointsParams p = make_occupancy_points_params(cells, aabb, resolution, n_cascades, counter);
+  Tensor points = empty_like_dtype(aabb, {p.n_points, 3});
+  p.points = points.mutable_data_ptr();
   constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
   int64_t invalid_cell = kNone;
   p.invalid_cell = &invalid_cell;

@@ -5,10 +5,10 @@
 
 namespace hashgrid {
 
-// `points` [M, 3] receives the points. Cells that do not exist are the kernels' business.
+// Cells that do not exist are the kernels' business.
 inline OccupancyPointsParams make_occupancy_points_params(const Tensor& cells, const Tensor& aabb,
                                                           const std::vector<int64_t>& resolution, int64_t n_cascades,
-                                                          const std::optional<Tensor>& counter, Tensor* points) {
+                                                          const std::optional<Tensor>& counter) {
   STD_TORCH_CHECK(cells.dim() == 1, "`cells` must have shape [M], got ", shape_of(cells));
   check_dtype(cells, "cells", ScalarType::Long);
   check_shape(aabb, "aabb", {6});
@@ -21,8 +21,6 @@ inline OccupancyPointsParams make_occupancy_points_params(const Tensor& cells, c
   p.counter = counter_data(counter);
   p.cells = static_cast<const int64_t*>(cells.const_data_ptr());
   p.aabb = aabb.const_data_ptr();
-  *points = empty_like_dtype(aabb, {p.n_points, 3});
-  p.points = points->mutable_data_ptr();
   return p;
 }
 

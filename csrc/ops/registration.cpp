@@ -115,4 +115,8 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "int interpolation, int bounds, Tensor[] density_weights, Tensor[] color_weights, int output_activation, "
       "int factors, float step_size, float cone_angle, float near, float far, int max_samples_per_ray, "
       "float early_stop_eps) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "occupancy_values(Tensor cells, Tensor aabb, int[] resolution, int n_cascades, Tensor? counter, "
+      "Tensor field_aabb, Tensor table, " HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds, Tensor[] weights, int factors, float step_size) -> Tensor");
 }

@@ -206,14 +206,8 @@ class OccupancyGrid(nn.Module):
         Raises:
             ValueError: a fraction is out of range, or ``density_fn`` returns another number of values.
         """
-        for name, fraction in (("uniform_fraction", uniform_fraction), ("occupied_fraction", occupied_fraction)):
-            if not 0 <= fraction <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {fraction}")
+        cells = self.choose_cells(step, seed, full_steps, uniform_fraction, occupied_fraction)
         ops = ops_of(self.backend)
-        if step < full_steps:
-            cells = (self.density >= 0).nonzero().squeeze(-1)
-        else:
-            cells = self._choose(uniform_fraction, occupied_fraction, seed, step)
         length = self.default_step_size if step_size is None else step_size
         values = torch.empty(len(cells), device=self.density.device)
         cells_per_cascade = math.prod(self.resolution)
@@ -227,8 +221,35 @@ class OccupancyGrid(nn.Module):
             if self.n_cascades > 1:
                 thickness = thickness * 2.0 ** (part // cells_per_cascade)
             values[begin : begin + chunk] = thickness
-        ops.occupancy_update(self.density, self.bits, cells, values, decay, max_threshold)
+        self.raise_cells(cells, values, decay, max_threshold)
         return len(cells)
+
+    @torch.no_grad()
+    def choose_cells(
+        self,
+        step: int,
+        seed: int = 0,
+        full_steps: int = 256,
+        uniform_fraction: float = 0.25,
+        occupied_fraction: float = 0.25,
+    ) -> Tensor:
+        """The cells [M] int64, sorted and unique, that :meth:`update` evaluates in this step.
+
+        Raises:
+            ValueError: a fraction is out of range.
+        """
+        for name, fraction in (("uniform_fraction", uniform_fraction), ("occupied_fraction", occupied_fraction)):
+            if not 0 <= fraction <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {fraction}")
+        if step < full_steps:
+            return (self.density >= 0).nonzero().squeeze(-1)
+        return self._choose(uniform_fraction, occupied_fraction, seed, step)
+
+    @torch.no_grad()
+    def raise_cells(self, cells: Tensor, values: Tensor, decay: float = 0.95, max_threshold: float = 0.01) -> None:
+        """The other half of :meth:`update`: all densities decay, those of ``cells`` [M] rise to ``values`` [M], and the
+        occupied cells are found anew. :func:`hashgrid.ops.occupancy_values` makes values of a radiance field."""
+        ops_of(self.backend).occupancy_update(self.density, self.bits, cells, values, decay, max_threshold)
 
     @torch.no_grad()
     def mark_invisible_cells(

@@ -88,10 +88,6 @@ class NerfModel(nn.Module):
         """Density [S] per scene unit from geometry features [S, G]."""
         return density_of(geometry)
 
-    def density(self, positions: Tensor) -> Tensor:
-        """Density [S] per scene unit at scene positions [S, 3]."""
-        return self.geometry_at(self.unit(positions))[0]
-
     def color(self, geometry: Tensor, encoded_directions: Tensor, rays: Tensor) -> Tensor:
         """sRGB colour [S, 3] from geometry features [S, G], seen along rays [S] of encoded view directions
         [R, degree^2]."""
@@ -115,6 +111,22 @@ class NerfModel(nn.Module):
             **self.grid.table_arguments(),
             **self._networks(),
             **march,
+        )
+
+    def cell_values(self, occupancy: OccupancyGrid, cells: Tensor, seed: int, step: int, step_size: float) -> Tensor:
+        """What :meth:`OccupancyGrid.raise_cells` takes for ``cells`` [M]: :func:`hashgrid.ops.occupancy_values`."""
+        return ops_of(self.grid.backend).occupancy_values(
+            cells,
+            occupancy.aabb,
+            occupancy.resolution,
+            occupancy.n_cascades,
+            seed,
+            step,
+            self.aabb,
+            **self.grid.table_arguments(),
+            weights=list(self.density_mlp.weights),
+            compute_dtype=self.density_mlp.op_arguments()["compute_dtype"],
+            step_size=step_size,
         )
 
     def _networks(self) -> dict[str, Any]:

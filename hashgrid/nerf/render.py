@@ -173,14 +173,32 @@ def render_view(
     chunk: int | None = None,
     on_chunk: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera, on the CPU.
+    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera, on the CPU."""
+    view_on_device = render_view_on_device(
+        model, occupancy, cameras, view, marching, background.to(model.aabb.device), chunk, on_chunk
+    )
+    colors, opacities, depths = (x.cpu() for x in view_on_device)
+    return colors, opacities, depths
+
+
+@torch.no_grad()
+def render_view_on_device(
+    model: NerfModel,
+    occupancy: OccupancyGrid,
+    cameras: Cameras,
+    view: int,
+    marching: Marching,
+    background: Tensor,
+    chunk: int | None = None,
+    on_chunk: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera.
 
     Args:
-        cameras: on the model's device.
+        cameras: on the model's device, as ``background``.
         chunk: rays at a time; None for as many as suit the device.
     """
     device = model.aabb.device
-    background = background.to(device)
     chunk = chunk or (1 << 13 if device.type == "cpu" else 1 << 20)
     width, height = cameras.sizes[view].tolist()
     colors, opacities, depths = [], [], []
@@ -194,7 +212,7 @@ def render_view(
         if on_chunk is not None:
             on_chunk()
     return (
-        torch.cat(colors).clamp_(0, 1).view(height, width, 3).cpu(),
-        torch.cat(opacities).view(height, width).cpu(),
-        torch.cat(depths).view(height, width).cpu(),
+        torch.cat(colors).clamp_(0, 1).view(height, width, 3),
+        torch.cat(opacities).view(height, width),
+        torch.cat(depths).view(height, width),
     )

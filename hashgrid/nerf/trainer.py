@@ -225,15 +225,11 @@ class Trainer:
             return
         begin = time.perf_counter()
         with torch.no_grad(), record_function(OCCUPANCY):
-            self.occupancy.update(
-                self.model.density,
-                step,
-                step_size=self.marching.step_size,
-                seed=config.seed,
-                full_steps=0,
-                uniform_fraction=config.occupancy_uniform,
-                occupied_fraction=config.occupancy_occupied,
+            cells = self.occupancy.choose_cells(
+                step, config.seed, 0, config.occupancy_uniform, config.occupancy_occupied
             )
+            values = self.model.cell_values(self.occupancy, cells, config.seed, step, self.marching.step_size)
+            self.occupancy.raise_cells(cells, values)
         self._occupancy_seconds += time.perf_counter() - begin
 
     def _adapt_rays(self, n_samples: int) -> None:

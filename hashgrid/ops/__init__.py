@@ -10,6 +10,7 @@ from hashgrid.ops.march_rays import march_rays, march_rays_fixed
 from hashgrid.ops.mlp import mlp
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
+from hashgrid.ops.occupancy_values import occupancy_values
 from hashgrid.ops.occupancy_visible import occupancy_visible
 from hashgrid.ops.pixel_loss import pixel_loss
 from hashgrid.ops.radiance_field import radiance_field
@@ -37,6 +38,7 @@ __all__ = [
     "mlp",
     "occupancy_points",
     "occupancy_update",
+    "occupancy_values",
     "occupancy_visible",
     "pixel_loss",
     "radiance_field",

@@ -12,7 +12,7 @@ from hashgrid.autograd import is_recorded
 from hashgrid.levels import LevelTable
 from hashgrid.ops.hash_encode import hash_encode, options_of
 from hashgrid.ops.mlp import check_network
-from hashgrid.ops.radiance_mlp import fits_tensor_cores, radiance_mlp
+from hashgrid.ops.radiance_mlp import N_GEOMETRY, fits_tensor_cores, radiance_mlp
 from hashgrid.options import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 from hashgrid.precision import product_dtype
 
@@ -110,15 +110,35 @@ def has_kernel(
     compute_dtype: torch.dtype | None,
 ) -> bool:
     """Whether there is one for points like ``positions``, in their device and dtype, and this field."""
-    tensors = [positions, ray_features, table, *density_weights, *color_weights]
-    if positions.device.type not in KERNEL_DEVICES or is_recorded(*tensors):
+    if not (density_weights and color_weights and all(tensor.dim() == 2 for tensor in (*color_weights, ray_features))):
         return False
     weights = [*density_weights, *color_weights]
-    if not (density_weights and color_weights and all(tensor.dim() == 2 for tensor in (*weights, table, ray_features))):
+    return (
+        has_density_kernel(positions, table, levels, weights, shadow, compute_dtype)
+        and not is_recorded(ray_features)
+        and ray_features.dtype == torch.float32
+        and ray_features.shape[1] % 2 == 0
+        and density_weights[-1].shape[0] == N_GEOMETRY
+    )
+
+
+def has_density_kernel(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    weights: list[Tensor],
+    shadow: Tensor | None,
+    compute_dtype: torch.dtype | None,
+) -> bool:
+    """Whether there is one for a grid and the networks behind it, whatever lies between these."""
+    tensors = [positions, table, *weights]
+    if positions.device.type not in KERNEL_DEVICES or is_recorded(*tensors):
+        return False
+    if not (weights and all(tensor.dim() == 2 for tensor in (*weights, table))):
         return False
     products = product_dtype(compute_dtype, weights[0])
     return (
-        fits_tensor_cores(positions.device, ray_features, weights, len(density_weights), products)
+        fits_tensor_cores(positions.device, weights, products)
         and all(tensor.dtype == torch.float32 for tensor in tensors)
         and (shadow is None or shadow.dtype == products)
         and levels.n_input_dims == 3

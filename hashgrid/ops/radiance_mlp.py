@@ -92,17 +92,13 @@ def radiance_mlp(
     return apply(_RadianceMlp, *arguments, rays.contiguous(), n_density, options, *params)
 
 
-def fits_tensor_cores(
-    device: torch.device, ray_features: Tensor, weights: Sequence[Tensor], n_density: int, products: torch.dtype | None
-) -> bool:
-    """Whether a kernel on tensor cores takes networks of these weights."""
+def fits_tensor_cores(device: torch.device, weights: Sequence[Tensor], products: torch.dtype | None) -> bool:
+    """Whether a kernel on tensor cores takes layers of these weights."""
     if device.type == "cuda" and not _has_tensor_cores(device):
         return False
     return (
         products in HALF_DTYPES
         and all(tensor.dtype == torch.float32 for tensor in weights)
-        and ray_features.shape[1] % 2 == 0
-        and weights[n_density - 1].shape[0] == N_GEOMETRY
         and max(size for weight in weights for size in weight.shape) <= MAX_WIDTH
     )
 
@@ -121,7 +117,11 @@ def _has_kernel(
         return False
     if x.device.type not in TENSOR_CORE_DEVICES:
         return True
-    return fits_tensor_cores(x.device, ray_features, weights, n_density, products)
+    return (
+        fits_tensor_cores(x.device, weights, products)
+        and ray_features.shape[1] % 2 == 0
+        and weights[n_density - 1].shape[0] == N_GEOMETRY
+    )
 
 
 class _RadianceMlp(torch.autograd.Function):

@@ -12,6 +12,7 @@ from hashgrid.reference.march_rays import march_rays, march_rays_fixed
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
+from hashgrid.reference.occupancy_values import occupancy_values
 from hashgrid.reference.occupancy_visible import occupancy_visible
 from hashgrid.reference.pixel_loss import pixel_loss
 from hashgrid.reference.radiance_field import radiance_field
@@ -40,6 +41,7 @@ __all__ = [
     "mlp",
     "occupancy_points",
     "occupancy_update",
+    "occupancy_values",
     "occupancy_visible",
     "pixel_loss",
     "radiance_field",

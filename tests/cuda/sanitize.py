@@ -136,14 +136,29 @@ def render_rays(n: int) -> None:
                 )  # fmt: skip
 
 
+def occupancy_values(n: int) -> None:
+    levels = make_level_table(3, n_levels=4, log2_hashmap_size=8, base_resolution=3, max_resolution=16)
+    table, box = torch.randn(levels.n_entries, 2), torch.tensor([-0.5, -0.5, -0.5, 0.5, 0.5, 0.5])
+    for half in (torch.float16, torch.bfloat16):
+        for width, n_out in ((64, 16), (24, 1)):
+            weights = [torch.randn(width, 8), torch.randn(n_out, width)]
+            for shadow in (None, table.to(half)):
+                ops.occupancy_values(
+                    torch.randint(3 * 512, (n,)), box, (8, 8, 8), 3, 1, 2, 4 * box, table, levels, weights,
+                    shadow=shadow, compute_dtype=half, step_size=0.04,
+                )  # fmt: skip
+
+
 def radiance_mlp(n: int) -> None:
     for half in (None, torch.float16, torch.bfloat16):
         for n_ray_features, width in ((2, 64), (16, 24), (48, 64)):
             density = [leaf(width, 12), leaf(16, width)]
             color = [leaf(width, 16 + n_ray_features), leaf(width, width), leaf(3, width)]
             x, ray_features, rays = leaf(n, 12), torch.randn(7, n_ray_features), torch.randint(7, (n,))
-            sigmas, colors = ops.radiance_mlp(x, ray_features, rays, density, color, compute_dtype=half)
-            (sigmas.sum() + colors.square().sum()).backward()
+            frozen = [weight.detach() for weight in density], [weight.detach() for weight in color]
+            for networks in ((density, color), frozen):
+                sigmas, colors = ops.radiance_mlp(x, ray_features, rays, *networks, compute_dtype=half)
+                (sigmas.sum() + colors.square().sum()).backward()
 
 
 def mlp(n: int) -> None:
@@ -276,6 +291,7 @@ WORK: dict[str, Callable[[int], None]] = {
     "hash_encode_mlp": hash_encode_mlp,
     "radiance_field": radiance_field,
     "radiance_mlp": radiance_mlp,
+    "occupancy_values": occupancy_values,
     "render_rays": render_rays,
     "mlp": mlp,
     "sh_encode": sh_encode,

@@ -12,8 +12,9 @@ Tensor occupancy_points_cuda(const Tensor& cells, const Tensor& aabb, const std:
   const DeviceScope device(aabb);
   device.check(cells, "cells");
   device.check(counter, "counter");
-  Tensor points;
-  OccupancyPointsParams p = make_occupancy_points_params(cells, aabb, resolution, n_cascades, counter, &points);
+  OccupancyPointsParams p = make_occupancy_points_params(cells, aabb, resolution, n_cascades, counter);
+  Tensor points = empty_like_dtype(aabb, {p.n_points, 3});
+  p.points = points.mutable_data_ptr();
   Tensor invalid = torch::stable::new_zeros(cells, {1});
   p.invalid_cell = static_cast<int64_t*>(invalid.mutable_data_ptr());
   launch_occupancy_points(p, device.stream());

@@ -1,0 +1,46 @@
+"""What a radiance field says of the cells of an occupancy grid, in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hashgrid.levels import LevelTable
+from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.mlp import mlp
+from hashgrid.reference.occupancy_points import occupancy_points
+from hashgrid.reference.radiance_mlp import density_of
+
+
+@torch.no_grad()
+def occupancy_values(
+    cells: Tensor,
+    aabb: Tensor,
+    resolution: tuple[int, int, int],
+    n_cascades: int,
+    seed: int | Tensor | None,
+    step: int | Tensor,
+    field_aabb: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    weights: Sequence[Tensor],
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    shadow: Tensor | None = None,
+    compute_dtype: torch.dtype | None = None,
+    *,
+    step_size: float,
+) -> Tensor:
+    """See :func:`hashgrid.ops.occupancy_values`."""
+    points = occupancy_points(cells, aabb, resolution, n_cascades, seed, step)
+    low, high = field_aabb.to(points).split(3)
+    encoded = hash_encode((points - low) * (1.0 / (high - low)), table, levels, interpolation, bounds, None, shadow)
+    return optical_thickness(mlp(encoded, weights, compute_dtype=compute_dtype), cells, resolution, step_size)
+
+
+def optical_thickness(geometry: Tensor, cells: Tensor, resolution: tuple[int, int, int], step_size: float) -> Tensor:
+    """[M] of the density network's outputs [M, G] in ``cells`` [M], for steps that double from cascade to cascade."""
+    return density_of(geometry) * step_size * 2.0 ** (cells // math.prod(resolution))
