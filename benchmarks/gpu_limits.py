@@ -18,6 +18,9 @@ ARCH = "sm_90"
 
 # H200: a copy through PyTorch and a large bfloat16 matrix product, both measured; fp32 and fp64 are the data sheet's.
 COPY_BYTES, TENSOR_FLOP, FP32_FLOP, FP64_FLOP = 4.3e12, 790e12, 67e12, 34e12  # per second
+# 132 multiprocessors at 1.755 GHz: each moves 128 bytes per clock through shared memory and the L1 cache together, and
+# issues four instructions of 32 threads.
+L1_BYTES, INSTRUCTIONS = 132 * 1.755e9 * 128, 132 * 1.755e9 * 4 * 32  # per second
 # Of one multiprocessor of compute capability 9.0.
 REGISTERS, SHARED_BYTES, WARPS, BLOCKS = 65536, 228 * 1024, 64, 32
 
@@ -33,6 +36,8 @@ class Count:
         sectors: of 32 bytes, asked of the L2 cache.
         atomics: instructions of one thread, each for a whole row of the table.
         flop, tensor_flop, fp64_flop: additions and multiplications.
+        l1_bytes: through shared memory, and of weights through the L1 cache.
+        instructions: of one thread in the machine code, on the way a unit takes; 0: not counted.
         threads: of a block.
         shared: bytes a block asks for at its launch.
     """
@@ -45,6 +50,8 @@ class Count:
     atomics: float = 0
     tensor_flop: float = 0
     fp64_flop: float = 0
+    l1_bytes: float = 0
+    instructions: float = 0
     threads: int = 256
     shared: int = 0
 
@@ -55,33 +62,63 @@ Written by `python benchmarks/gpu_limits.py --store`: counts by hand from the ke
 of 16 levels of 2 features, T = 19, 3 dimensions; networks 32-64-64-16 (the field: 32-64-16, 32-64-64-3) with bfloat16
 factors; three channels; spherical harmonics of degree 4; 12 frequencies; fp32 tensors. Bytes are read or written once;
 rows of the table come from the L2 cache, in sectors of 32 bytes; an atomic adds a whole row. "At least" is the larger
-of bytes over 4.3 TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200), and others over the data
-sheet's 67 TFLOP/s of fp32 and 34 of fp64. The rates of random L2 sectors and of atomics, which limit the encoding, have
-to be measured on the card: `hashgrid bench encode --device cuda` does. Warps are those that one of its multiprocessors
-holds at a time, of 64.
+of bytes over 4.3 TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200), others over the data
+sheet's 67 TFLOP/s of fp32 and 34 of fp64, L1 (bytes through shared memory, and weights through the L1 cache) over 128
+bytes per clock and multiprocessor, and instructions, where they were counted, over four per clock. The rates of random
+L2 sectors and of atomics, which limit the encoding, have to be measured on the card: `hashgrid bench encode --device
+cuda` does. Warps are those that one of its multiprocessors holds at a time, of 64.
 
-What stands out: the MLP's backward holds 12 warps, as a block of four takes 72 KB of shared memory (100 KB and 8 warps
-before gradients took the place of factors), that of both networks of a field 8, with 109 KB; what reads the grid and
-multiplies in one kernel 12, the MLP's forward 16, for their registers. Atomics of the table's gradient are those of
-scattered points; along rays a part of them is saved (docs/kernels.md).
+What stands out: the backward of the networks takes longest to move factors between warps, not to multiply them, and
+holds 12 warps, as a block of four takes 72 KB of shared memory, or 8, with 109 KB for both networks of a field; what
+reads the grid and multiplies in one kernel holds 16 and waits for its own instructions, two thirds of which are the
+encoding's. Atomics of the table's gradient are those of scattered points: 6 on average, as half of the x-neighbours are
+added in one; along rays a part of them is saved (docs/kernels.md).
 
 """
 MLP = 2 * (32 * 64 + 64 * 64 + 64 * 16)  # of the products of one row
 FIELD = 2 * (32 * 64 + 64 * 16 + 32 * 64 + 64 * 64 + 64 * 16)  # of both networks of the field, tiles of 16 outputs
+DENSITY = 2 * (32 * 64 + 64 * 16)
+# Weights, tiles of 512 bytes that 32 rows share. The backward also writes and reads factors and gradients, 1 KB per
+# tile of 32 rows, and per 128 rows reads both again for the weights' gradients, and adds these to 28 or 40 tiles of sums.
+MLP_WEIGHTS, FIELD_WEIGHTS, DENSITY_WEIGHTS = 28 * 16, 40 * 16, 12 * 16
+MLP_BACKWARD = (24 + 28) * 16 + (10 + 8 + 1 + 9 + 8 + 8) * 32 + 30 * 8 * 512 / 128 + 28 * 2048 / 128
+FIELD_BACKWARD = (36 + 4 + 36) * 16 + (16 + 12 + 1 + 14 + 12 + 13) * 32 + 44 * 8 * 512 / 128 + 40 * 2048 / 128
 # Rows and positions of 8 points, 4 levels per warp: 12 / 4 bytes of a position per level, 5 sectors of a cell's rows.
 COUNTS = (
-    Count("hash_encode_forward_kernel<float, float, 3, 2>", "point, level", 0.75 + 8, 5 + 0.25 + 0.1, 6 + 16 + 32),
-    Count("hash_encode_backward_table_kernel<3, 2>", "point, level", 0.75 + 8, 0.25 + 0.1, 38, 8),
+    Count(
+        "hash_encode_forward_kernel<float, float, 3, 2>",
+        "point, level",
+        0.75 + 8,
+        5 + 0.25 + 0.1,
+        6 + 16 + 32,
+        instructions=400,
+    ),
+    Count("hash_encode_backward_table_kernel<3, 2>", "point, level", 0.75 + 8, 0.25 + 0.1, 38, 6, instructions=560),
     Count(
         "hash_encode_backward_table_any_kernel<float, 2, (TableSum)0>", "point, level", 8.75, 0.35, 8, 8, fp64_flop=30
     ),
     Count("hash_encode_add_fixed_kernel<float>", "element", 8 + 8, 0.5, 0, fp64_flop=2),
-    Count("hash_encode_backward_positions_kernel<float, float, 3, 2>", "point", 152, 80 + 16, 16 * 8 * 19),
+    Count(
+        "hash_encode_backward_positions_kernel<float, float, 3, 2>",
+        "point",
+        152,
+        80 + 16,
+        16 * 8 * 19,
+        instructions=5400,
+    ),
     Count("hash_encode_backward_level_weights_kernel<float, float>", "point, level", 8.75, 5.4, fp64_flop=60),
     Count("hash_encode_sum_level_chunks_kernel<float>", "chunk of 1024 points", 128, 4, fp64_flop=16, threads=32),
     Count("hash_encode_second_points_kernel<float, float, 3>", "point", 292, 80 + 32, 16 * 8 * 70),
     Count("hash_encode_second_level_weights_kernel<float, float>", "point, level", 8.75, 5.4, fp64_flop=200),
-    Count("hash_encode_second_table_kernel<float, 3, (TableSum)0>", "point, level", 9.5, 1.8, 8 * 20, 16),
+    Count("hash_encode_second_table_kernel<2>", "point, level", 9.5, 1.8, 8 * 20, 6, instructions=640),
+    Count(
+        "hash_encode_second_table_any_kernel<float, (TableSum)0>",
+        "point, level",
+        9.5,
+        1.8,
+        atomics=16,
+        fp64_flop=8 * 20,
+    ),
     Count(
         "hash_encode_mlp_kernel<float, BFloat16, 3, 4, true>",
         "point",
@@ -89,21 +126,83 @@ COUNTS = (
         82,
         16 * 54,
         tensor_flop=MLP,
+        l1_bytes=MLP_WEIGHTS,
+        instructions=8500,
         threads=128,
     ),
-    Count("radiance_field_kernel<float, BFloat16>", "point", 12 + 8 + 16, 86, 16 * 54, tensor_flop=FIELD, threads=128),
-    Count("radiance_mlp_forward_kernel<BFloat16>", "sample", 128 + 8 + 16, 7, tensor_flop=FIELD, threads=128),
+    Count(
+        "radiance_field_kernel<float, BFloat16>",
+        "point",
+        12 + 8 + 16,
+        86,
+        16 * 54,
+        tensor_flop=FIELD,
+        l1_bytes=FIELD_WEIGHTS,
+        instructions=9800,
+        threads=128,
+    ),
+    Count(  # of a ray of 4 samples: 24 + 64 bytes in, 20 out
+        "render_rays_kernel<float, BFloat16>",
+        "sample",
+        108 / 4,
+        86,
+        16 * 54 + 30,
+        tensor_flop=FIELD,
+        fp64_flop=4,
+        l1_bytes=FIELD_WEIGHTS,
+        instructions=10_300,
+        threads=128,
+    ),
+    Count(
+        "occupancy_values_kernel<float, BFloat16>",
+        "cell",
+        8 + 4,
+        82,
+        16 * 54 + 30,
+        tensor_flop=DENSITY,
+        l1_bytes=DENSITY_WEIGHTS,
+        instructions=7300,
+        threads=128,
+    ),
+    Count(
+        "radiance_mlp_forward_kernel<BFloat16>",
+        "sample",
+        128 + 8 + 16,
+        7,
+        tensor_flop=FIELD,
+        l1_bytes=FIELD_WEIGHTS,
+        threads=128,
+    ),
     Count(
         "radiance_mlp_backward_kernel<BFloat16>",
         "sample",
         128 + 8 + 16 + 128,
         11,
         tensor_flop=3 * FIELD,
+        l1_bytes=FIELD_BACKWARD,
         threads=128,
         shared=111_104,
     ),
-    Count("mlp_fused_forward_kernel<BFloat16, 4, 2, true>", "row", 192, 6, tensor_flop=MLP, threads=128),
-    Count("mlp_fused_backward_kernel<BFloat16, 4, 2>", "row", 320, 10, tensor_flop=3 * MLP, threads=128, shared=73_728),
+    Count(
+        "mlp_fused_forward_kernel<BFloat16, 4, 2, true>",
+        "row",
+        192,
+        6,
+        tensor_flop=MLP,
+        l1_bytes=MLP_WEIGHTS,
+        instructions=2600,
+        threads=128,
+    ),
+    Count(
+        "mlp_fused_backward_kernel<BFloat16, 4, 2>",
+        "row",
+        320,
+        10,
+        tensor_flop=3 * MLP,
+        l1_bytes=MLP_BACKWARD,
+        threads=128,
+        shared=73_728,
+    ),
     Count("mlp_pack_kernel", "weight", 6, 0.2, threads=128),
     Count("mlp_reduce_kernel<float, FusedTarget>", "partial sum", 4, 0.125, 1),
     Count("mlp_product_kernel<float, (ProductKind)0>", "row, layer of 64", 512, 16, 2 * 64 * 64),
@@ -169,8 +268,9 @@ def main() -> int:
 def rows(resources: dict[str, dict[str, int]]) -> list[str]:
     """The table in Markdown."""
     lines = [
-        "| kernel | unit | bytes | sectors | atomics | operations | at least, ns per 1000 units | registers | warps |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| kernel | unit | bytes | sectors | atomics | operations | L1 | instructions | at least, ns per 1000 units "
+        "| registers | warps |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for count in COUNTS:
         row = resources[f"{ARCH} {count.kernel}"]
@@ -179,7 +279,8 @@ def rows(resources: dict[str, dict[str, int]]) -> list[str]:
         operations = " + ".join(f"{n:.0f}{kind}" for n, kind in kinds if n > 0) or "0"
         moved = (f"{n:g}" for n in (count.n_bytes, count.sectors, count.atomics))
         warps = str(resident_warps(count, row))
-        cells = (f"`{count.kernel}`", count.unit, *moved, operations, f"{seconds * 1e12:.3g} ({what})")
+        inside = (f"{n:.0f}" if n > 0 else "" for n in (count.l1_bytes, count.instructions))
+        cells = (f"`{count.kernel}`", count.unit, *moved, operations, *inside, f"{seconds * 1e12:.3g} ({what})")
         cells += (str(row["registers"]), warps)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -192,6 +293,8 @@ def limit(count: Count) -> tuple[float, str]:
         "tensor cores": count.tensor_flop / TENSOR_FLOP,
         "fp32": count.flop / FP32_FLOP,
         "fp64": count.fp64_flop / FP64_FLOP,
+        "L1": count.l1_bytes / L1_BYTES,
+        "instructions": count.instructions / INSTRUCTIONS,
     }
     what = max(parts, key=lambda part: parts[part])
     return parts[what], what

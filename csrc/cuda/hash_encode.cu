@@ -433,28 +433,36 @@ __global__ void hash_encode_second_level_weights_kernel(HASHGRID_PARAMS HashEnco
   if (threadIdx.x == 0) p.grad_level_chunks[static_cast<int64_t>(blockIdx.x) * p.n_levels + l] = total;
 }
 
-// Thread: point global_thread() at level blockIdx.y.
-template <typename T, int kDims, TableSum kSum>
-__global__ void hash_encode_second_table_kernel(HASHGRID_PARAMS HashEncodeParams p) {
-  using A = typename Arithmetic<T, kDims>::Type;
+// What the gradient of a corner's row is grad_y times of, at level l.
+template <typename T, typename A, int kDims>
+__device__ inline A second_table_factor(const HashEncodeParams& p, int l, const GridLevel& level,
+                                        const GridPoint<T, kDims>& point, const GridCell<A, kDims>& cell, uint32_t c,
+                                        int64_t n) {
+  const T* v = p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * n_dims_of<kDims>(p)
+                                                : nullptr;
+  const T* u = static_cast<const T*>(p.grad_grad_level_weights);
+  const A m = level_weight<T>(p, l), u_level = u != nullptr ? u[l] : T(0);
+  const SecondOrderCorner<A, kDims> corner = second_order_corner(level, point, cell, c, v);
+  return m * corner.along + u_level * corner.weight;
+}
+
+// Thread: point global_thread() at level blockIdx.y. Any number of dimensions, any kind of sum.
+template <typename T, TableSum kSum>
+__global__ void hash_encode_second_table_any_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  using A = typename Arithmetic<T, 0>::Type;
   const int64_t n = global_thread();
   if (n >= p.n_points) return;
   const int l = blockIdx.y;
   const GridLevel level = p.levels[l];
-  const GridPoint<T, kDims> point = load_point<T, kDims>(p, n);
+  const GridPoint<T, 0> point = load_point<T, 0>(p, n);
   if (point.state != PointState::kInside) return;
-  const int n_dims = n_dims_of<kDims>(p);
-  const T* v = p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * n_dims : nullptr;
-  const T* u = static_cast<const T*>(p.grad_grad_level_weights);
   const T* grad_y = static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * p.n_features;
-  const A m = level_weight<T>(p, l), u_level = u != nullptr ? u[l] : T(0);
   const double scale = fixed_scale<kSum>(p);
   float largest = 0.0f;
-  const GridCell<A, kDims> cell = find_cell<A>(p, level, point);
-  const uint32_t n_corners = n_corners_of(p, n_dims);
+  const GridCell<A, 0> cell = find_cell<A>(p, level, point);
+  const uint32_t n_corners = n_corners_of(p, p.n_dims);
   for (uint32_t c = 0; c < n_corners; ++c) {
-    const SecondOrderCorner<A, kDims> corner = second_order_corner(level, point, cell, c, v);
-    const A factor = m * corner.along + u_level * corner.weight;
+    const A factor = second_table_factor(p, l, level, point, cell, c, n);
     const int64_t first = first_feature(p, level, cell, c);
     for (int f = 0; f < p.n_features; ++f) {
       const T value = static_cast<T>(factor * static_cast<A>(grad_y[f]));
@@ -462,6 +470,42 @@ __global__ void hash_encode_second_table_kernel(HASHGRID_PARAMS HashEncodeParams
     }
   }
   if constexpr (kSum == TableSum::kFindLargest) record_largest(p, largest);
+}
+
+// Thread: point global_thread() at level blockIdx.y. fp32, 3 dimensions, grad_table begins at a multiple of 16 bytes:
+// rows are added whole, x-neighbours together where they are a pair.
+template <int kF>
+__global__ void hash_encode_second_table_kernel(HASHGRID_PARAMS HashEncodeParams p) {
+  const int64_t n = global_thread();
+  if (n >= p.n_points) return;
+  const int l = blockIdx.y;
+  const GridLevel level = p.levels[l];
+  const GridPoint<float, 3> point = load_point<float, 3>(p, n);
+  if (point.state != PointState::kInside) return;
+  float grad[kF];
+  load_row<float, kF>(static_cast<const float*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
+  const GridCell<float, 3> cell = find_cell<float>(p, level, point);
+  float* rows = static_cast<float*>(p.grad_table) + level.offset * kF;
+  const bool in_pairs = level.offset % 2 == 0;
+  uint32_t entries[8];
+  grid_indices<3>(level, cell.base, entries);
+  const bool nearest = n_corners_of(p, 3) == 1;
+#pragma unroll
+  for (uint32_t c = 0; c < 8; c += 2) {
+    if (nearest && c > 0) break;
+    float values[2 * kF];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      const float factor = second_table_factor(p, l, level, point, cell, c + i, n);
+#pragma unroll
+      for (int f = 0; f < kF; ++f) values[i * kF + f] = factor * grad[f];
+    }
+    if (nearest) {
+      add_aligned_row<kF>(rows + static_cast<int64_t>(entries[0]) * kF, values);
+    } else {
+      add_two_rows<kF>(rows, entries[c], entries[c + 1], values, in_pairs);
+    }
+  }
 }
 
 // ---- choice of an instance ---------------------------------------------------------------------------------------
@@ -571,11 +615,13 @@ template <TableSum kSum>
 void launch_second_table(const HashEncodeParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
   if (p.dtype == DType::kFloat64) {
-    HASHGRID_LAUNCH((hash_encode_second_table_kernel<double, 0, kSum>), shape, stream, p);
-  } else if (p.n_dims == 3 && kSum == TableSum::kAdd) {
-    HASHGRID_LAUNCH((hash_encode_second_table_kernel<float, 3, TableSum::kAdd>), shape, stream, p);
+    HASHGRID_LAUNCH((hash_encode_second_table_any_kernel<double, kSum>), shape, stream, p);
+  } else if (p.n_dims == 3 && kSum == TableSum::kAdd && rows_are_aligned<4>(p.grad_table)) {
+    with_features(p, [&](auto features) {
+      HASHGRID_LAUNCH((hash_encode_second_table_kernel<decltype(features)::value>), shape, stream, p);
+    });
   } else {
-    HASHGRID_LAUNCH((hash_encode_second_table_kernel<float, 0, kSum>), shape, stream, p);
+    HASHGRID_LAUNCH((hash_encode_second_table_any_kernel<float, kSum>), shape, stream, p);
   }
 }
 

@@ -273,20 +273,27 @@ __device__ inline void add_bias_gradient(const MlpParams& p, unsigned char* shar
   __syncwarp();
 }
 
+// Squares of two by two tiles of a weight's gradient.
+__device__ inline int n_squares(const MlpLayer& layer) {
+  return (tiles_of(layer.n_out) + 1) / 2 * ((tiles_of(layer.n_in) + 1) / 2);
+}
+
 // Adds transposed(gradient) * input over the block's rows to `sums`, [tiles of n_out, tiles of n_in] tiles. Each warp
-// has squares of two by two tiles of its own, always the same, so that no barrier is needed between layers or blocks
-// of rows. A tile of sums is stored as [column half, lane, 4]: neither banks nor sectors conflict. Sums over a block's
-// rows stay in registers and meet the stored ones once per block, which also keeps rounding errors small.
+// has squares of its own, always the same, so that no barrier is needed between layers or blocks of rows; the first
+// one is warp `turn`'s, as narrow layers have less than there are warps, each on tensor cores of its own. A tile of
+// sums is stored as [column half, lane, 4]: neither banks nor sectors conflict. Sums over a block's rows stay in
+// registers and meet the stored ones once per block, which also keeps rounding errors small.
 template <class Half>
 __device__ inline void add_weight_gradient(const StoredGradient& stored, const StoredFactors& input, int n_row_tiles,
-                                           float* sums) {
+                                           int turn, float* sums) {
   const StoredFactors& gradient = stored.factors;
   const int n_warps = static_cast<int>(blockDim.x) / kWarpSize;
   const int pairs_out = (gradient.n_tiles + 1) / 2, pairs_in = (input.n_tiles + 1) / 2;
   const uint32_t unit_bits = kHasUnits<Half> ? largest_unit(stored, n_row_tiles) : 0;
   const float block_unit = kHasUnits<Half> ? __uint_as_float(unit_bits) : 1.0f;
-  for (int unit = warp_index(); unit < pairs_out * pairs_in; unit += n_warps) {
-    const int out = unit % pairs_out * 2, in = unit / pairs_out * 2;
+  for (int square = (warp_index() + n_warps - turn % n_warps) % n_warps; square < pairs_out * pairs_in;
+       square += n_warps) {
+    const int out = square % pairs_out * 2, in = square / pairs_out * 2;
     const bool second_out = out + 1 < gradient.n_tiles, second_in = in + 1 < input.n_tiles;
     Sums<2> total[2] = {};  // [in][out]
     for (int row = 0; row < n_row_tiles; ++row) {
@@ -495,12 +502,14 @@ __device__ inline void fused_backward(const MlpParams& p) {
       forward_again<kTwo>(p, shared, first, &factors);
       begin_gradient(p, shared, first, factors);
     }
+    int turn = 0;
     for (int l = last; l >= 0; --l) {
       const MlpLayer& layer = p.layers[l];
       if (partial != nullptr) {
         __syncthreads();  // the gradient is complete
         add_weight_gradient<Half>(stored_gradient(p, shared, l), stored_factors(shared, layer.input, layer.n_in),
-                                  n_row_tiles, sums + layer.grad_weight);
+                                  n_row_tiles, turn, sums + layer.grad_weight);
+        turn += n_squares(layer);
         __syncthreads();  // the factors are no longer read
       }
       if (active && (l > 0 || p.grad_x != nullptr)) pull_gradient<Half, kTiles, kM, kTwo>(p, shared, l, first);

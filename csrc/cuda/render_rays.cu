@@ -18,7 +18,7 @@ namespace HASHGRID_ISA {
 constexpr int kRenderBlocks = 3;  // of a multiprocessor, as registers allow
 constexpr int kColors = 3;
 // Idle lanes that are worth a search for the next rays' first samples, during which the others wait. Evaluating 32
-// samples takes some 14 000 instructions, a turn of the search some hundreds.
+// samples takes some 10 000 instructions, a turn of the search some hundreds.
 constexpr int kIdleLanes = 4;
 
 // ---- rays --------------------------------------------------------------------------------------------------------

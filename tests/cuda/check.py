@@ -37,10 +37,13 @@ INSTRUCTIONS = (
     (r"hash_encode_backward_table_kernel<[234], 1>", 90, ("REDG.E.ADD.F32.FTZ", "REDG.E.ADD.F32x2")),
     (r"hash_encode_backward_table_kernel<[234], 2>", 90, ("LDG.E.64", "REDG.E.ADD.F32x2", "REDG.E.ADD.F32x4")),
     (r"hash_encode_backward_table_kernel<[234], [48]>", 90, ("LDG.E.128", "REDG.E.ADD.F32x4")),
+    (r"hash_encode_second_table_kernel<2>", 90, ("LDG.E.64", "REDG.E.ADD.F32x2", "REDG.E.ADD.F32x4")),
+    (r"hash_encode_second_table_kernel<[48]>", 90, ("LDG.E.128", "REDG.E.ADD.F32x4")),
     (r"mlp_fused_forward_kernel<BFloat16, .*>", 80, ("HMMA.16816.F32.BF16",)),
     (r"hash_encode_mlp_kernel<float, BFloat16, .*>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
-    (r"(hash_encode_mlp|radiance_field)_kernel<\w+, Float16.*>", 80, ("HMMA.16816.F32",)),
-    (r"radiance_field_kernel<float, BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
+    (r"(hash_encode_mlp|radiance_field|render_rays|occupancy_values)_kernel<\w+, Float16.*>", 80, ("HMMA.16816.F32",)),
+    (r"(radiance_field|render_rays|occupancy_values)_kernel<float, BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
+    (r"render_rays_kernel<.*>", 80, ("SHFL", "ATOM", "VOTE")),
     (r"radiance_mlp_forward_kernel<BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16")),
     (r"radiance_mlp_backward_kernel<BFloat16>", 80, ("LDG.E.64", "HMMA.16816.F32.BF16", "LDSM.16.MT88")),
     (r"radiance_mlp_(forward|backward)_kernel<Float16>", 80, ("HMMA.16816.F32",)),
@@ -54,7 +57,7 @@ INSTRUCTIONS = (
 LOCAL_MEMORY = "|".join(
     (
         r"frequency_encode_\w+_kernel<double>",
-        r"(hash_encode_mlp|radiance_field|radiance_mlp_forward|radiance_mlp_backward)_kernel<.*>",
+        r"(hash_encode_mlp|radiance_field|radiance_mlp_forward|radiance_mlp_backward|render_rays)_kernel<.*>",
         r"mlp_(fused_forward|fused_backward|activate|derivative)_kernel<.*>",
     )
 )
