@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from hash_encode_budget import check_budget, run, run_plain, safe_positions
+from march_rays_scenes import OPTIONS, scene
 from samples import CUDA_ONLY, ON_CUDA
 from test_composite import assert_within_budget, evaluate
-from test_hash_encode import check_budget, run, run_plain, safe_positions
-from test_march_rays import OPTIONS, scene
 from test_mlp import assert_within_budget as assert_mlp_within_budget
 from test_mlp import problem, sums_of_terms
 from test_mlp import run as run_mlp

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,12 @@ import pytest
 import torch
 
 from hashgrid import bench, reference
-from hashgrid.bench import harness, march_rays, peers
+from hashgrid.bench import adam_step, harness, march_rays, mlp, peers
+from hashgrid.bench.scenes import procedural_scene
 from hashgrid.levels import make_level_table
 from hashgrid.nerf.config import NerfConfig
+from hashgrid.nerf.dataset import load_scene
+from hashgrid.nerf.procedural import write_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -63,7 +67,7 @@ def test_dry_run_names_every_stage() -> None:
     assert done.returncode == 0, done.stderr
     headings = [line.split()[1].rstrip(",") for line in done.stdout.splitlines() if line.startswith("==")]
     assert headings == list(STAGES)
-    for words in ("build_ext --inplace", "not cuda_on_host", "--tool racecheck", "mma_probe", "--device cuda"):
+    for words in ("build_ext --inplace", "and not emulated", "--tool racecheck", "mma_probe", "--device cuda"):
         assert words in done.stdout
     for suite in set(bench.SUITES.values()) - {"train", "scaling"}:  # training is a stage of its own
         assert f"hashgrid.bench.{suite} " in done.stdout
@@ -120,6 +124,9 @@ FAKE_TOOLS = {
 *hashgrid.bench.environment*) echo '{"card": "fake", "python": "3", "torch": "2", "cpu": "none"}' ;;
 *get_device_capability*) echo 9.0 ;;
 *setup.py*) echo "built for $TORCH_CUDA_ARCH_LIST" ;;
+*setuptools.__version__*) echo ${PLAYED_SETUPTOOLS:-77.0.1} ;;
+*"find_spec('${PLAYED_MISSING:-}')"*) exit 1 ;;
+*"hashgrid.bench.slow "*) echo $$ > "$WORK/pid"; exec sleep 60 ;;
 *"hashgrid info") ;;
 *) exec REAL_PYTHON "$@" ;;
 esac""",
@@ -137,18 +144,22 @@ printf '%s\ndone\n========= ERROR SUMMARY: %s errors\n' "$*" $n
 }
 
 
-def test_gpu_stages_with_tools_that_play(tmp_path: Path) -> None:
-    """The shell's part of building, sanitizing and probing: a race is reported, a fragment differs."""
+@pytest.fixture
+def played(tmp_path: Path) -> dict[str, str]:
+    """Environment of a call whose tools play; it leaves ``work`` and ``out`` in ``tmp_path``."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in FAKE_TOOLS.items():
         path = tools / name
         path.write_text(f"#!/bin/sh\n{text.replace('REAL_PYTHON', sys.executable)}\n")
         path.chmod(0o755)
-    done = gpu_sh(
-        "build", "sanitize", "probe", PYTHON=str(tools / "python"), PATH=f"{tools}:{os.environ['PATH']}",
-        WORK=str(tmp_path / "work"), OUT=str(tmp_path / "out"), CUDA_HOME="", COMMIT="abc",
-    )  # fmt: skip
+    folders = {"WORK": str(tmp_path / "work"), "OUT": str(tmp_path / "out"), "CUDA_HOME": "", "COMMIT": "abc"}
+    return {"PYTHON": str(tools / "python"), "PATH": f"{tools}:{os.environ['PATH']}", **folders}
+
+
+def test_gpu_stages_with_tools_that_play(played: dict[str, str], tmp_path: Path) -> None:
+    """The shell's part of building, sanitizing and probing: a race is reported, a fragment differs."""
+    done = gpu_sh("build", "sanitize", "probe", **played)
     assert done.returncode == 1, done.stdout + done.stderr
     report = json.loads((tmp_path / "out" / "gpu.json").read_text())
     reasons = {name: (stage["outcome"], stage["reason"]) for name, stage in report["stages"].items()}
@@ -158,6 +169,52 @@ def test_gpu_stages_with_tools_that_play(tmp_path: Path) -> None:
     assert report["sanitizer"]["memcheck"]["finds_planted"] and report["sanitizer"]["memcheck"]["errors"] == 0
     assert "--kernel-name kns=hashgrid" in (tmp_path / "out" / "sanitize.log").read_text()
     assert reasons["probe"] == ("failed", "1 of 900 experiments differ")
+
+
+def test_setuptools_that_cannot_build_is_named(played: dict[str, str], tmp_path: Path) -> None:
+    assert gpu_sh("build", **played, PLAYED_SETUPTOOLS="68.1.2").returncode == 0
+    stage = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]["build"]
+    expected = "setuptools must be 77 or newer for pyproject.toml, got 68.1.2"
+    assert (stage["outcome"], stage["reason"]) == ("skipped", expected)
+
+
+def test_suite_without_its_package_is_left_out(played: dict[str, str], tmp_path: Path) -> None:
+    """It hides no other suite, and neither fails nor replaces what an earlier call has measured."""
+    settings = {**played, "DEVICE": "cpu", "PLAYED_MISSING": "igl"}
+    reason = "the Python package igl is not installed"
+    for measured in ([], [{"name": "case"}]):
+        assert gpu_sh("bench", **settings, BENCHES="sdf_step encodings").returncode == 0
+        report = json.loads((tmp_path / "out" / "gpu.json").read_text())
+        assert report["stages"]["bench"]["outcome"] == "ok" and report["benchmarks"]["encodings"]["cases"]
+        found = report["benchmarks"]["sdf_step"]
+        assert found["cases"] == measured and (measured or found["skipped"] == reason)
+        found["cases"] = [{"name": "case"}]
+        (tmp_path / "out" / "gpu.json").write_text(json.dumps(report, indent=1))
+    assert gpu_sh("bench", **settings, BENCHES="sdf_step").returncode == 0
+    stage = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]["bench"]
+    assert (stage["outcome"], stage["reason"]) == ("skipped", f"sdf_step: {reason}")
+
+
+def test_benchmark_ends_with_its_stage(played: dict[str, str], tmp_path: Path) -> None:
+    """Both have a limit; the stage's is the shorter one here."""
+    assert gpu_sh("bench", **played, BENCHES="slow", LIMIT_BENCH="1").returncode == 1
+    stage = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]["bench"]
+    assert stage["outcome"] == "timeout"
+    process = int((tmp_path / "work" / "pid").read_text())
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the benchmark outlives its stage")
+
+
+def test_gpu_tests_need_no_hypothesis() -> None:
+    """Those of test_cuda.py; files that import it themselves are left out where it is missing."""
+    code = "import sys; sys.modules['hypothesis'] = None; import test_cuda"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True)
 
 
 # ---- what tools leave ------------------------------------------------------------------------------------------------
@@ -222,9 +279,13 @@ def test_sanitized_work_runs() -> None:
 
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 
+PACKAGES = {"nerf_step": ["safetensors"], "sdf_step": ["igl", "skimage"]}  # as in gpu.sh
+
 
 @pytest.mark.parametrize("suite", bench.SUITES.values())
 def test_suite_validates_and_writes(suite: str, tmp_path: Path) -> None:
+    for package in PACKAGES.get(suite, ()):
+        pytest.importorskip(package)
     module = importlib.import_module(f"hashgrid.bench.{suite}")
     path = module.main(["--out", str(tmp_path), "--tiny", "--no-compile", "--no-plot", "--seconds", "0"])
     record = json.loads(path.read_text())
@@ -236,6 +297,7 @@ def test_suite_validates_and_writes(suite: str, tmp_path: Path) -> None:
 
 def test_gpu_recipe_of_the_nerf_step(tmp_path: Path) -> None:
     """Steps of fixed size, counted in rays, with the table in half precision; on the CPU here."""
+    pytest.importorskip("safetensors")
     from hashgrid.bench import nerf_step
 
     options = ["--tiny", "--gpu-recipe", "--no-compile", "--no-plot", "--seconds", "0"]
@@ -244,6 +306,30 @@ def test_gpu_recipe_of_the_nerf_step(tmp_path: Path) -> None:
     assert record["unit"] == "ns per ray"
     assert set(case["speedup"]) == {harness.EAGER, f"{harness.OURS}, steps of varying size"}
     assert min(case["samples_per_ray"].values()) > 0
+
+
+def test_procedural_scene_is_the_one_of_files(tmp_path: Path) -> None:
+    pytest.importorskip("imageio.v3")
+    scene = procedural_scene(3, 2, 24, seed=5)
+    stored = load_scene(write_scene(tmp_path, 3, 2, 24, seed=5))
+    for views, expected in ((scene.train, stored.train), (scene.test, stored.test)):
+        assert torch.equal(views.data, expected.data) and torch.equal(views.sizes, expected.sizes)
+        assert views.names == expected.names and torch.equal(views.distortion, expected.distortion)
+        torch.testing.assert_close(views.c2w, expected.c2w, rtol=0, atol=1e-6)
+        torch.testing.assert_close(views.intrinsics, expected.intrinsics)
+    torch.testing.assert_close(scene.up, stored.up, rtol=0, atol=1e-6)
+    assert torch.equal(scene.aabb, stored.aabb) and scene.cone_angle == stored.cone_angle
+    assert (scene.n_cascades, scene.bounded, scene.near) == (stored.n_cascades, stored.bounded, stored.near)
+
+
+def test_what_a_contender_needs_is_on_the_device() -> None:
+    """Layers are made there, and no call copies a number to it."""
+    layers = mlp._sequential([torch.empty(5, 3, device="meta"), torch.empty(2, 5, device="meta")])
+    assert {param.device.type for param in layers.parameters()} == {"meta"}
+    calls: list[dict] = []
+    contender = adam_step._contender("step", lambda **options: calls.append(options), torch.zeros(2, 2), skip=False)
+    contender.run()
+    assert isinstance(calls[0]["global_step"], torch.Tensor) and calls[0]["global_step"].dtype == torch.int32
 
 
 def test_absent_peers_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,13 +383,15 @@ def test_cuda_clock_times_between_events(monkeypatch: pytest.MonkeyPatch) -> Non
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
-        def record(self) -> None:
+        def record(self, stream: str) -> None:
+            assert stream == "stream of cpu"
             log.append("event")
 
         def elapsed_time(self, stop: Event) -> float:
             return 2.0  # ms
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(L2_cache_size=64))
     clock = harness.CudaClock(torch.device("cpu"))

@@ -38,7 +38,7 @@ CUBE_FACES = np.array(
     [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4],
      [1, 5, 7], [1, 7, 3]]
 )  # fmt: skip
-TINY = SdfConfig(n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=16)
+TINY = SdfConfig(device="cpu", n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=16)
 
 
 def torus(points: torch.Tensor) -> torch.Tensor:
@@ -254,8 +254,8 @@ def test_command_fits_a_mesh(tmp_path: Path) -> None:
     vertices, faces = (x.numpy() for x in to_mesh(torus, 40))
     write_ply(tmp_path / "torus.ply", vertices * 3 - 7, faces)
     out = tmp_path / "out"
-    sizes = ["log2_hashmap_size=14", "max_resolution=128", "pool=65536", "batch=8192", "mesh_resolution=80"]
-    arguments = [part for size in sizes for part in ("--set", size)]
+    settings = ["log2_hashmap_size=14", "max_resolution=128", "pool=65536", "batch=8192", "mesh_resolution=80"]
+    arguments = [part for setting in ("device=cpu", *settings) for part in ("--set", setting)]
     assert (
         main(["sdf", str(tmp_path / "torus.ply"), "--out", str(out), "--steps", "250", "--no-video", *arguments]) == 0
     )

@@ -34,6 +34,7 @@ for name in ("igl", "skimage", "imageio.v3", "PIL", "safetensors"):
     pytest.importorskip(name)
 
 TINY = [
+    "device=cpu",
     "log2_hashmap_size=12",
     "max_resolution=64",
     "pool=32768",
@@ -43,6 +44,7 @@ TINY = [
     "video_size=32",
 ]
 SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+ON_CPU = ["--device", "cpu", "--no-video"]  # `--eval` chooses a device anew
 KEYS = {
     "iou", "chamfer", "normal_consistency", "eikonal_error", "watertight", "euler", "euler_input", "components", "mesh",
     "train",
@@ -78,7 +80,7 @@ def test_command_writes_everything(fitted, ball) -> None:
 def test_stored_field_is_evaluated_again(fitted, ball, tmp_path) -> None:
     before = json.loads((fitted / "results.json").read_text())
     checkpoint = fitted / "field.safetensors"
-    assert main(["sdf", "--eval", str(checkpoint), "--out", str(tmp_path), "--no-video"]) == 0
+    assert main(["sdf", "--eval", str(checkpoint), "--out", str(tmp_path), *ON_CPU]) == 0
     after = json.loads((tmp_path / "results.json").read_text())
     for key in KEYS - {"mesh"}:
         assert after[key] == before[key], key
@@ -86,10 +88,10 @@ def test_stored_field_is_evaluated_again(fitted, ball, tmp_path) -> None:
     moved = tmp_path / "moved.safetensors"
     stored = load_field(checkpoint)
     save_field(moved, *stored, SdfConfig(**before["config"]), name="ball", input="/nowhere.ply", kind="mesh")
-    assert main(["sdf", "--eval", str(moved), "--no-video", "--resolution", "24"]) == 0  # beside the checkpoint
+    assert main(["sdf", "--eval", str(moved), *ON_CPU, "--resolution", "24"]) == 0  # beside the checkpoint
     alone = json.loads((tmp_path / "results.json").read_text())
     assert alone["iou"] is None and alone["chamfer"] is None and alone["watertight"] and alone["components"] >= 1
-    assert main(["sdf", "--eval", str(moved), "--no-video", "--truth", str(ball)]) == 0
+    assert main(["sdf", "--eval", str(moved), *ON_CPU, "--truth", str(ball)]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["iou"] == before["iou"]
 
 
@@ -102,7 +104,7 @@ def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> 
     assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert results["iou"] > 0.5 and results["chamfer"] < 0.1 and results["points_to_surface"]["mean"] < 0.1
-    assert main(["sdf", "--eval", str(tmp_path / "a" / "field.safetensors"), "--no-video"]) == 0  # remembers the truth
+    assert main(["sdf", "--eval", str(tmp_path / "a" / "field.safetensors"), *ON_CPU]) == 0  # remembers the truth
     again = json.loads((tmp_path / "a" / "results.json").read_text())
     assert again["iou"] == results["iou"] and again["chamfer"] == results["chamfer"]
     assert main([*arguments, "--out", str(tmp_path / "b")]) == 0

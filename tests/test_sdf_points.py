@@ -353,6 +353,7 @@ def test_field_from_the_centre_is_positive_at_first() -> None:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 SMALL = SdfConfig.for_points().replace(
+    device="cpu",
     steps=250,
     learning_rate=1e-2,
     log2_hashmap_size=14,

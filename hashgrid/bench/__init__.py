@@ -18,6 +18,7 @@ SUITES = {
     "composite": "composite",
     "optim": "adam_step",
     "nerf-step": "nerf_step",
+    "render": "render",
     "sdf-step": "sdf_step",
     "train": "train",
     "scaling": "scaling",

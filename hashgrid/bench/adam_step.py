@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 def _contender(name: str, step: Callable, gradient: Tensor, skip: bool) -> Contender:
     lr = torch.tensor(LR, device=gradient.device)
+    global_step = torch.ones(1, dtype=torch.int32, device=gradient.device)  # as the optimiser keeps it
 
     def state() -> dict[str, Tensor]:
         zeros = {key: torch.zeros_like(gradient) for key in ("param", "exp_avg", "exp_avg_sq")}
@@ -60,7 +61,7 @@ def _contender(name: str, step: Callable, gradient: Tensor, skip: bool) -> Conte
             zeros["shadow"] = torch.zeros_like(gradient, dtype=torch.float16)
         return zeros
 
-    def update(values: dict[str, Tensor], global_step: int) -> Sequence[Tensor]:
+    def update(values: dict[str, Tensor]) -> Sequence[Tensor]:
         step(
             grad=gradient, lr=lr, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=0.0, skip_zero=skip,
             global_step=global_step, **values,
@@ -68,7 +69,7 @@ def _contender(name: str, step: Callable, gradient: Tensor, skip: bool) -> Conte
         return values["param"], values["exp_avg"], values["exp_avg_sq"]
 
     kept = state()
-    return Contender(name, lambda: update(kept, 1), check=lambda: update(state(), 1))
+    return Contender(name, lambda: update(kept), check=lambda: update(state()))
 
 
 def _torch_adam(gradient: Tensor) -> Contender:

@@ -184,7 +184,7 @@ class CudaClock:
     """CUDA events around each call; calls of a turn are queued one behind the other.
 
     Args:
-        device: of the stream.
+        device: whose current stream is timed.
         flush: write a buffer of twice the L2 cache before each call, so that no call finds what the last one left.
     """
 
@@ -200,15 +200,15 @@ class CudaClock:
         return calls + self._queue(run, points, min(int(seconds / elapsed), 1000))
 
     def _queue(self, run: Callable[[], object], points: Callable[[], int], n: int) -> list[Call]:
-        queued = []
+        queued, stream = [], torch.cuda.current_stream(self.device)
         for _ in range(n):
             self._buffer.zero_()
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            start.record(stream)
             begin = time.perf_counter()
             run()
             host_seconds = time.perf_counter() - begin
-            stop.record()
+            stop.record(stream)
             queued.append((start, stop, points(), host_seconds))
         self.synchronize()
         return [Call(start.elapsed_time(stop) / 1e3, count, host) for start, stop, count, host in queued]

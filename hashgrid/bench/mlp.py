@@ -109,10 +109,10 @@ def _truth(weights: list[Tensor], x: Tensor, grad_y: Tensor, backward: bool) -> 
 
 
 def _sequential(weights: Sequence[Tensor]) -> nn.Sequential:
-    """Bias-free layers with ReLU between them and copies of ``weights``."""
+    """Bias-free layers with ReLU between them and copies of ``weights``, on their device."""
     layers: list[nn.Module] = []
     for i, weight in enumerate(weights):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
         with torch.no_grad():
             layer.weight.copy_(weight)
         layers += [layer] if i == len(weights) - 1 else [layer, nn.ReLU()]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
+from hashgrid.bench.scenes import procedural_scene
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene, load_scene
-from hashgrid.nerf.procedural import write_scene
 from hashgrid.nerf.render import render_rays
 from hashgrid.nerf.trainer import Trainer, read_checkpoint
 
@@ -52,11 +52,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     suite.record["settings"]["native_compute_dtype"] = native.compute_dtype
     varying = native.replace(fixed_size=False)
     plain = varying.replace(backend="reference", compute_dtype="float32", table_dtype="float32")
+    if args.scene is None:
+        n_train, resolution = (2, 12) if args.tiny else (12, 100)
+        scene = procedural_scene(n_train, 1, resolution, args.seed)
+    else:
+        scene = load_scene(args.scene)
     with tempfile.TemporaryDirectory() as folder:
-        if args.scene is None:
-            n_train, resolution = (2, 12) if args.tiny else (12, 100)
-            write_scene(Path(folder), n_train=n_train, n_test=1, resolution=resolution, seed=args.seed)
-        scene = load_scene(Path(folder) if args.scene is None else args.scene)
         checkpoint = Path(folder) / "warm.safetensors"
         warm = Trainer(scene, native)
         while warm.progress.step < args.warm_steps:

@@ -6,17 +6,16 @@ Every contender trains the same recipe from the same seed; the clock stops while
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS
+from hashgrid.bench.scenes import procedural_scene
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene, background_color, load_scene
 from hashgrid.nerf.evaluate import evaluate
-from hashgrid.nerf.procedural import write_scene
 from hashgrid.nerf.trainer import Trainer
 from hashgrid.optional import optional_import
 
@@ -39,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if args.tiny:
         config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
     plain = config.replace(backend="reference", compute_dtype="float32", table_dtype="float32", fixed_size=False)
-    with tempfile.TemporaryDirectory() as folder:
-        if args.scene is None:
-            n_train, resolution = (2, 12) if args.tiny else (40, 160)
-            write_scene(Path(folder), n_train=n_train, n_test=args.views, resolution=resolution, seed=args.seed)
-        scene = load_scene(Path(folder) if args.scene is None else args.scene)
-        curves = {OURS: _train(scene, config, args.views, compiled=False)}
-        curves[EAGER] = _train(scene, plain, args.views, compiled=False)
-        if not args.no_compile:
-            curves[COMPILED] = _train(scene, plain, args.views, compiled=True)
+    if args.scene is None:
+        n_train, resolution = (2, 12) if args.tiny else (40, 160)
+        scene = procedural_scene(n_train, args.views, resolution, args.seed)
+    else:
+        scene = load_scene(args.scene)
+    curves = {OURS: _train(scene, config, args.views, compiled=False)}
+    curves[EAGER] = _train(scene, plain, args.views, compiled=False)
+    if not args.no_compile:
+        curves[COMPILED] = _train(scene, plain, args.views, compiled=True)
     case = _summary(curves, args.train_seconds)
     suite.record["cases"].append(case)
     _print(case)

@@ -1,0 +1,77 @@
+"""The hash encoding at points that every precision sees in the same cells, and how far results may be off.
+
+Apart from test_hash_encode.py, which needs hypothesis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hashgrid import reference
+from hashgrid.levels import LevelTable
+
+MARGIN = 4e-3  # of a cell: fp32 and fp64 agree on the cell of points this far from its borders
+
+
+def safe_positions(levels: LevelTable, n: int, low: float = 0.0, high: float = 1.0, clamp: bool = False) -> Tensor:
+    """[n, D] fp32 points in [low, high] that keep away from the cell borders of every level, and from 0 and 1."""
+    accepted: list[Tensor] = []
+    while sum(len(x) for x in accepted) < n or not accepted:
+        x = low + (high - low) * torch.rand(max(4 * n, 16), levels.n_input_dims)
+        safe = ((x - 0).abs() > 1e-4).all(-1) & ((x - 1).abs() > 1e-4).all(-1)
+        seen = x.double().clamp(0, 1) if clamp else x.double()
+        for scale in levels.scales:
+            cell = seen * scale + levels.shift
+            safe &= ((cell - cell.round()).abs() >= MARGIN).all(-1)
+        accepted.append(x[safe])
+    return torch.cat(accepted)[:n]
+
+
+def run(function, dtype: torch.dtype, x, table, weights, grad_y, levels, **options) -> dict[str, Tensor]:
+    """Output and all first gradients in ``dtype``, then the second ones of the position gradient, as fp64."""
+    x, table = (t.to(dtype).requires_grad_() for t in (x, table))
+    weights = None if weights is None else weights.to(dtype).requires_grad_()
+    y = function(x, table, levels, level_weights=weights, **options)
+    grad_y = grad_y.to(y.dtype).requires_grad_()
+    inputs = {"x": x, "table": table} | ({} if weights is None else {"weights": weights})
+    grads = torch.autograd.grad(y, list(inputs.values()), grad_y, create_graph=True, materialize_grads=True)
+    results = {"y": y} | {f"grad_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
+    if grads[0].requires_grad:
+        second = torch.autograd.grad(
+            grads[0], [grad_y, *inputs.values()], torch.ones_like(x).cumsum(-1), materialize_grads=True
+        )
+        results |= {f"second_{name}": grad for name, grad in zip(["grad_y", *inputs], second, strict=True)}
+    return {name: value.detach().double() for name, value in results.items()}
+
+
+def orders_of(n: int) -> list[Tensor]:
+    """A few orders of ``n`` points, the given one first."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.arange(n), *(torch.randperm(n, generator=generator) for _ in range(3))]
+
+
+def run_plain(dtype: torch.dtype, x, table, weights, grad_y, levels, **options) -> list[dict[str, Tensor]]:
+    """Results of the reference for a few orders of the points: sums over points have no order of their own, and how
+    much rounding one order costs is luck."""
+    results = []
+    for order in orders_of(len(x)):
+        result = run(reference.hash_encode, dtype, x[order], table, weights, grad_y[order], levels, **options)
+        back = order.argsort()
+        per_point = ("y", "grad_x", "second_grad_y", "second_x")
+        results.append({name: value[back] if name in per_point else value for name, value in result.items()})
+    return results
+
+
+def check_budget(
+    ours: dict[str, Tensor], theirs: list[dict[str, Tensor]], truth: dict[str, Tensor], eps: float
+) -> None:
+    """|ours - f64| <= 2 |PyTorch - f64| + one rounding, in the largest element of every tensor and over all orders."""
+    for name, exact in truth.items():
+        assert ours[name].shape == exact.shape, name
+        if exact.numel() == 0:
+            continue
+        error, *others = ((other[name] - exact).abs().max().item() for other in (ours, *theirs))
+        allowed = max(others)
+        rounding = exact.abs().max().item() * eps
+        assert error <= 2 * allowed + rounding, f"{name}: {error} > 2 * {allowed} + {rounding}"
