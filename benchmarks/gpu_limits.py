@@ -79,7 +79,7 @@ MLP = 2 * (32 * 64 + 64 * 64 + 64 * 16)  # of the products of one row
 FIELD = 2 * (32 * 64 + 64 * 16 + 32 * 64 + 64 * 64 + 64 * 16)  # of both networks of the field, tiles of 16 outputs
 DENSITY = 2 * (32 * 64 + 64 * 16)
 # Weights, tiles of 512 bytes that 32 rows share. The backward also writes and reads factors and gradients, 1 KB per
-# tile of 32 rows, and per 128 rows reads both again for the weights' gradients, and adds these to 28 or 40 tiles of sums.
+# tile of 32 rows, and per 128 rows reads both again for weight gradients, and adds these to 28 or 40 tiles of sums.
 MLP_WEIGHTS, FIELD_WEIGHTS, DENSITY_WEIGHTS = 28 * 16, 40 * 16, 12 * 16
 MLP_BACKWARD = (24 + 28) * 16 + (10 + 8 + 1 + 9 + 8 + 8) * 32 + 30 * 8 * 512 / 128 + 28 * 2048 / 128
 FIELD_BACKWARD = (36 + 4 + 36) * 16 + (16 + 12 + 1 + 14 + 12 + 13) * 32 + 44 * 8 * 512 / 128 + 40 * 2048 / 128

@@ -27,8 +27,7 @@ def without(fault: str, text: str, statement: str = "__syncthreads();") -> tuple
     return text, text.replace(statement, instead(fault, statement, ""))
 
 
-ATOMIC = "#endif\n#pragma unroll\n  for (int f = 0; f < kF; ++f) {}"
-ADD = "atomicAdd(target + f, values[f]);"
+ADD = "atomicAdd(target, values[0]);"
 SWAPPED = """  const bool planted = hashgrid_on_host::planted("fragment");
   const uint32_t swapped[4] = {a[0], planted ? a[2] : a[1], planted ? a[1] : a[2], a[3]};
   hashgrid_on_host::mma_m16n8k16(sum, swapped, b0, b1,"""
@@ -36,8 +35,9 @@ EXCHANGE = "const A other = shuffle_up(value, distance);\n    if (lane >= distan
 # fault: file, text, other text, the check of test_cuda_on_host.py that has to fail, and by what
 FAULTS = {
     "atomic": (
-        *("cuda/atomics.cuh", ATOMIC.format(ADD)),
-        *(ATOMIC.format(instead("atomic", ADD, "target[f] = values[f];")), "hash_encode_case(257)", WRONG),
+        *("cuda/atomics.cuh", f"if constexpr (kSize == 1) {ADD}"),
+        f"if constexpr (kSize == 1) {{ {instead('atomic', ADD, 'target[0] = values[0];')} }}",
+        *("hash_encode_case(257)", WRONG),
     ),
     "pair of rows": (
         *("cuda/atomics.cuh", "const bool swapped = (first & 1u) != 0;"),

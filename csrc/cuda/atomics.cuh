@@ -14,34 +14,43 @@ __host__ __device__ inline bool rows_are_aligned(const void* base) {
   return reinterpret_cast<uintptr_t>(base) % (kF >= 4 ? 16 : 4 * kF) == 0;
 }
 
-// sm_90 adds vectors of fp32 in one transaction.
-#if defined(HASHGRID_ON_HOST) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+// Floats that one reduction takes: sm_90 has vectors of them. On the host single ones stand for these.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int kReductionSize = 4;
+constexpr bool kHasVectorReductions = true;
+#elif defined(HASHGRID_ON_HOST)
+constexpr int kReductionSize = 1;
 constexpr bool kHasVectorReductions = true;
 #else
+constexpr int kReductionSize = 1;
 constexpr bool kHasVectorReductions = false;
 #endif
+
+// target[0..kSize) += values in one reduction.
+template <int kSize>
+__device__ inline void add_vector(float* target, const float* values) {
+  if constexpr (kSize == 1) atomicAdd(target, values[0]);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (kSize == 2) {
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(values[0]), "f"(values[1]) : "memory");
+  }
+  if constexpr (kSize == 4) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(values[0]), "f"(values[1]),
+                 "f"(values[2]), "f"(values[3])
+                 : "memory");
+  }
+#endif
+}
 
 // target[0..kF) += values, `target` being a row of an array whose rows are aligned.
 template <int kF>
 __device__ inline void add_aligned_row(float* target, const float* values) {
 #if defined(HASHGRID_ON_HOST)
   if (!rows_are_aligned<kF>(target)) hashgrid_on_host::fail("a vector is added where it is not aligned");
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (kF >= 4) {
-#pragma unroll
-    for (int f = 0; f < kF; f += 4) {
-      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + f), "f"(values[f]),
-                   "f"(values[f + 1]), "f"(values[f + 2]), "f"(values[f + 3])
-                   : "memory");
-    }
-    return;
-  } else if constexpr (kF == 2) {
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(values[0]), "f"(values[1]) : "memory");
-    return;
-  }
 #endif
+  constexpr int kSize = kF < kReductionSize ? kF : kReductionSize;
 #pragma unroll
-  for (int f = 0; f < kF; ++f) atomicAdd(target + f, values[f]);
+  for (int f = 0; f < kF; f += kSize) add_vector<kSize>(target + f, values + f);
 }
 
 // The same of any row; `aligned`: whether they are.

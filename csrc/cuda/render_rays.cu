@@ -17,9 +17,9 @@ namespace HASHGRID_ISA {
 
 constexpr int kRenderBlocks = 3;  // of a multiprocessor, as registers allow
 constexpr int kColors = 3;
-// Idle lanes that are worth a search for the next rays' first samples, during which the others wait. Evaluating 32
-// samples takes some 10 000 instructions, a turn of the search some hundreds.
-constexpr int kIdleLanes = 4;
+// Idle lanes that are worth a search for the next rays' first samples, during which the others wait: it takes as long
+// as the longest way through empty space, while evaluating 32 samples takes some 10 000 instructions (docs/kernels.md).
+constexpr int kIdleLanes = 8;
 
 // ---- rays --------------------------------------------------------------------------------------------------------
 
