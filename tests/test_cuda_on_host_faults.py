@@ -102,7 +102,7 @@ FAULTS = {
         *("render_rays_case(257)", WRONG),
     ),
     "column to lanes": (
-        *("cuda/render_rays.cu", "if (lane_index() / 8 == 2 * m + h) own = other;"),
+        *("cuda/mlp_tiles.cuh", "if (lane_index() / 8 == 2 * m + h) own = other;"),
         *('if (lane_index() / 8 == 2 * m + h || hashgrid_on_host::planted("column to lanes")) own = other;',),
         *("render_rays_case(257)", WRONG),
     ),
@@ -156,7 +156,8 @@ print(json.dumps(outcomes))
 def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
     """Of each fault and of none, "": exit status and output of its check, in a process of its own."""
     out = HOST_BUILD.parent / "host_faults"
-    only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "radiance_mlp", "render_rays", "sample_rays")
+    only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "occupancy_values")
+    only += ("radiance_mlp", "render_rays", "sample_rays")
     module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)
     checks = {name: [fault[3]] for name, fault in FAULTS.items()}
     checks[""] = sorted({fault[3] for fault in FAULTS.values()})

@@ -1,5 +1,5 @@
-// Sums that many threads add to. All inline PTX of this kind lives here. In global memory fp32 additions take numbers
-// below 2^-126 for zero.
+// Sums that many threads add to. All inline PTX of this kind lives here. Additions of fp32 in global memory flush
+// subnormal numbers to zero.
 #pragma once
 
 #include "cuda/launch.cuh"

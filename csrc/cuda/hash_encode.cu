@@ -433,7 +433,7 @@ __global__ void hash_encode_second_level_weights_kernel(HASHGRID_PARAMS HashEnco
   if (threadIdx.x == 0) p.grad_level_chunks[static_cast<int64_t>(blockIdx.x) * p.n_levels + l] = total;
 }
 
-// What the gradient of a corner's row is grad_y times of, at level l.
+// Factor of grad_y in the gradient of corner c's row, at level l.
 template <typename T, typename A, int kDims>
 __device__ inline A second_table_factor(const HashEncodeParams& p, int l, const GridLevel& level,
                                         const GridPoint<T, kDims>& point, const GridCell<A, kDims>& cell, uint32_t c,

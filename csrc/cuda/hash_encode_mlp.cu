@@ -20,7 +20,7 @@ __device__ inline void encode_and_pass(const HashEncodeParams& grid, const MlpPa
 
 // Warp: 32 points through grid and layers, each at most kTiles * 16 wide. kReLU: of the hidden layers.
 template <typename Element, class Half, int kDims, int kTiles, bool kReLU>
-__global__ void __launch_bounds__(kForwardWarps* kWarpSize, 2)
+__global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kTiles))
     hash_encode_mlp_kernel(HASHGRID_PARAMS HashEncodeParams grid, HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) encode_and_pass<Element, Half, kDims, kTiles, kReLU>(grid, p);
 }

@@ -12,7 +12,7 @@ namespace HASHGRID_ISA {
 constexpr int kTileSums = 256;           // of a stored tile of sums
 constexpr int kMaxFusedRows = 128;       // of a block
 constexpr int kMaxFusedPartials = 384;   // three blocks for each of 128 multiprocessors, as fit at width 64
-constexpr int kMaxJoinedPartials = 256;  // two, of two networks
+constexpr int kMaxJoinedPartials = 256;  // two blocks, as fit with both networks of a field
 constexpr int kRowsPerPartial = 128;     // at least; with the number of rows this fixes the order of sums on every card
 
 // ---- fused forward -----------------------------------------------------------------------------------------------
@@ -31,7 +31,8 @@ __device__ inline void fused_forward(const MlpParams& p) {
 // Warp: kM * 16 rows through all layers, each at most kTiles * 16 wide; warps know nothing of each other. kReLU: of the
 // hidden layers. Sums fp32, factors rounded.
 template <class Half, int kTiles, int kM, bool kReLU>
-__global__ void __launch_bounds__(kForwardWarps* kWarpSize, 2) mlp_fused_forward_kernel(HASHGRID_PARAMS MlpParams p) {
+__global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kTiles))
+    mlp_fused_forward_kernel(HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) fused_forward<Half, kTiles, kM, kReLU>(p);
 }
 
@@ -273,10 +274,8 @@ __device__ inline void add_bias_gradient(const MlpParams& p, unsigned char* shar
   __syncwarp();
 }
 
-// Squares of two by two tiles of a weight's gradient.
-__device__ inline int n_squares(const MlpLayer& layer) {
-  return (tiles_of(layer.n_out) + 1) / 2 * ((tiles_of(layer.n_in) + 1) / 2);
-}
+// Squares of two by two tiles of a matrix of so many tiles.
+__device__ inline int n_squares(int tiles_out, int tiles_in) { return (tiles_out + 1) / 2 * ((tiles_in + 1) / 2); }
 
 // Adds transposed(gradient) * input over the block's rows to `sums`, [tiles of n_out, tiles of n_in] tiles. Each warp
 // has squares of its own, always the same, so that no barrier is needed between layers or blocks of rows; the first
@@ -288,11 +287,10 @@ __device__ inline void add_weight_gradient(const StoredGradient& stored, const S
                                            int turn, float* sums) {
   const StoredFactors& gradient = stored.factors;
   const int n_warps = static_cast<int>(blockDim.x) / kWarpSize;
-  const int pairs_out = (gradient.n_tiles + 1) / 2, pairs_in = (input.n_tiles + 1) / 2;
+  const int pairs_out = (gradient.n_tiles + 1) / 2, squares = n_squares(gradient.n_tiles, input.n_tiles);
   const uint32_t unit_bits = kHasUnits<Half> ? largest_unit(stored, n_row_tiles) : 0;
   const float block_unit = kHasUnits<Half> ? __uint_as_float(unit_bits) : 1.0f;
-  for (int square = (warp_index() + n_warps - turn % n_warps) % n_warps; square < pairs_out * pairs_in;
-       square += n_warps) {
+  for (int square = (warp_index() + n_warps - turn % n_warps) % n_warps; square < squares; square += n_warps) {
     const int out = square % pairs_out * 2, in = square / pairs_out * 2;
     const bool second_out = out + 1 < gradient.n_tiles, second_in = in + 1 < input.n_tiles;
     Sums<2> total[2] = {};  // [in][out]
@@ -400,14 +398,20 @@ __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, 
     }
     const MlpLayer& layer = p.layers[l];
     const StoredFactors outputs = stored_factors(shared, p.layers[l + 1].input, layer.n_out);
+    // No sum is outside the layer then, and those of rows behind the last, whose x is zero, are zero.
+    const bool plain_relu = p.activation == Activation::kReLU && layer.bias == nullptr && layer.n_out % kTile == 0;
 #pragma unroll 1
     for (int tile = 0; tile < outputs.n_tiles; ++tile) {
       Sums<kM> sums;
       forward_tile(p, layer, tile, *factors, &sums);
-      activate_sums(p.activation, &sums);
-      clear_outside(p.n_rows - first, layer.n_out - tile * kTile, &sums);
       uint32_t words[kM][4];
-      pack_sums<Half>(sums, words);
+      if (plain_relu) {
+        pack_relu_sums<Half>(sums, words);
+      } else {
+        activate_sums(p.activation, &sums);
+        clear_outside(p.n_rows - first, layer.n_out - tile * kTile, &sums);
+        pack_sums<Half>(sums, words);
+      }
       store_tile(outputs, tile, words);
     }
     load_factors(outputs, factors);
@@ -509,7 +513,7 @@ __device__ inline void fused_backward(const MlpParams& p) {
         __syncthreads();  // the gradient is complete
         add_weight_gradient<Half>(stored_gradient(p, shared, l), stored_factors(shared, layer.input, layer.n_in),
                                   n_row_tiles, turn, sums + layer.grad_weight);
-        turn += n_squares(layer);
+        turn += n_squares(tiles_of(layer.n_out), tiles_of(layer.n_in));
         __syncthreads();  // the factors are no longer read
       }
       if (active && (l > 0 || p.grad_x != nullptr)) pull_gradient<Half, kTiles, kM, kTwo>(p, shared, l, first);

@@ -60,6 +60,22 @@ __device__ inline uint32_t pack_pair<Float16>(float low, float high) {
 #endif
 }
 
+// The same of values behind a ReLU; NaN stays.
+template <typename Half>
+__device__ inline uint32_t pack_relu_pair(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t packed;
+  if constexpr (std::is_same_v<Half, BFloat16>) {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  }
+  return packed;
+#else
+  return pack_pair<Half>(low < 0.0f ? 0.0f : low, high < 0.0f ? 0.0f : high);
+#endif
+}
+
 // The two values of a register.
 template <typename Half>
 __device__ inline float low_of(uint32_t pair) {

@@ -46,7 +46,7 @@ __device__ inline void evaluate_cells(const HashEncodeParams& grid, const MlpPar
 
 // Warp: 32 cells, one per lane. A cell that does not exist has the value NaN, which occupancy_update passes over.
 template <typename Element, class Half>
-__global__ void __launch_bounds__(kForwardWarps* kWarpSize, 2)
+__global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kValueTiles))
     occupancy_values_kernel(HASHGRID_PARAMS HashEncodeParams grid, HASHGRID_PARAMS MlpParams network,
                             HASHGRID_PARAMS OccupancyValuesParams p) {
   if constexpr (kHasMma) evaluate_cells<Element, Half>(grid, network, p);

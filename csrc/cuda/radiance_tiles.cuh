@@ -40,8 +40,7 @@ struct RayOfRow {
 // The colour network's inputs from column 16 on: row ray_of(row) of `ray_features`, NaN where there is none, zeros
 // behind its last column. All lanes ask together, each for its rows.
 template <class Half, int kM, typename RayOf>
-__device__ inline void load_ray_factors(const MlpParams& p, RayOf ray_of,
-                                        Factors<Half, kRadianceTiles, kM>* factors) {
+__device__ inline void load_ray_factors(const MlpParams& p, RayOf ray_of, Factors<Half, kRadianceTiles, kM>* factors) {
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll

@@ -2,8 +2,8 @@
 // Instant-NGP (radiance_field.cu) and compositing (Müller et al. 2022, section 5.4). No sample goes through memory, and
 // none behind a surface is evaluated.
 //
-// A lane follows a ray from sample to sample, and 32 lanes evaluate their samples together on tensor cores. A lane
-// whose ray has ended takes the next one, so that warps stay full however much rays differ.
+// A lane follows a ray from sample to sample, and 32 lanes evaluate their samples together on tensor cores. Lanes whose
+// rays have ended wait until there are some, and take the next rays together.
 #include "cuda/hash_encode_tiles.cuh"
 #include "cuda/radiance_tiles.cuh"
 
@@ -18,7 +18,7 @@ namespace HASHGRID_ISA {
 constexpr int kRenderBlocks = 3;  // of a multiprocessor, as registers allow
 constexpr int kColors = 3;
 // Idle lanes that are worth a search for the next rays' first samples, during which the others wait: it takes as long
-// as the longest way through empty space, while evaluating 32 samples takes some 10 000 instructions (docs/kernels.md).
+// as the longest way through empty space, while evaluating 32 samples takes some 8000 instructions (docs/kernels.md).
 constexpr int kIdleLanes = 8;
 
 // ---- rays --------------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ class Cameras:
     sizes: Tensor
     distortion: Tensor = None  # type: ignore[assignment]
     _plane_table: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+    _host_sizes: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.c2w)
@@ -166,9 +167,16 @@ class Cameras:
         rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
         return c2w[:, :, 3].contiguous(), rays_d
 
+    def size(self, view: int) -> tuple[int, int]:
+        """Width and height of one view. A GPU is asked once."""
+        if self._host_sizes is None:
+            self._host_sizes = self.sizes.tolist()
+        width, height = self._host_sizes[view]
+        return width, height
+
     def view_rays(self, view: int) -> tuple[Tensor, Tensor]:
         """Rays through all pixels of one view, row by row: [H*W, 3] twice."""
-        width, height = self.sizes[view].tolist()
+        width, height = self.size(view)
         pixel = torch.arange(width * height, device=self.c2w.device)
         return self.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
 

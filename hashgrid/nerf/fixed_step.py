@@ -67,7 +67,7 @@ class FixedStep:
     def run(self) -> None:
         """One step. On a GPU the first few run as they are, the next one is recorded, and replayed from then on."""
         if self._graph is not None and self.model.grid.table.grad is not self._grad:
-            self.forget()
+            self._drop_graph()
         if self._graph is not None:
             return self._graph.replay()
         if self.device.type != "cuda" or not self.config.cuda_graph or self.config.backend != "native":
@@ -89,10 +89,13 @@ class FixedStep:
         graph.replay()
 
     def forget(self) -> None:
-        """To be called when gradients or the optimiser's state have become other tensors: the next steps run as they
-        are, and are then recorded anew. What was not read is lost."""
-        self._graph, self._grad, self._n_eager = None, None, 0
+        """To be called when the optimiser's state has become other tensors: the next steps run as they are, and are
+        then recorded anew. What was not read is lost."""
+        self._drop_graph()
         self.sums.zero_()
+
+    def _drop_graph(self) -> None:
+        self._graph, self._grad, self._n_eager = None, None, 0
 
     def feed(self, *batch: Tensor) -> None:
         """Replaces the rays of the next step, for images that do not fit on the device: what :meth:`Views.sample_rays`

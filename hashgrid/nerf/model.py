@@ -13,6 +13,7 @@ from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.reference.radiance_mlp import color_inputs, density_of
 
+REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 _DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -115,19 +116,25 @@ class NerfModel(nn.Module):
 
     def cell_values(self, occupancy: OccupancyGrid, cells: Tensor, seed: int, step: int, step_size: float) -> Tensor:
         """What :meth:`OccupancyGrid.raise_cells` takes for ``cells`` [M]: :func:`hashgrid.ops.occupancy_values`."""
-        return ops_of(self.grid.backend).occupancy_values(
-            cells,
-            occupancy.aabb,
-            occupancy.resolution,
-            occupancy.n_cascades,
-            seed,
-            step,
-            self.aabb,
-            **self.grid.table_arguments(),
-            weights=list(self.density_mlp.weights),
-            compute_dtype=self.density_mlp.op_arguments()["compute_dtype"],
-            step_size=step_size,
-        )
+        # the reference keeps all features of what it is asked
+        parts = cells.split(REFERENCE_CELLS) if self.grid.backend == "reference" else (cells,)
+        values = [
+            ops_of(self.grid.backend).occupancy_values(
+                part,
+                occupancy.aabb,
+                occupancy.resolution,
+                occupancy.n_cascades,
+                seed,
+                step,
+                self.aabb,
+                **self.grid.table_arguments(),
+                weights=list(self.density_mlp.weights),
+                compute_dtype=self.density_mlp.op_arguments()["compute_dtype"],
+                step_size=step_size,
+            )
+            for part in parts
+        ]
+        return torch.cat(values)
 
     def _networks(self) -> dict[str, Any]:
         color = self.color_mlp.op_arguments()

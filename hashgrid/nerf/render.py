@@ -12,6 +12,7 @@ from hashgrid.modules import OccupancyGrid, RaySamples, composite
 from hashgrid.nerf.cameras import Cameras
 from hashgrid.nerf.dataset import Scene
 from hashgrid.nerf.model import NerfModel
+from hashgrid.ops.render_rays import FIRST_WINDOW, GROWTH
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def visible_features(
     rays_o: Tensor,
     rays_d: Tensor,
     early_stop_eps: float,
-    first_window: int = 8,
-    growth: int = 4,
+    first_window: int = FIRST_WINDOW,
+    growth: int = GROWTH,
     to_train: bool = False,
 ) -> VisibleFeatures:
     """The samples that can be seen, and what the field says of them: geometry features; ``to_train``, places and grid
@@ -153,13 +154,18 @@ def render_pixels(
     marching: Marching,
     background: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [R, 3], opacity [R] and depth [R] of rays [R, 3]. On a GPU they come from one kernel, and the host waits
-    for nothing; on the CPU, where products are what costs, colours are computed for visible samples only."""
-    if not rays_o.is_cuda:
+    """Colour [R, 3], opacity [R] and depth [R] of rays [R, 3] before ``background`` [3] or [R, 3]. On a GPU they come
+    from one kernel, and the host waits for nothing; on the CPU, where products are what costs, colours are computed for
+    visible samples only."""
+    if not _in_one_kernel(model):
         out = render_rays(model, occupancy, rays_o, rays_d, marching, background)
         return out.colors, out.opacities, out.depths
     colors, opacities, depths, _ = model.render(occupancy, rays_o, rays_d, **asdict(marching))
     return colors + (1 - opacities).unsqueeze(-1) * background, opacities, depths
+
+
+def _in_one_kernel(model: NerfModel) -> bool:
+    return model.aabb.is_cuda and model.grid.backend == "native"
 
 
 @torch.no_grad()
@@ -199,8 +205,8 @@ def render_view_on_device(
         chunk: rays at a time; None for as many as suit the device.
     """
     device = model.aabb.device
-    chunk = chunk or (1 << 13 if device.type == "cpu" else 1 << 20)
-    width, height = cameras.sizes[view].tolist()
+    chunk = chunk or (1 << 13 if device.type == "cpu" else 1 << 20 if _in_one_kernel(model) else 1 << 17)
+    width, height = cameras.size(view)
     colors, opacities, depths = [], [], []
     for start in range(0, width * height, chunk):
         pixel = torch.arange(start, min(start + chunk, width * height), device=device)

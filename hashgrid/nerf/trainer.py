@@ -89,8 +89,8 @@ class Trainer:
         )
         if self.model.grid.shadow is not None:
             self.optimizer.register_shadow(self.model.grid.table, self.model.grid.shadow)
-        on_device = self._images_fit() and scene.train.rays_are_tabulated
-        self.views = scene.train.to(self.device) if on_device else scene.train
+        to_device = self.device.type != "cpu" and self._images_fit() and scene.train.rays_are_tabulated
+        self.views = scene.train.to(self.device) if to_device else scene.train
         self.fixed = None
         if config.fixed_size:
             self.fixed = FixedStep(self.model, self.occupancy, self.optimizer, self.views, self.marching, config)

@@ -16,7 +16,7 @@ from hashgrid.ops.mlp import check_network
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.radiance_field import has_density_kernel
 from hashgrid.options import BOUNDS, FACTORS, INTERPOLATIONS, check_option
-from hashgrid.precision import product_dtype
+from hashgrid.precision import at_least_fp32, product_dtype
 from hashgrid.reference.occupancy_values import optical_thickness
 
 N_CHUNK = 1 << 17  # cells at a time, where points go through memory
@@ -56,14 +56,14 @@ def occupancy_values(
         step_size: length of a step in cascade 0, doubled from cascade to cascade.
 
     Returns:
-        [M].
+        [M], density times length, in the dtype of ``aabb``, at least fp32.
 
     Raises:
         ValueError: an option is unknown, or a shape does not fit.
         RuntimeError: a dtype or size the kernels do not take, or a cell does not exist (in the kernel: its value is
             NaN).
     """
-    weights = list(weights)
+    weights, aabb = list(weights), at_least_fp32(aabb.detach()).contiguous()
     field_aabb = field_aabb.detach().to(aabb).contiguous()
     if field_aabb.shape != (6,):
         raise ValueError(f"`field_aabb` must have shape [6], got {list(field_aabb.shape)}")
@@ -72,7 +72,7 @@ def occupancy_values(
         check_option("bounds", bounds, BOUNDS)
         check_network(levels.n_levels * table.shape[1], weights, [], "relu", "none", compute_dtype)
         return _extension.ops().occupancy_values(
-            cells.contiguous(), aabb.detach().contiguous(), list(resolution), n_cascades,
+            cells.contiguous(), aabb, list(resolution), n_cascades,
             None if seed is None else as_counter(seed, step, aabb.device), field_aabb,
             (table if shadow is None else shadow).contiguous(), *options_of(levels, interpolation, bounds),
             [weight.contiguous() for weight in weights], FACTORS.index(product_dtype(compute_dtype, weights[0])),

@@ -103,9 +103,15 @@ def fits_tensor_cores(device: torch.device, weights: Sequence[Tensor], products:
     )
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _has_tensor_cores(device: torch.device) -> bool:
-    assert _extension.cuda_module is not None
+    return _ask_for_tensor_cores(device)
+
+
+@functools.cache
+def _ask_for_tensor_cores(device: torch.device) -> bool:
+    if _extension.cuda_module is None:
+        return False
     with torch.cuda.device(device):
         return _extension.cuda_module.has_tensor_cores()
 

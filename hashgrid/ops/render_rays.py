@@ -22,7 +22,7 @@ from hashgrid.precision import product_dtype
 
 N_COLORS = 3  # of the kernel
 N_CHUNK = 1 << 17  # rays at a time, where samples go through memory
-FIRST_WINDOW, GROWTH = 8, 4  # samples of a ray that are evaluated together there, first and each time more
+FIRST_WINDOW, GROWTH = 8, 4  # samples of a ray evaluated together there, and factor from one window to the next
 
 
 @torch.no_grad()
@@ -69,8 +69,9 @@ def render_rays(
         early_stop_eps: a sample of less transmittance is hidden.
 
     Returns:
-        Colours [R, C] without background, opacities [R], depths [R] as those of `composite`, and int64 [1], the number
-        of samples that were evaluated.
+        Colours [R, C] without background, opacities [R], depths [R] as those of `composite`, in the dtype of the rays,
+        at least fp32; and int64 [1], the number of samples that were evaluated: those that count in the kernel, more
+        elsewhere.
 
     Raises:
         ValueError: an option is unknown, or a shape does not fit.
