@@ -277,6 +277,54 @@ __device__ inline void add_bias_gradient(const MlpParams& p, unsigned char* shar
 // Squares of two by two tiles of a matrix of so many tiles.
 __device__ inline int n_squares(int tiles_out, int tiles_in) { return (tiles_out + 1) / 2 * ((tiles_in + 1) / 2); }
 
+// Of add_weight_gradient, a warp's square of kOut x kIn tiles from tile (out, in) on. `unit_bits`: of the block.
+template <class Half, int kOut, int kIn>
+__device__ inline void add_square(const StoredGradient& stored, const StoredFactors& input, int n_row_tiles,
+                                  uint32_t unit_bits, int out, int in, float* sums) {
+  Sums<kOut> total[kIn] = {};
+  for (int row = 0; row < n_row_tiles; ++row) {
+    uint32_t g[kOut][4], a[kIn][4];
+#pragma unroll
+    for (int o = 0; o < kOut; ++o) load_transposed<true>(stored.factors.tile(row, out + o), g[o]);
+#pragma unroll
+    for (int i = 0; i < kIn; ++i) load_transposed<false>(input.tile(row, in + i), a[i]);
+    if constexpr (kHasUnits<Half>) {
+      // All rows in the block's unit: registers 0 and 1 hold rows 2t and 2t + 1, 2 and 3 those 8 below.
+      const float inverse = inverse_power(unit_bits);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t* pair = stored.units + row * kTile + h * 8 + lane_index() % 4 * 2;
+        const uint32_t ratio = pack_pair<Half>(__uint_as_float(pair[0]) * inverse, __uint_as_float(pair[1]) * inverse);
+#pragma unroll
+        for (int o = 0; o < kOut; ++o) {
+          g[o][2 * h] = multiply_pair<Half>(g[o][2 * h], ratio);
+          g[o][2 * h + 1] = multiply_pair<Half>(g[o][2 * h + 1], ratio);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kIn; ++i) {
+      add_product<Half>(g, {{a[i][0], a[i][1], a[i][2], a[i][3]}}, &total[i]);
+    }
+  }
+  const float block_unit = kHasUnits<Half> ? __uint_as_float(unit_bits) : 1.0f;
+#pragma unroll
+  for (int i = 0; i < kIn; ++i) {
+#pragma unroll
+    for (int o = 0; o < kOut; ++o) {
+      float* tile = sums + ((out + o) * input.n_tiles + in + i) * kTileSums + lane_index() * 4;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float values[4];
+        load_row<float, 4>(tile + half * (kTileSums / 2), values);
+#pragma unroll
+        for (int v = 0; v < 4; ++v) values[v] += total[i].values[o][half * 4 + v] * block_unit;
+        store_row<float, 4>(tile + half * (kTileSums / 2), values);
+      }
+    }
+  }
+}
+
 // Adds transposed(gradient) * input over the block's rows to `sums`, [tiles of n_out, tiles of n_in] tiles. Each warp
 // has squares of its own, always the same, so that no barrier is needed between layers or blocks of rows; the first
 // one is warp `turn`'s, as narrow layers have less than there are warps, each on tensor cores of its own. A tile of
@@ -285,56 +333,22 @@ __device__ inline int n_squares(int tiles_out, int tiles_in) { return (tiles_out
 template <class Half>
 __device__ inline void add_weight_gradient(const StoredGradient& stored, const StoredFactors& input, int n_row_tiles,
                                            int turn, float* sums) {
-  const StoredFactors& gradient = stored.factors;
-  const int n_warps = static_cast<int>(blockDim.x) / kWarpSize;
-  const int pairs_out = (gradient.n_tiles + 1) / 2, squares = n_squares(gradient.n_tiles, input.n_tiles);
+  const int tiles_out = stored.factors.n_tiles, pairs_out = (tiles_out + 1) / 2;
+  const int n_warps = static_cast<int>(blockDim.x) / kWarpSize, squares = n_squares(tiles_out, input.n_tiles);
   const uint32_t unit_bits = kHasUnits<Half> ? largest_unit(stored, n_row_tiles) : 0;
-  const float block_unit = kHasUnits<Half> ? __uint_as_float(unit_bits) : 1.0f;
   for (int square = (warp_index() + n_warps - turn % n_warps) % n_warps; square < squares; square += n_warps) {
     const int out = square % pairs_out * 2, in = square / pairs_out * 2;
-    const bool second_out = out + 1 < gradient.n_tiles, second_in = in + 1 < input.n_tiles;
-    Sums<2> total[2] = {};  // [in][out]
-    for (int row = 0; row < n_row_tiles; ++row) {
-      uint32_t g[2][4] = {}, a[2][4] = {};
-      load_transposed(gradient.tile(row, out), g[0]);
-      load_transposed(input.tile(row, in), a[0]);
-      if (second_out) load_transposed(gradient.tile(row, out + 1), g[1]);
-      if (second_in) load_transposed(input.tile(row, in + 1), a[1]);
-      if constexpr (kHasUnits<Half>) {
-        // All rows in the block's unit: register i holds rows 2t and 2t + 1, in every other one 8 more.
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const uint32_t* pair = stored.units + row * kTile + h * 8 + lane_index() % 4 * 2;
-          const float inverse = inverse_power(unit_bits);
-          const uint32_t ratio =
-              pack_pair<Half>(__uint_as_float(pair[0]) * inverse, __uint_as_float(pair[1]) * inverse);
-#pragma unroll
-          for (int o = 0; o < 2; ++o) {
-            g[o][h] = multiply_pair<Half>(g[o][h], ratio);
-            g[o][h + 2] = multiply_pair<Half>(g[o][h + 2], ratio);
-          }
-        }
+    const bool two_in = in + 1 < input.n_tiles;
+    if (out + 1 < tiles_out) {
+      if (two_in) {
+        add_square<Half, 2, 2>(stored, input, n_row_tiles, unit_bits, out, in, sums);
+      } else {
+        add_square<Half, 2, 1>(stored, input, n_row_tiles, unit_bits, out, in, sums);
       }
-      // Transposed, the matrices right of the diagonal come before those left of it.
-      const uint32_t factors[2][4] = {{g[0][0], g[0][2], g[0][1], g[0][3]}, {g[1][0], g[1][2], g[1][1], g[1][3]}};
-      add_product<Half>(factors, {{a[0][0], a[0][1], a[0][2], a[0][3]}}, &total[0]);
-      if (second_in) add_product<Half>(factors, {{a[1][0], a[1][1], a[1][2], a[1][3]}}, &total[1]);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int o = 0; o < 2; ++o) {
-        if ((i > 0 && !second_in) || (o > 0 && !second_out)) continue;
-        float* tile = sums + ((out + o) * input.n_tiles + in + i) * kTileSums + lane_index() * 4;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float values[4];
-          load_row<float, 4>(tile + half * (kTileSums / 2), values);
-#pragma unroll
-          for (int v = 0; v < 4; ++v) values[v] += total[i].values[o][half * 4 + v] * block_unit;
-          store_row<float, 4>(tile + half * (kTileSums / 2), values);
-        }
-      }
+    } else if (two_in) {
+      add_square<Half, 1, 2>(stored, input, n_row_tiles, unit_bits, out, in, sums);
+    } else {
+      add_square<Half, 1, 1>(stored, input, n_row_tiles, unit_bits, out, in, sums);
     }
   }
 }

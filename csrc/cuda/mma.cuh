@@ -127,11 +127,15 @@ __device__ inline void multiply_add(float* sum, const uint32_t (&a)[4], uint32_t
 
 // Four 8x8 matrices of 16-bit values, stored one after the other in rows of 16 bytes, each transposed: register i of
 // lane L receives the values (row t, t+1; column g) of matrix i. `matrices` is shared memory, the same for all lanes.
+// kCrossed: matrices 1 and 2 change places, as the transposed of an `a` has them.
+template <bool kCrossed>
 __device__ inline void load_transposed(const uint32_t* matrices, uint32_t (&registers)[4]) {
+  const unsigned lane = threadIdx.x % kWarpSize;  // the lane names a row: 8 for each matrix
+  const unsigned line = kCrossed ? (lane & 7u) | (lane & 8u) << 1 | (lane & 16u) >> 1 : lane;
+  [[maybe_unused]] const uint32_t* row = matrices + line * 4;
 #if defined(HASHGRID_ON_HOST)
-  hashgrid_on_host::ldmatrix_x4_trans(registers, matrices + threadIdx.x % kWarpSize * 4);
+  hashgrid_on_host::ldmatrix_x4_trans(registers, row);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  const uint32_t* row = matrices + threadIdx.x % kWarpSize * 4;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))

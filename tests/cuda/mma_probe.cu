@@ -75,7 +75,7 @@ __global__ void transposition_kernel(Transposition* transposition) {
   for (unsigned i = threadIdx.x; i < 128; i += kLanes) matrices[i] = transposition->matrices[i];
   __syncthreads();
   uint32_t registers[4];
-  load_transposed(matrices, registers);
+  load_transposed<false>(matrices, registers);
   for (int i = 0; i < 4; ++i) transposition->registers[threadIdx.x][i] = registers[i];
 }
 
