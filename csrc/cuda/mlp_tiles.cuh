@@ -15,8 +15,8 @@ constexpr int kTile = 16;            // rows and columns of a tile of factors
 constexpr int kTileWords = 128;      // of a stored tile of factors: 4 matrices of 8 x 8, two values to a word
 constexpr int kMaxFusedWidth = 128;  // factors and sums of a warp's rows have to fit into registers
 constexpr int kForwardWarps = 4;     // of a block; they share nothing but the L1 cache
-// Blocks of a multiprocessor: 16 warps, with 128 registers, up to 64 wide.
-constexpr int forward_blocks(int tiles) { return tiles <= 4 ? 4 : 2; }
+// Blocks of a multiprocessor: 12 warps up to 64 wide, as with 128 registers for 16 some architectures spill a few.
+constexpr int forward_blocks(int tiles) { return tiles <= 4 ? 3 : 2; }
 
 __host__ __device__ inline int tiles_of(int width) { return (width + kTile - 1) / kTile; }
 

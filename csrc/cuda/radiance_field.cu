@@ -19,7 +19,7 @@ __device__ inline void evaluate_field(const HashEncodeParams& grid, const MlpPar
 
 // Warp: 32 points through grid and both networks; hidden layers are ReLU.
 template <typename Element, class Half>
-__global__ void __launch_bounds__(kForwardWarps* kWarpSize, 3)
+__global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kRadianceTiles))
     radiance_field_kernel(HASHGRID_PARAMS HashEncodeParams grid, HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) evaluate_field<Element, Half>(grid, p);
 }

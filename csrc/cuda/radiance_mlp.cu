@@ -19,7 +19,7 @@ __device__ inline void evaluate_networks(const MlpParams& p) {
 
 // Warp: 32 rows through both networks; hidden layers are ReLU.
 template <class Half>
-__global__ void __launch_bounds__(kForwardWarps* kWarpSize, 3)
+__global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kRadianceTiles))
     radiance_mlp_forward_kernel(HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) evaluate_networks<Half>(p);
 }
