@@ -70,8 +70,8 @@ cuda` does. Warps are those that one of its multiprocessors holds at a time, of 
 
 What stands out: the backward of the networks takes longest to move factors between warps, not to multiply them, and
 holds 12 warps, as a block of four takes 72 KB of shared memory, or 8, with 109 KB for both networks of a field; what
-reads the grid and multiplies in one kernel holds 16, or 12 with both networks, and waits for its own instructions, of
-which the encoding has three quarters and more. Atomics of the table's gradient are those of scattered points: 6 on
+reads the grid and multiplies in one kernel holds 12, too, and waits for its own instructions, of which the encoding has
+three quarters and more. Atomics of the table's gradient are those of scattered points: 6 on
 average, as half of the x-neighbours are added in one; along rays a part of them is saved (docs/kernels.md).
 
 """
