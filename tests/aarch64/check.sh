@@ -38,7 +38,7 @@ chmod +x "$top/python"
 CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ CPATH=$root/usr/include HASHGRID_CUDA=0 PATH=$PWD/.venv/bin:$PATH \
   "$top/python" setup.py --quiet build_ext --inplace
 
-ops="golden sample_positions sample_rays pixel_loss sh_encode frequency_encode ray_aabb march_rays composite adam_step hash_encode hash_encode_mlp mlp radiance_field radiance_mlp occupancy sphere_trace"
+ops="golden sample_positions sample_rays pixel_loss sh_encode frequency_encode ray_aabb march_rays composite adam_step hash_encode hash_encode_mlp mlp radiance_field radiance_mlp render_rays occupancy occupancy_values sphere_trace"
 failed=""
 for op in $ops; do
   echo "== $op"
