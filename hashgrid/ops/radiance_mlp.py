@@ -103,8 +103,9 @@ def fits_tensor_cores(device: torch.device, weights: Sequence[Tensor], products:
     )
 
 
-@torch.compiler.assume_constant_result
 def _has_tensor_cores(device: torch.device) -> bool:
+    if torch.compiler.is_compiling():  # which cannot ask the extension
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     return _ask_for_tensor_cores(device)
 
 
