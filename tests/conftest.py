@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,47 +59,31 @@ def scene() -> Any:
 
 # ---- which kernels a test runs on ------------------------------------------------------------------------------------
 
-# Test modules that call ops only through hashgrid.ops, on tensors they make themselves: they run on the CPU's kernels,
-# on the CUDA kernels emulated on the host and, where there is a GPU, on the CUDA kernels themselves.
-KERNEL_TESTS = {
-    *(
-        "test_adam_step",
-        "test_composite",
-        "test_frequency_encode",
-        "test_golden",
-        "test_hash_encode",
-        "test_hash_encode_mlp",
-        "test_march_rays",
-    ),
-    *(
-        "test_mlp",
-        "test_occupancy",
-        "test_occupancy_values",
-        "test_pixel_loss",
-        "test_radiance_field",
-        "test_radiance_mlp",
-        "test_ray_aabb",
-        "test_render_rays",
-        "test_sample_positions",
-        "test_sample_rays",
-        "test_sh_encode",
-        "test_sphere_trace",
-        "test_tcnn_defects",
-    ),
-}
-CUDA_KERNEL_TESTS = {"test_cuda_kernels"}
-# Tests of those modules that are about the CPU's kernels alone: its threads and instruction sets, what torch knows of
-# the ops under their registered name, and what only a CPU op can afford to check.
-CPU_ONLY = re.compile("threads|instruction_set|opcheck|registered|compiled|on_the_cpu")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="collect cases that need a GPU where there is none, too")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    module = metafunc.module.__name__
-    if module in KERNEL_TESTS | CUDA_KERNEL_TESTS:
-        kernels = [] if module in CUDA_KERNEL_TESTS else ["cpu"]
-        if not CPU_ONLY.search(metafunc.function.__name__):
-            kernels += ["cuda_on_host", "cuda"]
-        metafunc.parametrize("kernels", kernels, indirect=True, scope="module")
+    """Runs each test of a module marked `every_kernel` on the CPU's kernels, on the emulated ones and on the GPU's."""
+    module = metafunc.definition.get_closest_marker("every_kernel")
+    if module is None:
+        return
+    kernels = [] if module.kwargs.get("cuda_only") else ["cpu"]
+    if metafunc.definition.get_closest_marker("cpu_only") is None:
+        kernels.append(pytest.param("cuda_on_host", marks=pytest.mark.full))
+        if torch.cuda.is_available() or metafunc.config.getoption("--gpu"):
+            kernels.append(pytest.param("cuda", marks=pytest.mark.gpu))
+    metafunc.parametrize("kernels", kernels, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what needs a GPU where there is none: a skip that nothing can mend here says nothing."""
+    if torch.cuda.is_available() or config.getoption("--gpu"):
+        return
+    unable = [item for item in items if item.get_closest_marker("gpu") is not None]
+    config.hook.pytest_deselected(items=unable)
+    items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from torch import Tensor
 from hashgrid import reference
 from hashgrid.ops import adam_step, adam_step_foreach
 
+pytestmark = pytest.mark.every_kernel
+
 SHAPES = [(), (5,), (0, 2), (1, 2), (7, 1), (1000, 1), (1001, 2), (999, 4), (333, 8), (65, 3), (40, 37), (3, 5, 2)]
 
 
@@ -147,6 +149,7 @@ def test_zero_grad_clears_the_gradient_and_changes_nothing_else(shape, skip_zero
         assert torch.equal(tensor, getattr(second, name)), name
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("width", [2, 5])
 @pytest.mark.parametrize("skip_zero", [False, True])
 def test_bits_do_not_depend_on_threads(width: int, skip_zero: bool) -> None:
@@ -210,6 +213,7 @@ def test_step_bumps_versions() -> None:
         assert tensor._version > versions[name], name
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("skip_zero", [False, True])
 @pytest.mark.parametrize("zero_grad", [False, True])
 def test_adam_step_passes_opcheck(skip_zero: bool, zero_grad: bool) -> None:
@@ -241,6 +245,7 @@ def test_errors_name_contract_and_actual(changes: dict, message: str) -> None:
         adam_step(**zeros() | changes)
 
 
+@pytest.mark.cpu_only
 def test_step_on_the_cpu_refuses_betas_beyond_its_table() -> None:
     with pytest.raises(RuntimeError, match="must be below 0.999995 with `skip_zero`"):
         adam_step(**zeros() | {"beta2": 0.9999999})

@@ -17,6 +17,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import hashgrid
 from hashgrid import _extension, ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 COUNTS = [[3, 0, 7, 1, 0, 33, 8], [700] * 6, [0, 0], [2000, 3, 1], [1], [16] * 65]
 
 
@@ -151,6 +153,7 @@ def test_composite_without_samples_or_rays() -> None:
     assert ops.composite(**samples | {"packed_info": torch.zeros(0, 2, dtype=torch.int64)})[0].shape == (0, 3)
 
 
+@pytest.mark.cpu_only
 def test_composite_does_not_depend_on_the_number_of_threads() -> None:
     samples = make_samples([5, 0, 90, 3, 17] * 80, torch.float32)
     before = torch.get_num_threads()
@@ -165,6 +168,7 @@ def test_composite_does_not_depend_on_the_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
+@pytest.mark.cpu_only
 def test_composite_on_every_instruction_set(tmp_path: Path) -> None:
     script = (
         "import sys, torch\n"
@@ -197,6 +201,7 @@ def test_composite_takes_strides_and_half_precision() -> None:
     assert all(output.dtype == torch.float32 for output in ops.composite(**half))
 
 
+@pytest.mark.cpu_only
 def test_composite_opcheck() -> None:
     samples = make_samples([3, 0, 2], torch.float32)
     sigmas, features, *rest = samples.values()
@@ -211,6 +216,7 @@ def test_composite_opcheck() -> None:
     )
 
 
+@pytest.mark.cpu_only
 def test_composite_registered_autograd_is_the_public_one() -> None:
     samples = make_samples([3, 0, 4])
 
@@ -237,6 +243,7 @@ def test_composite_errors_name_contract_and_actual(changes: dict, message: str) 
         ops.composite(**make_samples([2, 3]) | changes)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("packed_info", "message"),
     [
@@ -273,6 +280,7 @@ def test_visible_samples_are_those_that_composite_counts(counts: list[int], dtyp
         assert 0 < len(index) < len(sigmas)
 
 
+@pytest.mark.cpu_only
 def test_visible_samples_opcheck() -> None:
     sigmas, _, *rest = make_samples([3, 0, 2], torch.float32).values()
     torch.library.opcheck(torch.ops.hashgrid.visible_samples.default, (sigmas, *rest, 1e-4))
@@ -312,6 +320,7 @@ def test_window_samples_are_those_of_rays_still_open(
         torch.testing.assert_close(positions, middles, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.cpu_only
 def test_window_samples_opcheck_and_errors() -> None:
     sigmas, _, *rest = make_samples([3, 0, 2], torch.float32).values()
     rays = torch.rand(3, 3), torch.rand(3, 3)

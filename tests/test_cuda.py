@@ -1,4 +1,4 @@
-"""What only a GPU can show. Without one, and without the CUDA kernels, its tests are skipped.
+"""What only a GPU can show: those cases are marked `gpu` and collected only where there is one.
 
 The bodies are exercised on every machine: comparisons with the CPU's kernels also run on the CUDA kernels emulated on
 the host, and tests of modules also run with everything on the CPU.
@@ -32,9 +32,7 @@ from hashgrid import FusedMLP, HashGrid, OccupancyGrid, _extension, make_level_t
 from hashgrid.optim import Adam
 from hashgrid.options import FACTORS
 
-HAS_CUDA = torch.cuda.is_available() and _extension.cuda_module is not None
-needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU and the CUDA kernels")
-CUDA = pytest.param("cuda", marks=needs_cuda)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 N = 4099  # a prime: no multiple of any block, warp or tile
 WRONG_DEVICE = r"must be on cuda:0 like the other tensors|all tensors must be on the same device"
 SMALL = {"n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 4, "max_resolution": 64}
@@ -94,7 +92,7 @@ class Other:
             return self.on(function)(*arguments, **options)
 
 
-@pytest.fixture(params=["emulated", CUDA])
+@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.full), CUDA])
 def other(request: pytest.FixtureRequest) -> Other:
     if request.param == "emulated":
         request.getfixturevalue("cuda_on_host")
@@ -444,7 +442,7 @@ def test_gradient_scaler_skips_infinite_steps(device: str) -> None:
 # ---- CUDA alone ------------------------------------------------------------------------------------------------------
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", sorted(ON_CUDA))
 def test_opcheck(name: str) -> None:
     def leaves(value: Any) -> Any:
@@ -456,7 +454,7 @@ def test_opcheck(name: str) -> None:
         torch.library.opcheck(getattr(torch.ops.hashgrid, name).default, tuple(map(leaves, arguments)))
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
 @pytest.mark.parametrize("name", sorted(ON_CUDA))
 def test_tensor_on_the_wrong_device_is_refused(name: str, device: str) -> None:
@@ -476,7 +474,7 @@ def test_tensor_on_the_wrong_device_is_refused(name: str, device: str) -> None:
                 op(*changed)
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_module_and_input_on_different_devices() -> None:
     for where, x in (("cpu", torch.rand(5, 3, device="cuda")), ("cuda", torch.rand(5, 3))):
         with pytest.raises(RuntimeError, match=WRONG_DEVICE):
@@ -485,7 +483,7 @@ def test_module_and_input_on_different_devices() -> None:
             FusedMLP(3, 2).to(where)(x)
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_ops_run_on_the_current_stream() -> None:
     """A side stream that is held up before it writes the input: an op on another stream would read zeros. After
     `wait_stream` the results are there, those of the backward pass and of the optimiser included."""
@@ -512,7 +510,7 @@ def test_ops_run_on_the_current_stream() -> None:
     close(list(model.parameters()), list(expected_model.parameters()), 2**-12)
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_rays_run_on_the_current_stream() -> None:
     """Ops whose number of results the host has to wait for."""
     rays_o, rays_d, aabb, bits, *rest = moved(scene(4000, (16, 12, 8), 3, 0.2, torch.float32), "cuda")
@@ -528,7 +526,7 @@ def test_rays_run_on_the_current_stream() -> None:
     assert_same_bits(result, expected)
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_memory_is_torchs_and_returns() -> None:
     """No arena of our own (tiny-cuda-nn #166, #278): what an op allocates is known to torch, and gone afterwards."""
     model = Model().cuda()
@@ -547,7 +545,7 @@ def test_memory_is_torchs_and_returns() -> None:
     assert torch.cuda.max_memory_allocated() - before >= 100_000 * (8 + 3) * 4  # features and result at the least
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_tensors_on_another_device_than_the_current_one() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
@@ -571,7 +569,7 @@ def test_tensors_on_another_device_than_the_current_one() -> None:
     close(results[0][5:], results[1][5:], 2**-12)  # atomics
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_graph_capture_of_forward_and_backward() -> None:
     """Replayed on new inputs in the same memory, it gives what eager mode does."""
     model = Model().cuda()
@@ -628,7 +626,7 @@ def check_large(module: nn.Module, x: Tensor) -> None:
     assert grad_x.count_nonzero() <= grad_x.shape[1] * len(rows)
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.usefixtures("room")
 def test_hash_encode_beyond_32_bit_indices() -> None:
     grid = HashGrid(3, n_levels=16, n_features_per_level=2, log2_hashmap_size=14).cuda()
@@ -636,7 +634,7 @@ def test_hash_encode_beyond_32_bit_indices() -> None:
     check_large(grid, torch.rand(N_LARGE, 3, device="cuda"))
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.usefixtures("room")
 def test_mlp_beyond_32_bit_indices() -> None:
     check_large(FusedMLP(2, 32, 16, 1, bias=True).cuda(), torch.rand(N_LARGE, 2, device="cuda"))

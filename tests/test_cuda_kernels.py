@@ -13,6 +13,8 @@ from torch import Tensor
 from hashgrid import ops, reference
 from hashgrid.levels import make_level_table
 
+pytestmark = pytest.mark.every_kernel(cuda_only=True)
+
 
 @pytest.fixture
 def deterministic():

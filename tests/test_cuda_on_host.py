@@ -41,6 +41,7 @@ from hashgrid import ops, reference
 from hashgrid.levels import LevelTable, make_level_table
 from hashgrid.modules.occupancy_grid import _frustum_planes
 
+pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (0, 1, 7, 255, 256, 257, 4099)
 MANY = 1000  # what is much for a Python reference or for fibers takes one variant instead of several

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from host.build import HOST, HOST_BUILD, build_program, build_with_faults
 
+pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = "cuda_on_host:"  # the emulation itself
 WRONG = "AssertionError"  # a comparison with the reference

@@ -12,6 +12,7 @@ from torch import Tensor
 from hashgrid import reference
 from hashgrid.options import ACTIVATIONS, FACTORS
 
+pytestmark = pytest.mark.full
 BF16, FP16 = torch.bfloat16, torch.float16
 UNITS = {None: 2**-24, BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1
 SIZES = (0, 1, 7, 63, 64, 65, 255, 257, 1031)  # tiles have 16 rows, warps 16 or 32, blocks 128, slices 256

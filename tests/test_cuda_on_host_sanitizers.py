@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from host.build import HOST_BUILD, build_sanitized, compiler
 
+pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[1]
 
 RUN = """

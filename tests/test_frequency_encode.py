@@ -15,6 +15,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from hashgrid import ops, reference
 from hashgrid.modules.encodings import Frequency
 
+pytestmark = pytest.mark.every_kernel
+
 
 def exact(x: float, k: int) -> tuple[float, float]:
     """sin and cos of 2^k pi x with the whole turns taken off in rational arithmetic."""
@@ -120,6 +122,7 @@ def test_half_inputs_run_in_fp32() -> None:
     assert torch.equal(ops.frequency_encode(x), ops.frequency_encode(x.float()))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_frequency_encode_passes_opcheck(dtype: torch.dtype) -> None:
     x = torch.randn(9, 2, dtype=dtype).requires_grad_()
@@ -136,6 +139,7 @@ def test_module(backend: str) -> None:
     torch.testing.assert_close(module(x), reference.frequency_encode(x, 5), rtol=0, atol=1e-6)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_compiled_module(backend: str) -> None:
     module, x = Frequency(2, 5, backend=backend), torch.rand(6, 2)

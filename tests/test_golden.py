@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hashgrid.levels import LevelTable, as_level_table, make_level_table
 
+pytestmark = pytest.mark.every_kernel
+
 CASES = (
     "paper_d2_l6_f4_smoothstep",
     "paper_d3_l8_f2_linear",

@@ -16,6 +16,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from hashgrid import ops, reference
 from hashgrid.levels import LevelTable, make_level_table
 
+pytestmark = pytest.mark.every_kernel
+
 SIZES = [0, 1, 7, 1023, 1024, 1025]
 
 
@@ -224,6 +226,7 @@ def test_nearest_has_table_gradient_only() -> None:
     assert not grad.any()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("n_levels", [1, 16])
 @pytest.mark.parametrize("n_input_dims", [2, 3])
 def test_table_gradient_has_the_same_bits_for_any_number_of_threads(n_input_dims: int, n_levels: int) -> None:
@@ -283,6 +286,7 @@ def test_two_forwards_before_one_backward() -> None:
         torch.testing.assert_close(grad, other)
 
 
+@pytest.mark.cpu_only
 def test_more_points_than_the_workspace_holds_on_the_cpu() -> None:
     """With 512 features the CPU takes 2^14 points at a time: results have the bits of calls with fewer."""
     levels = make_levels(3, n_levels=64, per_level_scale=1.05, log2_hashmap_size=8)
@@ -344,6 +348,7 @@ def test_half_positions_run_in_fp32() -> None:
     assert torch.equal(ops.hash_encode(x, table, levels), ops.hash_encode(x.float(), table, levels))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("interpolation", [0, 1, 2])
 def test_hash_encode_passes_opcheck(interpolation: int, dtype: torch.dtype) -> None:
@@ -372,6 +377,7 @@ def test_hash_encode_passes_opcheck(interpolation: int, dtype: torch.dtype) -> N
         )
 
 
+@pytest.mark.cpu_only
 def test_registered_op_is_twice_differentiable() -> None:
     levels = make_levels(2, n_levels=2, log2_hashmap_size=3)
     x = safe_positions(levels, 3).double().requires_grad_()

@@ -11,6 +11,8 @@ from torch import Tensor
 from hashgrid import FusedMLP, HashGrid, NetworkWithInputEncoding, SphericalHarmonics, ops, reference
 from hashgrid.levels import LevelTable, make_level_table
 
+pytestmark = pytest.mark.every_kernel
+
 BF16, FP16 = torch.bfloat16, torch.float16
 UNITS = {BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1
 SIZES = (0, 1, 31, 33, 257)  # warps take 32 points, blocks 128
@@ -106,6 +108,7 @@ def test_options_of_the_grid(interpolation: str, bounds: str, half: torch.dtype 
     assert y[3].isnan().all() and y[70].isnan().all() and y.isfinite().all(1).sum() == 198
 
 
+@pytest.mark.cpu_only
 def test_more_points_than_the_workspace_holds_on_the_cpu() -> None:
     levels = make_levels(3, n_levels=16)
     x, table = torch.rand((1 << 19) + 777, 3), torch.randn(levels.n_entries, 2)

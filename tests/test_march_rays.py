@@ -18,6 +18,8 @@ from torch import Tensor
 
 from hashgrid import _extension, ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 RESOLUTION = (4, 5, 3)
 
 
@@ -124,6 +126,7 @@ def test_march_properties(seed, resolution, n_cascades, occupied, step_size, con
     assert hit.all()
 
 
+@pytest.mark.cpu_only
 def test_march_does_not_depend_on_the_number_of_threads() -> None:
     arguments = scene(3000, (16, 16, 16), 2, 0.2, torch.float32)
     before = torch.get_num_threads()
@@ -147,6 +150,7 @@ def test_march_does_not_depend_on_a_ray_s_neighbours() -> None:
         assert torch.equal(alone[0], together[0][start : start + count])
 
 
+@pytest.mark.cpu_only
 def test_march_is_the_same_on_every_instruction_set(tmp_path: Path) -> None:
     script = (
         "import sys, torch\n"
@@ -242,6 +246,7 @@ def test_march_fixed_fills_up_from_the_origins_where_nothing_is_hit() -> None:
     assert result[2].tolist() == [i % 9 for i in range(20)] and result[4].tolist() == [0, 9]
 
 
+@pytest.mark.cpu_only
 def test_march_opcheck() -> None:
     rays_o, rays_d, aabb, bits, resolution, n_cascades = scene(20, (4, 4, 4), 2, 0.5, torch.float32)
     shared = rays_o, rays_d, aabb, bits, list(resolution), n_cascades, 0.05, 0.0, 0.0, math.inf, torch.tensor([3, 1])

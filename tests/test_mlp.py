@@ -13,6 +13,8 @@ from hashgrid import ops, reference
 from hashgrid.options import ACTIVATIONS
 from hashgrid.reference.activation import activate
 
+pytestmark = pytest.mark.every_kernel
+
 BF16, FP16 = torch.bfloat16, torch.float16
 UNITS = {None: 2**-24, BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1
 # Block sizes are 128 rows for narrow networks and less for wide ones; a partial sum of gradients covers 2048 or more.
@@ -229,6 +231,7 @@ def test_float16_overflow_is_that_of_torch() -> None:
             torch.testing.assert_close(a[b.isfinite()], b[b.isfinite()], rtol=0, atol=8 * UNITS[FP16] * scale)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_gradients_do_not_depend_on_threads(compute_dtype: torch.dtype | None) -> None:
     x, weights, biases, grad_y = problem([32, 64, 64, 3], 10_007, True)
@@ -444,6 +447,7 @@ def test_torch_func_grad() -> None:
     torch.testing.assert_close(ours, torch.func.grad(lambda p: loss(reference.mlp, p))(params))
 
 
+@pytest.mark.cpu_only
 def test_compiled_gradients_match_eager() -> None:
     x, weights, biases, _ = problem([4, 8, 2], 20, True)
     inputs = [t.requires_grad_() for t in (x, *weights, *biases)]

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hashgrid import OccupancyGrid, ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 AABB = torch.tensor([-1.0, -1.5, -0.5, 1.0, 1.0, 0.5])
 
 
@@ -36,6 +38,7 @@ def test_occupancy_update_equals_reference(n_cells: int, scale: float) -> None:
     assert torch.equal(density, expected[0]) and torch.equal(bits, expected[1])
 
 
+@pytest.mark.cpu_only
 def test_occupancy_update_does_not_depend_on_the_number_of_threads() -> None:
     state = make_state(200_000, 1e-3)
     before = torch.get_num_threads()
@@ -57,6 +60,7 @@ def test_occupancy_update_without_visible_cell() -> None:
     assert (density == -1).all() and not bits.any()
 
 
+@pytest.mark.cpu_only
 def test_occupancy_ops_opcheck() -> None:
     density, bits, cells, values = make_state(61, 1.0)
     torch.library.opcheck(

@@ -11,6 +11,8 @@ from torch import Tensor
 from hashgrid import ops, reference
 from hashgrid.levels import make_level_table
 
+pytestmark = pytest.mark.every_kernel
+
 BF16, FP16 = torch.bfloat16, torch.float16
 LEVELS = make_level_table(3, n_levels=4, log2_hashmap_size=9, base_resolution=4, max_resolution=30)
 RESOLUTION = (8, 9, 10)

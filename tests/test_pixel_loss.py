@@ -12,6 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 SIZES = (1, 255, 256, 257, 3000)
 
 
@@ -99,6 +101,7 @@ def test_derivatives_in_double_precision() -> None:
     assert gradcheck(function, leaves) and gradgradcheck(function, leaves)
 
 
+@pytest.mark.cpu_only
 def test_same_bits_for_any_number_of_threads() -> None:
     tensors, results = pixels(20000), []
     n_threads = torch.get_num_threads()
@@ -118,6 +121,7 @@ def test_half_precision_is_read_as_fp32() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)) and ours[0].dtype == torch.float32
 
 
+@pytest.mark.cpu_only
 def test_compiled_without_a_graph_break() -> None:
     tensors = pixels(300)
     compiled = torch.compile(ops.pixel_loss, fullgraph=True, backend="aot_eager")

@@ -8,6 +8,8 @@ import torch
 from hashgrid import ops, reference
 from hashgrid.levels import make_level_table
 
+pytestmark = pytest.mark.every_kernel
+
 BF16, FP16 = torch.bfloat16, torch.float16
 LEVELS = make_level_table(3, n_levels=6, log2_hashmap_size=9, base_resolution=5, max_resolution=60)
 

@@ -9,6 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 BF16, FP16 = torch.bfloat16, torch.float16
 HALVES = pytest.mark.parametrize("half", [None, BF16, FP16], ids=["fp32", "bf16", "fp16"])
 # Blocks are 96 to 128 rows, warps take 32; partial sums of gradients cover 2048 or more.
@@ -145,6 +147,7 @@ def test_gradients_keep_their_bits_at_any_scale() -> None:
             assert torch.equal(a * 2.0**power, b)
 
 
+@pytest.mark.cpu_only
 @HALVES
 def test_same_bits_for_any_number_of_threads(half: torch.dtype | None) -> None:
     arguments, grads = networks(5000), (torch.randn(5000), torch.randn(5000, 3))
@@ -215,6 +218,7 @@ def test_bad_input_is_refused(kernels: str) -> None:
             call(rays=torch.tensor([0, 8, 9] + [0] * 37))
 
 
+@pytest.mark.cpu_only
 def test_compiled_without_a_graph_break() -> None:
     arguments, grads = networks(50), (torch.randn(50), torch.randn(50, 3))
     compiled = torch.compile(ops.radiance_mlp, fullgraph=True, backend="aot_eager")

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hashgrid import ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 AABB = torch.tensor([-1.0, -1.0, -0.5, 1.0, 1.0, 0.5])
 
 
@@ -46,6 +48,7 @@ def test_ray_aabb_takes_strides_and_half_precision() -> None:
     assert ops.ray_aabb(rays_o.half(), rays_d.half(), AABB)[0].dtype == torch.float32
 
 
+@pytest.mark.cpu_only
 def test_ray_aabb_opcheck() -> None:
     torch.library.opcheck(torch.ops.hashgrid.ray_aabb.default, (*random_rays(8), AABB, 0.0, math.inf))
 

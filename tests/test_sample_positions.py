@@ -9,6 +9,8 @@ from torch.autograd import gradcheck
 
 from hashgrid import ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 
 def samples(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """rays_o, rays_d, ray_indices, t_starts, t_ends."""

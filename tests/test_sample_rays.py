@@ -8,6 +8,8 @@ from torch import Tensor
 
 from hashgrid import ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 Views = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 

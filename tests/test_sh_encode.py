@@ -10,6 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from hashgrid import ops, reference
 from hashgrid.modules.encodings import SphericalHarmonics
 
+pytestmark = pytest.mark.every_kernel
+
 DEGREES = range(1, 9)
 
 
@@ -88,6 +90,7 @@ def test_half_directions_run_in_fp32() -> None:
     assert torch.equal(ops.sh_encode(d), ops.sh_encode(d.float()))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sh_encode_passes_opcheck(dtype: torch.dtype) -> None:
     d = random_directions(9, dtype).requires_grad_()
@@ -97,6 +100,7 @@ def test_sh_encode_passes_opcheck(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.cpu_only
 def test_registered_op_is_twice_differentiable() -> None:
     d = random_directions(3).requires_grad_()
     assert gradcheck(lambda d: torch.ops.hashgrid.sh_encode(d, 3), (d,))
@@ -122,6 +126,7 @@ def test_module(backend: str) -> None:
     torch.testing.assert_close(module(d), reference.sh_encode(d, 3))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_compiled_module(backend: str) -> None:
     module, d = SphericalHarmonics(3, backend=backend), random_directions(6, torch.float32)

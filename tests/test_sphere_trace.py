@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hashgrid import _extension, ops, reference
 
+pytestmark = pytest.mark.every_kernel
+
 AABB = torch.tensor([-1.0, -1, -1, 1, 1, 1])
 EPSILON = 2e-4
 Field = Callable[[Tensor], Tensor]
@@ -329,6 +331,7 @@ def test_sphere_trace_is_the_same_for_any_compaction(monkeypatch: pytest.MonkeyP
         assert_same(ops.sphere_trace(rough, *rays), expected)
 
 
+@pytest.mark.cpu_only
 def test_sphere_trace_is_the_same_for_any_number_of_threads() -> None:
     rays = strange_rays(20000, torch.float32)
     results = []
@@ -365,6 +368,7 @@ def test_sphere_trace_field_may_keep_its_points_and_return_views(library: Module
     assert all(torch.equal(a, b) for a, b in kept)
 
 
+@pytest.mark.cpu_only
 def test_sphere_trace_opcheck() -> None:
     rays_o, rays_d, _, t_max = unit_rays(6)
     state, status = torch.zeros(6, 5), torch.zeros(6, dtype=torch.uint8)

@@ -31,7 +31,7 @@ import hashgrid
 from hashgrid import Frequency, FusedMLP, HashGrid, LevelTable, SphericalHarmonics, make_level_table
 from hashgrid.options import ACTIVATIONS, FACTORS
 
-pytestmark = pytest.mark.usefixtures("kernels")
+pytestmark = pytest.mark.every_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSS_SCALE = 128  # tcnn's, fixed
