@@ -14,6 +14,8 @@ import torch
 from host.build import HOST_BUILD, build, compiler, load
 from on_device import OpsOn
 
+pytest.register_assert_rewrite("problems")  # its checks say what they compared, as those of test modules do
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

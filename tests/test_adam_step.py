@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from problems.adam_step import State, check_state, sparse_gradient
 
 from hashgrid import reference
 from hashgrid.ops import adam_step, adam_step_foreach
@@ -14,52 +14,6 @@ from hashgrid.ops import adam_step, adam_step_foreach
 pytestmark = pytest.mark.every_kernel
 
 SHAPES = [(), (5,), (0, 2), (1, 2), (7, 1), (1000, 1), (1001, 2), (999, 4), (333, 8), (65, 3), (40, 37), (3, 5, 2)]
-
-
-class State:
-    """A parameter, its gradient and everything a step writes."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, skip_zero: bool, ema: bool, shadow=None) -> None:
-        generator = torch.Generator().manual_seed(len(shape) + sum(shape))
-        draw = lambda: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
-        n_counters = int(torch.Size(shape[:-1]).numel()) if skip_zero and shape else 1
-        self.param, self.exp_avg, self.exp_avg_sq = draw(), draw() * 0.1, draw().square() * 0.01
-        self.steps = torch.randint(0, 3000, (n_counters,), generator=generator, dtype=torch.int32)
-        self.ema = draw() if ema else None
-        self.ema_last = torch.randint(0, 90, (n_counters,), generator=generator, dtype=torch.int32) if ema else None
-        self.shadow = self.param.to(shadow) if shadow is not None else None
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def step(self, op, grad: Tensor, skip_zero: bool, global_step: int = 100, **options) -> None:
-        op(
-            self.param, grad, self.exp_avg, self.exp_avg_sq, self.steps, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3,
-            skip_zero, self.ema, self.ema_last, 0.95, global_step, self.shadow, **options,
-        )  # fmt: skip
-
-
-def sparse_gradient(shape: tuple[int, ...], density: float, dtype: torch.dtype) -> Tensor:
-    grad = torch.randn(shape, dtype=torch.float64).to(dtype)
-    if not shape:
-        return grad
-    return grad * (torch.rand(*shape[:-1], 1) < density)
-
-
-def check(actual: State, expected: State, exact: State) -> None:
-    """The error against fp64 is at most twice the reference's, plus roundings."""
-    for name, tensor in actual.tensors().items():
-        if not tensor.is_floating_point():
-            assert torch.equal(tensor, getattr(expected, name)), name
-            continue
-        truth = getattr(exact, name).double()
-        assert tensor.shape == truth.shape
-        if tensor.numel() == 0:
-            continue
-        scale = truth.abs().max().item() * torch.finfo(tensor.dtype).eps
-        error = (tensor.double() - truth).abs().max().item()
-        allowed = (getattr(expected, name).double() - truth).abs().max().item()
-        assert error <= 2 * allowed + 2 * scale, f"{name}: {error} > 2 * {allowed} + 2 * {scale}"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -75,7 +29,7 @@ def test_matches_reference(shape: tuple[int, ...], skip_zero: bool, ema: bool, d
     states[0].step(adam_step, grad.clone(), skip_zero)
     states[1].step(reference.adam_step, grad.clone(), skip_zero)
     states[2].step(reference.adam_step, grad.double(), skip_zero)
-    check(*states)
+    check_state(*states)
 
 
 @pytest.mark.parametrize("shadow", [torch.float16, torch.bfloat16])

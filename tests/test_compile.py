@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from samples import CUDA_ONLY, SAMPLES
+from problems.samples import CUDA_ONLY, SAMPLES
 from torch import Tensor, nn
 
 import hashgrid

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_reference_composite import brute_force, make_samples
+from problems.composite import brute_force_composite, check_composite_budget, composite_and_derivatives, make_samples
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -22,45 +22,22 @@ pytestmark = pytest.mark.every_kernel
 COUNTS = [[3, 0, 7, 1, 0, 33, 8], [700] * 6, [0, 0], [2000, 3, 1], [1], [16] * 65]
 
 
-def evaluate(composite, samples: dict[str, Tensor], dtype: torch.dtype, **options) -> list[Tensor]:
-    """Outputs, gradients and second derivatives in ``dtype``, for cotangents that do not depend on it."""
-    samples = {k: v.to(dtype) if v.is_floating_point() else v for k, v in samples.items()}
-    inputs = [samples[name].clone().requires_grad_() for name in ("sigmas", "features")]
-    outputs = composite(**samples | dict(zip(("sigmas", "features"), inputs, strict=True)), **options)
-    generator = torch.Generator().manual_seed(1)
-
-    def random_like(tensors) -> list[Tensor]:
-        return [torch.rand(t.shape, generator=generator, dtype=torch.float64).to(dtype) for t in tensors]
-
-    cotangents = [g.requires_grad_() for g in random_like(outputs)]
-    grads = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True)
-    second = torch.autograd.grad(grads, [*cotangents, *inputs], random_like(grads))
-    return [*outputs, *grads, *second]
-
-
-def assert_within_budget(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None:
-    """Twice the error of PyTorch in fp32 and one rounding; three where a tensor is so small that PyTorch is lucky."""
-    for a, b, e in zip(ours, theirs, exact, strict=True):
-        if e.numel() > 0:
-            roundings = 3 if e.numel() < 100 else 1
-            budget = 2 * (b - e).abs().max() + roundings * torch.finfo(torch.float32).eps * e.abs().max()
-            assert (a - e).abs().max() <= budget
-
-
 @pytest.mark.parametrize("n_features", [0, 1, 3, 5])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 def test_composite_matches_reference(counts: list[int], n_features: int) -> None:
     for density in (0.1, 20.0):
         samples = make_samples(counts, density=density)
         samples["features"] = torch.rand(len(samples["sigmas"]), n_features, dtype=torch.float64)
-        exact = evaluate(reference.composite, samples, torch.float64)
-        for a, b in zip(evaluate(ops.composite, samples, torch.float64), exact, strict=True):
+        exact = composite_and_derivatives(reference.composite, samples, torch.float64)
+        for a, b in zip(composite_and_derivatives(ops.composite, samples, torch.float64), exact, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
         # fp32: rounded inputs are the truth of both
         samples = {k: v.float() if v.is_floating_point() else v for k, v in samples.items()}
-        exact = evaluate(reference.composite, samples, torch.float64)
-        ours, theirs = (evaluate(module.composite, samples, torch.float32) for module in (ops, reference))
-        assert_within_budget(ours, theirs, exact)
+        exact = composite_and_derivatives(reference.composite, samples, torch.float64)
+        ours, theirs = (
+            composite_and_derivatives(module.composite, samples, torch.float32) for module in (ops, reference)
+        )
+        check_composite_budget(ours, theirs, exact)
 
 
 def test_composite_worked_example() -> None:
@@ -75,7 +52,7 @@ def test_composite_worked_example() -> None:
 def test_composite_matches_plain_python(early_stop_eps: float) -> None:
     samples = make_samples([3, 0, 7, 1, 0, 33, 8], density=20)
     actual = ops.composite(**samples, early_stop_eps=early_stop_eps)
-    for a, b in zip(actual, brute_force(samples, early_stop_eps), strict=True):
+    for a, b in zip(actual, brute_force_composite(samples, early_stop_eps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
@@ -161,7 +138,7 @@ def test_composite_does_not_depend_on_the_number_of_threads() -> None:
         results = []
         for n_threads in (1, 2, 16):
             torch.set_num_threads(n_threads)
-            results.append(evaluate(ops.composite, samples, torch.float32))
+            results.append(composite_and_derivatives(ops.composite, samples, torch.float32))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -174,14 +151,15 @@ def test_composite_on_every_instruction_set(tmp_path: Path) -> None:
         "import sys, torch\n"
         "sys.path.insert(0, 'tests')\n"
         "from hashgrid import ops\n"
-        "from test_composite import evaluate\n"
+        "from problems.composite import composite_and_derivatives\n"
         "samples = torch.load(sys.argv[1])\n"
-        "torch.save([x.detach() for x in evaluate(ops.composite, samples, torch.float32)], sys.argv[2])\n"
+        "results = composite_and_derivatives(ops.composite, samples, torch.float32)\n"
+        "torch.save([x.detach() for x in results], sys.argv[2])\n"
     )
     samples = make_samples([5, 0, 90, 3, 17, 300], torch.float32, density=3)
     torch.save(samples, tmp_path / "in.pt")
-    exact = evaluate(reference.composite, samples, torch.float64)
-    theirs = evaluate(reference.composite, samples, torch.float32)
+    exact = composite_and_derivatives(reference.composite, samples, torch.float64)
+    theirs = composite_and_derivatives(reference.composite, samples, torch.float32)
     for capability in _extension.require().available_cpu_capabilities():
         subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")],
@@ -189,7 +167,7 @@ def test_composite_on_every_instruction_set(tmp_path: Path) -> None:
             cwd=Path(__file__).resolve().parents[1],
             check=True,
         )
-        assert_within_budget(torch.load(tmp_path / "out.pt"), theirs, exact)
+        check_composite_budget(torch.load(tmp_path / "out.pt"), theirs, exact)
 
 
 def test_composite_takes_strides_and_half_precision() -> None:

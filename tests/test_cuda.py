@@ -14,17 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from hash_encode_budget import check_budget, run, run_plain, safe_positions
-from march_rays_scenes import OPTIONS, scene
-from samples import CUDA_ONLY, ON_CUDA
-from test_composite import assert_within_budget, evaluate
-from test_mlp import assert_within_budget as assert_mlp_within_budget
-from test_mlp import problem, sums_of_terms
-from test_mlp import run as run_mlp
-from test_occupancy import AABB, make_cameras, make_state
-from test_ray_aabb import random_rays
-from test_reference_composite import make_samples
-from test_sphere_trace import rough, strange_rays
+from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
+from problems.hash_encode import (
+    check_encoding_budget,
+    encoding_and_derivatives,
+    reference_in_several_orders,
+    safe_positions,
+)
+from problems.march_rays import OPTIONS, scene
+from problems.mlp import check_mlp_budget, make_batch, mlp_and_gradients, sums_of_terms
+from problems.occupancy import AABB, make_cameras, make_state
+from problems.ray_aabb import random_rays
+from problems.samples import CUDA_ONLY, ON_CUDA
+from problems.sphere_trace import rough, strange_rays
 from torch import Tensor, nn
 
 import hashgrid
@@ -154,35 +156,37 @@ def test_hash_encode_stays_in_the_error_budget(interpolation: str, other: Other)
     levels = make_level_table()
     x = safe_positions(levels, N)
     arguments = x, torch.randn(levels.n_entries, 2), torch.rand(16), torch.randn(N, 32), levels
-    truth = run(reference.hash_encode, torch.float64, *arguments, interpolation=interpolation)
-    theirs = run_plain(torch.float32, *arguments, interpolation=interpolation)
+    truth = encoding_and_derivatives(reference.hash_encode, torch.float64, *arguments, interpolation=interpolation)
+    theirs = reference_in_several_orders(torch.float32, *arguments, interpolation=interpolation)
     with other.kernels():
-        ours = run(other.on(ops.hash_encode), torch.float32, *arguments, interpolation=interpolation)
-    check_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
+        ours = encoding_and_derivatives(
+            other.on(ops.hash_encode), torch.float32, *arguments, interpolation=interpolation
+        )
+    check_encoding_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
     assert torch.equal(ours["grad_table"] != 0, truth["grad_table"] != 0), "other entries have gradients"
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("widths", [[32, 64, 64, 16], [3, 17, 5]], ids=["even", "odd"])
 def test_mlp_stays_in_the_error_budget(widths: list[int], compute_dtype: torch.dtype | None, other: Other) -> None:
-    x, weights, biases, grad_y = problem(widths, N, True)
+    x, weights, biases, grad_y = make_batch(widths, N, True)
     options = "relu" if compute_dtype is None else "softplus", "sigmoid", compute_dtype
-    exact = run_mlp(reference.mlp, torch.float64, x, weights, biases, grad_y, *options[:2])
-    theirs = run_mlp(reference.mlp, torch.float32, x, weights, biases, grad_y, *options)
+    exact = mlp_and_gradients(reference.mlp, torch.float64, x, weights, biases, grad_y, *options[:2])
+    theirs = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, grad_y, *options)
     with other.kernels():
-        ours = run_mlp(other.on(ops.mlp), torch.float32, x, weights, biases, grad_y, *options)
+        ours = mlp_and_gradients(other.on(ops.mlp), torch.float32, x, weights, biases, grad_y, *options)
     unit = 2**-24 if compute_dtype is None else 2**-9
-    assert_mlp_within_budget(ours, theirs, exact, unit, sums_of_terms(x, weights, biases, grad_y, *options[:2]))
+    check_mlp_budget(ours, theirs, exact, unit, sums_of_terms(x, weights, biases, grad_y, *options[:2]))
 
 
 @pytest.mark.parametrize("density", [0.1, 20.0])
 def test_composite_stays_in_the_error_budget(density: float, other: Other) -> None:
     samples = make_samples([3, 0, 1, 700, 33, 0, 129, *[17] * 100], density=density)
-    exact = evaluate(reference.composite, samples, torch.float64)
-    theirs = evaluate(reference.composite, samples, torch.float32)
+    exact = composite_and_derivatives(reference.composite, samples, torch.float64)
+    theirs = composite_and_derivatives(reference.composite, samples, torch.float32)
     with other.kernels():
-        ours = evaluate(other.on(ops.composite), samples, torch.float32)
-    assert_within_budget(ours, theirs, exact)
+        ours = composite_and_derivatives(other.on(ops.composite), samples, torch.float32)
+    check_composite_budget(ours, theirs, exact)
     assert torch.equal(ours[3] != 0, exact[3] != 0), "other samples count"
 
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_composite import assert_within_budget, evaluate
-from test_reference_composite import make_samples
+from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
 from torch import Tensor
 
 from hashgrid import ops, reference
@@ -104,9 +103,9 @@ def test_march_rays_sums_many_chunks_of_rays() -> None:
 
 def test_composite_carries_sums_over_many_groups_of_samples() -> None:
     samples = make_samples([2500, 50, 49], torch.float32, 0.5)
-    exact = evaluate(reference.composite, samples, torch.float64)
-    theirs = evaluate(reference.composite, samples, torch.float32)
-    assert_within_budget(evaluate(ops.composite, samples, torch.float32), theirs, exact)
+    exact = composite_and_derivatives(reference.composite, samples, torch.float64)
+    theirs = composite_and_derivatives(reference.composite, samples, torch.float32)
+    check_composite_budget(composite_and_derivatives(ops.composite, samples, torch.float32), theirs, exact)
 
 
 @pytest.mark.parametrize("second", [[5, 3], [4, 90], [4, -1], [-4, 4]])

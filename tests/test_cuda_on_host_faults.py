@@ -33,7 +33,7 @@ SWAPPED = """  const bool planted = hashgrid_on_host::planted("fragment");
   const uint32_t swapped[4] = {a[0], planted ? a[2] : a[1], planted ? a[1] : a[2], a[3]};
   hashgrid_on_host::mma_m16n8k16(sum, swapped, b0, b1,"""
 EXCHANGE = "const A other = shuffle_up(value, distance);\n    if (lane >= distance) value = other + value;"
-# fault: file, text, other text, the check of test_cuda_on_host.py that has to fail, and by what
+# fault: file, text, other text, the case that has to fail, and by what
 FAULTS = {
     "atomic": (
         *("cuda/atomics.cuh", f"if constexpr (kSize == 1) {ADD}"),
@@ -128,7 +128,7 @@ import json, os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 torch.set_num_threads(1)
-import test_cuda_on_host
+from problems import cases
 from pathlib import Path
 from host.build import load
 from host.redirect import take_cuda_ops
@@ -143,7 +143,7 @@ for fault, checks in json.loads(sys.argv[1]).items():
         os.environ["HASHGRID_PLANTED"] = fault
         torch.manual_seed(0)
         for check in checks:
-            eval("test_cuda_on_host." + check)
+            eval("cases." + check)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, errors="replace") as output:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from problems.mlp import BF16, FP16
+from problems.mlp_on_host import MlpOnHost, check_fused, check_plain
 
-from hashgrid import reference
-from hashgrid.options import ACTIVATIONS, FACTORS
+from hashgrid.options import ACTIVATIONS
 
 pytestmark = pytest.mark.full
-BF16, FP16 = torch.bfloat16, torch.float16
-UNITS = {None: 2**-24, BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1
 SIZES = (0, 1, 7, 63, 64, 65, 255, 257, 1031)  # tiles have 16 rows, warps 16 or 32, blocks 128, slices 256
 
 
@@ -27,90 +25,6 @@ def host(cuda_on_host: ModuleType) -> ModuleType:
 def small_shared(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Gives blocks of the emulated device less shared memory."""
     return lambda n_bytes: monkeypatch.setenv("HASHGRID_EMULATED_SHARED_BYTES", str(n_bytes))
-
-
-class Problem:
-    """An MLP and a batch in fp64. Values are positive where sums run over rows, which then do not cancel. No sum lies
-    within fp32's rounding of zero, where the derivative of a ReLU jumps."""
-
-    def __init__(self, widths: Sequence[int], n: int, bias: bool, activation: str, output_activation: str) -> None:
-        gain = 0.3 if "exp" in (activation, output_activation) else 1.0
-        pairs = list(zip(widths, widths[1:], strict=False))
-        self.weights = [gain * (6 / (i + o)) ** 0.5 * (2 * torch.rand(o, i, dtype=torch.float64) - 1) for i, o in pairs]
-        self.biases = [0.1 * torch.randn(o, dtype=torch.float64) for _, o in pairs] if bias else []
-        self.activation, self.output_activation = activation, output_activation
-        self.x = torch.rand(n, widths[0], dtype=torch.float64)
-        while len(close := self.rows_close_to_zero()) > 0:
-            self.x[close] = torch.rand(len(close), widths[0], dtype=torch.float64)
-        self.grad_y = torch.rand(n, widths[-1], dtype=torch.float64)
-
-    def rows_close_to_zero(self) -> Tensor:
-        """Rows of x for which some sum lies close to zero."""
-        close = torch.zeros(len(self.x), dtype=torch.bool)
-        for layer in range(1, len(self.weights) + 1):
-            activation = self.output_activation if layer == len(self.weights) else self.activation
-            biases = self.biases[:layer] or None
-            if activation in ("relu", "leaky_relu"):
-                sums = reference.mlp(self.x, self.weights[:layer], biases, self.activation, "none")
-                close |= (sums.abs() < 1e-5).any(-1)
-        return close.nonzero().squeeze(-1)
-
-    def reference(self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Output and gradients to x, weights, biases."""
-        inputs = [t.to(dtype).requires_grad_() for t in (self.x, *self.weights, *self.biases)]
-        n = 1 + len(self.weights)
-        y = reference.mlp(
-            inputs[0], inputs[1:n], inputs[n:] or None, self.activation, self.output_activation, compute_dtype
-        )
-        return [y.detach(), *torch.autograd.grad(y, inputs, self.grad_y.to(dtype))]
-
-    def emulated(
-        self, dtype: torch.dtype, compute_dtype: torch.dtype | None = None, needs: tuple[bool, bool] = (True, True)
-    ) -> list[Tensor]:
-        """The same of the kernels."""
-        ops = torch.ops.hashgrid_on_host
-        x, grad_y = self.x.to(dtype), self.grad_y.to(dtype)
-        params = [t.to(dtype) for t in (*self.weights, *self.biases)]
-        n = len(self.weights)
-        activations = ACTIVATIONS.index(self.activation), ACTIVATIONS.index(self.output_activation)
-        options = *activations, FACTORS.index(compute_dtype)
-        y = ops.mlp(x, params[:n], params[n:], *options)
-        grad_x, flat = ops.mlp_backward(grad_y, x, params[:n], params[n:], *options, *needs)
-        assert grad_x.shape == (len(x) if needs[0] else 0, x.shape[1])
-        assert len(flat) == (sum(p.numel() for p in params) if needs[1] else 0)
-        parts = flat.split([p.numel() for p in params]) if needs[1] else ()
-        return [y, grad_x, *(part.view(p.shape) for part, p in zip(parts, params, strict=False))]
-
-    def sum_of_terms(self) -> float:
-        """Largest sum of absolute terms of the last layer."""
-        if len(self.x) == 0:
-            return 0.0
-        h = self.x
-        if len(self.weights) > 1:
-            h = reference.mlp(h, self.weights[:-1], self.biases[:-1] or None, self.activation, self.activation)
-        return (h.abs() @ self.weights[-1].abs().T).amax().item()
-
-
-def assert_within_budget(problem: Problem, ours: list[Tensor], theirs: list[Tensor], unit: float) -> None:
-    """|ours - exact| <= 2 |PyTorch - exact| + a few roundings of the largest sum, max-norm per tensor."""
-    for i, (a, b, exact) in enumerate(zip(ours, theirs, problem.reference(torch.float64), strict=True)):
-        assert a.shape == exact.shape
-        if exact.numel() == 0:
-            continue
-        scale = max(exact.abs().max().item(), problem.sum_of_terms() if i == 0 else 0.0)
-        error, budget = (a - exact).abs().max().item(), (b - exact).abs().max().item()
-        assert error <= 2 * budget + 8 * unit * scale, f"tensor {i}: {error:.3g}, PyTorch {budget:.3g}, max {scale:.3g}"
-
-
-def check_fused(problem: Problem, compute_dtype: torch.dtype = BF16) -> None:
-    ours, theirs = (f(torch.float32, compute_dtype) for f in (problem.emulated, problem.reference))
-    assert_within_budget(problem, ours, theirs, UNITS[compute_dtype])
-
-
-def check_plain(problem: Problem) -> None:
-    assert_within_budget(problem, problem.emulated(torch.float32), problem.reference(torch.float32), UNITS[None])
-    for a, b in zip(problem.emulated(torch.float64), problem.reference(torch.float64), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
 # Input, hidden and output widths: every instance of the kernels, odd sizes, up to three hidden layers.
@@ -130,7 +44,7 @@ def name_of(widths: list[int]) -> str:
 @pytest.mark.parametrize("compute_dtype", [BF16, FP16])
 def test_fused_matches_reference(host: ModuleType, widths: list[int], bias: bool, compute_dtype: torch.dtype) -> None:
     for n in SIZES if compute_dtype == BF16 else (0, 1, 7, 255, 256, 257):
-        check_fused(Problem(widths, n, bias, "relu", "sigmoid" if bias else "none"), compute_dtype)
+        check_fused(MlpOnHost(widths, n, bias, "relu", "sigmoid" if bias else "none"), compute_dtype)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -140,7 +54,7 @@ def test_fused_activations_match_reference(
     host: ModuleType, activation: str, widths: list[int], compute_dtype: torch.dtype
 ) -> None:
     for n in (7, 129):
-        check_fused(Problem(widths, n, True, activation, activation), compute_dtype)
+        check_fused(MlpOnHost(widths, n, True, activation, activation), compute_dtype)
 
 
 @pytest.mark.parametrize("shared_bytes", [100_000, 40_000, 30_000, 20_000])
@@ -151,14 +65,14 @@ def test_fused_with_less_shared_memory(
     """Fewer warps, then sums in global memory."""
     small_shared(shared_bytes)
     for compute_dtype in (BF16, FP16):
-        check_fused(Problem([17, 48, 64, 3], 257, bias, "silu", "none"), compute_dtype)
+        check_fused(MlpOnHost([17, 48, 64, 3], 257, bias, "silu", "none"), compute_dtype)
 
 
 def test_wider_networks_than_fused_are_rounded(host: ModuleType) -> None:
     before = host.launches()
     for compute_dtype in (BF16, FP16):
-        check_fused(Problem([5, 200, 3], 65, True, "relu", "none"), compute_dtype)
-        check_fused(Problem([150, 32, 3], 65, True, "tanh", "sigmoid"), compute_dtype)
+        check_fused(MlpOnHost([5, 200, 3], 65, True, "relu", "none"), compute_dtype)
+        check_fused(MlpOnHost([150, 32, 3], 65, True, "tanh", "sigmoid"), compute_dtype)
     name = "mlp_fused_forward_kernel"
     assert host.launches().get(name, 0) == before.get(name, 0)
 
@@ -169,7 +83,7 @@ def test_fused_rounds_the_factors_and_nothing_else(
     host: ModuleType, widths: list[int], n: int, compute_dtype: torch.dtype
 ) -> None:
     """Exact enough to miss any row: with many, blocks take several batches of rows in turn."""
-    problem = Problem(widths, n, True, "relu", "none")
+    problem = MlpOnHost(widths, n, True, "relu", "none")
     ours = problem.emulated(torch.float32, compute_dtype)
     x, weight, g = (t.float().to(compute_dtype).double() for t in (problem.x, problem.weights[0], problem.grad_y))
     bias = problem.biases[0].float().double()
@@ -182,12 +96,12 @@ def test_fused_rounds_the_factors_and_nothing_else(
 @pytest.mark.parametrize("bias", [False, True])
 def test_plain_matches_reference(host: ModuleType, widths: list[int], bias: bool) -> None:
     for n in SIZES:
-        check_plain(Problem(widths, n, bias, "relu", "sigmoid" if bias else "none"))
+        check_plain(MlpOnHost(widths, n, bias, "relu", "sigmoid" if bias else "none"))
 
 
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_gradients_asked_for_alone(host: ModuleType, compute_dtype: torch.dtype | None) -> None:
-    problem = Problem([17, 40, 40, 3], 300, True, "softplus", "exp")
+    problem = MlpOnHost([17, 40, 40, 3], 300, True, "softplus", "exp")
     both = problem.emulated(torch.float32, compute_dtype)
     only_x = problem.emulated(torch.float32, compute_dtype, (True, False))
     only_params = problem.emulated(torch.float32, compute_dtype, (False, True))
@@ -201,7 +115,7 @@ def test_gradients_asked_for_alone(host: ModuleType, compute_dtype: torch.dtype 
 def test_nan_and_infinity_stay_in_their_rows(
     host: ModuleType, activation: str, compute_dtype: torch.dtype | None
 ) -> None:
-    problem = Problem([3, 31, 5], 40, False, activation, "none")
+    problem = MlpOnHost([3, 31, 5], 40, False, activation, "none")
     clean = problem.emulated(torch.float32, compute_dtype)
     problem.x[3, 1], problem.x[8, 0], problem.x[20, 2] = torch.nan, torch.inf, -torch.inf
     y, grad_x, *_ = problem.emulated(torch.float32, compute_dtype)
@@ -215,7 +129,7 @@ def test_nan_and_infinity_stay_in_their_rows(
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_many_partial_sums(host: ModuleType, compute_dtype: torch.dtype | None) -> None:
     """More rows than one block of rows per partial sum."""
-    problem = Problem([2, 8, 1], 128 * 256 + 700, True, "relu", "none")
+    problem = MlpOnHost([2, 8, 1], 128 * 256 + 700, True, "relu", "none")
     if compute_dtype is None:
         check_plain(problem)
     else:
@@ -224,7 +138,7 @@ def test_many_partial_sums(host: ModuleType, compute_dtype: torch.dtype | None) 
 
 def test_unaligned_rows(host: ModuleType) -> None:
     """Widths that would be read in pairs, at addresses that are no multiple of a pair."""
-    problem = Problem([4, 16, 2], 70, False, "relu", "none")
+    problem = MlpOnHost([4, 16, 2], 70, False, "relu", "none")
     ours = problem.emulated(torch.float32, BF16)
     ops = torch.ops.hashgrid_on_host
     storage = [torch.empty(t.numel() + 1) for t in (problem.x, problem.grad_y)]

@@ -19,7 +19,8 @@ import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import math
 import torch
-import test_cuda_on_host, test_hash_encode
+from problems.cases import CASES
+from problems.hash_encode import check_huge_positions, check_nonfinite_positions
 from pathlib import Path
 from hashgrid import ops
 from host.build import load
@@ -30,7 +31,7 @@ torch.manual_seed(0)
 """
 SIZES = """
 for n in (0, 1, 7, 255, 256, 257):
-    for case in test_cuda_on_host.CASES:
+    for case in CASES:
         if n not in (255, 256) or case.__name__ not in ("composite_case", "mlp_case"):  # fibers take their time
             case(n)
 assert min(host.launches().values()) > 0
@@ -39,9 +40,9 @@ STRANGE = """
 for dtype in (torch.float32, torch.float64):
     for bounds in ("clamp", "zero", "none"):
         for bad in (math.nan, math.inf, -math.inf):
-            test_hash_encode.test_nonfinite_positions_give_nan_and_no_gradient(bounds, bad, dtype)
+            check_nonfinite_positions(bounds, bad, dtype)
     for magnitude in (1e9, 1e20, 3e38):
-        test_hash_encode.test_huge_positions_are_defined(magnitude, dtype)
+        check_huge_positions(magnitude, dtype)
         x = torch.tensor([[magnitude, -magnitude, math.nan]], dtype=dtype)
         ops.sh_encode(x, 4), ops.frequency_encode(x, 6)
 """

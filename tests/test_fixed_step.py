@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from host.redirect import take_cuda_ops
-from test_nerf_app import TINY
+from problems.nerf import TINY
 
 from hashgrid.device import choose_device, why_not_cuda
 from hashgrid.modules import composite

@@ -6,10 +6,17 @@ import math
 
 import pytest
 import torch
-from hash_encode_budget import check_budget, run, run_plain, safe_positions
-from hash_encode_budget import orders_of as orders_of  # for test_cuda_on_host.py
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems.hash_encode import (
+    check_encoding_budget,
+    check_huge_positions,
+    check_nonfinite_positions,
+    encoding_and_derivatives,
+    make_levels,
+    reference_in_several_orders,
+    safe_positions,
+)
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -21,21 +28,15 @@ pytestmark = pytest.mark.every_kernel
 SIZES = [0, 1, 7, 1023, 1024, 1025]
 
 
-def make_levels(n_input_dims: int = 3, **options) -> LevelTable:
-    """Dense and hashed levels, sizes that are powers of two and not."""
-    defaults = {"n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 3, "per_level_scale": 1.7}
-    return make_level_table(n_input_dims, **defaults | options)
-
-
 def compare(levels: LevelTable, x: Tensor, n_features: int, level_weights: bool = False, **options) -> None:
     table = torch.randn(levels.n_entries, n_features)
     grad_y = torch.randn(x.shape[0], levels.n_levels * n_features)
     weights = torch.rand(levels.n_levels) if level_weights else None
     arguments = (x, table, weights, grad_y, levels)
-    truth = run(reference.hash_encode, torch.float64, *arguments, **options)
-    theirs = run_plain(torch.float32, *arguments, **options)
-    ours = run(ops.hash_encode, torch.float32, *arguments, **options)
-    check_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
+    truth = encoding_and_derivatives(reference.hash_encode, torch.float64, *arguments, **options)
+    theirs = reference_in_several_orders(torch.float32, *arguments, **options)
+    ours = encoding_and_derivatives(ops.hash_encode, torch.float32, *arguments, **options)
+    check_encoding_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
     assert torch.equal(ours["grad_table"] != 0, truth["grad_table"] != 0), "other entries have gradients"
 
 
@@ -69,7 +70,9 @@ def test_points_in_order_along_rays(n_input_dims: int, n_features: int) -> None:
     arguments = x, table, torch.rand(levels.n_levels), grad_y.flatten(1), levels
     for interpolation, bounds in (("linear", "zero"), ("nearest", "clamp")):
         truth, *others = (
-            run(function, dtype, *arguments, interpolation=interpolation, bounds=bounds)["grad_table"]
+            encoding_and_derivatives(function, dtype, *arguments, interpolation=interpolation, bounds=bounds)[
+                "grad_table"
+            ]
             for function, dtype in (
                 (reference.hash_encode, torch.float64),
                 (reference.hash_encode, torch.float32),
@@ -125,11 +128,11 @@ def test_half_shadow(n_input_dims: int, n_features: int, dtype: torch.dtype) -> 
     shadow, x = table.to(dtype), safe_positions(levels, 300)
     grad_y = torch.randn(300, levels.n_levels * n_features)
     weights = torch.rand(levels.n_levels)
-    ours = run(ops.hash_encode, torch.float32, x, table, weights, grad_y, levels, shadow=shadow)
+    ours = encoding_and_derivatives(ops.hash_encode, torch.float32, x, table, weights, grad_y, levels, shadow=shadow)
     # the same values without a shadow
-    truth = run(reference.hash_encode, torch.float64, x, shadow.float(), weights, grad_y, levels)
-    theirs = run_plain(torch.float32, x, shadow.float(), weights, grad_y, levels)
-    check_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
+    truth = encoding_and_derivatives(reference.hash_encode, torch.float64, x, shadow.float(), weights, grad_y, levels)
+    theirs = reference_in_several_orders(torch.float32, x, shadow.float(), weights, grad_y, levels)
+    check_encoding_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
     assert ops.hash_encode(x, table, levels, shadow=shadow).dtype == torch.float32
     (grad,) = torch.autograd.grad(ops.hash_encode(x, table.requires_grad_(), levels, shadow=shadow).sum(), table)
     assert grad.dtype == torch.float32
@@ -157,35 +160,13 @@ def test_strides_offsets_and_batches(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nonfinite_positions_give_nan_and_no_gradient(bounds: str, bad: float, dtype: torch.dtype) -> None:
-    levels = make_levels(3)
-    x = safe_positions(levels, 100).to(dtype)
-    x[17, 1] = bad
-    good = torch.arange(100) != 17
-    table = torch.randn(levels.n_entries, 2, dtype=dtype).requires_grad_()
-    weights = torch.rand(levels.n_levels, dtype=dtype, requires_grad=True)
-    y = ops.hash_encode(x, table, levels, bounds=bounds, level_weights=weights)
-    assert y[17].isnan().all() and torch.equal(
-        y[good], ops.hash_encode(x[good], table, levels, "linear", bounds, weights)
-    )
-    clean = ops.hash_encode(x[good], table, levels, bounds=bounds, level_weights=weights)
-    for grad, expected in zip(
-        torch.autograd.grad(y, [table, weights], torch.ones_like(y)),
-        torch.autograd.grad(clean.sum(), [table, weights]),
-        strict=True,
-    ):
-        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5)
-        assert grad.isfinite().all()
+    check_nonfinite_positions(bounds, bad, dtype)
 
 
 @pytest.mark.parametrize("magnitude", [1e9, 1e20, 3e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_huge_positions_are_defined(magnitude: float, dtype: torch.dtype) -> None:
-    levels = make_levels(3)
-    x = torch.tensor([[-magnitude] * 3, [magnitude] * 3], dtype=dtype, requires_grad=True)
-    table = torch.randn(levels.n_entries, 2, dtype=dtype, requires_grad=True)
-    for bounds in ("clamp", "zero", "none"):
-        y = ops.hash_encode(x, table, levels, bounds=bounds)
-        torch.autograd.grad(y.sum(), [x, table])
+    check_huge_positions(magnitude, dtype)
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])
@@ -442,7 +423,7 @@ def test_any_configuration_matches_reference_in_fp64(data) -> None:
         "bounds": data.draw(st.sampled_from(["clamp", "zero", "none"])),
     }
     ours, expected = (
-        run(function, torch.float64, x, table, weights, grad_y, levels, **options)
+        encoding_and_derivatives(function, torch.float64, x, table, weights, grad_y, levels, **options)
         for function in (ops.hash_encode, reference.hash_encode)
     )
     order = {"grad_x": 1, "second_grad_y": 1, "second_table": 1, "second_x": 2}

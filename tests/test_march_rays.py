@@ -12,15 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from march_rays_scenes import AABB, OPTIONS, scene
-from test_reference_march_rays import brute_force_march, make_rays, pack, random_cells
+from problems.march_rays import AABB, OPTIONS, RESOLUTION, brute_force_march, make_rays, pack, random_cells, scene
 from torch import Tensor
 
 from hashgrid import _extension, ops, reference
 
 pytestmark = pytest.mark.every_kernel
-
-RESOLUTION = (4, 5, 3)
 
 
 def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

@@ -6,92 +6,18 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from problems.mlp import BF16, FP16, UNITS, check_mlp_budget, make_batch, make_params, mlp_and_gradients, sums_of_terms
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
 from hashgrid.options import ACTIVATIONS
-from hashgrid.reference.activation import activate
 
 pytestmark = pytest.mark.every_kernel
 
-BF16, FP16 = torch.bfloat16, torch.float16
-UNITS = {None: 2**-24, BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1
 # Block sizes are 128 rows for narrow networks and less for wide ones; a partial sum of gradients covers 2048 or more.
 SIZES = (0, 1, 7, 127, 128, 129)
 WIDTHS = ([1, 1], [3, 64, 3], [32, 64, 64, 16], [31, 100, 16, 5], [17, 31, 1], [3, 100, 100, 100, 2])
-
-
-def make_params(widths: Sequence[int], bias: bool, gain: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
-    """fp64 weights, Xavier times ``gain``, and biases."""
-    pairs = list(zip(widths, widths[1:], strict=False))
-    weights = [gain * (6 / (i + o)) ** 0.5 * (2 * torch.rand(o, i, dtype=torch.float64) - 1) for i, o in pairs]
-    return weights, [0.1 * torch.randn(o, dtype=torch.float64) for _, o in pairs] if bias else []
-
-
-def run(
-    mlp: Callable[..., Tensor],
-    dtype: torch.dtype,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    grad_y: Tensor,
-    *options,
-) -> list[Tensor]:
-    """Output and gradients to x, weights, biases, all computed in ``dtype``."""
-    inputs = [t.to(dtype).requires_grad_() for t in (x, *weights, *biases)]
-    n = len(weights)
-    y = mlp(inputs[0], inputs[1 : 1 + n], inputs[1 + n :] or None, *options)
-    return [y.detach(), *torch.autograd.grad(y, inputs, grad_y.to(dtype))]
-
-
-def assert_within_budget(
-    ours: list[Tensor], pytorch: list[Tensor], exact: list[Tensor], unit: float, terms: tuple[float, float]
-) -> None:
-    """|ours - exact| <= 2 |pytorch - exact| + a few roundings, max-norm per tensor.
-
-    Roundings are relative to the largest sum of absolute terms: ``terms`` for y and the gradient to x; sums over rows,
-    those of parameters, do not cancel.
-    """
-    for i, (a, b, truth) in enumerate(zip(ours, pytorch, exact, strict=True)):
-        assert a.shape == truth.shape
-        if truth.numel() == 0:
-            continue
-        error, theirs, scale = ((t - truth).abs().max().item() for t in (a, b, torch.zeros_like(truth)))
-        scale = max(scale, terms[i] if i < len(terms) else 0)
-        assert error <= 2 * theirs + 8 * unit * scale, f"tensor {i}: {error:.3g}, PyTorch {theirs:.3g}, max {scale:.3g}"
-
-
-def sums_of_terms(
-    x: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor],
-    grad_y: Tensor,
-    activation: str,
-    output_activation: str,
-) -> tuple[float, float]:
-    """Largest sum of absolute terms of the last layer, and of the gradient to x."""
-    if len(x) == 0:
-        return 0.0, 0.0
-    deep = len(weights) > 1
-    first = reference.mlp(x, weights[:1], biases[:1] or None, "none", "none").requires_grad_()
-    y = activate(first, activation if deep else output_activation)
-    if deep:
-        y = reference.mlp(y, weights[1:], biases[1:] or None, activation, output_activation)
-    (grad,) = torch.autograd.grad(y, first, grad_y)
-    h = reference.mlp(x, weights[:-1], biases[:-1] or None, activation, activation) if deep else x
-    return (h.abs() @ weights[-1].abs().T).amax().item(), (grad.abs() @ weights[0].abs()).amax().item()
-
-
-def problem(widths: Sequence[int], n: int, bias: bool, gain: float = 1.0) -> tuple:
-    """x and grad_y are positive: sums over rows do not cancel, so that roundings are relative to the results."""
-    weights, biases = make_params(widths, bias, gain)
-    return (
-        torch.rand(n, widths[0], dtype=torch.float64),
-        weights,
-        biases,
-        torch.rand(n, widths[-1], dtype=torch.float64),
-    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -100,13 +26,13 @@ def test_matches_reference(activation: str, widths: list[int]) -> None:
     gain = 0.3 if activation == "exp" else 1.0
     for n in SIZES:
         for bias in (False, True):
-            x, weights, biases, grad_y = problem(widths, n, bias, gain)
+            x, weights, biases, grad_y = make_batch(widths, n, bias, gain)
             options = activation, activation if bias else "none"
-            exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
-            pytorch = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options)
-            ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
-            assert_within_budget(ours, pytorch, exact, 2**-24, sums_of_terms(x, weights, biases, grad_y, *options))
-            ours = run(ops.mlp, torch.float64, x, weights, biases, grad_y, *options)
+            exact = mlp_and_gradients(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+            pytorch = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, grad_y, *options)
+            ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
+            check_mlp_budget(ours, pytorch, exact, 2**-24, sums_of_terms(x, weights, biases, grad_y, *options))
+            ours = mlp_and_gradients(ops.mlp, torch.float64, x, weights, biases, grad_y, *options)
             for a, b in zip(ours, exact, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
@@ -114,13 +40,13 @@ def test_matches_reference(activation: str, widths: list[int]) -> None:
 @pytest.mark.parametrize("n_hidden", range(9))
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_matches_reference_at_any_depth(n_hidden: int, compute_dtype: torch.dtype | None) -> None:
-    x, weights, biases, grad_y = problem([7, *[31] * n_hidden, 2], 33, True)
+    x, weights, biases, grad_y = make_batch([7, *[31] * n_hidden, 2], 33, True)
     options = "leaky_relu", "sigmoid"
-    exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
-    pytorch = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
-    ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+    exact = mlp_and_gradients(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+    pytorch = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+    ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
     terms = sums_of_terms(x, weights, biases, grad_y, *options)
-    assert_within_budget(ours, pytorch, exact, UNITS[compute_dtype], terms)
+    check_mlp_budget(ours, pytorch, exact, UNITS[compute_dtype], terms)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -129,32 +55,32 @@ def test_matches_reference_at_any_depth(n_hidden: int, compute_dtype: torch.dtyp
 def test_rounded_factors_match_reference(activation: str, widths: list[int], compute_dtype: torch.dtype) -> None:
     gain = 0.3 if activation == "exp" else 1.0
     for n in (1, 7, 129):
-        x, weights, biases, grad_y = problem(widths, n, True, gain)
+        x, weights, biases, grad_y = make_batch(widths, n, True, gain)
         options = activation, activation
-        exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
-        rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
-        ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+        exact = mlp_and_gradients(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+        rounded = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
+        ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, compute_dtype)
         terms = sums_of_terms(x, weights, biases, grad_y, *options)
-        assert_within_budget(ours, rounded, exact, UNITS[compute_dtype], terms)
+        check_mlp_budget(ours, rounded, exact, UNITS[compute_dtype], terms)
 
 
 @pytest.mark.parametrize("widths", [[1, 1], [3, 100, 17], [17, 128, 33, 5]], ids=lambda w: "-".join(map(str, w)))
 @pytest.mark.parametrize("bias", [False, True])
 def test_float16_matches_reference_at_any_size(widths: list[int], bias: bool) -> None:
     for n in (0, 1, 7, 255, 256, 257):
-        x, weights, biases, grad_y = problem(widths, n, bias)
+        x, weights, biases, grad_y = make_batch(widths, n, bias)
         options = "relu", "sigmoid" if bias else "none"
-        exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
-        rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, FP16)
-        ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, FP16)
-        assert_within_budget(ours, rounded, exact, UNITS[FP16], sums_of_terms(x, weights, biases, grad_y, *options))
+        exact = mlp_and_gradients(reference.mlp, torch.float64, x, weights, biases, grad_y, *options)
+        rounded = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, grad_y, *options, FP16)
+        ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, *options, FP16)
+        check_mlp_budget(ours, rounded, exact, UNITS[FP16], sums_of_terms(x, weights, biases, grad_y, *options))
 
 
 @pytest.mark.parametrize("compute_dtype", [BF16, FP16])
 def test_the_factors_are_rounded_and_nothing_else(compute_dtype: torch.dtype) -> None:
-    x, weights, biases, grad_y = problem([37, 19], 300, True)
+    x, weights, biases, grad_y = make_batch([37, 19], 300, True)
     options = "relu", "none", compute_dtype
-    y, grad_x, grad_weight, grad_bias = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
+    y, grad_x, grad_weight, grad_bias = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
     x, weight, g = (t.float().to(compute_dtype).double() for t in (x, weights[0], grad_y))
     exact = [x @ weight.T + biases[0].float(), g @ weight, g.T @ x, grad_y.float().double().sum(0)]
     for a, b in zip((y, grad_x, grad_weight, grad_bias), exact, strict=True):
@@ -178,52 +104,52 @@ def test_rounding_is_that_of_torch(compute_dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("widths", [[7, 40, 33, 5], [20, 100, 40, 3]], ids=lambda w: "-".join(map(str, w)))
 def test_small_and_large_gradients_keep_their_precision(compute_dtype: torch.dtype, widths: list[int]) -> None:
     """Those of a mean are far below float16's 6e-8: powers of two go through as they are, row by row."""
-    x, weights, biases, grad_y = problem(widths, 200, True)
+    x, weights, biases, grad_y = make_batch(widths, 200, True)
     options = "softplus", "sigmoid", compute_dtype
-    y, grad_x, *grad_params = run(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
+    y, grad_x, *grad_params = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, *options)
     for scale in (2.0**-30, 2.0**-70, 2.0**60):
-        _, *scaled = run(ops.mlp, torch.float32, x, weights, biases, scale * grad_y, *options)
+        _, *scaled = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, scale * grad_y, *options)
         for a, b in zip(scaled, (grad_x, *grad_params), strict=True):
             assert torch.equal(a, scale * b)
     scales = 2.0 ** torch.randint(-60, 60, (200, 1))
-    _, mixed, *_ = run(ops.mlp, torch.float32, x, weights, biases, scales * grad_y, *options)
+    _, mixed, *_ = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, scales * grad_y, *options)
     assert torch.equal(mixed, scales.float() * grad_x)
     # decimal ones are rounded elsewhere
-    exact = run(reference.mlp, torch.float64, x, weights, biases, 1e-9 * grad_y, *options[:2])
-    rounded = run(reference.mlp, torch.float32, x, weights, biases, 1e-9 * grad_y, *options)
-    ours = run(ops.mlp, torch.float32, x, weights, biases, 1e-9 * grad_y, *options)
+    exact = mlp_and_gradients(reference.mlp, torch.float64, x, weights, biases, 1e-9 * grad_y, *options[:2])
+    rounded = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, 1e-9 * grad_y, *options)
+    ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, 1e-9 * grad_y, *options)
     terms = sums_of_terms(x, weights, biases, 1e-9 * grad_y, *options[:2])
-    assert_within_budget(ours, rounded, exact, UNITS[compute_dtype], terms)
+    check_mlp_budget(ours, rounded, exact, UNITS[compute_dtype], terms)
 
 
 @pytest.mark.parametrize("n_hidden", [40, 100])
 def test_float16_gradients_of_unequal_columns(n_hidden: int) -> None:
     """Columns that come first are much smaller, or zero, and those that follow larger than float16 can hold."""
-    x, weights, biases, grad_y = problem([9, n_hidden, n_hidden, 5], 70, True)
+    x, weights, biases, grad_y = make_batch([9, n_hidden, n_hidden, 5], 70, True)
     x = 1e-3 * x
     weights[2][:, :16] *= 1e-8
     weights[2][:, 16:] *= 1e4
     weights[1][:, :16] = 0
     weights[1][:, 20:30] *= 100
-    exact = run(reference.mlp, torch.float64, x, weights, biases, grad_y, "leaky_relu", "none")
-    rounded = run(reference.mlp, torch.float32, x, weights, biases, grad_y, "leaky_relu", "none", FP16)
-    ours = run(ops.mlp, torch.float32, x, weights, biases, grad_y, "leaky_relu", "none", FP16)
+    exact = mlp_and_gradients(reference.mlp, torch.float64, x, weights, biases, grad_y, "leaky_relu", "none")
+    rounded = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, grad_y, "leaky_relu", "none", FP16)
+    ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, "leaky_relu", "none", FP16)
     assert exact[1].abs().max() > 65504
     terms = sums_of_terms(x, weights, biases, grad_y, "leaky_relu", "none")
-    assert_within_budget(ours, rounded, exact, UNITS[FP16], terms)
+    check_mlp_budget(ours, rounded, exact, UNITS[FP16], terms)
 
 
 def test_float16_overflow_is_that_of_torch() -> None:
     """Inputs, weights and hidden values beyond 65504 become infinite; gradients do not."""
-    x, weights, biases, grad_y = problem([3, 20, 20, 2], 40, True)
+    x, weights, biases, grad_y = make_batch([3, 20, 20, 2], 40, True)
     weights = [w.abs() for w in weights]
     x[3] *= 1e6
     weights[1][7] *= 3e6
     weights[2] *= 1e-3
     for given in (grad_y, 1e30 * grad_y):
         options = "relu", "none", FP16
-        expected = run(reference.mlp, torch.float32, x, weights, biases, given, *options)
-        ours = run(ops.mlp, torch.float32, x, weights, biases, given, *options)
+        expected = mlp_and_gradients(reference.mlp, torch.float32, x, weights, biases, given, *options)
+        ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, given, *options)
         assert not expected[0].isfinite().all() and not expected[2].isfinite().all()
         for a, b in zip(ours, expected, strict=True):
             assert torch.equal(a.isfinite(), b.isfinite())
@@ -234,13 +160,15 @@ def test_float16_overflow_is_that_of_torch() -> None:
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_gradients_do_not_depend_on_threads(compute_dtype: torch.dtype | None) -> None:
-    x, weights, biases, grad_y = problem([32, 64, 64, 3], 10_007, True)
+    x, weights, biases, grad_y = make_batch([32, 64, 64, 3], 10_007, True)
     before = torch.get_num_threads()
     results = []
     try:
         for n_threads in (1, 2, 16, 16):
             torch.set_num_threads(n_threads)
-            results.append(run(ops.mlp, torch.float32, x, weights, biases, grad_y, "relu", "sigmoid", compute_dtype))
+            results.append(
+                mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, "relu", "sigmoid", compute_dtype)
+            )
             if compute_dtype is None:  # else the second order is products of torch, which promise nothing of the kind
                 arguments = x, (grad_y, x, *weights, *biases), len(weights), "relu", "sigmoid", compute_dtype
                 results[-1] += of_input_gradient(ops.mlp, torch.float32, *arguments)
@@ -253,7 +181,7 @@ def test_gradients_do_not_depend_on_threads(compute_dtype: torch.dtype | None) -
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_first_and_second_derivatives(activation: str) -> None:
-    x, weights, biases, _ = problem([3, 5, 4, 2], 4, True, 0.7)
+    x, weights, biases, _ = make_batch([3, 5, 4, 2], 4, True, 0.7)
     inputs = [(t - 0.5 if i == 0 else t).requires_grad_() for i, t in enumerate((x, *weights, *biases))]
 
     def mlp(x: Tensor, *params: Tensor) -> Tensor:
@@ -294,7 +222,7 @@ def test_derivatives_of_the_input_gradient(activation: str, output_activation: s
         ([31, 100, 16, 5], 130, False),
         ([32, 64, 64, 1], 700, True),
     ):
-        x, weights, biases, grad_y = problem(widths, n, bias, 0.5)
+        x, weights, biases, grad_y = make_batch(widths, n, bias, 0.5)
         cotangent, inputs, layers = torch.rand_like(x), (grad_y, x, *weights, *biases), len(weights)
         arguments = cotangent, inputs, layers, activation, output_activation
         exact = of_input_gradient(reference.mlp, torch.float64, *arguments)
@@ -309,7 +237,7 @@ def test_derivatives_of_the_input_gradient(activation: str, output_activation: s
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_derivatives_of_the_input_gradient_of_few_points(n: int) -> None:
-    x, weights, biases, grad_y = problem([3, 16, 1], n, True)
+    x, weights, biases, grad_y = make_batch([3, 16, 1], n, True)
     arguments = torch.rand_like(x), (grad_y, x, *weights, *biases), 2, "softplus"
     for ours, theirs in zip(
         *(of_input_gradient(mlp, torch.float64, *arguments) for mlp in (ops.mlp, reference.mlp)), strict=True
@@ -320,7 +248,7 @@ def test_derivatives_of_the_input_gradient_of_few_points(n: int) -> None:
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_second_derivatives_match_reference(compute_dtype: torch.dtype | None) -> None:
     """A gradient penalty, as for signed distances."""
-    x, weights, biases, _ = problem([3, 16, 1], 50, True)
+    x, weights, biases, _ = make_batch([3, 16, 1], 50, True)
     results = []
     for mlp in (ops.mlp, reference.mlp):
         inputs = [t.float().requires_grad_() for t in (x, *weights, *biases)]
@@ -367,14 +295,16 @@ def test_activations_are_accurate_everywhere(activation: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_nan_and_infinity_stay_in_their_rows(activation: str, compute_dtype: torch.dtype | None) -> None:
-    x, weights, _, grad_y = problem([3, 31, 5], 40, False, 0.3)
-    clean = run(ops.mlp, torch.float32, x, weights, [], grad_y, activation, "none", compute_dtype)
+    x, weights, _, grad_y = make_batch([3, 31, 5], 40, False, 0.3)
+    clean = mlp_and_gradients(ops.mlp, torch.float32, x, weights, [], grad_y, activation, "none", compute_dtype)
     bad = x.clone()
     bad[3, 1] = torch.nan
     bad[8, 0] = torch.inf
     bad[20, 2] = -torch.inf
-    y, grad_x, *_ = run(ops.mlp, torch.float32, bad, weights, [], grad_y, activation, "none", compute_dtype)
-    expected, *_ = run(reference.mlp, torch.float32, bad, weights, [], grad_y, activation, "none")
+    y, grad_x, *_ = mlp_and_gradients(
+        ops.mlp, torch.float32, bad, weights, [], grad_y, activation, "none", compute_dtype
+    )
+    expected, *_ = mlp_and_gradients(reference.mlp, torch.float32, bad, weights, [], grad_y, activation, "none")
     torch.testing.assert_close(y.isnan(), expected.isnan())
     torch.testing.assert_close(y.isinf(), expected.isinf())
     assert y[3].isnan().all()
@@ -385,7 +315,7 @@ def test_nan_and_infinity_stay_in_their_rows(activation: str, compute_dtype: tor
 
 
 def test_two_forwards_before_one_backward() -> None:
-    x, weights, _, _ = problem([4, 8, 2], 20, False)
+    x, weights, _, _ = make_batch([4, 8, 2], 20, False)
     weights = [w.requires_grad_() for w in weights]
     first, second = ops.mlp(x, weights), ops.mlp(2 * x, weights)
     ours = torch.autograd.grad((first * second).sum(), weights)
@@ -407,7 +337,7 @@ def test_batches_strides_and_offsets() -> None:
 
 
 def test_only_what_requires_grad_gets_one() -> None:
-    x, weights, biases, _ = problem([4, 8, 2], 20, True)
+    x, weights, biases, _ = make_batch([4, 8, 2], 20, True)
     x.requires_grad_()
     y = ops.mlp(x, weights, biases)
     y.sum().backward()
@@ -418,7 +348,7 @@ def test_only_what_requires_grad_gets_one() -> None:
 
 
 def test_empty_batch_gives_zero_parameter_gradients() -> None:
-    x, weights, biases, _ = problem([4, 8, 2], 0, True)
+    x, weights, biases, _ = make_batch([4, 8, 2], 0, True)
     params = [p.requires_grad_() for p in (*weights, *biases)]
     y = ops.mlp(x, params[:2], params[2:])
     assert y.shape == (0, 2)
@@ -437,7 +367,7 @@ def test_inputs_take_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
 
 
 def test_torch_func_grad() -> None:
-    x, weights, biases, _ = problem([4, 8, 2], 20, True)
+    x, weights, biases, _ = make_batch([4, 8, 2], 20, True)
 
     def loss(mlp: Callable[..., Tensor], params: list[Tensor]) -> Tensor:
         return mlp(x, params[:2], params[2:]).square().sum()
@@ -449,7 +379,7 @@ def test_torch_func_grad() -> None:
 
 @pytest.mark.cpu_only
 def test_compiled_gradients_match_eager() -> None:
-    x, weights, biases, _ = problem([4, 8, 2], 20, True)
+    x, weights, biases, _ = make_batch([4, 8, 2], 20, True)
     inputs = [t.requires_grad_() for t in (x, *weights, *biases)]
 
     def loss(x: Tensor, *params: Tensor) -> Tensor:

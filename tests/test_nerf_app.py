@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from problems.nerf import TINY
 
 from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
@@ -17,17 +18,6 @@ from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.profile import PHASES, StepProfile
 from hashgrid.nerf.render import render_rays, visible_features
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
-
-TINY = {
-    "log2_hashmap_size": 14,
-    "max_resolution": 128,
-    "target_samples": 4096,
-    "max_rays": 1024,
-    "occupancy_resolution": 32,
-    "steps_per_diagonal": 256,
-    "compute_dtype": "float32",
-    "device": "cpu",
-}
 
 
 def trained(scene, steps, total, **changes):

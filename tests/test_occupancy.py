@@ -7,25 +7,15 @@ import math
 
 import pytest
 import torch
+from problems.occupancy import AABB, make_cameras, make_state
 from torch import Tensor
 
 from hashgrid import OccupancyGrid, ops, reference
 
 pytestmark = pytest.mark.every_kernel
 
-AABB = torch.tensor([-1.0, -1.5, -0.5, 1.0, 1.0, 0.5])
-
 
 # ---- occupancy_update --------------------------------------------------------------------------------------------
-
-
-def make_state(n_cells: int, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    density = torch.rand(n_cells) * scale
-    density[3::5] = -1
-    cells = torch.randperm(n_cells)[: n_cells // 3]
-    values = torch.rand(len(cells)) * scale
-    values[::11] = math.nan
-    return density, torch.full(((n_cells + 7) // 8,), 255, dtype=torch.uint8), cells, values
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])  # threshold: the mean, max_threshold
@@ -123,19 +113,6 @@ def test_occupancy_points_errors_name_contract_and_actual() -> None:
         ops.occupancy_points(torch.tensor([64]), AABB, (4, 4, 4))
     with pytest.raises(RuntimeError, match=r"`aabb` must have shape \[6\], got \[2, 3\]"):
         ops.occupancy_points(torch.tensor([0]), AABB.view(2, 3), (4, 4, 4))
-
-
-def look_at(eye: Tensor, target: Tensor) -> Tensor:
-    """Poses [N, 3, 4]: x right, y up, looking along -z."""
-    back = torch.nn.functional.normalize(eye - target, dim=-1)
-    right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 0, 1]).expand_as(back), back), dim=-1)
-    return torch.stack([right, torch.linalg.cross(back, right), back, eye], dim=-1)
-
-
-def make_cameras(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    eye = torch.nn.functional.normalize(torch.randn(n, 3), dim=-1) * 3
-    intrinsics = torch.tensor([1000.0, 900.0, 210.0, 190.0]).repeat(n, 1)
-    return look_at(eye, torch.randn(n, 3) * 0.3), intrinsics, torch.tensor([[400, 360]]).repeat(n, 1)
 
 
 @pytest.mark.parametrize(("resolution", "n_cascades"), [((16, 20, 9), 1), ((12, 8, 8), 3)])

@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
+from problems.occupancy_values import cells_of_field, values_in_parts
 
 from hashgrid import ops, reference
-from hashgrid.levels import make_level_table
 
 pytestmark = pytest.mark.every_kernel
 
 BF16, FP16 = torch.bfloat16, torch.float16
-LEVELS = make_level_table(3, n_levels=4, log2_hashmap_size=9, base_resolution=4, max_resolution=30)
-RESOLUTION = (8, 9, 10)
-
-
-def field(n: int, n_cascades: int = 2, n_out: int = 16, **options: Any) -> dict[str, Any]:
-    """Of ``n`` cells."""
-    n_cells = n_cascades * 8 * 9 * 10
-    return {
-        "cells": torch.randperm(n_cells)[:n] if n <= n_cells else torch.randint(n_cells, (n,)),
-        "aabb": torch.tensor([-1.0, -0.5, -0.7, 0.5, 0.6, 1.1]),
-        "resolution": RESOLUTION,
-        "n_cascades": n_cascades,
-        "seed": 3,
-        "step": 17,
-        "field_aabb": torch.tensor([-2.0, -1.5, -1.7, 1.5, 1.6, 2.1]),
-        "table": torch.randn(LEVELS.n_entries, 2),
-        "levels": LEVELS,
-        "weights": [torch.randn(32, LEVELS.n_levels * 2) / 3, torch.randn(n_out, 32) / 6],
-        "step_size": 0.03,
-    } | options
-
-
-def in_parts(a: dict[str, Any]) -> Tensor:
-    points = ops.occupancy_points(a["cells"], a["aabb"], RESOLUTION, a["n_cascades"], a["seed"], a["step"])
-    low, high = a["field_aabb"].split(3)
-    options = {name: a[name] for name in ("shadow", "compute_dtype") if name in a}
-    geometry = ops.hash_encode_mlp((points - low) * (1 / (high - low)), a["table"], LEVELS, a["weights"], **options)
-    return geometry[:, 0].exp() * (a["step_size"] * 2.0 ** (a["cells"] // (8 * 9 * 10)))
 
 
 @pytest.mark.parametrize("half", [None, BF16, FP16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("n", [0, 1, 33, 300])
 def test_matches_the_ops_it_is_made_of(n: int, half: torch.dtype | None) -> None:
     for n_cascades, seed, n_out in ((1, 3, 16), (2, None, 1), (3, 3, 20)):
-        arguments = field(n, n_cascades, n_out, seed=seed, compute_dtype=half)
+        arguments = cells_of_field(n, n_cascades, n_out, seed=seed, compute_dtype=half)
         values = ops.occupancy_values(**arguments)
         assert values.shape == (n,) and values.dtype == torch.float32
-        torch.testing.assert_close(values, in_parts(arguments), rtol=2e-6, atol=0)
+        torch.testing.assert_close(values, values_in_parts(arguments), rtol=2e-6, atol=0)
         if half is not None:
             arguments["shadow"] = arguments["table"].to(half)
-            torch.testing.assert_close(ops.occupancy_values(**arguments), in_parts(arguments), rtol=2e-6, atol=0)
+            torch.testing.assert_close(ops.occupancy_values(**arguments), values_in_parts(arguments), rtol=2e-6, atol=0)
 
 
 def test_fp32_matches_the_reference() -> None:
-    arguments = field(200)
+    arguments = cells_of_field(200)
     torch.testing.assert_close(
         ops.occupancy_values(**arguments), reference.occupancy_values(**arguments), rtol=1e-4, atol=0
     )
@@ -69,7 +38,7 @@ def test_one_kernel_where_there_is_one(kernels: str, request: pytest.FixtureRequ
         pytest.skip("launches are counted by the emulation")
     host = request.getfixturevalue("cuda_on_host")
     before = host.launches()
-    ops.occupancy_values(**field(40, compute_dtype=BF16))
+    ops.occupancy_values(**cells_of_field(40, compute_dtype=BF16))
     launches = {name: n - before[name] for name, n in host.launches().items() if n > before[name]}
     assert launches == {"mlp_pack_kernel": 1, "occupancy_values_kernel": 1}
 
@@ -78,14 +47,14 @@ def test_a_cell_that_does_not_exist_has_no_value(kernels: str) -> None:
     """The update of the grid passes over NaN, and names the cell."""
     if kernels == "cpu":
         pytest.skip("occupancy_points reports it")
-    arguments = field(40, compute_dtype=BF16)
+    arguments = cells_of_field(40, compute_dtype=BF16)
     arguments["cells"][[3, 30]] = torch.tensor([-1, 2 * 8 * 9 * 10])
     values = ops.occupancy_values(**arguments)
     assert values[3].isnan() and values[30].isnan() and values.isfinite().sum() == 38
 
 
 def test_bad_input_is_refused() -> None:
-    arguments = field(40, compute_dtype=BF16)
+    arguments = cells_of_field(40, compute_dtype=BF16)
     with pytest.raises(ValueError, match=r"`field_aabb` must have shape \[6\], got \[3\]"):
         ops.occupancy_values(**arguments | {"field_aabb": torch.rand(3)})
     with pytest.raises(ValueError, match=r"`weights\[0\]` must have shape \[out, 8\]"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from on_device import OpsOn
-from samples import SAMPLES
+from problems.samples import SAMPLES
 from torch import Tensor
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from problems.pixel_loss import loss_and_gradients, pixels
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -17,22 +18,8 @@ pytestmark = pytest.mark.every_kernel
 SIZES = (1, 255, 256, 257, 3000)
 
 
-def pixels(n: int, channels: int = 3) -> list[Tensor]:
-    """colors, opacities, background, targets."""
-    return [torch.rand(n, channels), torch.rand(n), torch.rand(n, channels), torch.rand(n, channels)]
-
-
 def of_torch(colors: Tensor, opacities: Tensor, background: Tensor, targets: Tensor, beta: float = 0.1) -> Tensor:
     return F.huber_loss(colors + (1 - opacities)[:, None] * background, targets, delta=beta) / beta
-
-
-def run(function, tensors: list[Tensor], dtype: torch.dtype, **options) -> list[Tensor]:
-    """Loss, means, and gradients to colours and opacities of three times the loss."""
-    colors, opacities, *rest = (x.to(dtype) for x in tensors)
-    colors.requires_grad_(), opacities.requires_grad_()
-    out = function(colors, opacities, *rest, **options)
-    loss, means = out if isinstance(out, tuple) else (out, torch.zeros(2))
-    return [loss.detach(), means, *torch.autograd.grad(3 * loss, (colors, opacities))]
 
 
 @pytest.mark.parametrize("beta", [0.1, 10.0])
@@ -40,11 +27,11 @@ def run(function, tensors: list[Tensor], dtype: torch.dtype, **options) -> list[
 def test_is_the_huber_loss_over_the_background(channels: int, beta: float) -> None:
     for n in SIZES:
         tensors = pixels(n, channels)
-        exact = run(of_torch, tensors, torch.float64, beta=beta)
+        exact = loss_and_gradients(of_torch, tensors, torch.float64, beta=beta)
         difference = (tensors[0] + (1 - tensors[1])[:, None] * tensors[2] - tensors[3]).double()
         for library in (ops, reference):
             for dtype, unit in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
-                loss, means, *grads = run(library.pixel_loss, tensors, dtype, beta=beta)
+                loss, means, *grads = loss_and_gradients(library.pixel_loss, tensors, dtype, beta=beta)
                 assert loss.shape == () and loss.dtype == dtype and means.dtype == torch.float64
                 assert math.isclose(float(loss), float(exact[0]), rel_tol=unit)
                 assert math.isclose(float(means[0]), float(loss), rel_tol=unit)
@@ -56,7 +43,7 @@ def test_is_the_huber_loss_over_the_background(channels: int, beta: float) -> No
 
 def test_small_beta_is_the_absolute_difference() -> None:
     tensors = pixels(300)
-    loss, _, grad_colors, _ = run(ops.pixel_loss, tensors, torch.float32, beta=1e-30)
+    loss, _, grad_colors, _ = loss_and_gradients(ops.pixel_loss, tensors, torch.float32, beta=1e-30)
     difference = tensors[0] + (1 - tensors[1])[:, None] * tensors[2] - tensors[3]
     torch.testing.assert_close(loss, difference.abs().mean())
     torch.testing.assert_close(grad_colors, difference.sign() / 300)
@@ -70,8 +57,10 @@ def test_counts_the_first_rays_only(n_used: int) -> None:
         tensor[n_used:] = math.nan
     alone = [tensor[:n_used] for tensor in tensors]
     for library in (ops, reference):
-        loss, means, *grads = run(library.pixel_loss, tensors, torch.float32, n_rays=torch.tensor([n_used]))
-        expected = run(library.pixel_loss, alone, torch.float32)
+        loss, means, *grads = loss_and_gradients(
+            library.pixel_loss, tensors, torch.float32, n_rays=torch.tensor([n_used])
+        )
+        expected = loss_and_gradients(library.pixel_loss, alone, torch.float32)
         torch.testing.assert_close(loss, expected[0])
         torch.testing.assert_close(means, expected[1])
         for ours, theirs in zip(grads, expected[2:], strict=True):
@@ -84,7 +73,7 @@ def test_what_is_not_finite_shows() -> None:
     for value in (math.nan, math.inf, -math.inf):
         tensors = pixels(300)
         tensors[0][7, 1] = value
-        loss, means, grad_colors, grad_opacities = run(ops.pixel_loss, tensors, torch.float32)
+        loss, means, grad_colors, grad_opacities = loss_and_gradients(ops.pixel_loss, tensors, torch.float32)
         assert not loss.isfinite() and not means.isfinite().any()
         broken = math.isnan(value)
         assert int(grad_colors.isfinite().sum()) == 900 - broken
@@ -108,7 +97,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
-            results.append(run(ops.pixel_loss, tensors, torch.float32))
+            results.append(loss_and_gradients(ops.pixel_loss, tensors, torch.float32))
     finally:
         torch.set_num_threads(n_threads)
     for other in results[1:]:
@@ -125,7 +114,7 @@ def test_half_precision_is_read_as_fp32() -> None:
 def test_compiled_without_a_graph_break() -> None:
     tensors = pixels(300)
     compiled = torch.compile(ops.pixel_loss, fullgraph=True, backend="aot_eager")
-    results = (run(function, tensors, torch.float32) for function in (compiled, ops.pixel_loss))
+    results = (loss_and_gradients(function, tensors, torch.float32) for function in (compiled, ops.pixel_loss))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

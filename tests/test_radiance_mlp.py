@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from problems.radiance_mlp import networks, radiance_and_gradients, radiance_by_mlp
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
@@ -17,22 +17,6 @@ HALVES = pytest.mark.parametrize("half", [None, BF16, FP16], ids=["fp32", "bf16"
 SIZES = (0, 1, 33, 300)
 
 
-def networks(
-    n: int, n_geometry: int = 16, n_ray_features: int = 16, width: int = 64, n_hidden: tuple[int, int] = (1, 2)
-) -> dict:
-    density = [28, *[width] * n_hidden[0], n_geometry]
-    color = [n_geometry + n_ray_features, *[width] * n_hidden[1], 3]
-    return {
-        "x": torch.randn(n, 28),
-        "ray_features": torch.randn(9, n_ray_features),
-        "rays": torch.randint(9, (n,)),
-        **{
-            name: [torch.randn(o, i) / i**0.5 for i, o in zip(sizes, sizes[1:], strict=False)]
-            for name, sizes in (("density_weights", density), ("color_weights", color))
-        },
-    }
-
-
 def convert(arguments: dict, dtype: torch.dtype) -> dict:
     def to(value):
         if isinstance(value, list):
@@ -40,36 +24,6 @@ def convert(arguments: dict, dtype: torch.dtype) -> dict:
         return value.detach().to(dtype) if value.is_floating_point() else value
 
     return {name: to(value) for name, value in arguments.items()}
-
-
-def of_mlp(x, ray_features, rays, density_weights, color_weights, compute_dtype=None) -> tuple[Tensor, Tensor]:
-    """The same by the op of one network, written out."""
-    geometry = ops.mlp(x, density_weights, compute_dtype=compute_dtype)
-    inputs = torch.cat((geometry, ray_features[rays]), dim=1)
-    return _Exp.apply(geometry[:, 0]), ops.mlp(inputs, color_weights, None, "relu", "sigmoid", compute_dtype)
-
-
-class _Exp(torch.autograd.Function):
-    """exp(z) with the derivative exp(clamp(z, -15, 15))."""
-
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z.exp()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0].clamp(-15, 15).exp()
-
-
-def run(function, arguments: dict, grads: tuple[Tensor, Tensor], **options) -> list[Tensor]:
-    """Densities, colours, gradients to x and all weights."""
-    leaves = [arguments["x"], *arguments["density_weights"], *arguments["color_weights"]]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    outputs = function(**arguments, **options)
-    grads = tuple(g.to(y.dtype) for g, y in zip(grads, outputs, strict=True))
-    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, grads)]
 
 
 @HALVES
@@ -82,9 +36,9 @@ def test_matches_the_mlp(sizes: dict, half: torch.dtype | None) -> None:
     """Bits of colours; the rest within a few roundings of fp32, of which sums over rows have many."""
     for n in (*SIZES, 5000) if not sizes else SIZES:
         arguments, grads = networks(n, **sizes), (torch.randn(n), torch.randn(n, 3))
-        ours = run(ops.radiance_mlp, arguments, grads, compute_dtype=half)
-        theirs = run(of_mlp, arguments, grads, compute_dtype=half)
-        exact = run(of_mlp, convert(arguments, torch.float64), grads)
+        ours = radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=half)
+        theirs = radiance_and_gradients(radiance_by_mlp, arguments, grads, compute_dtype=half)
+        exact = radiance_and_gradients(radiance_by_mlp, convert(arguments, torch.float64), grads)
         assert torch.equal(ours[1], theirs[1])
         for i, (a, b, truth) in enumerate(zip(ours, theirs, exact, strict=True)):
             assert a.shape == b.shape and a.dtype == torch.float32
@@ -128,7 +82,9 @@ def test_densities_and_gradients_stay_finite(half: torch.dtype | None) -> None:
     arguments["density_weights"][0] = torch.zeros(16, 28)
     arguments["density_weights"][0][0, 0] = 1
     arguments["x"][:, 0] = torch.linspace(-120, 120, 64)
-    sigmas, _, grad_x, *_ = run(ops.radiance_mlp, arguments, (torch.ones(64), torch.zeros(64, 3)), compute_dtype=half)
+    sigmas, _, grad_x, *_ = radiance_and_gradients(
+        ops.radiance_mlp, arguments, (torch.ones(64), torch.zeros(64, 3)), compute_dtype=half
+    )
     z = arguments["x"].detach()[:, 0]
     z = z if half is None else z.to(half).float()
     torch.testing.assert_close(sigmas, z.exp(), rtol=1e-5, atol=1e-44)
@@ -140,9 +96,11 @@ def test_densities_and_gradients_stay_finite(half: torch.dtype | None) -> None:
 def test_gradients_keep_their_bits_at_any_scale() -> None:
     """float16 products need no loss scale: a gradient times a power of two comes out times that power."""
     arguments, grads = networks(200), (torch.randn(200), torch.randn(200, 3))
-    plain = run(ops.radiance_mlp, arguments, grads, compute_dtype=FP16)[2:]
+    plain = radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=FP16)[2:]
     for power in (-60, 40):
-        scaled = run(ops.radiance_mlp, arguments, tuple(g * 2.0**power for g in grads), compute_dtype=FP16)[2:]
+        scaled = radiance_and_gradients(
+            ops.radiance_mlp, arguments, tuple(g * 2.0**power for g in grads), compute_dtype=FP16
+        )[2:]
         for a, b in zip(plain, scaled, strict=True):
             assert torch.equal(a * 2.0**power, b)
 
@@ -156,7 +114,7 @@ def test_same_bits_for_any_number_of_threads(half: torch.dtype | None) -> None:
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
-            results.append(run(ops.radiance_mlp, arguments, grads, compute_dtype=half))
+            results.append(radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=half))
     finally:
         torch.set_num_threads(n_threads)
     for other in results[1:]:
@@ -184,7 +142,9 @@ def test_one_kernel_forward_and_one_backward(kernels: str, request: pytest.Fixtu
 
     def launches(half: torch.dtype | None = BF16, **sizes: int) -> list[int]:
         before = host.launches()
-        run(ops.radiance_mlp, networks(40, **sizes), (torch.ones(40), torch.ones(40, 3)), compute_dtype=half)
+        radiance_and_gradients(
+            ops.radiance_mlp, networks(40, **sizes), (torch.ones(40), torch.ones(40, 3)), compute_dtype=half
+        )
         after = host.launches()
         return [after[name] - before[name] for name in names]
 
@@ -223,8 +183,8 @@ def test_compiled_without_a_graph_break() -> None:
     arguments, grads = networks(50), (torch.randn(50), torch.randn(50, 3))
     compiled = torch.compile(ops.radiance_mlp, fullgraph=True, backend="aot_eager")
     for a, b in zip(
-        run(compiled, arguments, grads, compute_dtype=BF16),
-        run(ops.radiance_mlp, arguments, grads, compute_dtype=BF16),
+        radiance_and_gradients(compiled, arguments, grads, compute_dtype=BF16),
+        radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=BF16),
         strict=True,
     ):
         assert torch.equal(a, b)

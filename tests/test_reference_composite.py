@@ -6,47 +6,11 @@ import math
 
 import pytest
 import torch
+from problems.composite import brute_force_composite, make_samples
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid.reference import composite
-
-
-def make_samples(counts: list[int], dtype: torch.dtype = torch.float64, density: float = 1.0) -> dict[str, Tensor]:
-    """Random samples with gaps between them."""
-    n_samples = sum(counts)
-    t_starts = torch.cat([torch.rand(n, dtype=dtype).add(0.2).cumsum(0) for n in counts])
-    count = torch.tensor(counts)
-    return {
-        "sigmas": torch.rand(n_samples, dtype=dtype) * density,
-        "features": torch.rand(n_samples, 3, dtype=dtype),
-        "t_starts": t_starts,
-        "t_ends": t_starts + 0.2 * torch.rand(n_samples, dtype=dtype) + 0.01,
-        "packed_info": torch.stack([count.cumsum(0) - count, count], dim=-1),
-    }
-
-
-def brute_force(samples: dict[str, Tensor], early_stop_eps: float) -> tuple[Tensor, ...]:
-    """Straight from the definition, one ray and sample at a time."""
-    sigmas, t0, t1 = (samples[name].tolist() for name in ("sigmas", "t_starts", "t_ends"))
-    features = samples["features"]
-    weights = torch.zeros(len(sigmas), dtype=torch.float64)
-    rows = []
-    for start, count in samples["packed_info"].tolist():
-        ray = range(start, start + count)
-        for i in ray:
-            transmittance = math.exp(-math.fsum(sigmas[j] * (t1[j] - t0[j]) for j in range(start, i)))
-            if transmittance >= early_stop_eps:
-                weights[i] = transmittance * (1 - math.exp(-sigmas[i] * (t1[i] - t0[i])))
-        w = weights.tolist()
-        middle = [(a + b) / 2 for a, b in zip(t0, t1, strict=True)]
-        colour = sum((w[i] * features[i].double() for i in ray), torch.zeros(features.shape[1], dtype=torch.float64))
-        distortion = sum(w[i] ** 2 * (t1[i] - t0[i]) for i in ray) / 3
-        distortion += 2 * sum(w[i] * w[j] * (middle[i] - middle[j]) for i in ray for j in range(start, i))
-        rows.append((colour, sum(w[i] for i in ray), sum(w[i] * middle[i] for i in ray), distortion))
-    colours, opacities, depths, distortions = zip(*rows, strict=True)
-    scalars = [torch.tensor(values, dtype=torch.float64) for values in (opacities, depths, distortions)]
-    return torch.stack(colours), scalars[0], scalars[1], weights, scalars[2]
 
 
 def test_worked_example() -> None:
@@ -61,7 +25,7 @@ def test_worked_example() -> None:
 def test_matches_plain_python(early_stop_eps: float) -> None:
     samples = make_samples([3, 0, 7, 1, 0, 33, 8], density=20)
     actual = composite(**samples, early_stop_eps=early_stop_eps)
-    for a, b in zip(actual, brute_force(samples, early_stop_eps), strict=True):
+    for a, b in zip(actual, brute_force_composite(samples, early_stop_eps), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 

@@ -10,13 +10,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from problems.sphere_trace import rough, strange_rays, unit_rays
 from torch import Tensor
 
 from hashgrid import _extension, ops, reference
 
 pytestmark = pytest.mark.every_kernel
 
-AABB = torch.tensor([-1.0, -1, -1, 1, 1, 1])
 EPSILON = 2e-4
 Field = Callable[[Tensor], Tensor]
 
@@ -24,14 +24,6 @@ Field = Callable[[Tensor], Tensor]
 @pytest.fixture(params=[ops, reference], ids=["native", "reference"])
 def library(request: pytest.FixtureRequest) -> ModuleType:
     return request.param
-
-
-def unit_rays(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rays from around the box [-1, 1]^3 towards it, of any speed, and where they pass it."""
-    rays_o = torch.nn.functional.normalize(torch.randn(n, 3, dtype=torch.float64), dim=-1) * 2.5
-    rays_d = (torch.rand(n, 3, dtype=torch.float64) * 2.4 - 1.2 - rays_o) * (torch.rand(n, 1) * 2 + 0.1).double()
-    rays_o, rays_d = rays_o.to(dtype), rays_d.to(dtype)
-    return rays_o, rays_d, *reference.ray_aabb(rays_o, rays_d, AABB)
 
 
 # ---- fields, and their first roots found otherwise -------------------------------------------------------------------
@@ -287,29 +279,9 @@ def test_sphere_trace_t_is_in_units_of_the_direction(library: ModuleType) -> Non
 # ---- native against the reference ------------------------------------------------------------------------------------
 
 
-def rough(x: Tensor) -> Tensor:
-    """Neither smooth nor a distance, and NaN in places: every branch there is. Of single sums and products alone, which
-    have the same bits on every device."""
-    x, y, z = x.unbind(-1)
-    wave = ((x * 7).frac().abs() + (y * 7).frac().abs() + (z * 7).frac().abs()) * 0.3
-    d = x * x + y * y + z * z - 0.4 + wave * (x > 0.2) - 0.15
-    return torch.where((y * 31).frac().abs() > 0.97, math.nan, d * (1 + 2 * (z > 0)))
-
-
 def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     for a, b in zip(actual, expected, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
-
-
-def strange_rays(n: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """With some that are dead, begin inside, or have no end."""
-    rays_o, rays_d, t_min, t_max = unit_rays(n, dtype)
-    rays_o[::5] *= 0.2
-    t_min[::5] = 0
-    t_max[::3] = math.inf
-    if n > 20:
-        rays_o[11, 1], rays_d[12] = math.nan, 0
-    return rays_o, rays_d, t_min, t_max
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from samples import AABB, ON_CUDA, SAMPLES  # noqa: E402
+from problems.samples import AABB, ON_CUDA, SAMPLES  # noqa: E402
 
 from hashgrid import _extension, ops  # noqa: E402
 from hashgrid.levels import make_level_table  # noqa: E402

@@ -1,17 +1,20 @@
-"""The hash encoding at points that every precision sees in the same cells, and how far results may be off.
-
-Apart from test_hash_encode.py, which needs hypothesis.
-"""
+"""The hash encoding at points that every precision sees in the same cells, and how far results may be off."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hashgrid import reference
-from hashgrid.levels import LevelTable
+from hashgrid import ops, reference
+from hashgrid.levels import LevelTable, make_level_table
 
 MARGIN = 4e-3  # of a cell: fp32 and fp64 agree on the cell of points this far from its borders
+
+
+def make_levels(n_input_dims: int = 3, **options) -> LevelTable:
+    """Dense and hashed levels, sizes that are powers of two and not."""
+    defaults = {"n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 3, "per_level_scale": 1.7}
+    return make_level_table(n_input_dims, **defaults | options)
 
 
 def safe_positions(levels: LevelTable, n: int, low: float = 0.0, high: float = 1.0, clamp: bool = False) -> Tensor:
@@ -28,7 +31,9 @@ def safe_positions(levels: LevelTable, n: int, low: float = 0.0, high: float = 1
     return torch.cat(accepted)[:n]
 
 
-def run(function, dtype: torch.dtype, x, table, weights, grad_y, levels, **options) -> dict[str, Tensor]:
+def encoding_and_derivatives(
+    function, dtype: torch.dtype, x, table, weights, grad_y, levels, **options
+) -> dict[str, Tensor]:
     """Output and all first gradients in ``dtype``, then the second ones of the position gradient, as fp64."""
     x, table = (t.to(dtype).requires_grad_() for t in (x, table))
     weights = None if weights is None else weights.to(dtype).requires_grad_()
@@ -51,19 +56,23 @@ def orders_of(n: int) -> list[Tensor]:
     return [torch.arange(n), *(torch.randperm(n, generator=generator) for _ in range(3))]
 
 
-def run_plain(dtype: torch.dtype, x, table, weights, grad_y, levels, **options) -> list[dict[str, Tensor]]:
+def reference_in_several_orders(
+    dtype: torch.dtype, x, table, weights, grad_y, levels, **options
+) -> list[dict[str, Tensor]]:
     """Results of the reference for a few orders of the points: sums over points have no order of their own, and how
     much rounding one order costs is luck."""
     results = []
     for order in orders_of(len(x)):
-        result = run(reference.hash_encode, dtype, x[order], table, weights, grad_y[order], levels, **options)
+        result = encoding_and_derivatives(
+            reference.hash_encode, dtype, x[order], table, weights, grad_y[order], levels, **options
+        )
         back = order.argsort()
         per_point = ("y", "grad_x", "second_grad_y", "second_x")
         results.append({name: value[back] if name in per_point else value for name, value in result.items()})
     return results
 
 
-def check_budget(
+def check_encoding_budget(
     ours: dict[str, Tensor], theirs: list[dict[str, Tensor]], truth: dict[str, Tensor], eps: float
 ) -> None:
     """|ours - f64| <= 2 |PyTorch - f64| + one rounding, in the largest element of every tensor and over all orders."""
@@ -75,3 +84,34 @@ def check_budget(
         allowed = max(others)
         rounding = exact.abs().max().item() * eps
         assert error <= 2 * allowed + rounding, f"{name}: {error} > 2 * {allowed} + {rounding}"
+
+
+def check_nonfinite_positions(bounds: str, bad: float, dtype: torch.dtype) -> None:
+    """Checks that they give NaN, and no gradient to table or level weights."""
+    levels = make_levels(3)
+    x = safe_positions(levels, 100).to(dtype)
+    x[17, 1] = bad
+    good = torch.arange(100) != 17
+    table = torch.randn(levels.n_entries, 2, dtype=dtype).requires_grad_()
+    weights = torch.rand(levels.n_levels, dtype=dtype, requires_grad=True)
+    y = ops.hash_encode(x, table, levels, bounds=bounds, level_weights=weights)
+    assert y[17].isnan().all() and torch.equal(
+        y[good], ops.hash_encode(x[good], table, levels, "linear", bounds, weights)
+    )
+    clean = ops.hash_encode(x[good], table, levels, bounds=bounds, level_weights=weights)
+    for grad, expected in zip(
+        torch.autograd.grad(y, [table, weights], torch.ones_like(y)),
+        torch.autograd.grad(clean.sum(), [table, weights]),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5)
+        assert grad.isfinite().all()
+
+
+def check_huge_positions(magnitude: float, dtype: torch.dtype) -> None:
+    levels = make_levels(3)
+    x = torch.tensor([[-magnitude] * 3, [magnitude] * 3], dtype=dtype, requires_grad=True)
+    table = torch.randn(levels.n_entries, 2, dtype=dtype, requires_grad=True)
+    for bounds in ("clamp", "zero", "none"):
+        y = ops.hash_encode(x, table, levels, bounds=bounds)
+        torch.autograd.grad(y.sum(), [x, table])

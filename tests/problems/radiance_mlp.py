@@ -1,0 +1,54 @@
+"""The networks of a radiance field, the same by the op of one network, and gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hashgrid import ops
+
+
+def networks(
+    n: int, n_geometry: int = 16, n_ray_features: int = 16, width: int = 64, n_hidden: tuple[int, int] = (1, 2)
+) -> dict:
+    density = [28, *[width] * n_hidden[0], n_geometry]
+    color = [n_geometry + n_ray_features, *[width] * n_hidden[1], 3]
+    return {
+        "x": torch.randn(n, 28),
+        "ray_features": torch.randn(9, n_ray_features),
+        "rays": torch.randint(9, (n,)),
+        **{
+            name: [torch.randn(o, i) / i**0.5 for i, o in zip(sizes, sizes[1:], strict=False)]
+            for name, sizes in (("density_weights", density), ("color_weights", color))
+        },
+    }
+
+
+def radiance_by_mlp(x, ray_features, rays, density_weights, color_weights, compute_dtype=None) -> tuple[Tensor, Tensor]:
+    """The same by the op of one network, written out."""
+    geometry = ops.mlp(x, density_weights, compute_dtype=compute_dtype)
+    inputs = torch.cat((geometry, ray_features[rays]), dim=1)
+    return _Exp.apply(geometry[:, 0]), ops.mlp(inputs, color_weights, None, "relu", "sigmoid", compute_dtype)
+
+
+class _Exp(torch.autograd.Function):
+    """exp(z) with the derivative exp(clamp(z, -15, 15))."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.exp()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].clamp(-15, 15).exp()
+
+
+def radiance_and_gradients(function, arguments: dict, grads: tuple[Tensor, Tensor], **options) -> list[Tensor]:
+    """Densities, colours, gradients to x and all weights."""
+    leaves = [arguments["x"], *arguments["density_weights"], *arguments["color_weights"]]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    outputs = function(**arguments, **options)
+    grads = tuple(g.to(y.dtype) for g, y in zip(grads, outputs, strict=True))
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, grads)]
