@@ -16,7 +16,10 @@ from hashgrid.modules import (
     SphericalHarmonics,
     composite,
 )
+from hashgrid.threads import follow_environment, own_threads
 from hashgrid.version import __version__
+
+follow_environment()
 
 __all__ = [
     "Frequency",
@@ -32,5 +35,6 @@ __all__ = [
     "make_level_table",
     "ops",
     "optim",
+    "own_threads",
     "reference",
 ]

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from hashgrid import _extension
+from hashgrid import _extension, threads
 from hashgrid.version import __version__
 
 
@@ -18,7 +18,8 @@ def describe() -> list[tuple[str, str]]:
         ("hashgrid", __version__),
         ("torch", torch.__version__),
         ("python", platform.python_version()),
-        ("machine", f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in use"),
+        ("machine", f"{platform.machine()}, {os.cpu_count()} cores"),
+        ("threads", threads.describe()),
     ]
     if module is None:
         facts.append(("CPU kernels", f"missing: {_extension.reason}"))

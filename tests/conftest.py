@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch starts: tests share their machine
+
 import pytest
 import torch
 from host.build import HOST_BUILD, build, compiler, load

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/params.h"
+#include "ops/thread_pool.h"
 
 namespace hashgrid {
 
@@ -101,13 +102,25 @@ inline DType real_dtype_of(const Tensor& tensor, const char* name) {
   return dtype;
 }
 
-// Work units [0, n) of uneven cost on all threads of the torch pool. Each thread takes the next `grain` units when it
-// is done, so results may only depend on the unit, never on the thread.
+// Threads that an op may take.
+inline int64_t n_threads_in_use() {
+  const int64_t n = ThreadPool::n_threads();
+  return n > 0 ? n : static_cast<int64_t>(torch::stable::get_num_threads());
+}
+
+// Work units [0, n) of uneven cost on all threads. Each thread takes the next `grain` units when it is done, so results
+// may only depend on the unit, never on the thread.
 template <typename F>
 void parallel_units(int64_t n, int64_t grain, const F& f) {
   if (n <= 0) return;
-  const int64_t n_threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  if (n <= grain || n_threads == 1) return f(int64_t{0}, n);
+  const int64_t n_threads = n > grain ? n_threads_in_use() : 1;
+  if (n_threads == 1) return f(int64_t{0}, n);
+  if (ThreadPool::in_use()) {
+    const auto range = [](const void* context, int64_t begin, int64_t end) {
+      (*static_cast<const F*>(context))(begin, end);
+    };
+    return ThreadPool::get().run(n, grain, n_threads, range, &f);
+  }
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, n_threads, 1, [&](int64_t, int64_t) {
     for (;;) {

@@ -129,7 +129,7 @@ MarchRaysOutputs march_rays_cpu(const Tensor& rays_o, const Tensor& rays_d, cons
   // An odd number of cache lines apart, or the lanes' buffers would compete for one set of the cache.
   p.lane_capacity = (std::min<int64_t>(longest, int64_t{1} << 24) / 32 + 1) * 32 + 16;
 
-  const int64_t n_workers = std::max<int64_t>(1, static_cast<int64_t>(torch::stable::get_num_threads()));
+  const int64_t n_workers = n_threads_in_use();
   std::vector<SampleArena> arenas;
   for (int64_t worker = 0; worker < n_workers; ++worker) arenas.emplace_back(sample_bytes);
   std::atomic<int64_t> next_ray{0};

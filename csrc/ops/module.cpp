@@ -4,6 +4,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/fma_rate.h"
+#include "ops/thread_pool.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of hashgrid";
@@ -13,6 +14,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("measure_fma_rate", &hashgrid::measure_fma_rate, pybind11::arg("n_threads"),
         pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Multiply-adds in fp32 that the instruction set in use reaches with so many threads, in FLOP/s.");
+  m.def("use_own_threads", &hashgrid::ThreadPool::use, pybind11::arg("yes"), pybind11::arg("n_threads"),
+        "Whether ops run on hashgrid's own threads, and on how many (0: as many as PyTorch has).");
+  m.def(
+      "own_threads", [] { return std::make_pair(hashgrid::ThreadPool::in_use(), hashgrid::ThreadPool::n_threads()); },
+      "What `use_own_threads` was told last.");
   m.def("compiler", [] { return std::string(HASHGRID_COMPILER); }, "Compiler the extension was built with.");
   m.def(
       "no_cuda", [] { return std::string(HASHGRID_NO_CUDA); },

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hashgrid import _extension
+from hashgrid.threads import threads_in_use
 from hashgrid.version import __version__
 
 # What nvidia-smi is asked, by the names of `nvidia-smi --help-query-gpu`.
@@ -34,7 +35,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "cpu": _cpu_model(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads_in_use(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -12,6 +12,7 @@ from hashgrid.files import to_uint8
 from hashgrid.nerf.cameras import Cameras
 from hashgrid.nerf.dataset import BLENDER_HALF, Scene, Views
 from hashgrid.nerf.procedural import orbit_cameras, render
+from hashgrid.threads import threads_in_use
 
 
 def procedural_scene(n_train: int, n_test: int, resolution: int, seed: int = 0) -> Scene:
@@ -33,10 +34,10 @@ def _views(cameras: Cameras, split: str) -> Views:
     def pixels(view: int) -> Tensor:
         return torch.from_numpy(to_uint8(render(cameras, view))).view(-1, 4)
 
-    threads = torch.get_num_threads()
+    threads, n_workers = torch.get_num_threads(), threads_in_use()
     torch.set_num_threads(1)  # one image per thread, as `write_scene` does
     try:
-        with ThreadPoolExecutor(max_workers=threads) as pool:
+        with ThreadPoolExecutor(max_workers=n_workers) as pool:
             data = torch.cat(list(pool.map(pixels, range(len(cameras)))))
     finally:
         torch.set_num_threads(threads)

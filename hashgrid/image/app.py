@@ -19,6 +19,7 @@ from hashgrid.modules import FusedMLP, HashGrid
 from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.optim import Adam
 from hashgrid.optional import optional_import
+from hashgrid.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,16 @@ def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
 
 def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = None) -> int:
     """Fits ``photo`` and writes reconstruction, error map and ``results.json`` to ``out``."""
-    tqdm = optional_import("tqdm", "image").tqdm
     config = dataclasses.replace(ImageConfig(), **(changes or {}))
     if config.steps is None and config.time_limit is None:
         config = dataclasses.replace(config, steps=config.default_steps)
-    out = Path("outputs") / "image" / photo.stem if out is None else out
+    with threads_for(config.backend):
+        return _fit(photo, Path("outputs") / "image" / photo.stem if out is None else out, config)
+
+
+def _fit(photo: Path, out: Path, config: ImageConfig) -> int:
+    """:func:`run` with all that is needed."""
+    tqdm = optional_import("tqdm", "image").tqdm
     begin = time.perf_counter()
     image = load_photo(photo)
     height, width, _ = image.shape

@@ -23,6 +23,7 @@ from hashgrid.nerf.render import render_view
 from hashgrid.nerf.trainer import Progress, Trainer, read_checkpoint
 from hashgrid.optional import optional_import
 from hashgrid.pictures import write_video
+from hashgrid.threads import threads_for, threads_in_use
 
 PROCEDURAL_SCENE = Path("outputs") / "procedural_scene"
 DEFAULT_SECONDS = 240.0
@@ -67,23 +68,30 @@ def run(
     if config.steps is None and config.time_limit is None:
         config = config.replace(time_limit=DEFAULT_SECONDS)
     out = _output_folder(scene_path, out)
-    scene = load_scene(_procedural_if_none(scene_path))
-    print(scene.describe(), flush=True)
-    out.mkdir(parents=True, exist_ok=True)
+    with threads_for(config.backend):
+        scene = load_scene(_procedural_if_none(scene_path))
+        print(scene.describe(), flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(scene, config, seconds_before=time.perf_counter() - begin)
+        print(_describe_device(trainer), flush=True)
+        if profile and trainer.device.type != "cpu":
+            raise ValueError(f"`--profile` is for the CPU, got device {trainer.device}; use Nsight Systems on a GPU")
+        if stored is not None:
+            trainer.load(*stored)
+        return _train_and_evaluate(trainer, out, evaluate_only is None, n_views, video, profile)
 
-    trainer = Trainer(scene, config, seconds_before=time.perf_counter() - begin)
-    print(_describe_device(trainer), flush=True)
-    if profile and trainer.device.type != "cpu":
-        raise ValueError(f"`--profile` is for the CPU, got device {trainer.device}; use Nsight Systems on a GPU")
-    if stored is not None:
-        trainer.load(*stored)
+
+def _train_and_evaluate(
+    trainer: Trainer, out: Path, train: bool, n_views: int | None, video: bool, profile: bool
+) -> int:
+    """The exit status of :func:`run`."""
     interrupted = False
-    if evaluate_only is None:
+    if train:
         interrupted = _train(trainer, out, StepProfile() if profile else None)
         if interrupted:
             n_views = min(n_views or 4, 4)
             print("interrupted: the checkpoint is written, a few test views follow; --resume goes on", flush=True)
-    train_peak = _peak_memory() if evaluate_only is None else None
+    train_peak = _peak_memory() if train else None
     _evaluate(trainer, out, n_views, interrupted, train_peak)
     if video and not interrupted:
         _turntable(trainer, out)
@@ -104,7 +112,7 @@ def _describe_device(trainer: Trainer) -> str:
     config = trainer.config
     if trainer.device.type == "cuda":
         return f"running on {torch.cuda.get_device_name(trainer.device)}"
-    text = f"running on the CPU with {torch.get_num_threads()} threads"
+    text = f"running on the CPU with {threads_in_use()} threads"
     unused = torch.cuda.is_available() and why_not_cuda(config.backend)
     return f"{text}: {unused}" if unused else text
 
@@ -200,7 +208,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "test_views": "every 8th view" if not (scene.path / "transforms_test.json").exists() else "test split",
         },
         "peak_memory_bytes": _peak_memory(),
-        "threads": torch.get_num_threads(),
+        "threads": threads_in_use(),
         "device": str(trainer.device) if trainer.device.type == "cpu" else torch.cuda.get_device_name(trainer.device),
         "config": config.to_dict(),
     }

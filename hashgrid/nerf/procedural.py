@@ -19,6 +19,7 @@ from torch import Tensor
 from hashgrid.files import atomic_write_image, atomic_write_json
 from hashgrid.nerf.cameras import Cameras, focal_length, look_at
 from hashgrid.optional import optional_import
+from hashgrid.threads import threads_in_use
 
 CAMERA_ANGLE_X = 0.6911112070083618  # as in NeRF-synthetic
 CAMERA_RADIUS = 4.0
@@ -416,10 +417,10 @@ def write_scene(
         split, view = job
         atomic_write_image(out_dir / split / f"r_{view:03d}.png", render(splits[split], view))
 
-    threads = torch.get_num_threads()
+    threads, n_workers = torch.get_num_threads(), threads_in_use()
     torch.set_num_threads(1)  # one image per thread scales better than threads inside these small operations
     try:
-        with ThreadPoolExecutor(max_workers=threads) as pool:
+        with ThreadPoolExecutor(max_workers=n_workers) as pool:
             for done, _ in enumerate(pool.map(work, jobs), start=1):
                 if progress is not None:
                     progress(done, len(jobs))

@@ -32,6 +32,7 @@ from hashgrid.sdf.points import POINT_LOSSES, PointCloud, PointSamples, load_poi
 from hashgrid.sdf.render import UP
 from hashgrid.sdf.samples import DistanceSamples
 from hashgrid.sdf.trainer import Objective, Progress, Trainer
+from hashgrid.threads import threads_for, threads_in_use
 
 GENERATED = Path("outputs") / "torus_knot.ply"
 CHUNK = 1 << 18  # points evaluated together
@@ -121,6 +122,20 @@ def run(
     if evaluate_only is not None:
         return _evaluate_only(evaluate_only, path, points, truth, out, video, changes)
     config = _checked(_defaults(points is not None, changes.get("field")).replace(**changes))
+    with threads_for(config.backend):
+        return _fit(path, out, points, truth, video, config, begin)
+
+
+def _fit(
+    path: Path | None,
+    out: Path | None,
+    points: Path | None,
+    truth: Path | None,
+    video: bool,
+    config: SdfConfig,
+    begin: float,
+) -> int:
+    """:func:`run` with training."""
     subject = _load(path, points, truth, config.margin)
     out = Path("outputs") / "sdf" / Path(subject.name).stem if out is None else out
     out.mkdir(parents=True, exist_ok=True)
@@ -177,7 +192,8 @@ def _evaluate_only(
     out.mkdir(parents=True, exist_ok=True)
     print(subject.describe(), flush=True)
     field = stored.field.to(choose_device(config.device, config.backend))
-    _write_outputs(out, field, subject, config, stored.notes.get("train", {}), video)
+    with threads_for(config.backend):
+        _write_outputs(out, field, subject, config, stored.notes.get("train", {}), video)
     return 0
 
 
@@ -299,7 +315,7 @@ def _write_outputs(
         "extract": {"seconds": extracted, "vertices": len(vertices), "faces": len(faces)},
         "train": train,
         "device": str(field.device) if field.device.type == "cpu" else torch.cuda.get_device_name(field.device),
-        "threads": torch.get_num_threads(),
+        "threads": threads_in_use(),
         "config": config.to_dict(),
     }
     print(_summary(results), flush=True)

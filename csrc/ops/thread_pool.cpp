@@ -1,0 +1,192 @@
+#include "ops/thread_pool.h"
+
+#include <chrono>
+#include <thread>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sys/resource.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace hashgrid {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+
+// How long a worker looks for the next job before it sleeps.
+constexpr microseconds kSpinAlone{1000};
+constexpr microseconds kSpinCrowded{10};
+// How long a caller looks for the end of the last units before it sleeps and leaves its core to them.
+constexpr microseconds kSpinForLast{50};
+// How long a core counts as shared after another program has taken it.
+constexpr std::chrono::milliseconds kCrowded{100};
+
+inline void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <typename F>
+bool spin(microseconds limit, const F& ended) {
+  const Clock::time_point end = Clock::now() + limit;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (ended()) return true;
+      relax();
+    }
+  } while (Clock::now() < end);
+  return ended();
+}
+
+// Whether another program wants this thread's core: the system took it from a thread that did not offer it.
+class Neighbours {
+ public:
+  bool present() {
+#if defined(__linux__)
+    rusage usage;
+    if (getrusage(RUSAGE_THREAD, &usage) != 0) return true;
+    const Clock::time_point now = Clock::now();
+    if (usage.ru_nivcsw != taken_) until_ = now + kCrowded;
+    taken_ = usage.ru_nivcsw;
+    return now < until_;
+#else
+    return false;
+#endif
+  }
+
+ private:
+  long taken_ = 0;
+  Clock::time_point until_;
+};
+
+}  // namespace
+
+std::atomic<bool> ThreadPool::in_use_{false};
+std::atomic<int64_t> ThreadPool::n_threads_{0};
+
+struct ThreadPool::Job {
+  int64_t n, grain;
+  int64_t n_helpers;  // that may still come
+  UnitRange f;
+  const void* context;
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> n_inside{0};  // written under the pool's mutex
+  bool closed = false;               // the caller waits for those inside
+  std::exception_ptr error;          // under the pool's mutex
+  Job* after = nullptr;
+
+  void take_units(std::mutex& mutex) {
+    for (;;) {
+      const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= n) return;
+      try {
+        f(context, begin, begin + grain < n ? begin + grain : n);
+      } catch (...) {
+        next.store(n, std::memory_order_relaxed);
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!error) error = std::current_exception();
+      }
+    }
+  }
+};
+
+ThreadPool& ThreadPool::get() {
+  static std::atomic<ThreadPool*> pool{nullptr};
+  static std::once_flag once;
+  std::call_once(once, [] {
+    pool = new ThreadPool;
+#if defined(__linux__)
+    // A forked child has none of the workers, and perhaps a locked mutex.
+    pthread_atfork(nullptr, nullptr, [] { pool = new ThreadPool; });
+#endif
+  });
+  return *pool;
+}
+
+void ThreadPool::use(bool yes, int64_t n_threads) {
+  n_threads_ = yes && n_threads > 0 ? n_threads : 0;
+  in_use_ = yes;
+}
+
+void ThreadPool::run(int64_t n, int64_t grain, int64_t n_threads, UnitRange f, const void* context) {
+  Job job;
+  job.n = n;
+  job.grain = grain;
+  job.n_helpers = n_threads - 1;
+  job.f = f;
+  job.context = context;
+  int64_t n_woken;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (n_workers_ < job.n_helpers) {
+      std::thread(&ThreadPool::work, this).detach();
+      ++n_workers_;
+    }
+    job.after = jobs_;
+    jobs_ = &job;
+    published_.fetch_add(1, std::memory_order_release);
+    n_woken = n_sleeping_ < job.n_helpers ? n_sleeping_ : job.n_helpers;
+  }
+  for (int64_t i = 0; i < n_woken; ++i) wake_.notify_one();
+  job.take_units(mutex_);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Job** place = &jobs_;
+    while (*place != &job) place = &(*place)->after;
+    *place = job.after;
+    job.closed = true;
+  }
+  const auto left = [&] { return job.n_inside.load(std::memory_order_acquire) == 0; };
+  if (!spin(kSpinForLast, left)) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, left);
+  }
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+// The newest job that has units and room. Under the mutex.
+ThreadPool::Job* ThreadPool::find() {
+  for (Job* job = jobs_; job != nullptr; job = job->after) {
+    if (job->n_helpers > 0 && job->next.load(std::memory_order_relaxed) < job->n) return job;
+  }
+  return nullptr;
+}
+
+void ThreadPool::work() {
+  Neighbours neighbours;
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    const uint32_t seen = published_.load(std::memory_order_relaxed);
+    if (Job* job = find()) {
+      --job->n_helpers;
+      job->n_inside.store(job->n_inside.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+      lock.unlock();
+      job->take_units(mutex_);
+      lock.lock();
+      const bool awaited = job->closed;
+      // From here on the job may be gone.
+      const int64_t n_left = job->n_inside.load(std::memory_order_relaxed) - 1;
+      job->n_inside.store(n_left, std::memory_order_release);
+      if (awaited && n_left == 0) done_.notify_all();
+      continue;
+    }
+    lock.unlock();
+    const auto published = [&] { return published_.load(std::memory_order_acquire) != seen; };
+    const bool found = spin(neighbours.present() ? kSpinCrowded : kSpinAlone, published);
+    lock.lock();
+    if (found) continue;
+    ++n_sleeping_;
+    wake_.wait(lock, published);
+    --n_sleeping_;
+  }
+}
+
+}  // namespace hashgrid
