@@ -81,8 +81,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("kernels", kernels, indirect=True, scope="module")
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what needs a GPU where there is none: a skip that nothing can mend here says nothing."""
+    """Marks what takes the emulated kernels, and leaves out what needs a GPU where there is none: a skip that nothing
+    can mend here says nothing.
+    """
+    for item in items:
+        if "cuda_on_host" in getattr(item, "fixturenames", ()):
+            item.add_marker("full")
     if torch.cuda.is_available() or config.getoption("--gpu"):
         return
     unable = [item for item in items if item.get_closest_marker("gpu") is not None]
