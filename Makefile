@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO_SECONDS ?= 180
+TEST_JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,13 +15,21 @@ ARCHS ?= 9.0+PTX
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV := .venv-cuda
 
-.PHONY: demo test lint build bench-check cuda-check arm-check clean
+.PHONY: demo test test-full test-all lint build bench-check cuda-check arm-check clean
 
 demo: build
 	$(BIN)/hashgrid nerf --out outputs/demo --time-limit $(DEMO_SECONDS)
 
+# What a change needs: every op's values and gradients on the CPU's kernels, every command. Minutes.
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS)
+
+# What takes longer: the CUDA kernels emulated on the host, sanitizers, planted faults, long runs.
+test-full: build
+	$(BIN)/python tests/host/build.py
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m full
+
+test-all: test test-full
 
 lint: build
 	$(BIN)/ruff check .

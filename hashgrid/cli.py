@@ -106,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     scene.set_defaults(run=_scene)
 
     bench = commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
-    suites = "encode, mlp, encodings, march, composite, optim, nerf-step, sdf-step, train, scaling"
-    bench.add_argument("suite", nargs="*", help=f"{suites} (default: all)")
+    from hashgrid.bench import SUITES
+
+    bench.add_argument("suite", nargs="*", help=f"{', '.join(SUITES)} (default: all)")
     bench.add_argument("--quick", action="store_true", help="a minute: smaller sizes, no torch.compile, fewer suites")
     bench.add_argument("--seconds", type=float, help="time for the turns of each case (default: 15)")
     bench.add_argument("--threads", type=int, help="torch threads")

@@ -22,6 +22,7 @@ SUITES = {
     "sdf-step": "sdf_step",
     "train": "train",
     "scaling": "scaling",
+    "busy": "busy",
 }
 QUICK = ("encode", "mlp", "march", "composite", "optim", "nerf-step")  # what `--quick` runs, if none are named
 

@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     plain.model.load_state_dict(native.model.state_dict())
     plain.occupancy.load_state_dict(native.occupancy.state_dict())
 
-    camera = _resized(scene.test, args.resolution).to(suite.device)
+    camera = resized(scene.test, args.resolution).to(suite.device)
     n_rays = int(camera.sizes.prod())
     white = torch.ones(3, device=suite.device)
     half = config.compute_dtype != "float32"
-    contenders = [Contender(name, _frame(trainer, camera, white)) for name, trainer in ((EAGER, plain), (OURS, native))]
+    contenders = [Contender(name, frame(trainer, camera, white)) for name, trainer in ((EAGER, plain), (OURS, native))]
     suite.run(Case("frame", n_rays, contenders, tolerance=0.1 if half else 1e-2, rms=half))
     case = suite.record["cases"][-1]
     with torch.no_grad():
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     return suite.write()
 
 
-def _resized(cameras: Cameras, resolution: int) -> Cameras:
+def resized(cameras: Cameras, resolution: int) -> Cameras:
     """The first camera, with pictures ``resolution`` wide."""
     first = cameras.select([0])
     width, height = first.sizes[0].tolist()
@@ -75,7 +75,7 @@ def _resized(cameras: Cameras, resolution: int) -> Cameras:
     return Cameras(first.c2w, first.intrinsics * factor, sizes, first.distortion)
 
 
-def _frame(trainer: Trainer, camera: Cameras, background: Tensor) -> Callable[[], Sequence[Tensor]]:
+def frame(trainer: Trainer, camera: Cameras, background: Tensor) -> Callable[[], Sequence[Tensor]]:
     return lambda: render_view_on_device(trainer.model, trainer.occupancy, camera, 0, trainer.marching, background)
 
 

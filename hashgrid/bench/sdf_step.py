@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     distances = SdfConfig(device=args.device, seed=args.seed, steps=10**6, batch=args.batch)
     if args.tiny:
         distances = distances.replace(log2_hashmap_size=10, pool=1 << 12)
-    mesh = _torus() if args.mesh is None else load_mesh(args.mesh)
+    mesh = torus() if args.mesh is None else load_mesh(args.mesh)
     eikonal = distances.replace(eikonal_weight=0.1)
     for name, recipe in (("distances", distances), ("distances and eikonal term", eikonal)):
         suite.run(_case(name, mesh, recipe, args.warm_steps, compiled=not args.no_compile and recipe is distances))
@@ -99,7 +99,7 @@ def _check(trainer: Trainer, config: SdfConfig) -> Callable[[], Sequence[Tensor]
     return check
 
 
-def _torus() -> Mesh:
+def torus() -> Mesh:
     def distance(points: Tensor) -> Tensor:
         p = points - 0.5
         return torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - 0.3, p[:, 2]) - 0.1

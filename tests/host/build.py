@@ -171,4 +171,4 @@ def _run(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1])))
+    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else HOST_BUILD))
