@@ -16,6 +16,12 @@ from typing import Any
 
 FORMAT = "hashgrid-gpu-1"
 SKIPPED, TIMED_OUT = 77, (124, 137)
+NO_TESTS = 5  # pytest's exit status
+OUTCOMES = {"PASSED": "passed", "XPASS": "passed", "SKIPPED": "skipped", "XFAIL": "skipped", "FAILED": "failed"}
+OUTCOMES |= {"ERROR": "errors"}
+# Of `pytest -v`; what the test prints may stand between the two.
+TEST_BEGINS = re.compile(r"^\S+\.py::\w+(?:\[.*?\](?= |$))?", re.MULTILINE)
+TEST_ENDS = re.compile(rf"\b({'|'.join(OUTCOMES)})\b.* \[ *\d+%\]$", re.MULTILINE)
 KEPT_CALLS = 200  # raw times of a contender that go into the file
 SIGNIFICANT = 5
 LIMITS = {  # parts of a limit: label and colour
@@ -36,6 +42,7 @@ def main() -> int:
     record.add_argument("--status", type=int, required=True, help="exit status of the stage")
     record.add_argument("--begin", type=float, required=True)
     record.add_argument("--end", type=float, required=True)
+    record.add_argument("--limit", type=int, required=True, help="seconds it was given")
     record.add_argument("--log", type=Path, required=True)
     record.add_argument("--work", type=Path, required=True, help="folder of intermediate files")
     record.add_argument("--commit", required=True)
@@ -63,7 +70,10 @@ def add_stage(args: argparse.Namespace) -> int:
         before = report.pop(section, {})
         kept = before if args.stage in BY_PART else {}
         if outcome != "skipped":
-            found, problem = collect(args.work / args.stage)
+            try:
+                found, problem = collect(args.work / args.stage)
+            except Exception as error:  # what a stage leaves when it is killed; the other stages' results matter more
+                found, problem = {}, f"its results cannot be read: {error!r}"
             if args.stage in BY_PART:
                 found = {name: part | {"commit": args.commit} for name, part in found.items()}
             kept = kept | found
@@ -76,6 +86,7 @@ def add_stage(args: argparse.Namespace) -> int:
         "reason": reason,
         "exit_status": args.status,
         "seconds": round(args.end - args.begin, 2),
+        "limit": args.limit,
         "date": datetime.datetime.fromtimestamp(args.begin, datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": args.commit,
         "python": environment["python"],
@@ -109,31 +120,49 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def collect_tests(folder: Path) -> tuple[dict[str, Any], Problem]:
-    path = folder / "junit.xml"
-    if not path.exists():
-        return {}, "pytest left no junit.xml"
-    cases = list(ElementTree.parse(path).getroot().iter("testcase"))
-    bad, skips = [], collections.Counter[str]()
-    counts = collections.Counter(passed=0, failed=0, errors=0, skipped=0)
+    """By file, or file and mark. Counts are those of the log, which a process that crashes or is killed leaves, too."""
+    found = {}
+    for path in sorted(folder.glob("*.status")):
+        status, seconds = path.read_text().split()
+        found[path.stem] = {"exit_status": int(status) if status.isdigit() else None, "seconds": int(seconds)}
+        found[path.stem] |= read_tests(path.with_suffix(".log"), path.with_suffix(".xml"), found[path.stem])
+    bad = collections.Counter(entry["kind"] for part in found.values() for entry in part["bad"])
+    problems = [f"{count} {kind}" for kind, count in sorted(bad.items())]
+    if not any(part["counts"]["passed"] for part in found.values()):
+        problems.append("no test has passed")
+    return found, ", ".join(problems) or None
+
+
+def read_tests(log: Path, junit: Path, process: dict[str, Any]) -> dict[str, Any]:
+    text = log.read_text(errors="replace") if log.exists() else ""
+    messages, skips = read_junit(junit)
+    starts = [*TEST_BEGINS.finditer(text)]
+    ends = [*(match.start() for match in starts), len(text)][1:]
+    counts, bad = collections.Counter(dict.fromkeys(OUTCOMES.values(), 0)), []
+    for start, end in zip(starts, ends, strict=True):
+        name, outcome = start[0], TEST_ENDS.search(text, start.end(), end)
+        kind = OUTCOMES[outcome[1]] if outcome else "hung" if process["exit_status"] in TIMED_OUT else "crashed"
+        counts[kind] += 1
+        if kind not in ("passed", "skipped"):
+            bad.append({"test": name, "kind": kind, "message": messages.get(name.partition("::")[2], "")})
+    if process["exit_status"] not in (0, NO_TESTS) and not bad:
+        lines = [line for line in text.splitlines() if line.strip()] or ["no time left"]
+        bad.append({"test": log.stem, "kind": "incomplete", "message": lines[-1][:300]})
+    return {"counts": dict(counts), "bad": bad[:100], "skip_reasons": dict(skips)}
+
+
+def read_junit(path: Path) -> tuple[dict[str, str], collections.Counter[str]]:
+    """Messages of failures by test, and how many tests give which reason for a skip."""
+    messages, skips = {}, collections.Counter[str]()
+    cases = ElementTree.parse(path).getroot().iter("testcase") if path.exists() else ()
     for case in cases:
-        name = f"{case.get('classname')}::{case.get('name')}"
-        for kind, key in (("failure", "failed"), ("error", "errors"), ("skipped", "skipped")):
-            found = case.find(kind)
-            if found is not None:
-                counts[key] += 1
-                message = (found.get("message") or "").strip()[:300]
-                if kind == "skipped":
-                    skips[message] += 1
-                else:
-                    bad.append({"test": name, "kind": kind, "message": message})
-                break
-        else:
-            counts["passed"] += 1
-    seconds = sum(float(case.get("time") or 0) for case in cases)
-    slowest = sorted(((float(case.get("time") or 0), case.get("name")) for case in cases), reverse=True)[:5]
-    problem = f"{counts['failed']} tests failed, {counts['errors']} errors" if bad else None
-    summary = {"counts": dict(counts), "seconds": round(seconds, 1), "bad": bad[:100], "skip_reasons": dict(skips)}
-    return summary | {"slowest": [{"test": name, "seconds": time} for time, name in slowest]}, problem
+        for found in (element for kind in ("failure", "error", "skipped") for element in case.iter(kind)):
+            message = (found.get("message") or "").strip()[:300]
+            if found.tag == "skipped":
+                skips[message] += 1
+            else:
+                messages[case.get("name") or ""] = message
+    return messages, skips
 
 
 def collect_sanitizer(folder: Path) -> tuple[dict[str, Any], Problem]:
@@ -150,7 +179,8 @@ def collect_sanitizer(folder: Path) -> tuple[dict[str, Any], Problem]:
         if not planted:
             problems.append(f"{tool} does not find the planted fault")
         if not complete or errors is None:
-            problems.append(f"{tool} did not come to the end")
+            left_out = re.search(r"^left out .*", text, re.MULTILINE)
+            problems.append(f"{tool} did not come to the end{f': {left_out[0]}' if left_out else ''}")
         elif errors:
             problems.append(f"{tool} reports {errors} errors")
     return found, "; ".join(problems) or (None if found else "no tool has run")
@@ -202,7 +232,7 @@ COLLECT = {
     "bench": ("benchmarks", collect_benchmarks),
     "train": ("training", collect_training),
 }
-BY_PART = ("sanitize", "bench")  # a call may run some tools or suites; those of earlier calls stay
+BY_PART = ("test", "sanitize", "bench")  # a call may run some files, tools or suites; those of earlier calls stay
 
 
 # ---- the plot --------------------------------------------------------------------------------------------------------

@@ -488,6 +488,7 @@ def test_module_and_input_on_different_devices() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.asynchronous
 def test_ops_run_on_the_current_stream() -> None:
     """A side stream that is held up before it writes the input: an op on another stream would read zeros. After
     `wait_stream` the results are there, those of the backward pass and of the optimiser included."""
@@ -515,6 +516,7 @@ def test_ops_run_on_the_current_stream() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.asynchronous
 def test_rays_run_on_the_current_stream() -> None:
     """Ops whose number of results the host has to wait for."""
     rays_o, rays_d, aabb, bits, *rest = moved(scene(4000, (16, 12, 8), 3, 0.2, torch.float32), "cuda")
@@ -574,6 +576,7 @@ def test_tensors_on_another_device_than_the_current_one() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.asynchronous
 def test_graph_capture_of_forward_and_backward() -> None:
     """Replayed on new inputs in the same memory, it gives what eager mode does."""
     model = Model().cuda()

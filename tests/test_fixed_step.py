@@ -171,7 +171,8 @@ def test_emulated_kernels_take_the_step_of_the_cpu(scene: Scene, monkeypatch: py
 # ---- with a GPU ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
+@pytest.mark.gpu
+@pytest.mark.asynchronous
 def test_a_hundred_replays_equal_a_hundred_eager_steps(scene: Scene) -> None:
     torch.use_deterministic_algorithms(True)
     try:
@@ -201,7 +202,8 @@ def test_a_hundred_replays_equal_a_hundred_eager_steps(scene: Scene) -> None:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
+@pytest.mark.gpu
+@pytest.mark.asynchronous
 def test_a_graph_is_recorded_anew_when_a_checkpoint_is_loaded_or_gradients_are_dropped(scene: Scene, tmp_path) -> None:
     trainer = trainer_of(scene, 200, device="cuda", target_samples=1 << 14, max_rays=2048)
     for _ in range(6):
@@ -221,7 +223,8 @@ def test_a_graph_is_recorded_anew_when_a_checkpoint_is_loaded_or_gradients_are_d
     assert trainer.progress.step == 18 and math.isfinite(trainer.progress.loss)
 
 
-@pytest.mark.skipif(bool(why_not_cuda()), reason=why_not_cuda() or "a GPU is there")
+@pytest.mark.gpu
+@pytest.mark.asynchronous
 def test_training_on_a_gpu_explains_the_images(scene: Scene) -> None:
     config = NerfConfig.for_device(torch.device("cuda")).replace(
         steps=300, log2_hashmap_size=16, target_samples=1 << 16, max_rays=1 << 13, occupancy_resolution=64

@@ -7,9 +7,11 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import types
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from hashgrid.nerf.procedural import write_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
-STAGES = ("build", "test", "sanitize", "probe", "bench", "train", "plot")
+STAGES = ("build", "probe", "sanitize", "test", "bench", "train", "plot")
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
@@ -66,11 +68,31 @@ def test_dry_run_names_every_stage() -> None:
     done = gpu_sh("--dry-run")
     assert done.returncode == 0, done.stderr
     headings = [line.split()[1].rstrip(",") for line in done.stdout.splitlines() if line.startswith("==")]
-    assert headings == list(STAGES)
-    for words in ("build_ext --inplace", "and not emulated", "--tool racecheck", "mma_probe", "--device cuda"):
+    assert headings == [*STAGES, "all"]
+    for words in (
+        "build_ext --inplace",
+        "-m gpu and not asynchronous",
+        "--tool racecheck",
+        "mma_probe",
+        "--device cuda",
+    ):
         assert words in done.stdout
     for suite in set(bench.SUITES.values()) - {"train", "scaling"}:  # training is a stage of its own
         assert f"hashgrid.bench.{suite} " in done.stdout
+
+
+def test_ten_minutes_fit() -> None:
+    """Every stage has a limit, and so has every command that may hang; the sum leaves the call some seconds."""
+    done = gpu_sh("--ten-minutes", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    limits = dict(re.findall(r"^== (\w+), at most (\d+) s$", done.stdout, re.MULTILINE))
+    assert list(limits) == [stage for stage in STAGES if stage != "train"]
+    assert int(limits["build"]) <= 150 and sum(map(int, limits.values())) <= 560 - 10
+    assert f"== all stages, at most {sum(map(int, limits.values()))} s; this call, 560 s" in done.stdout
+    commands = [line for line in done.stdout.splitlines() if re.search(r"-m pytest|--tool|hashgrid\.bench", line)]
+    assert len(commands) > 20 and all(re.search(r"timeout .*\d ", line) for line in commands)
+    assert [line for line in commands if "--only" in line and "--tool racecheck" in line]
+    assert set(re.findall(r"hashgrid\.bench\.(\w+)", done.stdout)) == {"hash_encode", "mlp"}
 
 
 def test_unknown_stage_and_missing_gpu_are_refused(tmp_path: Path) -> None:
@@ -82,52 +104,22 @@ def test_unknown_stage_and_missing_gpu_are_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "gpu.json").exists()
 
 
-def test_stages_join_in_one_json(tmp_path: Path) -> None:
-    """All stages with tiny sizes on the CPU, in two calls; one suite does not exist and must not hide the others."""
-    pytest.importorskip("matplotlib")
-    test = tmp_path / "test_sample.py"
-    test.write_text(
-        "import pytest\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\n"
-        "def test_absent(): pytest.skip('no such thing')\n"
-    )
-    out = tmp_path / "out"
-    settings = {"DEVICE": "cpu", "WORK": str(tmp_path / "work"), "OUT": str(out), "COMMIT": "abc"}
-    first = gpu_sh("build", "test", "sanitize", "probe", **settings, TESTS=str(test), TEST_JOBS="1")
-    assert first.returncode == 1  # a test fails
-    merged = {**settings, "OUT": str(tmp_path / "second"), "BENCHES": "nothing encodings"}
-    second = gpu_sh("--merge", str(out / "gpu.json"), "bench", "plot", **merged)
-    assert second.returncode == 1
-
-    report = json.loads((tmp_path / "second" / "gpu.json").read_text())
-    stages = report["stages"]
-    outcomes = {name: stage["outcome"] for name, stage in stages.items()}
-    assert outcomes == dict.fromkeys(("build", "sanitize", "probe"), "skipped") | {
-        "test": "failed",
-        "bench": "failed",
-        "plot": "ok",
-    }
-    assert all(stage["reason"] for name, stage in stages.items() if name != "plot")
-    assert "nothing (1)" in stages["bench"]["reason"]
-    assert report["card"] == "cpu" and report["commit"].startswith("abc")
-    assert report["environment"]["torch"] == torch.__version__
-    assert report["tests"]["counts"] == {"passed": 1, "failed": 1, "errors": 0, "skipped": 1}
-    assert report["tests"]["bad"][0]["test"].endswith("::test_bad")
-    assert report["tests"]["skip_reasons"] == {"no such thing": 1}
-    assert list(report["benchmarks"]) == ["encodings"]
-    assert (tmp_path / "second" / "gpu.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "second" / "bench.log").exists()
-
-
 FAKE_TOOLS = {
     # answers what the script asks about the card and passes the rest on
-    "python": """case "$*" in
+    "python": r"""case "$*" in
 *hashgrid.bench.environment*) echo '{"card": "fake", "python": "3", "torch": "2", "cpu": "none"}' ;;
 *get_device_capability*) echo 9.0 ;;
-*setup.py*) echo "built for $TORCH_CUDA_ARCH_LIST" ;;
-*setuptools.__version__*) echo ${PLAYED_SETUPTOOLS:-77.0.1} ;;
+*setup.py*)
+  [ ! -e pyproject.toml ] && [ -e setup.py ] && [ -e csrc/cuda ] && [ -e hashgrid/ops ] || exit 1
+  echo "built for $TORCH_CUDA_ARCH_LIST" ;;
 *"find_spec('${PLAYED_MISSING:-}')"*) exit 1 ;;
+*find_spec*|*"hashgrid info") ;;
 *"hashgrid.bench.slow "*) echo $$ > "$WORK/pid"; exec sleep 60 ;;
-*"hashgrid info") ;;
+*"hashgrid.bench.nothing "*) exit 1 ;;
+*hashgrid.bench.*)
+  suite=${2#hashgrid.bench.}
+  while [ "$1" != --out ]; do shift; done
+  echo "{\"benchmark\": \"$suite\", \"cases\": [{\"name\": \"played\", \"contenders\": []}]}" > "$2/$suite.json" ;;
 *) exec REAL_PYTHON "$@" ;;
 esac""",
     "nvcc": r"""while [ "$1" != -o ]; do shift; done
@@ -154,52 +146,145 @@ def played(tmp_path: Path) -> dict[str, str]:
         path.write_text(f"#!/bin/sh\n{text.replace('REAL_PYTHON', sys.executable)}\n")
         path.chmod(0o755)
     folders = {"WORK": str(tmp_path / "work"), "OUT": str(tmp_path / "out"), "CUDA_HOME": "", "COMMIT": "abc"}
-    return {"PYTHON": str(tools / "python"), "PATH": f"{tools}:{os.environ['PATH']}", **folders}
+    quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return {"PYTHON": str(tools / "python"), "PATH": f"{tools}:{os.environ['PATH']}", **folders, **quick}
+
+
+def read_report(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "out" / "gpu.json").read_text())
+
+
+PLANTED = {
+    "good": "def test_good(): pass\ndef test_absent(): pytest.skip('no such thing')",
+    "bad": "@pytest.mark.parametrize('i', range(9))\ndef test_bad(i): assert i < 0, 'negative'",
+    "trap": "def test_before(): pass\ndef test_trap(): os.abort()\ndef test_after(): pass",
+    "hang": "def test_before(): assert 1 == 2\ndef test_hang(): time.sleep(1000)",
+    # as in the driver, where Python does not come to a signal's handler
+    "stuck": "def test_before(): pass\ndef test_stuck():\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    "    time.sleep(1000)",
+    "blocking": "def test_blocking(): assert os.environ['CUDA_LAUNCH_BLOCKING'] == '1'\n"
+    "@pytest.mark.asynchronous\ndef test_graph(): assert os.environ['CUDA_LAUNCH_BLOCKING'] == '0'",
+    "cpu": "pytestmark = []\ndef test_needs_no_gpu(): assert False",
+}
+
+
+@pytest.mark.full
+def test_ten_minutes_survive_a_trap_and_a_hang(played: dict[str, str], tmp_path: Path) -> None:
+    """Each costs the file it lies in; what ran before it there, the other files and the other stages are reported."""
+    files = []
+    for name, body in PLANTED.items():
+        files.append(tmp_path / f"test_{name}.py")
+        files[-1].write_text(f"import os, signal, time\nimport pytest\npytestmark = pytest.mark.gpu\n{body}\n")
+    limits = {"LIMIT_FILE": "20", "TEST_JOBS": "8"}
+    stages = ("build", "probe", "sanitize", "test", "bench")  # no plot: nothing was measured
+    done = gpu_sh("--ten-minutes", *stages, **played, **limits, TESTS=" ".join(map(str, files)))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+    report = read_report(tmp_path)
+    assert list(report["stages"]) == list(stages) and report["commit"].startswith("abc")
+    for name, stage in report["stages"].items():
+        assert stage["seconds"] > 0 and stage["limit"] > 0, name
+    outcomes = {name: (stage["outcome"], stage["reason"]) for name, stage in report["stages"].items()}
+    assert outcomes["test"] == ("failed", "1 crashed, 4 failed, 2 hung")
+    assert outcomes["bench"] == ("ok", None)
+    assert set(report["benchmarks"]) == {"hash_encode", "mlp"}
+
+    tests = report["tests"]
+    assert set(tests) == {f"test_{name}" for name in PLANTED} | {"test_blocking.asynchronous"}
+    passed = {name.removeprefix("test_"): part["counts"]["passed"] for name, part in tests.items()}
+    assert passed == {"good": 1, "bad": 0, "trap": 1, "hang": 0, "stuck": 1, "blocking": 1, "cpu": 0} | {
+        "blocking.asynchronous": 1
+    }
+    assert tests["test_good"]["skip_reasons"] == {"no such thing": 1}
+    assert [entry["kind"] for entry in tests["test_bad"]["bad"]] == ["failed"] * 3  # and no more of nine
+    assert "negative" in tests["test_bad"]["bad"][0]["message"]
+    for name, kind in (("trap", "crashed"), ("hang", "hung"), ("stuck", "hung")):
+        last = tests[f"test_{name}"]["bad"][-1]
+        assert last["test"].endswith(f"::test_{name}") and last["kind"] == kind
+    assert "assert 1 == 2" in tests["test_hang"]["bad"][0]["message"]  # pytest's report survives an interrupt
+
+    with tarfile.open(tmp_path / "out" / "logs.tar.gz") as archive:
+        names = {Path(name).as_posix() for name in archive.getnames()}
+        log = archive.extractfile("./test/test_trap.log")
+        assert log is not None and b"Fatal Python error: Aborted" in log.read()
+    assert names >= {"logs/build.log", "logs/bench.log", "test/test_hang.xml", "sanitize/racecheck.log"}
+    with tarfile.open(tmp_path / "out" / "libraries.tar.gz") as archive:
+        assert all(name.startswith("hashgrid/_C") for name in archive.getnames()) and archive.getnames()
 
 
 def test_gpu_stages_with_tools_that_play(played: dict[str, str], tmp_path: Path) -> None:
     """The shell's part of building, sanitizing and probing: a race is reported, a fragment differs."""
+    played["PYTHON"] = os.path.relpath(played["PYTHON"], ROOT)
     done = gpu_sh("build", "sanitize", "probe", **played)
     assert done.returncode == 1, done.stdout + done.stderr
-    report = json.loads((tmp_path / "out" / "gpu.json").read_text())
-    reasons = {name: (stage["outcome"], stage["reason"]) for name, stage in report["stages"].items()}
+    reasons = {name: (stage["outcome"], stage["reason"]) for name, stage in read_report(tmp_path)["stages"].items()}
     assert reasons["build"] == ("ok", None)
-    assert "built for 9.0" in (tmp_path / "out" / "build.log").read_text()
+    assert "built for 9.0" in (tmp_path / "work" / "logs" / "build.log").read_text()
     assert reasons["sanitize"] == ("failed", "racecheck reports 1 errors")
-    assert report["sanitizer"]["memcheck"]["finds_planted"] and report["sanitizer"]["memcheck"]["errors"] == 0
-    assert "--kernel-name kns=hashgrid" in (tmp_path / "out" / "sanitize.log").read_text()
+    sanitizer = read_report(tmp_path)["sanitizer"]
+    assert sanitizer["memcheck"]["finds_planted"] and sanitizer["memcheck"]["errors"] == 0
+    assert "--kernel-name kns=hashgrid" in (tmp_path / "work" / "logs" / "sanitize.log").read_text()
     assert reasons["probe"] == ("failed", "1 of 900 experiments differ")
 
 
-def test_setuptools_that_cannot_build_is_named(played: dict[str, str], tmp_path: Path) -> None:
-    assert gpu_sh("build", **played, PLAYED_SETUPTOOLS="68.1.2").returncode == 0
-    stage = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]["build"]
-    expected = "setuptools must be 77 or newer for pyproject.toml, got 68.1.2"
-    assert (stage["outcome"], stage["reason"]) == ("skipped", expected)
+def test_calls_join_in_one_json(played: dict[str, str], tmp_path: Path) -> None:
+    """One suite fails and must not hide the others; files of tests and suites of an earlier call stay."""
+    for name in ("good", "bad", "trap"):
+        (tmp_path / f"test_{name}.py").write_text(f"import os, pytest\npytestmark = pytest.mark.gpu\n{PLANTED[name]}\n")
+    first = f"{tmp_path / 'test_trap.py'} {tmp_path / 'test_bad.py'}"
+    assert gpu_sh("test", **played, TESTS=first, TEST_JOBS="1").returncode == 1
+    assert read_report(tmp_path)["stages"]["test"]["reason"] == "1 crashed, 3 failed"
+    (tmp_path / "out" / "gpu.json").rename(tmp_path / "first.json")
+    second = {**played, "TESTS": str(tmp_path / "test_good.py"), "BENCHES": "nothing encodings"}
+    assert gpu_sh("--merge", str(tmp_path / "first.json"), "test", "bench", **second).returncode == 1
+    report = read_report(tmp_path)
+    assert {name: stage["outcome"] for name, stage in report["stages"].items()} == {"test": "ok", "bench": "failed"}
+    assert "nothing (1)" in report["stages"]["bench"]["reason"]
+    assert report["tests"]["test_bad"]["counts"]["failed"] == 3 and report["tests"]["test_good"]["exit_status"] == 0
+    assert list(report["benchmarks"]) == ["encodings"]
+
+
+@pytest.mark.full
+def test_stages_on_a_cpu(tmp_path: Path) -> None:
+    """With tiny sizes, nothing played."""
+    pytest.importorskip("matplotlib")
+    test = tmp_path / "test_sample.py"
+    test.write_text("def test_good(): pass\n")
+    settings = {"DEVICE": "cpu", "WORK": str(tmp_path / "work"), "OUT": str(tmp_path / "out"), "COMMIT": "abc"}
+    done = gpu_sh(
+        "build", "probe", "sanitize", "test", "bench", "plot", **settings, TESTS=str(test), BENCHES="encodings"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = read_report(tmp_path)
+    outcomes = {name: stage["outcome"] for name, stage in report["stages"].items()}
+    skipped = dict.fromkeys(("build", "probe", "sanitize"), "skipped")
+    assert outcomes == skipped | dict.fromkeys(("test", "bench", "plot"), "ok")
+    assert report["card"] == "cpu" and report["environment"]["torch"] == torch.__version__
+    assert report["benchmarks"]["encodings"]["cases"]
+    assert (tmp_path / "out" / "gpu.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_suite_without_its_package_is_left_out(played: dict[str, str], tmp_path: Path) -> None:
     """It hides no other suite, and neither fails nor replaces what an earlier call has measured."""
-    settings = {**played, "DEVICE": "cpu", "PLAYED_MISSING": "igl"}
+    settings = {**played, "PLAYED_MISSING": "igl"}
     reason = "the Python package igl is not installed"
     for measured in ([], [{"name": "case"}]):
         assert gpu_sh("bench", **settings, BENCHES="sdf_step encodings").returncode == 0
-        report = json.loads((tmp_path / "out" / "gpu.json").read_text())
+        report = read_report(tmp_path)
         assert report["stages"]["bench"]["outcome"] == "ok" and report["benchmarks"]["encodings"]["cases"]
         found = report["benchmarks"]["sdf_step"]
         assert found["cases"] == measured and (measured or found["skipped"] == reason)
         found["cases"] = [{"name": "case"}]
         (tmp_path / "out" / "gpu.json").write_text(json.dumps(report, indent=1))
     assert gpu_sh("bench", **settings, BENCHES="sdf_step").returncode == 0
-    stage = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]["bench"]
+    stage = read_report(tmp_path)["stages"]["bench"]
     assert (stage["outcome"], stage["reason"]) == ("skipped", f"sdf_step: {reason}")
 
 
 def test_benchmark_ends_with_its_stage(played: dict[str, str], tmp_path: Path) -> None:
     """Both have a limit; the stage's is the shorter one here."""
     assert gpu_sh("bench", **played, BENCHES="slow", LIMIT_BENCH="1").returncode == 1
-    stage = json.loads((tmp_path / "out" / "gpu.json").read_text())["stages"]["bench"]
-    assert stage["outcome"] == "timeout"
+    assert read_report(tmp_path)["stages"]["bench"]["outcome"] == "timeout"
     process = int((tmp_path / "work" / "pid").read_text())
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -211,10 +296,33 @@ def test_benchmark_ends_with_its_stage(played: dict[str, str], tmp_path: Path) -
     pytest.fail("the benchmark outlives its stage")
 
 
+# ---- the tests it runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
 def test_gpu_tests_need_no_hypothesis() -> None:
     """Those of test_cuda.py; files that import it themselves are left out where it is missing."""
     code = "import sys; sys.modules['hypothesis'] = None; import test_cuda"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", check=True)
+
+
+@pytest.mark.full
+def test_marked_tests_need_a_gpu() -> None:
+    """A case of the kernels or the device "cuda", or a test that says `cuda` itself; gpu.sh runs all files with one."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-o", "addopts=", "-q", "-m", "gpu", "--gpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    collected = re.findall(r"^tests/(\w+\.py)::(\w+)(?:\[(.*)\])?$", done.stdout, re.MULTILINE)
+    assert done.returncode == 0 and len(collected) > 1000, done.stdout[-2000:]
+    files = {file: (ROOT / "tests" / file).read_text() for file, *_ in collected}
+    for file, name, case in collected:
+        assert not re.search(r"\b(emulated|cuda_on_host)\b", case)
+        if not re.search(r"(^|-)cuda($|-)", case):
+            body = re.search(rf"^def {name}\(.*?(?=^[^\s)])", files[file] + "\nend", re.MULTILINE | re.DOTALL)
+            assert body is not None and "cuda" in body[0], f"{file}::{name}[{case}]"
+    planned = re.findall(r"-m gpu and (?:not )?asynchronous tests/(\w+\.py)", gpu_sh("test", "--dry-run").stdout)
+    assert set(planned) == set(files)
+    twice = [file for file, text in files.items() if "mark.asynchronous" in text]
+    assert sorted(planned) == sorted([*files, *twice]) and len(twice) == 2
 
 
 # ---- what tools leave ------------------------------------------------------------------------------------------------
@@ -246,6 +354,7 @@ def test_thinned_times_stay_few(report: ModuleType) -> None:
     assert len(report.thin([float(i) for i in range(100_001)])) <= report.KEPT_CALLS
 
 
+@pytest.mark.full
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 def test_probe_compiles_and_expects_a_matrix_product(tmp_path: Path) -> None:
     """Every element of a factor meets one of the other; where, is the manual's business."""
@@ -266,15 +375,36 @@ def test_probe_compiles_and_expects_a_matrix_product(tmp_path: Path) -> None:
         assert subprocess.run([str(probe)], capture_output=True).returncode == 3
 
 
-def test_sanitized_work_runs() -> None:
+@pytest.fixture
+def sanitize() -> Iterator[ModuleType]:
     sys.path.insert(0, str(ROOT / "tests" / "cuda"))
     try:
-        import sanitize
+        yield importlib.import_module("sanitize")
     finally:
         sys.path.pop(0)
-    assert set(sanitize.ON_CUDA) >= set(sanitize.WORK) - {"occupancy"}
+
+
+@pytest.mark.full
+def test_sanitized_work_runs(sanitize: ModuleType) -> None:
     for name in ("hash_encode", "composite", "occupancy", "adam_step"):
         sanitize.WORK[name](1)
+
+
+def test_some_sanitized_ops_can_be_chosen(
+    sanitize: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An op's name stands for its derivatives, not for an op whose name begins like it; time that is over is told."""
+    assert set(sanitize.ON_CUDA) >= set(sanitize.WORK) - {"occupancy"}
+    run = [name.partition(":")[0] for name in sanitize.tasks(["hash_encode", "mlp"], "cuda", [1, 2])]
+    backward = [f"hash_encode_{name}" for name in ("backward", "accumulate_table_gradient", "backward_backward")]
+    assert run == ["hash_encode", *backward, "mlp", "mlp_backward", *["hash_encode"] * 2, *["mlp"] * 2]
+    assert len(sanitize.tasks(None, "cuda", [1])) == len(sanitize.ON_CUDA) + len(sanitize.WORK)
+    for seconds, last in (("100", "done"), ("0", "left out after 0 s: pixel_loss: samples, pixel_loss: size 1")):
+        options = ["--device", "cpu", "--only", "pixel_loss", "--sizes", "1", "--seconds", seconds]
+        monkeypatch.setattr(sys, "argv", ["sanitize.py", *options])
+        sanitize.main()
+        assert capsys.readouterr().out.splitlines()[-1] == last
+    torch.set_default_device(None)
 
 
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
@@ -282,6 +412,7 @@ def test_sanitized_work_runs() -> None:
 PACKAGES = {"nerf_step": ["safetensors"], "sdf_step": ["igl", "skimage"]}  # as in gpu.sh
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("suite", bench.SUITES.values())
 def test_suite_validates_and_writes(suite: str, tmp_path: Path) -> None:
     for package in PACKAGES.get(suite, ()):
@@ -295,6 +426,7 @@ def test_suite_validates_and_writes(suite: str, tmp_path: Path) -> None:
         assert case["speedup"]
 
 
+@pytest.mark.full
 def test_gpu_recipe_of_the_nerf_step(tmp_path: Path) -> None:
     """Steps of fixed size, counted in rays, with the table in half precision; on the CPU here."""
     pytest.importorskip("safetensors")
@@ -515,6 +647,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness.Suite, "__init__", with_peers)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("suite", ["hash_encode", "mlp", "hash_encode_mlp", "encodings", "composite", "march_rays"])
 def test_peers_are_brought_into_our_form(fakes: None, suite: str, tmp_path: Path) -> None:
     """Layouts, gradients and input ranges of the adapters; the libraries themselves need a GPU."""

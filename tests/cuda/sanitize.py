@@ -2,6 +2,7 @@
 
     compute-sanitizer --tool memcheck python tests/cuda/sanitize.py
     python tests/cuda/sanitize.py --device cpu     # that it runs at all
+    python tests/cuda/sanitize.py --only mlp composite     # these ops and their derivatives
 
 Results are not looked at here, the tests do that; what counts is which memory the kernels touch.
 """
@@ -9,7 +10,9 @@ Results are not looked at here, the tests do that; what counts is which memory t
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -32,19 +35,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--only", nargs="+", choices=list(WORK), metavar="OP", help="ops, of: " + " ".join(WORK))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no further op begins")
     args = parser.parse_args()
     torch.set_default_device(args.device)
-    for name, samples in (ON_CUDA if args.device != "cpu" else SAMPLES).items():
-        run_samples(name, samples())
-        print(f"{name}: samples", flush=True)
-    for name, work in WORK.items():
-        for n in args.sizes:
-            torch.manual_seed(n)
-            work(n)
-        print(f"{name}: sizes {args.sizes}", flush=True)
+    begin, left_out = time.monotonic(), []
+    for name, run in tasks(args.only, args.device, args.sizes).items():
+        if time.monotonic() - begin > args.seconds:
+            left_out.append(name)
+            continue
+        run()
+        print(name, flush=True)
     if args.device != "cpu":
         torch.cuda.synchronize()
-    print("done")
+    print(f"left out after {args.seconds:g} s: {', '.join(left_out)}" if left_out else "done")
+
+
+def tasks(only: Sequence[str] | None, device: str, sizes: Sequence[int]) -> dict[str, Callable[[], None]]:
+    """What is run by what is said of it: the samples of the ops of each name in `WORK`, then the ops at each size."""
+    found: dict[str, Callable[[], None]] = {}
+    for op, samples in (ON_CUDA if device != "cpu" else SAMPLES).items():
+        # the longest name that fits: hash_encode_mlp is not hash_encode's
+        names = [name for name in WORK if op == name or op.startswith(f"{name}_")]
+        if only is None or max(names, key=len, default=None) in only:
+            found[f"{op}: samples"] = functools.partial(lambda op, samples: run_samples(op, samples()), op, samples)
+    for name in only or WORK:
+        for n in sizes:
+            found[f"{name}: size {n}"] = functools.partial(work, name, n)
+    return found
+
+
+def work(name: str, n: int) -> None:
+    torch.manual_seed(n)
+    WORK[name](n)
 
 
 def run_samples(name: str, samples: Iterable[Sequence]) -> None:
