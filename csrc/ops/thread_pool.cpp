@@ -1,6 +1,7 @@
 #include "ops/thread_pool.h"
 
 #include <chrono>
+#include <cmath>
 #include <thread>
 
 #if defined(__linux__)
@@ -23,8 +24,10 @@ constexpr microseconds kSpinAlone{1000};
 constexpr microseconds kSpinCrowded{10};
 // How long a caller looks for the end of the last units before it sleeps and leaves its core to them.
 constexpr microseconds kSpinForLast{50};
-// How long a core counts as shared after another program has taken it.
-constexpr std::chrono::milliseconds kCrowded{100};
+// A core is shared where it has been taken from its thread this often lately. A single time means nothing: the system's
+// own work does that on a quiet machine, too (a NeRF step took 5 % longer where it counted).
+constexpr double kTakenOften = 3.0;
+constexpr std::chrono::duration<double> kLately{0.1};
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -46,7 +49,8 @@ bool spin(microseconds limit, const F& ended) {
   return ended();
 }
 
-// Whether another program wants this thread's core: the system took it from a thread that did not offer it.
+// Whether another program wants this thread's core: the system takes it again and again from a thread that has not
+// offered it. A busy neighbour does that every few milliseconds.
 class Neighbours {
  public:
   bool present() {
@@ -54,9 +58,11 @@ class Neighbours {
     rusage usage;
     if (getrusage(RUSAGE_THREAD, &usage) != 0) return true;
     const Clock::time_point now = Clock::now();
-    if (usage.ru_nivcsw != taken_) until_ = now + kCrowded;
+    often_ *= std::exp(-std::chrono::duration<double>(now - last_) / kLately);
+    often_ += static_cast<double>(usage.ru_nivcsw - taken_);
     taken_ = usage.ru_nivcsw;
-    return now < until_;
+    last_ = now;
+    return often_ > kTakenOften;
 #else
     return false;
 #endif
@@ -64,7 +70,8 @@ class Neighbours {
 
  private:
   long taken_ = 0;
-  Clock::time_point until_;
+  double often_ = 0.0;  // how often the core was taken, with less weight the longer ago
+  Clock::time_point last_ = Clock::now();
 };
 
 }  // namespace

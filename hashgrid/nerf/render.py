@@ -205,7 +205,7 @@ def render_view_on_device(
         chunk: rays at a time; None for as many as suit the device.
     """
     device = model.aabb.device
-    chunk = chunk or (1 << 13 if device.type == "cpu" else 1 << 20 if _in_one_kernel(model) else 1 << 17)
+    chunk = chunk or (1 << 12 if device.type == "cpu" else 1 << 20 if _in_one_kernel(model) else 1 << 17)
     width, height = cameras.size(view)
     colors, opacities, depths = [], [], []
     for start in range(0, width * height, chunk):
