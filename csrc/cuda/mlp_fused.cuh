@@ -277,10 +277,28 @@ __device__ inline void add_bias_gradient(const MlpParams& p, unsigned char* shar
 // Squares of two by two tiles of a matrix of so many tiles.
 __device__ inline int n_squares(int tiles_out, int tiles_in) { return (tiles_out + 1) / 2 * ((tiles_in + 1) / 2); }
 
+// A block's sums of weight gradients: in shared memory, or where that has no room for them in its partial sum. One
+// pointer to either would make every access a generic one, which finds out at run time what memory it is in.
+struct WeightSums {
+  float* shared;
+  float* partial;
+  bool in_shared;
+
+  __device__ WeightSums from(int64_t i) const { return {shared + i, partial + i, in_shared}; }
+};
+
+__device__ inline void add_to_row(const float (&values)[4], float* sums) {
+  float total[4];
+  load_row<float, 4>(sums, total);
+#pragma unroll
+  for (int v = 0; v < 4; ++v) total[v] += values[v];
+  store_row<float, 4>(sums, total);
+}
+
 // Of add_weight_gradient, a warp's square of kOut x kIn tiles from tile (out, in) on. `unit_bits`: of the block.
 template <class Half, int kOut, int kIn>
 __device__ inline void add_square(const StoredGradient& stored, const StoredFactors& input, int n_row_tiles,
-                                  uint32_t unit_bits, int out, int in, float* sums) {
+                                  uint32_t unit_bits, int out, int in, const WeightSums& sums) {
   Sums<kOut> total[kIn] = {};
   for (int row = 0; row < n_row_tiles; ++row) {
     uint32_t g[kOut][4], a[kIn][4];
@@ -312,14 +330,17 @@ __device__ inline void add_square(const StoredGradient& stored, const StoredFact
   for (int i = 0; i < kIn; ++i) {
 #pragma unroll
     for (int o = 0; o < kOut; ++o) {
-      float* tile = sums + ((out + o) * input.n_tiles + in + i) * kTileSums + lane_index() * 4;
+      const int tile = ((out + o) * input.n_tiles + in + i) * kTileSums + lane_index() * 4;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float values[4];
-        load_row<float, 4>(tile + half * (kTileSums / 2), values);
 #pragma unroll
-        for (int v = 0; v < 4; ++v) values[v] += total[i].values[o][half * 4 + v] * block_unit;
-        store_row<float, 4>(tile + half * (kTileSums / 2), values);
+        for (int v = 0; v < 4; ++v) values[v] = total[i].values[o][half * 4 + v] * block_unit;
+        if (sums.in_shared) {
+          add_to_row(values, sums.shared + tile + half * (kTileSums / 2));
+        } else {
+          add_to_row(values, sums.partial + tile + half * (kTileSums / 2));
+        }
       }
     }
   }
@@ -332,7 +353,7 @@ __device__ inline void add_square(const StoredGradient& stored, const StoredFact
 // registers and meet the stored ones once per block, which also keeps rounding errors small.
 template <class Half>
 __device__ inline void add_weight_gradient(const StoredGradient& stored, const StoredFactors& input, int n_row_tiles,
-                                           int turn, float* sums) {
+                                           int turn, const WeightSums& sums) {
   const int tiles_out = stored.factors.n_tiles, pairs_out = (tiles_out + 1) / 2;
   const int n_warps = static_cast<int>(blockDim.x) / kWarpSize, squares = n_squares(tiles_out, input.n_tiles);
   const uint32_t unit_bits = kHasUnits<Half> ? largest_unit(stored, n_row_tiles) : 0;
@@ -501,10 +522,16 @@ __device__ inline void fused_backward(const MlpParams& p) {
   const int64_t n_weight_sums = p.partial_size - p.n_bias_sums;
   float* partial = static_cast<float*>(p.partials);
   if (partial != nullptr) partial += blockIdx.x * p.partial_size;
-  float* sums = p.sums >= 0 ? reinterpret_cast<float*>(shared + p.sums) : partial;
+  const WeightSums sums = {reinterpret_cast<float*>(shared + p.sums), partial, p.sums >= 0};
   float* bias_sums = reinterpret_cast<float*>(shared + p.bias_sums);
   if (partial != nullptr) {
-    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) sums[i] = 0.0f;
+    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) {
+      if (sums.in_shared) {
+        sums.shared[i] = 0.0f;
+      } else {
+        partial[i] = 0.0f;
+      }
+    }
     for (int64_t i = threadIdx.x; i < p.n_warps * p.n_bias_sums; i += blockDim.x) bias_sums[i] = 0.0f;
   }
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * p.n_blocks / gridDim.x;
@@ -526,7 +553,7 @@ __device__ inline void fused_backward(const MlpParams& p) {
       if (partial != nullptr) {
         __syncthreads();  // the gradient is complete
         add_weight_gradient<Half>(stored_gradient(p, shared, l), stored_factors(shared, layer.input, layer.n_in),
-                                  n_row_tiles, turn, sums + layer.grad_weight);
+                                  n_row_tiles, turn, sums.from(layer.grad_weight));
         turn += n_squares(tiles_of(layer.n_out), tiles_of(layer.n_in));
         __syncthreads();  // the factors are no longer read
       }
@@ -535,8 +562,8 @@ __device__ inline void fused_backward(const MlpParams& p) {
   }
   if (partial == nullptr) return;
   __syncthreads();
-  if (p.sums >= 0) {
-    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) partial[i] = sums[i];
+  if (sums.in_shared) {
+    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) partial[i] = sums.shared[i];
   }
   for (int64_t i = threadIdx.x; i < p.n_bias_sums; i += blockDim.x) {
     float total = 0.0f;
