@@ -86,8 +86,9 @@ __device__ inline void load_factors(const StoredFactors& stored, Factors<Half, k
 // factors of layer l where their sign says all, else the value before the activation, computed again from stored
 // factors.
 template <class Half, int kM>
-__device__ inline void load_source(const MlpParams& p, unsigned char* shared, int l, int tile, Sums<kM>* source) {
-  if (derivative_reads_sign(p.activation)) {
+__device__ inline void load_source(const MlpParams& p, Activation activation, unsigned char* shared, int l, int tile,
+                                   Sums<kM>* source) {
+  if (derivative_reads_sign(activation)) {
     uint32_t words[kM][4];
     load_tile(stored_factors(shared, p.layers[l].input, p.layers[l].n_in), tile, words);
 #pragma unroll
@@ -413,6 +414,12 @@ __device__ inline void add_density_gradient(const MlpParams& p, const unsigned c
 
 // ---- a warp's rows -----------------------------------------------------------------------------------------------
 
+// Of the hidden layers. Those of two networks are ReLU, so that code for the others is left out.
+template <bool kTwo>
+__device__ inline Activation hidden_activation(const MlpParams& p) {
+  return kTwo ? Activation::kReLU : p.activation;
+}
+
 // Layers l = 0..last of a warp's rows; their factors go to shared memory. Returns the last layer's in `factors`. kTwo:
 // two networks, see MlpParams::n_density_layers.
 template <bool kTwo, class Half, int kTiles, int kM>
@@ -434,7 +441,8 @@ __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, 
     const MlpLayer& layer = p.layers[l];
     const StoredFactors outputs = stored_factors(shared, p.layers[l + 1].input, layer.n_out);
     // No sum is outside the layer then, and those of rows behind the last, whose x is zero, are zero.
-    const bool plain_relu = p.activation == Activation::kReLU && layer.bias == nullptr && layer.n_out % kTile == 0;
+    const Activation activation = hidden_activation<kTwo>(p);
+    const bool plain_relu = activation == Activation::kReLU && layer.bias == nullptr && layer.n_out % kTile == 0;
 #pragma unroll 1
     for (int tile = 0; tile < outputs.n_tiles; ++tile) {
       Sums<kM> sums;
@@ -443,7 +451,7 @@ __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, 
       if (plain_relu) {
         pack_relu_sums<Half>(sums, words);
       } else {
-        activate_sums(p.activation, &sums);
+        activate_sums(activation, &sums);
         clear_outside(p.n_rows - first, layer.n_out - tile * kTile, &sums);
         pack_sums<Half>(sums, words);
       }
@@ -487,6 +495,7 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
   Factors<Half, kTiles, kM> factors = {};
   load_factors(gradient.factors, &factors);
   const int n_depth = gradient.factors.n_tiles;
+  const Activation activation = hidden_activation<kTwo>(p);
   const bool between = kTwo && l == p.n_density_layers;
   const int width = between ? kTile : layer.n_in;  // what is known of rays has no gradient
   RowUnits<kM> units;
@@ -501,10 +510,10 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
     }
     if (between) {
       add_density_gradient(p, shared, first, &grad);
-    } else if (p.activation != Activation::kNone) {
+    } else if (activation != Activation::kNone) {
       Sums<kM> source;
-      load_source<Half>(p, shared, l, tile, &source);
-      pull_back_sums(p.activation, &source, &grad);
+      load_source<Half>(p, activation, shared, l, tile, &source);
+      pull_back_sums(activation, &source, &grad);
     }
     clear_outside(p.n_rows - first, width - tile * kTile, &grad);
     add_bias_gradient(p, shared, l - 1, tile, grad);
