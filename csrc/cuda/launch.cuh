@@ -18,6 +18,12 @@
 #include "core/params.h"
 #include "cuda/kernels.h"
 
+#if defined(HASHGRID_ON_HOST)
+#define HASHGRID_NOINLINE __attribute__((noinline)) inline
+#else
+#define HASHGRID_NOINLINE __noinline__ inline
+#endif
+
 // Kernel parameters stay in constant memory, also where they are indexed.
 #if defined(HASHGRID_ON_HOST)
 #define HASHGRID_PARAMS

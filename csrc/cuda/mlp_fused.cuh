@@ -476,7 +476,7 @@ __device__ inline void begin_gradient(const MlpParams& p, unsigned char* shared,
     if (p.output_activation != Activation::kNone) {
       Sums<kM> z;
       forward_tile(p, layer, tile, factors, &z);
-      pull_back_sums(p.output_activation, &z, &grad);
+      pull_back_sums(p.output_activation, z, &grad);
       clear_outside(p.n_rows - first, layer.n_out - tile * kTile, &grad);
     }
     add_bias_gradient(p, shared, p.n_layers - 1, tile, grad);
@@ -513,7 +513,7 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
     } else if (activation != Activation::kNone) {
       Sums<kM> source;
       load_source<Half>(p, activation, shared, l, tile, &source);
-      pull_back_sums(activation, &source, &grad);
+      pull_back_sums(activation, source, &grad);
     }
     clear_outside(p.n_rows - first, width - tile * kTile, &grad);
     add_bias_gradient(p, shared, l - 1, tile, grad);
