@@ -654,7 +654,7 @@ inline MlpWorkspace plan_fused(MlpParams& p, bool backward, bool need_params) {
   }
   p.partial_size = weight_sums + p.n_bias_sums;
   // As many warps as shared memory has room for; without the sums only if one warp beside them is too much.
-  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const int limit = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>();
   for (const bool shared_sums : {true, false}) {
     for (p.n_warps = kMaxFusedRows / (backward_row_tiles(p) * kTile); p.n_warps >= 1; p.n_warps /= 2) {
       lay_out_fused_block(p, need_params, shared_sums);
@@ -687,11 +687,10 @@ void launch_fused_forward_of(const MlpParams& p, cudaStream_t stream) {
   }
 }
 
-// A block per partial sum, with the shared memory of lay_out_fused_block. `kernel` is allowed to have all there is, as
-// another thread may be launching it for larger networks.
-inline LaunchShape fused_backward_shape(const MlpParams& p, void (*kernel)(MlpParams)) {
-  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), "cudaFuncSetAttribute");
+// A block per partial sum, with the shared memory of lay_out_fused_block.
+template <auto kKernel>
+LaunchShape fused_backward_shape(const MlpParams& p) {
+  allow_all_shared_memory<kKernel>();
   LaunchShape shape = blocks_of(p.n_partials, 1, 1, static_cast<size_t>(p.shared_bytes));
   shape.block = dim3(static_cast<unsigned>(p.n_warps * kWarpSize));
   return shape;
@@ -699,7 +698,7 @@ inline LaunchShape fused_backward_shape(const MlpParams& p, void (*kernel)(MlpPa
 
 template <class Half, int kTiles, int kM>
 void launch_fused_backward_of(const MlpParams& p, cudaStream_t stream) {
-  const LaunchShape shape = fused_backward_shape(p, mlp_fused_backward_kernel<Half, kTiles, kM>);
+  const LaunchShape shape = fused_backward_shape<mlp_fused_backward_kernel<Half, kTiles, kM>>(p);
   HASHGRID_LAUNCH_TOGETHER((mlp_fused_backward_kernel<Half, kTiles, kM>), shape, stream, p);
 }
 

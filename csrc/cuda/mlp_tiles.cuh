@@ -59,9 +59,9 @@ __device__ inline void in_turns(Sums<kM>* sums, Use use) {
 
 // Activations that call functions, out of line: inlined for four values at a time they were a third of the machine code
 // of the radiance kernels.
-HASHGRID_NOINLINE __device__ float activate_by_call(float z, Activation activation) { return activate(z, activation); }
+__device__ HASHGRID_CALLED float activate_by_call(float z, Activation activation) { return activate(z, activation); }
 
-HASHGRID_NOINLINE __device__ float derivative_by_call(float z, Activation activation) {
+__device__ HASHGRID_CALLED float derivative_by_call(float z, Activation activation) {
   return activation_derivative(derivative_reads_input(activation) ? z : activate(z, activation), activation);
 }
 
