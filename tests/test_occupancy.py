@@ -137,6 +137,28 @@ def test_marked_cells_are_those_no_camera_sees(resolution: tuple[int, int, int],
             assert not ((z < -0.2) & (u > 0) & (u < width) & (v > 0) & (v < height)).any()
 
 
+def test_cells_at_the_edge_of_a_view_have_the_bits_of_rounded_products() -> None:
+    """A plane per cell that its sphere touches to the last bit: products fused into sums decide some otherwise."""
+    extent, n = AABB[3:] - AABB[:3], 6
+    side = extent / n
+    coordinates = torch.cartesian_prod(*[torch.arange(float(n))] * 3)
+    centres = ((AABB[:3] + AABB[3:]) / 2 - extent / 2) + (coordinates + 0.5) * side
+    xx, yy, zz = side * side
+    radius = 0.5 * (xx + yy + zz).sqrt()
+    normals = torch.nn.functional.normalize(torch.randn(len(centres), 3), dim=-1)
+
+    def along(points: Tensor) -> Tensor:
+        x, y, z = (normals * points).unbind(-1)
+        return x + y + z
+
+    planes = torch.zeros(len(centres), 5, 4)
+    planes[:, :, 3] = 1.0
+    planes[:, 0] = torch.cat([normals, (-radius - along(centres))[:, None]], dim=-1)
+    expected = along(centres) + planes[:, 0, 3] >= -radius
+    seen = [ops.occupancy_visible(planes[i : i + 1], AABB, (n, n, n))[i] for i in range(len(centres))]
+    assert torch.equal(torch.stack(seen), expected)
+
+
 def test_mark_invisible_cells_without_camera_and_with_a_broken_one() -> None:
     grid = OccupancyGrid(AABB, 8)
     c2w, intrinsics, sizes = make_cameras(2)

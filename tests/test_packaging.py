@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,17 @@ def test_wide_instructions_stay_in_their_namespaces(disassembly: Disassembly) ->
 
 
 # ---- source distribution ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_nvcc_warnings_are_errors_only_where_asked_for(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer nvcc may know more warnings than ours, and a user's installation must not end there."""
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not a checkout")
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setattr(os, "environ", {**os.environ, "HASHGRID_CUDA": "0", "HASHGRID_WERROR": asked})
+    flags = runpy.run_path(str(ROOT / "setup.py"))["nvcc_flags"]()
+    assert any("Werror" in flag for flag in flags) == (asked == "1")
 
 
 def test_sdist_builds_and_is_complete(tmp_path: Path) -> None:

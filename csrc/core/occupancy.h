@@ -24,9 +24,10 @@ HASHGRID_HD CellBoxes<T> make_cell_boxes(const int32_t* resolution, const T* aab
   CellBoxes<T> boxes;
   for (int axis = 0; axis < 3; ++axis) {
     boxes.resolution[axis] = resolution[axis];
+    const T extent = aabb[3 + axis] - aabb[axis];
     boxes.centre[axis] = (aabb[axis] + aabb[3 + axis]) / T(2);
-    boxes.half[axis] = (aabb[3 + axis] - aabb[axis]) / T(2);
-    boxes.side[axis] = T(2) * boxes.half[axis] / static_cast<T>(resolution[axis]);
+    boxes.half[axis] = extent / T(2);
+    boxes.side[axis] = extent / static_cast<T>(resolution[axis]);
   }
   return boxes;
 }
@@ -49,7 +50,7 @@ HASHGRID_HD void cell_point(const CellBoxes<T>& boxes, int64_t cell, bool jitter
   const T growth = static_cast<T>(1 << cascade);
   for (int axis = 0; axis < 3; ++axis) {
     const T u = jitter ? static_cast<T>(counter_uniform(key, static_cast<uint32_t>(3 * cell + axis))) : T(0.5);
-    const T low = boxes.centre[axis] - boxes.half[axis] * growth;
+    const T low = add_scaled(boxes.centre[axis], -boxes.half[axis], growth);
     point[axis] = low + rounded_multiply(static_cast<T>(coordinates[axis]) + u, boxes.side[axis] * growth);
   }
 }
@@ -61,21 +62,23 @@ HASHGRID_HD float raised_density(float old, float value) { return (old >= 0.0f) 
 HASHGRID_HD bool sphere_in_view(const float* planes, const float* centre, float radius) {
   for (int i = 0; i < 5; ++i) {
     const float* plane = planes + 4 * i;
-    const float distance = plane[0] * centre[0] + plane[1] * centre[1] + plane[2] * centre[2] + plane[3];
-    if (!(distance >= -radius)) return false;
+    float distance = rounded_multiply(plane[0], centre[0]);
+    for (int axis = 1; axis < 3; ++axis) distance += rounded_multiply(plane[axis], centre[axis]);
+    if (!(distance + plane[3] >= -radius)) return false;
   }
   return true;
 }
 
 HASHGRID_HD float cell_diagonal(const CellBoxes<float>& boxes) {
   const float* side = boxes.side;
-  return ::sqrtf(side[0] * side[0] + side[1] * side[1] + side[2] * side[2]);
+  const float xx = rounded_multiply(side[0], side[0]), yy = rounded_multiply(side[1], side[1]);
+  return ::sqrtf(xx + yy + rounded_multiply(side[2], side[2]));
 }
 
 // Centre of a cell of the cascade that is `growth` times cascade 0, along one axis.
 HASHGRID_HD float cell_centre(const CellBoxes<float>& boxes, int axis, float coordinate, float growth) {
-  const float low = boxes.centre[axis] - boxes.half[axis] * growth;
-  return low + (coordinate + 0.5f) * boxes.side[axis] * growth;
+  const float low = add_scaled(boxes.centre[axis], -boxes.half[axis], growth);
+  return add_scaled(low, (coordinate + 0.5f) * boxes.side[axis], growth);
 }
 
 }  // namespace HASHGRID_ISA

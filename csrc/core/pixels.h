@@ -21,8 +21,8 @@ struct Pixel {
 // A row of SampleRaysParams::data, by 48 random bits: 24 are too few for the pixels of a large scene.
 HASHGRID_HD int64_t draw_pixel(const SampleRaysParams& p, uint32_t key, int64_t ray) {
   const uint32_t index = kFirstDraw + kDrawsPerRay * static_cast<uint32_t>(ray);
-  const double u = static_cast<double>(counter_uniform(key, index + 3)) +
-                   static_cast<double>(counter_uniform(key, index + 4)) * 5.9604644775390625e-8;
+  const double low_bits = static_cast<double>(counter_uniform(key, index + 4));
+  const double u = add_scaled(static_cast<double>(counter_uniform(key, index + 3)), low_bits, 5.9604644775390625e-8);
   const int64_t row = static_cast<int64_t>(u * static_cast<double>(p.n_pixels));
   return row < p.n_pixels ? row : p.n_pixels - 1;
 }

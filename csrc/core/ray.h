@@ -12,12 +12,21 @@ namespace hashgrid {
 namespace HASHGRID_ISA {
 
 // a * b, rounded: the compiler must not fuse it with a later addition. Which cell a step falls into depends on the
-// last bit, and every instruction set, device and the reference have to agree on it. Products by a power of two, as by
-// the size of a cascade, are exact and need no guard; divisions and roots are correctly rounded on every device.
+// last bit, and every instruction set, device and the reference have to agree on it. Divisions and roots are correctly
+// rounded on every device.
+//
+// sum + a * power_of_two, as by the size of a cascade: the product is exact, so that fusing it changes nothing. On a
+// GPU it always is, as tests/cuda/check.py holds kernels to the same machine code with and without contraction.
 #if defined(__CUDA_ARCH__)
+HASHGRID_HD float add_scaled(float sum, float a, float power_of_two) { return __fmaf_rn(a, power_of_two, sum); }
+HASHGRID_HD double add_scaled(double sum, double a, double power_of_two) { return __fma_rn(a, power_of_two, sum); }
 HASHGRID_HD float rounded_multiply(float a, float b) { return __fmul_rn(a, b); }
 HASHGRID_HD double rounded_multiply(double a, double b) { return __dmul_rn(a, b); }
 #else
+template <typename T>
+HASHGRID_HD T add_scaled(T sum, T a, T power_of_two) {
+  return sum + a * power_of_two;
+}
 template <typename V>
 HASHGRID_HD V rounded_multiply(V a, V b) {
   V product = a * b;
@@ -119,7 +128,7 @@ HASHGRID_HD MarchGrid<T> make_march_grid(const MarchRaysParams& p) {
     grid.resolution[axis] = p.resolution[axis];
     grid.centre[axis] = (low + high) / T(2);
     grid.half[axis] = (high - low) / T(2);
-    grid.cell[axis] = T(2) * grid.half[axis] / static_cast<T>(p.resolution[axis]);
+    grid.cell[axis] = (high - low) / static_cast<T>(p.resolution[axis]);
     const double side = static_cast<double>(grid.cell[axis] * outermost);
     diagonal += rounded_multiply(side, side);
   }
@@ -148,8 +157,8 @@ HASHGRID_HD RaySpan<T> begin_march(const MarchRaysParams& p, const MarchGrid<T>&
   const T growth = static_cast<T>(1 << (p.n_cascades - 1));
   T low[3], high[3];
   for (int axis = 0; axis < 3; ++axis) {
-    low[axis] = grid.centre[axis] - grid.half[axis] * growth;
-    high[axis] = grid.centre[axis] + grid.half[axis] * growth;
+    low[axis] = add_scaled(grid.centre[axis], -grid.half[axis], growth);
+    high[axis] = add_scaled(grid.centre[axis], grid.half[axis], growth);
   }
   RaySpan<T> span = intersect_box(origin, direction, low, high, static_cast<T>(p.near), static_cast<T>(p.far));
   if (p.counter != nullptr && span.begin < std::numeric_limits<T>::infinity()) {
@@ -191,15 +200,16 @@ HASHGRID_HD bool look_up_cell(const MarchRaysParams& p, const MarchGrid<T>& grid
   for (; index < grid.n_cascades - 1; ++index, growth *= T(2)) {
     bool inside = !(step > grid.min_cell * growth);
     for (int axis = 0; axis < 3; ++axis) {
-      const T half = grid.half[axis] * growth;
-      inside = inside && !(point[axis] < grid.centre[axis] - half) && !(point[axis] > grid.centre[axis] + half);
+      const T centre = grid.centre[axis], half = grid.half[axis];
+      inside = inside && !(point[axis] < add_scaled(centre, -half, growth)) &&
+               !(point[axis] > add_scaled(centre, half, growth));
     }
     if (inside) break;
   }
   T low[3], side[3];
   int32_t cell[3], brick = index;
   for (int axis = 0; axis < 3; ++axis) {
-    low[axis] = grid.centre[axis] - grid.half[axis] * growth;
+    low[axis] = add_scaled(grid.centre[axis], -grid.half[axis], growth);
     side[axis] = grid.cell[axis] * growth;
     const T last = static_cast<T>(grid.resolution[axis] - 1);
     T position = (point[axis] - low[axis]) / side[axis];
@@ -257,7 +267,7 @@ HASHGRID_HD bool next_sample(const MarchRaysParams& p, const MarchGrid<T>& grid,
   const bool equal_steps = grid.cone_angle == T(0);
   for (;;) {
     const T t = state->t, step = step_at(grid, t);
-    const T middle = t + step / T(2);
+    const T middle = add_scaled(t, step, T(0.5));
     if (!(middle < state->t_stop) || !(t + step > t)) return false;  // a step too small to change t would never end
     if (middle < state->t_empty) {
       state->t = t + step;

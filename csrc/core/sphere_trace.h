@@ -49,7 +49,7 @@ HASHGRID_HD uint8_t narrow_bracket(TraceState<T>* s, uint8_t status, T d, bool c
   }
   const T width = s->t_inside - s->t_outside;
   s->t = s->t_outside + rounded_multiply(width, s->d_outside / (s->d_outside - s->d_inside));
-  if (!(s->t > s->t_outside && s->t < s->t_inside)) s->t = s->t_outside + width * T(0.5);
+  if (!(s->t > s->t_outside && s->t < s->t_inside)) s->t = add_scaled(s->t_outside, width, T(0.5));
   if (s->t > s->t_outside && s->t < s->t_inside) return crossed ? kInsideMoved : kOutsideMoved;
   s->t = s->t_outside;  // neighbouring numbers
   return kHit;
@@ -71,7 +71,7 @@ HASHGRID_HD uint8_t step_trace(TraceState<T>* s, uint8_t status, T d, T speed, T
   // Beyond t_max the field need not be asked, unless it is steeper than 2.
   const T step = size * step_scale / speed;
   const T t = s->t, next = t + step < t_max ? t + step : t_max;
-  if (!(t + step * T(0.5) <= t_max) || !(next < inf)) return kMiss;
+  if (!(add_scaled(t, step, T(0.5)) <= t_max) || !(next < inf)) return kMiss;
   s->t_outside = t;
   s->d_outside = d;
   s->t = next;

@@ -48,7 +48,7 @@ inline int log2_levels_of(const HashEncodeParams& p) {
     const int64_t bytes = p.levels[l].size * p.n_features * element;
     largest = bytes > largest ? bytes : largest;
   }
-  const int64_t cache = device_attribute(cudaDevAttrL2CacheSize);
+  const int64_t cache = device_attribute<cudaDevAttrL2CacheSize>();
   int log2_levels = 0;
   while (number * p.n_features << (log2_levels + 1) <= kSector && 1 << log2_levels < p.n_levels &&
          largest << (log2_levels + 1) <= cache / 2) {

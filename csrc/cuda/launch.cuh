@@ -12,17 +12,22 @@
 #endif
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
 #include "core/params.h"
 #include "cuda/kernels.h"
 
-// Kernel parameters stay in constant memory, also where they are indexed.
+// Kernel parameters stay in constant memory, also where they are indexed. HASHGRID_CALLED: code that is called, not
+// copied to where it is used.
 #if defined(HASHGRID_ON_HOST)
 #define HASHGRID_PARAMS
+#define HASHGRID_CALLED __attribute__((noinline)) inline
 #else
 #define HASHGRID_PARAMS const __grid_constant__
+#define HASHGRID_CALLED __noinline__ inline
 #endif
 
 namespace hashgrid {
@@ -42,12 +47,55 @@ inline void check_cuda(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+// A number that never changes while a device is there: asked for once per device, as those of one machine may differ
+// and a launch takes only microseconds. Several threads may come at once. Not a static variable of a function: those of
+// kernels are shared memory where they are emulated (tests/host).
+class PerDevice {
+ public:
+  // ask(device), of the current device.
+  template <typename Ask>
+  int get(Ask ask) {
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto known = known_.find(device);
+    if (known != known_.end()) return known->second;
+    const int answer = ask(device);
+    known_[device] = answer;
+    return answer;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int, int> known_;
+};
+
+template <cudaDeviceAttr kAttribute>
+inline PerDevice known_attribute;
+
 // Of the current device.
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
+template <cudaDeviceAttr kAttribute>
+int device_attribute() {
+  return known_attribute<kAttribute>.get([](int device) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, kAttribute, device), "cudaDeviceGetAttribute");
+    return value;
+  });
+}
+
+template <auto kKernel>
+inline PerDevice allowed_shared_memory;
+
+// Allows a kernel all dynamic shared memory that a block of the current device can have. Not only what one launch
+// needs: another thread may be launching it for more.
+template <auto kKernel>
+void allow_all_shared_memory() {
+  (void)allowed_shared_memory<kKernel>.get([](int) {
+    const int limit = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>();
+    check_cuda(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
+               "cudaFuncSetAttribute");
+    return limit;
+  });
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

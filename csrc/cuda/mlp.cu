@@ -58,10 +58,13 @@ void launch_pack(const MlpParams& p, cudaStream_t stream) {
 using namespace HASHGRID_ISA;
 
 bool has_tensor_cores() {
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 8) return false;
-  cudaFuncAttributes attributes;
-  check_cuda(cudaFuncGetAttributes(&attributes, mlp_pack_kernel), "cudaFuncGetAttributes");
-  return attributes.ptxVersion >= 80;
+  static PerDevice known;
+  return known.get([](int) {
+    if (device_attribute<cudaDevAttrComputeCapabilityMajor>() < 8) return 0;
+    cudaFuncAttributes attributes;
+    check_cuda(cudaFuncGetAttributes(&attributes, mlp_pack_kernel), "cudaFuncGetAttributes");
+    return attributes.ptxVersion >= 80 ? 1 : 0;
+  }) != 0;
 }
 
 MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params) {

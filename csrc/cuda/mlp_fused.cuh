@@ -86,8 +86,9 @@ __device__ inline void load_factors(const StoredFactors& stored, Factors<Half, k
 // factors of layer l where their sign says all, else the value before the activation, computed again from stored
 // factors.
 template <class Half, int kM>
-__device__ inline void load_source(const MlpParams& p, unsigned char* shared, int l, int tile, Sums<kM>* source) {
-  if (derivative_reads_sign(p.activation)) {
+__device__ inline void load_source(const MlpParams& p, Activation activation, unsigned char* shared, int l, int tile,
+                                   Sums<kM>* source) {
+  if (derivative_reads_sign(activation)) {
     uint32_t words[kM][4];
     load_tile(stored_factors(shared, p.layers[l].input, p.layers[l].n_in), tile, words);
 #pragma unroll
@@ -277,10 +278,28 @@ __device__ inline void add_bias_gradient(const MlpParams& p, unsigned char* shar
 // Squares of two by two tiles of a matrix of so many tiles.
 __device__ inline int n_squares(int tiles_out, int tiles_in) { return (tiles_out + 1) / 2 * ((tiles_in + 1) / 2); }
 
+// A block's sums of weight gradients: in shared memory, or where that has no room for them in its partial sum. One
+// pointer to either would make every access a generic one, which finds out at run time what memory it is in.
+struct WeightSums {
+  float* shared;
+  float* partial;
+  bool in_shared;
+
+  __device__ WeightSums from(int64_t i) const { return {shared + i, partial + i, in_shared}; }
+};
+
+__device__ inline void add_to_row(const float (&values)[4], float* sums) {
+  float total[4];
+  load_row<float, 4>(sums, total);
+#pragma unroll
+  for (int v = 0; v < 4; ++v) total[v] += values[v];
+  store_row<float, 4>(sums, total);
+}
+
 // Of add_weight_gradient, a warp's square of kOut x kIn tiles from tile (out, in) on. `unit_bits`: of the block.
 template <class Half, int kOut, int kIn>
 __device__ inline void add_square(const StoredGradient& stored, const StoredFactors& input, int n_row_tiles,
-                                  uint32_t unit_bits, int out, int in, float* sums) {
+                                  uint32_t unit_bits, int out, int in, const WeightSums& sums) {
   Sums<kOut> total[kIn] = {};
   for (int row = 0; row < n_row_tiles; ++row) {
     uint32_t g[kOut][4], a[kIn][4];
@@ -312,14 +331,17 @@ __device__ inline void add_square(const StoredGradient& stored, const StoredFact
   for (int i = 0; i < kIn; ++i) {
 #pragma unroll
     for (int o = 0; o < kOut; ++o) {
-      float* tile = sums + ((out + o) * input.n_tiles + in + i) * kTileSums + lane_index() * 4;
+      const int tile = ((out + o) * input.n_tiles + in + i) * kTileSums + lane_index() * 4;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float values[4];
-        load_row<float, 4>(tile + half * (kTileSums / 2), values);
 #pragma unroll
-        for (int v = 0; v < 4; ++v) values[v] += total[i].values[o][half * 4 + v] * block_unit;
-        store_row<float, 4>(tile + half * (kTileSums / 2), values);
+        for (int v = 0; v < 4; ++v) values[v] = total[i].values[o][half * 4 + v] * block_unit;
+        if (sums.in_shared) {
+          add_to_row(values, sums.shared + tile + half * (kTileSums / 2));
+        } else {
+          add_to_row(values, sums.partial + tile + half * (kTileSums / 2));
+        }
       }
     }
   }
@@ -332,7 +354,7 @@ __device__ inline void add_square(const StoredGradient& stored, const StoredFact
 // registers and meet the stored ones once per block, which also keeps rounding errors small.
 template <class Half>
 __device__ inline void add_weight_gradient(const StoredGradient& stored, const StoredFactors& input, int n_row_tiles,
-                                           int turn, float* sums) {
+                                           int turn, const WeightSums& sums) {
   const int tiles_out = stored.factors.n_tiles, pairs_out = (tiles_out + 1) / 2;
   const int n_warps = static_cast<int>(blockDim.x) / kWarpSize, squares = n_squares(tiles_out, input.n_tiles);
   const uint32_t unit_bits = kHasUnits<Half> ? largest_unit(stored, n_row_tiles) : 0;
@@ -392,6 +414,12 @@ __device__ inline void add_density_gradient(const MlpParams& p, const unsigned c
 
 // ---- a warp's rows -----------------------------------------------------------------------------------------------
 
+// Of the hidden layers. Those of two networks are ReLU, so that code for the others is left out.
+template <bool kTwo>
+__device__ inline Activation hidden_activation(const MlpParams& p) {
+  return kTwo ? Activation::kReLU : p.activation;
+}
+
 // Layers l = 0..last of a warp's rows; their factors go to shared memory. Returns the last layer's in `factors`. kTwo:
 // two networks, see MlpParams::n_density_layers.
 template <bool kTwo, class Half, int kTiles, int kM>
@@ -413,7 +441,8 @@ __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, 
     const MlpLayer& layer = p.layers[l];
     const StoredFactors outputs = stored_factors(shared, p.layers[l + 1].input, layer.n_out);
     // No sum is outside the layer then, and those of rows behind the last, whose x is zero, are zero.
-    const bool plain_relu = p.activation == Activation::kReLU && layer.bias == nullptr && layer.n_out % kTile == 0;
+    const Activation activation = hidden_activation<kTwo>(p);
+    const bool plain_relu = activation == Activation::kReLU && layer.bias == nullptr && layer.n_out % kTile == 0;
 #pragma unroll 1
     for (int tile = 0; tile < outputs.n_tiles; ++tile) {
       Sums<kM> sums;
@@ -422,7 +451,7 @@ __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, 
       if (plain_relu) {
         pack_relu_sums<Half>(sums, words);
       } else {
-        activate_sums(p.activation, &sums);
+        activate_sums(activation, &sums);
         clear_outside(p.n_rows - first, layer.n_out - tile * kTile, &sums);
         pack_sums<Half>(sums, words);
       }
@@ -447,7 +476,7 @@ __device__ inline void begin_gradient(const MlpParams& p, unsigned char* shared,
     if (p.output_activation != Activation::kNone) {
       Sums<kM> z;
       forward_tile(p, layer, tile, factors, &z);
-      pull_back_sums(p.output_activation, &z, &grad);
+      pull_back_sums(p.output_activation, z, &grad);
       clear_outside(p.n_rows - first, layer.n_out - tile * kTile, &grad);
     }
     add_bias_gradient(p, shared, p.n_layers - 1, tile, grad);
@@ -466,6 +495,7 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
   Factors<Half, kTiles, kM> factors = {};
   load_factors(gradient.factors, &factors);
   const int n_depth = gradient.factors.n_tiles;
+  const Activation activation = hidden_activation<kTwo>(p);
   const bool between = kTwo && l == p.n_density_layers;
   const int width = between ? kTile : layer.n_in;  // what is known of rays has no gradient
   RowUnits<kM> units;
@@ -480,10 +510,10 @@ __device__ inline void pull_gradient(const MlpParams& p, unsigned char* shared, 
     }
     if (between) {
       add_density_gradient(p, shared, first, &grad);
-    } else if (p.activation != Activation::kNone) {
+    } else if (activation != Activation::kNone) {
       Sums<kM> source;
-      load_source<Half>(p, shared, l, tile, &source);
-      pull_back_sums(p.activation, &source, &grad);
+      load_source<Half>(p, activation, shared, l, tile, &source);
+      pull_back_sums(activation, source, &grad);
     }
     clear_outside(p.n_rows - first, width - tile * kTile, &grad);
     add_bias_gradient(p, shared, l - 1, tile, grad);
@@ -501,10 +531,16 @@ __device__ inline void fused_backward(const MlpParams& p) {
   const int64_t n_weight_sums = p.partial_size - p.n_bias_sums;
   float* partial = static_cast<float*>(p.partials);
   if (partial != nullptr) partial += blockIdx.x * p.partial_size;
-  float* sums = p.sums >= 0 ? reinterpret_cast<float*>(shared + p.sums) : partial;
+  const WeightSums sums = {reinterpret_cast<float*>(shared + p.sums), partial, p.sums >= 0};
   float* bias_sums = reinterpret_cast<float*>(shared + p.bias_sums);
   if (partial != nullptr) {
-    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) sums[i] = 0.0f;
+    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) {
+      if (sums.in_shared) {
+        sums.shared[i] = 0.0f;
+      } else {
+        partial[i] = 0.0f;
+      }
+    }
     for (int64_t i = threadIdx.x; i < p.n_warps * p.n_bias_sums; i += blockDim.x) bias_sums[i] = 0.0f;
   }
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * p.n_blocks / gridDim.x;
@@ -526,7 +562,7 @@ __device__ inline void fused_backward(const MlpParams& p) {
       if (partial != nullptr) {
         __syncthreads();  // the gradient is complete
         add_weight_gradient<Half>(stored_gradient(p, shared, l), stored_factors(shared, layer.input, layer.n_in),
-                                  n_row_tiles, turn, sums + layer.grad_weight);
+                                  n_row_tiles, turn, sums.from(layer.grad_weight));
         turn += n_squares(tiles_of(layer.n_out), tiles_of(layer.n_in));
         __syncthreads();  // the factors are no longer read
       }
@@ -535,8 +571,8 @@ __device__ inline void fused_backward(const MlpParams& p) {
   }
   if (partial == nullptr) return;
   __syncthreads();
-  if (p.sums >= 0) {
-    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) partial[i] = sums[i];
+  if (sums.in_shared) {
+    for (int64_t i = threadIdx.x; i < n_weight_sums; i += blockDim.x) partial[i] = sums.shared[i];
   }
   for (int64_t i = threadIdx.x; i < p.n_bias_sums; i += blockDim.x) {
     float total = 0.0f;
@@ -618,7 +654,7 @@ inline MlpWorkspace plan_fused(MlpParams& p, bool backward, bool need_params) {
   }
   p.partial_size = weight_sums + p.n_bias_sums;
   // As many warps as shared memory has room for; without the sums only if one warp beside them is too much.
-  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const int limit = device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>();
   for (const bool shared_sums : {true, false}) {
     for (p.n_warps = kMaxFusedRows / (backward_row_tiles(p) * kTile); p.n_warps >= 1; p.n_warps /= 2) {
       lay_out_fused_block(p, need_params, shared_sums);
@@ -651,11 +687,10 @@ void launch_fused_forward_of(const MlpParams& p, cudaStream_t stream) {
   }
 }
 
-// A block per partial sum, with the shared memory of lay_out_fused_block. `kernel` is allowed to have all there is, as
-// another thread may be launching it for larger networks.
-inline LaunchShape fused_backward_shape(const MlpParams& p, void (*kernel)(MlpParams)) {
-  const int limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), "cudaFuncSetAttribute");
+// A block per partial sum, with the shared memory of lay_out_fused_block.
+template <auto kKernel>
+LaunchShape fused_backward_shape(const MlpParams& p) {
+  allow_all_shared_memory<kKernel>();
   LaunchShape shape = blocks_of(p.n_partials, 1, 1, static_cast<size_t>(p.shared_bytes));
   shape.block = dim3(static_cast<unsigned>(p.n_warps * kWarpSize));
   return shape;
@@ -663,7 +698,7 @@ inline LaunchShape fused_backward_shape(const MlpParams& p, void (*kernel)(MlpPa
 
 template <class Half, int kTiles, int kM>
 void launch_fused_backward_of(const MlpParams& p, cudaStream_t stream) {
-  const LaunchShape shape = fused_backward_shape(p, mlp_fused_backward_kernel<Half, kTiles, kM>);
+  const LaunchShape shape = fused_backward_shape<mlp_fused_backward_kernel<Half, kTiles, kM>>(p);
   HASHGRID_LAUNCH_TOGETHER((mlp_fused_backward_kernel<Half, kTiles, kM>), shape, stream, p);
 }
 

@@ -38,7 +38,7 @@ void launch_radiance_forward_of(const MlpParams& p, cudaStream_t stream) {
 
 template <class Half>
 void launch_radiance_backward_of(const MlpParams& p, cudaStream_t stream) {
-  const LaunchShape shape = fused_backward_shape(p, radiance_mlp_backward_kernel<Half>);
+  const LaunchShape shape = fused_backward_shape<radiance_mlp_backward_kernel<Half>>(p);
   HASHGRID_LAUNCH_TOGETHER((radiance_mlp_backward_kernel<Half>), shape, stream, p);
 }
 

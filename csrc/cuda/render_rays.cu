@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarpSize, kRenderBlocks)
 
 // As many blocks as run at a time.
 inline LaunchShape render_shape(int64_t n_rays) {
-  const int64_t resident = int64_t{kRenderBlocks} * device_attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t resident = int64_t{kRenderBlocks} * device_attribute<cudaDevAttrMultiProcessorCount>();
   const int64_t wanted = divide_up(n_rays, kForwardWarps * kWarpSize);
   return {dim3(static_cast<unsigned>(wanted < resident ? wanted : resident)), dim3(kForwardWarps * kWarpSize), 0};
 }

@@ -31,6 +31,7 @@
 
 #include <setjmp.h>
 #include <ucontext.h>
+#include <unistd.h>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -76,9 +77,19 @@ inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStre
   std::memset(data, value, bytes);
   return cudaSuccess;
 }
+// A device for each setting of the environment's HASHGRID_EMULATED_*, so that what is kept of one is not taken for
+// another's.
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  static std::map<std::string, int> numbers;
+  std::string settings;
+  for (char** text = environ; *text != nullptr; ++text) {
+    if (std::strncmp(*text, "HASHGRID_EMULATED_", 18) == 0) settings += std::string(*text) + '\n';
+  }
+  *device = numbers.emplace(settings, static_cast<int>(numbers.size())).first->second;
   return cudaSuccess;
+}
+namespace hashgrid_on_host {
+inline int64_t questions = 0;  // that the driver was asked about devices and kernels
 }
 enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
@@ -89,6 +100,7 @@ enum cudaDeviceAttr {
 // An H100, or one whose blocks get less shared memory, or with a smaller cache, so that what kernels do then is run as
 // well. It has one multiprocessor: blocks that go on to the next piece of work have some left.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  ++hashgrid_on_host::questions;
   const auto number = [](const char* name, int otherwise) {
     const char* text = std::getenv(name);
     return text != nullptr ? std::atoi(text) : otherwise;
@@ -110,6 +122,7 @@ struct cudaFuncAttributes {
 };
 template <typename... Arguments>
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Arguments...)) {
+  ++hashgrid_on_host::questions;
   attributes->ptxVersion = 90;
   return cudaSuccess;
 }
@@ -178,10 +191,12 @@ struct Instance {
   static inline Kernel& record = add_kernel(name_of<kKernel>());
 };
 
-// Dynamic shared memory that kernels have asked for.
-inline std::map<const void*, size_t>& asked_shared() {
-  static std::map<const void*, size_t> bytes;
-  return bytes;
+// Dynamic shared memory that a kernel has asked for on the current device.
+inline size_t& asked_shared(const void* kernel) {
+  static std::map<std::pair<int, const void*>, size_t> bytes;
+  int device = 0;
+  (void)cudaGetDevice(&device);
+  return bytes.emplace(std::make_pair(device, kernel), kUnaskedSharedBytes).first->second;
 }
 
 // ---- blocks, warps, threads ----
@@ -435,9 +450,7 @@ inline void check_shape(dim3 grid, dim3 block_shape, size_t shared_bytes, const 
   }
   const uint64_t n_threads = uint64_t{block_shape.x} * block_shape.y * block_shape.z;
   if (n_threads > 1024) refuse("a block must have 1 to 1024 threads", n_threads);
-  const auto asked = asked_shared().find(function);
-  const size_t allowed = asked == asked_shared().end() ? kUnaskedSharedBytes : asked->second;
-  if (shared_bytes > allowed)
+  if (shared_bytes > asked_shared(function))
     refuse("more dynamic shared memory than asked for with cudaFuncSetAttribute", shared_bytes);
 }
 
@@ -517,7 +530,7 @@ inline cudaError_t cudaFuncSetAttribute(void (*kernel)(Arguments...), cudaFuncAt
   int limit = 0;
   cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
   if (bytes > limit) hashgrid_on_host::fail("more shared memory than a block can have");
-  hashgrid_on_host::asked_shared()[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
+  hashgrid_on_host::asked_shared(reinterpret_cast<const void*>(kernel)) = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
 

@@ -6,4 +6,5 @@ std::map<std::string, int64_t> emulated_launches() {
   for (const auto& [name, kernel] : hashgrid_on_host::kernels()) counts[name] = kernel.launches;
   return counts;
 }
+int64_t emulated_questions() { return hashgrid_on_host::questions; }
 }  // namespace hashgrid
