@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from host.redirect import has_tensor_cores
+from problems.agreement import check_agreement, detached, moved, tensors_of
 from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
 from problems.hash_encode import (
     check_encoding_budget,
@@ -25,7 +27,7 @@ from problems.march_rays import OPTIONS, scene
 from problems.mlp import check_mlp_budget, make_batch, mlp_and_gradients, sums_of_terms
 from problems.occupancy import AABB, make_cameras, make_state
 from problems.ray_aabb import random_rays
-from problems.samples import CUDA_ONLY, ON_CUDA
+from problems.samples import CUDA_ONLY, ON_CUDA, TENSOR_CORES_ONLY
 from problems.sphere_trace import rough, strange_rays
 from torch import Tensor, nn
 
@@ -38,30 +40,6 @@ CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 N = 4099  # a prime: no multiple of any block, warp or tile
 WRONG_DEVICE = r"must be on cuda:0 like the other tensors|all tensors must be on the same device"
 SMALL = {"n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 4, "max_resolution": 64}
-
-
-def moved(values: Any, device: str) -> Any:
-    """The tensors among ``values``, also in lists and tuples, on another device; gradients find their way back."""
-    if isinstance(values, Tensor):
-        return values.to(device)
-    if isinstance(values, dict):
-        return {name: moved(value, device) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return type(values)(moved(value, device) for value in values)
-    return values
-
-
-def detached(values: Any) -> Any:
-    """The same with every tensor a leaf that needs no gradient."""
-    if isinstance(values, Tensor):
-        return values.detach()
-    return type(values)(detached(value) for value in values) if isinstance(values, (list, tuple)) else values
-
-
-def tensors_of(values: Any) -> list[Tensor]:
-    if isinstance(values, (list, tuple)):
-        return [tensor for value in values for tensor in tensors_of(value)]
-    return [values] if isinstance(values, Tensor) else []
 
 
 class Other:
@@ -125,14 +103,8 @@ def close(results: list[Tensor], expected: list[Tensor], rounding: float = 2**-1
 
 @pytest.mark.parametrize("name", sorted(set(ON_CUDA) - set(CUDA_ONLY)))
 def test_every_op_agrees_with_the_cpu(name: str, other: Other) -> None:
-    """Results and what is written into arguments: floats to some roundings of the largest, the rest exactly."""
     for arguments in ON_CUDA[name]():
-        arguments = detached(arguments)
-        copies = moved(copy.deepcopy(arguments), other.device)
-        results = getattr(other.library, name)(*copies)
-        expected = getattr(torch.ops.hashgrid, name)(*arguments)
-        for a, b in zip(tensors_of((results, copies)), tensors_of((expected, arguments)), strict=True):
-            close([a.cpu()], [b]) if b.is_floating_point() else assert_same_bits(a.cpu(), b)
+        check_agreement(name, arguments, other.library, other.device)
 
 
 @pytest.mark.parametrize("convention", ["tcnn", "paper"])
@@ -454,6 +426,8 @@ def test_opcheck(name: str) -> None:
             return value.detach().cuda().requires_grad_(value.requires_grad)
         return [leaves(x) for x in value] if isinstance(value, list) else value
 
+    if name in TENSOR_CORES_ONLY and not has_tensor_cores(torch.ops.hashgrid):
+        pytest.skip("needs tensor cores of sm_80")
     for arguments in ON_CUDA[name]():
         torch.library.opcheck(getattr(torch.ops.hashgrid, name).default, tuple(map(leaves, arguments)))
 
@@ -577,9 +551,10 @@ def test_tensors_on_another_device_than_the_current_one() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.asynchronous
-def test_graph_capture_of_forward_and_backward() -> None:
+@pytest.mark.parametrize("compute_dtype", [None, torch.float16, torch.bfloat16])
+def test_graph_capture_of_forward_and_backward(compute_dtype: torch.dtype | None) -> None:
     """Replayed on new inputs in the same memory, it gives what eager mode does."""
-    model = Model().cuda()
+    model = Model(compute_dtype).cuda()
     eager = copy.deepcopy(model)
     x = torch.rand(5000, 3, device="cuda")
     stream = torch.cuda.Stream()

@@ -97,6 +97,11 @@ FAULTS = {
         *without("gradient of densities", *(2 * ["add_density_gradient(p, shared, first, &grad);"])),
         *("radiance_mlp_case(255)", WRONG),
     ),
+    "rays of rows behind the last": (
+        *("cuda/radiance_tiles.cuh", "const bool inside = row < n_rows,"),
+        'const bool inside = row < n_rows || hashgrid_on_host::planted("rays of rows behind the last"),',
+        *("radiance_mlp.check_rows_behind_the_last()", WRONG),
+    ),
     "rays of idle lanes": (
         *("cuda/render_rays.cu", "__popc(idle & ((1u << lane_index()) - 1u));"),
         '__popc(idle & ((1u << lane_index()) - 1u)) * (hashgrid_on_host::planted("rays of idle lanes") ? 0 : 1);',
@@ -123,19 +128,26 @@ FAULTS = {
     ),
 }
 
+# More checks of the same faults: what an op may differ from the CPU by, a range followed through its roundings.
+MORE_CHECKS = {
+    "corner": "agreement.check_draws('hash_encode_mlp', range(1))",
+    "fragment": "agreement.check_draws('radiance_mlp', range(1))",
+    "gradient of densities": "agreement.check_draws('radiance_mlp_backward', range(1))",
+}
+
 RUN = """
 import json, os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 torch.set_num_threads(1)
-from problems import cases
+from problems import agreement, cases, radiance_mlp
 from pathlib import Path
 from host.build import load
 from host.redirect import take_cuda_ops
 load(Path({module!r}))
 take_cuda_ops(torch.ops.hashgrid_on_host)
 outcomes = {{}}
-for fault, checks in json.loads(sys.argv[1]).items():
+for name, (fault, checks) in json.loads(sys.argv[1]).items():
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -143,25 +155,26 @@ for fault, checks in json.loads(sys.argv[1]).items():
         os.environ["HASHGRID_PLANTED"] = fault
         torch.manual_seed(0)
         for check in checks:
-            eval("cases." + check)
+            eval(check)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, errors="replace") as output:
         text = output.read()
-    outcomes[fault] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+    outcomes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
 print(json.dumps(outcomes))
 """
 
 
 @pytest.fixture(scope="module")
 def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
-    """Of each fault and of none, "": exit status and output of its check, in a process of its own."""
+    """Of each check of a fault, and of all without one, "": exit status and output, in a process of its own."""
     out = HOST_BUILD.parent / "host_faults"
     only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "occupancy_values")
     only += ("radiance_mlp", "render_rays", "sample_rays")
     module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)
-    checks = {name: [fault[3]] for name, fault in FAULTS.items()}
-    checks[""] = sorted({fault[3] for fault in FAULTS.values()})
+    checks = {name: (name, [fault[3] if "." in fault[3] else f"cases.{fault[3]}"]) for name, fault in FAULTS.items()}
+    checks |= {f"{name}, agreement": (name, [check]) for name, check in MORE_CHECKS.items()}
+    checks[""] = "", sorted({check for _, (check,) in checks.values()})
     code = RUN.format(tests=str(ROOT / "tests"), root=str(ROOT), module=str(module))
     done = subprocess.run([sys.executable, "-c", code, json.dumps(checks)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -172,6 +185,12 @@ def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
 def test_planted_fault_is_found(outcomes: dict[str, tuple[int, str]], fault: str) -> None:
     status, output = outcomes[fault]
     assert status != 0 and FAULTS[fault][4] in output, output[-3000:]
+
+
+@pytest.mark.parametrize("fault", MORE_CHECKS)
+def test_planted_fault_is_out_of_range(outcomes: dict[str, tuple[int, str]], fault: str) -> None:
+    status, output = outcomes[f"{fault}, agreement"]
+    assert status != 0 and WRONG in output and "of what is allowed" in output, output[-3000:]
 
 
 def test_the_same_kernels_without_a_fault_pass(outcomes: dict[str, tuple[int, str]]) -> None:

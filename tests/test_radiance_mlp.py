@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems.radiance_mlp import networks, radiance_and_gradients, radiance_by_mlp
+from problems.radiance_mlp import check_rows_behind_the_last, networks, radiance_and_gradients, radiance_by_mlp
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
@@ -131,6 +131,10 @@ def test_rows_that_are_not_finite_stay_alone(kernels: str) -> None:
     assert sigmas[7].isnan() and colors[7].isnan().all()
     assert sigmas.isfinite().sum() == 99
     assert colors.isfinite().all(1).sum() == (99 if kernels == "cpu" else 97)
+
+
+def test_rows_behind_the_last_add_nothing_to_gradients() -> None:
+    check_rows_behind_the_last()
 
 
 def test_one_kernel_forward_and_one_backward(kernels: str, request: pytest.FixtureRequest) -> None:

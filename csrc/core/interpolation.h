@@ -3,6 +3,7 @@
 
 #include "core/macros.h"
 #include "core/params.h"
+#include "core/ray.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -17,7 +18,8 @@ struct AxisWeight {
 template <typename T>
 HASHGRID_HD AxisWeight<T> axis_weight(T fraction, Interpolation interpolation) {
   if (interpolation == Interpolation::kSmoothstep) {
-    return {fraction * fraction * (T(3) - T(2) * fraction), T(6) * fraction * (T(1) - fraction),
+    // Rounded, as the lower vertex has 1 minus it; 2 f is exact.
+    return {rounded_multiply(fraction * fraction, T(3) - T(2) * fraction), T(6) * fraction * (T(1) - fraction),
             T(6) - T(12) * fraction};
   }
   if (interpolation == Interpolation::kNearest) return {T(0), T(0), T(0)};

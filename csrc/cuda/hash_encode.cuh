@@ -82,7 +82,8 @@ __device__ inline void for_each_row(const HashEncodeParams& p, const GridLevel& 
   }
 }
 
-// kF features of a point at level l, from `feature` on. The sum over corners is in T.
+// kF features of a point at level l, from `feature` on. The sum over corners is in T, its products fused: kernels that
+// encode on their way to something else have the bits of those that only encode.
 template <typename T, typename Element, int kDims, int kF>
 __device__ inline void interpolate(const HashEncodeParams& p, int l, const GridLevel& level,
                                    const GridPoint<T, kDims>& point, int n_features, int feature, T (&total)[kF]) {
@@ -95,7 +96,7 @@ __device__ inline void interpolate(const HashEncodeParams& p, int l, const GridL
   for_each_row<kDims, kF, Element>(p, level, cell, n_features, feature, [&](uint32_t c, const T* row) {
     const T weight = corner_weight(cell.weights, c, -1, -1);
 #pragma unroll
-    for (int f = 0; f < kF; ++f) total[f] += weight * row[f];
+    for (int f = 0; f < kF; ++f) total[f] = fused_multiply_add(weight, row[f], total[f]);
   });
   const T factor = level_weight<T>(p, l);
 #pragma unroll

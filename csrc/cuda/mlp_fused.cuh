@@ -9,11 +9,15 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-constexpr int kTileSums = 256;           // of a stored tile of sums
-constexpr int kMaxFusedRows = 128;       // of a block
-constexpr int kMaxFusedPartials = 384;   // three blocks for each of 128 multiprocessors, as fit at width 64
-constexpr int kMaxJoinedPartials = 256;  // two blocks, as fit with both networks of a field
-constexpr int kRowsPerPartial = 128;     // at least; with the number of rows this fixes the order of sums on every card
+constexpr int kTileSums = 256;      // of a stored tile of sums
+constexpr int kMaxFusedRows = 128;  // of a block
+// Blocks of a launch: at width 64, sm_90 has room for three on each of 128 multiprocessors, for two with both networks
+// of a field. sm_80 has room for two and sm_86 for one, by shared memory, sm_100 for two, by registers.
+constexpr int kMaxFusedPartials = 384;
+constexpr int kMaxJoinedPartials = 256;
+// Rows of a partial sum, at least. With the number of rows this fixes the order of sums, on all cards whose shared
+// memory has room for as many warps.
+constexpr int kRowsPerPartial = 128;
 
 // ---- fused forward -----------------------------------------------------------------------------------------------
 
@@ -118,7 +122,7 @@ __device__ inline void load_source(const MlpParams& p, Activation activation, un
 // stored gradient is in a unit of its own, a power of two, which the product's sums are multiplied by: exact, no row
 // depends on another, and no loss scale is needed. A unit per tile or block would cost less, but one row of 1e9 would
 // then erase those beside it. Gradients of weights sum over rows, which there come into the unit of the block's
-// largest: a row 2^24 times smaller drops out, as it would from an fp32 sum.
+// largest: a row 2^22 times smaller than the largest may drop out, also where no larger one meets it in a sum.
 
 template <class Half>
 constexpr bool kHasUnits = std::is_same_v<Half, Float16>;
@@ -388,7 +392,9 @@ __device__ inline void join_networks(const MlpParams& p, unsigned char* shared, 
   with_first_column<kM>(p, first, [&](int64_t row, int m, int v) { log_sigmas[row - first] = geometry.values[m][v]; });
   clear_outside(p.n_rows - first, kTile, &geometry);
   pack_sums<Half>(geometry, factors->words[0]);
-  load_ray_factors(p, RayOfRow{p, first}, factors);
+  // Rows behind the last are zero like their geometry: what a ray's features make of them alone may be infinite, and
+  // gradients of weights, which sum over all rows of a tile, would take 0 * inf from them.
+  load_ray_factors(p, RayOfRow{p, first}, p.n_rows - first, factors);
   // Gradients of weights read them, nothing else does: the gradient that takes their place is laid out otherwise, and
   // without the barriers around those gradients a slow warp would write into it.
   if (p.partials == nullptr) return;
@@ -440,7 +446,7 @@ __device__ inline void forward_again(const MlpParams& p, unsigned char* shared, 
     }
     const MlpLayer& layer = p.layers[l];
     const StoredFactors outputs = stored_factors(shared, p.layers[l + 1].input, layer.n_out);
-    // No sum is outside the layer then, and those of rows behind the last, whose x is zero, are zero.
+    // No sum is outside the layer then, and those of rows behind the last, whose factors are zero, are zero.
     const Activation activation = hidden_activation<kTwo>(p);
     const bool plain_relu = activation == Activation::kReLU && layer.bias == nullptr && layer.n_out % kTile == 0;
 #pragma unroll 1

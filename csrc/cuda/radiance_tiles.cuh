@@ -38,15 +38,17 @@ struct RayOfRow {
 };
 
 // The colour network's inputs from column 16 on: row ray_of(row) of `ray_features`, NaN where there is none, zeros
-// behind its last column. All lanes ask together, each for its rows.
+// behind its last column and in rows from n_rows on. All lanes ask together, each for its rows.
 template <class Half, int kM, typename RayOf>
-__device__ inline void load_ray_factors(const MlpParams& p, RayOf ray_of, Factors<Half, kRadianceTiles, kM>* factors) {
+__device__ inline void load_ray_factors(const MlpParams& p, RayOf ray_of, int64_t n_rows,
+                                        Factors<Half, kRadianceTiles, kM>* factors) {
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t ray = ray_of(m * kTile + row_of(2 * h));
-      const bool exists = ray >= 0 && ray < p.n_rays;
+      const int row = m * kTile + row_of(2 * h);
+      const int64_t ray = ray_of(row);
+      const bool inside = row < n_rows, exists = ray >= 0 && ray < p.n_rays;
       const float* features = static_cast<const float*>(p.ray_features) + (exists ? ray : 0) * p.n_ray_features;
 #pragma unroll
       for (int k = 1; k < kRadianceTiles; ++k) {
@@ -54,7 +56,7 @@ __device__ inline void load_ray_factors(const MlpParams& p, RayOf ray_of, Factor
         for (int half = 0; half < 2; ++half) {
           const int column = (k - 1) * kTile + 8 * half + lane_index() % 4 * 2;
           float pair[2] = {};
-          if (column < p.n_ray_features) {
+          if (inside && column < p.n_ray_features) {
             pair[0] = pair[1] = std::numeric_limits<float>::quiet_NaN();
             if (exists) load_row<float, 2>(features + column, pair);
           }
@@ -74,7 +76,7 @@ __device__ inline void pass_to_colors(const MlpParams& p, RayOf ray_of, Factors<
   forward_tile(p, p.layers[p.n_density_layers - 1], 0, *factors, &geometry);
   use(geometry);
   pack_sums<Half>(geometry, factors->words[0]);
-  load_ray_factors(p, ray_of, factors);
+  load_ray_factors(p, ray_of, kM * kTile, factors);  // nobody reads what becomes of rows behind the last
   pass_hidden_layers<Half, kRadianceTiles, kM, true>(p, p.n_density_layers, p.n_layers - 1, factors);
 }
 

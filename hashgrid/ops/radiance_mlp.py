@@ -93,11 +93,10 @@ def radiance_mlp(
 
 
 def fits_tensor_cores(device: torch.device, weights: Sequence[Tensor], products: torch.dtype | None) -> bool:
-    """Whether a kernel on tensor cores takes layers of these weights."""
-    if device.type == "cuda" and not _has_tensor_cores(device):
-        return False
+    """Whether a kernel on tensor cores takes layers of these weights; of a device with kernels that know no other."""
     return (
-        products in HALF_DTYPES
+        _has_tensor_cores(device)
+        and products in HALF_DTYPES
         and all(tensor.dtype == torch.float32 for tensor in weights)
         and max(size for weight in weights for size in weight.shape) <= MAX_WIDTH
     )

@@ -18,7 +18,10 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).resolve().parent
-HOST_BUILD = ROOT / "build" / "host"  # where the tests build
+# What the compiler makes of a product and a sum it goes into: "fast" fuses them where it likes, as nvcc does, "off"
+# never. Results that have to be the same bits may not rest on that.
+CONTRACT = os.environ.get("HASHGRID_EMULATED_CONTRACT", "fast")
+HOST_BUILD = ROOT / "build" / ("host" if CONTRACT == "fast" else f"host_{CONTRACT}")  # where the tests build
 
 
 def _cpu_flags() -> set[str]:
@@ -27,7 +30,7 @@ def _cpu_flags() -> set[str]:
 
 
 FLAGS = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fdata-sections", "-w"]
-FLAGS += ["-ffp-contract=fast", *(["-mfma"] if "fma" in _cpu_flags() else [])]  # products fuse into sums, as by nvcc
+FLAGS += [f"-ffp-contract={CONTRACT}", *(["-mfma"] if "fma" in _cpu_flags() else [])]
 FLAGS += ["-U_FORTIFY_SOURCE"]  # whose longjmp refuses to change stacks
 FLAGS += ["-DHASHGRID_ON_HOST", "-DHASHGRID_LIBRARY=hashgrid_on_host"]
 FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]

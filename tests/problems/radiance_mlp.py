@@ -52,3 +52,22 @@ def radiance_and_gradients(function, arguments: dict, grads: tuple[Tensor, Tenso
     outputs = function(**arguments, **options)
     grads = tuple(g.to(y.dtype) for g, y in zip(grads, outputs, strict=True))
     return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, grads)]
+
+
+def check_rows_behind_the_last() -> None:
+    """They add nothing to gradients. A tile has 16 rows: in those there are, geometry takes away what the ray puts into
+    a hidden layer; in the others there is no geometry, and the ray alone is beyond float16."""
+    arguments = networks(5, n_hidden=(0, 1))
+    x, density, color = arguments["x"], arguments["density_weights"][0], arguments["color_weights"][0]
+    for tensor in (density[1], color[0], arguments["ray_features"][:, 0], x[:, 0]):
+        tensor.zero_()
+    x[:, 0] = arguments["ray_features"][:, 0] = 256
+    density[1, 0], color[0, 1], color[0, 16] = 1, -512, 512
+    grads = torch.randn(5), torch.randn(5, 3)
+    ours, theirs = (
+        radiance_and_gradients(function, arguments, grads, compute_dtype=torch.float16)
+        for function in (ops.radiance_mlp, radiance_by_mlp)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b, rtol=0, atol=2**-10 * b.abs().max().item())

@@ -309,4 +309,6 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
 # CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field, rays through it and its
 # values in cells of several ops.
 CUDA_ONLY = {"radiance_field": _radiance_field, "render_rays": _render_rays, "occupancy_values": _occupancy_values}
+# Below sm_80 CUDA's kernels refuse these ops, and `hashgrid.ops` makes the same of others.
+TENSOR_CORES_ONLY = {*CUDA_ONLY, "radiance_mlp", "radiance_mlp_backward"}
 ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name != "mlp_backward_backward"} | CUDA_ONLY

@@ -78,6 +78,11 @@ inline Tensor aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor : torch::stable::clone(tensor);
 }
 
+// For messages about kernels that are missing.
+inline const char* missing_tensor_cores() {
+  return has_tensor_cores() ? "" : " without tensor cores of sm_80 or later";
+}
+
 // Tensors that live as long as one op call. Torch's allocator hands their memory to later work of the same stream only.
 struct Workspace {
   std::vector<Tensor> tensors;

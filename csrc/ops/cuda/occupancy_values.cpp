@@ -31,7 +31,8 @@ Tensor occupancy_values_cuda(const Tensor& cells, const Tensor& aabb, const std:
       positions, table, std::nullopt, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
   MlpParams network = make_mlp_params(grid, positions, weights, {}, static_cast<int64_t>(Activation::kReLU),
                                       static_cast<int64_t>(Activation::kNone), factors);
-  STD_TORCH_CHECK(has_occupancy_values(grid, network), "occupancy_values has no kernel for `table` ", shape_of(table),
+  STD_TORCH_CHECK(has_occupancy_values(grid, network), "occupancy_values has no kernel", missing_tensor_cores(),
+                  " for `table` ", shape_of(table),
                   " and this network; use occupancy_points and hash_encode_mlp instead");
   Tensor values = empty(aabb, {p.points.n_points});
   if (p.points.n_points == 0) return values;

@@ -27,9 +27,9 @@ std::tuple<Tensor, Tensor> radiance_field_cuda(
       make_mlp_params(grid, positions, density_weights, {}, static_cast<int64_t>(Activation::kReLU),
                       static_cast<int64_t>(Activation::kNone), factors);
   MlpParams p = join_networks(density, positions, ray_features, rays, color_weights, output_activation);
-  STD_TORCH_CHECK(has_radiance_field(grid, p), "radiance_field has no kernel for `positions` ", shape_of(positions),
-                  ", `table` ", shape_of(table), ", `ray_features` ", shape_of(ray_features),
-                  " and these networks; use hash_encode and radiance_mlp instead");
+  STD_TORCH_CHECK(has_radiance_field(grid, p), "radiance_field has no kernel", missing_tensor_cores(),
+                  " for `positions` ", shape_of(positions), ", `table` ", shape_of(table), ", `ray_features` ",
+                  shape_of(ray_features), " and these networks; use hash_encode and radiance_mlp instead");
   Tensor sigmas = empty(positions, {p.n_rows}), colors = empty(positions, {p.n_rows, p.layers[p.n_layers - 1].n_out});
   if (p.n_rows == 0) return {sigmas, colors};
   p.sigmas = sigmas.mutable_data_ptr();

@@ -16,8 +16,8 @@ MlpParams make_checked_params(const DeviceScope& device, const Tensor& x, const 
   for (const Tensor& weight : color_weights) device.check(weight, "color_weights");
   const MlpParams p =
       make_radiance_mlp_params(x, ray_features, rays, density_weights, color_weights, output_activation, factors);
-  STD_TORCH_CHECK(has_radiance_mlp(p), "radiance_mlp has no kernel for `x` ", shape_of(x), ", `ray_features` ",
-                  shape_of(ray_features), " and these networks; use mlp instead");
+  STD_TORCH_CHECK(has_radiance_mlp(p), "radiance_mlp has no kernel", missing_tensor_cores(), " for `x` ", shape_of(x),
+                  ", `ray_features` ", shape_of(ray_features), " and these networks; use mlp instead");
   return p;
 }
 

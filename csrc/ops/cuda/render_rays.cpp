@@ -45,9 +45,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> render_rays_cuda(
       make_mlp_params(grid, positions, density_weights, {}, static_cast<int64_t>(Activation::kReLU),
                       static_cast<int64_t>(Activation::kNone), factors);
   MlpParams networks = join_networks(density, positions, ray_features, rays, color_weights, output_activation);
-  STD_TORCH_CHECK(has_render_rays(grid, networks), "render_rays has no kernel for `table` ", shape_of(table),
-                  ", `ray_features` ", shape_of(ray_features), " and these networks; use march_rays, radiance_field ",
-                  "and composite instead");
+  STD_TORCH_CHECK(has_render_rays(grid, networks), "render_rays has no kernel", missing_tensor_cores(), " for `table` ",
+                  shape_of(table), ", `ray_features` ", shape_of(ray_features),
+                  " and these networks; use march_rays, radiance_field ", "and composite instead");
 
   Tensor colors = empty(rays_o, {n_rays, 3}), opacities = empty(rays_o, {n_rays}), depths = empty(rays_o, {n_rays});
   Tensor counts = torch::stable::new_zeros(rays_o, {2}, ScalarType::Long);
