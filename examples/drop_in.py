@@ -1,7 +1,9 @@
 """A hash grid inside an ordinary PyTorch model: learn a signed distance and its normals with torch.optim.
 
-python examples/drop_in.py
+python examples/drop_in.py [STEPS]
 """
+
+import sys
 
 import torch
 from torch import nn
@@ -30,9 +32,10 @@ def torus(x: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     torch.manual_seed(0)
+    n_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     model = DistanceField()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, eps=1e-15)
-    for step in range(301):
+    for step in range(n_steps + 1):
         x = torch.rand(8192, 3, requires_grad=True)
         distance = model(x)
         # The gradient of the field is part of the loss: second derivatives run through the encoding.

@@ -1,6 +1,6 @@
 """Fit a photo with a hash grid and a small MLP, from library parts.
 
-    python examples/fit_image.py [PHOTO]
+    python examples/fit_image.py [PHOTO] [STEPS]
 
 Without PHOTO it draws a picture of its own. Writes fitted.png beside the working folder's other files.
 """
@@ -28,6 +28,7 @@ def rings(size: int = 512) -> torch.Tensor:
 def main() -> None:
     torch.manual_seed(0)
     image = load_photo(Path(sys.argv[1])) if len(sys.argv) > 1 else rings()
+    n_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
     height, width, _ = image.shape
     colors = image.reshape(-1, 3)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -40,7 +41,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.995)
 
     begin = time.perf_counter()
-    for step in range(1001):
+    for step in range(n_steps + 1):
         batch = torch.randint(len(colors), (1 << 14,))
         loss = torch.nn.functional.mse_loss(mlp(encoding(positions[batch])), colors[batch])
         optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """A surface through oriented points: fit a signed distance field, then extract a mesh.
 
-    python examples/sdf_from_points.py [POINTS]
+    python examples/sdf_from_points.py [POINTS] [SECONDS]
 
 POINTS is a PLY, XYZ or NPZ file; its normals are estimated where it has none. Without POINTS it samples a knotted
 tube of its own. No distances are given: the field vanishes at the points, has their normals, and its gradient has
@@ -37,7 +37,8 @@ def show(progress: Progress) -> None:
 
 def main() -> None:
     cloud = load_points(sys.argv[1]) if len(sys.argv) > 1 else knot()
-    config = SdfConfig.for_points().replace(time_limit=30.0)
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
+    config = SdfConfig.for_points().replace(time_limit=seconds)
     samples = PointSamples(cloud, config, choose_device(config.device, config.backend))
     trainer = Trainer(samples, config)
     trainer.train(show)

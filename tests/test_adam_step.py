@@ -167,19 +167,6 @@ def test_step_bumps_versions() -> None:
         assert tensor._version > versions[name], name
 
 
-@pytest.mark.cpu_only
-@pytest.mark.parametrize("skip_zero", [False, True])
-@pytest.mark.parametrize("zero_grad", [False, True])
-def test_adam_step_passes_opcheck(skip_zero: bool, zero_grad: bool) -> None:
-    state = State((65, 2), torch.float32, skip_zero, ema=True, shadow=torch.bfloat16)
-    arguments = (
-        state.param, torch.randn(65, 2), state.exp_avg, state.exp_avg_sq, state.steps, torch.tensor(0.01), 0.9, 0.99,
-        1e-15, 0.0, skip_zero, state.ema, state.ema_last, 0.95, torch.tensor([100], dtype=torch.int32), state.shadow,
-        zero_grad,
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.hashgrid.adam_step.default, arguments)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 import hashgrid
 from hashgrid import FusedMLP, HashGrid, OccupancyGrid, RaySamples, make_level_table
+from hashgrid.modules._backend import ops_of
 from hashgrid.optim import Adam
 
 LEVELS = make_level_table(3, n_levels=4, log2_hashmap_size=9, base_resolution=4, max_resolution=64)
@@ -28,10 +29,6 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=[torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
-
-
-def ops_of(backend: str) -> ModuleType:
-    return hashgrid.ops if backend == "native" else hashgrid.reference
 
 
 # ---- half inputs -----------------------------------------------------------------------------------------------------

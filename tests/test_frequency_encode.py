@@ -122,15 +122,6 @@ def test_half_inputs_run_in_fp32() -> None:
     assert torch.equal(ops.frequency_encode(x), ops.frequency_encode(x.float()))
 
 
-@pytest.mark.cpu_only
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_frequency_encode_passes_opcheck(dtype: torch.dtype) -> None:
-    x = torch.randn(9, 2, dtype=dtype).requires_grad_()
-    torch.library.opcheck(torch.ops.hashgrid.frequency_encode.default, (x, 4))
-    grad_y = torch.randn(9, 16, dtype=dtype)
-    torch.library.opcheck(torch.ops.hashgrid.frequency_encode_backward.default, (grad_y, x.detach(), 4))
-
-
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_module(backend: str) -> None:
     module = Frequency(2, 5, backend=backend)

@@ -181,10 +181,37 @@ def test_march_counts_as_many_steps_as_a_float_can_tell_apart() -> None:
 
 @pytest.mark.parametrize("cone_angle", [0.0, 1e-9])
 def test_march_ends_where_a_step_does_not_change_t(cone_angle: float) -> None:
+    """Rays that begin inside take their 1024 steps from 0; of the others t is 1e12 where they enter, and they end."""
     rays_o, rays_d = make_rays(20, torch.float32)
+    box, bits = AABB.float(), pack([True] * math.prod(RESOLUTION))
+    options = {"resolution": RESOLUTION, "step_size": 1e-3, "cone_angle": cone_angle}
+    inside = ((rays_o > box[:3]) & (rays_o < box[3:])).all(-1)
+    assert 2 < inside.sum() < 18
+    t_starts, t_ends, ray_indices, packed_info = ops.march_rays(rays_o, rays_d * 1e-12, box, bits, **options)
+    assert packed_info[:, 1].tolist() == [1024 * int(begins) for begins in inside]
+    steps = (1e-3 * torch.arange(1024)).repeat(int(inside.sum()))
+    torch.testing.assert_close(t_starts, steps, rtol=2e-5, atol=0)
+    torch.testing.assert_close(t_ends, steps + 1e-3, rtol=2e-5, atol=0)
+    assert torch.equal(ray_indices, inside.nonzero().squeeze(-1).repeat_interleave(1024))
+    # around a box 1e9 away, which has no size in fp32
+    assert len(ops.march_rays(rays_o + 1e9, rays_d, box + 1e9, bits, **options)[0]) == 0
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 1e-9])
+def test_march_with_steps_around_the_rounding_of_t(cone_angle: float) -> None:
+    """From half a unit in the last place of t to eight: t never goes back, and samples stay within the box."""
+    rays_o, rays_d = torch.zeros(5, 3), torch.tensor([[1.0, 0, 0]]).repeat(5, 1)
+    rays_o[:, 0] = -torch.tensor([1024.0, 4096.0, 8192.0, 12000.0, 16384.0])
+    options = {"resolution": RESOLUTION, "step_size": 1e-3, "cone_angle": cone_angle}
     bits = pack([True] * math.prod(RESOLUTION))
-    ops.march_rays(rays_o + 1e9, rays_d, AABB + 1e9, bits, RESOLUTION, step_size=1e-3, cone_angle=cone_angle)
-    ops.march_rays(rays_o, rays_d * 1e-12, AABB, bits, RESOLUTION, step_size=1e-3, cone_angle=cone_angle)
+    actual = ops.march_rays(rays_o, rays_d, AABB.float(), bits, **options)
+    assert_same(actual, reference.march_rays(rays_o, rays_d, AABB.float(), bits, **options))
+    t_starts, t_ends, ray_indices, packed_info = actual
+    assert packed_info[0, 1] == 1024 and packed_info[:, 1].max() <= 1024
+    same_ray = ray_indices[1:] == ray_indices[:-1]
+    assert (t_starts.diff() >= 0)[same_ray].all() and (t_ends >= t_starts).all()
+    x = rays_o[ray_indices, 0] + (t_starts + t_ends) / 2
+    assert (x.abs() <= 1.01).all()
 
 
 def test_march_takes_strides_half_precision_and_unaligned_bits() -> None:
@@ -243,14 +270,6 @@ def test_march_fixed_fills_up_from_the_origins_where_nothing_is_hit() -> None:
     assert result[2].tolist() == [i % 9 for i in range(20)] and result[4].tolist() == [0, 9]
 
 
-@pytest.mark.cpu_only
-def test_march_opcheck() -> None:
-    rays_o, rays_d, aabb, bits, resolution, n_cascades = scene(20, (4, 4, 4), 2, 0.5, torch.float32)
-    shared = rays_o, rays_d, aabb, bits, list(resolution), n_cascades, 0.05, 0.0, 0.0, math.inf, torch.tensor([3, 1])
-    torch.library.opcheck(torch.ops.hashgrid.march_rays.default, (*shared, None, 1024, None))
-    torch.library.opcheck(torch.ops.hashgrid.march_rays.default, (*shared, torch.tensor([9]), 1024, 50))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -295,6 +314,5 @@ def test_counter_uniform_equals_reference() -> None:
     seed, step = torch.tensor([-3]), torch.tensor([2**32 - 1])
     for library in (ops, reference):
         assert torch.equal(library.counter_uniform(seed, step, index), reference.counter_uniform(-3, 2**32 - 1, index))
-    torch.library.opcheck(torch.ops.hashgrid.counter_uniform.default, (torch.tensor([5, 2]), index))
     with pytest.raises(RuntimeError, match="`index` must be int64, got int32"):
         ops.counter_uniform(0, 0, index.int())

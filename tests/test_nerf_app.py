@@ -2,12 +2,12 @@
 
 import json
 import math
-import random
+import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from problems.nerf import TINY
@@ -18,6 +18,9 @@ from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.profile import PHASES, StepProfile
 from hashgrid.nerf.render import render_rays, visible_features
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
+from hashgrid.sdf import SdfConfig, save_field
+from hashgrid.sdf.mesh import Placement
+from hashgrid.sdf.model import make_field
 
 
 def trained(scene, steps, total, **changes):
@@ -27,12 +30,20 @@ def trained(scene, steps, total, **changes):
     return trainer
 
 
-def test_training_explains_the_images(scene):
-    trainer = trained(scene, 120, 120, target_samples=16384, max_rays=2048)
-    assert trainer.finished
-    # 48 pixels alias the texture: about 19 dB is what they allow. One step has 14.
-    assert trainer.progress.psnr > 17
-    assert trainer.occupancy.occupied_fraction < 0.6
+# PSNR of the training rays after so many steps of TINY, smoothed, as it was on x86 with AVX-512 and with SSE2, which
+# differ by 0.02 dB in places. Without the gradient of the colour network it is 17.5 dB at the end, without that of the
+# density network 14.4, the value it starts from.
+CURVE = {30: 15.55, 60: 17.21, 90: 17.68, 120: 17.94}
+
+
+def test_training_follows_its_curve(scene):
+    # the share of time spent on the occupancy grid is all of a run that clocks decide
+    trainer, curve = Trainer(scene, NerfConfig(steps=120, **{**TINY, "occupancy_time_share": 1})), {}
+    while not trainer.finished:
+        trainer.step()
+        curve[trainer.progress.step] = trainer.progress.psnr
+    assert {step: curve[step] for step in CURVE} == pytest.approx(CURVE, abs=0.15)
+    assert trainer.occupancy.occupied_fraction == pytest.approx(0.225, abs=0.02)
 
 
 def test_resumed_run_ends_where_an_uninterrupted_one_does(scene, tmp_path):
@@ -92,8 +103,8 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
     torch.testing.assert_close(to_show.values[0], expected_geometry[index], rtol=1e-3, atol=1e-3)
 
 
-def test_rendering_on_a_gpu_shows_the_same(scene):
-    """The op it takes there, on the ops the op is made of here."""
+def test_rendering_by_one_op_shows_the_same(scene):
+    """The op that images are rendered with on a GPU; here it is made of the ops it is compared with."""
     trainer = trained(scene, 60, 60)
     model, marching = trainer.model, trainer.marching
     rays_o, rays_d = scene.test.rays(torch.zeros(300, dtype=torch.long), torch.arange(300) % 48, torch.arange(300) // 8)
@@ -143,11 +154,13 @@ def options(**values):
 
 def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["nerf", str(scene_path), "--out", str(out), "--steps", "30", *ON_CPU, *options()]) == 0
+    arguments = ["--steps", "30", *ON_CPU, *options(occupancy_time_share=1)]
+    assert main(["nerf", str(scene_path), "--out", str(out), *arguments]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["train"]["steps"] == 30 and results["train"]["samples"] > 0 and results["train"]["seconds"] > 0
     assert results["train"]["samples_evaluated"] >= results["train"]["samples"]
-    assert results["test"]["views"] == 2 and results["test"]["psnr_mean"] > 8
+    # Hardly begun; without the gradient of the table it is 10.69 dB, of the densities 10.87, of the colours 11.07.
+    assert results["test"]["views"] == 2 and results["test"]["psnr_mean"] == pytest.approx(11.14, abs=0.05)
     assert 0 < results["test"]["ssim_mean"] <= 1
     for name in ("checkpoint.safetensors", "test_views.csv", "psnr_over_time.png"):
         assert (out / name).is_file(), name
@@ -164,38 +177,55 @@ def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
     assert first["psnr_mean"] == second["psnr_mean"]
 
 
-def test_run_killed_five_times_ends_like_an_uninterrupted_one(scene_path, tmp_path):
-    generator = random.Random(0)
-    # the share of time spent on the occupancy grid is all of a run that clocks decide
-    options_ = options(checkpoint_seconds=0.2, occupancy_time_share=1)
+# `hashgrid nerf`, killed by its own hand while it saves a checkpoint: the number and the moment are arguments. Every
+# second step saves one, and no clock decides anything.
+KILLED = """
+import os, signal, sys
+import hashgrid.files, hashgrid.nerf.trainer as trainer
+from hashgrid.cli import main
+at, moment = int(sys.argv[1]), sys.argv[2]
+saved = 0
+save, replace = trainer.Trainer.save, os.replace
+def count_and_save(self, path):
+    global saved
+    if self.progress.step % 2 and not self.finished:
+        return
+    saved += 1
+    save(self, path)
+    if saved == at and moment == "behind":
+        os.kill(os.getpid(), signal.SIGKILL)
+def kill_or_replace(source, target, **options):
+    if saved == at and moment == "within":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target, **options)
+trainer.Trainer.save, os.replace = count_and_save, kill_or_replace
+sys.exit(main(sys.argv[3:]))
+"""
 
-    def command(out, *more):
-        return [sys.executable, "-m", "hashgrid", "nerf", str(scene_path), "--out", str(out), *ON_CPU, *more]
 
-    def start(out):
-        checkpoint = out / "checkpoint.safetensors"
-        more = ["--resume"] if checkpoint.exists() else ["--steps", "800", *options_]
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = subprocess.Popen(command(out, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
-            time.sleep(0.01)
-        return process
+@pytest.mark.parametrize("n_kills", [1, pytest.param(5, marks=pytest.mark.full)])
+def test_run_killed_ends_like_an_uninterrupted_one(n_kills, scene_path, tmp_path):
+    """In turn while the next checkpoint is written, and right behind that."""
+    begin = ["--steps", "24", *options(checkpoint_seconds=0, occupancy_time_share=1)]
+
+    def command(out, at, moment):
+        more = ["--resume"] if (out / "checkpoint.safetensors").exists() else begin
+        arguments = ["nerf", str(scene_path), "--out", str(out), *ON_CPU, *more]
+        done = subprocess.run([sys.executable, "-c", KILLED, str(at), moment, *arguments], capture_output=True)
+        return done.returncode
 
     killed, steps = tmp_path / "killed", []
-    for _ in range(5):
-        process = start(killed)
-        assert process.poll() is None, "finished before it could be killed"
-        time.sleep(generator.uniform(0, 0.2))
-        process.kill()
-        process.wait()
+    for i in range(n_kills):
+        assert command(killed, 2, ("within", "behind")[i % 2]) == -signal.SIGKILL
         steps.append(read_checkpoint(killed / "checkpoint.safetensors")[1]["progress"]["step"])
-    assert 0 < steps[0] and steps == sorted(set(steps)) and steps[-1] < 800, steps
-    assert start(killed).wait() == 0
-    assert start(tmp_path / "whole").wait() == 0
-    psnr = [
-        json.loads((tmp_path / run / "results.json").read_text())["test"]["psnr_mean"] for run in ("killed", "whole")
-    ]
-    assert math.isclose(*psnr, abs_tol=0.1), psnr
+    # two checkpoints further each time, or one where the second was never put in its place
+    assert steps == [2, 6, 8, 12, 14][:n_kills]
+    assert command(killed, 0, "never") == 0
+    assert main(["nerf", str(scene_path), "--out", str(tmp_path / "whole"), *ON_CPU, *begin]) == 0
+    ends = [read_checkpoint(tmp_path / run / "checkpoint.safetensors") for run in ("killed", "whole")]
+    assert ends[0][1]["progress"]["step"] == ends[1][1]["progress"]["step"] == 24
+    for name, value in ends[1][0].items():
+        torch.testing.assert_close(ends[0][0][name], value, rtol=0, atol=0, msg=name)
     assert not [path.name for path in killed.iterdir() if path.name.startswith(".") or path.suffix == ".tmp"]
 
 
@@ -223,20 +253,15 @@ def test_command_reports_mistakes_in_one_line(arguments, message, capsys, tmp_pa
     assert error.startswith("hashgrid: error: ") and message in error and error.count("\n") == 1
 
 
-def test_checkpoint_of_another_kind_is_refused(tmp_path):
-    path = tmp_path / "checkpoint.safetensors"
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises((CheckpointError, ValueError), match="checkpoint"):
+def test_checkpoint_of_another_kind_is_refused(tmp_path, capsys):
+    """That of a distance field, as `hashgrid sdf` writes it, and a file that is none at all."""
+    path = tmp_path / "field.safetensors"
+    config = SdfConfig(log2_hashmap_size=8, n_levels=2)
+    save_field(path, make_field(config), Placement(1.0, np.zeros(3)), config)
+    with pytest.raises(ValueError, match=r"field.safetensors` must be a hashgrid-nerf-1 checkpoint, got None"):
         read_checkpoint(path)
-
-
-def test_image_command_fits_a_photo(tmp_path):
-    imageio = pytest.importorskip("imageio.v3")
-    y, x = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 60), indexing="ij")
-    photo = torch.stack((x, y, (12 * x * y).sin() / 2 + 0.5), dim=-1)
-    imageio.imwrite(tmp_path / "photo.png", (photo * 255).round().byte().numpy())
-    out = tmp_path / "out"
-    assert main(["image", str(tmp_path / "photo.png"), "--out", str(out), "--steps", "60"]) == 0
-    results = json.loads((out / "results.json").read_text())
-    assert results["psnr"] > 30 and results["train"]["steps"] == 60
-    assert (out / "reconstruction.png").is_file() and (out / "error.png").is_file()
+    assert main(["nerf", "--eval", str(path), "--out", str(tmp_path / "out"), *ON_CPU]) == 1
+    assert "must be a hashgrid-nerf-1 checkpoint" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match="field.safetensors"):
+        read_checkpoint(path)

@@ -50,18 +50,6 @@ def test_occupancy_update_without_visible_cell() -> None:
     assert (density == -1).all() and not bits.any()
 
 
-@pytest.mark.cpu_only
-def test_occupancy_ops_opcheck() -> None:
-    density, bits, cells, values = make_state(61, 1.0)
-    torch.library.opcheck(
-        torch.ops.hashgrid.occupancy_update.default, (density, bits, cells, values.nan_to_num(), 0.95, 0.01)
-    )
-    torch.library.opcheck(
-        torch.ops.hashgrid.occupancy_points.default, (cells, AABB, [4, 4, 4], 1, torch.tensor([7, 1]))
-    )
-    torch.library.opcheck(torch.ops.hashgrid.occupancy_visible.default, (torch.rand(3, 5, 4), AABB, [4, 4, 4], 2))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

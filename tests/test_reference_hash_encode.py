@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from problems.hash_encode import safe_positions
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -21,15 +22,6 @@ def small_levels(n_input_dims: int = 3, **options) -> LevelTable:
         n_input_dims,
         **{"n_levels": 3, "log2_hashmap_size": 6, "base_resolution": 3, "per_level_scale": 1.7} | options,
     )
-
-
-def safe_positions(levels: LevelTable, n: int, margin: float = 0.05) -> Tensor:
-    """[n, D] points, fp64, that keep ``margin`` of a cell from the cell borders of every level."""
-    x = torch.rand(50 * n, levels.n_input_dims, dtype=torch.float64) * 0.9 + 0.05
-    p = x.unsqueeze(-1) * torch.tensor(levels.scales, dtype=torch.float64) + levels.shift
-    x = x[((p - p.round()).abs() > margin).flatten(1).all(-1)]
-    assert len(x) >= n
-    return x[:n]
 
 
 def brute_force(x: list[float], table: list[list[float]], levels: LevelTable, interpolation: str) -> list[float]:
@@ -77,7 +69,7 @@ def test_values_match_plain_python(n_input_dims: int, interpolation: str) -> Non
 def test_gradients_match_finite_differences(n_input_dims: int, interpolation: str) -> None:
     levels = small_levels(n_input_dims, n_levels=2, log2_hashmap_size=3)
     inputs = (
-        safe_positions(levels, 2).requires_grad_(),
+        safe_positions(levels, 2, margin=0.05).double().requires_grad_(),
         torch.randn(levels.n_entries, 2, dtype=torch.float64, requires_grad=True),
         torch.rand(levels.n_levels, dtype=torch.float64, requires_grad=True),
     )
@@ -92,7 +84,7 @@ def test_gradients_match_finite_differences(n_input_dims: int, interpolation: st
 def test_nearest_has_table_gradient_only() -> None:
     levels = small_levels(2)
     table = torch.randn(levels.n_entries, 2, dtype=torch.float64, requires_grad=True)
-    x = safe_positions(levels, 4)
+    x = safe_positions(levels, 4, margin=0.05).double()
     assert gradcheck(lambda table: hash_encode(x, table, levels, "nearest"), (table,))
 
 
@@ -143,7 +135,7 @@ def test_shadow_gives_values_and_table_gets_gradient(dtype: torch.dtype) -> None
     levels = small_levels(3)
     table = torch.randn(levels.n_entries, 2, requires_grad=True)
     shadow = table.detach().to(dtype)
-    x = safe_positions(levels, 6).float()
+    x = safe_positions(levels, 6)
     y = hash_encode(x, table, levels, shadow=shadow)
     assert torch.equal(y, hash_encode(x, shadow.float(), levels))
     (grad_table,) = torch.autograd.grad(y.sum(), table)

@@ -91,16 +91,6 @@ def test_half_directions_run_in_fp32() -> None:
 
 
 @pytest.mark.cpu_only
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sh_encode_passes_opcheck(dtype: torch.dtype) -> None:
-    d = random_directions(9, dtype).requires_grad_()
-    torch.library.opcheck(torch.ops.hashgrid.sh_encode.default, (d, 4))
-    torch.library.opcheck(
-        torch.ops.hashgrid.sh_encode_backward.default, (torch.randn(9, 16, dtype=dtype), d.detach(), 4)
-    )
-
-
-@pytest.mark.cpu_only
 def test_registered_op_is_twice_differentiable() -> None:
     d = random_directions(3).requires_grad_()
     assert gradcheck(lambda d: torch.ops.hashgrid.sh_encode(d, 3), (d,))

@@ -340,15 +340,6 @@ def test_sphere_trace_field_may_keep_its_points_and_return_views(library: Module
     assert all(torch.equal(a, b) for a, b in kept)
 
 
-@pytest.mark.cpu_only
-def test_sphere_trace_opcheck() -> None:
-    rays_o, rays_d, _, t_max = unit_rays(6)
-    state, status = torch.zeros(6, 5), torch.zeros(6, dtype=torch.uint8)
-    counts, rays = torch.zeros(6, dtype=torch.int32), torch.tensor([0, 2, 5])
-    arguments = torch.rand(3), rays, rays_o, rays_d, rays_d.norm(dim=1), t_max, state, status, counts, 1e-4, 1.0
-    torch.library.opcheck(torch.ops.hashgrid.sphere_trace.default, arguments)
-
-
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 

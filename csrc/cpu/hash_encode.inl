@@ -32,11 +32,12 @@ template <int kDim, int kDims>
 static inline void split_corners(const HashEncodeParams& p, const GridLevel& level, int64_t i, uint32_t dense_stride,
                                  CornerGroup* group, VecU* index, VecF* weight) {
   if constexpr (kDim < kDims) {
-    const VecF position =
+    const VecF scaled =
         multiply_add(splat(level.scale), load(p.soa_positions + kDim * p.soa_stride + i), splat(p.shift));
+    // The limit keeps the conversion defined and the fraction in [0, 1); positions inside [0, 1] never reach it.
+    const VecF position = clamp(scaled, -1073741824.0f, 1073741824.0f);
     VecI cell;
-    // The limit keeps the conversion defined; positions inside [0, 1] never reach it.
-    const VecF whole = round_down(clamp(position, -1073741824.0f, 1073741824.0f), &cell);
+    const VecF whole = round_down(position, &cell);
     const VecF fraction = position - whole;
     store(group->fraction[kDim], fraction);
     VecF upper = fraction;

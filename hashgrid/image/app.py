@@ -160,7 +160,8 @@ def _fit(photo: Path, out: Path, config: ImageConfig) -> int:
             bar.update(min(100 * fraction, 100) - bar.n)
     except KeyboardInterrupt:
         bar.write("interrupted; writing what there is")
-    bar.close()
+    finally:  # an error, too, is told behind it
+        bar.close()
     seconds = time.perf_counter() - begin
 
     rendered = reconstruct(model, width, height)

@@ -88,8 +88,8 @@ def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str)
     # through float64, where the product of two fp32 numbers is exact: that is fma(scale, x, shift) in fp32
     p = (x.double() * levels.scales[level] + levels.shift).to(x.dtype)
     corner = p.detach().floor()
-    # saturates like a device cast; the low 32 bits of this int64 are the uint32 cell
-    cell = corner.clamp(-(2.0**31), 2.0**31).long().clamp(max=2**31 - 1)
+    # saturates as in the kernels; the low 32 bits of this int64 are the uint32 cell
+    cell = corner.clamp(-(2.0**30), 2.0**30).long()
 
     if interpolation == "nearest":
         steps = [(0, torch.ones_like(p))]
@@ -104,7 +104,7 @@ def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str)
     corners: list[tuple[Tensor, Tensor]] = []
     for axis in range(levels.n_input_dims):
         factor = HASH_FACTORS[axis] if hashed else levels.resolutions[level] ** axis
-        # |cell| <= 2^31, so that int64 holds the product
+        # |cell| <= 2^30, so that int64 holds the product
         ends = [((cell[:, axis] + step) * factor & UINT32_MASK, weight[:, axis]) for step, weight in steps]
         if axis == 0:
             corners = ends

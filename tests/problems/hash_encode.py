@@ -17,7 +17,9 @@ def make_levels(n_input_dims: int = 3, **options) -> LevelTable:
     return make_level_table(n_input_dims, **defaults | options)
 
 
-def safe_positions(levels: LevelTable, n: int, low: float = 0.0, high: float = 1.0, clamp: bool = False) -> Tensor:
+def safe_positions(
+    levels: LevelTable, n: int, low: float = 0.0, high: float = 1.0, clamp: bool = False, margin: float = MARGIN
+) -> Tensor:
     """[n, D] fp32 points in [low, high] that keep away from the cell borders of every level, and from 0 and 1."""
     accepted: list[Tensor] = []
     while sum(len(x) for x in accepted) < n or not accepted:
@@ -26,7 +28,7 @@ def safe_positions(levels: LevelTable, n: int, low: float = 0.0, high: float = 1
         seen = x.double().clamp(0, 1) if clamp else x.double()
         for scale in levels.scales:
             cell = seen * scale + levels.shift
-            safe &= ((cell - cell.round()).abs() >= MARGIN).all(-1)
+            safe &= ((cell - cell.round()).abs() >= margin).all(-1)
         accepted.append(x[safe])
     return torch.cat(accepted)[:n]
 
@@ -109,9 +111,39 @@ def check_nonfinite_positions(bounds: str, bad: float, dtype: torch.dtype) -> No
 
 
 def check_huge_positions(magnitude: float, dtype: torch.dtype) -> None:
+    """Checks values and gradients of points far outside: on all axes, and on one.
+
+    "clamp" gives them what the border has, "zero" nothing, and "none" a mean of table entries, of cells that end at
+    2^30; where even the product with a level's scale overflows, it may be NaN.
+    """
     levels = make_levels(3)
-    x = torch.tensor([[-magnitude] * 3, [magnitude] * 3], dtype=dtype, requires_grad=True)
+    far = torch.tensor([[-1, -1, -1], [1, 1, 1], [1, 0, 0], [0, -1, 0]], dtype=dtype)
+    x = torch.where(far != 0, far * magnitude, torch.tensor([0.31, 0.42, 0.77], dtype=dtype)).requires_grad_()
     table = torch.randn(levels.n_entries, 2, dtype=dtype, requires_grad=True)
+    overflows = magnitude * max(levels.scales) > torch.finfo(dtype).max
+    exact = [t.detach().double().requires_grad_() for t in (x, table)]
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     for bounds in ("clamp", "zero", "none"):
         y = ops.hash_encode(x, table, levels, bounds=bounds)
-        torch.autograd.grad(y.sum(), [x, table])
+        grad_x, grad_table = torch.autograd.grad(y.sum(), [x, table])
+        largest = table.detach().abs().max()
+        if bounds == "zero":
+            assert not y.any() and not grad_x.any() and not grad_table.any()
+            continue
+        if bounds == "none":
+            assert ((y.abs() <= largest) | (y.isnan() & overflows)).all()
+            if overflows:
+                continue
+        else:
+            assert torch.equal(y, ops.hash_encode(x.detach().clamp(0, 1), table, levels))
+            assert not grad_x[far != 0].any() and grad_x[far == 0].all()
+        # the weights of a point's corners add up to 1 in every level
+        begins = zip(levels.offsets, levels.sizes, strict=True)
+        sums = torch.stack([grad_table[begin : begin + size].sum(0) for begin, size in begins])
+        torch.testing.assert_close(sums, torch.full_like(sums, len(x)), rtol=tolerance, atol=0)
+        if bounds == "none" and dtype == torch.float32:
+            continue  # fp32 and fp64 do not see these points in the same cells
+        expected = reference.hash_encode(exact[0], exact[1], levels, bounds=bounds)
+        gradients = torch.autograd.grad(expected.sum(), exact)
+        for ours, truth in zip((y, grad_x, grad_table), (expected, *gradients), strict=True):
+            torch.testing.assert_close(ours.double(), truth, rtol=0, atol=tolerance * truth.abs().max().item())

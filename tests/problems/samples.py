@@ -17,6 +17,7 @@ N_POINTS, N_RAYS, N_CHANNELS = 9, 5, 3
 LEVELS = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=4, max_resolution=16)
 LINEAR = options_of(LEVELS, "linear", "clamp")
 SMOOTHSTEP = options_of(LEVELS, "smoothstep", "zero")
+NEAREST = options_of(LEVELS, "nearest", "none")
 RESOLUTION = (4, 5, 6)
 N_CELLS = 2 * 4 * 5 * 6  # two cascades
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
@@ -27,7 +28,7 @@ def _leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _hash_encode() -> Iterator[Arguments]:
-    for dtype, options in ((torch.float32, LINEAR), (torch.float64, SMOOTHSTEP)):
+    for dtype, options in ((torch.float32, LINEAR), (torch.float64, SMOOTHSTEP), (torch.float64, NEAREST)):
         positions = torch.rand(N_POINTS, 3, dtype=dtype).requires_grad_()
         table = _leaf(LEVELS.n_entries, 2, dtype=dtype)
         yield positions, table, None, *options
@@ -36,15 +37,22 @@ def _hash_encode() -> Iterator[Arguments]:
 
 
 def _hash_encode_backward() -> Iterator[Arguments]:
-    positions, table = torch.rand(N_POINTS, 3).requires_grad_(), _leaf(LEVELS.n_entries, 2)
-    yield _leaf(N_POINTS, 6), positions, table, torch.rand(3), *LINEAR, True, True, True, False
-    yield torch.randn(N_POINTS, 6), positions.detach(), table.detach(), None, *LINEAR, False, True, False, False
+    for dtype, options in ((torch.float32, LINEAR), (torch.float64, NEAREST)):
+        positions, table = (
+            torch.rand(N_POINTS, 3, dtype=dtype).requires_grad_(),
+            _leaf(LEVELS.n_entries, 2, dtype=dtype),
+        )
+        weights = torch.rand(3, dtype=dtype).requires_grad_()
+        yield _leaf(N_POINTS, 6, dtype=dtype), positions, table, weights, *options, True, True, True, False
+    positions, table = torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
+    yield torch.randn(N_POINTS, 6), positions, table, None, *LINEAR, False, True, False, False
 
 
 def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
     for cotangent in (None, torch.randn(N_POINTS, 3)):
         table, grad_y = torch.zeros(LEVELS.n_entries, 2), torch.randn(N_POINTS, 6)
-        yield table, cotangent, grad_y, torch.rand(N_POINTS, 3), None, *LINEAR, False
+        weights = None if cotangent is None else torch.rand(3)
+        yield table, cotangent, grad_y, torch.rand(N_POINTS, 3), weights, *LINEAR, False
 
 
 def _hash_encode_backward_backward() -> Iterator[Arguments]:
@@ -52,6 +60,8 @@ def _hash_encode_backward_backward() -> Iterator[Arguments]:
     cotangents = torch.randn(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2), torch.randn(3)
     yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True, True, False
     yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, False, True, False, False
+    tensors = [t.double() for t in (*cotangents, grad_y, positions, table, torch.rand(3))]
+    yield *tensors, *NEAREST, True, True, True, False
 
 
 def _mlp_params(bias: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -132,20 +142,23 @@ def _mlp_backward_backward() -> Iterator[Arguments]:
 
 
 def _sh_encode() -> Iterator[Arguments]:
-    for degree in (1, 4):
-        yield torch.nn.functional.normalize(torch.randn(N_POINTS, 3), dim=1).requires_grad_(), degree
+    for degree, dtype in ((1, torch.float32), (4, torch.float64)):
+        yield torch.nn.functional.normalize(torch.randn(N_POINTS, 3, dtype=dtype), dim=1).requires_grad_(), degree
 
 
 def _sh_encode_backward() -> Iterator[Arguments]:
-    yield _leaf(N_POINTS, 16), _leaf(N_POINTS, 3), 4
+    for dtype in (torch.float32, torch.float64):
+        yield _leaf(N_POINTS, 16, dtype=dtype), _leaf(N_POINTS, 3, dtype=dtype), 4
 
 
 def _frequency_encode() -> Iterator[Arguments]:
-    yield _leaf(N_POINTS, 2), 5
+    for dtype in (torch.float32, torch.float64):
+        yield _leaf(N_POINTS, 2, dtype=dtype), 5
 
 
 def _frequency_encode_backward() -> Iterator[Arguments]:
-    yield _leaf(N_POINTS, 20), _leaf(N_POINTS, 2), 5
+    for dtype in (torch.float32, torch.float64):
+        yield _leaf(N_POINTS, 20, dtype=dtype), _leaf(N_POINTS, 2, dtype=dtype), 5
 
 
 def _rays() -> tuple[Tensor, Tensor, Tensor]:
@@ -192,13 +205,14 @@ def _composite_gradients() -> tuple[Tensor | None, ...]:
 
 def _composite_backward() -> Iterator[Arguments]:
     for sigmas, features, *rest in _composite():
-        yield *_composite_gradients(), sigmas.detach(), features.detach(), *rest
+        grads = tuple(g if g is None else g.requires_grad_() for g in _composite_gradients())
+        yield *grads, sigmas, features, *rest
 
 
 def _composite_backward_backward() -> Iterator[Arguments]:
-    for arguments in _composite_backward():
-        n_samples = len(_samples()[0])
-        yield torch.randn(n_samples), torch.randn(n_samples, N_CHANNELS), *arguments
+    for sigmas, features, *rest in _composite():
+        cotangents = torch.randn(len(sigmas)), torch.randn(len(sigmas), N_CHANNELS)
+        yield *cotangents, *_composite_gradients(), sigmas.detach(), features.detach(), *rest
 
 
 def _visible_samples() -> Iterator[Arguments]:
@@ -259,7 +273,8 @@ def _adam_step() -> Iterator[Arguments]:
         steps = torch.full((n_steps,), 3, dtype=torch.int32)
         shared = param, grad, exp_avg, torch.rand(6, 2), steps, lr, 0.9, 0.99, 1e-15, 1e-6, skip_zero
         yield *shared, None, None, 0.0, None, None, False
-        yield *shared, ema, steps.clone(), 0.95, torch.tensor([4], dtype=torch.int32), param.half(), True
+        for shadow, zero_grad in ((param.half(), True), (param.bfloat16(), False)):
+            yield *shared, ema, steps.clone(), 0.95, torch.tensor([4], dtype=torch.int32), shadow, zero_grad
 
 
 def _adam_step_foreach() -> Iterator[Arguments]:
