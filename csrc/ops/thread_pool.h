@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <vector>
 
 namespace hashgrid {
 
@@ -37,6 +38,7 @@ class ThreadPool {
   struct Job;
 
   void work();
+  void keep_off(int core);
   Job* find();
 
   static std::atomic<bool> in_use_;
@@ -48,6 +50,8 @@ class ThreadPool {
   Job* jobs_ = nullptr;
   int64_t n_workers_ = 0;
   int64_t n_sleeping_ = 0;
+  int avoided_core_ = -1;
+  std::vector<long> worker_ids_;        // as the system knows them
   std::atomic<uint32_t> published_{0};  // changes when a job comes
 };
 
