@@ -97,7 +97,7 @@ def _busy(n: int) -> Iterator[None]:
     """So many processes that compute without a pause."""
     processes = [subprocess.Popen(BUSY) for _ in range(n)]
     try:
-        time.sleep(0.3 if n else 0.1)  # they have begun, or the last ones are gone
+        time.sleep(0.5)  # they have begun; or nothing is left of the last ones, nor of what threads learned of them
         yield
     finally:
         for process in processes:
