@@ -145,6 +145,7 @@ def test_composite_does_not_depend_on_the_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
+@pytest.mark.full
 @pytest.mark.cpu_only
 def test_composite_on_every_instruction_set(tmp_path: Path) -> None:
     script = (

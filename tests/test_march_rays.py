@@ -147,6 +147,7 @@ def test_march_does_not_depend_on_a_ray_s_neighbours() -> None:
         assert torch.equal(alone[0], together[0][start : start + count])
 
 
+@pytest.mark.full
 @pytest.mark.cpu_only
 def test_march_is_the_same_on_every_instruction_set(tmp_path: Path) -> None:
     script = (
@@ -169,6 +170,7 @@ def test_march_is_the_same_on_every_instruction_set(tmp_path: Path) -> None:
             assert_same(actual, wanted)
 
 
+@pytest.mark.full
 def test_march_counts_as_many_steps_as_a_float_can_tell_apart() -> None:
     rays_o, rays_d = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]), torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])
     aabb = torch.tensor([0.0, 0, 0, 64, 1, 1])

@@ -65,7 +65,7 @@ def test_values_match_plain_python(n_input_dims: int, interpolation: str) -> Non
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])
-@pytest.mark.parametrize("n_input_dims", [1, 2, 3, 7])
+@pytest.mark.parametrize("n_input_dims", [1, 2, 3, pytest.param(7, marks=pytest.mark.full)])
 def test_gradients_match_finite_differences(n_input_dims: int, interpolation: str) -> None:
     levels = small_levels(n_input_dims, n_levels=2, log2_hashmap_size=3)
     inputs = (

@@ -250,6 +250,7 @@ def test_gradient_of_the_field_is_differentiable(backend: str) -> None:
     assert field.normals(x).norm(dim=-1).sub(1).abs().max() < 1e-6
 
 
+@pytest.mark.full
 def test_command_fits_a_mesh(tmp_path: Path) -> None:
     vertices, faces = (x.numpy() for x in to_mesh(torus, 40))
     write_ply(tmp_path / "torus.ply", vertices * 3 - 7, faces)

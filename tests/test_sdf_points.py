@@ -381,7 +381,14 @@ def test_levels_come_one_after_the_other() -> None:
         assert Trainer(PointSamples(sphere_cloud(), other, CPU), other).level_weights() is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"point_loss": "igr"}, {"gradient_step": 0.0}], ids=["siren", "igr", "exact"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="siren", marks=pytest.mark.full),
+        pytest.param({"point_loss": "igr"}, id="igr", marks=pytest.mark.full),
+        pytest.param({"gradient_step": 0.0}, id="exact"),
+    ],
+)
 def test_points_of_a_sphere_give_a_sphere(changes: dict) -> None:
     config = SMALL.replace(**changes)
     trainer = Trainer(PointSamples(sphere_cloud(5000), config, CPU), config)

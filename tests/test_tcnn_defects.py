@@ -744,6 +744,7 @@ dist.destroy_process_group()
 """  # noqa: E501
 
 
+@pytest.mark.full
 def test_63_gradients_are_averaged_over_processes(once: None, tmp_path: Path) -> None:
     """DistributedDataParallel over two processes gives the gradient of the whole batch (NeSVoR #14, ngp_pl #2,
     torch-ngp #30)."""

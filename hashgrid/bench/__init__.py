@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # Suites and their modules.
 SUITES = {
     "encode": "hash_encode",
@@ -25,6 +27,7 @@ SUITES = {
     "busy": "busy",
 }
 QUICK = ("encode", "mlp", "march", "composite", "optim", "nerf-step")  # what `--quick` runs, if none are named
+CPU_ONLY = ("busy",)
 
 
 def run(
@@ -48,7 +51,8 @@ def run(
     unknown = [name for name in names if name not in SUITES]
     if unknown:
         raise ValueError(f"`names` must be among {', '.join(SUITES)}, got {', '.join(unknown)}")
-    chosen = names or (QUICK if "--quick" in options else tuple(SUITES))
+    able = tuple(name for name in SUITES if torch.device(device).type == "cpu" or name not in CPU_ONLY)
+    chosen = names or (QUICK if "--quick" in options else able)
     arguments = ["--out", str(out), "--device", device, *options]
     paths = []
     for name in chosen:
