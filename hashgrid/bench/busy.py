@@ -84,7 +84,7 @@ def _measure(name: str, run: Callable[[], object], rounds: int, seconds: float, 
             for kind in times:
                 with _busy(load), own_threads() if kind == OWN else contextlib.nullcontext():
                     times[kind][state].append(_milliseconds(run, seconds))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind, measured in times.items():
         quiet, busy = (statistics.median(measured[state]) for state in ("quiet", "busy"))
         rows.append({"name": kind, "quiet_ms": quiet, "busy_ms": busy, "ratio": busy / quiet, "rounds_ms": measured})
