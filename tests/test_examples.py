@@ -40,7 +40,7 @@ EXAMPLES = {
     "drop_in.py": (["1"], [], r"step +0  mean error [\d.]+  \| gradient - 1 \|\^2 [\d.]+"),
     "fit_image.py": (["{photo}", "2"], ["fitted.png"], r"PSNR of the whole image [\d.]+ dB, written to fitted.png"),
     "sdf_from_mesh.py": (["{mesh}", "20"], ["field.ply", "field.png"], r"[1-9]\d* faces in field.ply, .* field.png"),
-    "sdf_from_points.py": (["{points}", "1"], ["surface.ply"], r"[1-9]\d* vertices, .* written to surface.ply"),
+    "sdf_from_points.py": (["{points}", "15"], ["surface.ply"], r"[1-9]\d* vertices, .* written to surface.ply"),
     "train_nerf.py": (["{scene}", "2"], ["view.png"], r"first test view: [\d.]+ dB, written to view.png"),
 }
 QUICK = ("drop_in.py", "fit_image.py")  # others extract a mesh of 256^3 cells, or fill an occupancy grid

@@ -268,13 +268,13 @@ def _occupancy_update() -> Iterator[Arguments]:
 def _adam_step() -> Iterator[Arguments]:
     lr = torch.tensor(1e-2)
     for skip_zero, n_steps in ((False, 1), (True, 6)):
-        param, grad, exp_avg, ema = (torch.randn(6, 2) for _ in range(4))
-        grad[::2] = 0
-        steps = torch.full((n_steps,), 3, dtype=torch.int32)
-        shared = param, grad, exp_avg, torch.rand(6, 2), steps, lr, 0.9, 0.99, 1e-15, 1e-6, skip_zero
-        yield *shared, None, None, 0.0, None, None, False
-        for shadow, zero_grad in ((param.half(), True), (param.bfloat16(), False)):
-            yield *shared, ema, steps.clone(), 0.95, torch.tensor([4], dtype=torch.int32), shadow, zero_grad
+        for half, zero_grad in ((None, False), (torch.float16, True), (torch.bfloat16, False)):
+            param, grad, exp_avg, ema = (torch.randn(6, 2) for _ in range(4))
+            grad[::2] = 0
+            steps = torch.full((n_steps,), 3, dtype=torch.int32)
+            shared = param, grad, exp_avg, torch.rand(6, 2), steps, lr, 0.9, 0.99, 1e-15, 1e-6, skip_zero
+            average = (None, None, 0.0, None) if half is None else (ema, steps.clone(), 0.95, torch.tensor([4]).int())
+            yield *shared, *average, None if half is None else param.to(half), zero_grad
 
 
 def _adam_step_foreach() -> Iterator[Arguments]:
