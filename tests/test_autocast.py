@@ -289,6 +289,7 @@ def test_model_between_autocast_layers_trains(backend: str, dtype: torch.dtype, 
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.full
 def test_compiled_model_under_autocast_is_one_graph(backend: str, dtype: torch.dtype) -> None:
     """The rule is traced, and guarded: the same compiled model follows autocast switched on and off."""
     model = Warped(backend)
@@ -309,6 +310,7 @@ def test_compiled_model_under_autocast_is_one_graph(backend: str, dtype: torch.d
             torch.testing.assert_close(a, b, rtol=0, atol=8 * rounding * b.abs().max().item())
 
 
+@pytest.mark.full
 def test_code_generated_under_autocast() -> None:
     model = Warped("native")
     x = torch.rand(33, 2)

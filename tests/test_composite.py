@@ -35,7 +35,7 @@ def test_composite_matches_reference(counts: list[int], n_features: int) -> None
     # many draws share a budget.
     for density in (0.1, 20.0):
         draws = []
-        for _ in range(16 if len(counts) < 16 else 1):
+        for _ in range(8 if len(counts) < 16 else 1):
             samples = make_samples(counts, torch.float32, density)
             samples["features"] = torch.rand(len(samples["sigmas"]), n_features)
             draws.append(

@@ -43,7 +43,7 @@ EXAMPLES = {
     "sdf_from_points.py": (["{points}", "15"], ["surface.ply"], r"[1-9]\d* vertices, .* written to surface.ply"),
     "train_nerf.py": (["{scene}", "2"], ["view.png"], r"first test view: [\d.]+ dB, written to view.png"),
 }
-QUICK = ("drop_in.py", "fit_image.py")  # others extract a mesh of 256^3 cells, or fill an occupancy grid
+QUICK = ("drop_in.py",)  # others fit a photo, extract a mesh of 256^3 cells or fill an occupancy grid
 
 
 def made_for(argument: str, folder: Path, request: pytest.FixtureRequest) -> str:

@@ -203,7 +203,8 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-@pytest.mark.parametrize("n_kills", [1, pytest.param(5, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("n_kills", [1, 5])
 def test_run_killed_ends_like_an_uninterrupted_one(n_kills, scene_path, tmp_path):
     """In turn while the next checkpoint is written, and right behind that."""
     begin = ["--steps", "24", *options(checkpoint_seconds=0, occupancy_time_share=1)]

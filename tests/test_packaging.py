@@ -250,6 +250,7 @@ def test_nvcc_warnings_are_errors_only_where_asked_for(asked: str, monkeypatch: 
     assert any("Werror" in flag for flag in flags) == (asked == "1")
 
 
+@pytest.mark.full
 def test_sdist_builds_and_is_complete(tmp_path: Path) -> None:
     if not (ROOT / "setup.py").exists() or not (ROOT / "csrc").exists():
         pytest.skip("not a checkout")

@@ -129,6 +129,7 @@ def test_generated_shape_is_fitted_without_any_file(tmp_path, monkeypatch, capsy
     assert "generated shape" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_interrupted_run_writes_what_there_is(ball, tmp_path, monkeypatch) -> None:
     from hashgrid.sdf.trainer import Trainer
 

@@ -690,6 +690,7 @@ def test_modules_made_one_after_the_other_differ(once: None) -> None:
 # ---- PyTorch and the machine -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_import_and_training_need_no_device_and_no_toolchain(once: None) -> None:
     """``import tinycudann`` raises without a CUDA device, and moves CPU tensors to one with a warning (neurad-studio
     #40, nerfstudio #2993). Its JIT needs headers at run time (#506)."""
