@@ -7,11 +7,12 @@ from types import ModuleType
 
 
 def optional_import(name: str, extra: str = "nerf") -> ModuleType:
-    """The module ``name``; an ``ImportError`` naming ``pip install hashgrid[extra]`` when it is absent."""
+    """The module ``name``; an ``ImportError`` naming ``pip install torch-hashgrid[extra]`` when it is absent."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
         if (error.name or package).partition(".")[0] != package:
             raise  # the module is there, something it needs is not: its own message is the better one
-        raise ImportError(f"`{package}` is needed here, but not installed; pip install 'hashgrid[{extra}]'") from error
+        remedy = f"pip install 'torch-hashgrid[{extra}]'"
+        raise ImportError(f"`{package}` is needed here, but not installed; {remedy}") from error
