@@ -268,7 +268,7 @@ def test_sdist_builds_and_is_complete(tmp_path: Path) -> None:
         cwd=copy,
     )
     assert result.returncode == 0, result.stderr
-    (archive,) = (tmp_path / "dist").glob("hashgrid-*.tar.gz")
+    (archive,) = (tmp_path / "dist").glob("torch_hashgrid-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
