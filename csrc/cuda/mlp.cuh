@@ -16,36 +16,6 @@ constexpr int kReduceGroups = 8;                        // warps that sum up sid
 
 // ---- activations -------------------------------------------------------------------------------------------------
 
-template <Activation kActivation>
-struct ActivationTag {
-  static constexpr Activation value = kActivation;
-};
-
-// use(ActivationTag): the branch is taken once for all values of a lane.
-template <typename Use>
-__device__ inline void with_activation(Activation activation, Use use) {
-  switch (activation) {
-    case Activation::kReLU:
-      return use(ActivationTag<Activation::kReLU>());
-    case Activation::kLeakyReLU:
-      return use(ActivationTag<Activation::kLeakyReLU>());
-    case Activation::kSiLU:
-      return use(ActivationTag<Activation::kSiLU>());
-    case Activation::kSoftplus:
-      return use(ActivationTag<Activation::kSoftplus>());
-    case Activation::kSigmoid:
-      return use(ActivationTag<Activation::kSigmoid>());
-    case Activation::kTanh:
-      return use(ActivationTag<Activation::kTanh>());
-    case Activation::kExp:
-      return use(ActivationTag<Activation::kExp>());
-    case Activation::kSine:
-      return use(ActivationTag<Activation::kSine>());
-    default:
-      return;
-  }
-}
-
 // The gradient before an activation from the one behind it. A ReLU selects: where it is zero an infinite gradient ends.
 template <typename T>
 __device__ inline T pull_back(T grad, T source, Activation activation) {

@@ -39,26 +39,8 @@ struct Factors {
   uint32_t words[kTiles][kM][4];
 };
 
-// Every value becomes use(value), four per turn, in which the others move up: a register cannot be chosen by a number
-// known at run time. Unrolled, the activations that call functions were half of the compile time.
-template <int kM, typename Use>
-__device__ inline void in_turns(Sums<kM>* sums, Use use) {
-  constexpr int kPerTurn = 4, kAll = kM * 8;
-#pragma unroll 1
-  for (int turn = 0; turn < kAll / kPerTurn; ++turn) {
-    float done[kPerTurn];
-#pragma unroll
-    for (int i = 0; i < kPerTurn; ++i) done[i] = use(sums->values[0][i]);
-#pragma unroll
-    for (int i = 0; i < kAll; ++i) {
-      const int from = i + kPerTurn;
-      sums->values[i / 8][i % 8] = from < kAll ? sums->values[from / 8 % kM][from % 8] : done[from % kPerTurn];
-    }
-  }
-}
-
-// Activations that call functions, out of line: inlined for four values at a time they were a third of the machine code
-// of the radiance kernels.
+// Activations that call functions, out of line: inlined, in a loop over four values at a time, they were a third of the
+// machine code of the radiance kernels.
 __device__ HASHGRID_CALLED float activate_by_call(float z, Activation activation) { return activate(z, activation); }
 
 __device__ HASHGRID_CALLED float derivative_by_call(float z, Activation activation) {
