@@ -160,10 +160,13 @@ def test_environment_decides_for_other_programs(
     assert ("do not spin here" in capsys.readouterr().out) == own
 
 
-def test_commands_take_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(threads.threads_for("reference"), type(threads.contextlib.nullcontext()))
+def test_commands_take_own_threads_for_kernels_only() -> None:
+    module = _extension.require()
+    before, n_torch = module.own_threads(), torch.get_num_threads()
     with threads.threads_for("native") as n:
-        assert _extension.require().own_threads() == (True, n)
+        assert module.own_threads() == (True, n) and torch.get_num_threads() == 1
+    with threads.threads_for("reference") as n:
+        assert module.own_threads() == before and torch.get_num_threads() == n_torch == n
 
 
 # ---- how many --------------------------------------------------------------------------------------------------------

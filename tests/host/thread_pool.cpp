@@ -1,5 +1,6 @@
 // What a caller of the thread pool relies on, as a program of its own: torch-free, so that ThreadSanitizer can watch
-// it. Each check prints its name; a check that fails ends the program.
+// it. A check that fails
+// says its line and ends the program.
 #include "ops/thread_pool.h"
 
 #include <sys/wait.h>
