@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from hashgrid.bench import SUITES
 from hashgrid.options import BACKENDS
 from hashgrid.version import __version__
 
@@ -106,8 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     scene.set_defaults(run=_scene)
 
     bench = commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
-    from hashgrid.bench import SUITES
-
     bench.add_argument("suite", nargs="*", help=f"{', '.join(SUITES)} (default: all)")
     bench.add_argument("--quick", action="store_true", help="a minute: smaller sizes, no torch.compile, fewer suites")
     bench.add_argument("--seconds", type=float, help="time for the turns of each case (default: 15)")

@@ -125,7 +125,7 @@ def describe() -> str:
     """How many threads there are and how they wait, for ``hashgrid info``."""
     quota = cgroup_cores()
     limit = "" if quota is None else f" (the container's quota is {quota:g})"
-    own = f"{usable_cores()} usable cores{limit}; commands run the kernels on {usable_cores()} threads of their own"
+    own = f"{usable_cores()} usable cores{limit}; commands run the kernels on threads of their own"
     if _extension.module is None or _extension.module.own_threads()[0]:
-        return f"{own}, other programs too, as PyTorch's do not spin here"
-    return f"{own}, other programs on PyTorch's {torch.get_num_threads()} or by `hashgrid.own_threads()`"
+        return f"{own}, and so do other programs, as PyTorch's do not spin here"
+    return f"{own}, other programs on PyTorch's {torch.get_num_threads()} unless they ask (`hashgrid.own_threads`)"

@@ -117,7 +117,7 @@ def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = N
 
 
 def _fit(photo: Path, out: Path, config: ImageConfig) -> int:
-    """:func:`run` with all that is needed."""
+    """Trains and writes what :func:`run` promises; returns its exit status."""
     tqdm = optional_import("tqdm", "image").tqdm
     begin = time.perf_counter()
     image = load_photo(photo)

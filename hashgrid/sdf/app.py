@@ -135,7 +135,7 @@ def _fit(
     config: SdfConfig,
     begin: float,
 ) -> int:
-    """:func:`run` with training."""
+    """Trains and writes what :func:`run` promises; returns its exit status."""
     subject = _load(path, points, truth, config.margin)
     out = Path("outputs") / "sdf" / Path(subject.name).stem if out is None else out
     out.mkdir(parents=True, exist_ok=True)
