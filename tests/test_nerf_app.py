@@ -100,7 +100,11 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene):
         assert 0 < len(index) <= seen.n_evaluated < samples.n_samples * 3 / 4
     torch.testing.assert_close(to_train.values[0], unit, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(to_train.values[1], encoded, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(to_show.values[0], expected_geometry[index], rtol=1e-3, atol=1e-3)
+    sigmas, inputs = to_show.values
+    torch.testing.assert_close(sigmas, expected[index], rtol=1e-3, atol=1e-3)
+    geometry, directions = inputs.split([expected_geometry.shape[1], model.directions.n_output_dims], dim=1)
+    torch.testing.assert_close(geometry, expected_geometry[index], rtol=1e-3, atol=1e-3)
+    assert torch.equal(directions, model.directions(rays_d)[kept.ray_indices])
 
 
 def test_rendering_by_one_op_shows_the_same(scene):

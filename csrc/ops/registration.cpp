@@ -76,6 +76,8 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "pixel_loss(Tensor colors, Tensor opacities, Tensor background, Tensor targets, Tensor? n_rays, float beta) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("sample_positions(Tensor rays_o, Tensor rays_d, Tensor ray_indices, Tensor t_starts, Tensor t_ends) -> Tensor");
+  m.def("gather_rows(Tensor[] blocks, Tensor rows, Tensor? beside, Tensor? beside_rows) -> Tensor");
+  m.def("visible_cells(Tensor density, Tensor? chosen) -> Tensor");
   m.def("counter_uniform(Tensor counter, Tensor index) -> Tensor");
   m.def(
       "sample_rays(Tensor counter, int n_rays, Tensor data, Tensor offsets, Tensor sizes, Tensor c2w, "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hashgrid.modules._backend import ops_of
 from hashgrid.modules.rays import RaySamples
+from hashgrid.ops.visible_cells import visible_cells
 from hashgrid.options import BACKENDS, check_option
 
 
@@ -242,7 +243,7 @@ class OccupancyGrid(nn.Module):
             if not 0 <= fraction <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {fraction}")
         if step < full_steps:
-            return (self.density >= 0).nonzero().squeeze(-1)
+            return visible_cells(self.density)
         return self._choose(uniform_fraction, occupied_fraction, seed, step)
 
     @torch.no_grad()
@@ -279,10 +280,10 @@ class OccupancyGrid(nn.Module):
         """Visible cells to evaluate [M], sorted and unique: one per stratum of all cells, and of the occupied ones."""
         chosen = torch.zeros(self.n_cells, dtype=torch.bool, device=self.density.device)
         chosen[self._strata(self.n_cells, round(self.n_cells * uniform_fraction), seed, 2 * step)] = True
-        occupied = self._occupied().nonzero().squeeze(-1)
+        occupied = self._occupied_cells()
         n_wanted = round(self.n_cells * occupied_fraction)
         chosen[occupied[self._strata(len(occupied), n_wanted, seed, 2 * step + 1)]] = True
-        return (chosen & (self.density >= 0)).nonzero().squeeze(-1)
+        return visible_cells(self.density, chosen)
 
     def _strata(self, n_total: int, n_wanted: int, seed: int, step: int) -> Tensor:
         """At most ``n_wanted`` of 0..n_total-1, one at random in each of as many equal parts."""
@@ -295,8 +296,19 @@ class OccupancyGrid(nn.Module):
 
     def _occupied(self) -> Tensor:
         """[n_cells] bool."""
-        shifts = torch.arange(8, device=self.bits.device, dtype=torch.uint8)
-        return (self.bits.unsqueeze(-1) >> shifts & 1).flatten()[: self.n_cells].bool()
+        return _unpack(self.bits).flatten()[: self.n_cells]
+
+    def _occupied_cells(self) -> Tensor:
+        """[M] int64, sorted. Most bytes are empty: only the others are unpacked."""
+        byte = self.bits.nonzero()  # [B, 1]
+        cells = byte * 8 + torch.arange(8, device=byte.device)
+        return cells[_unpack(self.bits[byte.squeeze(-1)]) & (cells < self.n_cells)]
+
+
+def _unpack(bits: Tensor) -> Tensor:
+    """Flags [n, 8] bool of bytes [n]."""
+    shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)
+    return (bits.unsqueeze(-1) >> shifts & 1).bool()
 
 
 def _pack(flags: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from hashgrid.modules import OccupancyGrid, RaySamples, composite
 from hashgrid.nerf.cameras import Cameras
 from hashgrid.nerf.dataset import Scene
 from hashgrid.nerf.model import NerfModel
+from hashgrid.ops.gather_rows import gather_rows
 from hashgrid.ops.render_rays import FIRST_WINDOW, GROWTH
 
 
@@ -44,8 +45,9 @@ class Rendered:
 
 @dataclass
 class VisibleFeatures:
-    """Samples that can be seen, and the number of samples that were evaluated to find them. To go on from: geometry
-    features [K, G]; or places in the unit cube [K, 3] and the grid features [K, L * F] there."""
+    """Samples that can be seen, and the number of samples that were evaluated to find them. To go on from: densities
+    [K] and what the colour network takes [K, G + E]; or places in the unit cube [K, 3] and the grid features [K, L * F]
+    there."""
 
     samples: RaySamples
     values: tuple[Tensor, ...]
@@ -88,9 +90,8 @@ def render_rays(
         encoded = model.grid(unit, known=encoded)
         sigmas, colors = model.radiance(encoded, model.directions(rays_d), samples.ray_indices)
     else:
-        (geometry,) = seen.values
-        sigmas = model.density_of(geometry)
-        colors = model.color(geometry, model.directions(rays_d), samples.ray_indices)
+        sigmas, inputs = seen.values
+        colors = model.color_mlp(inputs)
     features, opacities, depths = composite_samples(sigmas, colors, samples, marching, background)
     return Rendered(features, opacities, depths, samples.n_samples, seen.n_evaluated)
 
@@ -113,8 +114,8 @@ def visible_features(
     growth: int = GROWTH,
     to_train: bool = False,
 ) -> VisibleFeatures:
-    """The samples that can be seen, and what the field says of them: geometry features; ``to_train``, places and grid
-    features.
+    """The samples that can be seen, and what the field says of them: densities and the colour network's inputs;
+    ``to_train``, places and grid features.
 
     Rays advance together, window by window, each ``growth`` times as long as the one before; those that have become
     opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
@@ -122,7 +123,8 @@ def visible_features(
     """
     unit_o, unit_d = model.unit(rays_o), model.unit_direction(rays_d)
     sigmas = rays_o.new_zeros(samples.n_samples)
-    begin, length = 0, first_window
+    row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=sigmas.device)
+    begin, length, n_evaluated = 0, first_window, 0
     windows: list[tuple[Tensor, ...]] = []
     while True:
         index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
@@ -131,18 +133,22 @@ def visible_features(
         if to_train:
             encoded = model.grid(unit)
             densities = model.geometry(encoded)[0]
-            windows.append((index, unit, encoded))
+            windows.append((unit, encoded))
         else:
             densities, geometry = model.geometry_at(unit)
-            windows.append((index, geometry))
+            windows.append((geometry,))
         sigmas.scatter_(0, index, densities)
+        n_so_far = n_evaluated + index.shape[0]
+        row_of.scatter_(0, index, torch.arange(n_evaluated, n_so_far, device=index.device))
+        n_evaluated = n_so_far
         begin, length = begin + length, growth * length
-    index, *values = (torch.cat(parts) for parts in zip(*windows, strict=True))
-    row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=index.device)
-    row_of.scatter_(0, index, torch.arange(index.shape[0], device=index.device))
     samples, seen = samples.visible(sigmas, early_stop_eps)
     rows = row_of.index_select(0, seen)
-    return VisibleFeatures(samples, tuple(value.index_select(0, rows) for value in values), index.shape[0])
+    columns = list(zip(*windows, strict=True))
+    if to_train:
+        return VisibleFeatures(samples, tuple(gather_rows(column, rows) for column in columns), n_evaluated)
+    inputs = gather_rows(columns[0], rows, beside=model.directions(rays_d), beside_rows=samples.ray_indices)
+    return VisibleFeatures(samples, (sigmas.index_select(0, seen), inputs), n_evaluated)
 
 
 @torch.no_grad()

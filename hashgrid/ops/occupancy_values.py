@@ -88,7 +88,7 @@ def occupancy_values(
             unit, table, levels, weights, interpolation=interpolation, bounds=bounds, shadow=shadow,
             compute_dtype=compute_dtype,
         )  # fmt: skip
-        values.append(optical_thickness(geometry, part, resolution, step_size))
+        values.append(optical_thickness(geometry, part, resolution, n_cascades, step_size))
     return torch.cat(values)
 
 

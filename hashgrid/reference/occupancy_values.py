@@ -38,9 +38,14 @@ def occupancy_values(
     points = occupancy_points(cells, aabb, resolution, n_cascades, seed, step)
     low, high = field_aabb.to(points).split(3)
     encoded = hash_encode((points - low) * (1.0 / (high - low)), table, levels, interpolation, bounds, None, shadow)
-    return optical_thickness(mlp(encoded, weights, compute_dtype=compute_dtype), cells, resolution, step_size)
+    return optical_thickness(
+        mlp(encoded, weights, compute_dtype=compute_dtype), cells, resolution, n_cascades, step_size
+    )
 
 
-def optical_thickness(geometry: Tensor, cells: Tensor, resolution: tuple[int, int, int], step_size: float) -> Tensor:
+def optical_thickness(
+    geometry: Tensor, cells: Tensor, resolution: tuple[int, int, int], n_cascades: int, step_size: float
+) -> Tensor:
     """[M] of the density network's outputs [M, G] in ``cells`` [M], for steps that double from cascade to cascade."""
-    return density_of(geometry) * step_size * 2.0 ** (cells // math.prod(resolution))
+    thickness = density_of(geometry) * step_size
+    return thickness if n_cascades == 1 else thickness * 2.0 ** (cells // math.prod(resolution))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.checkpoint import load_checkpoint, save_checkpoint
+from hashgrid.ops.gather_rows import gather_rows
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.losses import eikonal, mape, truncated_l1
 from hashgrid.sdf.mesh import Mesh
@@ -90,7 +91,8 @@ class DistanceSamples:
         if self._refresh is not None:
             self._replace(self._refresh)
         index = torch.randint(len(self.points), (config.batch,), generator=self._generator).to(self.points.device)
-        points, target = self.points.index_select(0, index), self.distances.index_select(0, index)
+        points = gather_rows([self.points], index)
+        target = gather_rows([self.distances.unsqueeze(1)], index).squeeze(1)
         # the gradient costs three times the distance; the indices are random, so that any part of them will do
         n_eikonal = round(config.batch * config.eikonal_share) if config.eikonal_weight > 0 else 0
         distance = field(points[n_eikonal:], level_weights)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import hashgrid.ops.gather_rows  # noqa: F401  # the package does not load it
 from hashgrid.levels import make_level_table
 from hashgrid.ops.hash_encode import options_of
 
@@ -230,6 +231,17 @@ def _counter_uniform() -> Iterator[Arguments]:
     yield torch.tensor([7, 3]), torch.arange(N_RAYS)
 
 
+def _gather_rows() -> Iterator[Arguments]:
+    rows, blocks = torch.tensor([6, 0, 3]), [torch.randn(4, 2), torch.randn(3, 2)]
+    yield blocks, rows, None, None
+    yield blocks, rows, torch.randn(5, 3), torch.tensor([4, 4, 1])
+
+
+def _visible_cells() -> Iterator[Arguments]:
+    for chosen in (None, torch.rand(100) < 0.5):
+        yield torch.randn(100), chosen
+
+
 def _sample_positions() -> Iterator[Arguments]:
     t_starts, t_ends, packed_info = _samples()
     rays = torch.arange(N_RAYS).repeat_interleave(packed_info[:, 1])
@@ -312,6 +324,8 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "window_samples": _window_samples,
     "counter_uniform": _counter_uniform,
     "pixel_loss": _pixel_loss,
+    "gather_rows": _gather_rows,
+    "visible_cells": _visible_cells,
     "sample_positions": _sample_positions,
     "sample_rays": _sample_rays,
     "occupancy_points": _occupancy_points,
@@ -326,4 +340,5 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
 CUDA_ONLY = {"radiance_field": _radiance_field, "render_rays": _render_rays, "occupancy_values": _occupancy_values}
 # Below sm_80 CUDA's kernels refuse these ops, and `hashgrid.ops` makes the same of others.
 TENSOR_CORES_ONLY = {*CUDA_ONLY, "radiance_mlp", "radiance_mlp_backward"}
-ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name != "mlp_backward_backward"} | CUDA_ONLY
+CPU_ONLY = {"mlp_backward_backward", "gather_rows", "visible_cells"}
+ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name not in CPU_ONLY} | CUDA_ONLY
