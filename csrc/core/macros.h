@@ -25,3 +25,11 @@
 #else
 #define HASHGRID_UNROLL _Pragma("GCC unroll 8")
 #endif
+
+// Says that a pointer is to global memory. nvcc forgets it, from sm_100 on, of parameters that are compared with null,
+// and then reads through instructions that find out the memory first.
+#if defined(__CUDA_ARCH__)
+#define HASHGRID_IN_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
+#else
+#define HASHGRID_IN_GLOBAL(pointer) static_cast<void>(pointer)
+#endif

@@ -28,7 +28,12 @@ HASHGRID_HD T read_value(const void* values, const void*, int64_t i, T*) {
 }
 template <typename T>
 HASHGRID_HD Dual<T> read_value(const void* values, const void* tangents, int64_t i, Dual<T>*) {
-  return {static_cast<const T*>(values)[i], tangents != nullptr ? static_cast<const T*>(tangents)[i] : T(0)};
+  Dual<T> value = {static_cast<const T*>(values)[i], T(0)};
+  if (tangents != nullptr) {
+    HASHGRID_IN_GLOBAL(tangents);
+    value.tangent = static_cast<const T*>(tangents)[i];
+  }
+  return value;
 }
 
 // Element i of `values`, with its tangent (null: zero) where V is a dual number.
@@ -39,7 +44,9 @@ HASHGRID_HD V read_value(const void* values, const void* tangents, int64_t i) {
 
 template <typename T>
 HASHGRID_HD T read_or_zero(const void* values, int64_t i) {
-  return values != nullptr ? static_cast<const T*>(values)[i] : T(0);
+  if (values == nullptr) return T(0);
+  HASHGRID_IN_GLOBAL(values);
+  return static_cast<const T*>(values)[i];
 }
 
 // What a sample of weight w adds to the distortion; `spread` is sum w_j (m - m_j) over the samples in front of it.

@@ -114,7 +114,10 @@ __global__ void __launch_bounds__(kThreads) mlp_product_kernel(HASHGRID_PARAMS P
       if (r >= q.n_rows || c >= q.n_columns) continue;
       T value = sum[i][j];
       if (kKind == ProductKind::kForward) {
-        if (q.bias != nullptr) value += q.bias[c];
+        if (q.bias != nullptr) {
+          HASHGRID_IN_GLOBAL(q.bias);
+          value += q.bias[c];
+        }
         if (q.activation == Activation::kReLU) value = activate(value, Activation::kReLU);
         if (q.activation == Activation::kLeakyReLU) value = activate(value, Activation::kLeakyReLU);
       } else if (kKind == ProductKind::kBack) {

@@ -88,8 +88,7 @@ class Neighbours {
 
 }  // namespace
 
-std::atomic<bool> ThreadPool::in_use_{false};
-std::atomic<int64_t> ThreadPool::n_threads_{0};
+std::atomic<int64_t> ThreadPool::threads_{-1};
 
 struct ThreadPool::Job {
   int64_t n, grain;
@@ -130,10 +129,7 @@ ThreadPool& ThreadPool::get() {
   return *pool;
 }
 
-void ThreadPool::use(bool yes, int64_t n_threads) {
-  n_threads_ = yes && n_threads > 0 ? n_threads : 0;
-  in_use_ = yes;
-}
+void ThreadPool::use(bool yes, int64_t n_threads) { threads_ = !yes ? -1 : n_threads > 0 ? n_threads : 0; }
 
 // On a crowded machine the system puts a worker and its caller on one core, too, and gives the other one to a neighbour
 // (two threads beside one busy process on two cores had 1.10 cores). Workers that keep off the caller's core share the

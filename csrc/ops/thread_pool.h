@@ -27,8 +27,11 @@ class ThreadPool {
 
   // Whether ops run on it, and on how many threads, the caller included; 0: as many as PyTorch has.
   static void use(bool yes, int64_t n_threads);
-  static bool in_use() { return in_use_.load(std::memory_order_relaxed); }
-  static int64_t n_threads() { return n_threads_.load(std::memory_order_relaxed); }
+  static bool in_use() { return threads_.load(std::memory_order_relaxed) >= 0; }
+  static int64_t n_threads() {
+    const int64_t threads = threads_.load(std::memory_order_relaxed);
+    return threads > 0 ? threads : 0;
+  }
 
   // Calls f with ranges of at most `grain` units of [0, n) on up to `n_threads` threads and returns when all are done.
   // Throws what f threw first.
@@ -41,8 +44,7 @@ class ThreadPool {
   void keep_off(int core);
   Job* find();
 
-  static std::atomic<bool> in_use_;
-  static std::atomic<int64_t> n_threads_;
+  static std::atomic<int64_t> threads_;  // -1 while not in use
 
   std::mutex mutex_;              // of all below but `published_`, and of the fields of jobs that say so
   std::condition_variable wake_;  // a job has come
