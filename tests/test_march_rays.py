@@ -38,7 +38,7 @@ def test_march_equals_reference(
         assert len(actual[0]) > 20
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     ("resolution", "n_cascades"), [((48, 20, 64), 1), ((4, 8, 24), 1), ((32, 64, 32), 3), ((16, 48, 32), 2)]
 )

@@ -111,7 +111,8 @@ def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> 
     points, face = trimesh.sample.sample_surface(mesh, 3000, seed=0)
     np.savez(tmp_path / "cloud.npz", points=points, normals=mesh.face_normals[face])
     arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "130", "--no-video", *SETTINGS]
-    arguments += ["--set", "point_batch=512", "--set", "uniform_batch=512"]
+    for name, value in (("point_batch", 512), ("uniform_batch", 512), ("near_pool", 1 << 14), ("uniform_pool", 1 << 14)):
+        arguments += ["--set", f"{name}={value}"]
     assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     # with AVX-512 as with SSE2; half a per cent of the radius beside the surface
