@@ -60,6 +60,7 @@ def test_fixed_step_has_the_gradient_of_its_rays(scene: Scene) -> None:
         torch.testing.assert_close(gradient, param.grad, rtol=1e-3, atol=1e-6 * float(param.grad.abs().max()))
 
 
+@pytest.mark.full
 def test_fixed_steps_explain_the_images(scene: Scene) -> None:
     trainer = train(scene, 120, target_samples=16384, max_rays=2048)
     assert trainer.progress.step == 120 and trainer.progress.psnr > 17

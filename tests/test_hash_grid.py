@@ -226,6 +226,7 @@ def train(model: nn.Module, target: nn.Module, steps: int = 5) -> list[float]:
     return losses
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiled_model_trains_like_eager(backend: str, compute_dtype: torch.dtype | None, compiler: str) -> None:

@@ -220,6 +220,7 @@ def disassembly(binary: Path) -> Disassembly:
     return Disassembly(tool("objdump"), binary)
 
 
+@pytest.mark.full
 def test_default_kernels_run_on_any_machine(disassembly: Disassembly) -> None:
     default = {name: vex for name, vex in disassembly.functions.items() if "hashgrid::default_isa::" in name}
     if not default:

@@ -111,8 +111,8 @@ def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> 
     points, face = trimesh.sample.sample_surface(mesh, 3000, seed=0)
     np.savez(tmp_path / "cloud.npz", points=points, normals=mesh.face_normals[face])
     arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "130", "--no-video", *SETTINGS]
-    for name, value in (("point_batch", 512), ("uniform_batch", 512), ("near_pool", 1 << 14), ("uniform_pool", 1 << 14)):
-        arguments += ["--set", f"{name}={value}"]
+    for setting in ("point_batch=512", "uniform_batch=512", "near_pool=16384", "uniform_pool=16384"):
+        arguments += ["--set", setting]
     assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     # with AVX-512 as with SSE2; half a per cent of the radius beside the surface
@@ -265,6 +265,7 @@ def _whole_field(path: Path) -> bool:
     return all(bool((parameter == placement.scale).all()) for parameter in field.parameters())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("script", "whole"), [(PLY_WRITER, _whole_ply), (FIELD_WRITER, _whole_field)])
 def test_killed_writer_leaves_a_whole_file(script, whole, tmp_path) -> None:
     path = tmp_path / ("mesh.ply" if script is PLY_WRITER else "field.safetensors")
