@@ -24,7 +24,7 @@ def main() -> None:
     n_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 600
     if not path.exists():
         write_scene(path)
-    scene = load_scene(path)
+    scene = load_scene(path).normalized()
     low, size = scene.outer_aabb[:3], scene.outer_aabb[3:] - scene.outer_aabb[:3]
 
     grid = hashgrid.HashGrid(3, n_levels=8, n_features_per_level=4, log2_hashmap_size=18, max_resolution=1024)

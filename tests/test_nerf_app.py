@@ -263,10 +263,10 @@ def test_checkpoint_of_another_kind_is_refused(tmp_path, capsys):
     path = tmp_path / "field.safetensors"
     config = SdfConfig(log2_hashmap_size=8, n_levels=2)
     save_field(path, make_field(config), Placement(1.0, np.zeros(3)), config)
-    with pytest.raises(ValueError, match=r"field.safetensors` must be a hashgrid-nerf-1 checkpoint, got None"):
+    with pytest.raises(ValueError, match=r"field.safetensors` must be a hashgrid-nerf-2 checkpoint, got None"):
         read_checkpoint(path)
     assert main(["nerf", "--eval", str(path), "--out", str(tmp_path / "out"), *ON_CPU]) == 1
-    assert "must be a hashgrid-nerf-1 checkpoint" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "must be a hashgrid-nerf-2 checkpoint" in capsys.readouterr().err and not (tmp_path / "out").exists()
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(CheckpointError, match="field.safetensors"):
         read_checkpoint(path)

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         n_train, resolution = (2, 12) if args.tiny else (12, 100)
         scene = procedural_scene(n_train, 1, resolution, args.seed)
     else:
-        scene = load_scene(args.scene)
+        scene = load_scene(args.scene).normalized()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "warm.safetensors"
         warm = Trainer(scene, native)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if args.scene is None:
         scene = procedural_scene(*((2, 1, 12) if args.tiny else (24, 1, 200)), args.seed)
     else:
-        scene = load_scene(args.scene)
+        scene = load_scene(args.scene).normalized()
     native = Trainer(scene, config)
     while native.progress.step < args.warm_steps:
         native.step()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hashgrid.files import to_uint8
+from hashgrid.nerf.box import BLENDER_HALF
 from hashgrid.nerf.cameras import Cameras
-from hashgrid.nerf.dataset import BLENDER_HALF, Scene, Views
+from hashgrid.nerf.dataset import Scene, Views
 from hashgrid.nerf.procedural import orbit_cameras, render
 from hashgrid.threads import threads_in_use
 

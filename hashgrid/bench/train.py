@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         n_train, resolution = (2, 12) if args.tiny else (40, 160)
         scene = procedural_scene(n_train, args.views, resolution, args.seed)
     else:
-        scene = load_scene(args.scene)
+        scene = load_scene(args.scene).normalized()
     curves = {OURS: _train(scene, config, args.views, compiled=False)}
     curves[EAGER] = _train(scene, plain, args.views, compiled=False)
     if not args.no_compile:

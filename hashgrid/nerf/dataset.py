@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,17 @@ import torch
 from torch import Tensor
 
 from hashgrid.modules._backend import ops_of
-from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length, nearest_point_to_axes
+from hashgrid.nerf.box import Placement, choose_box
+from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length
+from hashgrid.nerf.errors import SceneError, SceneWarning
 from hashgrid.optional import optional_import
 from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
 LENS_FLAGS = ("is_fisheye", "latlong", "equirectangular", "orthographic", "rolling_shutter")
-BLENDER_HALF = 1.5  # half side of the box of NeRF-synthetic scenes
-NGP_SCALE, NGP_OFFSET = 0.33, 0.5  # instant-ngp's defaults: ngp = file * scale + offset
-CAPTURE_AABB_SCALE = 16.0  # a capture whose file names no `aabb_scale`
+NORMAL_HALF = 1.5  # half side of cascade 0 in normalised coordinates: that of NeRF-synthetic
 BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
-
-
-class SceneError(ValueError):
-    """A scene that cannot be used; the message says what, where and what to do."""
-
-
-class SceneWarning(UserWarning):
-    """Part of a scene was skipped."""
 
 
 def background_color(name: str | Sequence[float]) -> Tensor:
@@ -123,7 +115,7 @@ class Views(Cameras):
             row, noise = draw_pixels(seed, step, n, self.n_pixels, self.data.device)
             return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
         return ops_of(backend).sample_rays(
-            *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w, self.intrinsics),
+            *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
             *(self.undistorted_table() if self.is_distorted else (None, None)),
         )
 
@@ -148,12 +140,13 @@ class Scene:
 
     Attributes:
         train, test: the views; no test view is ever trained on.
-        aabb: box of cascade 0, ``xmin, ymin, zmin, xmax, ymax, zmax`` [6], in the units of the file.
+        aabb: box of cascade 0, ``xmin, ymin, zmin, xmax, ymax, zmax`` [6].
         n_cascades: boxes doubling around it; 1 for a bounded scene.
         bounded: whether everything the images show lies inside ``aabb`` (the rest is background).
         near: distance from the camera at which rays begin.
         up: unit vector [3].
         path: the folder it came from.
+        placement: where these coordinates lie in those of the file; the same, as :func:`load_scene` gives it.
     """
 
     train: Views
@@ -164,6 +157,24 @@ class Scene:
     near: float
     up: Tensor
     path: Path
+    placement: Placement = Placement()
+
+    def normalized(self) -> Scene:
+        """The scene in coordinates that depend neither on the unit nor on the origin of the file, with the box of
+        cascade 0 around 0: what a field is fitted in, fp32. ``placement`` leads back.
+
+        A field's density starts near 1 per unit of length: were the unit the file's, a scene in centimetres would start
+        with fog before every lens.
+        """
+        low, high = self.aabb.double().split(3)
+        unit, centre = float((high - low).max()) / (2 * NORMAL_HALF), (low + high) / 2
+        if abs(unit - 1) < 1e-6 and float(centre.abs().max()) < 1e-6 and self.train.c2w.dtype == torch.float32:
+            return self
+        step = Placement(tuple(centre.tolist()), unit)
+        train, test = (replace(views, c2w=step.poses_from_file(views.c2w).float()) for views in (self.train, self.test))
+        aabb = torch.cat([step.from_file(corner) for corner in (low, high)]).float()
+        placement = Placement(tuple(self.placement.to_file(centre).tolist()), self.placement.unit * unit)
+        return replace(self, train=train, test=test, aabb=aabb, near=self.near / unit, placement=placement)
 
     @property
     def name(self) -> str:
@@ -193,8 +204,9 @@ class Scene:
         """One line for a person."""
         width, height = self.train.sizes[0].tolist()
         channels = "RGBA" if self.has_alpha else "RGB"
-        low, high = self.outer_aabb[:3].tolist(), self.outer_aabb[3:].tolist()
-        box = " x ".join(f"[{a:.3g}, {b:.3g}]" for a, b in zip(low, high, strict=True))
+        low, high = (self.placement.to_file(corner).tolist() for corner in self.outer_aabb.split(3))
+        digits = 3 if max(map(abs, (*low, *high))) < 1000 * max(b - a for a, b in zip(low, high, strict=True)) else 9
+        box = " x ".join(f"[{a:.{digits}g}, {b:.{digits}g}]" for a, b in zip(low, high, strict=True))
         return (
             f"{self.name}: {len(self.train)} training and {len(self.test)} test views, {width}x{height} {channels},"
             f" {'bounded' if self.bounded else 'unbounded'}, box {box}, {self.n_cascades} cascade(s)"
@@ -210,6 +222,9 @@ def load_scene(
     progress: Callable[[int, int], None] | None = None,
 ) -> Scene:
     """Load a folder that holds `transforms.json` or `transforms_{train,val,test}.json`.
+
+    Poses and boxes are in the file's coordinates, float32, or float64 where float32 would move the cameras (survey
+    coordinates); :meth:`Scene.normalized` is what training works in.
 
     Split: the files' own (`transforms_test.json`, or nerfstudio's `train_filenames` / `test_filenames`); else every
     ``holdout``-th view, beginning with the first, is a test view.
@@ -245,9 +260,17 @@ def load_scene(
     n_images = len(train) + len(test)
     train_views = _load_views(train, downscale, lambda done: progress and progress(done, n_images))
     test_views = _load_views(test, downscale, lambda done: progress and progress(len(train) + done, n_images))
-    box = _choose_box(meta, train_views, train_file)
-    up = torch.nn.functional.normalize(train_views.c2w[:, :, 1].mean(0), dim=0)
-    return Scene(train_views, test_views, *box, up=up, path=train_file.parent.resolve())
+    aabb, n_cascades, bounded, near = choose_box(meta, train_views, train_file)
+    up = torch.nn.functional.normalize(train_views.c2w[:, :, 1].mean(0), dim=0).float()
+    if not _needs_fp64(torch.cat((train_views.origins, test_views.origins))):
+        train_views.c2w, test_views.c2w, aabb = train_views.c2w.float(), test_views.c2w.float(), aabb.float()
+    return Scene(train_views, test_views, aabb, n_cascades, bounded, near, up, path=train_file.parent.resolve())
+
+
+def _needs_fp64(origins: Tensor) -> bool:
+    """Whether fp32 would move cameras at ``origins`` [N, 3] by more than 1e-5 of how far apart they are."""
+    spread = (origins - origins.mean(0)).abs().max()
+    return bool((origins - origins.float().double()).abs().max() > 1e-5 * spread)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -418,7 +441,7 @@ def _load_views(frames: list[_Frame], downscale: int, progress: Callable[[int], 
         rows[:, :n_shared] = image.reshape(-1, image.shape[2])[:, :n_shared]
         begin += len(rows)
     return Views(
-        torch.from_numpy(np.array([f.c2w for f in frames], dtype=np.float32).reshape(-1, 3, 4)),
+        torch.from_numpy(np.array([f.c2w for f in frames], dtype=np.float64).reshape(-1, 3, 4)),
         torch.tensor([lens for lens, _ in lenses], dtype=torch.float32).reshape(-1, 4),
         sizes,
         torch.tensor([distortion for _, distortion in lenses], dtype=torch.float32).reshape(-1, N_DISTORTION),
@@ -528,105 +551,3 @@ def _parse_lens(frame: _Frame, width: int, height: int, downscale: int = 1) -> t
     coefficients = [number(key) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")]
     assert len(coefficients) == N_DISTORTION
     return [focal_x * scale_x, focal_y * scale_y, centre_x * scale_x, centre_y * scale_y], coefficients
-
-
-# The box -------------------------------------------------------------------------------------------------------------
-
-
-def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> tuple[Tensor, int, bool, float]:
-    """``aabb, n_cascades, bounded, near`` of a scene.
-
-    - `aabb` in the file is taken at its word.
-    - A Blender scene (nothing but angles) is the +-1.5 box of NeRF-synthetic.
-    - Images with a transparent background bound the object themselves: the box of its visual hull.
-    - Anything else is a capture: cascade 0 is a cube around the point the cameras look at, with the cameras around its
-      border; cascades reach as far as instant-ngp's box of `aabb_scale`.
-    """
-    aabb_scale, scale = _positive(meta, "aabb_scale", file), _positive(meta, "scale", file) or NGP_SCALE
-    if meta.get("aabb") is not None:
-        try:
-            aabb = torch.tensor(meta["aabb"], dtype=torch.float32).reshape(-1)
-        except (TypeError, ValueError):
-            aabb = torch.empty(0)
-        if aabb.shape != (6,) or not bool(aabb.isfinite().all()) or not bool((aabb[3:] > aabb[:3]).all()):
-            raise SceneError(f"{file}: `aabb` must be two corners, the lower one first, got {meta['aabb']!r}")
-        return aabb, 1, True, 0.0
-
-    centre = nearest_point_to_axes(views).float()
-    reach = (views.origins - centre).abs().amax(dim=-1)  # Chebyshev distance of the cameras [N]
-    focal_given = any("fl_x" in holder for holder in (meta, *meta["frames"]))
-    outside = bool((views.origins.abs().amax(dim=-1) > BLENDER_HALF).all())
-    if aabb_scale is None and "camera_angle_x" in meta and not focal_given and outside:
-        return _cube(torch.zeros(3), BLENDER_HALF), 1, True, 0.0
-    if views.has_alpha:
-        hull = _hull_box(views, centre, 0.95 * float((views.origins - centre).norm(dim=-1).max()))
-        if hull is None:  # the masks contradict each other: instant-ngp's box
-            hull = _cube((0.5 - _offset(meta, file)) / scale, 0.5 * (aabb_scale or 1.0) / scale)
-        return hull, 1, True, 0.0
-    half = float(reach.median()) or 1.0
-    outer = 0.5 * (aabb_scale or CAPTURE_AABB_SCALE) / scale
-    n_cascades = max(1, 1 + round(math.log2(outer / half))) if aabb_scale else 4
-    # Nothing is in focus closer than this, and what would be put there is fog in front of one lens.
-    return _cube(centre, half), min(n_cascades, 8), False, 0.05 * half
-
-
-def _positive(meta: dict[str, Any], key: str, file: Path) -> float | None:
-    if meta.get(key) is None:
-        return None
-    try:
-        value = float(meta[key])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value) or value <= 0:
-        raise SceneError(f"{file}: `{key}` must be a positive number, got {meta[key]!r}")
-    return value
-
-
-def _offset(meta: dict[str, Any], file: Path) -> Tensor:
-    try:
-        offset = torch.tensor(meta.get("offset", NGP_OFFSET), dtype=torch.float32).expand(3)
-    except (TypeError, ValueError, RuntimeError):
-        raise SceneError(f"{file}: `offset` must be one number or three, got {meta['offset']!r}") from None
-    return offset
-
-
-def _cube(centre: Tensor, half: float) -> Tensor:
-    return torch.cat((centre - half, centre + half)).float()
-
-
-def _hull_box(views: Views, centre: Tensor, half: float, resolution: int = 48, max_views: int = 64) -> Tensor | None:
-    """Cube around the visual hull of the alpha masks [6]; None where nothing is left.
-
-    A cell of a coarse grid goes when the footprint of its bounding sphere is transparent in some view that sees all of
-    it, or when fewer than half of the views have it in frame. Later rounds carve the box that the one before has found.
-    """
-    chosen = torch.linspace(0, len(views) - 1, min(len(views), max_views)).round().long().unique().tolist()
-    # Summed-area tables of the opaque pixels [H + 1, W + 1]: any footprint is four look-ups.
-    masks = ((views.image(view)[..., 3] > 0).int() for view in chosen)
-    tables = [torch.nn.functional.pad(mask.cumsum(0).cumsum(1), (1, 0, 1, 0)) for mask in masks]
-    axis = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
-    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-    for _ in range(3):
-        points = centre + half * grid
-        radius = half / resolution * math.sqrt(3)  # of a cell's bounding sphere
-        n_seen = torch.zeros(len(points), dtype=torch.int32)
-        for view, table in zip(chosen, tables, strict=True):
-            pixel, depth = views.project(points, view)
-            size = views.sizes[view]
-            inside = (depth > 2 * radius) & (pixel >= 0).all(-1) & (pixel < size).all(-1)
-            footprint = (float(views.intrinsics[view, :2].max()) * radius / (depth - radius).clamp_min(radius))[:, None]
-            low = (pixel - footprint).clamp_min(0).minimum(size).long()
-            high = (pixel + footprint + 1).clamp_min(0).minimum(size).long()
-            n_opaque = (
-                table[high[:, 1], high[:, 0]] - table[low[:, 1], high[:, 0]]
-                - table[high[:, 1], low[:, 0]] + table[low[:, 1], low[:, 0]]
-            )  # fmt: skip
-            n_seen += inside
-            keep = ~inside | (n_opaque > 0)
-            points, n_seen = points[keep], n_seen[keep]
-        points = points[2 * n_seen >= len(chosen)]
-        if not len(points):
-            return None
-        low, high = points.amin(0) - radius, points.amax(0) + radius
-        centre, half = 0.5 * (low + high), 0.5 * float((high - low).max())
-    return _cube(centre, half)

@@ -24,7 +24,7 @@ from hashgrid.nerf.model import NerfModel
 from hashgrid.nerf.render import Marching, render_rays
 from hashgrid.optim import Adam
 
-CHECKPOINT_FORMAT = "hashgrid-nerf-1"
+CHECKPOINT_FORMAT = "hashgrid-nerf-2"
 RAYS, OCCUPANCY, CHECKPOINT = "hashgrid rays", "hashgrid occupancy update", "hashgrid checkpoint"  # in profiles
 
 
@@ -60,7 +60,7 @@ class Trainer:
     seen. Time already spent counts towards ``time_limit``.
 
     Args:
-        scene: the data.
+        scene: the data, in any coordinates.
         config: the recipe.
         seconds_before: time of the run spent before, e.g. loading images.
     """
@@ -69,6 +69,7 @@ class Trainer:
         if config.steps is None and config.time_limit is None:
             raise ValueError("give `steps`, `time_limit` or both, got neither")
         config = config.resolved()
+        scene = scene.normalized()
         self.scene, self.config = scene, config
         torch.manual_seed(config.seed)
         self.marching = Marching.of(scene, config.steps_per_diagonal, config.early_stop_eps)
@@ -286,6 +287,7 @@ class Trainer:
             "format": CHECKPOINT_FORMAT,
             "config": self.config.to_dict(),
             "scene": str(self.scene.path),
+            "placement": vars(self.scene.placement),
             "progress": vars(self.progress),
             "n_rays": self.n_rays,
             "occupancy_seconds": self._occupancy_seconds,
