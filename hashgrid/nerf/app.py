@@ -15,7 +15,7 @@ from hashgrid.device import choose_device, why_not_cuda
 from hashgrid.files import atomic_write_json
 from hashgrid.nerf import report
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Scene, background_color, load_scene
+from hashgrid.nerf.dataset import Scene, background_color, load_scene, scene_name
 from hashgrid.nerf.evaluate import ViewScore, evaluate
 from hashgrid.nerf.procedural import write_scene
 from hashgrid.nerf.profile import StepProfile
@@ -120,7 +120,7 @@ def _describe_device(trainer: Trainer) -> str:
 def _output_folder(scene: Path | None, out: Path | None) -> Path:
     if out is not None:
         return out
-    return Path("outputs") / "nerf" / ("procedural_scene" if scene is None else scene.resolve().name)
+    return Path("outputs") / "nerf" / ("procedural_scene" if scene is None else scene_name(scene))
 
 
 def _procedural_if_none(scene: Path | None) -> Path:
@@ -205,7 +205,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
         "protocol": {
             "background": config.background,
             "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
-            "test_views": "every 8th view" if not (scene.path / "transforms_test.json").exists() else "test split",
+            "test_views": scene.split,
         },
         "peak_memory_bytes": _peak_memory(),
         "threads": threads_in_use(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,7 +146,8 @@ class Scene:
         bounded: whether everything the images show lies inside ``aabb`` (the rest is background).
         near: distance from the camera at which rays begin.
         up: unit vector [3].
-        path: the folder it came from.
+        path: the folder it came from; the file, where that is not the one the folder stands for.
+        split: what made the test views: the name of a file or of a list, "every 8th view", or "none".
         placement: where these coordinates lie in those of the file; the same, as :func:`load_scene` gives it.
     """
 
@@ -158,6 +160,7 @@ class Scene:
     up: Tensor
     path: Path
     placement: Placement = Placement()
+    split: str = "none"
 
     def normalized(self) -> Scene:
         """The scene in coordinates that depend neither on the unit nor on the origin of the file, with the box of
@@ -178,7 +181,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return scene_name(self.path)
 
     @property
     def centre(self) -> Tensor:
@@ -226,11 +229,12 @@ def load_scene(
     Poses and boxes are in the file's coordinates, float32, or float64 where float32 would move the cameras (survey
     coordinates); :meth:`Scene.normalized` is what training works in.
 
-    Split: the files' own (`transforms_test.json`, or nerfstudio's `train_filenames` / `test_filenames`); else every
-    ``holdout``-th view, beginning with the first, is a test view.
+    Split: the files' own (`transforms_test.json`, or nerfstudio's `train_filenames` / `test_filenames`; the one of the
+    validation views where there is none of test views, and the other way round); else every ``holdout``-th view,
+    beginning with the first, is a test view. No test view is trained on.
 
     Args:
-        path: the folder, or one `transforms*.json` file.
+        path: the folder, or one `transforms*.json` file; `transforms_train.json` has its siblings beside it.
         test_split: which file or list the test views come from, ``"test"`` or ``"val"``.
         holdout: distance between held-out views where the scene has no split; 0 holds none out.
         downscale: integer factor by which images are reduced (box filter, on premultiplied alpha).
@@ -248,14 +252,19 @@ def load_scene(
     meta = _read_json(train_file)
     train = _parse_frames(meta, train_file)
     test: list[_Frame] = []
+    split = "none"
     if test_file is not None:
-        test = _parse_frames(_read_json(test_file), test_file, required=False)
+        test, split = _parse_frames(_read_json(test_file), test_file, required=False), test_file.name
         if not test:
             warnings.warn(f"{test_file} has no usable view; holding out training views", SceneWarning, stacklevel=2)
     if not test:
-        train, test = _split(train, meta, test_split, holdout)
-        if not train:
-            raise SceneError(f"{train_file}: the split leaves no training view; check `train_filenames` or add views")
+        train, test, split = _split(train, meta, train_file, test_split, holdout)
+    train = _without(train, test, train_file)
+    if not train:
+        raise SceneError(f"{train_file}: the split leaves no training view; check `train_filenames` or add views")
+    if not test and holdout:
+        hint = "add some, or pass a smaller `holdout`" if split == "none" else f"`{split}` leaves none"
+        warnings.warn(f"{train_file}: no test views, nothing will be scored: {hint}", SceneWarning, stacklevel=2)
 
     n_images = len(train) + len(test)
     train_views = _load_views(train, downscale, lambda done: progress and progress(done, n_images))
@@ -264,7 +273,7 @@ def load_scene(
     up = torch.nn.functional.normalize(train_views.c2w[:, :, 1].mean(0), dim=0).float()
     if not _needs_fp64(torch.cat((train_views.origins, test_views.origins))):
         train_views.c2w, test_views.c2w, aabb = train_views.c2w.float(), test_views.c2w.float(), aabb.float()
-    return Scene(train_views, test_views, aabb, n_cascades, bounded, near, up, path=train_file.parent.resolve())
+    return Scene(train_views, test_views, aabb, n_cascades, bounded, near, up, scene_path(Path(path)), split=split)
 
 
 def _needs_fp64(origins: Tensor) -> bool:
@@ -276,15 +285,34 @@ def _needs_fp64(origins: Tensor) -> bool:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
+def scene_path(path: Path) -> Path:
+    """What finds the scene again, absolute: its folder, or the file where the folder stands for another one."""
+    path = path.resolve()
+    return path.parent if path.is_file() and path == _folder_file(path.parent) else path
+
+
+def scene_name(path: Path) -> str:
+    """The name of results of a scene: its folder's, and the file's where that is not the one the folder stands for."""
+    path = scene_path(path)
+    return f"{path.parent.name}_{path.stem}" if path.suffix == ".json" else path.name
+
+
+def _folder_file(folder: Path) -> Path | None:
+    """The file of the training views that a folder stands for."""
+    return next((f for f in (folder / "transforms_train.json", folder / "transforms.json") if f.is_file()), None)
+
+
 def _find_files(path: Path, test_split: str) -> tuple[Path, Path | None]:
     """The JSON files of the training and, where there is one, the test views."""
     if path.is_file():
         if path.suffix != ".json":
             raise SceneError(f"`scene` must be a folder or a transforms.json file, got the file {path}")
-        return path, None
+        if path.name != "transforms_train.json":
+            return path, None
+        path = path.parent
     if not path.is_dir():
         raise SceneError(f"`scene` must be a folder that holds transforms.json, got {path}, which does not exist")
-    train_file = next((f for f in (path / "transforms_train.json", path / "transforms.json") if f.is_file()), None)
+    train_file = _folder_file(path)
     if train_file is None:
         inside = sorted({f.parent for f in [*path.glob("*/transforms.json"), *path.glob("*/transforms_train.json")]})
         if inside:
@@ -294,17 +322,25 @@ def _find_files(path: Path, test_split: str) -> tuple[Path, Path | None]:
         else:
             hint = "make one with COLMAP and instant-ngp's colmap2nerf.py or nerfstudio's ns-process-data"
         raise SceneError(f"{path} holds no transforms.json or transforms_train.json; {hint}")
-    test_file = path / f"transforms_{test_split}.json"
-    return train_file, test_file if test_file.is_file() else None
+    test_files = (path / f"transforms_{split}.json" for split in _splits(test_split))
+    return train_file, next((f for f in test_files if f.is_file()), None)
+
+
+def _splits(test_split: str) -> tuple[str, str]:
+    """Where test views may come from, best first."""
+    return (test_split, "val" if test_split == "test" else "test")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        data = file.read_bytes()
+        # Windows tools write a byte order mark, PowerShell UTF-16.
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        meta = json.loads(text)
     except json.JSONDecodeError as error:
         raise SceneError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise SceneError(f"{file} cannot be read: {error}") from error
+        raise SceneError(f"{file} cannot be read, it must be UTF-8 or UTF-16: {error}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
         raise SceneError(f"{file} must be a JSON object with a list `frames`, got {_kind(meta)}")
     if not meta["frames"]:
@@ -400,20 +436,64 @@ def _parse_pose(entry: dict[str, Any], where: str) -> np.ndarray:
     return np.concatenate((u @ vt, matrix[:3, 3:]), axis=1)
 
 
-def _split(frames: list[_Frame], meta: dict, test_split: str, holdout: int) -> tuple[list[_Frame], list[_Frame]]:
-    """Training and test frames of a single file."""
-    lists = {key: set(meta[f"{key}_filenames"]) for key in ("train", "test", "val") if meta.get(f"{key}_filenames")}
-    if lists:
-        test_names = lists.get(test_split)
-        reserved = set().union(*(names for key, names in lists.items() if key != "train"))
-        train_names = lists.get("train", {frame.name for frame in frames} - reserved)
-        if test_names is None:  # only a training list: whatever it leaves out
-            test_names = {frame.name for frame in frames} - train_names - reserved
-        train = [frame for frame in frames if frame.name in train_names and frame.name not in test_names]
-        return train, [frame for frame in frames if frame.name in test_names]
+def _split(
+    frames: list[_Frame], meta: dict, file: Path, test_split: str, holdout: int
+) -> tuple[list[_Frame], list[_Frame], str]:
+    """Training and test frames of a single file, and what made the split."""
+    lists = {key: _listed(meta, f"{key}_filenames", file) for key in ("train", "test", "val")}
+    if any(listed is not None for listed in lists.values()):
+        source = next((key for key in _splits(test_split) if lists[key]), None)
+        reserved = (lists["test"] or set()) | (lists["val"] or set())
+        everything = {_key(frame.name) for frame in frames}
+        train_names = everything - reserved if lists["train"] is None else lists["train"]
+        # only a training list: whatever it leaves out
+        test_names = everything - train_names if source is None else lists[source] or set()
+        train = [frame for frame in frames if _key(frame.name) in train_names - test_names]
+        test = [frame for frame in frames if _key(frame.name) in test_names]
+        return train, test, f"{source or 'train'}_filenames"
     if not holdout or len(frames) < 2:
-        return frames, []
-    return [f for i, f in enumerate(frames) if i % holdout], [f for i, f in enumerate(frames) if i % holdout == 0]
+        return frames, [], "none"
+    held_out = [i % holdout == 0 for i in range(len(frames))]
+    train = [frame for frame, held in zip(frames, held_out, strict=True) if not held]
+    test = [frame for frame, held in zip(frames, held_out, strict=True) if held]
+    return train, test, f"every {holdout}{ {2: 'nd', 3: 'rd'}.get(holdout, 'th') } view"
+
+
+def _key(name: str) -> str:
+    """One spelling of a path: `./a\\b.png` and `a/b` are the same view."""
+    path = posixpath.normpath(name.strip().replace("\\", "/"))
+    return next((path[: -len(e)] for e in IMAGE_EXTENSIONS if path.endswith(e)), path)
+
+
+def _listed(meta: dict[str, Any], key: str, file: Path) -> set[str] | None:
+    """The views of a list of names in the file; None where there is no such list."""
+    names = meta.get(key)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SceneError(f"{file}: `{key}` must be a list of file names, got {names!r:.60}")
+    frames = {_key(entry["file_path"]) for entry in meta["frames"] if isinstance(entry.get("file_path"), str)}
+    unknown = [name for name in names if _key(name) not in frames]
+    if unknown:
+        raise SceneError(
+            f"{file}: `{key}` names {len(unknown)} view(s) that are no `file_path` of any frame: {_some(unknown)};"
+            " spell them alike, or remove them from the list"
+        )
+    return {_key(name) for name in names}
+
+
+def _without(train: list[_Frame], test: list[_Frame], file: Path) -> list[_Frame]:
+    """Training frames whose image is not also a test image."""
+    test_images = {frame.image.resolve() for frame in test}
+    kept = [frame for frame in train if frame.image.resolve() not in test_images]
+    if len(kept) < len(train):
+        shared = [frame.name for frame in train if frame.image.resolve() in test_images]
+        warnings.warn(
+            f"{file}: not training on {len(shared)} view(s) that are test views, too: {_some(shared)}",
+            SceneWarning,
+            stacklevel=3,
+        )
+    return kept
 
 
 # Images and lenses ---------------------------------------------------------------------------------------------------
