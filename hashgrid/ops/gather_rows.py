@@ -10,6 +10,8 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.autograd import is_recorded
 
+KERNEL_DEVICES = ("cpu",)
+
 
 def gather_rows(
     blocks: Sequence[Tensor], rows: Tensor, beside: Tensor | None = None, beside_rows: Tensor | None = None
@@ -32,7 +34,7 @@ def gather_rows(
         RuntimeError, IndexError: a shape or a dtype does not fit, or a row does not exist.
     """
     recorded = is_recorded(*blocks) or (beside is not None and is_recorded(beside))
-    if recorded or not rows.is_cpu or _extension.module is None:
+    if recorded or rows.device.type not in KERNEL_DEVICES or _extension.module is None:
         gathered = torch.cat(tuple(blocks)).index_select(0, rows)
         if beside is None or beside_rows is None:
             return gathered

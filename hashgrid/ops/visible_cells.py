@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hashgrid import _extension
 
+KERNEL_DEVICES = ("cpu",)
+
 
 def visible_cells(density: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Cells that a camera sees, those of ``density >= 0``, in order.
@@ -24,7 +26,7 @@ def visible_cells(density: Tensor, chosen: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: a shape or a dtype does not fit.
     """
-    if not density.is_cpu or _extension.module is None:
+    if density.device.type not in KERNEL_DEVICES or _extension.module is None:
         visible = density >= 0
         return (visible if chosen is None else visible & chosen).nonzero().squeeze(-1)
     return _extension.ops().visible_cells(density.detach().contiguous(), chosen)

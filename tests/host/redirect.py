@@ -16,6 +16,8 @@ OPTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("hashgrid.ops.mlp", "SECOND_ORDER_DEVICES", ()),
     ("hashgrid.ops.radiance_field", "KERNEL_DEVICES", ("cpu",)),
     ("hashgrid.ops.radiance_mlp", "TENSOR_CORE_DEVICES", ("cpu",)),
+    ("hashgrid.ops.gather_rows", "KERNEL_DEVICES", ()),
+    ("hashgrid.ops.visible_cells", "KERNEL_DEVICES", ()),
 )
 
 
