@@ -368,7 +368,7 @@ def test_broken_files(tmp_path):
     assert len(load_scene(folder / "transforms.json").train) == 8
 
     (folder / "im_003.png").write_bytes((folder / "im_003.png").read_bytes()[:60])
-    with pytest.raises(SceneError, match="im_003.png cannot be read as an image"):
+    with pytest.raises(SceneError, match="im_003.png` cannot be read as an image"):
         load_scene(folder)
     iio.imwrite(folder / "im_003.tiff", np.zeros((12, 16), dtype=np.float32))
     edit(folder, lambda meta: meta["frames"][3].update(file_path="im_003.tiff"))

@@ -19,6 +19,7 @@ from hashgrid.modules import FusedMLP, HashGrid
 from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.optim import Adam
 from hashgrid.optional import optional_import
+from hashgrid.photos import PhotoError, read_photo
 from hashgrid.threads import threads_for
 
 
@@ -65,26 +66,19 @@ class ImageModel(nn.Module):
         return encode_and_pass(self.grid, self.mlp, positions)
 
 
-def load_photo(path: Path) -> Tensor:
-    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white.
+def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
+    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white. See :func:`hashgrid.photos.read_photo`.
 
     Raises:
-        ValueError: the file is missing or no image.
+        ValueError: the file is missing or not one picture.
     """
-    image_io = optional_import("imageio.v3", "image")
     if not path.is_file():
         raise ValueError(f"`PHOTO` must be an image file, `{path}` does not exist")
     try:
-        pixels = torch.from_numpy(image_io.imread(path).copy())
-    except Exception as error:  # every plugin of imageio raises its own
-        raise ValueError(f"`PHOTO` must be an image file, `{path}` cannot be read: {error}") from error
-    if pixels.dtype not in (torch.uint8, torch.uint16):
-        raise ValueError(f"`PHOTO` must have 8 or 16 bits per channel, `{path}` has {pixels.dtype}")
-    image = pixels.float() / (255 if pixels.dtype == torch.uint8 else 65535)
-    if image.dim() == 2:
-        image = image[..., None]
-    if image.dim() != 3 or image.shape[2] > 4:
-        raise ValueError(f"`PHOTO` must have shape [H, W] or [H, W, 1..4], `{path}` has {list(image.shape)}")
+        pixels = torch.from_numpy(read_photo(path, allow_huge=allow_huge))
+    except PhotoError as error:
+        raise ValueError(f"`PHOTO` must be an image file: {error}") from error
+    image = pixels.float().div_(255 if pixels.dtype == torch.uint8 else 65535)
     if image.shape[2] in (2, 4):
         alpha = image[..., -1:]
         image = image[..., :-1] * alpha + (1 - alpha)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length, nearest_point_to_axes
-from hashgrid.optional import optional_import
+from hashgrid.photos import PhotoError, read_photo
 from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
@@ -207,6 +207,7 @@ def load_scene(
     test_split: str = "test",
     holdout: int = 8,
     downscale: int = 1,
+    allow_huge: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scene:
     """Load a folder that holds `transforms.json` or `transforms_{train,val,test}.json`.
@@ -219,11 +220,12 @@ def load_scene(
         test_split: which file or list the test views come from, ``"test"`` or ``"val"``.
         holdout: distance between held-out views where the scene has no split; 0 holds none out.
         downscale: integer factor by which images are reduced (box filter, on premultiplied alpha).
+        allow_huge: whether to read images of more than 179 million pixels.
         progress: called with (images read, images in all).
 
     Raises:
         SceneError: the folder, the JSON, a camera or an image is unusable.
-        ImportError: imageio is not installed.
+        ImportError: Pillow is not installed.
     """
     if test_split not in ("test", "val"):
         raise ValueError(f"`test_split` must be 'test' or 'val', got {test_split!r}")
@@ -243,8 +245,10 @@ def load_scene(
             raise SceneError(f"{train_file}: the split leaves no training view; check `train_filenames` or add views")
 
     n_images = len(train) + len(test)
-    train_views = _load_views(train, downscale, lambda done: progress and progress(done, n_images))
-    test_views = _load_views(test, downscale, lambda done: progress and progress(len(train) + done, n_images))
+    train_views = _load_views(train, downscale, lambda done: progress and progress(done, n_images), allow_huge)
+    test_views = _load_views(
+        test, downscale, lambda done: progress and progress(len(train) + done, n_images), allow_huge
+    )
     box = _choose_box(meta, train_views, train_file)
     up = torch.nn.functional.normalize(train_views.c2w[:, :, 1].mean(0), dim=0)
     return Scene(train_views, test_views, *box, up=up, path=train_file.parent.resolve())
@@ -396,18 +400,34 @@ def _split(frames: list[_Frame], meta: dict, test_split: str, holdout: int) -> t
 # Images and lenses ---------------------------------------------------------------------------------------------------
 
 
-def _load_views(frames: list[_Frame], downscale: int, progress: Callable[[int], object]) -> Views:
+def _load_views(
+    frames: list[_Frame], downscale: int, progress: Callable[[int], object], allow_huge: bool = False
+) -> Views:
     images: list[np.ndarray] = []
+    unturned: list[str] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for image in pool.map(_read_image, frames):
+        for image in pool.map(lambda frame: _read_image(frame, allow_huge, unturned.append), frames):
             images.append(_reduce(image, downscale) if downscale > 1 else image)
             progress(len(images))
+    if unturned:
+        warnings.warn(
+            f"{len(unturned)} image(s) have an EXIF orientation, and no `w` and `h` tell whether the cameras belong to"
+            " the turned pictures; they are taken as stored, as COLMAP and nerfstudio do. If the result is wrong, turn"
+            f" the files (mogrify -auto-orient): {_some(sorted(unturned))}",
+            SceneWarning,
+            stacklevel=3,
+        )
     lenses = [
         _parse_lens(f, image.shape[1], image.shape[0], downscale) for f, image in zip(frames, images, strict=True)
     ]
     sizes = torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2)
     # Alpha is kept only where some image is really transparent.
     channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
+    if channels == 4 and not any(image.shape[2] == 3 or image[..., 3].any() for image in images):
+        raise SceneError(
+            f"{frames[0].image}: every pixel of all {len(images)} images is transparent; if their fourth channel is not"
+            " alpha, save them without it"
+        )
     data = np.empty((int(sizes.prod(dim=1).sum()), channels), dtype=np.uint8)
     begin = 0
     while images:
@@ -427,28 +447,43 @@ def _load_views(frames: list[_Frame], downscale: int, progress: Callable[[int], 
     )
 
 
-def _read_image(frame: _Frame) -> np.ndarray:
-    """The image as uint8 [H, W, 3 or 4]."""
-    iio = optional_import("imageio.v3")
+def _read_image(
+    frame: _Frame, allow_huge: bool = False, on_unturned: Callable[[str], object] | None = None
+) -> np.ndarray:
+    """The image as uint8 [H, W, 3 or 4].
+
+    Cameras belong to the pixels that are stored (COLMAP, instant-ngp and nerfstudio read those), not to the picture as
+    EXIF's orientation wants it seen, unless only the turned one fits `w` and `h`. Where nothing tells, ``on_unturned``
+    is called with the name.
+    """
+
+    def turn(orientation: int, width: int, height: int) -> bool:
+        stored = _fits_file_size(frame.lens, width, height)
+        turned = _fits_file_size(frame.lens, height, width) if orientation >= 5 else stored
+        if turned and not stored:
+            return True
+        if stored == turned and on_unturned is not None:
+            on_unturned(frame.name)
+        return False
+
     try:
-        image = np.asarray(iio.imread(frame.image))
-    except Exception as error:  # every plugin raises its own kinds
-        raise SceneError(f"{frame.image} cannot be read as an image: {error}") from error
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or 0 in image.shape:
-        raise SceneError(f"{frame.image}: an image must have shape [H, W] or [H, W, 1..4], got {list(image.shape)}")
+        image = read_photo(frame.image, allow_huge=allow_huge, turn=turn)
+    except PhotoError as error:
+        raise SceneError(str(error)) from error
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    elif image.dtype == bool:
-        image = image.astype(np.uint8) * 255
-    elif image.dtype != np.uint8:
-        raise SceneError(
-            f"{frame.image}: an image must have 8 or 16 bits per channel, got {image.dtype}; make it a PNG"
-        )
     if image.shape[2] <= 2:  # grey, grey + alpha
         image = np.concatenate((np.repeat(image[..., :1], 3, axis=2), image[..., 1:]), axis=2)
     return image
+
+
+def _fits_file_size(lens: dict[str, Any], width: int, height: int) -> bool | None:
+    """Whether an image has the shape of the file's `w` x `h`; None where the file does not say."""
+    try:
+        ratio = float(lens["w"]) / float(lens["h"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return abs(width / height / ratio - 1) <= 0.01 + 1 / min(width, height)  # as in _parse_lens
 
 
 def _reduce(image: np.ndarray, factor: int) -> np.ndarray:
