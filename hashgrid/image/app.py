@@ -101,20 +101,37 @@ def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
     return torch.stack((x, y), dim=1)
 
 
-def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = None) -> int:
-    """Fits ``photo`` and writes reconstruction, error map and ``results.json`` to ``out``."""
+def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = None, allow_huge: bool = False) -> int:
+    """Fits ``photo`` and writes reconstruction, error map and ``results.json`` to ``out``.
+
+    Raises:
+        ValueError: the photo or an option is wrong.
+    """
     config = dataclasses.replace(ImageConfig(), **(changes or {}))
     if config.steps is None and config.time_limit is None:
         config = dataclasses.replace(config, steps=config.default_steps)
+    out = Path("outputs") / "image" / photo.stem if out is None else out
+    _check_options(out, config)
     with threads_for(config.backend):
-        return _fit(photo, Path("outputs") / "image" / photo.stem if out is None else out, config)
+        return _fit(photo, out, allow_huge, config)
 
 
-def _fit(photo: Path, out: Path, config: ImageConfig) -> int:
+def _check_options(out: Path, config: ImageConfig) -> None:
+    """Finds what would only be found after training, or never, before anything takes time."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`--out` must be a folder, `{existing}` is a file")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError(f"`--steps` must be at least 1, got {config.steps}")
+    if config.time_limit is not None and not config.time_limit > 0:
+        raise ValueError(f"`--time-limit` must be positive, got {config.time_limit}")
+
+
+def _fit(photo: Path, out: Path, allow_huge: bool, config: ImageConfig) -> int:
     """Trains and writes what :func:`run` promises; returns its exit status."""
     tqdm = optional_import("tqdm", "image").tqdm
     begin = time.perf_counter()
-    image = load_photo(photo)
+    image = load_photo(photo, allow_huge=allow_huge)
     height, width, _ = image.shape
     device = choose_device(config.device, config.backend)
     config = dataclasses.replace(config, device=str(device))

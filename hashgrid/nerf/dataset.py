@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ LENS_FLAGS = ("is_fisheye", "latlong", "equirectangular", "orthographic", "rolli
 BLENDER_HALF = 1.5  # half side of the box of NeRF-synthetic scenes
 NGP_SCALE, NGP_OFFSET = 0.33, 0.5  # instant-ngp's defaults: ngp = file * scale + offset
 CAPTURE_AABB_SCALE = 16.0  # a capture whose file names no `aabb_scale`
-BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
 class SceneError(ValueError):
@@ -42,20 +43,23 @@ class SceneWarning(UserWarning):
 
 
 def background_color(name: str | Sequence[float]) -> Tensor:
-    """The colour [3] of ``"black"``, ``"white"``, ``"grey"``, ``"#rrggbb"`` or three numbers in [0, 1]."""
-    if not isinstance(name, str):
-        color = torch.as_tensor(name, dtype=torch.float32)
-        if color.shape != (3,):
-            raise ValueError(f"`background` must have 3 values, got shape {list(color.shape)}")
-        return color
-    if name in BACKGROUNDS:
-        return torch.tensor(BACKGROUNDS[name])
-    if len(name) == 7 and name[0] == "#":
-        try:
+    """The colour [3] of ``"white"``, ``"black"``, ``"grey"``, ``"#rrggbb"``, ``"R,G,B"`` or three numbers in [0, 1].
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(name, str):
+        if name in BACKGROUNDS:
+            return torch.tensor(BACKGROUNDS[name])
+        if re.fullmatch("#[0-9a-fA-F]{6}", name):
             return torch.tensor([int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        except ValueError:
-            pass
-    raise ValueError(f"`background` must be one of {', '.join(BACKGROUNDS)} or #rrggbb, got {name!r}")
+    try:
+        color = [float(part) for part in (name.split(",") if isinstance(name, str) else name)]
+    except (TypeError, ValueError):
+        color = []
+    if len(color) != 3 or not all(0 <= value <= 1 for value in color):
+        raise ValueError(f"`background` must be {', '.join(BACKGROUNDS)}, #rrggbb or R,G,B in 0..1, got {name!r}")
+    return torch.tensor(color)
 
 
 def blend(rgba: Tensor, background: Tensor) -> Tensor:
