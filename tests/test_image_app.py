@@ -123,10 +123,10 @@ def test_photos_of_8_and_16_bits_are_read(channels: int, dtype: type, tmp_path: 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("tifffile")
     imageio.imwrite(tmp_path / "float.tif", np.zeros((4, 5, 3), np.float32))
-    with pytest.raises(ValueError, match=r"`PHOTO` .*float.tif` must have 8 or 16 bits per channel, got float32"):
+    with pytest.raises(ValueError, match=r"`PHOTO`: .*float.tif` must have 8 or 16 bits per channel, got float32"):
         load_photo(tmp_path / "float.tif")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"`PHOTO` must be an image file: .*text.png` cannot be read"):
+    with pytest.raises(ValueError, match=r"`PHOTO`: .*text.png` cannot be read"):
         load_photo(tmp_path / "text.png")
     with pytest.raises(ValueError, match=r"none.png` does not exist"):
         load_photo(tmp_path / "none.png")

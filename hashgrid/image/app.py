@@ -77,7 +77,7 @@ def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
     try:
         pixels = torch.from_numpy(read_photo(path, allow_huge=allow_huge))
     except PhotoError as error:
-        raise ValueError(f"`PHOTO` must be an image file: {error}") from error
+        raise ValueError(f"`PHOTO`: {error}") from error
     image = pixels.float().div_(255 if pixels.dtype == torch.uint8 else 65535)
     if image.shape[2] in (2, 4):
         alpha = image[..., -1:]
@@ -88,11 +88,11 @@ def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
 @torch.no_grad()
 def reconstruct(model: ImageModel, width: int, height: int, chunk: int = 1 << 16) -> Tensor:
     """The image [H, W, 3] the model has learned, clipped to [0, 1], on the CPU."""
-    rows = []
-    for start in range(0, width * height, chunk):
-        pixel = torch.arange(start, min(start + chunk, width * height), device=model.grid.table.device)
-        rows.append(model(_centres(pixel, width, height)))
-    return torch.cat(rows).clamp_(0, 1).view(height, width, 3).cpu()
+    image = torch.empty(width * height, 3)
+    for start in range(0, len(image), chunk):
+        pixel = torch.arange(start, min(start + chunk, len(image)), device=model.grid.table.device)
+        image[start : start + chunk] = model(_centres(pixel, width, height))
+    return image.clamp_(0, 1).view(height, width, 3)
 
 
 def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
@@ -197,4 +197,8 @@ def error_map(rendered: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute error per pixel as a colour image [H, W, 3], full scale at 0.1."""
     from hashgrid.nerf.report import colorize
 
-    return colorize((rendered - truth).abs().mean(dim=-1) / 0.1)
+    image, n_rows = torch.empty_like(truth), 256  # at once: further copies of a gigapixel would not fit
+    for start in range(0, len(truth), n_rows):
+        rows = slice(start, start + n_rows)
+        image[rows] = colorize((rendered[rows] - truth[rows]).abs().mean(dim=-1) / 0.1)
+    return image
