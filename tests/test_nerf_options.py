@@ -48,6 +48,19 @@ def test_wrong_options_are_found_before_images_are_read(
     assert capsys.readouterr().err == f"hashgrid: error: {message}\n" and not (tmp_path / "out").exists()
 
 
+def test_huge_images_are_asked_for_by_an_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def load_scene(path: Path, allow_huge: bool) -> Scene:
+        asked.append(allow_huge)
+        raise ValueError
+
+    monkeypatch.setattr(app, "load_scene", load_scene)
+    for arguments in ([], ["--allow-huge"]):
+        assert main(["nerf", str(tmp_path), "--out", str(tmp_path / "out"), *ARGUMENTS, *arguments]) == 1
+    assert asked == [False, True]
+
+
 @pytest.mark.parametrize(
     "arguments", [["--steps", "0"], ["--steps", "-3"], ["--time-limit", "-1"], ["--out", "photo.png"]]
 )

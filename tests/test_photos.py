@@ -16,6 +16,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from PIL import ImageCms, ImageOps  # noqa: E402
 
+from hashgrid.cli import main  # noqa: E402
 from hashgrid.image.app import load_photo  # noqa: E402
 from hashgrid.nerf.dataset import SceneError, SceneWarning, load_scene  # noqa: E402
 from hashgrid.photos import PhotoError, read_photo  # noqa: E402
@@ -287,6 +288,7 @@ def test_cameras_decide_whether_a_scene_is_turned(extension: str, tmp_path: Path
     for sizes in ({"w": 24, "h": 16}, {"w": 48, "h": 32}):
         pixels, said = load(6, **sizes)
         assert close(pixels, RGB) and not said
+    assert len(load(6, w=0, h=16)[1]) == 1
     pixels, said = load(6, w=16, h=24)
     assert close(pixels, RGB[::-1].swapaxes(0, 1)) and not said
     for orientation, sizes in ((6, {}), (3, {"w": 24, "h": 16})):
@@ -322,6 +324,15 @@ def test_reduced_copies_beside_a_picture_do_not_count(tmp_path: Path) -> None:
     assert np.array_equal(read_photo(tmp_path / "pyramid.tif"), RGB)
 
 
+def test_first_picture_of_a_phone_counts(tmp_path: Path) -> None:
+    """The others of a multi-picture JPEG are its depth, its gain map or the second eye's."""
+    pages = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    pages[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=pages[1:], quality=100)
+    with Image.open(tmp_path / "phone.jpg") as image:
+        assert image.n_frames == 2
+    assert np.abs(read_photo(tmp_path / "phone.jpg").astype(int) - RGB).mean() < 3
+
+
 def test_one_bit_pictures_are_black_and_white(tmp_path: Path) -> None:
     bits = RGB[..., 0] > 99
     Image.fromarray(bits).save(tmp_path / "bits.png")
@@ -351,4 +362,15 @@ def test_huge_pictures_are_read_when_asked_for(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(SceneError, match="`allow_huge=True`"):
             load_scene(scene)
         assert len(load_scene(scene, allow_huge=True).train) == 3
+        command = [
+            "image",
+            str(tmp_path / "huge.png"),
+            "--out",
+            str(tmp_path / "out"),
+            "--steps",
+            "1",
+            "--device",
+            "cpu",
+        ]
+        assert main(command) == 1 and main([*command, "--allow-huge"]) == 0
     assert Image.MAX_IMAGE_PIXELS == 190

@@ -487,6 +487,8 @@ def _fits_file_size(lens: dict[str, Any], width: int, height: int) -> bool | Non
         ratio = float(lens["w"]) / float(lens["h"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+    if not 0 < ratio < math.inf:
+        return None
     return abs(width / height / ratio - 1) <= 0.01 + 1 / min(width, height)  # as in _parse_lens
 
 
