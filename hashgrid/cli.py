@@ -62,11 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     nerf.add_argument("scene", nargs="?", type=Path, metavar="SCENE", help="folder that holds transforms*.json")
     nerf.add_argument("--out", type=Path, help="where results go (default: outputs/nerf/<scene>)")
     _add_budget(nerf, "training steps", "training time in seconds, everything but the final evaluation")
-    nerf.add_argument("--background", help="behind transparent test images: white, black or R,G,B in 0..1")
+    nerf.add_argument(
+        "--background", help="behind transparent test images: white, black, grey, #rrggbb or R,G,B in 0..1"
+    )
     nerf.add_argument("--resume", action="store_true", help="go on from OUT's checkpoint")
     nerf.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only evaluate a checkpoint")
-    nerf.add_argument("--views", type=int, help="evaluate only this many test views, evenly spread")
+    nerf.add_argument("--views", type=int, help="evaluate only this many test views, evenly spread; 0 for none")
     nerf.add_argument("--no-video", action="store_true", help="no turntable.mp4")
+    _add_allow_huge(nerf)
     nerf.add_argument("--profile", action="store_true", help="where the time of a step goes: a table and a trace")
     nerf.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field of hashgrid.nerf.NerfConfig"
@@ -77,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("photo", type=Path, metavar="PHOTO")
     image.add_argument("--out", type=Path, help="where results go (default: outputs/image/<photo>)")
     _add_budget(image, "training steps (default: 2000)", "training time in seconds")
+    _add_allow_huge(image)
     image.set_defaults(run=_image)
 
     sdf = commands.add_parser(
@@ -131,6 +135,10 @@ def _add_budget(parser: argparse.ArgumentParser, steps: str, time_limit: str) ->
     parser.add_argument("--backend", choices=BACKENDS, help="kernels, or their plain PyTorch twins")
 
 
+def _add_allow_huge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-huge", action="store_true", help="read images of more than 179 million pixels")
+
+
 def _info(args: argparse.Namespace) -> int:
     from hashgrid.info import describe
 
@@ -152,13 +160,14 @@ def _nerf(args: argparse.Namespace) -> int:
         video=not args.no_video,
         profile=args.profile,
         changes=_changes(args, (*_COMMON, "background")) | _assignments(args.set, NerfConfig),
+        allow_huge=args.allow_huge,
     )
 
 
 def _image(args: argparse.Namespace) -> int:
     from hashgrid.image.app import run
 
-    return run(args.photo, out=args.out, changes=_changes(args, _COMMON))
+    return run(args.photo, out=args.out, changes=_changes(args, _COMMON), allow_huge=args.allow_huge)
 
 
 def _sdf(args: argparse.Namespace) -> int:
@@ -225,6 +234,8 @@ def _assignments(pairs: Sequence[str], config: type) -> dict:
             changes[key] = text
         if hints[key] is int and isinstance(changes[key], float) and changes[key].is_integer():
             changes[key] = int(changes[key])  # 1e6
+        if hints[key] is str and not isinstance(changes[key], str):
+            changes[key] = text  # 0.5,0.5,0.5 is no tuple here
         if not _is_a(changes[key], hints[key]):
             name = getattr(hints[key], "__name__", None) or str(hints[key])
             raise ValueError(f"`--set {key}` must be of type {name}, got {text!r}")

@@ -74,7 +74,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
     """A float image in [0, 1] (or a uint8 one) as uint8, rounded."""
     image = image.detach().cpu()
     if image.is_floating_point():
-        image = (image.float().nan_to_num(0).clamp(0, 1) * 255 + 0.5).byte()
+        image = image.float().nan_to_num(0).clamp_(0, 1).mul_(255).add_(0.5).byte()
     return image.numpy()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 
 import numpy as np
@@ -298,8 +299,12 @@ def test_box_from_the_file_and_from_masks(tmp_path):
 def test_backgrounds():
     assert background_color("white").tolist() == [1, 1, 1]
     assert background_color("#ff8000").tolist() == pytest.approx([1, 128 / 255, 0])
-    with pytest.raises(ValueError, match="`background` must be one of .* got 'pink-ish'"):
-        background_color("pink-ish")
+    assert background_color("0.5, 0,1").tolist() == [0.5, 0, 1] == background_color((0.5, 0, 1)).tolist()
+    wrong = ("pink", "", "#12345", "#+1+1+1", "0.5,0.5", "0,0,2", "-0.1,0,0", "nan,0,0", "1,1,1,1", (0, 0, 255), None)
+    for value in wrong:
+        message = "`background` must be white, black, grey, #rrggbb or R,G,B in 0..1, got " + re.escape(repr(value))
+        with pytest.raises(ValueError, match=message):
+            background_color(value)
     mixed = blend(torch.tensor([[1.0, 0.5, 0.0, 0.25]]), torch.ones(3))
     torch.testing.assert_close(mixed, torch.tensor([[1.0, 0.875, 0.75]]))
 
@@ -368,7 +373,7 @@ def test_broken_files(tmp_path):
     assert len(load_scene(folder / "transforms.json").train) == 8
 
     (folder / "im_003.png").write_bytes((folder / "im_003.png").read_bytes()[:60])
-    with pytest.raises(SceneError, match="im_003.png cannot be read as an image"):
+    with pytest.raises(SceneError, match="im_003.png` cannot be read as an image"):
         load_scene(folder)
     iio.imwrite(folder / "im_003.tiff", np.zeros((12, 16), dtype=np.float32))
     edit(folder, lambda meta: meta["frames"][3].update(file_path="im_003.tiff"))

@@ -19,6 +19,7 @@ from hashgrid.modules import FusedMLP, HashGrid
 from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.optim import Adam
 from hashgrid.optional import optional_import
+from hashgrid.photos import PhotoError, read_photo
 from hashgrid.threads import threads_for
 
 
@@ -65,26 +66,19 @@ class ImageModel(nn.Module):
         return encode_and_pass(self.grid, self.mlp, positions)
 
 
-def load_photo(path: Path) -> Tensor:
-    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white.
+def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
+    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white. See :func:`hashgrid.photos.read_photo`.
 
     Raises:
-        ValueError: the file is missing or no image.
+        ValueError: the file is missing or not one picture.
     """
-    image_io = optional_import("imageio.v3", "image")
     if not path.is_file():
         raise ValueError(f"`PHOTO` must be an image file, `{path}` does not exist")
     try:
-        pixels = torch.from_numpy(image_io.imread(path).copy())
-    except Exception as error:  # every plugin of imageio raises its own
-        raise ValueError(f"`PHOTO` must be an image file, `{path}` cannot be read: {error}") from error
-    if pixels.dtype not in (torch.uint8, torch.uint16):
-        raise ValueError(f"`PHOTO` must have 8 or 16 bits per channel, `{path}` has {pixels.dtype}")
-    image = pixels.float() / (255 if pixels.dtype == torch.uint8 else 65535)
-    if image.dim() == 2:
-        image = image[..., None]
-    if image.dim() != 3 or image.shape[2] > 4:
-        raise ValueError(f"`PHOTO` must have shape [H, W] or [H, W, 1..4], `{path}` has {list(image.shape)}")
+        pixels = torch.from_numpy(read_photo(path, allow_huge=allow_huge))
+    except PhotoError as error:
+        raise ValueError(f"`PHOTO`: {error}") from error
+    image = pixels.float().div_(255 if pixels.dtype == torch.uint8 else 65535)
     if image.shape[2] in (2, 4):
         alpha = image[..., -1:]
         image = image[..., :-1] * alpha + (1 - alpha)
@@ -94,11 +88,11 @@ def load_photo(path: Path) -> Tensor:
 @torch.no_grad()
 def reconstruct(model: ImageModel, width: int, height: int, chunk: int = 1 << 16) -> Tensor:
     """The image [H, W, 3] the model has learned, clipped to [0, 1], on the CPU."""
-    rows = []
-    for start in range(0, width * height, chunk):
-        pixel = torch.arange(start, min(start + chunk, width * height), device=model.grid.table.device)
-        rows.append(model(_centres(pixel, width, height)))
-    return torch.cat(rows).clamp_(0, 1).view(height, width, 3).cpu()
+    image = torch.empty(width * height, 3)
+    for start in range(0, len(image), chunk):
+        pixel = torch.arange(start, min(start + chunk, len(image)), device=model.grid.table.device)
+        image[start : start + chunk] = model(_centres(pixel, width, height))
+    return image.clamp_(0, 1).view(height, width, 3)
 
 
 def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
@@ -107,20 +101,37 @@ def _centres(pixel: Tensor, width: int, height: int) -> Tensor:
     return torch.stack((x, y), dim=1)
 
 
-def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = None) -> int:
-    """Fits ``photo`` and writes reconstruction, error map and ``results.json`` to ``out``."""
+def run(photo: Path, out: Path | None = None, changes: dict[str, Any] | None = None, allow_huge: bool = False) -> int:
+    """Fits ``photo`` and writes reconstruction, error map and ``results.json`` to ``out``.
+
+    Raises:
+        ValueError: the photo or an option is wrong.
+    """
     config = dataclasses.replace(ImageConfig(), **(changes or {}))
     if config.steps is None and config.time_limit is None:
         config = dataclasses.replace(config, steps=config.default_steps)
+    out = Path("outputs") / "image" / photo.stem if out is None else out
+    _check_options(out, config)
     with threads_for(config.backend):
-        return _fit(photo, Path("outputs") / "image" / photo.stem if out is None else out, config)
+        return _fit(photo, out, allow_huge, config)
 
 
-def _fit(photo: Path, out: Path, config: ImageConfig) -> int:
+def _check_options(out: Path, config: ImageConfig) -> None:
+    """Finds what would only be found after training, or never, before anything takes time."""
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`--out` must be a folder, `{existing}` is a file")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError(f"`--steps` must be at least 1, got {config.steps}")
+    if config.time_limit is not None and not config.time_limit > 0:
+        raise ValueError(f"`--time-limit` must be positive, got {config.time_limit}")
+
+
+def _fit(photo: Path, out: Path, allow_huge: bool, config: ImageConfig) -> int:
     """Trains and writes what :func:`run` promises; returns its exit status."""
     tqdm = optional_import("tqdm", "image").tqdm
     begin = time.perf_counter()
-    image = load_photo(photo)
+    image = load_photo(photo, allow_huge=allow_huge)
     height, width, _ = image.shape
     device = choose_device(config.device, config.backend)
     config = dataclasses.replace(config, device=str(device))
@@ -186,4 +197,8 @@ def error_map(rendered: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute error per pixel as a colour image [H, W, 3], full scale at 0.1."""
     from hashgrid.nerf.report import colorize
 
-    return colorize((rendered - truth).abs().mean(dim=-1) / 0.1)
+    image, n_rows = torch.empty_like(truth), 256  # at once: further copies of a gigapixel would not fit
+    for start in range(0, len(truth), n_rows):
+        rows = slice(start, start + n_rows)
+        image[rows] = colorize((rendered[rows] - truth[rows]).abs().mean(dim=-1) / 0.1)
+    return image

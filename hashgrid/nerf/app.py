@@ -38,6 +38,7 @@ def run(
     video: bool = True,
     profile: bool = False,
     changes: dict[str, Any] | None = None,
+    allow_huge: bool = False,
 ) -> int:
     """Trains on ``scene_path`` (a procedural scene when None) and evaluates; or only evaluates a checkpoint.
 
@@ -67,9 +68,10 @@ def run(
         config = NerfConfig.for_device(device).replace(**{**changes, "device": str(device)})
     if config.steps is None and config.time_limit is None:
         config = config.replace(time_limit=DEFAULT_SECONDS)
+    _check_options(config, n_views, video, stored is not None and "background" not in changes)
     out = _output_folder(scene_path, out)
     with threads_for(config.backend):
-        scene = load_scene(_procedural_if_none(scene_path))
+        scene = load_scene(_procedural_if_none(scene_path), allow_huge=allow_huge)
         print(scene.describe(), flush=True)
         out.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(scene, config, seconds_before=time.perf_counter() - begin)
@@ -81,6 +83,24 @@ def run(
         return _train_and_evaluate(trainer, out, evaluate_only is None, n_views, video, profile)
 
 
+def _check_options(config: NerfConfig, n_views: int | None, video: bool, background_is_stored: bool) -> None:
+    """Finds what would only be found after training before anything takes time."""
+    try:
+        background_color(config.background)
+    except ValueError as error:
+        if background_is_stored:
+            raise ValueError(f"{error}; it is the checkpoint's, `--background` replaces it") from error
+        raise
+    if n_views is not None and n_views < 0:
+        raise ValueError(f"`--views` must be at least 0, got {n_views}")
+    if config.steps is not None and config.steps < 0:
+        raise ValueError(f"`--steps` must be at least 0, got {config.steps}")
+    if config.time_limit is not None and not config.time_limit > 0:
+        raise ValueError(f"`--time-limit` must be positive, got {config.time_limit}")
+    for package in ("safetensors", "imageio.v3", "matplotlib", *(("imageio_ffmpeg",) if video else ())):
+        optional_import(package, "nerf")
+
+
 def _train_and_evaluate(
     trainer: Trainer, out: Path, train: bool, n_views: int | None, video: bool, profile: bool
 ) -> int:
@@ -89,7 +109,7 @@ def _train_and_evaluate(
     if train:
         interrupted = _train(trainer, out, StepProfile() if profile else None)
         if interrupted:
-            n_views = min(n_views or 4, 4)
+            n_views = 4 if n_views is None else min(n_views, 4)
             print("interrupted: the checkpoint is written, a few test views follow; --resume goes on", flush=True)
     train_peak = _peak_memory() if train else None
     _evaluate(trainer, out, n_views, interrupted, train_peak)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,31 +25,34 @@ from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.box import Placement, choose_box
 from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length
 from hashgrid.nerf.errors import SceneError, SceneWarning
-from hashgrid.optional import optional_import
+from hashgrid.photos import PhotoError, read_photo
 from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
 LENS_FLAGS = ("is_fisheye", "latlong", "equirectangular", "orthographic", "rolling_shutter")
 NORMAL_HALF = 1.5  # half side of cascade 0 in normalised coordinates: that of NeRF-synthetic
-BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
 
 
 def background_color(name: str | Sequence[float]) -> Tensor:
-    """The colour [3] of ``"black"``, ``"white"``, ``"grey"``, ``"#rrggbb"`` or three numbers in [0, 1]."""
-    if not isinstance(name, str):
-        color = torch.as_tensor(name, dtype=torch.float32)
-        if color.shape != (3,):
-            raise ValueError(f"`background` must have 3 values, got shape {list(color.shape)}")
-        return color
-    if name in BACKGROUNDS:
-        return torch.tensor(BACKGROUNDS[name])
-    if len(name) == 7 and name[0] == "#":
-        try:
+    """The colour [3] of ``"white"``, ``"black"``, ``"grey"``, ``"#rrggbb"``, ``"R,G,B"`` or three numbers in [0, 1].
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(name, str):
+        if name in BACKGROUNDS:
+            return torch.tensor(BACKGROUNDS[name])
+        if re.fullmatch("#[0-9a-fA-F]{6}", name):
             return torch.tensor([int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        except ValueError:
-            pass
-    raise ValueError(f"`background` must be one of {', '.join(BACKGROUNDS)} or #rrggbb, got {name!r}")
+    try:
+        color = [float(part) for part in (name.split(",") if isinstance(name, str) else name)]
+    except (TypeError, ValueError):
+        color = []
+    if len(color) != 3 or not all(0 <= value <= 1 for value in color):
+        raise ValueError(f"`background` must be {', '.join(BACKGROUNDS)}, #rrggbb or R,G,B in 0..1, got {name!r}")
+    return torch.tensor(color)
 
 
 def blend(rgba: Tensor, background: Tensor) -> Tensor:
@@ -222,6 +226,7 @@ def load_scene(
     test_split: str = "test",
     holdout: int = 8,
     downscale: int = 1,
+    allow_huge: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scene:
     """Load a folder that holds `transforms.json` or `transforms_{train,val,test}.json`.
@@ -238,11 +243,12 @@ def load_scene(
         test_split: which file or list the test views come from, ``"test"`` or ``"val"``.
         holdout: distance between held-out views where the scene has no split; 0 holds none out.
         downscale: integer factor by which images are reduced (box filter, on premultiplied alpha).
+        allow_huge: whether to read images of more than 179 million pixels.
         progress: called with (images read, images in all).
 
     Raises:
         SceneError: the folder, the JSON, a camera or an image is unusable.
-        ImportError: imageio is not installed.
+        ImportError: Pillow is not installed.
     """
     if test_split not in ("test", "val"):
         raise ValueError(f"`test_split` must be 'test' or 'val', got {test_split!r}")
@@ -267,8 +273,10 @@ def load_scene(
         warnings.warn(f"{train_file}: no test views, nothing will be scored: {hint}", SceneWarning, stacklevel=2)
 
     n_images = len(train) + len(test)
-    train_views = _load_views(train, downscale, lambda done: progress and progress(done, n_images))
-    test_views = _load_views(test, downscale, lambda done: progress and progress(len(train) + done, n_images))
+    train_views = _load_views(train, downscale, lambda done: progress and progress(done, n_images), allow_huge)
+    test_views = _load_views(
+        test, downscale, lambda done: progress and progress(len(train) + done, n_images), allow_huge
+    )
     aabb, n_cascades, bounded, near = choose_box(meta, train_views, train_file)
     up = torch.nn.functional.normalize(train_views.c2w[:, :, 1].mean(0), dim=0).float()
     if not _needs_fp64(torch.cat((train_views.origins, test_views.origins))):
@@ -499,18 +507,34 @@ def _without(train: list[_Frame], test: list[_Frame], file: Path) -> list[_Frame
 # Images and lenses ---------------------------------------------------------------------------------------------------
 
 
-def _load_views(frames: list[_Frame], downscale: int, progress: Callable[[int], object]) -> Views:
+def _load_views(
+    frames: list[_Frame], downscale: int, progress: Callable[[int], object], allow_huge: bool = False
+) -> Views:
     images: list[np.ndarray] = []
+    unturned: list[str] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for image in pool.map(_read_image, frames):
+        for image in pool.map(lambda frame: _read_image(frame, allow_huge, unturned.append), frames):
             images.append(_reduce(image, downscale) if downscale > 1 else image)
             progress(len(images))
+    if unturned:
+        warnings.warn(
+            f"{len(unturned)} image(s) have an EXIF orientation, and no `w` and `h` tell whether the cameras belong to"
+            " the turned pictures; they are taken as stored, as COLMAP and nerfstudio do. If the result is wrong, turn"
+            f" the files (mogrify -auto-orient): {_some(sorted(unturned))}",
+            SceneWarning,
+            stacklevel=3,
+        )
     lenses = [
         _parse_lens(f, image.shape[1], image.shape[0], downscale) for f, image in zip(frames, images, strict=True)
     ]
     sizes = torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2)
     # Alpha is kept only where some image is really transparent.
     channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
+    if channels == 4 and not any(image.shape[2] == 3 or image[..., 3].any() for image in images):
+        raise SceneError(
+            f"{frames[0].image}: every pixel of all {len(images)} images is transparent; if their fourth channel is not"
+            " alpha, save them without it"
+        )
     data = np.empty((int(sizes.prod(dim=1).sum()), channels), dtype=np.uint8)
     begin = 0
     while images:
@@ -530,28 +554,45 @@ def _load_views(frames: list[_Frame], downscale: int, progress: Callable[[int], 
     )
 
 
-def _read_image(frame: _Frame) -> np.ndarray:
-    """The image as uint8 [H, W, 3 or 4]."""
-    iio = optional_import("imageio.v3")
+def _read_image(
+    frame: _Frame, allow_huge: bool = False, on_unturned: Callable[[str], object] | None = None
+) -> np.ndarray:
+    """The image as uint8 [H, W, 3 or 4].
+
+    Cameras belong to the pixels that are stored (COLMAP, instant-ngp and nerfstudio read those), not to the picture as
+    EXIF's orientation wants it seen, unless only the turned one fits `w` and `h`. Where nothing tells, ``on_unturned``
+    is called with the name.
+    """
+
+    def turn(orientation: int, width: int, height: int) -> bool:
+        stored = _fits_file_size(frame.lens, width, height)
+        turned = _fits_file_size(frame.lens, height, width) if orientation >= 5 else stored
+        if turned and not stored:
+            return True
+        if stored == turned and on_unturned is not None:
+            on_unturned(frame.name)
+        return False
+
     try:
-        image = np.asarray(iio.imread(frame.image))
-    except Exception as error:  # every plugin raises its own kinds
-        raise SceneError(f"{frame.image} cannot be read as an image: {error}") from error
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 2, 3, 4) or 0 in image.shape:
-        raise SceneError(f"{frame.image}: an image must have shape [H, W] or [H, W, 1..4], got {list(image.shape)}")
+        image = read_photo(frame.image, allow_huge=allow_huge, turn=turn)
+    except PhotoError as error:
+        raise SceneError(str(error)) from error
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    elif image.dtype == bool:
-        image = image.astype(np.uint8) * 255
-    elif image.dtype != np.uint8:
-        raise SceneError(
-            f"{frame.image}: an image must have 8 or 16 bits per channel, got {image.dtype}; make it a PNG"
-        )
     if image.shape[2] <= 2:  # grey, grey + alpha
         image = np.concatenate((np.repeat(image[..., :1], 3, axis=2), image[..., 1:]), axis=2)
     return image
+
+
+def _fits_file_size(lens: dict[str, Any], width: int, height: int) -> bool | None:
+    """Whether an image has the shape of the file's `w` x `h`; None where the file does not say."""
+    try:
+        ratio = float(lens["w"]) / float(lens["h"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not 0 < ratio < math.inf:
+        return None
+    return abs(width / height / ratio - 1) <= 0.01 + 1 / min(width, height)  # as in _parse_lens
 
 
 def _reduce(image: np.ndarray, factor: int) -> np.ndarray:

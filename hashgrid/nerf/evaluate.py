@@ -39,20 +39,20 @@ def evaluate(
     """Scores of the views (all, or ``indices``) and the seconds that took.
 
     With ``out``, writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth | render | error) and
-    ``depth/NAME.png``. PSNR is that of the 8-bit image clipped to [0, 1], so that it can be repeated from the files.
+    ``depth/NAME.png``, with the names of :func:`hashgrid.nerf.report.picture_names`. PSNR is that of the 8-bit image
+    clipped to [0, 1], so that it can be repeated from the files.
     """
     begin = time.perf_counter()
-    scores = []
+    scores, pictures = [], report.picture_names(views.names)
     cameras = views.select(range(len(views))).to(model.aabb.device)
     for view in range(len(views)) if indices is None else indices:
         color, opacity, depth = render_view(model, occupancy, cameras, view, marching, background)
         color = (color * 255).round() / 255
         truth = views.image_rgb(view, background)
-        name = Path(views.names[view]).stem
         score = ViewScore(views.names[view], float(psnr(color, truth)), float(ssim(color, truth)))
         scores.append(score)
         if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
-            report.write_view(out, name, truth, color, opacity, depth)
+            report.write_view(out, pictures[view], truth, color, opacity, depth)
         if on_view is not None:
             on_view(score)
     return scores, time.perf_counter() - begin

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from hashgrid.nerf.dataset import Scene
 from hashgrid.optional import optional_import
 from hashgrid.pictures import colorize, write_texts
 
+EXTENSIONS = re.compile(r"\.(png|jpe?g|webp|tiff?|bmp|gif|avif|jp2|exr|hdr)$", re.IGNORECASE)
+FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')  # in file names, on some systems
 GAP, HEADER = 4, 18  # pixels between panels, and of the line of text above them
 
 
@@ -73,6 +76,25 @@ def write_depth(path: str | Path, depth: Tensor, opacity: Tensor | None = None) 
     shown = depth[(weight > 0.5) & depth.isfinite()]
     low, high = np.quantile(shown.numpy(), (0.01, 0.99)).tolist() if len(shown) else (0.0, 1.0)
     atomic_write_image(path, colorize(-depth, -high, -low) * weight[..., None])
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """File names without extension for the pictures of views, no two alike where upper and lower case are the same.
+
+    A view's picture has the name of its image, with as many of its folders before it as tell all views apart
+    (``front_000`` and ``back_000`` of a rig), and the number of the view where they do not.
+    """
+    paths = [
+        [FORBIDDEN.sub("_", part) for part in EXTENSIONS.sub("", name.strip().replace("\\", "/")).split("/")]
+        for name in names
+    ]
+    paths = [[part for part in path if part not in ("", ".", "..")] or ["view"] for path in paths]
+    found: list[str] = []
+    for n_parts in range(1, 1 + max(map(len, paths), default=0)):
+        found = ["_".join(path[-n_parts:])[-150:] for path in paths]
+        if len({name.lower() for name in found}) == len(found):
+            return found
+    return [f"{i:04d}_{name}" for i, name in enumerate(found)]
 
 
 def write_view(out: str | Path, name: str, truth: Tensor, color: Tensor, opacity: Tensor, depth: Tensor) -> None:
