@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     nerf.add_argument(
         "--background", help="behind transparent test images: white, black, grey, #rrggbb or R,G,B in 0..1"
     )
+    nerf.add_argument("--downscale", type=int, metavar="N", help="reduce images by this factor (default: 1)")
+    nerf.add_argument(
+        "--holdout", type=int, metavar="N", help="test every Nth view of a scene without a split (default: 8; 0: none)"
+    )
+    nerf.add_argument("--test-split", choices=("test", "val"), help="which of the scene's splits is tested")
     nerf.add_argument("--resume", action="store_true", help="go on from OUT's checkpoint")
     nerf.add_argument("--eval", type=Path, metavar="CHECKPOINT", help="only evaluate a checkpoint")
     nerf.add_argument("--views", type=int, help="evaluate only this many test views, evenly spread; 0 for none")
@@ -159,7 +164,8 @@ def _nerf(args: argparse.Namespace) -> int:
         n_views=args.views,
         video=not args.no_video,
         profile=args.profile,
-        changes=_changes(args, (*_COMMON, "background")) | _assignments(args.set, NerfConfig),
+        changes=_changes(args, (*_COMMON, "background", "downscale", "holdout", "test_split"))
+        | _assignments(args.set, NerfConfig),
         allow_huge=args.allow_huge,
     )
 

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from problems.nerf import TINY
 
@@ -51,7 +52,7 @@ def test_wrong_options_are_found_before_images_are_read(
 def test_huge_images_are_asked_for_by_an_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
 
-    def load_scene(path: Path, allow_huge: bool) -> Scene:
+    def load_scene(path: Path, allow_huge: bool, **options: object) -> Scene:
         asked.append(allow_huge)
         raise ValueError
 
@@ -138,3 +139,29 @@ def test_each_view_has_its_pictures(scene: Scene, tmp_path: Path) -> None:
                 assert len(list(csv.DictReader(file))) == n_views
     finally:
         scene.test.names = names
+
+
+def test_images_and_splits_of_the_command_are_remembered(tmp_path: Path) -> None:
+    """The options reach the loader, and a checkpoint is evaluated on what was held out when it was trained."""
+    iio = pytest.importorskip("imageio.v3")
+    frames = []
+    for i in range(6):
+        iio.imwrite(tmp_path / f"{i}.png", np.full((32, 32, 3), 40 * i, dtype=np.uint8))
+        pose = [[1, 0, 0, i / 5], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]]
+        frames.append({"file_path": f"{i}.png", "transform_matrix": pose})
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 30.0, "frames": frames}))
+    out = tmp_path / "out"
+    options = ["--downscale", "2", "--holdout", "3"]
+    assert main(["nerf", str(tmp_path), "--out", str(out), *options, *ARGUMENTS]) == 0
+    for _ in range(2):
+        results = json.loads((out / "results.json").read_text())
+        assert results["test"]["views_total"] == 2 and results["protocol"]["test_views"] == "every 3rd view"
+        assert iio.imread(out / "renders" / "3.png").shape == (16, 16, 3)
+        (out / "results.json").unlink()
+        assert main(["nerf", "--eval", str(out / "checkpoint.safetensors"), "--no-video", "--device", "cpu"]) == 0
+
+
+def test_options_of_the_loader_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--downscale=0", "--holdout=-1"):
+        assert main(["nerf", str(tmp_path), "--out", str(tmp_path / "out"), *ARGUMENTS, option]) == 1
+        assert "`downscale` must be at least 1 and `holdout` at least 0" in capsys.readouterr().err

@@ -71,7 +71,13 @@ def run(
     _check_options(config, n_views, video, stored is not None and "background" not in changes)
     out = _output_folder(scene_path, out)
     with threads_for(config.backend):
-        scene = load_scene(_procedural_if_none(scene_path), allow_huge=allow_huge)
+        scene = load_scene(
+            _procedural_if_none(scene_path),
+            test_split=config.test_split,
+            holdout=config.holdout,
+            downscale=config.downscale,
+            allow_huge=allow_huge,
+        )
         print(scene.describe(), flush=True)
         out.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(scene, config, seconds_before=time.perf_counter() - begin)

@@ -26,6 +26,9 @@ class NerfConfig:
     steps: int | None = None
     time_limit: float | None = None  # seconds of everything but the final evaluation
     background: str = "white"  # of evaluation; training blends transparent images onto random colours
+    downscale: int = 1  # factor by which images are reduced
+    holdout: int = 8  # distance of test views in a scene without a split; 0 for none
+    test_split: str = "test"  # or "val": which of a scene's splits is tested
 
     # Field: 8 levels of 4 features touch half the cache lines of 16 x 2 at the same output width. 2^18 entries per
     # level train 10 % faster than 2^19, to the same PSNR after 60 and 240 s: tables and moments are memory traffic.
