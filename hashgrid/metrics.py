@@ -10,20 +10,26 @@ from torch import Tensor
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
-def psnr(image: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of images [H, W, C] in [0, 1]; inf where they are equal."""
+def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of images [H, W, C] in [0, 1]; inf where they are equal. With ``mask`` [H, W]
+    bool, of its pixels only; NaN where it has none."""
     _check(image, truth)
+    if mask is not None:
+        image, truth = (x[mask].unsqueeze(1) for x in (image, truth))
+    if not image.numel():
+        return math.nan
     # some rows at a time: in fp64 and at once, 182 megapixels would take 13 GB
     pairs = zip(image.split(256), truth.split(256), strict=True)
     mse = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs) / image.numel()
     return -10 * math.log10(mse) if mse > 0 else math.inf
 
 
-def ssim(image: Tensor, truth: Tensor) -> float:
+def ssim(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     """Mean structural similarity of images [H, W, C] in [0, 1].
 
     Gaussian 11x11 window with sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, windows that fit inside the image
-    only, mean over the channels (Wang et al. 2004).
+    only, mean over the channels (Wang et al. 2004). With ``mask`` [H, W] bool, windows of its pixels only; NaN where it
+    holds no window.
     """
     _check(image, truth)
     if min(image.shape[:2]) < SSIM_WINDOW:
@@ -37,6 +43,9 @@ def ssim(image: Tensor, truth: Tensor) -> float:
     variances = (xx - mean_x.square()) + (yy - mean_y.square())
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity /= (mean_x.square() + mean_y.square() + c1) * (variances + c2)
+    if mask is not None:
+        outside = torch.nn.functional.max_pool2d((~mask)[None].double(), SSIM_WINDOW, stride=1)[0]  # [H - 10, W - 10]
+        similarity = similarity[:, outside.t() == 0]
     return float(similarity.mean())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import sys
@@ -204,7 +205,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
 
         def show(score: ViewScore) -> None:
             scores.append(score)
-            bar.set_postfix_str(f"PSNR {statistics.fmean(s.psnr for s in scores):.2f} dB", refresh=False)
+            bar.set_postfix_str(f"PSNR {_decibels(_mean([s.psnr for s in scores]))}", refresh=False)
             bar.update()
 
         _, seconds = evaluate(
@@ -222,8 +223,8 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "peak_memory_bytes": train_peak,
         },
         "test": {
-            "psnr_mean": statistics.fmean(s.psnr for s in scores) if scores else None,
-            "ssim_mean": statistics.fmean(s.ssim for s in scores) if scores else None,
+            "psnr_mean": _mean([score.psnr for score in scores]),
+            "ssim_mean": _mean([score.ssim for score in scores]),
             "views": len(scores),
             "views_total": n_test,
             "seconds": seconds,
@@ -243,11 +244,25 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
     report.plot_training(out / "psnr_over_time.png", trainer.curve, results["test"]["psnr_mean"])
     if scores:
         print(
-            f"{len(scores)} test views: PSNR {results['test']['psnr_mean']:.2f} dB, SSIM"
-            f" {results['test']['ssim_mean']:.4f} in {seconds:.1f} s; trained {progress.step} steps,"
+            f"{len(scores)} test views: PSNR {_decibels(results['test']['psnr_mean'])}, SSIM"
+            f" {_decimals(results['test']['ssim_mean'])} in {seconds:.1f} s; trained {progress.step} steps,"
             f" {progress.samples / 1e6:.1f} M samples in {progress.seconds:.1f} s",
             flush=True,
         )
+
+
+def _mean(scores: list[float]) -> float | None:
+    """The mean of the scores that are there: a view whose pixels are all masked has NaN."""
+    known = [score for score in scores if not math.isnan(score)]
+    return statistics.fmean(known) if known else None
+
+
+def _decibels(psnr: float | None) -> str:
+    return "unknown (all masked)" if psnr is None else f"{psnr:.2f} dB"
+
+
+def _decimals(ssim: float | None) -> str:
+    return "unknown" if ssim is None else f"{ssim:.4f}"
 
 
 def _turntable(trainer: Trainer, out: Path, n_frames: int = 48) -> None:

@@ -132,7 +132,7 @@ def _hull_box(views: Views, centre: Tensor, half: float, resolution: int = 48, m
     """
     chosen = torch.linspace(0, len(views) - 1, min(len(views), max_views)).round().long().unique().tolist()
     # Summed-area tables of the opaque pixels [H + 1, W + 1]: any footprint is four look-ups.
-    masks = ((views.image(view)[..., 3] > 0).int() for view in chosen)
+    masks = (_may_be_opaque(views, view).int() for view in chosen)
     tables = [torch.nn.functional.pad(mask.cumsum(0).cumsum(1), (1, 0, 1, 0)) for mask in masks]
     axis = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
     grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
@@ -160,3 +160,9 @@ def _hull_box(views: Views, centre: Tensor, half: float, resolution: int = 48, m
         low, high = points.amin(0) - radius, points.amax(0) + radius
         centre, half = 0.5 * (low + high), 0.5 * float((high - low).max())
     return _cube(centre, half)
+
+
+def _may_be_opaque(views: Views, view: int) -> Tensor:
+    """Pixels that are not transparent, or of which nothing is known [H, W] bool."""
+    opaque, mask = views.image(view)[..., 3] > 0, views.mask(view)
+    return opaque if mask is None else opaque | ~mask

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hashgrid.modules._backend import ops_of
 from hashgrid.nerf.box import Placement, choose_box
 from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length
 from hashgrid.nerf.errors import SceneError, SceneWarning
+from hashgrid.nerf.masks import find_mask, read_mask
 from hashgrid.photos import PhotoError, read_photo
 from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
 
@@ -68,11 +69,14 @@ class Views(Cameras):
         data: the pixels of all images one after the other, row by row [P, C] uint8, C = 3 or 4.
         offsets: first row of each image in ``data`` [N + 1], int64.
         names: file names, relative to the scene.
+        counts: whether a pixel is drawn and scored, by the scene's masks [P] bool; None where there are none.
     """
 
     data: Tensor = None  # type: ignore[assignment]
     offsets: Tensor = None  # type: ignore[assignment]
     names: tuple[str, ...] = ()
+    counts: Tensor | None = None
+    _drawn: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +89,8 @@ class Views(Cameras):
             )
         if self.offsets.tolist() != expected or len(self.data) != expected[-1]:
             raise ValueError(f"`data` must have {expected[-1]} rows, one per pixel of `sizes`, got {len(self.data)}")
+        if self.counts is not None and (self.counts.dtype != torch.bool or self.counts.shape != self.data.shape[:1]):
+            raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
 
     @property
     def n_pixels(self) -> int:
@@ -99,6 +105,12 @@ class Views(Cameras):
         width, height = self.sizes[view].tolist()
         begin, end = self.offsets[view : view + 2].tolist()
         return self.data[begin:end].view(height, width, -1)
+
+    def mask(self, view: int) -> Tensor | None:
+        """Whether the pixels of an image are drawn and scored [H, W] bool; None for all."""
+        width, height = self.sizes[view].tolist()
+        begin, end = self.offsets[view : view + 2].tolist()
+        return None if self.counts is None else self.counts[begin:end].view(height, width)
 
     def image_rgb(self, view: int, background: Tensor | None = None) -> Tensor:
         """The image as floats [H, W, 3] in [0, 1], over ``background`` [3] (black by default) where it has alpha."""
@@ -116,8 +128,12 @@ class Views(Cameras):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
         random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops.sample_rays`."""
-        if not self.rays_are_tabulated:
-            row, noise = draw_pixels(seed, step, n, self.n_pixels, self.data.device)
+        if self.counts is not None and self._drawn is None:
+            self._drawn = self.counts.nonzero().squeeze(-1)
+        if not self.rays_are_tabulated or self._drawn is not None:
+            n_drawn = self.n_pixels if self._drawn is None else len(self._drawn)
+            row, noise = draw_pixels(seed, step, n, n_drawn, self.data.device)
+            row = row if self._drawn is None else self._drawn.index_select(0, row)
             return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
         return ops_of(backend).sample_rays(
             *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
@@ -129,6 +145,7 @@ class Views(Cameras):
         index = list(views)
         cameras = self.select(index)
         data = [self.image(i).reshape(-1, self.data.shape[1]) for i in index]
+        counts = [] if self.counts is None else [self.counts[self.offsets[i] : self.offsets[i + 1]] for i in index]
         return Views(
             cameras.c2w,
             cameras.intrinsics,
@@ -136,6 +153,7 @@ class Views(Cameras):
             cameras.distortion,
             data=torch.cat(data) if data else self.data[:0],
             names=tuple(self.names[i] for i in index),
+            counts=None if self.counts is None else torch.cat([self.counts[:0], *counts]),
         )
 
 
@@ -368,6 +386,7 @@ class _Frame:
 
     name: str  # as in the file
     image: Path
+    mask: tuple[Path, bool] | None  # of find_mask
     c2w: np.ndarray  # [3, 4]
     lens: dict[str, Any]  # scene keys, overridden by the frame's own
     where: str  # file and frame, for messages
@@ -392,7 +411,9 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
             missing.append(name)
             continue
         where += f" ({name})"
-        frames.append(_Frame(name, image, _parse_pose(entry, where), {**scene_lens, **entry}, where))
+        keys = {**scene_lens, **entry}
+        mask = find_mask(keys, image, file.parent, where)
+        frames.append(_Frame(name, image, mask, _parse_pose(entry, where), keys, where))
     if nameless:
         warnings.warn(
             f"{file}: skipping {len(nameless)} frame(s) without `file_path`: {_some(nameless)}",
@@ -511,11 +532,24 @@ def _load_views(
     frames: list[_Frame], downscale: int, progress: Callable[[int], object], allow_huge: bool = False
 ) -> Views:
     images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     unturned: list[str] = []
+
+    def read(frame: _Frame) -> tuple[np.ndarray, np.ndarray]:
+        image = _read_image(frame, allow_huge, unturned.append)
+        mask = np.ones(image.shape[:2], dtype=bool)
+        if frame.mask is not None:
+            mask = read_mask(*frame.mask, *image.shape[:2])
+        return _reduce(image, downscale), _reduce_mask(mask, downscale)
+
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for image in pool.map(lambda frame: _read_image(frame, allow_huge, unturned.append), frames):
-            images.append(_reduce(image, downscale) if downscale > 1 else image)
+        for image, mask in pool.map(read, frames):
+            images.append(image)
+            masks.append(mask.reshape(-1))
             progress(len(images))
+    counts = torch.from_numpy(np.concatenate(masks)) if any(frame.mask for frame in frames) else None
+    if counts is not None and not counts.any():
+        raise SceneError(f"{frames[0].where}: the masks leave no pixel of {len(frames)} image(s); are they inverted?")
     if unturned:
         warnings.warn(
             f"{len(unturned)} image(s) have an EXIF orientation, and no `w` and `h` tell whether the cameras belong to"
@@ -551,6 +585,7 @@ def _load_views(
         torch.tensor([distortion for _, distortion in lenses], dtype=torch.float32).reshape(-1, N_DISTORTION),
         data=torch.from_numpy(data),
         names=tuple(f.name for f in frames),
+        counts=counts,
     )
 
 
@@ -597,6 +632,8 @@ def _fits_file_size(lens: dict[str, Any], width: int, height: int) -> bool | Non
 
 def _reduce(image: np.ndarray, factor: int) -> np.ndarray:
     """Box filter on premultiplied alpha; rows and columns that do not fill a box are cropped."""
+    if factor == 1:
+        return image
     height, width = image.shape[0] // factor, image.shape[1] // factor
     if not height or not width:
         raise ValueError(f"`downscale` {factor} leaves nothing of an image of {image.shape[1]}x{image.shape[0]}")
@@ -607,6 +644,13 @@ def _reduce(image: np.ndarray, factor: int) -> np.ndarray:
     if image.shape[2] == 4:
         reduced = np.concatenate((reduced, coverage * 255), axis=2)
     return np.clip(reduced + 0.5, 0, 255).astype(np.uint8)
+
+
+def _reduce_mask(mask: np.ndarray, factor: int) -> np.ndarray:
+    """A reduced pixel counts where all of its pixels do."""
+    height, width = mask.shape[0] // factor, mask.shape[1] // factor
+    counts: np.ndarray = mask[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    return np.asarray(counts.all(axis=(1, 3)))
 
 
 def _parse_lens(frame: _Frame, width: int, height: int, downscale: int = 1) -> tuple[list[float], list[float]]:

@@ -40,7 +40,8 @@ def evaluate(
 
     With ``out``, writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth | render | error) and
     ``depth/NAME.png``, with the names of :func:`hashgrid.nerf.report.picture_names`. PSNR is that of the 8-bit image
-    clipped to [0, 1], so that it can be repeated from the files.
+    clipped to [0, 1], so that it can be repeated from the files. Masked pixels are not scored: a view without any other
+    has NaN.
     """
     begin = time.perf_counter()
     scores, pictures = [], report.picture_names(views.names)
@@ -49,7 +50,8 @@ def evaluate(
         color, opacity, depth = render_view(model, occupancy, cameras, view, marching, background)
         color = (color * 255).round() / 255
         truth = views.image_rgb(view, background)
-        score = ViewScore(views.names[view], float(psnr(color, truth)), float(ssim(color, truth)))
+        mask = views.mask(view)
+        score = ViewScore(views.names[view], psnr(color, truth, mask), ssim(color, truth, mask))
         scores.append(score)
         if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
             report.write_view(out, pictures[view], truth, color, opacity, depth)

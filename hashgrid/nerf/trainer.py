@@ -90,7 +90,9 @@ class Trainer:
         )
         if self.model.grid.shadow is not None:
             self.optimizer.register_shadow(self.model.grid.table, self.model.grid.shadow)
-        to_device = self.device.type != "cpu" and self._images_fit() and scene.train.rays_are_tabulated
+        # what the kernel of a GPU does not draw is drawn on the host: distorted without a table, or masked
+        drawn_by_kernel = scene.train.rays_are_tabulated and scene.train.counts is None
+        to_device = self.device.type != "cpu" and self._images_fit() and drawn_by_kernel
         self.views = scene.train.to(self.device) if to_device else scene.train
         self.fixed = None
         if config.fixed_size:
