@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     nerf.add_argument("--out", type=Path, help="where results go (default: outputs/nerf/<scene>)")
     _add_budget(nerf, "training steps", "training time in seconds, everything but the final evaluation")
     nerf.add_argument(
-        "--background", help="behind transparent test images: white, black, grey, #rrggbb or R,G,B in 0..1"
+        "--background",
+        help="behind transparent test images: white, black, grey, #rrggbb or R,G,B in 0..1"
+        " (default: white, or the plain background that opaque images had)",
     )
     nerf.add_argument("--downscale", type=int, metavar="N", help="reduce images by this factor (default: 1)")
     nerf.add_argument(

@@ -14,7 +14,7 @@ from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS
 from hashgrid.bench.scenes import procedural_scene
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Scene, background_color, load_scene
+from hashgrid.nerf.dataset import Scene, load_scene
 from hashgrid.nerf.evaluate import evaluate
 from hashgrid.nerf.trainer import Trainer
 from hashgrid.optional import optional_import
@@ -74,7 +74,7 @@ def _train(scene: Scene, config: NerfConfig, n_views: int, compiled: bool) -> li
 def _test_psnr(trainer: Trainer, n_views: int) -> float:
     """Of views evenly spread over the test split."""
     n_test = len(trainer.scene.test)
-    background = background_color(trainer.config.background)
+    background = trainer.scene.background(trainer.config.background)
     views = [i * n_test // n_views for i in range(min(n_views, n_test))]
     scores, _ = evaluate(
         trainer.model, trainer.occupancy, trainer.scene.test, trainer.marching, background, indices=views

@@ -77,6 +77,7 @@ def run(
             test_split=config.test_split,
             holdout=config.holdout,
             downscale=config.downscale,
+            cut_out_backdrop=config.cut_out_backdrop,
             allow_huge=allow_huge,
         )
         print(scene.describe(), flush=True)
@@ -93,7 +94,8 @@ def run(
 def _check_options(config: NerfConfig, n_views: int | None, video: bool, background_is_stored: bool) -> None:
     """Finds what would only be found after training before anything takes time."""
     try:
-        background_color(config.background)
+        if config.background != "auto":
+            background_color(config.background)
     except ValueError as error:
         if background_is_stored:
             raise ValueError(f"{error}; it is the checkpoint's, `--background` replaces it") from error
@@ -196,7 +198,7 @@ def _peak_memory() -> int:
 def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: bool, train_peak: int | None) -> None:
     tqdm = optional_import("tqdm", "nerf").tqdm
     scene, config, progress = trainer.scene, trainer.config, trainer.progress
-    background = background_color(config.background)
+    background = scene.background(config.background)
     n_test = len(scene.test)
     n_views = n_test if n_views is None else min(n_views, n_test)
     indices = [i * n_test // n_views for i in range(n_views)] if n_views else []
@@ -230,7 +232,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "seconds": seconds,
         },
         "protocol": {
-            "background": config.background,
+            "background": _hex(background) if config.background == "auto" else config.background,
             "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
             "test_views": scene.split,
         },
@@ -257,6 +259,10 @@ def _mean(scores: list[float]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def _hex(color: torch.Tensor) -> str:
+    return "#" + "".join(f"{round(255 * x):02x}" for x in color.tolist())
+
+
 def _decibels(psnr: float | None) -> str:
     return "unknown (all masked)" if psnr is None else f"{psnr:.2f} dB"
 
@@ -269,7 +275,7 @@ def _turntable(trainer: Trainer, out: Path, n_frames: int = 48) -> None:
     tqdm = optional_import("tqdm", "nerf").tqdm
     scene: Scene = trainer.scene
     cameras = report.orbit(scene, n_frames).to(trainer.device)
-    background = background_color(trainer.config.background)
+    background = scene.background(trainer.config.background)
     frames = []
     for view in tqdm(range(len(cameras)), desc="turntable", unit="frame"):
         frames.append(render_view(trainer.model, trainer.occupancy, cameras, view, trainer.marching, background)[0])

@@ -25,9 +25,11 @@ class NerfConfig:
     seed: int = 0
     steps: int | None = None
     time_limit: float | None = None  # seconds of everything but the final evaluation
-    background: str = "white"  # of evaluation; training blends transparent images onto random colours
+    # Of evaluation: a colour, or "auto": what opaque images had, else white. Training blends onto random colours.
+    background: str = "auto"
     downscale: int = 1  # factor by which images are reduced
     holdout: int = 8  # distance of test views in a scene without a split; 0 for none
+    cut_out_backdrop: bool = True  # one colour around the object in all opaque images is taken as transparent
     test_split: str = "test"  # or "val": which of a scene's splits is tested
 
     # Field: 8 levels of 4 features touch half the cache lines of 16 x 2 at the same output width. 2^18 entries per

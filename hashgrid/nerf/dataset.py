@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.modules._backend import ops_of
+from hashgrid.nerf.backdrop import cut_out, find_backdrop
 from hashgrid.nerf.box import Placement, choose_box
 from hashgrid.nerf.cameras import N_DISTORTION, Cameras, focal_length
 from hashgrid.nerf.errors import SceneError, SceneWarning
@@ -170,6 +171,7 @@ class Scene:
         up: unit vector [3].
         path: the folder it came from; the file, where that is not the one the folder stands for.
         split: what made the test views: the name of a file or of a list, "every 8th view", or "none".
+        backdrop: colour in [0, 1] of the plain background that opaque images had, and that is transparent now.
         placement: where these coordinates lie in those of the file; the same, as :func:`load_scene` gives it.
     """
 
@@ -183,6 +185,7 @@ class Scene:
     path: Path
     placement: Placement = Placement()
     split: str = "none"
+    backdrop: tuple[float, float, float] | None = None
 
     def normalized(self) -> Scene:
         """The scene in coordinates that depend neither on the unit nor on the origin of the file, with the box of
@@ -200,6 +203,10 @@ class Scene:
         aabb = torch.cat([step.from_file(corner) for corner in (low, high)]).float()
         placement = Placement(tuple(self.placement.to_file(centre).tolist()), self.placement.unit * unit)
         return replace(self, train=train, test=test, aabb=aabb, near=self.near / unit, placement=placement)
+
+    def background(self, name: str) -> Tensor:
+        """The colour [3] to evaluate on: that of :func:`background_color`; with ``"auto"`` the backdrop, else white."""
+        return background_color((self.backdrop or "white") if name == "auto" else name)
 
     @property
     def name(self) -> str:
@@ -229,6 +236,8 @@ class Scene:
         """One line for a person."""
         width, height = self.train.sizes[0].tolist()
         channels = "RGBA" if self.has_alpha else "RGB"
+        if self.backdrop is not None:
+            channels = "RGB on plain #" + "".join(f"{round(255 * x):02x}" for x in self.backdrop) + " (cut out)"
         low, high = (self.placement.to_file(corner).tolist() for corner in self.outer_aabb.split(3))
         digits = 3 if max(map(abs, (*low, *high))) < 1000 * max(b - a for a, b in zip(low, high, strict=True)) else 9
         box = " x ".join(f"[{a:.{digits}g}, {b:.{digits}g}]" for a, b in zip(low, high, strict=True))
@@ -245,6 +254,7 @@ def load_scene(
     holdout: int = 8,
     downscale: int = 1,
     allow_huge: bool = False,
+    cut_out_backdrop: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scene:
     """Load a folder that holds `transforms.json` or `transforms_{train,val,test}.json`.
@@ -262,6 +272,7 @@ def load_scene(
         holdout: distance between held-out views where the scene has no split; 0 holds none out.
         downscale: integer factor by which images are reduced (box filter, on premultiplied alpha).
         allow_huge: whether to read images of more than 179 million pixels.
+        cut_out_backdrop: whether one colour around the object in all opaque images is taken as transparent.
         progress: called with (images read, images in all).
 
     Raises:
@@ -295,11 +306,25 @@ def load_scene(
     test_views = _load_views(
         test, downscale, lambda done: progress and progress(len(train) + done, n_images), allow_huge
     )
+    backdrop = find_backdrop(train_views) if cut_out_backdrop else None
+    if backdrop is not None:
+        train_views, test_views = (cut_out(views, backdrop) for views in (train_views, test_views))
     aabb, n_cascades, bounded, near = choose_box(meta, train_views, train_file)
     up = torch.nn.functional.normalize(train_views.c2w[:, :, 1].mean(0), dim=0).float()
     if not _needs_fp64(torch.cat((train_views.origins, test_views.origins))):
         train_views.c2w, test_views.c2w, aabb = train_views.c2w.float(), test_views.c2w.float(), aabb.float()
-    return Scene(train_views, test_views, aabb, n_cascades, bounded, near, up, scene_path(Path(path)), split=split)
+    return Scene(
+        train_views,
+        test_views,
+        aabb,
+        n_cascades,
+        bounded,
+        near,
+        up,
+        scene_path(Path(path)),
+        split=split,
+        backdrop=backdrop,
+    )
 
 
 def _needs_fp64(origins: Tensor) -> bool:
