@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +15,10 @@ from torch import Tensor
 
 from hashgrid.files import atomic_write_bytes
 from hashgrid.optional import optional_import
+from hashgrid.sdf.errors import MeshError, MeshWarning
+from hashgrid.sdf.formats import READERS, read_mesh
 
-FORMATS = (".obj", ".ply", ".stl", ".off", ".glb")
-
-
-class MeshError(ValueError):
-    """A mesh that cannot be used, with the reason."""
-
-
-class MeshWarning(UserWarning):
-    """A mesh that can be used, but not as it is."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -142,28 +137,32 @@ class Mesh:
 def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:
     """Reads OBJ, PLY, STL, OFF or GLB and moves it into the unit cube, ``margin`` away from its sides.
 
-    Vertices that agree are merged, faces without area dropped.
+    Vertices that agree are merged, faces without area dropped, polygons cut into triangles.
 
     Raises:
-        MeshError: the file is missing or empty, or the mesh has no faces, vertices that are no numbers, or no extent.
-        ImportError: trimesh is not installed.
+        MeshError: the file is missing, empty, cut off or something else, or the mesh has no faces, vertices that are no
+            numbers, or no extent.
     """
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise MeshError(f"`MESH` must be one of {', '.join(FORMATS)}, got `{path}`")
-    if not path.is_file():
-        raise MeshError(f"`MESH` must be a file, `{path}` does not exist")
-    if path.stat().st_size == 0:
-        raise MeshError(f"`MESH` must hold a mesh, `{path}` is empty")
-    trimesh = optional_import("trimesh", "sdf")
-    try:
-        loaded = trimesh.load(path, force="mesh", process=False)
-    except Exception as error:  # every format raises its own
-        raise MeshError(f"`{path}` cannot be read: {error}") from error
-    faces = np.asarray(getattr(loaded, "faces", np.zeros((0, 3))))
+    if path.suffix.lower() not in READERS:
+        raise MeshError(f"`MESH` must be one of {', '.join(READERS)}, got `{path}`")
+    vertices, faces = read_file(path, "MESH", "a mesh", lambda data: read_mesh(data, path.suffix.lower()))
     if len(faces) == 0:
         raise MeshError(f"`{path}` has no faces; for points with normals use `--points`")
-    return make_mesh(np.asarray(loaded.vertices, np.float64), faces.astype(np.int64), margin, path.name)
+    return make_mesh(vertices, faces, margin, path.name)
+
+
+def read_file(path: Path, what: str, content: str, read: Callable[[bytes], T]) -> T:
+    """What ``read`` makes of a file's bytes; the file's name in front of what it finds wrong."""
+    if not path.is_file():
+        raise MeshError(f"`{what}` must be a file, `{path}` does not exist")
+    data = path.read_bytes()
+    if not data:
+        raise MeshError(f"`{what}` must hold {content}, `{path}` is empty")
+    try:
+        return read(data)
+    except MeshError as error:
+        raise MeshError(f"`{path}` cannot be read: {error}") from error
 
 
 def check_finite(values: np.ndarray, what: str, name: str) -> None:
