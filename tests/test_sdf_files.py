@@ -134,6 +134,7 @@ OFF = f"OFF\n12 8 0\n{PRISM_TEXT}".encode()
         (".ply", prism_ply()[:-1], "cut off: its header says 8 of `face`, there are 7"),
         (".ply", prism_ply()[:-200], "cut off: its header says 12 of `vertex`, there are 10"),
         (".ply", prism_ply() + b"0", "1 bytes are left"),
+        (".ply", ASCII_PLY.replace(b"\n4 0 1 7 6", b"\n4 0 1.5 7 6"), "corners of faces must be integers, got 1.5"),
         (".ply", prism_ply()[:50], "up to `end_header`"),
         (".ply", ASCII_PLY.replace(b"vertex_indices", b"corners"), "must have a list `vertex_indices`, it has corners"),
         (".off", OFF.rsplit(b"\n", 2)[0], "cut off: 12 vertices and 8 faces are on 19 lines"),

@@ -87,7 +87,8 @@ class _Scene:
                 points, triangles = self._primitive(primitive)
                 if np.linalg.det(matrix[:3, :3]) < 0:
                     triangles = triangles[:, ::-1]  # a mirror image would look inwards
-                vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+                with np.errstate(over="ignore", invalid="ignore"):  # vertices that are no numbers are refused later
+                    vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
                 faces.append(triangles + n)
                 n += len(points)
         return np.concatenate(vertices), np.concatenate(faces)
@@ -126,9 +127,12 @@ class _Scene:
     def _accessor(self, accessor: dict[str, Any]) -> np.ndarray:
         """Values [N, width], normalised integers as fractions."""
         n, width, dtype = accessor["count"], WIDTHS[accessor["type"]], np.dtype(TYPES[accessor["componentType"]])
-        values = np.zeros((n, width), dtype)
         if "bufferView" in accessor:
             values = self._view(accessor["bufferView"], accessor.get("byteOffset", 0), n, width, dtype)
+        elif "sparse" in accessor:
+            values = np.zeros((n, width), dtype)
+        else:
+            raise MeshError("accessors must have a buffer view")
         if "sparse" in accessor:
             sparse = accessor["sparse"]
             index, new = sparse["indices"], sparse["values"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from hashgrid.sdf.errors import MeshError
 from hashgrid.sdf.formats.polygons import strip, triangulate
-from hashgrid.sdf.formats.text import numbers, plain
+from hashgrid.sdf.formats.text import numbers, plain, whole
 
 TYPES = {
     **{name: "i1" for name in ("char", "int8")},
@@ -52,9 +52,9 @@ def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     faces = [np.zeros((0, 3), np.int64)]
     if "face" in elements and elements["face"].n:
         sizes, corners = _list(elements["face"])
-        faces.append(triangulate(vertices, sizes, corners.astype(np.int64)))
+        faces.append(triangulate(vertices, sizes, whole(corners, "corners of faces")))
     if "tristrips" in elements and elements["tristrips"].n:
-        corners = _list(elements["tristrips"])[1].astype(np.int64)
+        corners = whole(_list(elements["tristrips"])[1], "corners of strips")
         ends = np.flatnonzero(corners < 0)  # -1 is between strips
         faces += [strip(part[part >= 0]) for part in np.split(corners, ends)]
     return vertices, np.concatenate(faces)
@@ -136,7 +136,7 @@ def _cut(element: Element, n: int) -> MeshError:
 def _read_binary(data: bytes, offset: int, order: str, elements: list[Element]) -> int:
     """Fills the elements in; returns where they end."""
     for element in elements:
-        if element.n == 0:
+        if element.n == 0 or not element.properties:
             _fill(element, [])
             continue
         first = _sizes(data, offset, order, element, 0)
@@ -232,34 +232,37 @@ def _read_text(body: np.ndarray, elements: list[Element]) -> int:
     place = 0
     for element in elements:
         groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        if not any(p.counted_by for p in element.properties):
-            groups[()] = [(row, place + row * len(element.properties)) for row in range(element.n)]
-            place += element.n * len(element.properties)
+        lists = [i for i, p in enumerate(element.properties) if p.counted_by is not None]
+        if not lists:
+            width = len(element.properties)
+            if place + element.n * width > len(body):
+                raise _cut(element, (len(body) - place) // width)
+            values = body[place : place + element.n * width].reshape(element.n, width)
+            element.values = {p.name: values[:, i] for i, p in enumerate(element.properties)}
+            place += element.n * width
+            continue
+        for row in range(element.n):
+            begin, sizes = place, []
+            for p in element.properties:
+                if p.counted_by is not None and place < len(body):
+                    sizes.append(_length(p, body[place]))
+                    place += sizes[-1]
+                place += 1
             if place > len(body):
-                fit = (len(body) - groups[()][0][1]) // max(len(element.properties), 1)
-                raise _cut(element, fit)
-        else:
-            for row in range(element.n):
-                begin, sizes = place, []
-                for p in element.properties:
-                    if p.counted_by is not None:
-                        size = float(body[place]) if place < len(body) else 0
-                        if size < 0 or size != int(size):
-                            raise MeshError(f"lengths of the lists `{p.name}` must be natural numbers, got {size:g}")
-                        sizes.append(int(size))
-                        place += int(size)
-                    place += 1
-                if place > len(body):
-                    raise _cut(element, row)
-                groups.setdefault(tuple(sizes), []).append((row, begin))
+                raise _cut(element, row)
+            groups.setdefault(tuple(sizes), []).append((row, begin))
+        doubles = [Property(p.name, "f8", p.counted_by and "f8") for p in element.properties]
         parts = []
-        for sizes_, places in groups.items():
-            index, start = np.array(places, np.int64).reshape(-1, 2).T
-            width = len(element.properties) + sum(sizes_)
-            values = body[start[:, None] + np.arange(width)]
-            sizes_of = dict(zip([i for i, p in enumerate(element.properties) if p.counted_by], sizes_, strict=True))
-            double = [Property(p.name, "f8", "f8" if p.counted_by else None) for p in element.properties]
-            record = _record(Element("", 0, double, {}, {}), "<", sizes_of)
+        for key, places in groups.items():
+            index, start = np.array(places, np.int64).T
+            record = _record(Element("", 0, doubles, {}, {}), "<", dict(zip(lists, key, strict=True)))
+            values = body[start[:, None] + np.arange(record.itemsize // 8)]
             parts.append((index, np.ascontiguousarray(values, "<f8").view(record)[:, 0]))
-        _fill(element, parts if element.n else [])
+        _fill(element, parts)
     return place
+
+
+def _length(p: Property, value: float) -> int:
+    if not (0 <= value < 2**31 and value == int(value)):
+        raise MeshError(f"lengths of the lists `{p.name}` must be natural numbers, got {value:g}")
+    return int(value)

@@ -44,11 +44,12 @@ def _fans(polygons: np.ndarray) -> np.ndarray:
     return np.stack([middle, polygons[:, 1:-1], polygons[:, 2:]], axis=-1)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _cover(vertices: np.ndarray, polygons: np.ndarray) -> np.ndarray:
     """Triangles [P, K - 2, 3] of polygons [P, K] of any shape."""
-    known = ((polygons >= 0) & (polygons < len(vertices))).all(1)  # the reader's caller says it of the others
     faces = _fans(polygons)
-    left = np.flatnonzero(known)
+    left = np.flatnonzero(((polygons >= 0) & (polygons < len(vertices))).all(1))  # others are refused later, as are ...
+    left = left[np.isfinite(vertices[polygons[left]]).all((1, 2))]  # ... vertices that are no numbers
     for shift in range(polygons.shape[1]):
         fans = _fans(np.roll(polygons[left], -shift, axis=1))
         a, b, c = np.moveaxis(vertices[fans], 2, 0)

@@ -46,11 +46,15 @@ def numbers(text: bytes, what: str) -> np.ndarray:
 
 def integers(text: bytes, what: str) -> np.ndarray:
     """As :func:`numbers`, int64."""
-    values = numbers(text, what)
-    whole = values.astype(np.int64) if np.isfinite(values).all() else None
-    if whole is None or (whole != values).any():
-        raise MeshError(f"{what} must be integers, got {values[~(values == np.round(values))][:1]}")
-    return whole
+    return whole(numbers(text, what), what)
+
+
+def whole(values: np.ndarray, what: str) -> np.ndarray:
+    """Numbers as int64; ``what`` names them in errors."""
+    bad = values[~((np.round(values) == values) & (np.abs(values) < 2**53))] if values.dtype.kind == "f" else []
+    if len(bad):
+        raise MeshError(f"{what} must be integers, got {bad[0]:g}")
+    return values.astype(np.int64)
 
 
 def _first_word(text: bytes) -> str:
