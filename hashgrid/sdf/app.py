@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import sys
 import tempfile
@@ -250,13 +251,13 @@ def _load(
 def _placed(mesh: Mesh, placement: Placement) -> Mesh:
     """The mesh in another placement of the cube."""
     vertices = placement.to_cube(mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy())
-    return Mesh(vertices, mesh.faces, placement, mesh.watertight, mesh.name)
+    return dataclasses.replace(mesh, vertices=vertices, placement=placement)
 
 
 def _train(trainer: Trainer, subject: Subject) -> bool:
     """Whether the user interrupted."""
     tqdm = optional_import("tqdm", "sdf").tqdm
-    monitor = _Monitor(subject.mesh) if subject.mesh is not None else None
+    monitor = None if subject.mesh is None or subject.mesh.doubt else _Monitor(subject.mesh)
     with tqdm(total=100.0, bar_format="sdf {percentage:3.0f}%|{bar:20}| {desc}", mininterval=0.2) as bar:
 
         def show(progress: Progress) -> None:
@@ -334,7 +335,8 @@ def measure(field: Field, vertices: np.ndarray, faces: np.ndarray, subject: Subj
     )
     ours = Mesh(vertices, faces, subject.placement, is_watertight(faces), "extracted") if len(faces) else None
     if subject.mesh is not None:
-        results["iou"] = iou(field, subject.mesh)
+        if not subject.mesh.doubt:
+            results["iou"] = iou(field, subject.mesh)
         results |= compare_meshes(vertices, faces, subject.mesh)
         results["euler_input"] = euler_characteristic(subject.mesh.faces)
     elif ours is not None:
@@ -380,9 +382,10 @@ def _summary(results: dict[str, Any]) -> str:
         return f"the field has no surface; {trained}"
     closed = "watertight" if results["watertight"] else "open"
     surface = f"{closed}, {results['components']} part{'s' if results['components'] != 1 else ''}"
-    if results["iou"] is not None:
+    if results["chamfer"] is not None:
+        overlap = "no IoU" if results["iou"] is None else f"IoU {results['iou']:.4f}"
         return (
-            f"IoU {results['iou']:.4f}, Chamfer {results['chamfer']:.2e}, normal consistency"
+            f"{overlap}, Chamfer {results['chamfer']:.2e}, normal consistency"
             f" {results['normal_consistency']:.4f}; {surface}; {trained}"
         )
     if "points_to_surface" in results:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +15,11 @@ from torch import Tensor
 
 from hashgrid.files import atomic_write_bytes
 from hashgrid.optional import optional_import
+from hashgrid.sdf.errors import MeshError, MeshWarning
+from hashgrid.sdf.formats import READERS, read_mesh
+from hashgrid.sdf.orient import orient
 
-FORMATS = (".obj", ".ply", ".stl", ".off", ".glb")
-
-
-class MeshError(ValueError):
-    """A mesh that cannot be used, with the reason."""
-
-
-class MeshWarning(UserWarning):
-    """A mesh that can be used, but not as it is."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,9 @@ class Mesh:
         vertices: [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
         faces: [F, 3] int64.
         placement: of the cube in the input.
-        watertight: every edge has two faces; the sign of the distance is beyond doubt then.
+        watertight: every edge has two faces, which look the same way.
         name: of the file.
+        doubt: why the sign of the distance is a guess; empty where it is not.
     """
 
     vertices: np.ndarray
@@ -78,6 +75,7 @@ class Mesh:
     placement: Placement
     watertight: bool
     name: str
+    doubt: str = ""
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -126,6 +124,13 @@ class Mesh:
         """Whether points [n, 3] lie inside [n] bool."""
         return self._winding_tree.winding_number(np.ascontiguousarray(points, np.float64)) > 0.5
 
+    def encloses_something(self) -> bool:
+        """Whether there is a place inside: anything has one right behind its surface."""
+        if self.watertight:
+            return signed_volume(self.vertices, self.faces) > 1e-9
+        points, face = self.sample_surface(1024, np.random.default_rng(0))
+        return bool(self.inside(points - 1e-3 * self.face_normals[face]).any())
+
     @cached_property
     def _tree(self) -> Any:
         tree = optional_import("igl", "sdf").AABB()
@@ -142,28 +147,32 @@ class Mesh:
 def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:
     """Reads OBJ, PLY, STL, OFF or GLB and moves it into the unit cube, ``margin`` away from its sides.
 
-    Vertices that agree are merged, faces without area dropped.
+    Vertices that agree are merged, faces without area dropped, polygons cut into triangles.
 
     Raises:
-        MeshError: the file is missing or empty, or the mesh has no faces, vertices that are no numbers, or no extent.
-        ImportError: trimesh is not installed.
+        MeshError: the file is missing, empty, cut off or something else, or the mesh has no faces, vertices that are no
+            numbers, or no extent.
     """
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise MeshError(f"`MESH` must be one of {', '.join(FORMATS)}, got `{path}`")
-    if not path.is_file():
-        raise MeshError(f"`MESH` must be a file, `{path}` does not exist")
-    if path.stat().st_size == 0:
-        raise MeshError(f"`MESH` must hold a mesh, `{path}` is empty")
-    trimesh = optional_import("trimesh", "sdf")
-    try:
-        loaded = trimesh.load(path, force="mesh", process=False)
-    except Exception as error:  # every format raises its own
-        raise MeshError(f"`{path}` cannot be read: {error}") from error
-    faces = np.asarray(getattr(loaded, "faces", np.zeros((0, 3))))
+    if path.suffix.lower() not in READERS:
+        raise MeshError(f"`MESH` must be one of {', '.join(READERS)}, got `{path}`")
+    vertices, faces = read_file(path, "MESH", "a mesh", lambda data: read_mesh(data, path.suffix.lower()))
     if len(faces) == 0:
         raise MeshError(f"`{path}` has no faces; for points with normals use `--points`")
-    return make_mesh(np.asarray(loaded.vertices, np.float64), faces.astype(np.int64), margin, path.name)
+    return make_mesh(vertices, faces, margin, path.name)
+
+
+def read_file(path: Path, what: str, content: str, read: Callable[[bytes], T]) -> T:
+    """What ``read`` makes of a file's bytes; the file's name in front of what it finds wrong."""
+    if not path.is_file():
+        raise MeshError(f"`{what}` must be a file, `{path}` does not exist")
+    data = path.read_bytes()
+    if not data:
+        raise MeshError(f"`{what}` must hold {content}, `{path}` is empty")
+    try:
+        return read(data)
+    except MeshError as error:
+        raise MeshError(f"`{path}` cannot be read: {error}") from error
 
 
 def check_finite(values: np.ndarray, what: str, name: str) -> None:
@@ -174,7 +183,10 @@ def check_finite(values: np.ndarray, what: str, name: str) -> None:
 
 
 def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name: str = "mesh") -> Mesh:
-    """A mesh from vertices [V, 3] and faces [F, 3] in any coordinates; see :func:`load_mesh`."""
+    """A mesh from vertices [V, 3] and faces [F, 3] in any coordinates; see :func:`load_mesh`.
+
+    Faces that look the wrong way are turned around (see :func:`hashgrid.sdf.orient.orient`), with a warning.
+    """
     check_finite(vertices, "vertices", name)
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise MeshError(
@@ -191,17 +203,26 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
     faces = np.ascontiguousarray(faces[distinct])
     if len(faces) == 0:
         raise MeshError(f"`{name}` must have faces with an area, it has none")
-    if signed_volume(vertices, faces) < 0:
-        warnings.warn(f"the faces of `{name}` look inwards and are turned around", MeshWarning, stacklevel=2)
-        faces = np.ascontiguousarray(faces[:, ::-1])
-    watertight = is_watertight(faces)
-    if not watertight:
+    oriented = orient(vertices, faces)
+    faces = np.ascontiguousarray(oriented.faces)
+    if oriented.changes:
+        warnings.warn(f"`{name}`: {'; '.join(oriented.changes)}", MeshWarning, stacklevel=2)
+    mesh = Mesh(vertices, faces, placement, is_watertight(faces), name, oriented.doubt)
+    if not mesh.doubt and not mesh.encloses_something():
+        mesh = replace(mesh, doubt="its faces enclose nothing")
+    if mesh.doubt:
+        warnings.warn(
+            f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}",
+            MeshWarning,
+            stacklevel=2,
+        )
+    elif not mesh.watertight:
         warnings.warn(
             f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps",
             MeshWarning,
             stacklevel=2,
         )
-    return Mesh(vertices, faces, placement, watertight, name)
+    return mesh
 
 
 def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hashgrid.optional import optional_import
-from hashgrid.sdf.mesh import MeshError
+from hashgrid.sdf.errors import MeshError
 
 
 def estimate_normals(points: np.ndarray, k: int = 12, name: str = "points") -> np.ndarray:

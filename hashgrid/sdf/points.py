@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from hashgrid.optional import optional_import
 from hashgrid.options import check_option
 from hashgrid.sdf import losses
 from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.mesh import MeshError, MeshWarning, Placement, check_finite
+from hashgrid.sdf.errors import MeshError, MeshWarning
+from hashgrid.sdf.formats import ply
+from hashgrid.sdf.formats.text import check_content, plain
+from hashgrid.sdf.mesh import Placement, check_finite, read_file
 from hashgrid.sdf.model import Field
 from hashgrid.sdf.normals import estimate_normals
 from hashgrid.sdf.trainer import Progress
@@ -47,27 +51,18 @@ def load_points(path: str | Path, margin: float = 0.1) -> PointCloud:
     """Reads points with or without normals and moves them into the unit cube, ``margin`` away from its sides.
 
     PLY has properties ``x y z [nx ny nz]``; text (XYZ) has these columns; NPZ has arrays ``points`` [N, 3] and
-    ``normals`` [N, 3]. Points that agree are merged, missing normals estimated.
+    ``normals`` [N, 3]. Points that agree are merged, missing normals estimated; so are those that are rather colours.
 
     Raises:
         MeshError: the file is missing or empty, or it holds no points, points or normals that are no numbers, normals
             of length zero, points without extent, or the wrong columns.
-        ImportError: trimesh (for PLY) or scipy (for missing normals) is not installed.
+        ImportError: scipy (for missing normals) is not installed.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise MeshError(f"`POINTS` must be one of {', '.join(FORMATS)}, got `{path}`")
-    if not path.is_file():
-        raise MeshError(f"`POINTS` must be a file, `{path}` does not exist")
-    if path.stat().st_size == 0:
-        raise MeshError(f"`POINTS` must hold points, `{path}` is empty")
     read = {".ply": _read_ply, ".npz": _read_npz}.get(path.suffix.lower(), _read_text)
-    try:
-        points, normals = read(path)
-    except (MeshError, ImportError):
-        raise
-    except Exception as error:  # every format raises its own
-        raise MeshError(f"`{path}` cannot be read: {' '.join(str(error).split())}") from error
+    points, normals = read_file(path, "POINTS", "points", read)
     return make_points(points, normals, margin, path.name)
 
 
@@ -80,7 +75,16 @@ def make_points(
         raise MeshError(f"`{name}` must hold points, it has none")
     check_finite(points, "points", name)
     if normals is not None:
-        normals = _unit(_columns(normals, "normals", name), len(points), name)
+        normals = _columns(normals, "normals", name)
+        if _are_colours(normals):
+            warnings.warn(
+                f"the normals of `{name}` are left out: like colours, they are nowhere negative and not of length 1",
+                MeshWarning,
+                stacklevel=2,
+            )
+            normals = None
+    if normals is not None:
+        normals = _unit(normals, len(points), name)
     _, first = np.unique(points, axis=0, return_index=True)
     if len(first) < len(points):
         warnings.warn(f"{len(points) - len(first)} duplicates in `{name}` are left out", MeshWarning, stacklevel=2)
@@ -121,39 +125,50 @@ def _unit(normals: np.ndarray, n_points: int, name: str) -> np.ndarray:
     return normals / length
 
 
-def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    trimesh = optional_import("trimesh", "sdf")
-    try:
-        vertex = trimesh.load(path, process=False).metadata["_ply_raw"]["vertex"]
-    except KeyError as error:
-        raise MeshError(f"`{path}` must have vertices with properties x y z [nx ny nz], {error} is missing") from error
-    names = set(vertex["properties"])
-
-    def columns(wanted: tuple[str, ...]) -> np.ndarray:
-        return np.stack([np.asarray(vertex["data"][c], np.float64).reshape(-1) for c in wanted], axis=-1)
-
-    normals = columns(("nx", "ny", "nz")) if {"nx", "ny", "nz"} <= names else None
-    return columns(("x", "y", "z")), normals
+def _are_colours(normals: np.ndarray) -> bool:
+    """Whether rows [N, 3] are no normals but colours. Normals of a closed surface have every sign, those of
+    a part of one, seen from one side, at least the length 1."""
+    if (normals < 0).any() or not np.isfinite(normals).all():
+        return False
+    length = np.linalg.norm(normals, axis=-1)
+    return bool((np.abs(length - 1)[length > 0] > 0.01).any())
 
 
-def _read_text(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_ply(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    check_content(data)
+    elements = ply.read_elements(data)
+    points = ply.columns(elements, ("x", "y", "z"))
+    has_normals = {"nx", "ny", "nz"} <= set(elements["vertex"].values)
+    return points, ply.columns(elements, ("nx", "ny", "nz")) if has_normals else None
+
+
+def _read_text(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    check_content(data)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # no data: said below, with the file's name
-        rows = np.loadtxt(path, dtype=np.float64, comments=["#", "//"], ndmin=2)
+        warnings.simplefilter("ignore", UserWarning)  # no data: said below
+        try:
+            text = io.StringIO(plain(data).decode("latin-1"))  # comments may have any encoding
+            rows = np.loadtxt(text, dtype=np.float64, comments=["#", "//"], ndmin=2)
+        except ValueError as error:
+            raise MeshError(" ".join(str(error).split())) from error
     if rows.size == 0:
-        raise MeshError(f"`{path}` must hold points, it has none")
+        raise MeshError("it must hold points, it has none")
     if rows.shape[1] not in (3, 6):
-        raise MeshError(f"`{path}` must have columns x y z or x y z nx ny nz, got {rows.shape[1]}")
+        raise MeshError(f"it must have columns x y z or x y z nx ny nz, got {rows.shape[1]}")
     return rows[:, :3], rows[:, 3:] if rows.shape[1] == 6 else None
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with np.load(path, allow_pickle=False) as arrays:
-        points = next((arrays[key] for key in POINT_KEYS if key in arrays), None)
-        normals = next((arrays[key] for key in NORMAL_KEYS if key in arrays), None)
-        found = list(arrays)
+def _read_npz(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # of zip, of NumPy, of its header, each its own
+        raise MeshError(f"it must be an archive of NumPy: {' '.join(str(error).split())}") from error
+    points = next((arrays[key] for key in POINT_KEYS if key in arrays), None)
+    normals = next((arrays[key] for key in NORMAL_KEYS if key in arrays), None)
     if points is None:
-        raise MeshError(f"`{path}` must have an array `points` [N, 3] (and `normals` [N, 3]), it has {found or 'none'}")
+        found = list(arrays) or "none"
+        raise MeshError(f"it must have an array `points` [N, 3] (and `normals` [N, 3]), it has {found}")
     return points, normals
 
 
