@@ -135,6 +135,26 @@ def test_new_samples_replace_the_oldest_in_the_background() -> None:
         np.testing.assert_array_equal(samples.distances[rows], expected[1])
 
 
+def test_training_begins_before_the_pool_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only samples that are there are drawn, and in the end the pool is that of the sequence."""
+    monkeypatch.setattr("hashgrid.sdf.samples.FIRST_SECONDS", 0.0)
+    mesh = make_mesh(CUBE, CUBE_FACES)
+    config = TINY.replace(pool=3 * CHUNK + 100, batch=512, time_limit=60.0, refresh_share=0.01)
+    samples = DistanceSamples(mesh, config, torch.device("cpu"))
+    assert samples.n_made == CHUNK and samples.n_replaced == 0
+    samples.points[CHUNK:], samples.distances[CHUNK:] = math.nan, math.nan
+    field, deadline = SdfField(TINY), time.monotonic() + 300
+    while samples.n_made < 4 * CHUNK and time.monotonic() < deadline:
+        assert samples.loss(field, Progress(), None)[0].isfinite()
+        time.sleep(0.02)
+    samples.close()
+    parts = [make_chunk(mesh, config, CHUNK, index)[0] for index in range(4)]
+    expected = np.concatenate(parts)
+    assert samples.n_replaced == CHUNK - 100
+    newest = np.concatenate([expected[3 * CHUNK + 100 :], expected[CHUNK - 100 : 3 * CHUNK + 100]])
+    np.testing.assert_array_equal(samples.points, newest)
+
+
 def test_runs_limited_by_steps_repeat() -> None:
     mesh, config = make_mesh(CUBE, CUBE_FACES), TINY.replace(pool=CHUNK, batch=512, steps=5)
     trainers = [Trainer(DistanceSamples(mesh, config, torch.device("cpu")), config) for _ in range(2)]

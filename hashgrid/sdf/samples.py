@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from hashgrid.sdf.refresh import Refresh
 from hashgrid.sdf.trainer import Progress
 
 CHUNK = 1 << 14  # samples made together, from one seed
+FIRST_SECONDS = 0.5  # in which the first samples of a run limited by time are made
 
 
 def make_chunk(mesh: Mesh, config: SdfConfig, n: int, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +40,11 @@ def make_chunk(mesh: Mesh, config: SdfConfig, n: int, index: int) -> tuple[np.nd
     return np.concatenate([on_surface[:n_surface], off]).astype(np.float32), distances.astype(np.float32)
 
 
+def chunk_sizes(config: SdfConfig) -> list[int]:
+    """Samples in each chunk of the pool."""
+    return [min(CHUNK, config.pool - begin) for begin in range(0, config.pool, CHUNK)]
+
+
 def make_pool(mesh: Mesh, config: SdfConfig) -> tuple[Tensor, Tensor]:
     """The first ``config.pool`` samples of the sequence: points [pool, 3] and signed distances [pool].
 
@@ -50,12 +57,20 @@ def make_pool(mesh: Mesh, config: SdfConfig) -> tuple[Tensor, Tensor]:
         if path.exists():
             tensors = load_checkpoint(path).tensors
             return tensors["points"], tensors["distances"]
-    sizes = [min(CHUNK, config.pool - begin) for begin in range(0, config.pool, CHUNK)]
-    chunks = [make_chunk(mesh, config, size, index) for index, size in enumerate(sizes)]
+    chunks = [make_chunk(mesh, config, size, index) for index, size in enumerate(chunk_sizes(config))]
     points, distances = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*chunks, strict=True))
     if path is not None:
         save_checkpoint(path, {"points": points, "distances": distances}, {"recipe": _recipe(config)})
     return points, distances
+
+
+def _first_chunks(mesh: Mesh, config: SdfConfig, sizes: list[int]) -> tuple[Tensor, Tensor, int]:
+    """Points and distances of the chunks that `FIRST_SECONDS` suffice for, one at least, and their number."""
+    begin, chunks = time.perf_counter(), [make_chunk(mesh, config, sizes[0], 0)]
+    while len(chunks) < len(sizes) and time.perf_counter() - begin < FIRST_SECONDS:
+        chunks.append(make_chunk(mesh, config, sizes[len(chunks)], len(chunks)))
+    points, distances = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*chunks, strict=True))
+    return points, distances, len(chunks)
 
 
 def _recipe(config: SdfConfig) -> str:
@@ -67,8 +82,9 @@ def _recipe(config: SdfConfig) -> str:
 class DistanceSamples:
     """A loss over points with known distances.
 
-    A pool of samples is there from the start; in runs limited by time another process replaces them by new ones
-    meanwhile. Runs limited by steps alone keep the first pool: they give the same field every time.
+    In runs limited by time training begins with what half a second makes; another process fills the pool meanwhile, and then
+    replaces the oldest samples by new ones. Runs limited by steps alone wait for the first pool and keep it: they give
+    the same field every time.
 
     Args:
         mesh: where the distances come from.
@@ -79,18 +95,33 @@ class DistanceSamples:
     def __init__(self, mesh: Mesh, config: SdfConfig, device: torch.device) -> None:
         self.config = config
         self.loss_name = {"mape": "MAPE", "truncated_l1": "L1"}[config.loss]
-        self.points, self.distances = (x.to(device) for x in make_pool(mesh, config))
         self._generator = torch.Generator().manual_seed(config.seed)
         self._refresh: Refresh | None = None
-        if config.refresh_share > 0 and (config.steps is None or config.time_limit is not None):
-            self._refresh = Refresh(mesh, config, first=-(-config.pool // CHUNK), size=min(CHUNK, config.pool))
-        self.n_replaced = 0
+        refreshed = config.refresh_share > 0 and (config.steps is None or config.time_limit is not None)
+        sizes = chunk_sizes(config)
+        if refreshed and config.cache is None:
+            points, distances, n_chunks = _first_chunks(mesh, config, sizes)
+        else:
+            points, distances = make_pool(mesh, config)
+            n_chunks = len(sizes)
+        self.n_made = len(points)  # samples so far; the latest `pool` of them are kept
+        self.points = torch.empty(config.pool, 3, device=device)
+        self.distances = torch.empty(config.pool, device=device)
+        self.points[: self.n_made], self.distances[: self.n_made] = points.to(device), distances.to(device)
+        if refreshed:
+            self._refresh = Refresh(mesh, config, n_chunks, min(CHUNK, config.pool), n_urgent=len(sizes) - n_chunks)
+
+    @property
+    def n_replaced(self) -> int:
+        """Samples that have taken an older one's place."""
+        return max(0, self.n_made - len(self.points))
 
     def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
         config = self.config
         if self._refresh is not None:
             self._replace(self._refresh)
-        index = torch.randint(len(self.points), (config.batch,), generator=self._generator).to(self.points.device)
+        n_there = min(self.n_made, len(self.points))
+        index = torch.randint(n_there, (config.batch,), generator=self._generator).to(self.points.device)
         points = gather_rows([self.points], index)
         target = gather_rows([self.distances.unsqueeze(1)], index).squeeze(1)
         # the gradient costs three times the distance; the indices are random, so that any part of them will do
@@ -108,16 +139,16 @@ class DistanceSamples:
         return loss, config.batch
 
     def _replace(self, refresh: Refresh) -> None:
-        """Puts new samples, where there are some, into the place of the oldest ones."""
+        """Puts new samples, where there are some, into the free part of the pool or the place of the oldest ones."""
         chunk = refresh.poll()
         if chunk is None:
             return
         points, distances = (torch.from_numpy(part).to(self.points.device) for part in chunk)
-        index = torch.arange(self.n_replaced, self.n_replaced + len(points)) % len(self.points)
+        index = torch.arange(self.n_made, self.n_made + len(points)) % len(self.points)
         index = index.to(self.points.device)
         self.points.index_copy_(0, index, points)
         self.distances.index_copy_(0, index, distances)
-        self.n_replaced += len(points)
+        self.n_made += len(points)
 
     def close(self) -> None:
         """Ends the process that makes new samples."""
