@@ -15,7 +15,7 @@ import torch
 from hashgrid.sdf import load_mesh, load_points
 from hashgrid.sdf.formats import read_mesh
 from hashgrid.sdf.formats.polygons import triangulate
-from hashgrid.sdf.mesh import MeshError, MeshWarning, signed_volume
+from hashgrid.sdf.mesh import MeshError, MeshWarning, signed_volume, write_ply
 
 # a hexagonal prism of height 2: two hexagons, six quads
 ANGLE = np.arange(6) * np.pi / 3
@@ -354,3 +354,21 @@ def test_points_may_have_any_encoding(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "scan.xyz").write_bytes((comment + rows(np.column_stack([points, points]), "\r\n")).encode(encoding))
     cloud = load_points(tmp_path / "scan.xyz")
     np.testing.assert_allclose(cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy(), points, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-3])
+@pytest.mark.parametrize("with_normals", [False, True])
+def test_meshes_far_from_the_origin_keep_their_place(tmp_path, unit, with_normals) -> None:
+    """Survey coordinates: the mesh is fitted in its cube, and written where it was."""
+    corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), axis=-1).reshape(-1, 3)
+    vertices = unit * corners + (500123.27, 5400456.6, 321.1)
+    faces = np.array([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6],
+                      [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])  # fmt: skip
+    write_ply(tmp_path / "far.ply", vertices, faces, corners * 2.0 - 1 if with_normals else None)
+    assert b"property double x" in (tmp_path / "far.ply").read_bytes()[:400]
+    mesh = load_mesh(tmp_path / "far.ply", 0.1)
+    assert mesh.vertices.min() == pytest.approx(0.1) and mesh.vertices.max() == pytest.approx(0.9)
+    back = mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy()
+    np.testing.assert_allclose(back[np.lexsort(back.T)], vertices[np.lexsort(vertices.T)], rtol=0, atol=2e-9)
+    write_ply(tmp_path / "near.ply", unit * corners, faces)
+    assert b"property float x" in (tmp_path / "near.ply").read_bytes()[:400]

@@ -82,9 +82,9 @@ def _recipe(config: SdfConfig) -> str:
 class DistanceSamples:
     """A loss over points with known distances.
 
-    In runs limited by time training begins with what half a second makes; another process fills the pool meanwhile, and then
-    replaces the oldest samples by new ones. Runs limited by steps alone wait for the first pool and keep it: they give
-    the same field every time.
+    In runs limited by time training begins with what half a second makes; another process fills the pool meanwhile, and
+    then replaces the oldest samples by new ones. Runs limited by steps alone wait for the first pool and keep it: they
+    give the same field every time.
 
     Args:
         mesh: where the distances come from.
