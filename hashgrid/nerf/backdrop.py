@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 PLAIN = 10  # of 255: how far the border of the pictures may be from one colour; JPEG alone takes 5
 PLAIN_SHARE = 0.97  # of the border, for what reaches out of the picture
 MIN_SHARE = 0.1  # of the pixels that must be background
+_SIDES = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
 
 
 def find_backdrop(views: Views) -> tuple[float, float, float] | None:
     """The colour in [0, 1] around the object in all opaque ``views``, or None where it is not one colour."""
     if views.has_alpha or not len(views):
         return None
-    border = np.concatenate([_border(views.image(view).numpy()) for view in range(len(views))])
+    border = np.concatenate([_border(views, view) for view in range(len(views))])
+    if not len(border):
+        return None
     color = np.median(border, axis=0)
     if np.mean(np.abs(border - color).max(axis=1) <= PLAIN) < PLAIN_SHARE:
         return None
@@ -40,17 +43,18 @@ def cut_out(views: Views, backdrop: tuple[float, float, float]) -> Views:
     return replace(views, data=torch.from_numpy(np.concatenate(data) if data else np.empty((0, 4), dtype=np.uint8)))
 
 
-def _border(image: np.ndarray) -> np.ndarray:
-    """The outermost pixels [B, 3] of an image [H, W, 3], as floats."""
-    sides = image[0], image[-1], image[:, 0], image[:, -1]
-    return np.concatenate(sides).astype(np.float32)
+def _border(views: Views, view: int) -> np.ndarray:
+    """The outermost pixels [B, 3] of a view, those that count, as floats."""
+    image, mask = views.image(view).numpy(), views.mask(view)
+    counts = np.ones(image.shape[:2], dtype=bool) if mask is None else mask.numpy()
+    return np.concatenate([image[side][counts[side]] for side in _SIDES]).astype(np.float32)
 
 
 def _outside(image: np.ndarray, color: np.ndarray) -> np.ndarray:
     """Pixels of about ``color`` from which the border is reached over such pixels [H, W] bool."""
     alike = np.abs(image.astype(np.float32) - color).max(axis=2) <= PLAIN
     reached = np.zeros_like(alike)
-    for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+    for side in _SIDES:
         reached[side] = alike[side]
     while True:
         before = int(reached.sum())

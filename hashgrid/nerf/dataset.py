@@ -411,10 +411,10 @@ class _Frame:
 
     name: str  # as in the file
     image: Path
-    mask: tuple[Path, bool] | None  # of find_mask
     c2w: np.ndarray  # [3, 4]
     lens: dict[str, Any]  # scene keys, overridden by the frame's own
     where: str  # file and frame, for messages
+    mask: tuple[Path, bool] | None = None  # of find_mask
 
 
 def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> list[_Frame]:
@@ -438,7 +438,7 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
         where += f" ({name})"
         keys = {**scene_lens, **entry}
         mask = find_mask(keys, image, file.parent, where)
-        frames.append(_Frame(name, image, mask, _parse_pose(entry, where), keys, where))
+        frames.append(_Frame(name, image, _parse_pose(entry, where), keys, where, mask))
     if nameless:
         warnings.warn(
             f"{file}: skipping {len(nameless)} frame(s) without `file_path`: {_some(nameless)}",
