@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.modules._backend import ops_of
-from hashgrid.options import ACTIVATIONS, BACKENDS, FACTORS, check_option
+from hashgrid.options import ACTIVATIONS, BACKENDS, FACTORS, as_integer, as_integers, check_option
 from hashgrid.reference.activation import activate
 
 MAX_HIDDEN_LAYERS = 8
@@ -76,12 +76,12 @@ class FusedMLP(nn.Module):
         backend: str = "native",
     ) -> None:
         super().__init__()
+        n_input_dims = as_integer("n_input_dims", n_input_dims)
+        n_output_dims = as_integer("n_output_dims", n_output_dims)
+        n_hidden_layers = as_integer("n_hidden_layers", n_hidden_layers)
         if not 0 <= n_hidden_layers <= MAX_HIDDEN_LAYERS:
             raise ValueError(f"`n_hidden_layers` must be in 0..{MAX_HIDDEN_LAYERS}, got {n_hidden_layers}")
-        hidden = [n_neurons] * n_hidden_layers if isinstance(n_neurons, int) else list(n_neurons)
-        if len(hidden) != n_hidden_layers:
-            raise ValueError(f"`n_neurons` must have one width per hidden layer ({n_hidden_layers}), got {n_neurons}")
-        widths = [n_input_dims, *hidden, n_output_dims]
+        widths = [n_input_dims, *as_integers("n_neurons", n_neurons, n_hidden_layers), n_output_dims]
         if min(widths) < 1:
             raise ValueError(f"`n_input_dims`, `n_neurons` and `n_output_dims` must be positive, got {widths}")
         if compute_dtype not in (*FACTORS, torch.float32):

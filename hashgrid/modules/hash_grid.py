@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
 from hashgrid.modules._backend import ops_of
-from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, check_option
+from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, as_integer, check_option
 from hashgrid.precision import maths_dtype
 from hashgrid.shadow import forget, is_fresh, mark_fresh
 
@@ -71,6 +71,8 @@ class HashGrid(nn.Module):
         backend: str = "native",
     ) -> None:
         super().__init__()
+        n_input_dims = as_integer("n_input_dims", n_input_dims)
+        n_features_per_level = as_integer("n_features_per_level", n_features_per_level)
         if n_features_per_level not in FEATURE_COUNTS:
             raise ValueError(f"`n_features_per_level` must be one of {FEATURE_COUNTS}, got {n_features_per_level}")
         check_option("interpolation", interpolation, INTERPOLATIONS)

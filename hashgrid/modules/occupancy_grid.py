@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hashgrid.modules._backend import ops_of
 from hashgrid.modules.rays import RaySamples
 from hashgrid.ops.visible_cells import visible_cells
-from hashgrid.options import BACKENDS, check_option
+from hashgrid.options import BACKENDS, as_integer, as_integers, check_option
 
 
 class OccupancyGrid(nn.Module):
@@ -49,7 +49,8 @@ class OccupancyGrid(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = check_option("backend", backend, BACKENDS)
-        x, y, z = (resolution,) * 3 if isinstance(resolution, int) else tuple(int(n) for n in resolution)
+        x, y, z = as_integers("resolution", resolution, 3)
+        n_cascades = as_integer("n_cascades", n_cascades)
         if min(x, y, z) < 1 or n_cascades < 1:
             raise ValueError(f"`resolution` and `n_cascades` must be positive, got {resolution} and {n_cascades}")
         self.resolution = (x, y, z)
@@ -205,7 +206,8 @@ class OccupancyGrid(nn.Module):
             The number of cells evaluated.
 
         Raises:
-            ValueError: a fraction is out of range, or ``density_fn`` returns another number of values.
+            ValueError: a fraction is out of range, or ``density_fn`` returns another number of values, or a NaN; the
+                grid is as it was before.
         """
         cells = self.choose_cells(step, seed, full_steps, uniform_fraction, occupied_fraction)
         ops = ops_of(self.backend)
@@ -222,6 +224,7 @@ class OccupancyGrid(nn.Module):
             if self.n_cascades > 1:
                 thickness = thickness * 2.0 ** (part // cells_per_cascade)
             values[begin : begin + chunk] = thickness
+        _check_no_nan("density_fn", values)
         self.raise_cells(cells, values, decay, max_threshold)
         return len(cells)
 
@@ -249,7 +252,13 @@ class OccupancyGrid(nn.Module):
     @torch.no_grad()
     def raise_cells(self, cells: Tensor, values: Tensor, decay: float = 0.95, max_threshold: float = 0.01) -> None:
         """The other half of :meth:`update`: all densities decay, those of ``cells`` [M] rise to ``values`` [M], and the
-        occupied cells are found anew. :func:`hashgrid.ops.occupancy_values` makes values of a radiance field."""
+        occupied cells are found anew. :func:`hashgrid.ops.occupancy_values` makes values of a radiance field.
+
+        Raises:
+            ValueError: a value is NaN; the grid is as it was before. While a CUDA graph records nothing can be read
+                back, and NaN counts as no value.
+        """
+        _check_no_nan("values", values)
         ops_of(self.backend).occupancy_update(self.density, self.bits, cells, values, decay, max_threshold)
 
     @torch.no_grad()
@@ -303,6 +312,18 @@ class OccupancyGrid(nn.Module):
         byte = self.bits.nonzero()  # [B, 1]
         cells = byte * 8 + torch.arange(8, device=byte.device)
         return cells[_unpack(self.bits[byte.squeeze(-1)]) & (cells < self.n_cells)]
+
+
+def _check_no_nan(name: str, values: Tensor) -> None:
+    """Raises where a field that has diverged would empty the grid, and hide from training what went wrong."""
+    if values.is_meta or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    n_wrong = int(values.isnan().sum())
+    if n_wrong > 0:
+        raise ValueError(
+            f"`{name}` must give densities, got NaN for {n_wrong} of {len(values)} cells; the grid is as it was."
+            " Look for NaN in the field's parameters, its learning rate may be too high"
+        )
 
 
 def _unpack(bits: Tensor) -> Tensor:
