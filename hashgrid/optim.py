@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from hashgrid.modules._backend import ops_of
 from hashgrid.ops.adam_step import MAX_LIST
 from hashgrid.options import BACKENDS, check_option
-from hashgrid.shadow import mark_fresh
+from hashgrid.shadow import is_fresh, mark_fresh
 
 
 class Adam(Optimizer):
@@ -162,6 +162,7 @@ class Adam(Optimizer):
     def _step_alone(self, param: Tensor, rates: tuple[Any, ...], skip_zero: bool) -> None:
         state, shadow = self._state_of(param, skip_zero), self._shadows.get(param)
         grad = param.grad.contiguous()  # type: ignore[union-attr]
+        was_fresh = shadow is not None and is_fresh(shadow, param)
         ops_of(self.backend).adam_step(
             *(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]),
             *rates,
@@ -170,8 +171,10 @@ class Adam(Optimizer):
             *(shadow, self.zero_grad_in_step),
         )
         self._note_zeroed(param, grad)
-        if shadow is not None:
+        if shadow is not None and was_fresh:
             mark_fresh(shadow, param)
+        elif shadow is not None:  # written to by others since the last step, also where this one changes nothing
+            self._write_shadow(param)
 
     def _step_together(self, params: list[Tensor], rates: tuple[Any, ...]) -> None:
         states = [self._state_of(param, skip_zero=False) for param in params]
