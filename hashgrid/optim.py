@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from hashgrid.modules._backend import ops_of
 from hashgrid.ops.adam_step import MAX_LIST
 from hashgrid.options import BACKENDS, check_option
+from hashgrid.precision import HALF_DTYPES
 from hashgrid.shadow import is_fresh, mark_fresh
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -140,6 +141,7 @@ class Adam(Optimizer):
 
         Raises:
             RuntimeError: called inside `swap_ema`, or a gradient is sparse.
+            ValueError: a parameter is of half precision.
         """
         if self._swapped:
             raise RuntimeError("`step` must not be called inside `swap_ema`: the parameters hold their averages")
@@ -229,6 +231,11 @@ class Adam(Optimizer):
 
     def _state_of(self, param: Tensor, skip_zero: bool) -> dict[str, Any]:
         state = self.state[param]
+        if param.dtype in HALF_DTYPES:
+            raise ValueError(
+                f"`params` must be float32 or float64, got {param.dtype}, in which small updates vanish: keep float32"
+                " parameters and give the modules `compute_dtype`, or use torch.autocast"
+            )
         if not state:
             # "step" is the one name whose dtype torch leaves alone when it loads a state
             state["step"] = torch.zeros(_n_counters(param, skip_zero), dtype=torch.int32, device=param.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hashgrid.modules._backend import ops_of
 from hashgrid.options import ACTIVATIONS, BACKENDS, FACTORS, as_integer, as_integers, check_option
+from hashgrid.precision import maths_dtype
 from hashgrid.reference.activation import activate
 
 MAX_HIDDEN_LAYERS = 8
@@ -36,7 +37,8 @@ class FusedMLP(nn.Module):
 
     Under ``torch.autocast`` it multiplies in the dtype of autocast, as ``nn.Linear`` does, unless ``compute_dtype``
     says otherwise (``torch.float32`` for none of it). Sums and outputs stay fp32 there, too: an exp or a loss behind it
-    neither overflows nor rounds.
+    neither overflows nor rounds. After ``.half()`` or ``.bfloat16()`` the parameters are read as the values they then
+    have, and outputs stay fp32; better keep the parameters and set ``compute_dtype``.
 
     Args:
         n_input_dims: inputs.
@@ -126,7 +128,7 @@ class FusedMLP(nn.Module):
                 nn.init.uniform_(self.biases[layer], -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [..., out] of inputs ``x`` [..., in], in the dtype of the weights.
+        """Outputs [..., out] of inputs ``x`` [..., in], in the dtype of the weights, at least fp32.
 
         Raises:
             ValueError: the last dimension of ``x`` does not fit.
@@ -142,7 +144,9 @@ class FusedMLP(nn.Module):
             "biases": list(self.biases) if len(self.biases) > 0 else None,
             "activation": self.activation,
             "output_activation": self.output_activation,
-            "compute_dtype": self.weights[0].dtype if self.compute_dtype == torch.float32 else self.compute_dtype,
+            "compute_dtype": (
+                maths_dtype(self.weights[0]) if self.compute_dtype == torch.float32 else self.compute_dtype
+            ),
         }
 
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
 from hashgrid.modules._backend import ops_of
 from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, as_integer, check_option
-from hashgrid.precision import maths_dtype
+from hashgrid.precision import HALF_DTYPES, maths_dtype
 from hashgrid.shadow import forget, is_fresh, mark_fresh, moving, watch
 
 
@@ -42,7 +42,8 @@ class HashGrid(nn.Module):
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:
-        table: Parameter [n_entries, F], fp32, drawn from U(-1e-4, 1e-4).
+        table: Parameter [n_entries, F], fp32, drawn from U(-1e-4, 1e-4). After ``.half()`` it is read as the values it
+            then has; features stay fp32.
         shadow: buffer like ``table`` in ``compute_dtype``, not part of the state; None without ``compute_dtype``.
         levels: geometry of the levels.
         n_output_dims: L * F.
@@ -142,8 +143,11 @@ class HashGrid(nn.Module):
         }
 
     def _grad_buffer(self) -> Tensor | None:
-        """``table.grad``, made where needed, when the backward is to add to it itself."""
+        """``table.grad``, made where needed, when the backward is to add to it itself: one of half precision would lose
+        what is small, there autograd takes the sum."""
         if not (self.accumulate_grad and torch.is_grad_enabled() and self.table.requires_grad):
+            return None
+        if self.table.dtype in HALF_DTYPES:
             return None
         if self.table.grad is None:
             self.table.grad = torch.zeros_like(self.table)

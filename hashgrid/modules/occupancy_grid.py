@@ -13,6 +13,7 @@ from hashgrid.modules._backend import ops_of
 from hashgrid.modules.rays import RaySamples
 from hashgrid.ops.visible_cells import visible_cells
 from hashgrid.options import BACKENDS, as_integer, as_integers, check_option
+from hashgrid.precision import keeping_dtype
 
 
 class OccupancyGrid(nn.Module):
@@ -28,7 +29,7 @@ class OccupancyGrid(nn.Module):
         backend: ``"native"`` or ``"reference"`` (plain PyTorch).
 
     Attributes:
-        aabb: [6] fp32.
+        aabb: [6] fp32. This and ``density`` stay so whatever dtype a module is cast to.
         density: [C * X * Y * Z] fp32, optical thickness of a step; -1 where no camera looks.
         bits: [ceil(C * X * Y * Z / 8)] uint8; cell g is bit ``g & 7`` of byte ``g >> 3``.
 
@@ -59,7 +60,7 @@ class OccupancyGrid(nn.Module):
         if box.shape != (6,) or not (box.is_meta or bool((box[3:] > box[:3]).all())):
             raise ValueError(f"`aabb` must be two corners [6], the lower one first, got {box.tolist()}")
         self.register_buffer("aabb", box)
-        self.register_buffer("density", torch.zeros(self.n_cells))
+        self.register_buffer("density", torch.zeros(self.n_cells, dtype=torch.float32))
         self.register_buffer("bits", torch.full(((self.n_cells + 7) // 8,), 255, dtype=torch.uint8))
 
     @property
@@ -79,6 +80,10 @@ class OccupancyGrid(nn.Module):
 
     def extra_repr(self) -> str:
         return f"resolution={self.resolution}, n_cascades={self.n_cascades}, backend={self.backend!r}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OccupancyGrid:
+        super()._apply(keeping_dtype(fn, (self.aabb, self.density)), recurse)
+        return self
 
     def op_arguments(self) -> dict[str, Any]:
         """What ops that march through it take."""
@@ -212,7 +217,7 @@ class OccupancyGrid(nn.Module):
         cells = self.choose_cells(step, seed, full_steps, uniform_fraction, occupied_fraction)
         ops = ops_of(self.backend)
         length = self.default_step_size if step_size is None else step_size
-        values = torch.empty(len(cells), device=self.density.device)
+        values = torch.empty(len(cells), dtype=torch.float32, device=self.density.device)
         cells_per_cascade = math.prod(self.resolution)
         for begin in range(0, len(cells), chunk):
             part = cells[begin : begin + chunk]

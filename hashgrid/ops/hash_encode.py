@@ -36,7 +36,7 @@ def hash_encode(
 
     Args:
         positions: [..., D] in [0, 1], fp32 or fp64 (half precision is read as fp32).
-        table: [n_entries, F], fp32, or fp64 with fp64 positions.
+        table: [n_entries, F], fp32 (half precision is read as fp32), or fp64 with fp64 positions.
         levels: geometry of the levels.
         interpolation: ``"linear"``, ``"smoothstep"`` or ``"nearest"`` (no gradient to positions).
         bounds: outside [0, 1], ``"clamp"`` uses the border value with zero position gradient, ``"zero"`` gives zeros

@@ -14,7 +14,7 @@ from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.options import ACTIVATIONS, FACTORS, check_option
-from hashgrid.precision import product_dtype, without_autocast
+from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.mlp import mlp as reference_mlp
 
 MAX_LAYERS = 9
@@ -41,7 +41,7 @@ def mlp(
 
     Args:
         x: [..., in], taken in the dtype of the weights.
-        weights: 1 to 9 tensors [out_i, in_i], fp32 or fp64.
+        weights: 1 to 9 tensors [out_i, in_i], fp32 or fp64 (half precision is read as fp32).
         biases: one [out_i] per layer.
         activation: of the hidden layers: "none", "relu", "leaky_relu" (slope 0.01), "silu", "softplus", "sigmoid",
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
@@ -52,14 +52,14 @@ def mlp(
             infinite.
 
     Returns:
-        [..., out] in the dtype of the weights.
+        [..., out] in the dtype of the weights, at least fp32.
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
         RuntimeError: a dtype the kernels do not take.
     """
-    weights = list(weights)
-    biases = [] if biases is None else list(biases)
+    weights = [at_least_fp32(weight) for weight in weights]
+    biases = [] if biases is None else [at_least_fp32(bias) for bias in biases]
     if x.dim() == 0:
         raise ValueError("`x` must have shape [..., in], got []")
     check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)

@@ -13,7 +13,7 @@ from hashgrid import _extension
 from hashgrid.autograd import apply
 from hashgrid.ops.mlp import MAX_LAYERS, check_network, mlp, split_gradient
 from hashgrid.options import ACTIVATIONS, FACTORS
-from hashgrid.precision import HALF_DTYPES, product_dtype, without_autocast
+from hashgrid.precision import HALF_DTYPES, at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.radiance_mlp import color_inputs, density_of
 from hashgrid.reference.radiance_mlp import radiance_mlp as reference_radiance_mlp
 
@@ -53,13 +53,14 @@ def radiance_mlp(
         compute_dtype: of the products, see `mlp`.
 
     Returns:
-        Densities [N], exp of the first output, and colours [N, C], in the dtype of the weights.
+        Densities [N], exp of the first output, and colours [N, C], in the dtype of the weights, at least
+        fp32.
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
         RuntimeError: a dtype the kernels do not take, or a ray does not exist (on a GPU: NaN).
     """
-    weights = [*density_weights, *color_weights]
+    weights = [at_least_fp32(weight) for weight in (*density_weights, *color_weights)]
     n_density = len(density_weights)
     if x.dim() != 2:
         raise ValueError(f"`x` must have shape [N, in], got {list(x.shape)}")
