@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashgrid.autograd import is_transformed
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
 from hashgrid.modules._backend import ops_of
 from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, as_integer, check_option
@@ -143,11 +144,11 @@ class HashGrid(nn.Module):
         }
 
     def _grad_buffer(self) -> Tensor | None:
-        """``table.grad``, made where needed, when the backward is to add to it itself: one of half precision would lose
-        what is small, there autograd takes the sum."""
+        """``table.grad``, made where needed, when the backward is to add to it itself. Not one of half precision, which
+        would lose what is small, nor for `torch.func`, which returns gradients."""
         if not (self.accumulate_grad and torch.is_grad_enabled() and self.table.requires_grad):
             return None
-        if self.table.dtype in HALF_DTYPES:
+        if self.table.dtype in HALF_DTYPES or is_transformed():
             return None
         if self.table.grad is None:
             self.table.grad = torch.zeros_like(self.table)
