@@ -100,8 +100,8 @@ class OccupancyGrid(nn.Module):
         rays_d: Tensor,
         step_size: float | None = None,
         cone_angle: float = 0.0,
-        near: float = 0.0,
-        far: float = math.inf,
+        near: float | Tensor | None = 0.0,
+        far: float | Tensor | None = math.inf,
         seed: int | Tensor | None = None,
         step: int | Tensor = 0,
         max_samples_per_ray: int = 1024,
@@ -113,8 +113,8 @@ class OccupancyGrid(nn.Module):
             rays_d: [R, 3], directions; distances are in units of their length.
             step_size: smallest step; None for ``default_step_size``.
             cone_angle: growth of the step with the distance, 0 for a bounded scene, else typically 1/256.
-            near: no sample before this distance.
-            far: no sample whose middle is behind this distance.
+            near: no sample before this distance: a number or one per ray, [R]; None for 0.
+            far: no sample whose middle is behind this distance: a number or one per ray, [R]; None for no limit.
             seed: shifts the samples of each ray by a fraction of its first step; None for no shift.
             step: training step, varies the shift.
             max_samples_per_ray: further samples of a ray are dropped.
@@ -141,8 +141,8 @@ class OccupancyGrid(nn.Module):
         n_rays: Tensor | None = None,
         step_size: float | None = None,
         cone_angle: float = 0.0,
-        near: float = 0.0,
-        far: float = math.inf,
+        near: float | Tensor | None = 0.0,
+        far: float | Tensor | None = math.inf,
         seed: int | Tensor | None = None,
         step: int | Tensor = 0,
         max_samples_per_ray: int = 1024,
