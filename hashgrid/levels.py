@@ -161,9 +161,9 @@ def as_level_table(levels: LevelTable | Sequence[dict], n_input_dims: int) -> Le
     return LevelTable(
         n_input_dims,
         tuple(float(level["scale"]) for level in levels),
-        tuple(int(level["resolution"]) for level in levels),
+        tuple(as_integer("resolution", level["resolution"]) for level in levels),
         shifts.pop(),
-        tuple(int(level["offset"]) for level in levels),
-        tuple(int(level["size"]) for level in levels),
+        tuple(as_integer("offset", level["offset"]) for level in levels),
+        tuple(as_integer("size", level["size"]) for level in levels),
         tuple(bool(level["hashed"]) for level in levels),
     )

@@ -62,3 +62,12 @@ def test_seeds_are_integers(backend: Any, kind: Any) -> None:
         assert torch.equal(backend.counter_uniform(kind(seed), kind(step), index), expected)
     with pytest.raises(ValueError, match=r"`seed` must be an integer, got 3\.0"):
         backend.counter_uniform(3.0, 7, index)
+
+
+def test_ready_made_levels_are_not_rounded() -> None:
+    level = {"scale": 3.0, "resolution": 4, "shift": 0.5, "offset": 0, "size": 64, "hashed": False}
+    numpy = {**level, "resolution": np.int64(4), "offset": np.int32(0), "size": np.uint16(64)}
+    assert HashGrid(level_table=[numpy]).levels == HashGrid(level_table=[level]).levels
+    for name, wrong in (("resolution", 4.5), ("offset", 0.5), ("size", 64.5)):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer, got {wrong}"):
+            HashGrid(level_table=[{**level, name: wrong}])
