@@ -304,9 +304,10 @@ class Adam(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's ``state`` and ``param_groups``, and ``global_step``, which is in the groups, too."""
+        global_step = self.global_step
         for group in self.param_groups:
-            group["global_step"] = self.global_step
-        return {**super().state_dict(), "global_step": self.global_step}
+            group["global_step"] = global_step
+        return {**super().state_dict(), "global_step": global_step}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
