@@ -271,6 +271,7 @@ def test_update_errors_name_contract_and_actual() -> None:
         grid.update(ball, 0, uniform_fraction=1.5)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_nan_densities_are_refused_and_nothing_is_lost(backend: str) -> None:
     grid = OccupancyGrid(AABB, 8, backend=backend)
