@@ -11,6 +11,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hashgrid.options import as_integer
+
 MAX_LEVELS = 64
 MAX_INPUT_DIMS = 7
 FEATURE_COUNTS = (1, 2, 4, 8)
@@ -95,6 +97,9 @@ def make_level_table(
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"`convention` must be one of {CONVENTIONS}, got {convention!r}")
+    n_input_dims, n_levels = as_integer("n_input_dims", n_input_dims), as_integer("n_levels", n_levels)
+    log2_hashmap_size = as_integer("log2_hashmap_size", log2_hashmap_size)
+    base_resolution = as_integer("base_resolution", base_resolution)
     if not 1 <= n_input_dims <= MAX_INPUT_DIMS:
         raise ValueError(f"`n_input_dims` must be in 1..{MAX_INPUT_DIMS}, got {n_input_dims}")
     if not 1 <= n_levels <= MAX_LEVELS:
@@ -110,7 +115,7 @@ def make_level_table(
             raise ValueError(
                 f"`max_resolution` must be at least `base_resolution` {base_resolution}, got {max_resolution}"
             )
-        growth = (max_resolution / base_resolution) ** (1 / (n_levels - 1)) if n_levels > 1 else 1.0
+        growth = (float(max_resolution) / base_resolution) ** (1 / (n_levels - 1)) if n_levels > 1 else 1.0
     else:
         growth = float(per_level_scale)
         if not growth > 0 or not math.isfinite(growth):
@@ -156,9 +161,9 @@ def as_level_table(levels: LevelTable | Sequence[dict], n_input_dims: int) -> Le
     return LevelTable(
         n_input_dims,
         tuple(float(level["scale"]) for level in levels),
-        tuple(int(level["resolution"]) for level in levels),
+        tuple(as_integer("resolution", level["resolution"]) for level in levels),
         shifts.pop(),
-        tuple(int(level["offset"]) for level in levels),
-        tuple(int(level["size"]) for level in levels),
+        tuple(as_integer("offset", level["offset"]) for level in levels),
+        tuple(as_integer("size", level["size"]) for level in levels),
         tuple(bool(level["hashed"]) for level in levels),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,14 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from hashgrid.modules._backend import ops_of
 from hashgrid.ops.adam_step import MAX_LIST
 from hashgrid.options import BACKENDS, check_option
-from hashgrid.shadow import mark_fresh
+from hashgrid.precision import HALF_DTYPES
+from hashgrid.shadow import is_fresh, mark_fresh
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = ("step", *MOMENTS, "ema", "ema_last")
+# of torch.optim.Adam: what would be another update, and what only says how it is computed
+OTHER_UPDATES = ("amsgrad", "maximize", "decoupled_weight_decay")
+IMPLEMENTATION = ("foreach", "capturable", "differentiable", "fused")
 
 
 class Adam(Optimizer):
@@ -66,6 +74,8 @@ class Adam(Optimizer):
         self._zeroed: dict[Tensor, tuple[Tensor, int]] = {}  # gradients left at zero, with their version
         self._swapped = False
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "skip_zero": skip_zero}
+        # that of the last `state_dict`: tools that copy states know the groups alone
+        defaults["global_step"] = 0
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -131,6 +141,7 @@ class Adam(Optimizer):
 
         Raises:
             RuntimeError: called inside `swap_ema`, or a gradient is sparse.
+            ValueError: a parameter is of half precision.
         """
         if self._swapped:
             raise RuntimeError("`step` must not be called inside `swap_ema`: the parameters hold their averages")
@@ -162,6 +173,7 @@ class Adam(Optimizer):
     def _step_alone(self, param: Tensor, rates: tuple[Any, ...], skip_zero: bool) -> None:
         state, shadow = self._state_of(param, skip_zero), self._shadows.get(param)
         grad = param.grad.contiguous()  # type: ignore[union-attr]
+        was_fresh = shadow is not None and is_fresh(shadow, param)
         ops_of(self.backend).adam_step(
             *(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]),
             *rates,
@@ -170,8 +182,10 @@ class Adam(Optimizer):
             *(shadow, self.zero_grad_in_step),
         )
         self._note_zeroed(param, grad)
-        if shadow is not None:
+        if shadow is not None and was_fresh:
             mark_fresh(shadow, param)
+        elif shadow is not None:  # written to by others since the last step, also where this one changes nothing
+            self._write_shadow(param)
 
     def _step_together(self, params: list[Tensor], rates: tuple[Any, ...]) -> None:
         states = [self._state_of(param, skip_zero=False) for param in params]
@@ -217,16 +231,20 @@ class Adam(Optimizer):
 
     def _state_of(self, param: Tensor, skip_zero: bool) -> dict[str, Any]:
         state = self.state[param]
+        if param.dtype in HALF_DTYPES:
+            raise ValueError(
+                f"`params` must be float32 or float64, got {param.dtype}, in which small updates vanish: keep float32"
+                " parameters and give the modules `compute_dtype`, or use torch.autocast"
+            )
         if not state:
-            n_counters = param.shape[:-1].numel() if skip_zero and param.dim() > 0 else 1
             # "step" is the one name whose dtype torch leaves alone when it loads a state
-            state["step"] = torch.zeros(n_counters, dtype=torch.int32, device=param.device)
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
-            if self.ema_decay is not None:
-                # the average starts at the initial weights and has stood still since
-                state["ema"] = param.detach().clone(memory_format=torch.contiguous_format)
-                state["ema_last"] = (self._counter(param.device) - 1).expand_as(state["step"]).clone()
+            state["step"] = torch.zeros(_n_counters(param, skip_zero), dtype=torch.int32, device=param.device)
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+        if self.ema_decay is not None and "ema" not in state:
+            # the average starts at the weights before the first step that it sees, and has stood still since
+            state["ema"] = param.detach().clone(memory_format=torch.contiguous_format)
+            state["ema_last"] = (self._counter(param.device) - 1).expand_as(state["step"]).clone()
         return state
 
     @torch.no_grad()
@@ -235,7 +253,7 @@ class Adam(Optimizer):
         if self.ema_decay is None:
             raise RuntimeError("no average is kept; construct the optimiser with `ema_decay`, for example 0.95")
         state = self.state.get(param)
-        if not state:
+        if not state or "ema" not in state:
             return param.detach().clone()
         idle = (self._counter(param.device) - state["ema_last"]).to(param.dtype)
         keep = torch.pow(torch.tensor(self.ema_decay, dtype=param.dtype, device=param.device), idle)
@@ -285,33 +303,110 @@ class Adam(Optimizer):
         mark_fresh(self._shadows[param], param)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's ``state`` and ``param_groups``, and ``global_step``."""
-        return {**super().state_dict(), "global_step": self.global_step}
+        """torch's ``state`` and ``param_groups``, and ``global_step``, which is in the groups, too."""
+        global_step = self.global_step
+        for group in self.param_groups:
+            group["global_step"] = global_step
+        return {**super().state_dict(), "global_step": global_step}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores ``state_dict()``; training goes on with the same bits. A learning rate kept as a tensor stays the
-        same tensor, with the loaded value."""
+        same tensor, with the loaded value.
+
+        Takes what the tools of `torch.distributed.checkpoint.state_dict` made of it, and the state of
+        `torch.optim.Adam`: options that it has not stay as they are, all rows get its number of steps, averages begin
+        with the next step. ``eps`` is added to another root there, which matters while ``1 - beta2^t`` is small.
+        `torch.optim.Adam` in turn takes a state made without ``skip_zero``.
+
+        Raises:
+            ValueError: the state is of another kind of optimiser, or for other parameters; this one is as it was.
+        """
         if self._swapped:
             raise RuntimeError("`load_state_dict` must not be called inside `swap_ema`")
-        rates = [group["lr"] for group in self.param_groups]
+        self._check_loadable(state_dict)
+        before = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for rate, group in zip(rates, self.param_groups, strict=True):
-            if isinstance(rate, Tensor):
-                rate.fill_(group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"])
-                group["lr"] = rate
-        self._set_global_step(int(state_dict.get("global_step", 0)))
-        saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for index, param in zip(saved_ids, params, strict=True):
-            saved = state_dict["state"].get(index)
-            if saved is None:
-                continue
+        for own, group in zip(before, self.param_groups, strict=True):
+            for name in (*OTHER_UPDATES, *IMPLEMENTATION):
+                group.pop(name, None)
+            for name, value in own.items():
+                group.setdefault(name, value)
+            if isinstance(own["lr"], Tensor):
+                own["lr"].fill_(group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"])
+                group["lr"] = own["lr"]
+        self._set_global_step(_saved_global_step(state_dict))
+        for param, skip_zero, saved in self._saved_states(state_dict):
+            kept = {name: value for name, value in saved.items() if self.ema_decay is not None or "ema" not in name}
             # torch casts counters to the dtype of the parameter and shares tensors with the caller's dict
-            self.state[param] = {
-                name: value.to(param.device, param.dtype if value.is_floating_point() else torch.int32).clone()
-                for name, value in saved.items()
+            state = {
+                name: torch.as_tensor(value).to(param.device, param.dtype).clone(memory_format=torch.contiguous_format)
+                for name, value in kept.items()
+                if name not in ("step", "ema_last")
             }
+            for name in kept.keys() - state.keys():
+                counter = torch.as_tensor(kept[name]).to(param.device, torch.int32).reshape(-1)
+                state[name] = counter.expand(_n_counters(param, skip_zero)).clone()
+            self.state[param] = state
         self._zeroed.clear()
         for param in self._shadows:
             self._write_shadow(param)
+
+    def _saved_states(self, state_dict: dict[str, Any]) -> Iterator[tuple[Tensor, bool, dict[str, Any]]]:
+        """Parameters, whether their group skips zeros, and what ``state_dict`` holds of them."""
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            skip_zero = saved_group.get("skip_zero", group["skip_zero"])
+            for param, index in zip(group["params"], saved_group["params"], strict=True):
+                if state_dict["state"].get(index):
+                    yield param, skip_zero, state_dict["state"][index]
+
+    def _check_loadable(self, state_dict: dict[str, Any]) -> None:
+        if [len(group["params"]) for group in self.param_groups] != [
+            len(group["params"]) for group in state_dict["param_groups"]
+        ]:
+            return  # torch has a message for that
+        for group in state_dict["param_groups"]:
+            for name in OTHER_UPDATES:
+                if group.get(name) and (name != "decoupled_weight_decay" or group["weight_decay"] != 0):
+                    raise ValueError(f"`state_dict` must be of plain Adam, got a group with `{name}`")
+        has_average = False
+        for number, (param, skip_zero, saved) in enumerate(self._saved_states(state_dict)):
+            if not {"step", *MOMENTS} <= saved.keys() <= set(STATE):
+                raise ValueError(
+                    f"`state_dict` must hold {('step', *MOMENTS)} of each parameter, got {tuple(saved)}:"
+                    " it is of another optimiser"
+                )
+            n_counters = _n_counters(param, skip_zero)
+            for name, value in saved.items():
+                value = torch.as_tensor(value)
+                if name in ("step", "ema_last"):
+                    fits, wanted = value.numel() in (1, n_counters), f"1 or {n_counters} elements"
+                else:
+                    fits, wanted = value.shape == param.shape, f"shape {list(param.shape)}"
+                if not fits:
+                    raise ValueError(
+                        f"`{name}` of parameter {number} must have {wanted}, as the parameter asks for, got"
+                        f" {list(value.shape)}: the state is for other parameters"
+                    )
+            has_average |= "ema" in saved
+        if has_average and self.ema_decay is None:
+            warnings.warn(
+                "the state holds averages of the weights and this optimiser keeps none: they are dropped;"
+                " construct it with `ema_decay` to go on with them",
+                stacklevel=4,
+            )
+
+
+def _n_counters(param: Tensor, skip_zero: bool) -> int:
+    """How many steps are counted: each row's own, or the parameter's."""
+    return param.shape[:-1].numel() if skip_zero and param.dim() > 0 else 1
+
+
+def _saved_global_step(state_dict: dict[str, Any]) -> int:
+    """The number of steps behind ``state_dict``; of torch's Adam it is that of the parameter with most of them."""
+    groups = (group["global_step"] for group in state_dict["param_groups"] if "global_step" in group)
+    known = state_dict.get("global_step", next(groups, None))
+    if known is not None:
+        return int(known)
+    steps = (torch.as_tensor(state["step"]) for state in state_dict["state"].values() if "step" in state)
+    return max((int(step.max()) for step in steps if step.numel() > 0), default=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import operator
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 
@@ -23,3 +25,31 @@ def check_option(name: str, value: str, allowed: Collection[str]) -> str:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {tuple(allowed)}, got {value!r}")
     return value
+
+
+def as_integer(name: str, value: Any) -> int:
+    """``value`` as Python's own integer. Those of NumPy are the same numbers, but wrap where they are multiplied.
+
+    Raises:
+        ValueError: it is no integer, 8.0 included.
+    """
+    if type(value) is int:  # all that a compiler's graph can hold
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"`{name}` must be an integer, got {value!r}") from None
+
+
+def as_integers(name: str, value: Any, count: int) -> tuple[int, ...]:
+    """``value`` as ``count`` integers, a single one as so many of it.
+
+    Raises:
+        ValueError: it is neither an integer nor ``count`` of them.
+    """
+    if hasattr(value, "__index__") and not getattr(value, "ndim", 0):
+        return (as_integer(name, value),) * count
+    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+    if values is None or len(values) != count:
+        raise ValueError(f"`{name}` must be an integer or {count} of them, got {value!r}")
+    return tuple(as_integer(name, element) for element in values)

@@ -1,12 +1,13 @@
 """What half precision and ``torch.autocast`` mean to the ops.
 
 Autocast changes one thing: `mlp` without a ``compute_dtype`` multiplies in the dtype of autocast. Sums, results and
-everything geometric (positions, directions, rays, distances, densities) are fp32 at least, with autocast or without.
+everything geometric (positions, directions, rays, distances, densities) are fp32 at least, with autocast or without,
+and of modules that ``.half()`` or ``.bfloat16()`` has cast as well: their parameters are read as the values they have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -38,6 +39,18 @@ def product_dtype(compute_dtype: torch.dtype | None, weight: Tensor) -> torch.dt
         return compute_dtype
     dtype = torch.get_autocast_dtype(weight.device.type)
     return dtype if dtype in FACTORS else None
+
+
+def keeping_dtype(fn: Callable[[Tensor], Tensor], kept: Collection[Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn`` of `nn.Module._apply`, which moves and casts tensors, but the tensors ``kept`` are moved only."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        if result.dtype == tensor.dtype or all(tensor is not other for other in kept):
+            return result
+        return tensor.to(result.device)
+
+    return moved
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:

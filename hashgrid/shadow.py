@@ -3,9 +3,48 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+
+class WatchedParameter(nn.Parameter):
+    """A parameter whose version counts writes through ``.data``, too: PyTorch hides them, while moving averages,
+    `torch.nn.utils.vector_to_parameters` and older optimisers write that way. Use ``nn.Parameter(param.detach())`` to
+    make another parameter of it."""
+
+    _hashgrid_lent = False
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        torch.autograd.graph.increment_version([self])
+        # the memory is somebody's who may go on writing to it, as to a vector of all parameters
+        self._hashgrid_lent = self._hashgrid_lent or value is not self
+
+
+def watch(param: Tensor) -> None:
+    """Makes ``param`` a `WatchedParameter` in place. Tensors of other kinds stay as they are; their shadows are renewed
+    each time."""
+    if type(param) is nn.Parameter:
+        param.__class__ = WatchedParameter
+
+
+@contextmanager
+def moving(param: Tensor) -> Iterator[None]:
+    """Inside, memory that ``param.data`` is set to belongs to nobody else: a module moves it or casts it."""
+    lent = param.__dict__.pop("_hashgrid_lent", False)
+    yield
+    has_moved = param.__dict__.pop("_hashgrid_lent", False)
+    if lent and not has_moved:
+        param._hashgrid_lent = True  # type: ignore[attr-defined]
 
 
 class _Written:
@@ -24,8 +63,10 @@ class _Written:
 
 def mark_fresh(shadow: Tensor, param: Tensor) -> None:
     """Notes that ``shadow`` holds the current values of ``param``."""
+    watch(param)
     # inference tensors have no version: their shadows are renewed each time
-    shadow._hashgrid_written = _Written(None if param.is_inference() else param)  # type: ignore[attr-defined]
+    known = isinstance(param, WatchedParameter) and not param._hashgrid_lent and not param.is_inference()
+    shadow._hashgrid_written = _Written(param if known else None)  # type: ignore[attr-defined]
 
 
 def forget(shadow: Tensor) -> None:
@@ -34,8 +75,8 @@ def forget(shadow: Tensor) -> None:
 
 
 def is_fresh(shadow: Tensor, param: Tensor) -> bool:
-    """Whether ``param`` is what `mark_fresh` was told, unchanged. Writes through ``param.data`` go unseen, as they do
-    in autograd."""
+    """Whether ``param`` is what `mark_fresh` was told, unchanged. Unseen are writes that no tensor knows of, such as
+    those to ``param.detach().numpy()``."""
     written = getattr(shadow, "_hashgrid_written", None)
     return (
         written is not None

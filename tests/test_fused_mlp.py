@@ -142,7 +142,7 @@ def test_backends_train_alike(compute_dtype: torch.dtype | None) -> None:
     ("arguments", "message"),
     [
         ({"n_hidden_layers": 9}, r"`n_hidden_layers` must be in 0..8, got 9"),
-        ({"n_neurons": [4]}, r"one width per hidden layer \(2\)"),
+        ({"n_neurons": [4]}, r"`n_neurons` must be an integer or 2 of them, got \[4\]"),
         ({"n_neurons": 0}, r"must be positive, got \[3, 0, 0, 2\]"),
         ({"activation": "gelu"}, r"`activation` must be one of .* got 'gelu'"),
         ({"output_activation": "gelu"}, r"`output_activation` must be one of .* got 'gelu'"),

@@ -143,7 +143,9 @@ def test_shadow_follows_every_writer(backend: str, compute_dtype: torch.dtype) -
     check()
     grid.table = nn.Parameter(torch.randn_like(grid.table))
     check()
-    grid.table.data.zero_()  # unseen, hence:
+    grid.table.data.zero_()
+    check()
+    grid.table.detach().numpy()[:] = 1.0  # unseen, hence:
     grid.refresh_shadow()
     check()
     grid.to(torch.float64).to(torch.float32)

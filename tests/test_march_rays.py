@@ -318,3 +318,46 @@ def test_counter_uniform_equals_reference() -> None:
         assert torch.equal(library.counter_uniform(seed, step, index), reference.counter_uniform(-3, 2**32 - 1, index))
     with pytest.raises(RuntimeError, match="`index` must be int64, got int32"):
         ops.counter_uniform(0, 0, index.int())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_limits_per_ray_equal_those_of_each_ray_alone(options: dict, dtype: torch.dtype) -> None:
+    arguments = scene(40, (16, 12, 8), 2, 0.5, dtype)
+    near, far = torch.rand(40, dtype=dtype) * 3, 1 + torch.rand(40, dtype=dtype) * 3
+    near[10:13], far[13:16] = -1.0, torch.tensor([math.inf, -1.0, 0.0], dtype=dtype)
+    near[16], far[17] = math.nan, math.nan
+    options = {**options, "near": near, "far": far}
+    actual = ops.march_rays(*arguments, **options)
+    assert_same(actual, reference.march_rays(*arguments, **options))
+    assert len(actual[0]) > 0 and actual[3][16:18, 1].tolist() == [0, 0]
+    t_starts, t_ends, ray_indices, _ = actual
+    assert (t_starts >= near[ray_indices]).all() and ((t_starts + t_ends) / 2 <= far[ray_indices]).all()
+    if "seed" in options:  # the shift of a ray depends on its number
+        return
+    for ray in (*range(16), *range(18, 40)):
+        alone = arguments[0][ray : ray + 1], arguments[1][ray : ray + 1], *arguments[2:]
+        expected = ops.march_rays(*alone, **{**options, "near": near[ray].item(), "far": far[ray].item()})
+        assert_same([x[ray_indices == ray] for x in actual[:2]], expected[:2])
+
+
+@pytest.mark.parametrize("library", [ops, reference])
+def test_limits_may_be_given_in_several_ways(library) -> None:
+    arguments = scene(30, (8, 8, 8), 1, 0.5, torch.float32)
+    expected = library.march_rays(*arguments, step_size=0.05, near=1.25, far=2.5)
+    whole = library.march_rays(*arguments, step_size=0.05)
+    near, far = torch.full((30,), 1.25), torch.full((30,), 2.5)
+    for limits in ((near, far), (near.double(), 2.5), (1.25, far), (torch.tensor(1.25), torch.tensor(2.5))):
+        assert_same(library.march_rays(*arguments, step_size=0.05, near=limits[0], far=limits[1]), expected)
+        fixed = library.march_rays_fixed(
+            *arguments, step_size=0.05, near=limits[0], far=limits[1], n_samples=len(expected[0])
+        )
+        assert_same(fixed[:4], expected)
+    assert_same(library.march_rays(*arguments, step_size=0.05, near=None, far=None), whole)
+    for limits, message in (
+        ({"near": near[:29]}, r"`near` must be a number or have shape \[30\], one per ray, got \[29\]"),
+        ({"far": far[:, None]}, r"`far` must be a number or have shape \[30\], one per ray, got \[30, 1\]"),
+        ({"near": math.nan}, "`near` must be a distance, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            library.march_rays(*arguments, step_size=0.05, **limits)

@@ -269,3 +269,18 @@ def test_update_errors_name_contract_and_actual() -> None:
         grid.update(lambda points: torch.zeros(len(points), 2), 0)
     with pytest.raises(ValueError, match=r"`uniform_fraction` must be in \[0, 1\], got 1.5"):
         grid.update(ball, 0, uniform_fraction=1.5)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_nan_densities_are_refused_and_nothing_is_lost(backend: str) -> None:
+    grid = OccupancyGrid(AABB, 8, backend=backend)
+    grid.update(lambda x: x[:, 0].exp(), step=0)
+    before = grid.density.clone(), grid.bits.clone()
+    with pytest.raises(ValueError, match="`density_fn` must give densities, got NaN for 512 of 512 cells"):
+        grid.update(lambda x: torch.full_like(x[:, 0], math.nan), step=1)
+    with pytest.raises(ValueError, match="`density_fn` must give densities, got NaN for 1 of 512 cells"):
+        grid.update(lambda x: torch.where(torch.arange(len(x)) == 11, math.nan, x[:, 0]), step=1, chunk=512)
+    with pytest.raises(ValueError, match="`values` must give densities, got NaN for 1 of 3 cells"):
+        grid.raise_cells(torch.arange(3), torch.tensor([1.0, math.nan, 2.0]))
+    assert torch.equal(grid.density, before[0]) and torch.equal(grid.bits, before[1])

@@ -183,6 +183,7 @@ struct MarchRaysParams {
   const int64_t* counter;  // [2] seed and step of the shift of each ray's samples, or null: none
   const void* rays_o;      // [n_rays, 3]
   const void* rays_d;      // [n_rays, 3]
+  const void* limits;      // [n_rays, 2] near and far of each ray, or null: those above
   const void* aabb;        // [6], box of cascade 0
   const uint8_t* bits;     // cell g is bit g & 7 of byte g >> 3; on the CPU aligned and padded to words of 4 bytes
   uint8_t* bricks;         // [n_cascades, resolution / kMarchBrick] or null, see core/ray.h; on the CPU padded likewise

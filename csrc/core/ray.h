@@ -96,8 +96,8 @@ HASHGRID_HD RaySpan<T> intersect_box(const T* origin, const T* direction, const 
     enter = first > enter ? first : enter;
     leave = last < leave ? last : leave;
   }
-  enter = enter < near_limit ? near_limit : enter;
-  leave = leave > far_limit ? far_limit : leave;
+  enter = enter >= near_limit ? enter : near_limit;
+  leave = leave <= far_limit ? leave : far_limit;
   hit = hit && enter <= leave;
   return {hit ? enter : inf, hit ? leave : inf};
 }
@@ -160,7 +160,10 @@ HASHGRID_HD RaySpan<T> begin_march(const MarchRaysParams& p, const MarchGrid<T>&
     low[axis] = add_scaled(grid.centre[axis], -grid.half[axis], growth);
     high[axis] = add_scaled(grid.centre[axis], grid.half[axis], growth);
   }
-  RaySpan<T> span = intersect_box(origin, direction, low, high, static_cast<T>(p.near), static_cast<T>(p.far));
+  const T* limits = static_cast<const T*>(p.limits);
+  const T near = limits != nullptr ? limits[2 * ray] : static_cast<T>(p.near);
+  const T far = limits != nullptr ? limits[2 * ray + 1] : static_cast<T>(p.far);
+  RaySpan<T> span = intersect_box(origin, direction, low, high, near, far);
   if (p.counter != nullptr && span.begin < std::numeric_limits<T>::infinity()) {
     const T u = static_cast<T>(counter_uniform(key, static_cast<uint32_t>(ray)));
     span.begin += rounded_multiply(u, step_at(grid, span.begin));

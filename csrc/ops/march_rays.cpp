@@ -83,11 +83,11 @@ void fill_up(const MarchRaysParams& p, int64_t n_marched) {
 
 MarchRaysOutputs march_rays_cpu(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb, const Tensor& bits,
                                 const std::vector<int64_t>& resolution, int64_t n_cascades, double step_size,
-                                double cone_angle, double near, double far, const std::optional<Tensor>& counter,
-                                const std::optional<Tensor>& n_rays, int64_t max_samples_per_ray,
-                                std::optional<int64_t> n_samples) {
+                                double cone_angle, double near, double far, const std::optional<Tensor>& limits,
+                                const std::optional<Tensor>& counter, const std::optional<Tensor>& n_rays,
+                                int64_t max_samples_per_ray, std::optional<int64_t> n_samples) {
   MarchRaysParams p = make_march_rays_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle,
-                                             near, far, counter, n_rays, max_samples_per_ray, n_samples);
+                                             near, far, limits, counter, n_rays, max_samples_per_ray, n_samples);
   const int64_t n_rays_in_use =
       p.n_rays_in_use != nullptr ? std::clamp<int64_t>(*p.n_rays_in_use, 0, p.n_rays) : p.n_rays;
   const KernelTable& kernel = kernels();

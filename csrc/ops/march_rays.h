@@ -28,9 +28,9 @@ inline int64_t n_bricks_of(const MarchRaysParams& p) {
 inline MarchRaysParams make_march_rays_params(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb,
                                               const Tensor& bits, const std::vector<int64_t>& resolution,
                                               int64_t n_cascades, double step_size, double cone_angle, double near,
-                                              double far, const std::optional<Tensor>& counter,
-                                              const std::optional<Tensor>& n_rays, int64_t max_samples_per_ray,
-                                              std::optional<int64_t> n_samples) {
+                                              double far, const std::optional<Tensor>& limits,
+                                              const std::optional<Tensor>& counter, const std::optional<Tensor>& n_rays,
+                                              int64_t max_samples_per_ray, std::optional<int64_t> n_samples) {
   MarchRaysParams p = {};
   p.dtype = check_rays(rays_o, rays_d, aabb);
   const int64_t n_cells = check_grid(resolution, n_cascades, p.resolution);
@@ -49,6 +49,12 @@ inline MarchRaysParams make_march_rays_params(const Tensor& rays_o, const Tensor
   p.cone_angle = cone_angle;
   p.near = near;
   p.far = far;
+  if (limits.has_value()) {
+    check_shape(*limits, "limits", {p.n_rays, 2});
+    check_dtype(*limits, "limits", rays_o.scalar_type());
+    check_contiguous(*limits, "limits");
+    p.limits = limits->const_data_ptr();
+  }
   p.counter = counter_data(counter);
   p.fixed = n_samples.has_value();
   p.n_samples = p.n_rays > 0 ? n_samples.value_or(0) : 0;  // nothing to fill up with, where there are no rays

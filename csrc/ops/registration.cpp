@@ -55,7 +55,7 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "Tensor(a!) state, Tensor(b!) status, Tensor(c!) n_evaluations, float epsilon, float step_scale) -> Tensor");
   m.def(
       "march_rays(Tensor rays_o, Tensor rays_d, Tensor aabb, Tensor bits, int[] resolution, int n_cascades, "
-      "float step_size, float cone_angle, float near, float far, Tensor? counter, Tensor? n_rays, "
+      "float step_size, float cone_angle, float near, float far, Tensor? limits, Tensor? counter, Tensor? n_rays, "
       "int max_samples_per_ray, int? n_samples) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("composite(Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
         ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hashgrid.modules._backend import ops_of
-from hashgrid.options import BACKENDS, check_option
+from hashgrid.options import BACKENDS, as_integer, check_option
 
 
 class SphericalHarmonics(nn.Module):
@@ -23,6 +23,7 @@ class SphericalHarmonics(nn.Module):
 
     def __init__(self, degree: int = 4, backend: str = "native") -> None:
         super().__init__()
+        degree = as_integer("degree", degree)
         if not 1 <= degree <= 8:
             raise ValueError(f"`degree` must be in 1..8, got {degree}")
         self.degree = degree
@@ -51,6 +52,8 @@ class Frequency(nn.Module):
 
     def __init__(self, n_input_dims: int, n_frequencies: int = 12, backend: str = "native") -> None:
         super().__init__()
+        n_input_dims = as_integer("n_input_dims", n_input_dims)
+        n_frequencies = as_integer("n_frequencies", n_frequencies)
         if n_input_dims < 1:
             raise ValueError(f"`n_input_dims` must be at least 1, got {n_input_dims}")
         if not 1 <= n_frequencies <= 64:

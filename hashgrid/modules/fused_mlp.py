@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.modules._backend import ops_of
-from hashgrid.options import ACTIVATIONS, BACKENDS, FACTORS, check_option
+from hashgrid.options import ACTIVATIONS, BACKENDS, FACTORS, as_integer, as_integers, check_option
+from hashgrid.precision import maths_dtype
 from hashgrid.reference.activation import activate
 
 MAX_HIDDEN_LAYERS = 8
@@ -36,7 +37,8 @@ class FusedMLP(nn.Module):
 
     Under ``torch.autocast`` it multiplies in the dtype of autocast, as ``nn.Linear`` does, unless ``compute_dtype``
     says otherwise (``torch.float32`` for none of it). Sums and outputs stay fp32 there, too: an exp or a loss behind it
-    neither overflows nor rounds.
+    neither overflows nor rounds. After ``.half()`` or ``.bfloat16()`` the parameters are read as the values they then
+    have, and outputs stay fp32; better keep the parameters and set ``compute_dtype``.
 
     Args:
         n_input_dims: inputs.
@@ -76,12 +78,12 @@ class FusedMLP(nn.Module):
         backend: str = "native",
     ) -> None:
         super().__init__()
+        n_input_dims = as_integer("n_input_dims", n_input_dims)
+        n_output_dims = as_integer("n_output_dims", n_output_dims)
+        n_hidden_layers = as_integer("n_hidden_layers", n_hidden_layers)
         if not 0 <= n_hidden_layers <= MAX_HIDDEN_LAYERS:
             raise ValueError(f"`n_hidden_layers` must be in 0..{MAX_HIDDEN_LAYERS}, got {n_hidden_layers}")
-        hidden = [n_neurons] * n_hidden_layers if isinstance(n_neurons, int) else list(n_neurons)
-        if len(hidden) != n_hidden_layers:
-            raise ValueError(f"`n_neurons` must have one width per hidden layer ({n_hidden_layers}), got {n_neurons}")
-        widths = [n_input_dims, *hidden, n_output_dims]
+        widths = [n_input_dims, *as_integers("n_neurons", n_neurons, n_hidden_layers), n_output_dims]
         if min(widths) < 1:
             raise ValueError(f"`n_input_dims`, `n_neurons` and `n_output_dims` must be positive, got {widths}")
         if compute_dtype not in (*FACTORS, torch.float32):
@@ -126,7 +128,7 @@ class FusedMLP(nn.Module):
                 nn.init.uniform_(self.biases[layer], -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [..., out] of inputs ``x`` [..., in], in the dtype of the weights.
+        """Outputs [..., out] of inputs ``x`` [..., in], in the dtype of the weights, at least fp32.
 
         Raises:
             ValueError: the last dimension of ``x`` does not fit.
@@ -142,7 +144,9 @@ class FusedMLP(nn.Module):
             "biases": list(self.biases) if len(self.biases) > 0 else None,
             "activation": self.activation,
             "output_activation": self.output_activation,
-            "compute_dtype": self.weights[0].dtype if self.compute_dtype == torch.float32 else self.compute_dtype,
+            "compute_dtype": (
+                maths_dtype(self.weights[0]) if self.compute_dtype == torch.float32 else self.compute_dtype
+            ),
         }
 
     @classmethod

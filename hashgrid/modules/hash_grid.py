@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashgrid.autograd import is_transformed
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
 from hashgrid.modules._backend import ops_of
-from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, check_option
-from hashgrid.precision import maths_dtype
-from hashgrid.shadow import forget, is_fresh, mark_fresh
+from hashgrid.options import BACKENDS, BOUNDS, INTERPOLATIONS, as_integer, check_option
+from hashgrid.precision import HALF_DTYPES, maths_dtype
+from hashgrid.shadow import forget, is_fresh, mark_fresh, moving, watch
 
 
 class HashGrid(nn.Module):
@@ -32,8 +33,9 @@ class HashGrid(nn.Module):
         level_table: ready geometry that replaces everything from ``n_levels`` on but the features, for importers.
         compute_dtype: ``torch.float16`` or ``torch.bfloat16`` to read a half-precision copy of the table, the shadow;
             the table, features and all gradients stay fp32. The shadow is renewed when the table has changed; an
-            optimiser that knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. Changes
-            through ``table.data`` go unnoticed: call `refresh_shadow` after them.
+            optimiser that knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. A table whose
+            ``data`` was assigned is copied each time: its memory may have another owner who writes to it. Only
+            changes past PyTorch, such as to ``table.detach().numpy()``, go unnoticed: call `refresh_shadow` then.
         accumulate_grad: the backward adds the table's gradient to ``table.grad`` itself, a buffer that is kept from
             step to step, instead of handing a fresh one to autograd. For training loops whose optimiser zeroes what it
             consumes (`hashgrid.optim.Adam` with ``zero_grad_in_step``); gradient hooks, `torch.autograd.grad` and
@@ -41,7 +43,8 @@ class HashGrid(nn.Module):
         backend: ``"native"`` or ``"reference"``.
 
     Attributes:
-        table: Parameter [n_entries, F], fp32, drawn from U(-1e-4, 1e-4).
+        table: Parameter [n_entries, F], fp32, drawn from U(-1e-4, 1e-4). After ``.half()`` it is read as the values it
+            then has; features stay fp32.
         shadow: buffer like ``table`` in ``compute_dtype``, not part of the state; None without ``compute_dtype``.
         levels: geometry of the levels.
         n_output_dims: L * F.
@@ -71,6 +74,8 @@ class HashGrid(nn.Module):
         backend: str = "native",
     ) -> None:
         super().__init__()
+        n_input_dims = as_integer("n_input_dims", n_input_dims)
+        n_features_per_level = as_integer("n_features_per_level", n_features_per_level)
         if n_features_per_level not in FEATURE_COUNTS:
             raise ValueError(f"`n_features_per_level` must be one of {FEATURE_COUNTS}, got {n_features_per_level}")
         check_option("interpolation", interpolation, INTERPOLATIONS)
@@ -139,8 +144,11 @@ class HashGrid(nn.Module):
         }
 
     def _grad_buffer(self) -> Tensor | None:
-        """``table.grad``, made where needed, when the backward is to add to it itself."""
+        """``table.grad``, made where needed, when the backward is to add to it itself. Not one of half precision, which
+        would lose what is small, nor for `torch.func`, which returns gradients."""
         if not (self.accumulate_grad and torch.is_grad_enabled() and self.table.requires_grad):
+            return None
+        if self.table.dtype in HALF_DTYPES or is_transformed():
             return None
         if self.table.grad is None:
             self.table.grad = torch.zeros_like(self.table)
@@ -158,17 +166,29 @@ class HashGrid(nn.Module):
 
     @torch.no_grad()
     def refresh_shadow(self) -> None:
-        """Copies the table to the shadow. Needed by hand only after changes that bypass autograd's version counter."""
+        """Copies the table to the shadow. Needed by hand only after changes past PyTorch."""
         if self.shadow is not None:
             self.shadow.copy_(self.table)
             mark_fresh(self.shadow, self.table)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HashGrid:
-        super()._apply(fn, recurse)
+        with moving(self.table):
+            super()._apply(fn, recurse)
         if self.shadow is not None:
             self.shadow = self.shadow.to(self.compute_dtype)  # `.double()`, `.half()` are not meant for it
             forget(self.shadow)
+            watch(self.table)
         return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if param is not None and self.compute_dtype is not None:
+            watch(param)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.compute_dtype is not None:
+            watch(self.table)
 
     def extra_repr(self) -> str:
         sizes = f"{self.n_input_dims}, n_levels={self.n_levels}, n_features_per_level={self.n_features_per_level}"

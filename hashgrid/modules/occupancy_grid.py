@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hashgrid.modules._backend import ops_of
 from hashgrid.modules.rays import RaySamples
 from hashgrid.ops.visible_cells import visible_cells
-from hashgrid.options import BACKENDS, check_option
+from hashgrid.options import BACKENDS, as_integer, as_integers, check_option
+from hashgrid.precision import keeping_dtype
 
 
 class OccupancyGrid(nn.Module):
@@ -28,7 +29,7 @@ class OccupancyGrid(nn.Module):
         backend: ``"native"`` or ``"reference"`` (plain PyTorch).
 
     Attributes:
-        aabb: [6] fp32.
+        aabb: [6] fp32. This and ``density`` stay so whatever dtype a module is cast to.
         density: [C * X * Y * Z] fp32, optical thickness of a step; -1 where no camera looks.
         bits: [ceil(C * X * Y * Z / 8)] uint8; cell g is bit ``g & 7`` of byte ``g >> 3``.
 
@@ -49,7 +50,8 @@ class OccupancyGrid(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = check_option("backend", backend, BACKENDS)
-        x, y, z = (resolution,) * 3 if isinstance(resolution, int) else tuple(int(n) for n in resolution)
+        x, y, z = as_integers("resolution", resolution, 3)
+        n_cascades = as_integer("n_cascades", n_cascades)
         if min(x, y, z) < 1 or n_cascades < 1:
             raise ValueError(f"`resolution` and `n_cascades` must be positive, got {resolution} and {n_cascades}")
         self.resolution = (x, y, z)
@@ -58,7 +60,7 @@ class OccupancyGrid(nn.Module):
         if box.shape != (6,) or not (box.is_meta or bool((box[3:] > box[:3]).all())):
             raise ValueError(f"`aabb` must be two corners [6], the lower one first, got {box.tolist()}")
         self.register_buffer("aabb", box)
-        self.register_buffer("density", torch.zeros(self.n_cells))
+        self.register_buffer("density", torch.zeros(self.n_cells, dtype=torch.float32))
         self.register_buffer("bits", torch.full(((self.n_cells + 7) // 8,), 255, dtype=torch.uint8))
 
     @property
@@ -79,6 +81,10 @@ class OccupancyGrid(nn.Module):
     def extra_repr(self) -> str:
         return f"resolution={self.resolution}, n_cascades={self.n_cascades}, backend={self.backend!r}"
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OccupancyGrid:
+        super()._apply(keeping_dtype(fn, (self.aabb, self.density)), recurse)
+        return self
+
     def op_arguments(self) -> dict[str, Any]:
         """What ops that march through it take."""
         return {
@@ -94,8 +100,8 @@ class OccupancyGrid(nn.Module):
         rays_d: Tensor,
         step_size: float | None = None,
         cone_angle: float = 0.0,
-        near: float = 0.0,
-        far: float = math.inf,
+        near: float | Tensor | None = 0.0,
+        far: float | Tensor | None = math.inf,
         seed: int | Tensor | None = None,
         step: int | Tensor = 0,
         max_samples_per_ray: int = 1024,
@@ -107,8 +113,8 @@ class OccupancyGrid(nn.Module):
             rays_d: [R, 3], directions; distances are in units of their length.
             step_size: smallest step; None for ``default_step_size``.
             cone_angle: growth of the step with the distance, 0 for a bounded scene, else typically 1/256.
-            near: no sample before this distance.
-            far: no sample whose middle is behind this distance.
+            near: no sample before this distance: a number or one per ray, [R]; None for 0.
+            far: no sample whose middle is behind this distance: a number or one per ray, [R]; None for no limit.
             seed: shifts the samples of each ray by a fraction of its first step; None for no shift.
             step: training step, varies the shift.
             max_samples_per_ray: further samples of a ray are dropped.
@@ -135,8 +141,8 @@ class OccupancyGrid(nn.Module):
         n_rays: Tensor | None = None,
         step_size: float | None = None,
         cone_angle: float = 0.0,
-        near: float = 0.0,
-        far: float = math.inf,
+        near: float | Tensor | None = 0.0,
+        far: float | Tensor | None = math.inf,
         seed: int | Tensor | None = None,
         step: int | Tensor = 0,
         max_samples_per_ray: int = 1024,
@@ -205,12 +211,13 @@ class OccupancyGrid(nn.Module):
             The number of cells evaluated.
 
         Raises:
-            ValueError: a fraction is out of range, or ``density_fn`` returns another number of values.
+            ValueError: a fraction is out of range, or ``density_fn`` returns another number of values, or a NaN; the
+                grid is as it was before.
         """
         cells = self.choose_cells(step, seed, full_steps, uniform_fraction, occupied_fraction)
         ops = ops_of(self.backend)
         length = self.default_step_size if step_size is None else step_size
-        values = torch.empty(len(cells), device=self.density.device)
+        values = torch.empty(len(cells), dtype=torch.float32, device=self.density.device)
         cells_per_cascade = math.prod(self.resolution)
         for begin in range(0, len(cells), chunk):
             part = cells[begin : begin + chunk]
@@ -222,6 +229,7 @@ class OccupancyGrid(nn.Module):
             if self.n_cascades > 1:
                 thickness = thickness * 2.0 ** (part // cells_per_cascade)
             values[begin : begin + chunk] = thickness
+        _check_no_nan("density_fn", values)
         self.raise_cells(cells, values, decay, max_threshold)
         return len(cells)
 
@@ -249,7 +257,13 @@ class OccupancyGrid(nn.Module):
     @torch.no_grad()
     def raise_cells(self, cells: Tensor, values: Tensor, decay: float = 0.95, max_threshold: float = 0.01) -> None:
         """The other half of :meth:`update`: all densities decay, those of ``cells`` [M] rise to ``values`` [M], and the
-        occupied cells are found anew. :func:`hashgrid.ops.occupancy_values` makes values of a radiance field."""
+        occupied cells are found anew. :func:`hashgrid.ops.occupancy_values` makes values of a radiance field.
+
+        Raises:
+            ValueError: a value is NaN; the grid is as it was before. While a CUDA graph records nothing can be read
+                back, and NaN counts as no value.
+        """
+        _check_no_nan("values", values)
         ops_of(self.backend).occupancy_update(self.density, self.bits, cells, values, decay, max_threshold)
 
     @torch.no_grad()
@@ -303,6 +317,18 @@ class OccupancyGrid(nn.Module):
         byte = self.bits.nonzero()  # [B, 1]
         cells = byte * 8 + torch.arange(8, device=byte.device)
         return cells[_unpack(self.bits[byte.squeeze(-1)]) & (cells < self.n_cells)]
+
+
+def _check_no_nan(name: str, values: Tensor) -> None:
+    """Raises where a field that has diverged would empty the grid, and hide from training what went wrong."""
+    if values.is_meta or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    n_wrong = int(values.isnan().sum())
+    if n_wrong > 0:
+        raise ValueError(
+            f"`{name}` must give densities, got NaN for {n_wrong} of {len(values)} cells; the grid is as it was."
+            " Look for NaN in the field's parameters, its learning rate may be too high"
+        )
 
 
 def _unpack(bits: Tensor) -> Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 
 from hashgrid.device import choose_device, why_not_cuda
 from hashgrid.files import atomic_write_json
+from hashgrid.memory import peak_memory
 from hashgrid.nerf import report
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.dataset import Scene, background_color, load_scene, scene_name
@@ -120,7 +119,7 @@ def _train_and_evaluate(
         if interrupted:
             n_views = 4 if n_views is None else min(n_views, 4)
             print("interrupted: the checkpoint is written, a few test views follow; --resume goes on", flush=True)
-    train_peak = _peak_memory() if train else None
+    train_peak = peak_memory() if train else None
     _evaluate(trainer, out, n_views, interrupted, train_peak)
     if video and not interrupted:
         _turntable(trainer, out)
@@ -186,13 +185,8 @@ def _train(trainer: Trainer, out: Path, profile: StepProfile | None) -> bool:
             interrupted = True
     trainer.save(checkpoint)
     if profile is not None:
-        profile.write(out, _peak_memory())
+        profile.write(out, peak_memory())
     return interrupted
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: bool, train_peak: int | None) -> None:
@@ -236,7 +230,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
             "test_views": scene.split,
         },
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
         "threads": threads_in_use(),
         "device": str(trainer.device) if trainer.device.type == "cpu" else torch.cuda.get_device_name(trainer.device),
         "config": config.to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from hashgrid.modules import FusedMLP, HashGrid, OccupancyGrid, SphericalHarmoni
 from hashgrid.modules._backend import ops_of
 from hashgrid.modules.network_with_input_encoding import encode_and_pass
 from hashgrid.nerf.config import NerfConfig
+from hashgrid.precision import keeping_dtype
 from hashgrid.reference.radiance_mlp import color_inputs, density_of
 
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
@@ -32,7 +34,7 @@ class NerfModel(nn.Module):
     def __init__(self, config: NerfConfig, aabb: Tensor, n_cascades: int = 1) -> None:
         super().__init__()
         self.register_buffer("aabb", aabb.float().clone())
-        self.register_buffer("inverse_extent", torch.empty(3), persistent=False)
+        self.register_buffer("inverse_extent", torch.empty(3, dtype=torch.float32), persistent=False)
         _measure_box(self)
         self.register_load_state_dict_post_hook(_measure_box)
         config = config.resolved()
@@ -66,6 +68,10 @@ class NerfModel(nn.Module):
             compute_dtype=dtype,
             backend=config.backend,
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NerfModel:
+        super()._apply(keeping_dtype(fn, (self.aabb, self.inverse_extent)), recurse)
+        return self
 
     def unit(self, positions: Tensor) -> Tensor:
         """Scene positions [S, 3] in the unit cube of the grid."""

@@ -72,7 +72,7 @@ class StepProfile:
         totals["everything else"] = seconds - sum(totals.values())
         self.result = {"steps": n_steps, "samples": n_samples, "seconds": seconds, "phases": totals}
 
-    def write(self, folder: Path, peak_memory: int) -> None:
+    def write(self, folder: Path, peak_memory: int | None) -> None:
         """Prints the table; writes ``profile.json`` and ``trace.json``, for chrome://tracing or Perfetto."""
         if self.result is None:
             print(f"no profile: the run ended less than {self.n_steps} steps after {self.begin:.0%} of it", flush=True)
@@ -82,7 +82,8 @@ class StepProfile:
         for phase, seconds in (*result["phases"].items(), ("a step", result["seconds"])):
             per_step, per_sample = seconds / result["steps"] * 1e3, seconds / max(result["samples"], 1) * 1e9
             print(f"{phase:22}{per_step:12.2f}{per_sample:15.0f}{seconds / result['seconds']:8.1%}")
-        print(f"peak memory {peak_memory / 1e9:.2f} GB; trace in {folder / 'trace.json'}", flush=True)
+        peak = "unknown" if peak_memory is None else f"{peak_memory / 1e9:.2f} GB"
+        print(f"peak memory {peak}; trace in {folder / 'trace.json'}", flush=True)
         atomic_write_json(folder / "profile.json", {**result, "peak_memory_bytes": peak_memory})
         with atomic_path(folder / "trace.json") as path:
             self._profile.export_chrome_trace(str(path))

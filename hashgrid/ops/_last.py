@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
 
 
 def no_third_derivative(name: str, compute: Callable[..., Any], *arguments: Any) -> Any:
@@ -18,7 +16,7 @@ def no_third_derivative(name: str, compute: Callable[..., Any], *arguments: Any)
     return apply(_Last, name, compute, *arguments)
 
 
-class _Last(torch.autograd.Function):
+class _Last(Function):
     @staticmethod
     def forward(name, compute, *arguments):  # type: ignore[override]
         return compute(*arguments)

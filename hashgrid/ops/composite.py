@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
 from hashgrid.ops._last import no_third_derivative
+from hashgrid.ops._vmap import register_vmap
 from hashgrid.precision import HALF_DTYPES, maths_dtype
 
 _N_OUTPUTS = 5
@@ -85,7 +86,7 @@ def _pull_back_twice(ctx, cotangents) -> tuple[Tensor | None, ...]:
     return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
-class _Composite(torch.autograd.Function):
+class _Composite(Function):
     @staticmethod
     def forward(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps):  # type: ignore[override]
         return _extension.ops().composite(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps)
@@ -101,7 +102,7 @@ class _Composite(torch.autograd.Function):
         return *(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None
 
 
-class _CompositeBackward(torch.autograd.Function):
+class _CompositeBackward(Function):
     """The first derivative as a function of its own, so that it can be differentiated once more."""
 
     @staticmethod
@@ -154,6 +155,9 @@ def _register() -> None:
 
     torch.library.register_autograd("hashgrid::composite", backward, setup_context=_setup_context)
     torch.library.register_autograd("hashgrid::composite_backward", backward_backward, setup_context=_setup_context)
+
+    for name in ("composite", "composite_backward", "composite_backward_backward"):
+        register_vmap(name)
 
 
 if _extension.module is not None:

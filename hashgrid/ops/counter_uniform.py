@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.options import as_integer
 
 
 def counter_uniform(seed: int | Tensor, step: int | Tensor, index: Tensor) -> Tensor:
@@ -30,10 +31,13 @@ def counter_uniform(seed: int | Tensor, step: int | Tensor, index: Tensor) -> Te
 def as_counter(seed: int | Tensor, step: int | Tensor, device: torch.device) -> Tensor:
     """Seed and step as the int64 tensor [2] on ``device`` that kernels read."""
     if not isinstance(seed, Tensor) and not isinstance(step, Tensor):
-        return torch.tensor([_signed64(seed), step & 0xFFFFFFFF], dtype=torch.int64, device=device)
+        words = [_signed64(as_integer("seed", seed)), as_integer("step", step) & 0xFFFFFFFF]
+        return torch.tensor(words, dtype=torch.int64, device=device)
     parts = [
-        x.reshape(1) if isinstance(x, Tensor) else torch.full((1,), _signed64(x), dtype=torch.int64, device=device)
-        for x in (seed, step)
+        x.reshape(1)
+        if isinstance(x, Tensor)
+        else torch.full((1,), _signed64(as_integer(name, x)), dtype=torch.int64, device=device)
+        for name, x in (("seed", seed), ("step", step))
     ]
     return torch.cat(parts)
 

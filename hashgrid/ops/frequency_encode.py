@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension, reference
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.ops._vmap import register_vmap
 from hashgrid.precision import at_least_fp32
 
 MAX_FREQUENCIES = 64
@@ -44,7 +45,7 @@ def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-class _FrequencyEncode(torch.autograd.Function):
+class _FrequencyEncode(Function):
     @staticmethod
     def forward(x, n_frequencies):  # type: ignore[override]
         return _extension.ops().frequency_encode(x, n_frequencies)
@@ -59,7 +60,7 @@ class _FrequencyEncode(torch.autograd.Function):
         return apply(_FrequencyEncodeBackward, grad_y.contiguous(), *ctx.saved_tensors, ctx.n_frequencies), None
 
 
-class _FrequencyEncodeBackward(torch.autograd.Function):
+class _FrequencyEncodeBackward(Function):
     """The first derivative as a function of its own, so that it can be differentiated once more."""
 
     @staticmethod
@@ -101,6 +102,9 @@ def _register() -> None:
     torch.library.register_autograd(
         "hashgrid::frequency_encode_backward", backward_backward, setup_context=_FrequencyEncodeBackward.setup_context
     )
+
+    register_vmap("frequency_encode", ["x"])
+    register_vmap("frequency_encode_backward", ["grad_y", "x"])
 
 
 if _extension.module is not None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
 from hashgrid.levels import LevelTable
 from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
+from hashgrid.ops._vmap import register_vmap
 from hashgrid.options import BOUNDS, INTERPOLATIONS, check_option
 from hashgrid.precision import at_least_fp32
 
@@ -36,7 +37,7 @@ def hash_encode(
 
     Args:
         positions: [..., D] in [0, 1], fp32 or fp64 (half precision is read as fp32).
-        table: [n_entries, F], fp32, or fp64 with fp64 positions.
+        table: [n_entries, F], fp32 (half precision is read as fp32), or fp64 with fp64 positions.
         levels: geometry of the levels.
         interpolation: ``"linear"``, ``"smoothstep"`` or ``"nearest"`` (no gradient to positions).
         bounds: outside [0, 1], ``"clamp"`` uses the border value with zero position gradient, ``"zero"`` gives zeros
@@ -93,7 +94,7 @@ def _deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled()
 
 
-class _HashEncode(torch.autograd.Function):
+class _HashEncode(Function):
     @staticmethod
     def forward(positions, table, level_weights, shadow, known, grad_buffer, options):  # type: ignore[override]
         if known is not None:
@@ -125,7 +126,7 @@ class _HashEncode(torch.autograd.Function):
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None
 
 
-class _HashEncodeBackward(torch.autograd.Function):
+class _HashEncodeBackward(Function):
     """The first derivative as a function of its own, so that it can be differentiated once more."""
 
     @staticmethod
@@ -238,6 +239,12 @@ def _register() -> None:
     torch.library.register_autograd(
         "hashgrid::hash_encode_backward", backward_backward, setup_context=setup_context_backward
     )
+
+    needs = ("need_table", "need_level_weights")
+    register_vmap("hash_encode", ["positions"])
+    register_vmap("hash_encode_backward", ["grad_y", "positions"], sums=needs)
+    rows = ["grad_grad_positions", "grad_y", "positions"]
+    register_vmap("hash_encode_backward_backward", rows, (0, 1), needs)
 
 
 if _extension.module is not None:

@@ -39,7 +39,7 @@ def hash_encode_mlp(
     run. Values are rounded at the same places.
 
     Returns:
-        [..., out] in the dtype of the weights.
+        [..., out] in the dtype of the weights, at least fp32.
 
     Raises:
         ValueError: an option is unknown, or a shape does not fit.

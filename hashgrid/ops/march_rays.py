@@ -10,6 +10,7 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.ops.counter_uniform import as_counter
 from hashgrid.ops.ray_aabb import prepare_rays
+from hashgrid.reference.march_rays import as_limits
 
 
 def march_rays(
@@ -22,8 +23,8 @@ def march_rays(
     *,
     step_size: float,
     cone_angle: float = 0.0,
-    near: float = 0.0,
-    far: float = math.inf,
+    near: float | Tensor | None = 0.0,
+    far: float | Tensor | None = math.inf,
     seed: int | Tensor | None = None,
     step: int | Tensor = 0,
     max_samples_per_ray: int = 1024,
@@ -46,8 +47,8 @@ def march_rays(
         n_cascades: number of cascades C.
         step_size: smallest step.
         cone_angle: growth of the step with the distance.
-        near: no sample before this distance.
-        far: no sample whose middle is behind this distance.
+        near: no sample before this distance: a number or one per ray, [R]; None for 0.
+        far: no sample whose middle is behind this distance: a number or one per ray, [R]; None for no limit.
         seed: shifts the samples of each ray by a fraction of its first step; None for no shift. This and ``step`` may
             be int64 tensors with one element.
         step: training step, varies the shift.
@@ -55,16 +56,18 @@ def march_rays(
 
     Returns:
         t_starts [S], t_ends [S], ray_indices [S] int64, packed_info [R, 2] int64 (first sample, count); sorted by ray,
-        in the order of the distance within a ray. A ray with NaN coordinates has no samples.
+        in the order of the distance within a ray. A ray with NaN coordinates or limits has no samples.
 
     Raises:
+        ValueError: ``near`` or ``far`` is neither one number nor one per ray.
         RuntimeError: a shape, a dtype or a step does not fit.
     """
     rays_o, rays_d, aabb = prepare_rays(rays_o, rays_d, aabb)
     counter = None if seed is None else as_counter(seed, step, rays_o.device)
+    near, far, limits = as_limits(near, far, rays_o)
     return _extension.ops().march_rays(
         rays_o, rays_d, aabb, bits.contiguous(), list(resolution), n_cascades, step_size, cone_angle, near, far,
-        counter, None, max_samples_per_ray, None,
+        limits, counter, None, max_samples_per_ray, None,
     )[:4]  # fmt: skip
 
 
@@ -80,8 +83,8 @@ def march_rays_fixed(
     n_rays: Tensor | None = None,
     step_size: float,
     cone_angle: float = 0.0,
-    near: float = 0.0,
-    far: float = math.inf,
+    near: float | Tensor | None = 0.0,
+    far: float | Tensor | None = math.inf,
     seed: int | Tensor | None = None,
     step: int | Tensor = 0,
     max_samples_per_ray: int = 1024,
@@ -102,13 +105,15 @@ def march_rays_fixed(
         that all rays in use have, and the number of rays, from the first, whose samples are in the result.
 
     Raises:
+        ValueError: ``near`` or ``far`` is neither one number nor one per ray.
         RuntimeError: a shape, a dtype or a step does not fit.
     """
     rays_o, rays_d, aabb = prepare_rays(rays_o, rays_d, aabb)
     counter = None if seed is None else as_counter(seed, step, rays_o.device)
+    near, far, limits = as_limits(near, far, rays_o)
     return _extension.ops().march_rays(
         rays_o, rays_d, aabb, bits.contiguous(), list(resolution), n_cascades, step_size, cone_angle, near, far,
-        counter, n_rays, max_samples_per_ray, n_samples,
+        limits, counter, n_rays, max_samples_per_ray, n_samples,
     )  # fmt: skip
 
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply, is_transformed
 from hashgrid.ops._asked import is_asked_for
+from hashgrid.ops._composed import pull_back_transformed
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
+from hashgrid.ops._vmap import register_vmap
 from hashgrid.options import ACTIVATIONS, FACTORS, check_option
-from hashgrid.precision import product_dtype, without_autocast
+from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.mlp import mlp as reference_mlp
 
 MAX_LAYERS = 9
@@ -41,7 +43,7 @@ def mlp(
 
     Args:
         x: [..., in], taken in the dtype of the weights.
-        weights: 1 to 9 tensors [out_i, in_i], fp32 or fp64.
+        weights: 1 to 9 tensors [out_i, in_i], fp32 or fp64 (half precision is read as fp32).
         biases: one [out_i] per layer.
         activation: of the hidden layers: "none", "relu", "leaky_relu" (slope 0.01), "silu", "softplus", "sigmoid",
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
@@ -52,14 +54,14 @@ def mlp(
             infinite.
 
     Returns:
-        [..., out] in the dtype of the weights.
+        [..., out] in the dtype of the weights, at least fp32.
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
         RuntimeError: a dtype the kernels do not take.
     """
-    weights = list(weights)
-    biases = [] if biases is None else list(biases)
+    weights = [at_least_fp32(weight) for weight in weights]
+    biases = [] if biases is None else [at_least_fp32(bias) for bias in biases]
     if x.dim() == 0:
         raise ValueError("`x` must have shape [..., in], got []")
     check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)
@@ -117,7 +119,7 @@ def split_gradient(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor
     return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
 
 
-class _Mlp(torch.autograd.Function):
+class _Mlp(Function):
     @staticmethod
     def forward(x, n_layers, options, *params):  # type: ignore[override]
         return _extension.ops().mlp(x, params[:n_layers], params[n_layers:], *options)
@@ -137,7 +139,7 @@ class _Mlp(torch.autograd.Function):
         return grad_x if needs[0] else None, None, None, *kept
 
 
-class _MlpBackward(torch.autograd.Function):
+class _MlpBackward(Function):
     """The first derivative as a function of its own, so that it can be differentiated once more."""
 
     @staticmethod
@@ -192,21 +194,21 @@ def _second_order(
         )
         parts = split_gradient(grad_params, params) if needs[2] else [None] * len(params)
         return [g if want else None for g, want in zip((grad_grad_y, grad_x, *parts), wanted, strict=True)]
-    activation, output_activation, factors = options
-    inputs = [tensor.detach().requires_grad_() for tensor in (grad_y, x, *params)]
-    asked = [tensor for tensor, cotangent in zip(inputs[1:], cotangents, strict=True) if cotangent is not None]
     given = [cotangent for cotangent in cotangents if cotangent is not None]
     if not given:
-        return [None] * len(inputs)
+        return [None] * (2 + len(params))
+    names = ACTIVATIONS[options[0]], ACTIVATIONS[options[1]], FACTORS[options[2]]
+
+    def function(x: Tensor, *params: Tensor) -> Tensor:
+        return reference_mlp(x, params[:n_layers], params[n_layers:] or None, *names)
+
+    if is_transformed():
+        grads = pull_back_transformed(function, [x, *params], grad_y, cotangents)
+        return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+    inputs = [tensor.detach().requires_grad_() for tensor in (grad_y, x, *params)]
+    asked = [tensor for tensor, cotangent in zip(inputs[1:], cotangents, strict=True) if cotangent is not None]
     with torch.enable_grad():
-        y = reference_mlp(
-            inputs[1],
-            inputs[2 : 2 + n_layers],
-            inputs[2 + n_layers :] or None,
-            ACTIVATIONS[activation],
-            ACTIVATIONS[output_activation],
-            FACTORS[factors],
-        )
+        y = function(*inputs[1:])
         first = torch.autograd.grad(y, asked, inputs[0], create_graph=True)
         targets = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
         second = iter(torch.autograd.grad(first, targets, given, allow_unused=True, materialize_grads=True))
@@ -273,6 +275,10 @@ def _register() -> None:
 
     torch.library.register_autograd("hashgrid::mlp", backward, setup_context=setup_context)
     torch.library.register_autograd("hashgrid::mlp_backward", backward_backward, setup_context=setup_context_backward)
+
+    register_vmap("mlp", ["x"])
+    register_vmap("mlp_backward", ["grad_y", "x"], sums=["need_params"])
+    register_vmap("mlp_backward_backward", ["cotangent", "grad_y", "x"], (0, 1), ["need_params"])
 
 
 def _needs(needs: Sequence[Any], n_layers: int, n_biases: int) -> list[bool]:

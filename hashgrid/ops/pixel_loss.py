@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
+from hashgrid.ops._vmap import register_vmap
 from hashgrid.precision import maths_dtype
 from hashgrid.reference.pixel_loss import pixel_loss as reference_pixel_loss
 
@@ -50,7 +51,7 @@ def pixel_loss(
     return apply(_PixelLoss, *arguments, n_rays, beta)[:2]
 
 
-class _PixelLoss(torch.autograd.Function):
+class _PixelLoss(Function):
     @staticmethod
     def forward(*arguments):  # type: ignore[override]
         return _extension.ops().pixel_loss(*arguments)
@@ -93,6 +94,8 @@ def _register() -> None:
         return grad_colors * grad_loss, grad_opacities * grad_loss, None, None, None, None
 
     torch.library.register_autograd("hashgrid::pixel_loss", backward, setup_context=setup_context)
+
+    register_vmap("pixel_loss")
 
 
 if _extension.module is not None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply, is_transformed
+from hashgrid.ops._vmap import register_vmap
 from hashgrid.ops.mlp import MAX_LAYERS, check_network, mlp, split_gradient
 from hashgrid.options import ACTIVATIONS, FACTORS
-from hashgrid.precision import HALF_DTYPES, product_dtype, without_autocast
+from hashgrid.precision import HALF_DTYPES, at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.radiance_mlp import color_inputs, density_of
 from hashgrid.reference.radiance_mlp import radiance_mlp as reference_radiance_mlp
 
@@ -53,13 +54,14 @@ def radiance_mlp(
         compute_dtype: of the products, see `mlp`.
 
     Returns:
-        Densities [N], exp of the first output, and colours [N, C], in the dtype of the weights.
+        Densities [N], exp of the first output, and colours [N, C], in the dtype of the weights, at least
+        fp32.
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
         RuntimeError: a dtype the kernels do not take, or a ray does not exist (on a GPU: NaN).
     """
-    weights = [*density_weights, *color_weights]
+    weights = [at_least_fp32(weight) for weight in (*density_weights, *color_weights)]
     n_density = len(density_weights)
     if x.dim() != 2:
         raise ValueError(f"`x` must have shape [N, in], got {list(x.shape)}")
@@ -130,7 +132,7 @@ def _has_kernel(
     )
 
 
-class _RadianceMlp(torch.autograd.Function):
+class _RadianceMlp(Function):
     @staticmethod
     def forward(x, ray_features, rays, n_density, options, *weights):  # type: ignore[override]
         split = weights[:n_density], weights[n_density:]
@@ -173,22 +175,22 @@ def _differentiable(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of (x, ``weights``), made of PyTorch's ops."""
+
+    def function(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        split = weights[:n_density], weights[n_density:]
+        return reference_radiance_mlp(x, ray_features, rays, *split, ACTIVATIONS[options[0]], FACTORS[options[1]])
+
+    if is_transformed():
+        grads = torch.func.vjp(function, x, *weights)[1]((grad_sigmas, grad_colors))
+        return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
     # new views, so that gradients computed from x do not lead back to the x differentiated here
     inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (x, *weights)]
-    outputs = reference_radiance_mlp(
-        inputs[0],
-        ray_features,
-        rays,
-        inputs[1 : 1 + n_density],
-        inputs[1 + n_density :],
-        ACTIVATIONS[options[0]],
-        FACTORS[options[1]],
-    )
+    outputs = function(*inputs)
     targets = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
-    grads = iter(
+    found = iter(
         torch.autograd.grad(outputs, targets, (grad_sigmas, grad_colors), create_graph=True) if targets else ()
     )
-    return [next(grads) if want else None for want in wanted]
+    return [next(found) if want else None for want in wanted]
 
 
 def _register() -> None:
@@ -223,6 +225,9 @@ def _register() -> None:
         return grad_x, None, None, parts[:n], parts[n:], *(None for _ in ctx.options)
 
     torch.library.register_autograd("hashgrid::radiance_mlp", backward, setup_context=setup_context)
+
+    for name in ("radiance_mlp", "radiance_mlp_backward"):
+        register_vmap(name)
 
 
 if _extension.module is not None:

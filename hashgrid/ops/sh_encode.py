@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension, reference
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
+from hashgrid.ops._vmap import register_vmap
 from hashgrid.precision import at_least_fp32
 
 MAX_DEGREE = 8
@@ -44,7 +45,7 @@ def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-class _ShEncode(torch.autograd.Function):
+class _ShEncode(Function):
     @staticmethod
     def forward(directions, degree):  # type: ignore[override]
         return _extension.ops().sh_encode(directions, degree)
@@ -59,7 +60,7 @@ class _ShEncode(torch.autograd.Function):
         return apply(_ShEncodeBackward, grad_y.contiguous(), *ctx.saved_tensors, ctx.degree), None
 
 
-class _ShEncodeBackward(torch.autograd.Function):
+class _ShEncodeBackward(Function):
     """The first derivative as a function of its own, so that it can be differentiated once more."""
 
     @staticmethod
@@ -97,6 +98,9 @@ def _register() -> None:
     torch.library.register_autograd(
         "hashgrid::sh_encode_backward", backward_backward, setup_context=_ShEncodeBackward.setup_context
     )
+
+    register_vmap("sh_encode", ["directions"])
+    register_vmap("sh_encode_backward", ["grad_y", "directions"])
 
 
 if _extension.module is not None:

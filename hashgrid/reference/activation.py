@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
 from hashgrid.options import ACTIVATIONS, check_option
 
 EXP_GRADIENT_CLAMP = 15.0
 
 
-class _ClampedGradientExp(torch.autograd.Function):
+class _ClampedGradientExp(Function):
     """exp(x) with the derivative exp(clamp(x, -15, 15)).
 
     The backward is made of differentiable operations, so the second derivative follows: zero outside the clamp.

@@ -30,7 +30,7 @@ def hash_encode(
     """Features of ``positions``, interpolated in every level of the grid.
 
     Twice differentiable to ``positions``, ``table`` and ``level_weights``. The maths runs in the dtype of ``positions``
-    (half positions: fp32), which must be the dtype of ``table``.
+    and ``table``, half precision being read as fp32.
 
     Args:
         positions: [..., D], the grid covers [0, 1]^D. A row with NaN or inf gives NaN features and no gradient.
@@ -45,14 +45,14 @@ def hash_encode(
         grad_buffer: not used here; the gradient of ``table`` takes its ordinary way.
 
     Returns:
-        [..., L * F] with channel ``l * F + f``, in the dtype of ``table``.
+        [..., L * F] with channel ``l * F + f``, in the dtype of ``table``, at least fp32.
 
     Raises:
         ValueError: a shape, a dtype or an option does not fit.
     """
     _check_arguments(positions, table, levels, interpolation, bounds, level_weights, shadow)
     x = positions.reshape(-1, levels.n_input_dims)  # [N, D]
-    x = at_least_fp32(x)
+    x, table = at_least_fp32(x), at_least_fp32(table)
 
     finite = x.isfinite().all(-1, keepdim=True)  # [N, 1]
     inside = ((x >= 0) & (x <= 1)).all(-1, keepdim=True)  # [N, 1]
@@ -140,10 +140,9 @@ def _check_arguments(
         raise ValueError(f"`positions` must have shape [..., {levels.n_input_dims}], got {list(positions.shape)}")
     if table.dim() != 2 or table.shape[0] != levels.n_entries:
         raise ValueError(f"`table` must have shape [{levels.n_entries}, F], got {list(table.shape)}")
-    if table.dtype != maths_dtype(positions):
+    if maths_dtype(table) != maths_dtype(positions):
         raise ValueError(
-            f"`table` must be {maths_dtype(positions)} for {positions.dtype} `positions`, got {table.dtype};"
-            " pass a half copy as `shadow`"
+            f"`table` must be {maths_dtype(positions)} for {positions.dtype} `positions`, got {table.dtype}"
         )
     check_option("interpolation", interpolation, INTERPOLATIONS)
     check_option("bounds", bounds, BOUNDS)

@@ -26,8 +26,8 @@ def march_rays(
     *,
     step_size: float,
     cone_angle: float = 0.0,
-    near: float = 0.0,
-    far: float = math.inf,
+    near: float | Tensor | None = 0.0,
+    far: float | Tensor | None = math.inf,
     seed: int | Tensor | None = None,
     step: int | Tensor = 0,
     max_samples_per_ray: int = 1024,
@@ -49,8 +49,8 @@ def march_rays(
         n_cascades: number of cascades C.
         step_size: smallest step.
         cone_angle: growth of the step with the distance.
-        near: no sample before this distance.
-        far: no sample whose middle is behind this distance.
+        near: no sample before this distance: a number or one per ray, [R]; None for 0.
+        far: no sample whose middle is behind this distance: a number or one per ray, [R]; None for no limit.
         seed: shifts the samples of each ray by a fraction of its first step; None for no shift.
         step: training step, varies the shift.
         max_samples_per_ray: further samples of a ray are dropped.
@@ -73,7 +73,11 @@ def march_rays(
     def step_at(t: Tensor) -> Tensor:
         return (t * cone_angle).clamp(min=step_size).minimum(max_step)
 
+    near, far, limits = as_limits(near, far, rays_o)
     t_begin, t_stop = ray_aabb(rays_o, rays_d, grid.boxes[-1].flatten(), near, far)
+    if limits is not None:
+        t_begin, t_stop = t_begin.maximum(limits[:, 0]), t_stop.minimum(limits[:, 1])
+        t_stop = torch.where(t_begin <= t_stop, t_stop, math.inf)  # false for NaN
     if seed is not None:
         index = torch.arange(rays_o.shape[0], device=rays_o.device)
         t_begin = t_begin + counter_uniform(seed, step, index).to(t_begin) * step_at(t_begin)
@@ -113,6 +117,34 @@ def march_rays(
     ray_indices, order = ray_indices.sort(stable=True)
     counts = ray_indices.bincount(minlength=rays_o.shape[0])
     return t_starts[order], t_ends[order], ray_indices, torch.stack([counts.cumsum(0) - counts, counts], dim=-1)
+
+
+def as_limits(
+    near: float | Tensor | None, far: float | Tensor | None, rays_o: Tensor
+) -> tuple[float, float, Tensor | None]:
+    """``near`` and ``far`` for all rays, and [R, 2] of each ray where one of them is a tensor.
+
+    Raises:
+        ValueError: a tensor has another shape, or a number is NaN.
+    """
+    near, far = 0.0 if near is None else near, math.inf if far is None else far
+    n_rays = rays_o.shape[0]
+    for name, limit in (("near", near), ("far", far)):
+        if isinstance(limit, Tensor):
+            if limit.shape not in ((), (n_rays,)):
+                raise ValueError(
+                    f"`{name}` must be a number or have shape [{n_rays}], one per ray, got {list(limit.shape)}"
+                )
+        elif math.isnan(limit):
+            raise ValueError(f"`{name}` must be a distance, got nan")
+    if not isinstance(near, Tensor) and not isinstance(far, Tensor):
+        return float(near), float(far), None
+    # numbers are written on the device: a CUDA graph may record this
+    columns = [
+        limit.detach().to(rays_o).expand(n_rays) if isinstance(limit, Tensor) else rays_o.new_full((n_rays,), limit)
+        for limit in (near, far)
+    ]
+    return -math.inf, math.inf, torch.stack(columns, dim=-1)
 
 
 def march_rays_fixed(

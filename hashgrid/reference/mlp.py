@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hashgrid.precision import product_dtype, without_autocast
+from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.activation import activate
 from hashgrid.reference.straight_through import straight_through
 
@@ -27,7 +27,7 @@ def mlp(
 
     Args:
         x: [..., in], taken in the dtype of the weights.
-        weights: one [out_i, in_i] per layer.
+        weights: one [out_i, in_i] per layer (half precision is read as fp32).
         biases: one [out_i] per layer.
         activation: of the hidden layers: "none", "relu", "leaky_relu" (slope 0.01), "silu", "softplus", "sigmoid",
             "tanh", "exp" (derivative exp(clamp(x, -15, 15))) or "sine".
@@ -36,12 +36,14 @@ def mlp(
             biases, activations and gradients keep the dtype of the weights, hence also their range.
 
     Returns:
-        [..., out] in the dtype of the weights.
+        [..., out] in the dtype of the weights, at least fp32.
 
     Raises:
         ValueError: shapes do not chain, or an activation is unknown.
     """
     _check_arguments(x, weights, biases)
+    weights = [at_least_fp32(weight) for weight in weights]
+    biases = None if biases is None else [at_least_fp32(bias) for bias in biases]
     compute_dtype = product_dtype(compute_dtype, weights[0])
     return _layers(x.to(weights[0].dtype), weights, biases, activation, output_activation, compute_dtype)
 

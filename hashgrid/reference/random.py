@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hashgrid.options import as_integer
+
 UINT32_MASK = 0xFFFFFFFF
 
 
@@ -19,6 +21,8 @@ def counter_uniform(seed: int | Tensor, step: int | Tensor, index: Tensor) -> Te
     Returns:
         fp32 in [0, 1), of the shape of ``index``.
     """
+    seed = seed if isinstance(seed, Tensor) else as_integer("seed", seed)
+    step = step if isinstance(step, Tensor) else as_integer("step", step)
     h = torch.zeros_like(index, dtype=torch.int64) + ((seed & UINT32_MASK) ^ 0x9E3779B9)
     for word in ((seed >> 32) & UINT32_MASK, step & UINT32_MASK, index.long() & UINT32_MASK):
         h = _mix(h) ^ word

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from hashgrid.autograd import apply
+from hashgrid.autograd import Function, apply
 
 
 def straight_through(value: Tensor, gradient_to: Tensor) -> Tensor:
@@ -13,7 +12,7 @@ def straight_through(value: Tensor, gradient_to: Tensor) -> Tensor:
     return apply(_StraightThrough, value, gradient_to)
 
 
-class _StraightThrough(torch.autograd.Function):
+class _StraightThrough(Function):
     @staticmethod
     def forward(value, gradient_to):  # type: ignore[override]
         return value.to(gradient_to.dtype, copy=True)

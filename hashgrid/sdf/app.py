@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from hashgrid.device import choose_device
 from hashgrid.files import atomic_write_image, atomic_write_json
+from hashgrid.memory import peak_memory
 from hashgrid.optional import optional_import
 from hashgrid.options import BACKENDS, INTERPOLATIONS, check_option
 from hashgrid.pictures import write_video
@@ -151,7 +150,7 @@ def _fit(
         "steps": progress.step,
         "samples": progress.samples,
         "interrupted": interrupted,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
     if interrupted:
         print("interrupted: what there is gets written, without the video", flush=True)
@@ -322,7 +321,7 @@ def _write_outputs(
     print(_summary(results), flush=True)
     if len(vertices):
         results["pictures"] = _write_pictures(out, field, subject, vertices, config, video)
-    results["peak_memory_bytes"] = _peak_memory()
+    results["peak_memory_bytes"] = peak_memory()
     atomic_write_json(out / "results.json", results)
     print(f"results in {out}", flush=True)
 
@@ -391,8 +390,3 @@ def _summary(results: dict[str, Any]) -> str:
     if "points_to_surface" in results:
         return f"points {results['points_to_surface']['mean']:.2e} from the surface; {surface}; {trained}"
     return f"{surface}; {trained}"
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -8,17 +8,18 @@ namespace {
 
 MarchRaysOutputs march_rays_cuda(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb, const Tensor& bits,
                                  const std::vector<int64_t>& resolution, int64_t n_cascades, double step_size,
-                                 double cone_angle, double near, double far, const std::optional<Tensor>& counter,
-                                 const std::optional<Tensor>& n_rays, int64_t max_samples_per_ray,
-                                 std::optional<int64_t> n_samples) {
+                                 double cone_angle, double near, double far, const std::optional<Tensor>& limits,
+                                 const std::optional<Tensor>& counter, const std::optional<Tensor>& n_rays,
+                                 int64_t max_samples_per_ray, std::optional<int64_t> n_samples) {
   const DeviceScope device(rays_o);
   device.check(rays_d, "rays_d");
   device.check(aabb, "aabb");
   device.check(bits, "bits");
+  device.check(limits, "limits");
   device.check(counter, "counter");
   device.check(n_rays, "n_rays");
   MarchRaysParams p = make_march_rays_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle,
-                                             near, far, counter, n_rays, max_samples_per_ray, n_samples);
+                                             near, far, limits, counter, n_rays, max_samples_per_ray, n_samples);
   const int64_t n_bricks = bricks_fit(p) ? n_bricks_of(p) : 0;
   Tensor bricks = empty_like_dtype(rays_o, {2 * n_bricks}, ScalarType::Byte);
   if (n_bricks > 0) {

@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> render_rays_cuda(
   check_dtype(rays_o, "rays_o", ScalarType::Float);
   RenderRaysParams p = {};
   p.march = make_march_rays_params(rays_o, rays_d, aabb, bits, resolution, n_cascades, step_size, cone_angle, near, far,
-                                   std::nullopt, std::nullopt, max_samples_per_ray, std::nullopt);
+                                   std::nullopt, std::nullopt, std::nullopt, max_samples_per_ray, std::nullopt);
   p.early_stop_eps = static_cast<float>(early_stop_eps);
   p.field_aabb = static_cast<const float*>(checked_data(field_aabb, "field_aabb", {6}, ScalarType::Float));
   const int64_t n_rays = p.march.n_rays;

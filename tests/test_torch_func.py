@@ -1,0 +1,160 @@
+"""torch.func over the native kernels, against the same over the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vjp, vmap
+
+from hashgrid import Frequency, FusedMLP, HashGrid, SphericalHarmonics, ops, reference
+
+
+class Field(nn.Module):
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.grid = HashGrid(
+            3, n_levels=3, log2_hashmap_size=6, base_resolution=4, max_resolution=16, interpolation="smoothstep",
+            backend=backend, accumulate_grad=True,
+        )  # fmt: skip
+        self.frequency = Frequency(3, 2, backend=backend)
+        self.directions = SphericalHarmonics(2, backend=backend)
+        self.mlp = FusedMLP(6 + 12 + 4, 2, 8, 2, activation="softplus", bias=True, backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(torch.cat([self.grid(x), self.frequency(x), self.directions(x)], dim=-1))
+
+
+def make_fields() -> list[Field]:
+    torch.manual_seed(0)
+    native, plain = Field("native").double(), Field("reference").double()
+    nn.init.normal_(native.grid.table)
+    plain.load_state_dict(native.state_dict())
+    return [native, plain]
+
+
+def transforms(field: nn.Module) -> dict[str, Callable[[Tensor], Any]]:
+    def f(x: Tensor) -> Tensor:
+        return field(x)[..., 0]
+
+    def loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(field, params, (x,)).square().sum()
+
+    params = {name: param.detach() for name, param in field.named_parameters()}
+    stacked = {name: torch.stack([param, 2 * param, -param]) for name, param in params.items()}
+    return {
+        "grad": lambda x: grad(f)(x[0]),
+        "vmap": lambda x: vmap(field)(x),
+        "vmap along another dimension": lambda x: vmap(field, in_dims=2, out_dims=1)(x.view(2, 3, 3).mT),
+        "vmap of vmap": lambda x: vmap(vmap(field))(x.view(2, 3, 3)),
+        "vmap(grad)": lambda x: vmap(grad(f))(x),
+        "jacrev": lambda x: jacrev(f)(x[0]),
+        "jacrev of rows": lambda x: jacrev(field)(x),
+        "hessian": lambda x: jacrev(jacrev(f))(x[0]),
+        "hessians of rows": lambda x: vmap(jacrev(jacrev(f)))(x),
+        "vmap(vjp)": lambda x: vmap(vjp(field, x)[1])(torch.stack([x[:, :2], x[:, 1:]])),
+        "gradient of parameters": lambda x: grad(loss)(params, x),
+        "gradients per sample": lambda x: vmap(grad(loss), in_dims=(None, 0))(params, x),
+        "ensemble": lambda x: vmap(lambda p: functional_call(field, p, (x,)))(stacked),
+        "gradients of an ensemble": lambda x: vmap(grad(loss), in_dims=(0, None))(stacked, x),
+        "jacobian(vectorize)": lambda x: torch.autograd.functional.jacobian(f, x, vectorize=True),
+        "hessian(vectorize)": lambda x: torch.autograd.functional.hessian(f, x[0], vectorize=True),
+        "is_grads_batched": lambda x: torch.autograd.grad(
+            f(y := x.clone().requires_grad_()), y, torch.eye(len(x)).double(), is_grads_batched=True
+        )[0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", transforms(nn.Identity()))
+def test_fields_are_transformed_as_the_reference_is(name: str) -> None:
+    x = torch.rand(6, 3, generator=torch.Generator().manual_seed(2)).double()
+    native, plain = make_fields()
+    torch.testing.assert_close(transforms(native)[name](x), transforms(plain)[name](x))
+    assert all(param.grad is None or not param.grad.any() for param in native.parameters())
+
+
+def test_rows_go_to_one_call() -> None:
+    native, _ = make_fields()
+    calls: list[str] = []
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "hashgrid":
+                calls.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    native.requires_grad_(False)
+    with Count():
+        vmap(grad(lambda x: native(x).sum()))(torch.rand(100, 3).double())
+    assert 0 < len(calls) == len(set(calls)), calls
+
+
+@pytest.mark.parametrize("transform", [jacfwd, hessian])
+def test_forward_mode_is_refused_with_the_remedy(transform: Any) -> None:
+    native, _ = make_fields()
+    with pytest.raises(NotImplementedError, match=r"no forward-mode derivative; use `torch\.func\.jacrev`"):
+        transform(lambda x: native(x)[0])(torch.rand(3).double())
+
+
+def test_compositing_and_losses_are_batched() -> None:
+    t_starts = torch.arange(6.0)
+    packed_info = torch.tensor([[0, 4], [4, 2]])
+    sigmas, features = torch.rand(3, 6), torch.rand(3, 6, 2)
+    rest = (t_starts, t_starts + 0.5, packed_info)
+
+    def loss(library: Any, sigmas: Tensor, features: Tensor) -> Tensor:
+        rendered, opacities, depths, weights, distortion = library.composite(sigmas, features, *rest, 1e-4)
+        return rendered.square().sum() + (opacities * depths).sum() + distortion.sum()
+
+    got, expected = (
+        vmap(grad(lambda s, f, library=library: loss(library, s, f), argnums=(0, 1)))(sigmas, features)
+        for library in (ops, reference)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
+def test_second_derivatives_of_parameters(compute_dtype: torch.dtype | None) -> None:
+    def make(backend: str) -> FusedMLP:
+        torch.manual_seed(0)
+        return FusedMLP(3, 2, 8, 2, activation="softplus", compute_dtype=compute_dtype, backend=backend)
+
+    def results(mlp: FusedMLP) -> list[Any]:
+        params = {name: param.detach() for name, param in mlp.named_parameters()}
+
+        def eikonal(params: dict[str, Tensor], x: Tensor) -> Tensor:
+            slopes = vmap(grad(lambda x: functional_call(mlp, params, (x,))[0]))(x)
+            return (slopes.square().sum(-1) - 1).square().mean()
+
+        x = torch.linspace(0, 1, 12).view(4, 3)
+        return [
+            grad(eikonal)(params, x),
+            jacrev(jacrev(lambda params: functional_call(mlp, params, (x,)).sum()))(params),
+            vmap(jacrev(jacrev(lambda x: mlp(x)[0])))(x),
+        ]
+
+    # gradients of the kernels are rounded, those of the reference are not
+    tolerances = {} if compute_dtype is None else {"rtol": 2**-7, "atol": 2**-7}
+    torch.testing.assert_close(results(make("native")), results(make("reference")), **tolerances)
+
+
+def test_radiance_fields_are_transformed() -> None:
+    weights = [torch.randn(shape).double() / 4 for shape in ((8, 6), (16, 8), (8, 16 + 4), (3, 8))]
+    ray_features, rays, x = torch.rand(2, 4).double(), torch.tensor([0, 0, 1, 1, 1]), torch.rand(2, 5, 6).double()
+
+    def results(library: Any) -> list[Any]:
+        def loss(x: Tensor, weights: list[Tensor]) -> Tensor:
+            sigmas, colors = library.radiance_mlp(x, ray_features, rays, weights[:2], weights[2:])
+            return sigmas.sum() + colors.square().sum()
+
+        first = grad(loss, argnums=(0, 1))
+        return [
+            first(x[0], weights),
+            vmap(first, in_dims=(0, None))(x, weights),
+            grad(lambda x: grad(loss)(x, weights).square().sum())(x[0]),
+        ]
+
+    torch.testing.assert_close(results(ops), results(reference))
