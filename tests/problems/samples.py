@@ -181,9 +181,10 @@ def _sphere_trace() -> Iterator[Arguments]:
 
 def _march_rays() -> Iterator[Arguments]:
     bits = torch.full((-(-N_CELLS // 8),), 0b01101101, dtype=torch.uint8)
-    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, float("inf"), None, None, 1024, None
-    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 1 / 64, 0.1, 4.0, torch.tensor([7, 3]), None, 8, None
-    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, 4.0, torch.tensor([7, 3]), torch.tensor([4]), 8, 20
+    counter, limits = torch.tensor([7, 3]), torch.tensor([0.1, 4.0]).repeat(N_RAYS, 1)
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, float("inf"), None, None, None, 1024, None
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 1 / 64, 0.1, 4.0, limits, counter, None, 8, None
+    yield *_rays(), bits, list(RESOLUTION), 2, 0.1, 0.0, 0.0, 4.0, None, counter, torch.tensor([4]), 8, 20
 
 
 def _samples() -> tuple[Tensor, Tensor, Tensor]:
