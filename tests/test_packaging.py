@@ -277,3 +277,23 @@ def test_sdist_builds_and_is_complete(tmp_path: Path) -> None:
         wanted = {str(path.relative_to(copy)) for pattern in patterns for path in (copy / folder).rglob(pattern)}
         assert wanted and wanted <= names, sorted(wanted - names)
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
+
+
+def test_no_text_names_another_distribution() -> None:
+    """The distribution is torch-hashgrid: who installs hashgrid would get something else, or nothing."""
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pyproject.toml", ROOT / "setup.py"]
+    for folder, patterns in (
+        ("hashgrid", ["*.py"]),
+        ("docs", ["*.md"]),
+        ("examples", ["*.py"]),
+        ("csrc", ["*.h", "*.cpp"]),
+    ):
+        texts += [file for pattern in patterns for file in (ROOT / folder).rglob(pattern)]
+    assert len(texts) > 100
+    install = r"\b(?:pip|uv|poetry|conda)\b[\w ./-]*? (?:install|add)(?: -[\w-]+)*"  # up to the first package
+    wrong = re.compile(install + r" ['\"]?hashgrid\b(?!/)|(?<!torch-)\bhashgrid\[\w")
+    found = [f"{file.relative_to(ROOT)}: {match[0]}" for file in texts for match in wrong.finditer(file.read_text())]
+    assert found == []
+    for text in ("pip install hashgrid", "pip install -U 'hashgrid[nerf]'", "see hashgrid[sdf]", "uv add hashgrid"):
+        assert wrong.search(text), text
+    assert not wrong.search("pip install torch-hashgrid; pip install 'torch-hashgrid[nerf]'; import hashgrid")
