@@ -7,6 +7,7 @@ the host, and tests of modules also run with everything on the CPU.
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,12 +53,11 @@ class Other:
     @contextmanager
     def kernels(self) -> Iterator[None]:
         """Inside, `hashgrid.ops` call them, in a backward pass as well."""
-        before = _extension.ops
-        _extension.ops = lambda: self.library
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_extension, "ops", lambda: self.library)
+            for name in ("gather_rows", "visible_cells"):  # PyTorch's ops on a GPU
+                patch.setattr(importlib.import_module(f"hashgrid.ops.{name}"), "KERNEL_DEVICES", ())
             yield
-        finally:
-            _extension.ops = before
 
     def on(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` of tensors on the CPU, computed with these kernels."""
