@@ -294,6 +294,7 @@ def test_no_text_names_another_distribution() -> None:
     wrong = re.compile(install + r" ['\"]?hashgrid\b(?!/)|(?<!torch-)\bhashgrid\[\w")
     found = [f"{file.relative_to(ROOT)}: {match[0]}" for file in texts for match in wrong.finditer(file.read_text())]
     assert found == []
-    for text in ("pip install hashgrid", "pip install -U 'hashgrid[nerf]'", "see hashgrid[sdf]", "uv add hashgrid"):
+    name = "hashgrid"
+    for text in (f"pip install {name}", f"pip install -U '{name}[nerf]'", f"see {name}[sdf]", f"uv add {name}"):
         assert wrong.search(text), text
     assert not wrong.search("pip install torch-hashgrid; pip install 'torch-hashgrid[nerf]'; import hashgrid")
