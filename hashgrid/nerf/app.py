@@ -15,7 +15,7 @@ from hashgrid.files import atomic_write_json
 from hashgrid.memory import peak_memory
 from hashgrid.nerf import report
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Scene, background_color, load_scene, scene_name
+from hashgrid.nerf.dataset import Scene, background_color, hex_color, load_scene, scene_name
 from hashgrid.nerf.evaluate import ViewScore, evaluate
 from hashgrid.nerf.procedural import write_scene
 from hashgrid.nerf.profile import StepProfile
@@ -226,7 +226,7 @@ def _evaluate(trainer: Trainer, out: Path, n_views: int | None, interrupted: boo
             "seconds": seconds,
         },
         "protocol": {
-            "background": _hex(background) if config.background == "auto" else config.background,
+            "background": hex_color(background.tolist()) if config.background == "auto" else config.background,
             "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
             "test_views": scene.split,
         },
@@ -251,10 +251,6 @@ def _mean(scores: list[float]) -> float | None:
     """The mean of the scores that are there: a view whose pixels are all masked has NaN."""
     known = [score for score in scores if not math.isnan(score)]
     return statistics.fmean(known) if known else None
-
-
-def _hex(color: torch.Tensor) -> str:
-    return "#" + "".join(f"{round(255 * x):02x}" for x in color.tolist())
 
 
 def _decibels(psnr: float | None) -> str:

@@ -57,6 +57,11 @@ def background_color(name: str | Sequence[float]) -> Tensor:
     return torch.tensor(color)
 
 
+def hex_color(color: Iterable[float]) -> str:
+    """``"#rrggbb"`` of a colour in [0, 1]."""
+    return "#" + "".join(f"{round(255 * x):02x}" for x in color)
+
+
 def blend(rgba: Tensor, background: Tensor) -> Tensor:
     """Straight-alpha colours [..., 4] over ``background`` (broadcast to [..., 3]) -> [..., 3]."""
     return torch.lerp(background.to(rgba).expand(rgba.shape[:-1] + (3,)), rgba[..., :3], rgba[..., 3:])
@@ -237,7 +242,7 @@ class Scene:
         width, height = self.train.sizes[0].tolist()
         channels = "RGBA" if self.has_alpha else "RGB"
         if self.backdrop is not None:
-            channels = "RGB on plain #" + "".join(f"{round(255 * x):02x}" for x in self.backdrop) + " (cut out)"
+            channels = f"RGB on plain {hex_color(self.backdrop)} (cut out)"
         low, high = (self.placement.to_file(corner).tolist() for corner in self.outer_aabb.split(3))
         digits = 3 if max(map(abs, (*low, *high))) < 1000 * max(b - a for a, b in zip(low, high, strict=True)) else 9
         box = " x ".join(f"[{a:.{digits}g}, {b:.{digits}g}]" for a, b in zip(low, high, strict=True))
@@ -560,19 +565,23 @@ def _load_views(
     masks: list[np.ndarray] = []
     unturned: list[str] = []
 
-    def read(frame: _Frame) -> tuple[np.ndarray, np.ndarray]:
-        image = _read_image(frame, allow_huge, unturned.append)
-        mask = np.ones(image.shape[:2], dtype=bool)
+    is_masked = any(frame.mask is not None for frame in frames)
+
+    def read(frame: _Frame) -> tuple[np.ndarray, np.ndarray | None]:
+        image, mask = _read_image(frame, allow_huge, unturned.append), None
         if frame.mask is not None:
             mask = read_mask(*frame.mask, *image.shape[:2])
-        return _reduce(image, downscale), _reduce_mask(mask, downscale)
+        elif is_masked:
+            mask = np.ones(image.shape[:2], dtype=bool)
+        return _reduce(image, downscale), None if mask is None else _reduce_mask(mask, downscale)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         for image, mask in pool.map(read, frames):
             images.append(image)
-            masks.append(mask.reshape(-1))
+            if mask is not None:
+                masks.append(mask.reshape(-1))
             progress(len(images))
-    counts = torch.from_numpy(np.concatenate(masks)) if any(frame.mask for frame in frames) else None
+    counts = torch.from_numpy(np.concatenate(masks)) if masks else None
     if counts is not None and not counts.any():
         raise SceneError(f"{frames[0].where}: the masks leave no pixel of {len(frames)} image(s); are they inverted?")
     if unturned:
