@@ -13,9 +13,10 @@ import hashgrid
 from hashgrid.files import atomic_write_image
 from hashgrid.sdf import SdfConfig, SdfField, load_mesh
 from hashgrid.sdf.generated import torus_knot
-from hashgrid.sdf.mesh import make_mesh, write_ply
+from hashgrid.sdf.mesh import make_mesh
 from hashgrid.sdf.render import Camera, render
 from hashgrid.sdf.samples import make_pool
+from hashgrid.sdf.write import write_ply
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 
 from hashgrid.device import choose_device
 from hashgrid.sdf import PointCloud, SdfConfig, load_points
-from hashgrid.sdf.mesh import write_ply
 from hashgrid.sdf.points import PointSamples, make_points
 from hashgrid.sdf.trainer import Progress, Trainer
+from hashgrid.sdf.write import write_ply
 
 
 def knot(n: int = 50_000, radius: float = 0.5) -> PointCloud:

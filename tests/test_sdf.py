@@ -24,10 +24,10 @@ from hashgrid.sdf.mesh import (
     is_watertight,
     make_mesh,
     signed_volume,
-    write_ply,
 )
 from hashgrid.sdf.samples import CHUNK, DistanceSamples, make_chunk, make_pool
 from hashgrid.sdf.trainer import Progress, Trainer
+from hashgrid.sdf.write import write_ply
 
 igl = pytest.importorskip("igl")
 trimesh = pytest.importorskip("trimesh")

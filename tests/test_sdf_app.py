@@ -28,9 +28,9 @@ from hashgrid.sdf.mesh import (
     is_watertight,
     make_mesh,
     signed_volume,
-    write_ply,
 )
 from hashgrid.sdf.model import make_field
+from hashgrid.sdf.write import write_ply
 
 trimesh = pytest.importorskip("trimesh")
 for name in ("igl", "skimage", "imageio.v3", "PIL", "safetensors"):
@@ -232,7 +232,7 @@ def test_foreign_checkpoint_is_refused(tmp_path) -> None:
 
 PLY_WRITER = """
 import sys, numpy as np
-from hashgrid.sdf.mesh import write_ply
+from hashgrid.sdf.write import write_ply
 step = 0
 while step < 3000:
     step += 1

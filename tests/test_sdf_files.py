@@ -15,7 +15,9 @@ import torch
 from hashgrid.sdf import load_mesh, load_points
 from hashgrid.sdf.formats import read_mesh
 from hashgrid.sdf.formats.polygons import triangulate
-from hashgrid.sdf.mesh import MeshError, MeshWarning, signed_volume, write_ply
+from hashgrid.sdf.mesh import MeshError, MeshWarning, signed_volume
+from hashgrid.sdf.points import make_points
+from hashgrid.sdf.write import write_mesh
 
 # a hexagonal prism of height 2: two hexagons, six quads
 ANGLE = np.arange(6) * np.pi / 3
@@ -347,6 +349,16 @@ def test_normals_that_all_look_one_way_are_normals(tmp_path: Path) -> None:
     np.testing.assert_allclose(cloud.normals, points, atol=1e-12)
 
 
+def test_points_far_from_the_origin_keep_their_place(tmp_path: Path) -> None:
+    """Survey coordinates of a scanner: what float32 would round to half metres."""
+    points = ball() + (500123.27, 5400456.6, 321.1)
+    np.savetxt(tmp_path / "scan.xyz", np.column_stack([points, ball()]), fmt="%.17g")
+    cloud = load_points(tmp_path / "scan.xyz")
+    back = cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy()
+    np.testing.assert_allclose(back, points, rtol=0, atol=2e-9)
+    np.testing.assert_allclose(cloud.points, make_points(ball(), ball()).points, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1", "gbk"])
 def test_points_may_have_any_encoding(encoding: str, tmp_path: Path) -> None:
     points = 2 * ball()
@@ -358,17 +370,41 @@ def test_points_may_have_any_encoding(encoding: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", [1.0, 1e-3])
 @pytest.mark.parametrize("with_normals", [False, True])
-def test_meshes_far_from_the_origin_keep_their_place(tmp_path, unit, with_normals) -> None:
+@pytest.mark.parametrize("suffix", [".ply", ".glb"])
+def test_meshes_far_from_the_origin_keep_their_place(tmp_path, suffix, unit, with_normals) -> None:
     """Survey coordinates: the mesh is fitted in its cube, and written where it was."""
-    corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), axis=-1).reshape(-1, 3)
-    vertices = unit * corners + (500123.27, 5400456.6, 321.1)
-    faces = np.array([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6],
-                      [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])  # fmt: skip
-    write_ply(tmp_path / "far.ply", vertices, faces, corners * 2.0 - 1 if with_normals else None)
-    assert b"property double x" in (tmp_path / "far.ply").read_bytes()[:400]
-    mesh = load_mesh(tmp_path / "far.ply", 0.1)
+    corners = (CUBE + 1) / 2
+    place = np.array([500123.27, 5400456.6, 321.1])
+    vertices, normals = unit * corners + place, CUBE / np.sqrt(3) if with_normals else None
+    far, near = tmp_path / f"far{suffix}", tmp_path / f"near{suffix}"
+    write_mesh(far, vertices, CUBE_FACES, normals)
+    write_mesh(near, unit * corners, CUBE_FACES, normals)
+    if suffix == ".ply":
+        assert b"property double x" in far.read_bytes()[:400] and b"property float x" in near.read_bytes()[:400]
+    else:
+        data = far.read_bytes()
+        tree = json.loads(data[20 : 20 + struct.unpack_from("<I", data, 12)[0]])
+        np.testing.assert_allclose(tree["nodes"][0]["translation"], place + unit / 2, rtol=0, atol=1e-9)
+    mesh = load_mesh(far, 0.1)
     assert mesh.vertices.min() == pytest.approx(0.1) and mesh.vertices.max() == pytest.approx(0.9)
     back = mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy()
     np.testing.assert_allclose(back[np.lexsort(back.T)], vertices[np.lexsort(vertices.T)], rtol=0, atol=2e-9)
-    write_ply(tmp_path / "near.ply", unit * corners, faces)
-    assert b"property float x" in (tmp_path / "near.ply").read_bytes()[:400]
+    assert signed_volume(mesh.vertices, mesh.faces) == pytest.approx(0.8**3)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".glb"])
+def test_other_programs_read_what_is_written(tmp_path, suffix) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    write_mesh(tmp_path / f"a{suffix}", CUBE + (1e6, 0, 0), CUBE_FACES, CUBE / np.sqrt(3))
+    mesh = trimesh.load(tmp_path / f"a{suffix}", process=False, force="mesh")
+    np.testing.assert_allclose(mesh.vertices, CUBE + (1e6, 0, 0), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(mesh.faces, CUBE_FACES)
+    np.testing.assert_allclose(mesh.vertex_normals, CUBE / np.sqrt(3), atol=1e-6)
+    write_mesh(tmp_path / f"none{suffix}", np.zeros((0, 3)), np.zeros((0, 3), int))
+    with pytest.raises(MeshError, match="no faces"):
+        load_mesh(tmp_path / f"none{suffix}")
+
+
+def test_other_endings_are_not_written(tmp_path) -> None:
+    with pytest.raises(ValueError, match="written as ply or glb, got"):
+        write_mesh(tmp_path / "a.obj", CUBE, CUBE_FACES)

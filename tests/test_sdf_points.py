@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from hashgrid.sdf import PointCloud, SdfConfig, SdfField, SirenField, load_mesh, load_points, losses
-from hashgrid.sdf.mesh import MeshError, MeshWarning, Placement, write_ply
+from hashgrid.sdf.mesh import MeshError, MeshWarning, Placement
 from hashgrid.sdf.model import Field, make_field
 from hashgrid.sdf.normals import estimate_normals
 from hashgrid.sdf.points import PointSamples, make_points, signs, spread
 from hashgrid.sdf.trainer import Progress, Trainer
+from hashgrid.sdf.write import write_ply
 
 pytest.importorskip("trimesh")
 pytest.importorskip("scipy")

@@ -26,12 +26,13 @@ from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.evaluate import compare_meshes, eikonal_error, iou
 from hashgrid.sdf.extract import n_components
 from hashgrid.sdf.generated import torus_knot
-from hashgrid.sdf.mesh import Mesh, Placement, euler_characteristic, is_watertight, load_mesh, write_ply
+from hashgrid.sdf.mesh import Mesh, Placement, euler_characteristic, is_watertight, load_mesh
 from hashgrid.sdf.model import Field, make_field
 from hashgrid.sdf.points import POINT_LOSSES, PointCloud, PointSamples, load_points
 from hashgrid.sdf.render import UP
 from hashgrid.sdf.samples import DistanceSamples
 from hashgrid.sdf.trainer import Objective, Progress, Trainer
+from hashgrid.sdf.write import FORMATS, write_mesh, write_ply
 from hashgrid.threads import threads_for, threads_in_use
 
 GENERATED = Path("outputs") / "torus_knot.ply"
@@ -212,6 +213,9 @@ def _checked(config: SdfConfig) -> SdfConfig:
     check_option("loss", config.loss, ("mape", "truncated_l1"))
     check_option("point_loss", config.point_loss, POINT_LOSSES)
     check_option("up", config.up, (*UP, "auto"))
+    check_option("mesh_format", config.mesh_format, FORMATS)
+    if config.mesh_format == "glb":
+        optional_import("trimesh", "sdf")  # is missed now, not after training
     for name in ("mesh_resolution", "image_size", "batch", "pool"):
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}")
@@ -301,8 +305,8 @@ def _write_outputs(
     begin = time.perf_counter()
     vertices, faces = field.to_mesh(config.mesh_resolution)
     normals = torch.cat([field.normals(part.to(field.device)).cpu() for part in vertices.split(CHUNK)])
-    mesh_path = out / "mesh.ply"
-    write_ply(mesh_path, subject.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
+    mesh_path = out / f"mesh.{config.mesh_format}"
+    write_mesh(mesh_path, subject.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
     atomic_write_image(out / "slice.png", report.slice_image(field))
     extracted = time.perf_counter() - begin
     results = {
@@ -330,11 +334,13 @@ def measure(field: Field, vertices: np.ndarray, faces: np.ndarray, subject: Subj
     """The figures of a field and of the mesh extracted from it, vertices [V, 3] in the cube and faces [F, 3]. Those
     without a truth to compare with are None."""
     results: dict[str, Any] = dict.fromkeys(
-        ("iou", "chamfer", "normal_consistency", "eikonal_error", "watertight", "euler", "euler_input")
+        ("iou", "iou_missing", "chamfer", "normal_consistency", "eikonal_error", "watertight", "euler", "euler_input")
     )
     ours = Mesh(vertices, faces, subject.placement, is_watertight(faces), "extracted") if len(faces) else None
     if subject.mesh is not None:
-        if not subject.mesh.doubt:
+        if subject.mesh.doubt:
+            results["iou_missing"] = f"what is inside is a guess: {subject.mesh.doubt}"
+        else:
             results["iou"] = iou(field, subject.mesh)
         results |= compare_meshes(vertices, faces, subject.mesh)
         results["euler_input"] = euler_characteristic(subject.mesh.faces)

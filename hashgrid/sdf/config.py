@@ -80,6 +80,7 @@ class SdfConfig:
 
     # Output.
     mesh_resolution: int = 256
+    mesh_format: str = "ply"  # or "glb"
     up: str = "auto"  # axis, "x", "y" or "z", that is up in pictures; "auto" is z for STL, else y
     image_size: int = 640  # pixels per side of the stills
     n_frames: int = 48  # of the turntable

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.files import atomic_write_bytes
 from hashgrid.optional import optional_import
 from hashgrid.sdf.errors import MeshError, MeshWarning
 from hashgrid.sdf.formats import READERS, read_mesh
@@ -249,27 +248,3 @@ def _edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and second vertex of every directed edge [3 F] of the faces [F, 3], int64 below 2^31."""
     faces = faces.astype(np.int64, copy=False)
     return faces.reshape(-1), faces[:, [1, 2, 0]].reshape(-1)
-
-
-def write_ply(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None = None) -> None:
-    """Writes binary PLY, replacing an earlier file only once the new one is complete. Vertices are float32, or float64
-    where that would move them by more than 1e-6 of the mesh: survey coordinates."""
-    extent = float(np.ptp(vertices, axis=0).max()) if len(vertices) else 0.0
-    moved = np.abs(vertices - vertices.astype(np.float32)).max(initial=0.0)
-    name, code = ("double", "<f8") if moved > 1e-6 * extent else ("float", "<f4")
-    fields = [("x", code), ("y", code), ("z", code)]
-    columns = vertices
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
-    header += [f"property {name} {axis}" for axis in "xyz"]
-    if normals is not None:
-        fields += [("nx", "<f4"), ("ny", "<f4"), ("nz", "<f4")]
-        columns = np.concatenate([vertices, normals], axis=1)
-        header += [f"property float n{axis}" for axis in "xyz"]
-    header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
-    points: Any = np.zeros(len(vertices), dtype=fields)
-    for column, (field, _) in enumerate(fields):
-        points[field] = columns[:, column]
-    rows: Any = np.zeros(len(faces), dtype=[("n", "u1"), ("v", "<i4", 3)])
-    rows["n"], rows["v"] = 3, faces
-    body = points.tobytes() + rows.tobytes()
-    atomic_write_bytes(path, "\n".join(header).encode() + body)
