@@ -42,7 +42,7 @@ def main() -> int:
     comparable = stored["compiler"] == compiler
     off = report(counts, stored["kernels"] if comparable else {})
     if args.store:
-        from hashgrid.files import atomic_write_json
+        from hashgrid.util.files import atomic_write_json
 
         atomic_write_json(STORED, {"compiler": compiler, "capability": "avx2", "threads": 1, "kernels": counts})
         return 0

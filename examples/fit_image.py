@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 import hashgrid
-from hashgrid.files import atomic_write_image
 from hashgrid.image.app import load_photo
-from hashgrid.metrics import psnr
+from hashgrid.util.files import atomic_write_image
+from hashgrid.util.metrics import psnr
 
 
 def rings(size: int = 512) -> torch.Tensor:

@@ -10,13 +10,13 @@ import sys
 import torch
 
 import hashgrid
-from hashgrid.files import atomic_write_image
+from hashgrid.data.distances import make_pool
+from hashgrid.data.generated import torus_knot
+from hashgrid.data.mesh import make_mesh
+from hashgrid.data.mesh_files import write_ply
+from hashgrid.rendering.surface import Camera, render
 from hashgrid.sdf import SdfConfig, SdfField, load_mesh
-from hashgrid.sdf.generated import torus_knot
-from hashgrid.sdf.mesh import make_mesh
-from hashgrid.sdf.render import Camera, render
-from hashgrid.sdf.samples import make_pool
-from hashgrid.sdf.write import write_ply
+from hashgrid.util.files import atomic_write_image
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ import sys
 
 import numpy as np
 
-from hashgrid.device import choose_device
+from hashgrid.data.mesh_files import write_ply
+from hashgrid.data.points import PointSamples, make_points
 from hashgrid.sdf import PointCloud, SdfConfig, load_points
-from hashgrid.sdf.points import PointSamples, make_points
 from hashgrid.sdf.trainer import Progress, Trainer
-from hashgrid.sdf.write import write_ply
+from hashgrid.util.device import choose_device
 
 
 def knot(n: int = 50_000, radius: float = 0.5) -> PointCloud:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 import hashgrid
-from hashgrid.files import atomic_write_image
-from hashgrid.metrics import psnr
-from hashgrid.nerf.dataset import load_scene
-from hashgrid.nerf.procedural import write_scene
+from hashgrid.data.procedural import write_scene
+from hashgrid.data.scene import load_scene
+from hashgrid.util.files import atomic_write_image
+from hashgrid.util.metrics import psnr
 
 
 def main() -> None:

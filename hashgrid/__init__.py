@@ -6,7 +6,7 @@ Modules live here, the functions behind them in :mod:`hashgrid.ops`, and plain-P
 
 from hashgrid import ops, optim, reference
 from hashgrid.levels import LevelTable, make_level_table
-from hashgrid.modules import (
+from hashgrid.nn import (
     Frequency,
     FusedMLP,
     HashGrid,
@@ -16,7 +16,7 @@ from hashgrid.modules import (
     SphericalHarmonics,
     composite,
 )
-from hashgrid.threads import follow_environment, own_threads
+from hashgrid.util.threads import follow_environment, own_threads
 from hashgrid.version import __version__
 
 follow_environment()

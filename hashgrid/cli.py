@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hashgrid.bench import SUITES
-from hashgrid.options import BACKENDS
+from hashgrid.util.choices import BACKENDS
 from hashgrid.version import __version__
 
 
@@ -147,7 +147,7 @@ def _add_allow_huge(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from hashgrid.info import describe
+    from hashgrid.util.info import describe
 
     for name, value in describe():
         print(f"{name + ':' if name else '':16}{value}")

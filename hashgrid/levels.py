@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hashgrid.options import as_integer
+from hashgrid.util.choices import as_integer
 
 MAX_LEVELS = 64
 MAX_INPUT_DIMS = 7

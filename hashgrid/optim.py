@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from hashgrid.modules._backend import ops_of
+from hashgrid.ops._backend import backend_ops
 from hashgrid.ops.adam_step import MAX_LIST
-from hashgrid.options import BACKENDS, check_option
 from hashgrid.precision import HALF_DTYPES
 from hashgrid.shadow import is_fresh, mark_fresh
+from hashgrid.util.choices import BACKENDS, check_option
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = ("step", *MOMENTS, "ema", "ema_last")
@@ -174,7 +174,7 @@ class Adam(Optimizer):
         state, shadow = self._state_of(param, skip_zero), self._shadows.get(param)
         grad = param.grad.contiguous()  # type: ignore[union-attr]
         was_fresh = shadow is not None and is_fresh(shadow, param)
-        ops_of(self.backend).adam_step(
+        backend_ops(self.backend).adam_step(
             *(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]),
             *rates,
             skip_zero,
@@ -191,7 +191,7 @@ class Adam(Optimizer):
         states = [self._state_of(param, skip_zero=False) for param in params]
         grads = [param.grad.contiguous() for param in params]  # type: ignore[union-attr]
         averages = ("ema", "ema_last") if self.ema_decay is not None else ()
-        ops_of(self.backend).adam_step_foreach(
+        backend_ops(self.backend).adam_step_foreach(
             *(params, grads, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))),
             *rates,
             *([state[name] for state in states] for name in averages),

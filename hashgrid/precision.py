@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from hashgrid.options import FACTORS
+from hashgrid.util.choices import FACTORS
 
 P = ParamSpec("P")
 R = TypeVar("R")

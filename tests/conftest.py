@@ -46,7 +46,7 @@ def torch_threads() -> None:
 def scene_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny procedural scene; skips where images cannot be written."""
     pytest.importorskip("imageio.v3")
-    from hashgrid.nerf.procedural import write_scene
+    from hashgrid.data.procedural import write_scene
 
     path = tmp_path_factory.mktemp("scene")
     write_scene(path, n_train=12, n_test=2, resolution=48)
@@ -55,7 +55,7 @@ def scene_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scene() -> Any:
-    """The same in memory, a ``hashgrid.nerf.dataset.Scene``."""
+    """The same in memory, a ``hashgrid.data.scene.Scene``."""
     from hashgrid.bench.scenes import procedural_scene
 
     return procedural_scene(n_train=12, n_test=2, resolution=48)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import hashgrid
 from hashgrid import FusedMLP, HashGrid, OccupancyGrid, RaySamples, make_level_table
-from hashgrid.modules._backend import ops_of
+from hashgrid.ops._backend import backend_ops
 from hashgrid.optim import Adam
 
 LEVELS = make_level_table(3, n_levels=4, log2_hashmap_size=9, base_resolution=4, max_resolution=64)
@@ -112,9 +112,9 @@ READERS: dict[str, Callable[[ModuleType, Tensor], Tensor | tuple[Tensor, ...]]] 
 def test_half_inputs_are_read_as_fp32(name: str, backend: str, dtype: torch.dtype) -> None:
     """What a half-precision layer returns counts for the value it has, and everything behind it is fp32."""
     x = torch.randint(33, (40, 3)).div(32).to(dtype)  # so few bits that the readers too compute with it exactly
-    expected = READERS[name](ops_of(backend), x.float())
+    expected = READERS[name](backend_ops(backend), x.float())
     with torch.autocast("cpu", dtype=dtype):
-        results = READERS[name](ops_of(backend), x)
+        results = READERS[name](backend_ops(backend), x)
     for result, value in zip(*([r] if isinstance(r, Tensor) else r for r in (results, expected)), strict=True):
         assert result.dtype == value.dtype and value.dtype not in (torch.float16, torch.bfloat16)
         assert torch.equal(result, value)

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("safetensors")
 
 from hashgrid import files  # noqa: E402
-from hashgrid.checkpoint import CheckpointError, load_checkpoint, save_checkpoint  # noqa: E402
+from hashgrid.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint  # noqa: E402
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -110,7 +110,7 @@ def test_json_is_strict(tmp_path):
 def test_checkpoint_survives_sigkill(tmp_path):
     path = tmp_path / "run.safetensors"
     script = (
-        "import sys, torch; from hashgrid.checkpoint import save_checkpoint\n"
+        "import sys, torch; from hashgrid.train.checkpoint import save_checkpoint\n"
         "step = 0\n"
         "while True:\n"
         "    step += 1\n"

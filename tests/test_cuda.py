@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import hashgrid
 from hashgrid import FusedMLP, HashGrid, OccupancyGrid, _extension, make_level_table, ops, reference
 from hashgrid.optim import Adam
-from hashgrid.options import FACTORS
+from hashgrid.util.choices import FACTORS
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 N = 4099  # a prime: no multiple of any block, warp or tile

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from hashgrid.options import ACTIVATIONS, FACTORS
+from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 
 def train() -> None:

@@ -10,7 +10,7 @@ import torch
 from problems.mlp import BF16, FP16
 from problems.mlp_on_host import MlpOnHost, check_fused, check_plain
 
-from hashgrid.options import ACTIVATIONS
+from hashgrid.util.choices import ACTIVATIONS
 
 pytestmark = pytest.mark.full
 SIZES = (0, 1, 7, 63, 64, 65, 255, 257, 1031)  # tiles have 16 rows, warps 16 or 32, blocks 128, slices 256

@@ -132,7 +132,7 @@ def test_scene_is_one_that_nerf_takes(tmp_path: Path) -> None:
     pytest.importorskip("imageio.v3")
     sizes = ["--resolution", "16", "--train-views", "3", "--test-views", "2"]
     hashgrid("scene", "small", *sizes, cwd=tmp_path)
-    from hashgrid.nerf.dataset import load_scene
+    from hashgrid.data.scene import load_scene
 
     scene = load_scene(tmp_path / "small")
     assert (len(scene.train), len(scene.test)) == (3, 2) and scene.train.sizes.tolist() == [[16, 16]] * 3

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
-from hashgrid.modules.encodings import Frequency
+from hashgrid.nn.encodings import Frequency
 
 pytestmark = pytest.mark.every_kernel
 

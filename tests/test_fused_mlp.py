@@ -11,7 +11,7 @@ from torch import nn
 
 import hashgrid
 from hashgrid import FusedMLP
-from hashgrid.options import ACTIVATIONS
+from hashgrid.util.choices import ACTIVATIONS
 
 
 def test_parameters_are_named_per_layer() -> None:

@@ -24,10 +24,10 @@ import torch
 from hashgrid import bench, reference
 from hashgrid.bench import adam_step, harness, march_rays, mlp, peers
 from hashgrid.bench.scenes import procedural_scene
+from hashgrid.data.procedural import write_scene
+from hashgrid.data.scene import load_scene
 from hashgrid.levels import make_level_table
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import load_scene
-from hashgrid.nerf.procedural import write_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"

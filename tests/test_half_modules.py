@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid import FusedMLP, HashGrid, NetworkWithInputEncoding, OccupancyGrid
+from hashgrid.fields.ngp import NerfModel
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.model import NerfModel
 from hashgrid.optim import Adam
 
 AABB = torch.tensor([-1.001, -1.0, -1.0, 1.0, 1.0, 1.003])

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import reference
 from hashgrid.levels import make_level_table
-from hashgrid.modules.hash_grid import HashGrid
+from hashgrid.nn.hash_grid import HashGrid
 from hashgrid.optim import Adam
 from hashgrid.shadow import is_fresh
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashgrid.cli import main
 from hashgrid.image.app import ImageModel, load_photo, run
-from hashgrid.metrics import psnr
+from hashgrid.util.metrics import psnr
 
 imageio = pytest.importorskip("imageio.v3")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.metrics import psnr, ssim
+from hashgrid.util.metrics import psnr, ssim
 
 
 def _pair(

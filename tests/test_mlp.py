@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
-from hashgrid.options import ACTIVATIONS
+from hashgrid.util.choices import ACTIVATIONS
 
 pytestmark = pytest.mark.every_kernel
 

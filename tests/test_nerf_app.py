@@ -12,15 +12,15 @@ import pytest
 import torch
 from problems.nerf import TINY
 
-from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
+from hashgrid.data.mesh import Placement
+from hashgrid.fields.distance import make_field
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.profile import PHASES, StepProfile
-from hashgrid.nerf.render import render_rays, visible_features
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
+from hashgrid.rendering.volume import render_rays, visible_features
 from hashgrid.sdf import SdfConfig, save_field
-from hashgrid.sdf.mesh import Placement
-from hashgrid.sdf.model import make_field
+from hashgrid.train.checkpoint import CheckpointError
 
 
 def trained(scene, steps, total, **changes):
@@ -185,7 +185,7 @@ def test_command_trains_resumes_and_evaluates(scene_path, tmp_path, capsys):
 # second step saves one, and no clock decides anything.
 KILLED = """
 import os, signal, sys
-import hashgrid.files, hashgrid.nerf.trainer as trainer
+import hashgrid.util.files, hashgrid.nerf.trainer as trainer
 from hashgrid.cli import main
 at, moment = int(sys.argv[1]), sys.argv[2]
 saved = 0

@@ -11,7 +11,7 @@ import torch
 
 iio = pytest.importorskip("imageio.v3")
 
-from hashgrid.nerf.dataset import Scene, load_scene  # noqa: E402
+from hashgrid.data.scene import Scene, load_scene  # noqa: E402
 
 SIZE = 40
 WHITE, GREY = (255, 255, 255), (200, 190, 180)

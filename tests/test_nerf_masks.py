@@ -12,8 +12,8 @@ import torch
 
 iio = pytest.importorskip("imageio.v3")
 
-from hashgrid.metrics import psnr, ssim  # noqa: E402
-from hashgrid.nerf.dataset import SceneError, load_scene  # noqa: E402
+from hashgrid.data.scene import SceneError, load_scene  # noqa: E402
+from hashgrid.util.metrics import psnr, ssim  # noqa: E402
 
 SIZE = 16
 KEPT = np.full((SIZE, SIZE), 255, dtype=np.uint8)

@@ -14,9 +14,9 @@ pytest.importorskip("imageio.v3")
 pytest.importorskip("matplotlib")
 
 from hashgrid.cli import main  # noqa: E402
+from hashgrid.data.scene import Scene  # noqa: E402
 from hashgrid.nerf import app  # noqa: E402
 from hashgrid.nerf.config import NerfConfig  # noqa: E402
-from hashgrid.nerf.dataset import Scene  # noqa: E402
 from hashgrid.nerf.report import picture_names  # noqa: E402
 from hashgrid.nerf.trainer import Trainer  # noqa: E402
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 iio = pytest.importorskip("imageio.v3")
 
-from hashgrid.nerf.cameras import look_at  # noqa: E402
+from hashgrid.data.scene import Scene, load_scene  # noqa: E402
+from hashgrid.geometry.cameras import look_at  # noqa: E402
 from hashgrid.nerf.config import NerfConfig  # noqa: E402
-from hashgrid.nerf.dataset import Scene, load_scene  # noqa: E402
 from hashgrid.nerf.trainer import Trainer  # noqa: E402
 
 SIZE, FOCAL = 32, 35.0

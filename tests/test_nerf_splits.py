@@ -11,7 +11,7 @@ import pytest
 
 iio = pytest.importorskip("imageio.v3")
 
-from hashgrid.nerf.dataset import SceneError, SceneWarning, load_scene, scene_name  # noqa: E402
+from hashgrid.data.scene import SceneError, SceneWarning, load_scene, scene_name  # noqa: E402
 
 NAMES = [f"images/f_{i}.png" for i in range(6)]
 

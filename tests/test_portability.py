@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from hashgrid.memory import peak_memory
+from hashgrid.util.memory import peak_memory
 
 UNIX_ONLY = ("resource", "fcntl", "pwd", "grp", "termios", "syslog")
 SCRIPT = f"""
@@ -15,7 +15,7 @@ for name in {UNIX_ONLY}:
     sys.modules[name] = None  # importing it raises
 import hashgrid, hashgrid.cli, hashgrid.nerf, hashgrid.nerf.app, hashgrid.sdf, hashgrid.sdf.app, hashgrid.image.app
 import hashgrid.bench
-from hashgrid.memory import peak_memory
+from hashgrid.util.memory import peak_memory
 assert peak_memory() is None
 hashgrid.cli.main(["--help"])
 """

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.nerf import procedural
-from hashgrid.nerf.procedural import orbit_cameras, render, signed_distance, trace, write_scene
+from hashgrid.data import procedural
+from hashgrid.data.procedural import orbit_cameras, render, signed_distance, trace, write_scene
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_colors_depend_on_the_view():
 
 def test_write_scene(tmp_path):
     pytest.importorskip("imageio.v3")
-    from hashgrid.nerf.dataset import load_scene
+    from hashgrid.data.scene import load_scene
 
     calls = []
     folder = write_scene(tmp_path / "a", 4, 2, 24, progress=lambda done, total: calls.append((done, total)))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from hashgrid.options import ACTIVATIONS
 from hashgrid.reference import mlp
 from hashgrid.reference.activation import activate
+from hashgrid.util.choices import ACTIVATIONS
 
 MODULES = {
     "none": nn.Identity,

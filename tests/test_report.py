@@ -13,9 +13,9 @@ iio = pytest.importorskip("imageio.v3")
 pytest.importorskip("PIL")
 
 from hashgrid import pictures  # noqa: E402
+from hashgrid.data.scene import Scene, Views  # noqa: E402
+from hashgrid.geometry.cameras import look_at  # noqa: E402
 from hashgrid.nerf import report  # noqa: E402
-from hashgrid.nerf.cameras import look_at  # noqa: E402
-from hashgrid.nerf.dataset import Scene, Views  # noqa: E402
 
 
 def make_scene(origins, size=(30, 20)) -> Scene:
@@ -155,7 +155,7 @@ def test_video(tmp_path):
 def test_missing_extra_is_named(monkeypatch):
     import sys
 
-    from hashgrid.optional import optional_import
+    from hashgrid.util.optional import optional_import
 
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ImportError, match=r"`imageio_ffmpeg` is needed here.*pip install 'torch-hashgrid\[nerf\]'"):

@@ -12,12 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.checkpoint import CheckpointError
 from hashgrid.cli import main
-from hashgrid.sdf import SdfConfig, SdfField, load_mesh
-from hashgrid.sdf.evaluate import compare_meshes
-from hashgrid.sdf.extract import to_mesh
-from hashgrid.sdf.mesh import (
+from hashgrid.data.distances import CHUNK, DistanceSamples, make_chunk, make_pool
+from hashgrid.data.mesh import (
     MeshError,
     MeshWarning,
     euler_characteristic,
@@ -25,9 +22,12 @@ from hashgrid.sdf.mesh import (
     make_mesh,
     signed_volume,
 )
-from hashgrid.sdf.samples import CHUNK, DistanceSamples, make_chunk, make_pool
+from hashgrid.data.mesh_files import write_ply
+from hashgrid.rendering.extract import to_mesh
+from hashgrid.sdf import SdfConfig, SdfField, load_mesh
+from hashgrid.sdf.evaluate import compare_meshes
 from hashgrid.sdf.trainer import Progress, Trainer
-from hashgrid.sdf.write import write_ply
+from hashgrid.train.checkpoint import CheckpointError
 
 igl = pytest.importorskip("igl")
 trimesh = pytest.importorskip("trimesh")
@@ -106,7 +106,7 @@ def test_pool_is_kept_on_disk_for_the_next_run(tmp_path: Path, monkeypatch: pyte
     points, distances = make_pool(mesh, config)
     assert len(points) == len(distances) == 20000
     with monkeypatch.context() as patch:
-        patch.setattr("hashgrid.sdf.samples.make_chunk", None)
+        patch.setattr("hashgrid.data.distances.make_chunk", None)
         again = make_pool(mesh, config)
         with pytest.raises(TypeError):  # other samples are wanted: nothing of them is on the disk
             make_pool(mesh, config.replace(near_scale=0.1))
@@ -137,7 +137,7 @@ def test_new_samples_replace_the_oldest_in_the_background() -> None:
 
 def test_training_begins_before_the_pool_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only samples that are there are drawn, and in the end the pool is that of the sequence."""
-    monkeypatch.setattr("hashgrid.sdf.samples.FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("hashgrid.data.distances.FIRST_SECONDS", 0.0)
     mesh = make_mesh(CUBE, CUBE_FACES)
     config = TINY.replace(pool=3 * CHUNK + 100, batch=512, time_limit=60.0, refresh_share=0.01)
     samples = DistanceSamples(mesh, config, torch.device("cpu"))

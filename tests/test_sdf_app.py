@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.checkpoint import CheckpointError, save_checkpoint
 from hashgrid.cli import main
-from hashgrid.sdf import SdfConfig, load_field, save_field
-from hashgrid.sdf.evaluate import iou
-from hashgrid.sdf.generated import torus_knot
-from hashgrid.sdf.mesh import (
+from hashgrid.data.generated import torus_knot
+from hashgrid.data.mesh import (
     Placement,
     euler_characteristic,
     is_watertight,
     make_mesh,
     signed_volume,
 )
-from hashgrid.sdf.model import make_field
-from hashgrid.sdf.write import write_ply
+from hashgrid.data.mesh_files import write_ply
+from hashgrid.fields.distance import make_field
+from hashgrid.sdf import SdfConfig, load_field, save_field
+from hashgrid.sdf.evaluate import iou
+from hashgrid.train.checkpoint import CheckpointError, save_checkpoint
 
 trimesh = pytest.importorskip("trimesh")
 for name in ("igl", "skimage", "imageio.v3", "PIL", "safetensors"):
@@ -232,7 +232,7 @@ def test_foreign_checkpoint_is_refused(tmp_path) -> None:
 
 PLY_WRITER = """
 import sys, numpy as np
-from hashgrid.sdf.write import write_ply
+from hashgrid.data.mesh_files import write_ply
 step = 0
 while step < 3000:
     step += 1
@@ -241,8 +241,8 @@ while step < 3000:
 FIELD_WRITER = """
 import sys, numpy as np, torch
 from hashgrid.sdf import SdfConfig, save_field
-from hashgrid.sdf.mesh import Placement
-from hashgrid.sdf.model import make_field
+from hashgrid.data.mesh import Placement
+from hashgrid.fields.distance import make_field
 config = SdfConfig(log2_hashmap_size=14)
 field, step = make_field(config), 0
 while step < 3000:

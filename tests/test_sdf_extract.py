@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.sdf.extract import n_components, to_mesh
-from hashgrid.sdf.mesh import euler_characteristic, is_watertight, signed_volume
+from hashgrid.data.mesh import euler_characteristic, is_watertight, signed_volume
+from hashgrid.rendering.extract import n_components, to_mesh
 
 pytest.importorskip("skimage")
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from hashgrid.data.formats import read_mesh
+from hashgrid.data.formats.polygons import triangulate
+from hashgrid.data.mesh import MeshError, MeshWarning, signed_volume
+from hashgrid.data.mesh_files import write_mesh
+from hashgrid.data.points import make_points
 from hashgrid.sdf import load_mesh, load_points
-from hashgrid.sdf.formats import read_mesh
-from hashgrid.sdf.formats.polygons import triangulate
-from hashgrid.sdf.mesh import MeshError, MeshWarning, signed_volume
-from hashgrid.sdf.points import make_points
-from hashgrid.sdf.write import write_mesh
 
 # a hexagonal prism of height 2: two hexagons, six quads
 ANGLE = np.arange(6) * np.pi / 3

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hashgrid.data.mesh import Mesh, MeshWarning, make_mesh
+from hashgrid.rendering.extract import to_mesh
 from hashgrid.sdf import SdfConfig, SdfField
 from hashgrid.sdf.app import Subject, measure
-from hashgrid.sdf.extract import to_mesh
-from hashgrid.sdf.mesh import Mesh, MeshWarning, make_mesh
 
 pytest.importorskip("igl")
 pytest.importorskip("scipy")

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.sdf import PointCloud, SdfConfig, SdfField, SirenField, load_mesh, load_points, losses
-from hashgrid.sdf.mesh import MeshError, MeshWarning, Placement
-from hashgrid.sdf.model import Field, make_field
-from hashgrid.sdf.normals import estimate_normals
-from hashgrid.sdf.points import PointSamples, make_points, signs, spread
+from hashgrid.data.mesh import MeshError, MeshWarning, Placement
+from hashgrid.data.mesh_files import write_ply
+from hashgrid.data.normals import estimate_normals
+from hashgrid.data.points import PointSamples, make_points, signs, spread
+from hashgrid.fields.distance import Field, make_field
+from hashgrid.sdf import PointCloud, SdfConfig, SdfField, SirenField, load_mesh, load_points
 from hashgrid.sdf.trainer import Progress, Trainer
-from hashgrid.sdf.write import write_ply
+from hashgrid.train import losses
 
 pytest.importorskip("trimesh")
 pytest.importorskip("scipy")

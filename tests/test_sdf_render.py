@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hashgrid.sdf.render import UP, Camera, error_colors, render, trace, with_scale
+from hashgrid.rendering.surface import UP, Camera, error_colors, render, trace, with_scale
 from hashgrid.sdf.report import level_lines, slice_image, turntable, write_views
 
 pytest.importorskip("PIL")

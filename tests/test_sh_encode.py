@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
-from hashgrid.modules.encodings import SphericalHarmonics
+from hashgrid.nn.encodings import SphericalHarmonics
 
 pytestmark = pytest.mark.every_kernel
 

@@ -29,7 +29,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import hashgrid
 from hashgrid import Frequency, FusedMLP, HashGrid, LevelTable, SphericalHarmonics, make_level_table
-from hashgrid.options import ACTIVATIONS, FACTORS
+from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 pytestmark = pytest.mark.every_kernel
 

@@ -14,8 +14,9 @@ import torch
 from host.build import compiler
 
 import hashgrid
-from hashgrid import _extension, threads
+from hashgrid import _extension
 from hashgrid.cli import main
+from hashgrid.util import threads
 
 ROOT = Path(__file__).resolve().parents[1]
 POOL = ROOT / "csrc" / "ops" / "thread_pool.cpp"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hashgrid.modules import OccupancyGrid
+from hashgrid.nn import OccupancyGrid
 from hashgrid.ops.visible_cells import visible_cells
 
 

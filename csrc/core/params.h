@@ -406,7 +406,7 @@ struct PixelLossParams {
 enum class Activation : int32_t { kNone, kReLU, kLeakyReLU, kSiLU, kSoftplus, kSigmoid, kTanh, kExp, kSine };
 
 // What the matrix products multiply; sums are float32, or float64 for kFloat64 tensors. Numbered as the ops' argument
-// `factors`, hashgrid.options.FACTORS. float16 ends at 6e-8, where gradients begin: only activations and weights are
+// `factors`, hashgrid.util.choices.FACTORS. float16 ends at 6e-8, where gradients begin: only activations and weights are
 // rounded to it; gradients keep its 11 bits and an exponent of their own.
 enum class MlpFactors : int32_t { kReal, kBFloat16, kFloat16 };
 

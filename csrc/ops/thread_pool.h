@@ -19,7 +19,7 @@ typedef void (*UnitRange)(const void* context, int64_t begin, int64_t end);
 // where it is not.
 //
 // Beside PyTorch's spinning threads ours would have to share their cores, so they are used only where PyTorch's do not
-// spin or have nothing to do (hashgrid/threads.py). Several threads may call; workers help whoever has units left.
+// spin or have nothing to do (hashgrid/util/threads.py). Several threads may call; workers help whoever has units left.
 class ThreadPool {
  public:
   // The one of this process. It is never destroyed: workers wait in it until the process ends.

@@ -22,13 +22,13 @@ from hashgrid.bench import harness
 from hashgrid.bench.render import frame, resized
 from hashgrid.bench.scenes import procedural_scene
 from hashgrid.bench.sdf_step import torus
+from hashgrid.data.distances import DistanceSamples
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.trainer import Trainer as NerfTrainer
-from hashgrid.optional import optional_import
 from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.samples import DistanceSamples
 from hashgrid.sdf.trainer import Trainer as SdfTrainer
-from hashgrid.threads import own_threads
+from hashgrid.util.optional import optional_import
+from hashgrid.util.threads import own_threads
 
 BUSY = [sys.executable, "-c", "while True: pass"]
 OWN, TORCH = "own threads", "PyTorch's threads"

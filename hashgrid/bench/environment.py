@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hashgrid import _extension
-from hashgrid.threads import threads_in_use
+from hashgrid.util.threads import threads_in_use
 from hashgrid.version import __version__
 
 # What nvidia-smi is asked, by the names of `nvidia-smi --help-query-gpu`.

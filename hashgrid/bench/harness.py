@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.bench.environment import environment, warn_if_busy
-from hashgrid.files import atomic_path, atomic_write_json
-from hashgrid.optional import optional_import
+from hashgrid.util.files import atomic_path, atomic_write_json
+from hashgrid.util.optional import optional_import
 
 FORMAT = "hashgrid-bench-1"
 EAGER, COMPILED, OURS = "PyTorch eager", "torch.compile", "hashgrid"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import OURS, Case, Contender, Limit
 from hashgrid.ops.mlp import mlp
-from hashgrid.options import FACTORS
+from hashgrid.util.choices import FACTORS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.1}

@@ -19,10 +19,10 @@ from torch import Tensor
 from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
 from hashgrid.bench.scenes import procedural_scene
+from hashgrid.data.scene import Scene, load_scene
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Scene, load_scene
-from hashgrid.nerf.render import render_rays
 from hashgrid.nerf.trainer import Trainer, read_checkpoint
+from hashgrid.rendering.volume import render_rays
 
 N_CHECKED_RAYS = 256
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")

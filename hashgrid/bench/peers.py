@@ -378,7 +378,7 @@ class NerfaccTrainer:
     """The training step of nerfacc's Instant-NGP example: its grid and renderer, tcnn's field, PyTorch's Adam.
 
     Args:
-        scene: of :func:`hashgrid.nerf.dataset.load_scene`, one cascade.
+        scene: of :func:`hashgrid.data.scene.load_scene`, one cascade.
         config: sizes of the field and of the batch.
         batch: gives rays and colours of a step: rays_o, rays_d, colours, backgrounds, for a number of rays.
         jit: tcnn's JIT fusion.

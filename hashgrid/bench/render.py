@@ -15,11 +15,11 @@ from torch import Tensor
 from hashgrid.bench import harness
 from hashgrid.bench.harness import EAGER, OURS, Case, Contender
 from hashgrid.bench.scenes import procedural_scene
-from hashgrid.nerf.cameras import Cameras
+from hashgrid.data.scene import load_scene
+from hashgrid.geometry.cameras import Cameras
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import load_scene
-from hashgrid.nerf.render import render_rays, render_view_on_device
 from hashgrid.nerf.trainer import Trainer
+from hashgrid.rendering.volume import render_rays, render_view_on_device
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

@@ -22,7 +22,7 @@ from hashgrid.bench.harness import OURS
 from hashgrid.bench.hash_encode import uniform_positions
 from hashgrid.levels import make_level_table
 from hashgrid.ops.hash_encode import hash_encode
-from hashgrid.optional import optional_import
+from hashgrid.util.optional import optional_import
 
 N_FEATURES = 2
 PASSES = ("forward", "forward + backward", "forward + backward, kept gradient")

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hashgrid.files import to_uint8
-from hashgrid.nerf.box import BLENDER_HALF
-from hashgrid.nerf.cameras import Cameras
-from hashgrid.nerf.dataset import Scene, Views
-from hashgrid.nerf.procedural import orbit_cameras, render
-from hashgrid.threads import threads_in_use
+from hashgrid.data.procedural import orbit_cameras, render
+from hashgrid.data.scene import Scene, Views
+from hashgrid.geometry.boxes import BLENDER_HALF
+from hashgrid.geometry.cameras import Cameras
+from hashgrid.util.files import to_uint8
+from hashgrid.util.threads import threads_in_use
 
 
 def procedural_scene(n_train: int, n_test: int, resolution: int, seed: int = 0) -> Scene:
-    """What :func:`hashgrid.nerf.dataset.load_scene` reads of what :func:`hashgrid.nerf.procedural.write_scene` writes.
+    """What :func:`hashgrid.data.scene.load_scene` reads of what :func:`hashgrid.data.procedural.write_scene` writes.
 
     Args:
         n_train, n_test: number of views, at least 1.

@@ -13,11 +13,11 @@ from typing import Any
 from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS
 from hashgrid.bench.scenes import procedural_scene
+from hashgrid.data.scene import Scene, load_scene
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Scene, load_scene
 from hashgrid.nerf.evaluate import evaluate
 from hashgrid.nerf.trainer import Trainer
-from hashgrid.optional import optional_import
+from hashgrid.util.optional import optional_import
 
 FRACTIONS = (1 / 30, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)  # of the time at which test views are rendered
 

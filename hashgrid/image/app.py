@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hashgrid.device import choose_device
-from hashgrid.files import atomic_write_image, atomic_write_json
-from hashgrid.metrics import psnr
-from hashgrid.modules import FusedMLP, HashGrid
-from hashgrid.modules.network_with_input_encoding import encode_and_pass
+from hashgrid.data.images import PhotoError, read_photo
+from hashgrid.nn import FusedMLP, HashGrid
+from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.optim import Adam
-from hashgrid.optional import optional_import
-from hashgrid.photos import PhotoError, read_photo
-from hashgrid.threads import threads_for
+from hashgrid.util.device import choose_device
+from hashgrid.util.files import atomic_write_image, atomic_write_json
+from hashgrid.util.metrics import psnr
+from hashgrid.util.optional import optional_import
+from hashgrid.util.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ImageModel(nn.Module):
 
 
 def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
-    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white. See :func:`hashgrid.photos.read_photo`.
+    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white. See :func:`hashgrid.data.images.read_photo`.
 
     Raises:
         ValueError: the file is missing or not one picture.

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from hashgrid.device import choose_device, why_not_cuda
-from hashgrid.files import atomic_write_json
-from hashgrid.memory import peak_memory
+from hashgrid.data.procedural import write_scene
+from hashgrid.data.scene import Scene, background_color, hex_color, load_scene, scene_name
 from hashgrid.nerf import report
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Scene, background_color, hex_color, load_scene, scene_name
 from hashgrid.nerf.evaluate import ViewScore, evaluate
-from hashgrid.nerf.procedural import write_scene
 from hashgrid.nerf.profile import StepProfile
-from hashgrid.nerf.render import render_view
 from hashgrid.nerf.trainer import Progress, Trainer, read_checkpoint
-from hashgrid.optional import optional_import
-from hashgrid.pictures import write_video
-from hashgrid.threads import threads_for, threads_in_use
+from hashgrid.rendering.volume import render_view
+from hashgrid.util.device import choose_device, why_not_cuda
+from hashgrid.util.files import atomic_write_json
+from hashgrid.util.memory import peak_memory
+from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import write_video
+from hashgrid.util.threads import threads_for, threads_in_use
 
 PROCEDURAL_SCENE = Path("outputs") / "procedural_scene"
 DEFAULT_SECONDS = 240.0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hashgrid import _extension
-from hashgrid.device import choose_device
+from hashgrid.util.device import choose_device
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from hashgrid.metrics import psnr, ssim
-from hashgrid.modules import OccupancyGrid
+from hashgrid.data.scene import Views
+from hashgrid.fields.ngp import NerfModel
 from hashgrid.nerf import report
-from hashgrid.nerf.dataset import Views
-from hashgrid.nerf.model import NerfModel
-from hashgrid.nerf.render import Marching, render_view
+from hashgrid.nn import OccupancyGrid
+from hashgrid.rendering.volume import Marching, render_view
+from hashgrid.util.metrics import psnr, ssim
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashgrid.modules import OccupancyGrid
-from hashgrid.modules._backend import ops_of
+from hashgrid.data.scene import Views
+from hashgrid.fields.ngp import NerfModel
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Views
-from hashgrid.nerf.model import NerfModel
-from hashgrid.nerf.render import Marching, composite_samples
+from hashgrid.nn import OccupancyGrid
+from hashgrid.ops._backend import backend_ops
 from hashgrid.optim import Adam
+from hashgrid.rendering.volume import Marching, composite_samples
 
 # Of the samples there is room for, what the number of rays aims at: the rest takes the variation from step to step.
 FILL = 0.9
@@ -141,7 +141,7 @@ class FixedStep:
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
         sigmas, colors = model.radiance(model.grid(unit), model.directions(rays_d), samples.ray_indices)
         colors, opacities, _ = composite_samples(sigmas, colors, samples, marching, None)
-        loss, means = ops_of(config.backend).pixel_loss(
+        loss, means = backend_ops(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
         )
         model.drop_network_gradients()

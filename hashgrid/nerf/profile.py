@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from hashgrid.files import atomic_path, atomic_write_json
 from hashgrid.nerf.trainer import CHECKPOINT, OCCUPANCY, RAYS, Progress
+from hashgrid.util.files import atomic_path, atomic_write_json
 
 PHASES = {
     "rays": (RAYS,),

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.files import atomic_path, atomic_write_image, atomic_write_text, to_uint8
-from hashgrid.metrics import psnr
-from hashgrid.nerf.cameras import Cameras, look_at, nearest_point_to_axes
-from hashgrid.nerf.dataset import Scene
-from hashgrid.optional import optional_import
-from hashgrid.pictures import colorize, write_texts
+from hashgrid.data.scene import Scene
+from hashgrid.geometry.cameras import Cameras, look_at, nearest_point_to_axes
+from hashgrid.util.files import atomic_path, atomic_write_image, atomic_write_text, to_uint8
+from hashgrid.util.metrics import psnr
+from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import colorize, write_texts
 
 EXTENSIONS = re.compile(r"\.(png|jpe?g|webp|tiff?|bmp|gif|avif|jp2|exr|hdr)$", re.IGNORECASE)
 FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')  # in file names, on some systems

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from hashgrid.checkpoint import load_checkpoint, save_checkpoint
-from hashgrid.modules import OccupancyGrid
-from hashgrid.modules._backend import ops_of
+from hashgrid.data.scene import Scene
+from hashgrid.fields.ngp import NerfModel
 from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.dataset import Scene
 from hashgrid.nerf.fixed_step import FixedStep
-from hashgrid.nerf.model import NerfModel
-from hashgrid.nerf.render import Marching, render_rays
+from hashgrid.nn import OccupancyGrid
+from hashgrid.ops._backend import backend_ops
 from hashgrid.optim import Adam
+from hashgrid.rendering.volume import Marching, render_rays
+from hashgrid.train.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT_FORMAT = "hashgrid-nerf-2"
 RAYS, OCCUPANCY, CHECKPOINT = "hashgrid rays", "hashgrid occupancy update", "hashgrid checkpoint"  # in profiles
@@ -174,7 +174,7 @@ class Trainer:
             None,
             jitter=(config.seed, progress.step),
         )
-        pixel_loss = ops_of(config.backend).pixel_loss
+        pixel_loss = backend_ops(config.backend).pixel_loss
         loss, means = pixel_loss(out.colors, out.opacities, background, colors, config.huber_delta)
         value, error = means.tolist()
         self._check_loss(value)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.options import as_integer
+from hashgrid.util.choices import as_integer
 
 
 def counter_uniform(seed: int | Tensor, step: int | Tensor, index: Tensor) -> Tensor:

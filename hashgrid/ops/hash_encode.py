@@ -14,8 +14,8 @@ from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.options import BOUNDS, INTERPOLATIONS, check_option
 from hashgrid.precision import at_least_fp32
+from hashgrid.util.choices import BOUNDS, INTERPOLATIONS, check_option
 
 
 def hash_encode(

@@ -13,8 +13,8 @@ from hashgrid.levels import LevelTable
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops.hash_encode import hash_encode, options_of
 from hashgrid.ops.mlp import check_network, mlp
-from hashgrid.options import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 from hashgrid.precision import at_least_fp32, product_dtype
+from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 
 def hash_encode_mlp(

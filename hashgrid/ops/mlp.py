@@ -15,9 +15,9 @@ from hashgrid.ops._composed import pull_back_transformed
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.options import ACTIVATIONS, FACTORS, check_option
 from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.mlp import mlp as reference_mlp
+from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option
 
 MAX_LAYERS = 9
 SECOND_ORDER_DEVICES = ("cpu",)  # that have a kernel for it

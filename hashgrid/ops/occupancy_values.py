@@ -15,9 +15,9 @@ from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops.mlp import check_network
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.radiance_field import has_density_kernel
-from hashgrid.options import BOUNDS, FACTORS, INTERPOLATIONS, check_option
 from hashgrid.precision import at_least_fp32, product_dtype
 from hashgrid.reference.occupancy_values import optical_thickness
+from hashgrid.util.choices import BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 N_CHUNK = 1 << 17  # cells at a time, where points go through memory
 

@@ -13,8 +13,8 @@ from hashgrid.levels import LevelTable
 from hashgrid.ops.hash_encode import hash_encode, options_of
 from hashgrid.ops.mlp import check_network
 from hashgrid.ops.radiance_mlp import N_GEOMETRY, fits_tensor_cores, radiance_mlp
-from hashgrid.options import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 from hashgrid.precision import product_dtype
+from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 KERNEL_DEVICES = ("cuda",)
 

@@ -13,10 +13,10 @@ from hashgrid import _extension
 from hashgrid.autograd import Function, apply, is_transformed
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.ops.mlp import MAX_LAYERS, check_network, mlp, split_gradient
-from hashgrid.options import ACTIVATIONS, FACTORS
 from hashgrid.precision import HALF_DTYPES, at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.radiance_mlp import color_inputs, density_of
 from hashgrid.reference.radiance_mlp import radiance_mlp as reference_radiance_mlp
+from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 TENSOR_CORE_DEVICES = ("cuda",)  # where the kernel takes what `fits_tensor_cores` says, and nothing else
 N_GEOMETRY = 16  # outputs of the density network on tensor cores

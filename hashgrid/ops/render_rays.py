@@ -17,8 +17,8 @@ from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.radiance_field import check_field, has_kernel, radiance_field
 from hashgrid.ops.ray_aabb import prepare_rays
 from hashgrid.ops.window_samples import window_samples
-from hashgrid.options import ACTIVATIONS, FACTORS
 from hashgrid.precision import product_dtype
+from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 N_COLORS = 3  # of the kernel
 N_CHUNK = 1 << 17  # rays at a time, where samples go through memory

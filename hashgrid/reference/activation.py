@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hashgrid.autograd import Function, apply
-from hashgrid.options import ACTIVATIONS, check_option
+from hashgrid.util.choices import ACTIVATIONS, check_option
 
 EXP_GRADIENT_CLAMP = 15.0
 

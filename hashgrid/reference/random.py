@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashgrid.options import as_integer
+from hashgrid.util.choices import as_integer
 
 UINT32_MASK = 0xFFFFFFFF
 

@@ -14,26 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.device import choose_device
-from hashgrid.files import atomic_write_image, atomic_write_json
-from hashgrid.memory import peak_memory
-from hashgrid.optional import optional_import
-from hashgrid.options import BACKENDS, INTERPOLATIONS, check_option
-from hashgrid.pictures import write_video
+from hashgrid.data.distances import DistanceSamples
+from hashgrid.data.generated import torus_knot
+from hashgrid.data.mesh import Mesh, Placement, euler_characteristic, is_watertight, load_mesh
+from hashgrid.data.mesh_files import FORMATS, write_mesh, write_ply
+from hashgrid.data.points import POINT_LOSSES, PointCloud, PointSamples, load_points
+from hashgrid.fields.distance import Field, make_field
+from hashgrid.rendering.extract import n_components
+from hashgrid.rendering.surface import UP
 from hashgrid.sdf import report
 from hashgrid.sdf.checkpoint import read_field, save_field
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.evaluate import compare_meshes, eikonal_error, iou
-from hashgrid.sdf.extract import n_components
-from hashgrid.sdf.generated import torus_knot
-from hashgrid.sdf.mesh import Mesh, Placement, euler_characteristic, is_watertight, load_mesh
-from hashgrid.sdf.model import Field, make_field
-from hashgrid.sdf.points import POINT_LOSSES, PointCloud, PointSamples, load_points
-from hashgrid.sdf.render import UP
-from hashgrid.sdf.samples import DistanceSamples
 from hashgrid.sdf.trainer import Objective, Progress, Trainer
-from hashgrid.sdf.write import FORMATS, write_mesh, write_ply
-from hashgrid.threads import threads_for, threads_in_use
+from hashgrid.util.choices import BACKENDS, INTERPOLATIONS, check_option
+from hashgrid.util.device import choose_device
+from hashgrid.util.files import atomic_write_image, atomic_write_json
+from hashgrid.util.memory import peak_memory
+from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import write_video
+from hashgrid.util.threads import threads_for, threads_in_use
 
 GENERATED = Path("outputs") / "torus_knot.ply"
 CHUNK = 1 << 18  # points evaluated together

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hashgrid.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from hashgrid.data.mesh import Placement
+from hashgrid.fields.distance import Field, make_field
 from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.mesh import Placement
-from hashgrid.sdf.model import Field, make_field
+from hashgrid.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 KIND = "sdf"
 
@@ -38,7 +38,7 @@ def save_field(path: str | Path, field: Field, placement: Placement, config: Sdf
 
     Args:
         path: file to write.
-        field: what :func:`hashgrid.sdf.model.make_field` makes of ``config``.
+        field: what :func:`hashgrid.fields.distance.make_field` makes of ``config``.
         placement: of the cube in the input.
         config: the recipe.
         notes: anything else that is JSON, for instance ``name``.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hashgrid.sdf.mesh import Mesh, euler_characteristic, is_watertight
-from hashgrid.sdf.model import Field
+from hashgrid.data.mesh import Mesh, euler_characteristic, is_watertight
+from hashgrid.fields.distance import Field
 
 
 @torch.no_grad()

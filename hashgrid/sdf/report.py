@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hashgrid.files import atomic_write_image, to_uint8
-from hashgrid.sdf.extract import CHUNK, Distance
-from hashgrid.sdf.render import UP, Camera, render, with_scale
+from hashgrid.rendering.extract import CHUNK, Distance
+from hashgrid.rendering.surface import UP, Camera, render, with_scale
+from hashgrid.util.files import atomic_write_image, to_uint8
 
 LINE = 0.05  # between level lines
 INSIDE = torch.tensor([[0.44, 0.62, 0.80], [0.10, 0.22, 0.42]])  # at the surface and deep inside

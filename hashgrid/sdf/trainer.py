@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hashgrid.device import choose_device
-from hashgrid.modules import HashGrid
+from hashgrid.fields.distance import Field, make_field
+from hashgrid.nn import HashGrid
 from hashgrid.optim import Adam
 from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.model import Field, make_field
+from hashgrid.util.device import choose_device
 
 
 class TrainingError(RuntimeError):
@@ -53,7 +53,7 @@ class Trainer:
     """Fits a field to an objective.
 
     Args:
-        objective: what to fit, for instance :class:`hashgrid.sdf.samples.DistanceSamples`.
+        objective: what to fit, for instance :class:`hashgrid.data.distances.DistanceSamples`.
         config: the recipe.
         seconds_before: time of the run spent before, e.g. on loading and samples.
     """

@@ -25,7 +25,7 @@ from problems.samples import AABB, ON_CUDA, SAMPLES, TENSOR_CORES_ONLY  # noqa: 
 
 from hashgrid import _extension, ops  # noqa: E402
 from hashgrid.levels import make_level_table  # noqa: E402
-from hashgrid.options import FACTORS  # noqa: E402
+from hashgrid.util.choices import FACTORS  # noqa: E402
 
 SIZES = (1, 255, 257)
 RESOLUTION, N_CASCADES = (8, 9, 10), 2

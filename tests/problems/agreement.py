@@ -26,7 +26,7 @@ import torch
 from host.redirect import has_tensor_cores
 from torch import Tensor
 
-from hashgrid.options import ACTIVATIONS, FACTORS
+from hashgrid.util.choices import ACTIVATIONS, FACTORS
 from problems.samples import ON_CUDA, TENSOR_CORES_ONLY
 
 UNIT = 2**-24

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashgrid import ops, reference
 from hashgrid.levels import LevelTable, make_level_table
-from hashgrid.modules.occupancy_grid import _frustum_planes
+from hashgrid.nn.occupancy_grid import _frustum_planes
 from problems.adam_step import State, check_state, sparse_gradient
 from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
 from problems.hash_encode import orders_of, safe_positions

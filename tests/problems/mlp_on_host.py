@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import reference
-from hashgrid.options import ACTIVATIONS, FACTORS
+from hashgrid.util.choices import ACTIVATIONS, FACTORS
 from problems.mlp import BF16, UNITS
 
 

@@ -1,0 +1,1 @@
+"""What fields are fitted to: scenes, images, meshes, points."""

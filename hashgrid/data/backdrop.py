@@ -1,0 +1,90 @@
+"""Objects on a plain background: one colour around every picture stands for what is transparent.
+
+Trained as they are, a field puts walls of that colour before every lens, which no other view contradicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from hashgrid.data.scene import Views
+
+PLAIN = 10  # of 255: how far the border of the pictures may be from one colour; JPEG alone takes 5
+PLAIN_SHARE = 0.97  # of the border, for what reaches out of the picture
+MIN_SHARE = 0.1  # of the pixels that must be background
+_SIDES = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
+
+
+def find_backdrop(views: Views) -> tuple[float, float, float] | None:
+    """The colour in [0, 1] around the object in all opaque ``views``, or None where it is not one colour."""
+    if views.has_alpha or not len(views):
+        return None
+    border = np.concatenate([_border(views, view) for view in range(len(views))])
+    if not len(border):
+        return None
+    color = np.median(border, axis=0)
+    if np.mean(np.abs(border - color).max(axis=1) <= PLAIN) < PLAIN_SHARE:
+        return None
+    share = np.mean([_outside(views.image(view).numpy(), color).mean() for view in range(len(views))])
+    r, g, b = (color / 255).tolist()
+    return (r, g, b) if MIN_SHARE <= share < 1.0 else None
+
+
+def cut_out(views: Views, backdrop: tuple[float, float, float]) -> Views:
+    """The views with alpha: 0 where the backdrop is connected with the border of the picture. Over ``backdrop`` they
+    look as before."""
+    color = np.array(backdrop) * 255
+    data = [_with_alpha(views.image(view).numpy(), color).reshape(-1, 4) for view in range(len(views))]
+    return replace(views, data=torch.from_numpy(np.concatenate(data) if data else np.empty((0, 4), dtype=np.uint8)))
+
+
+def _border(views: Views, view: int) -> np.ndarray:
+    """The outermost pixels [B, 3] of a view, those that count, as floats."""
+    image, mask = views.image(view).numpy(), views.mask(view)
+    counts = np.ones(image.shape[:2], dtype=bool) if mask is None else mask.numpy()
+    return np.concatenate([image[side][counts[side]] for side in _SIDES]).astype(np.float32)
+
+
+def _outside(image: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Pixels of about ``color`` from which the border is reached over such pixels [H, W] bool."""
+    alike = np.abs(image.astype(np.float32) - color).max(axis=2) <= PLAIN
+    reached = np.zeros_like(alike)
+    for side in _SIDES:
+        reached[side] = alike[side]
+    while True:
+        before = int(reached.sum())
+        reached = _along_rows(alike, reached)
+        reached = _along_rows(alike.T, reached.T).T
+        if int(reached.sum()) == before:
+            return reached
+
+
+def _along_rows(alike: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """``reached``, and every pixel of the runs of ``alike`` in a row that hold one."""
+    starts = alike.copy()
+    starts[:, 1:] &= ~alike[:, :-1]
+    run = np.cumsum(starts.reshape(-1)).reshape(alike.shape)  # number of the run, where alike
+    held = np.zeros(int(run[-1, -1]) + 1, dtype=bool)
+    held[run[reached]] = True
+    return alike & held[run]
+
+
+def _with_alpha(image: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """RGBA [H, W, 4] uint8. Pixels at the rim are mixtures: as far from ``color`` as they are by the strongest of their
+    neighbours, so opaque they are."""
+    outside = torch.from_numpy(_outside(image, color))
+    offset = torch.from_numpy(image.astype(np.float32) - color.astype(np.float32))  # [H, W, 3]
+    distance = offset.abs().amax(dim=2).masked_fill(outside, 0.0)
+    pool = torch.nn.functional.max_pool2d
+    strongest = pool(distance[None], 3, stride=1, padding=1)[0]
+    rim = ~outside & (pool(outside[None].float(), 3, stride=1, padding=1)[0] > 0)
+    alpha = torch.where(rim, distance / strongest.clamp_min(1e-6), (~outside).float())
+    opaque = offset / alpha.clamp_min(1e-6)[..., None] + torch.from_numpy(color).float()
+    opaque = torch.where(rim[..., None], opaque, torch.from_numpy(image).float())
+    rgba = torch.cat((opaque.clamp(0, 255), alpha[..., None] * 255), dim=2)
+    return (rgba + 0.5).to(torch.uint8).numpy()

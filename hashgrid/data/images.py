@@ -1,0 +1,313 @@
+"""Reads photographs: whatever a file stores, as grey or RGB, with straight alpha where it has some.
+
+Pillow tells the colour space, the palette, the transparent colour and the orientation of a file; counting channels does
+not. Files that only another of imageio's plugins knows are taken from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hashgrid.util.optional import optional_import
+
+ORIENTATION, PHOTOMETRIC, BITS, PLANES, SUBFILE = 274, 262, 258, 284, 254  # tags of EXIF and TIFF
+SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # formats whose further frames are pictures of their own
+
+
+class PhotoError(ValueError):
+    """A file that cannot be read as one picture; the message names it and says what to do."""
+
+
+def read_photo(
+    path: str | Path, *, allow_huge: bool = False, turn: Callable[[int, int, int], bool] | None = None
+) -> np.ndarray:
+    """The picture [H, W, C], uint8 or uint16, C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+
+    CMYK, YCCK, L*a*b*, HSV and YCbCr become sRGB, through the colour profile of the file where CMYK or L*a*b* has one.
+    A palette's transparency and a transparent colour become alpha. 16 bits of PNG and TIFF stay 16 bits.
+
+    Args:
+        path: the file.
+        allow_huge: whether to read more pixels than Pillow reads of a file that might be malicious.
+        turn: asked, with EXIF's orientation (2 to 8) and the width and height that are stored, whether to turn the
+            picture; None turns every one.
+
+    Raises:
+        PhotoError: the file is no picture, more than one, too large, or of a kind whose colours are not known.
+        ImportError: Pillow is not installed.
+    """
+    optional_import("PIL")
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    with _without_pixel_limit() as limit:
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if limit is not None and width * height > limit and not allow_huge:
+                    raise PhotoError(
+                        f"`{path}` has {width} x {height} pixels, more than the {limit / 1e6:.0f} million that Pillow"
+                        " takes from a file that might be malicious; `--allow-huge` (`allow_huge=True`) reads it"
+                    )
+                _check_single(path, image)
+                turned = image.format == "TIFF"  # Pillow turns those itself as it loads them, and forgets the tag
+                orientation = image.tag_v2.get(ORIENTATION, 1) if turned else 1
+                pixels = _pixels(path, image)
+                if not turned:
+                    orientation = image.getexif().get(ORIENTATION, 1)
+        except UnidentifiedImageError:
+            return _read_otherwise(path)
+        except PhotoError:
+            raise
+        except Exception as error:  # every plugin raises its own kinds
+            raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
+    if orientation not in range(2, 9):
+        return pixels
+    stored = _turned(pixels, {6: 8, 8: 6}.get(orientation, orientation)) if turned else pixels
+    if turn is not None and not turn(orientation, stored.shape[1], stored.shape[0]):
+        return np.ascontiguousarray(stored)
+    return np.ascontiguousarray(_turned(stored, orientation))
+
+
+def _check_single(path: Path, image: Any) -> None:
+    """Refuses animations and documents."""
+    n_frames = getattr(image, "n_frames", 1) if image.format in SEQUENCES else 1
+    if image.format == "TIFF" and n_frames > 1:
+        kinds = []
+        for frame in range(n_frames):
+            image.seek(frame)
+            kinds.append(image.tag_v2.get(SUBFILE, 0))
+        image.seek(0)
+        n_frames = _count_pictures(kinds)
+    _check_count(path, n_frames)
+
+
+def _count_pictures(kinds: Iterable[int]) -> int:
+    """How many of a TIFF's pages, by their `NewSubfileType`, are neither reduced copies nor masks."""
+    return sum(kind & 5 == 0 for kind in kinds)
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > 1:
+        raise PhotoError(f"`{path}` must hold one picture, it holds {count}; save the one that is meant by itself")
+
+
+def _pixels(path: Path, image: Any) -> np.ndarray:
+    """The pixels of a picture that Pillow has opened."""
+    tags = getattr(image, "tag_v2", {})
+    if image.mode in ("RGB", "RGBA"):
+        if max(tags.get(BITS, (8,))) > 8 and tags.get(PLANES) == 2:  # Pillow takes bytes of samples for samples
+            return _read_tiff(path)
+        if ";16" in (raw_mode := _raw_mode(image)):
+            return _read_deep(path, image, raw_mode)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _deep_grey(path, image, tags)
+    if image.mode in ("I", "F"):
+        kind = "int32" if image.mode == "I" else "float32"
+        raise PhotoError(f"`{path}` must have 8 or 16 bits per channel, got {kind}; make it a PNG")
+    _check_cmyk(path, image)
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        bits = {"L;2": 2, "L;4": 4}.get(_raw_mode(image), 8)  # the colour is given in the file's bits
+        image.info["transparency"] = image.info["transparency"] * 255 // (2**bits - 1)
+    if image.mode in ("CMYK", "LAB"):
+        return np.array(_to_srgb(image))
+    transparent = image.mode in ("P", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("LA", "La"):
+        mode = "LA"
+    else:
+        mode = "RGBA" if transparent else "L" if grey else "RGB"
+    pixels = np.array(image.convert(mode))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _check_cmyk(path: Path, image: Any) -> None:
+    """Refuses inks of which the file does not say whether 0 or 255 is all of them."""
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        raise PhotoError(
+            f"`{path}` has four channels and no Adobe marker, which would say what they mean (inverted CMYK or not);"
+            " convert it to RGB first"
+        )
+
+
+def _to_srgb(image: Any) -> Any:
+    """CMYK or L*a*b* as RGB: by the file's profile, or by the plain formulas."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        with contextlib.suppress(Exception):  # no littlecms, or a profile of something else: as if there were none
+            from PIL import ImageCms
+
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+    return image.convert("RGB")
+
+
+def _deep_grey(path: Path, image: Any, tags: Any) -> np.ndarray:
+    values: np.ndarray = np.array(image).astype(np.uint16)[..., None]
+    if tags.get(BITS) == (12,):
+        values = values << 4 | values >> 8
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero
+        values = ~values
+    key = image.info.get("transparency")
+    if key is None:
+        return values
+    return np.concatenate((values, np.where(values == key, 0, 65535).astype(np.uint16)), axis=2)
+
+
+def _raw_mode(image: Any) -> str:
+    """How Pillow is about to unpack the bytes of the file."""
+    args = image.tile[0][3] if image.tile else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _read_deep(path: Path, image: Any, raw_mode: str) -> np.ndarray:
+    """16 bits per channel. Pillow keeps the upper 8; read in the other byte order, those are the lower ones."""
+    from PIL import Image
+
+    if raw_mode == "LA;16B":
+        return _read_deep_grey_alpha(path)
+    name, _, order = raw_mode.partition(";16")
+    order = order.replace("N", "L" if sys.byteorder == "little" else "B")
+    premultiplied, stored = name == "RGBa", name.upper()
+    key = image.info.pop("transparency", None)
+    with Image.open(path) as again:
+        values = _unpacked(image, f"{stored};16{order}") << 8
+        values |= _unpacked(again, f"{stored};16{'B' if order == 'L' else 'L'}")
+    if premultiplied:
+        values = _straight(values)
+    if key is None:
+        return values
+    alpha = np.where((values == np.array(key)).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
+    return np.concatenate((values, alpha), axis=2)
+
+
+def _straight(values: np.ndarray) -> np.ndarray:
+    """Channels of which the last is alpha, no longer multiplied with it."""
+    largest = np.iinfo(values.dtype).max
+    alpha = np.maximum(values[..., -1:], 1).astype(np.float64)
+    colours = np.minimum(values[..., :-1] * (largest / alpha) + 0.5, largest).astype(values.dtype)
+    return np.concatenate((colours, values[..., -1:]), axis=2)
+
+
+def _unpacked(image: Any, raw_mode: str) -> np.ndarray:
+    image.tile = [
+        tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]))
+        for tile in image.tile
+    ]
+    return np.array(image).astype(np.uint16)
+
+
+def _read_deep_grey_alpha(path: Path) -> np.ndarray:
+    """A PNG of 16-bit grey and alpha, read as the 8-bit RGBA that has the same bytes."""
+    from PIL import Image
+
+    content = bytearray(path.read_bytes())
+    content[24:26] = bytes((8, 6))  # depth and colour type in the header, which begins at 12 and ends with its checksum
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    with Image.open(io.BytesIO(content)) as image:
+        values = np.array(image).astype(np.uint16)
+    return values[..., ::2] << 8 | values[..., 1::2]
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture as EXIF's ``orientation`` wants it seen; a view."""
+    rows = -1 if orientation in (3, 4, 6, 7) else 1
+    columns = -1 if orientation in (2, 3, 7, 8) else 1
+    pixels = pixels[::rows, ::columns]
+    return pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+
+
+def _read_otherwise(path: Path) -> np.ndarray:
+    """What Pillow does not know."""
+    if path.suffix.lower() in (".tif", ".tiff"):
+        return _read_tiff(path)
+    iio = optional_import("imageio.v3")
+    try:
+        pixels = np.asarray(iio.imread(path))
+    except Exception as error:  # every plugin raises its own kinds
+        raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
+    _check_depth(path, pixels.dtype)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim == 4:
+        _check_count(path, len(pixels))
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:
+        raise PhotoError(f"`{path}` must have shape [H, W] or [H, W, 1..4], got {list(pixels.shape)}")
+    return pixels
+
+
+def _check_depth(path: Path, dtype: Any) -> None:
+    if dtype not in (np.uint8, np.uint16):
+        raise PhotoError(f"`{path}` must have 8 or 16 bits per channel, got {dtype}; make it a PNG")
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    """A TIFF that Pillow does not read: grey or RGB with any further channels, by tifffile where it is installed."""
+    try:
+        import tifffile
+    except ImportError:
+        raise PhotoError(
+            f"`{path}` is a TIFF of a kind Pillow does not read; save it as PNG, or `pip install tifffile`"
+        ) from None
+    try:
+        with tifffile.TiffFile(path) as file:
+            kinds = [int(page.subfiletype) for page in file.pages]
+            page = file.pages[0]
+            pixels, axes, colours = page.asarray(), page.axes, int(page.photometric)
+            extra = [int(kind) for kind in page.extrasamples]
+    except Exception as error:  # a broken file, or a codec that is not installed
+        raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
+    _check_count(path, _count_pictures(kinds))
+    _check_depth(path, pixels.dtype)
+    if axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    elif axes == "YX":
+        pixels = pixels[..., None]
+    n_colours = 3 if colours == 2 else 1
+    if colours not in (0, 1, 2) or axes not in ("YX", "YXS", "SYX") or pixels.shape[2] != n_colours + len(extra):
+        raise PhotoError(f"`{path}` must be a TIFF in grey or RGB, got {page.photometric}; save it as PNG")
+    values = ~pixels[..., :n_colours] if colours == 0 else pixels[..., :n_colours]
+    alpha = next((i for i, kind in enumerate(extra) if kind in (1, 2)), None)  # premultiplied, straight
+    if alpha is None:
+        return np.ascontiguousarray(values)
+    values = np.concatenate((values, pixels[..., n_colours + alpha, None]), axis=2)
+    return _straight(values) if extra[alpha] == 1 else values
+
+
+_limit_lock = threading.Lock()
+_n_readers = 0
+_usual_limit: int | None = None
+
+
+@contextlib.contextmanager
+def _without_pixel_limit() -> Iterator[int | None]:
+    """Pillow's limit of pixels, lifted while any thread reads here: Pillow would warn from half of it on, and raise
+    without a remedy above it. Gives the number of pixels from which it raises."""
+    from PIL import Image
+
+    global _n_readers, _usual_limit
+    with _limit_lock:
+        if _n_readers == 0:
+            _usual_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _n_readers += 1
+        limit = _usual_limit
+    try:
+        yield None if limit is None else 2 * limit
+    finally:
+        with _limit_lock:
+            _n_readers -= 1
+            if _n_readers == 0:
+                Image.MAX_IMAGE_PIXELS = _usual_limit

@@ -1,0 +1,250 @@
+"""Triangle meshes: loading, the unit cube, samples on the surface, signed distances."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.formats import READERS, read_mesh
+from hashgrid.data.orient import orient
+from hashgrid.util.optional import optional_import
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the cube [0, 1]^3 lies in the coordinates of the input: ``input = cube * scale + offset``.
+
+    Attributes:
+        scale: input units per unit of the cube.
+        offset: [3] float64, input position of the cube's corner (0, 0, 0).
+    """
+
+    scale: float
+    offset: np.ndarray
+
+    @classmethod
+    def around(cls, points: np.ndarray, margin: float, name: str) -> Placement:
+        """Puts the box of points [N, 3] in the middle of the cube, its longest side ``margin`` away from the sides.
+
+        Raises:
+            MeshError: the points all lie at one place.
+        """
+        low, high = points.min(0), points.max(0)
+        side = float((high - low).max())
+        if not side > 0:
+            raise MeshError(f"`{name}` must have an extent, all of its points lie at {low.tolist()}")
+        scale = side / (1 - 2 * margin)
+        return cls(scale, (low + high) / 2 - scale / 2)
+
+    def to_cube(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., 3] of the input in the cube."""
+        return (points - self.offset) / self.scale
+
+    def to_input(self, points: Tensor) -> Tensor:
+        """Points [..., 3] of the cube in the coordinates of the input."""
+        return points * self.scale + torch.from_numpy(self.offset).to(points)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles in the unit cube, and where they came from.
+
+    Attributes:
+        vertices: [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
+        faces: [F, 3] int64.
+        placement: of the cube in the input.
+        watertight: every edge has two faces, which look the same way.
+        name: of the file.
+        doubt: why the sign of the distance is a guess; empty where it is not.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    placement: Placement
+    watertight: bool
+    name: str
+    doubt: str = ""
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Corners of the box of the mesh in the cube [2, 3], fp32."""
+        return torch.from_numpy(np.stack([self.vertices.min(0), self.vertices.max(0)])).float()
+
+    @cached_property
+    def _areas(self) -> np.ndarray:
+        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
+        return 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=-1)
+
+    @cached_property
+    def face_normals(self) -> np.ndarray:
+        """[F, 3] float64 of unit length."""
+        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
+        normals = np.cross(b - a, c - a)
+        return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-300)
+
+    def sample_surface(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """``n`` points uniform on the surface [n, 3] float64, and the faces they lie on [n]."""
+        cumulative = np.cumsum(self._areas)
+        face = np.searchsorted(cumulative, generator.random(n) * cumulative[-1]).clip(max=len(self.faces) - 1)
+        u, v = generator.random((2, n, 1))
+        flip = u + v > 1
+        u, v = np.where(flip, 1 - u, u), np.where(flip, 1 - v, v)
+        a, b, c = self.vertices[self.faces[face]].transpose(1, 0, 2)
+        return a + u * (b - a) + v * (c - a), face
+
+    def signed_distance(self, points: np.ndarray) -> np.ndarray:
+        """Distances [n] float64 of points [n, 3], negative inside. The sign is that of the winding number (Barill et
+        al. 2018), which open meshes have too."""
+        if len(points) == 0:
+            return np.zeros(0)
+        # igl.signed_distance multiplies by 1 - 2 w with the approximate winding number w, which is not +-1
+        distance = self.nearest(points)[0]
+        return np.where(self.inside(points), -distance, distance)
+
+    def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distances [n] float64 of points [n, 3] from the surface, and the faces nearest to them [n]."""
+        squared, face, _ = self._tree.squared_distance(
+            self.vertices, self.faces, np.ascontiguousarray(points, np.float64)
+        )
+        return np.sqrt(squared), face
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Whether points [n, 3] lie inside [n] bool."""
+        return self._winding_tree.winding_number(np.ascontiguousarray(points, np.float64)) > 0.5
+
+    def encloses_something(self) -> bool:
+        """Whether there is a place inside: anything has one right behind its surface."""
+        if self.watertight:
+            return signed_volume(self.vertices, self.faces) > 1e-9
+        points, face = self.sample_surface(1024, np.random.default_rng(0))
+        return bool(self.inside(points - 1e-3 * self.face_normals[face]).any())
+
+    @cached_property
+    def _tree(self) -> Any:
+        tree = optional_import("igl", "sdf").AABB()
+        tree.init(self.vertices, self.faces)
+        return tree
+
+    @cached_property
+    def _winding_tree(self) -> Any:
+        tree = optional_import("igl", "sdf").FastWindingNumberBVH()
+        tree.init(self.vertices, self.faces)
+        return tree
+
+
+def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:
+    """Reads OBJ, PLY, STL, OFF or GLB and moves it into the unit cube, ``margin`` away from its sides.
+
+    Vertices that agree are merged, faces without area dropped, polygons cut into triangles.
+
+    Raises:
+        MeshError: the file is missing, empty, cut off or something else, or the mesh has no faces, vertices that are no
+            numbers, or no extent.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in READERS:
+        raise MeshError(f"`MESH` must be one of {', '.join(READERS)}, got `{path}`")
+    vertices, faces = read_file(path, "MESH", "a mesh", lambda data: read_mesh(data, path.suffix.lower()))
+    if len(faces) == 0:
+        raise MeshError(f"`{path}` has no faces; for points with normals use `--points`")
+    return make_mesh(vertices, faces, margin, path.name)
+
+
+def read_file(path: Path, what: str, content: str, read: Callable[[bytes], T]) -> T:
+    """What ``read`` makes of a file's bytes; the file's name in front of what it finds wrong."""
+    if not path.is_file():
+        raise MeshError(f"`{what}` must be a file, `{path}` does not exist")
+    data = path.read_bytes()
+    if not data:
+        raise MeshError(f"`{what}` must hold {content}, `{path}` is empty")
+    try:
+        return read(data)
+    except MeshError as error:
+        raise MeshError(f"`{path}` cannot be read: {error}") from error
+
+
+def check_finite(values: np.ndarray, what: str, name: str) -> None:
+    """Raises MeshError where rows of values [N, ...] are no numbers."""
+    n_bad = int((~np.isfinite(values)).reshape(len(values), -1).any(-1).sum())
+    if n_bad:
+        raise MeshError(f"the {what} of `{name}` must be finite, {n_bad} of {len(values)} are not")
+
+
+def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name: str = "mesh") -> Mesh:
+    """A mesh from vertices [V, 3] and faces [F, 3] in any coordinates; see :func:`load_mesh`.
+
+    Faces that look the wrong way are turned around (see :func:`hashgrid.data.orient.orient`), with a warning.
+    """
+    check_finite(vertices, "vertices", name)
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise MeshError(
+            f"the faces of `{name}` must refer to its {len(vertices)} vertices, got {faces.min()}..{faces.max()}"
+        )
+    used, faces = np.unique(faces, return_inverse=True)
+    vertices, faces = vertices[used], faces.reshape(-1, 3)
+    placement = Placement.around(vertices, margin, name)
+    vertices = placement.to_cube(vertices)
+    # merged at a millionth of the size: formats without shared vertices (STL) repeat them
+    _, first, index = np.unique(np.round(vertices * 1e6), axis=0, return_index=True, return_inverse=True)
+    vertices, faces = vertices[first], index.reshape(-1)[faces]
+    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    faces = np.ascontiguousarray(faces[distinct])
+    if len(faces) == 0:
+        raise MeshError(f"`{name}` must have faces with an area, it has none")
+    oriented = orient(vertices, faces)
+    faces = np.ascontiguousarray(oriented.faces)
+    if oriented.changes:
+        warnings.warn(f"`{name}`: {'; '.join(oriented.changes)}", MeshWarning, stacklevel=2)
+    mesh = Mesh(vertices, faces, placement, is_watertight(faces), name, oriented.doubt)
+    if not mesh.doubt and not mesh.encloses_something():
+        mesh = replace(mesh, doubt="its faces enclose nothing")
+    if mesh.doubt:
+        warnings.warn(
+            f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}",
+            MeshWarning,
+            stacklevel=2,
+        )
+    elif not mesh.watertight:
+        warnings.warn(
+            f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps",
+            MeshWarning,
+            stacklevel=2,
+        )
+    return mesh
+
+
+def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """Volume enclosed by the faces [F, 3] over vertices [V, 3]; negative where they look inwards."""
+    a, b, c = (vertices - vertices.mean(0))[faces].transpose(1, 0, 2)
+    return float((a * np.cross(b, c)).sum() / 6)
+
+
+def is_watertight(faces: np.ndarray) -> bool:
+    """Whether every directed edge of the faces [F, 3] has its opposite, exactly as often."""
+    start, end = _edges(faces)
+    forward, backward = np.sort(start << 32 | end), np.sort(end << 32 | start)
+    return bool((forward == backward).all())
+
+
+def euler_characteristic(faces: np.ndarray) -> int:
+    """V - E + F of the faces [F, 3]."""
+    start, end = _edges(faces)
+    edges = np.minimum(start, end) << 32 | np.maximum(start, end)
+    return len(np.unique(faces)) - len(np.unique(edges)) + len(faces)
+
+
+def _edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and second vertex of every directed edge [3 F] of the faces [F, 3], int64 below 2^31."""
+    faces = faces.astype(np.int64, copy=False)
+    return faces.reshape(-1), faces[:, [1, 2, 0]].reshape(-1)

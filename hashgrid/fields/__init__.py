@@ -1,0 +1,1 @@
+"""Neural fields: one method, one file."""

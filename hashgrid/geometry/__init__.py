@@ -1,0 +1,1 @@
+"""Rays, cameras and boxes."""

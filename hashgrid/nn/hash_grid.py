@@ -1,0 +1,197 @@
+"""The multiresolution hash grid as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashgrid.autograd import is_transformed
+from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
+from hashgrid.ops._backend import backend_ops
+from hashgrid.precision import HALF_DTYPES, maths_dtype
+from hashgrid.shadow import forget, is_fresh, mark_fresh, moving, watch
+from hashgrid.util.choices import BACKENDS, BOUNDS, INTERPOLATIONS, as_integer, check_option
+
+
+class HashGrid(nn.Module):
+    """Trainable features of positions in [0, 1]^D at several resolutions (Müller et al. 2022, section 3).
+
+    Args:
+        n_input_dims: dimensions D of the positions, 1..7.
+        n_levels: levels L.
+        n_features_per_level: features F of a table entry: 1, 2, 4 or 8.
+        log2_hashmap_size: a level has at most 2 to this power entries; coarse levels that need fewer are dense.
+        base_resolution: resolution of the coarsest level.
+        max_resolution: resolution of the finest level.
+        per_level_scale: growth from level to level; when given, it wins over ``max_resolution``.
+        interpolation: ``"linear"``, ``"smoothstep"`` or ``"nearest"``.
+        convention: how scales are rounded, ``"tcnn"`` or ``"paper"``.
+        bounds: outside [0, 1], ``"clamp"`` uses the border value, ``"zero"`` gives zeros, ``"none"`` extrapolates.
+        level_table: ready geometry that replaces everything from ``n_levels`` on but the features, for importers.
+        compute_dtype: ``torch.float16`` or ``torch.bfloat16`` to read a half-precision copy of the table, the shadow;
+            the table, features and all gradients stay fp32. The shadow is renewed when the table has changed; an
+            optimiser that knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. A table whose
+            ``data`` was assigned is copied each time: its memory may have another owner who writes to it. Only
+            changes past PyTorch, such as to ``table.detach().numpy()``, go unnoticed: call `refresh_shadow` then.
+        accumulate_grad: the backward adds the table's gradient to ``table.grad`` itself, a buffer that is kept from
+            step to step, instead of handing a fresh one to autograd. For training loops whose optimiser zeroes what it
+            consumes (`hashgrid.optim.Adam` with ``zero_grad_in_step``); gradient hooks, `torch.autograd.grad` and
+            DistributedDataParallel do not see this gradient, and `zero_grad` belongs before the forward pass.
+        backend: ``"native"`` or ``"reference"``.
+
+    Attributes:
+        table: Parameter [n_entries, F], fp32, drawn from U(-1e-4, 1e-4). After ``.half()`` it is read as the values it
+            then has; features stay fp32.
+        shadow: buffer like ``table`` in ``compute_dtype``, not part of the state; None without ``compute_dtype``.
+        levels: geometry of the levels.
+        n_output_dims: L * F.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    table: nn.Parameter
+    shadow: Tensor | None
+
+    def __init__(
+        self,
+        n_input_dims: int = 3,
+        n_levels: int = 16,
+        n_features_per_level: int = 2,
+        log2_hashmap_size: int = 19,
+        base_resolution: int = 16,
+        max_resolution: float | None = 2048,
+        per_level_scale: float | None = None,
+        interpolation: str = "linear",
+        convention: str = "tcnn",
+        bounds: str = "clamp",
+        level_table: LevelTable | Sequence[dict] | None = None,
+        compute_dtype: torch.dtype | None = None,
+        accumulate_grad: bool = False,
+        backend: str = "native",
+    ) -> None:
+        super().__init__()
+        n_input_dims = as_integer("n_input_dims", n_input_dims)
+        n_features_per_level = as_integer("n_features_per_level", n_features_per_level)
+        if n_features_per_level not in FEATURE_COUNTS:
+            raise ValueError(f"`n_features_per_level` must be one of {FEATURE_COUNTS}, got {n_features_per_level}")
+        check_option("interpolation", interpolation, INTERPOLATIONS)
+        check_option("bounds", bounds, BOUNDS)
+        if compute_dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"`compute_dtype` must be torch.float16, torch.bfloat16 or None, got {compute_dtype}")
+        self.backend = check_option("backend", backend, BACKENDS)
+        if level_table is None:
+            self.levels = make_level_table(
+                n_input_dims, n_levels, log2_hashmap_size, base_resolution, max_resolution, per_level_scale, convention
+            )
+        else:
+            self.levels = as_level_table(level_table, n_input_dims)
+        self.accumulate_grad = accumulate_grad
+        self.n_input_dims = n_input_dims
+        self.n_levels = self.levels.n_levels
+        self.n_features_per_level = n_features_per_level
+        self.n_output_dims = self.n_levels * n_features_per_level
+        self.interpolation = interpolation
+        self.bounds = bounds
+        self.compute_dtype = None if compute_dtype == torch.float32 else compute_dtype
+        self.table = nn.Parameter(torch.empty(self.levels.n_entries, n_features_per_level))
+        shadow = None if self.compute_dtype is None else torch.empty_like(self.table, dtype=self.compute_dtype)
+        self.register_buffer("shadow", None if shadow is None else shadow.detach(), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the table from U(-1e-4, 1e-4) (Müller et al. 2022, section 4)."""
+        nn.init.uniform_(self.table, -1e-4, 1e-4)
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        """Features [..., L * F] of the positions ``x`` [..., D], channel ``l * F + f``, fp32 with a shadow as
+        well. ``level_weights`` [L] scale the levels, for coarse-to-fine schedules; gradients reach them too.
+        ``known`` [..., L * F] is the result of an earlier call with the same positions and table: it is returned as it
+        is, and only its gradient is new.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        return backend_ops(self.backend).hash_encode(
+            **self.op_arguments(x, level_weights), known=known, grad_buffer=self._grad_buffer()
+        )
+
+    def op_arguments(self, x: Tensor, level_weights: Tensor | None = None) -> dict[str, Any]:
+        """What :func:`hashgrid.ops.hash_encode` takes for these positions.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
+            raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
+        if level_weights is not None:
+            if level_weights.shape != (self.n_levels,):
+                raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
+            level_weights = level_weights.to(maths_dtype(x))
+        return {"positions": x, "level_weights": level_weights, **self.table_arguments()}
+
+    def table_arguments(self) -> dict[str, Any]:
+        """What ops that make the positions themselves take of this grid."""
+        return {
+            "table": self.table,
+            "levels": self.levels,
+            "interpolation": self.interpolation,
+            "bounds": self.bounds,
+            "shadow": self._read_shadow(),
+        }
+
+    def _grad_buffer(self) -> Tensor | None:
+        """``table.grad``, made where needed, when the backward is to add to it itself. Not one of half precision, which
+        would lose what is small, nor for `torch.func`, which returns gradients."""
+        if not (self.accumulate_grad and torch.is_grad_enabled() and self.table.requires_grad):
+            return None
+        if self.table.dtype in HALF_DTYPES or is_transformed():
+            return None
+        if self.table.grad is None:
+            self.table.grad = torch.zeros_like(self.table)
+        return self.table.grad
+
+    def _read_shadow(self) -> Tensor | None:
+        """The shadow with the values the table has now."""
+        if self.shadow is None:
+            return None
+        if torch.compiler.is_compiling():  # versions cannot be looked at inside a graph: it casts each time
+            return self.table.detach().to(self.compute_dtype)
+        if not is_fresh(self.shadow, self.table):
+            self.refresh_shadow()
+        return self.shadow
+
+    @torch.no_grad()
+    def refresh_shadow(self) -> None:
+        """Copies the table to the shadow. Needed by hand only after changes past PyTorch."""
+        if self.shadow is not None:
+            self.shadow.copy_(self.table)
+            mark_fresh(self.shadow, self.table)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HashGrid:
+        with moving(self.table):
+            super()._apply(fn, recurse)
+        if self.shadow is not None:
+            self.shadow = self.shadow.to(self.compute_dtype)  # `.double()`, `.half()` are not meant for it
+            forget(self.shadow)
+            watch(self.table)
+        return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if param is not None and self.compute_dtype is not None:
+            watch(param)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.compute_dtype is not None:
+            watch(self.table)
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.n_input_dims}, n_levels={self.n_levels}, n_features_per_level={self.n_features_per_level}"
+        options = f"interpolation={self.interpolation!r}, bounds={self.bounds!r}, backend={self.backend!r}"
+        dtype = "" if self.compute_dtype is None else f", compute_dtype={self.compute_dtype}"
+        return f"{sizes}, n_entries={self.levels.n_entries}, {options}{dtype}"

@@ -1,0 +1,301 @@
+"""From a field to a mesh: marching cubes in slabs, evaluated near the surface only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashgrid.util.optional import optional_import
+
+Distance = Callable[[Tensor], Tensor]
+
+BLOCK = 4  # cells per side: what is evaluated or left out as a whole
+COARSE = 4  # blocks per side of what is looked at first,
+FINEST_COARSE = 32  # where there are at least so many of it along the cube; otherwise every block is
+SLAB = 8  # blocks of one slab
+CHUNK = 1 << 18  # points evaluated together
+GROUP = 1 << 22  # points of the lattice looked at together
+APART = 2.0**-8  # cells: the least distance of a vertex from a lattice point
+REACH = 8.0  # cells: distances beyond are alike
+
+
+@torch.no_grad()
+def to_mesh(
+    field: Distance, resolution: int = 256, level: float = 0.0, lipschitz: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """The level set of a field over [0, 1]^3 by marching cubes (Lewiner et al. 2003).
+
+    The field is evaluated every 16 cells, every 4 cells where that says that the surface may be near, and everywhere
+    where this does (below 512 cells per side every 4 cells from the start). A cube of side h is left out where its
+    eight corners lie on one side and none of them nearer to the level than ``sqrt(3) / 2 * h`` times the steepest slope
+    to expect.
+
+    What holds for every deterministic field: each point is evaluated at most once and what was left out has one sign,
+    so the mesh is closed, at every resolution; the outermost layer of vertices counts as outside. Vertices stay
+    ``2^-8`` of a cell away from lattice points, so no triangle is degenerate. What depends on the field: nothing is
+    missed where its slope between points up to 14 cells apart is at most ``lipschitz``, or one and a half times the
+    steepest slope found between neighbours of the first lattice, whichever is more. That is a bound for a true distance
+    (slope 1); a trained field has to be near one.
+
+    Args:
+        field: distances [N] of points [N, 3].
+        resolution: cells per side.
+        level: value of the surface.
+        lipschitz: slope of the field to expect at least.
+
+    Returns:
+        Vertices [V, 3] fp32 in the unit cube and faces [F, 3] int64, normals outwards; empty without a surface.
+
+    Raises:
+        ValueError: the resolution is not positive, or the field is not finite.
+    """
+    if resolution < 1:
+        raise ValueError(f"`resolution` must be at least 1, got {resolution}")
+    lattice = _survey(field, resolution, level, lipschitz)
+    seam = _Seam(resolution)
+    vertices, faces, n_vertices = [], [], 0
+    previous: Tensor | None = None
+    for first in range(0, -(-resolution // BLOCK), SLAB):
+        slab = _slab(field, lattice, first, resolution, previous)
+        previous = None if slab is None else slab.last
+        if slab is None:
+            continue
+        found, triangles = _march(slab)
+        index = seam.join(found, slab.corner, len(slab.volume) - 1, n_vertices)
+        new = index >= n_vertices
+        vertices.append((found[new] + np.array(slab.corner, np.float32)) / np.float32(resolution))
+        faces.append(index[triangles])
+        n_vertices += len(vertices[-1])
+    if not n_vertices:
+        return torch.empty(0, 3), torch.empty(0, 3, dtype=torch.int64)
+    return torch.from_numpy(np.concatenate(vertices)), torch.from_numpy(np.concatenate(faces))
+
+
+class _Lattice(NamedTuple):
+    """What is known before every point is looked at.
+
+    Attributes:
+        kept: blocks the surface may pass through [B, B, B].
+        active: these and their neighbours: marching cubes looks at them.
+        inside: the sign at the lower corners of the blocks and at the end of each axis [B + 1, B + 1, B + 1].
+        level: value of the surface.
+        unit: how much the field typically changes over a cell.
+    """
+
+    kept: Tensor
+    active: Tensor
+    inside: Tensor
+    level: float
+    unit: float
+
+
+def _survey(field: Distance, resolution: int, level: float, lipschitz: float) -> _Lattice:
+    """Looks at the corners of coarse blocks, then at those of fine ones near the surface."""
+    factor = COARSE if resolution >= BLOCK * COARSE * FINEST_COARSE else 1
+    coarse = BLOCK * factor
+    n = -(-resolution // coarse)
+    index = torch.arange(n + 1) * coarse
+    positions = index.clamp(max=resolution) / resolution
+    values = _evaluate(field, torch.cartesian_prod(positions, positions, positions)).view(n + 1, n + 1, n + 1) - level
+    typical, steepest = _slopes(values, positions)
+    steepest = max(lipschitz, 1.5 * steepest)
+    inside = _inside(values, index, resolution)
+    near = _may_cross(values, inside, steepest * coarse / resolution)
+
+    index = torch.arange(factor * n + 1) * BLOCK
+    inside = _upsample(inside, factor)[: len(index), : len(index), : len(index)].contiguous()
+    fine = torch.full(inside.shape, torch.inf)
+    wanted = _corners(near, factor).view(-1).nonzero()[:, 0]
+    points = torch.stack(torch.unravel_index(wanted, inside.shape), dim=-1).int() * BLOCK
+    fine.view(-1)[wanted] = _evaluate(field, points, resolution) - level
+    inside.view(-1)[wanted] = _inside(fine, index, resolution).view(-1)[wanted]
+    kept = _may_cross(fine, inside, steepest * BLOCK / resolution)
+    return _Lattice(kept, _dilate(kept), inside, level, typical / resolution)
+
+
+def _slopes(values: Tensor, positions: Tensor) -> tuple[float, float]:
+    """The median over cells of the slope along the steepest axis (a box has no slope along the other two), and the
+    steepest one, between neighbours of a lattice [n, n, n] at ``positions`` [n] of each axis."""
+    slopes = [values.diff(dim=axis).abs().movedim(axis, -1) / positions.diff() for axis in range(3)]
+    n = len(positions) - 1
+    cells = [slope.movedim(-1, axis)[:n, :n, :n] for axis, slope in enumerate(slopes)]
+    typical = torch.stack(cells).amax(dim=0).median()
+    return float(typical) or 1.0, max(float(slope.max()) for slope in slopes)
+
+
+def _inside(values: Tensor, index: Tensor, resolution: int) -> Tensor:
+    """The sign of values [n, n, n] at ``index`` [n] along each axis; the sides of the cube and beyond are outside."""
+    within = (index > 0) & (index < resolution)
+    return (values < 0) & within[:, None, None] & within[None, :, None] & within
+
+
+def _may_cross(values: Tensor, inside: Tensor, rise: float) -> Tensor:
+    """Which of the cubes between lattice points [n, n, n] the surface may pass through [n - 1, n - 1, n - 1]; the field
+    rises by at most ``rise`` along a side. No point is farther than sqrt(3) / 2 sides from a corner."""
+    nearest, some, every = values.abs(), inside, inside
+    for axis in range(3):
+        n = nearest.shape[axis] - 1
+        nearest = torch.minimum(nearest.narrow(axis, 0, n), nearest.narrow(axis, 1, n))
+        some = some.narrow(axis, 0, n) | some.narrow(axis, 1, n)
+        every = every.narrow(axis, 0, n) & every.narrow(axis, 1, n)
+    return (nearest <= rise * 3**0.5 / 2) | (some & ~every)
+
+
+def _dilate(blocks: Tensor) -> Tensor:
+    """The blocks [n, n, n] and all that touch them."""
+    return torch.nn.functional.max_pool3d(blocks[None].half(), 3, stride=1, padding=1)[0] > 0
+
+
+def _upsample(values: Tensor, factor: int) -> Tensor:
+    """Every entry of [a, b, c] ``factor`` times along each axis."""
+    for axis in range(3):
+        values = values.repeat_interleave(factor, dim=axis)
+    return values
+
+
+def _corners(blocks: Tensor, cells: int) -> Tensor:
+    """Which of the lattice points [cells * n + 1, ...] belong to one of the blocks [n, ...] or to its sides."""
+    for axis in range(3):
+        blocks = blocks.repeat_interleave(cells, dim=axis)
+        none = torch.zeros_like(blocks.narrow(axis, 0, 1))
+        blocks = torch.cat([blocks, none], dim=axis) | torch.cat([none, blocks], dim=axis)
+    return blocks
+
+
+class _Slab(NamedTuple):
+    """A part of the cube, cropped to its active blocks.
+
+    Attributes:
+        volume: values [X, Y, Z] at lattice points, in [-REACH, REACH] units and never zero.
+        mask: which cells, named by their upper corner, to march through [X, Y, Z].
+        corner: lattice index of the first point.
+        last: values of the last layer over the whole cube [R + 1, R + 1], NaN where they are not known.
+    """
+
+    volume: Tensor
+    mask: Tensor
+    corner: tuple[int, int, int]
+    last: Tensor
+
+
+def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previous: Tensor | None) -> _Slab | None:
+    """The slab that begins with block ``first``; ``previous`` is the last layer of the one before."""
+    active = lattice.active[first : first + SLAB]
+    if not bool(active.any()):
+        return None
+    spans = [slice(first, first + len(active))]
+    for axes in ((0, 2), (0, 1)):
+        found = active.any(axes[1]).any(axes[0]).nonzero()
+        spans.append(slice(int(found[0]), int(found[-1]) + 1))
+    sizes = [min(s.stop * BLOCK, resolution) - s.start * BLOCK + 1 for s in spans]
+    corner = (spans[0].start * BLOCK, spans[1].start * BLOCK, spans[2].start * BLOCK)
+
+    padded = torch.nn.functional.pad(lattice.kept, (1,) * 6)
+    around = padded[tuple(slice(s.start, s.stop + 2) for s in spans)]
+    wanted = _corners(around, BLOCK)[tuple(slice(BLOCK, BLOCK + size) for size in sizes)].contiguous()
+    ends = tuple(slice(s.start, s.stop + 1) for s in spans)
+    inside = _upsample(lattice.inside[ends], BLOCK)[tuple(slice(0, size) for size in sizes)]
+    reach = REACH * lattice.unit
+    volume = torch.where(inside, -reach, reach)
+    if previous is not None:
+        known = previous[corner[1] : corner[1] + sizes[1], corner[2] : corner[2] + sizes[2]]
+        volume[0] = torch.where(wanted[0], known, volume[0])
+        wanted[0] = False
+    _fill(field, lattice, volume, wanted, corner, resolution)
+    for axis in range(3):
+        for side in (0, resolution):
+            if 0 <= side - corner[axis] < sizes[axis]:
+                volume.select(axis, side - corner[axis]).fill_(reach)
+    last = torch.full((resolution + 1, resolution + 1), torch.nan)
+    last[corner[1] : corner[1] + sizes[1], corner[2] : corner[2] + sizes[2]] = volume[-1]
+    mask = torch.zeros(sizes, dtype=torch.bool)
+    cells = _upsample(active[:, spans[1], spans[2]], BLOCK)
+    mask[1:, 1:, 1:] = cells[tuple(slice(0, size - 1) for size in sizes)]
+    return _Slab(volume, mask, corner, last)
+
+
+def _fill(
+    field: Distance, lattice: _Lattice, volume: Tensor, wanted: Tensor, corner: tuple[int, int, int], resolution: int
+) -> None:
+    """Evaluates the field where ``wanted`` [X, Y, Z], into ``volume`` [X, Y, Z]."""
+    apart, reach = APART * lattice.unit, REACH * lattice.unit
+    layers = max(1, GROUP // volume[0].numel())
+    for first in range(0, len(volume), layers):
+        part, mask = volume[first : first + layers], wanted[first : first + layers]
+        points = mask.nonzero() + torch.tensor((corner[0] + first, *corner[1:]))
+        values = _evaluate(field, points, resolution) - lattice.level
+        size = values.abs().clamp_(apart, reach)
+        part.masked_scatter_(mask, torch.where(values < 0, -size, size))
+
+
+def _march(slab: _Slab) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [v, 3] fp32 in cells from the slab's corner and faces [f, 3] of the surface in a slab."""
+    volume = slab.volume.numpy()
+    if not volume.min() < 0 < volume.max():
+        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
+    measure = optional_import("skimage.measure", "sdf")
+    found, faces, _, _ = measure.marching_cubes(volume, 0.0, gradient_direction="descent", mask=slab.mask.numpy())
+    return np.ascontiguousarray(found, np.float32), faces.astype(np.int64)
+
+
+class _Seam:
+    """Makes one of the vertices that two slabs share: those on the edges of the layer of points between them."""
+
+    def __init__(self, resolution: int) -> None:
+        self._resolution = resolution
+        self._keys = np.zeros(0, np.int64)  # of the edges in the last layer, in order
+        self._index = np.zeros(0, np.int64)  # of their vertices
+
+    def join(self, vertices: np.ndarray, corner: tuple[int, int, int], depth: int, n_before: int) -> np.ndarray:
+        """Numbers of the vertices [v, 3] of a slab of ``depth`` cells after ``n_before`` others, new ones ascending."""
+        first, shared = self._edges(vertices, corner, 0)
+        place = np.searchsorted(self._keys, shared).clip(max=max(len(self._keys) - 1, 0))
+        met = self._keys[place] == shared if len(self._keys) else np.zeros(len(shared), bool)
+        old, place = first[met], place[met]
+        new = np.ones(len(vertices), bool)
+        new[old] = False
+        index = np.cumsum(new) - 1 + n_before
+        index[old] = self._index[place]
+        last, keys = self._edges(vertices, corner, depth)
+        order = np.argsort(keys)
+        self._keys, self._index = keys[order], index[last[order]]
+        return index
+
+    def _edges(self, vertices: np.ndarray, corner: tuple[int, int, int], layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which vertices lie in a layer of lattice points [k], and keys of the edges they lie on [k]."""
+        found = np.flatnonzero(np.abs(vertices[:, 0] - layer) < APART / REACH / 4)
+        y, z = vertices[found, 1].astype(np.float64), vertices[found, 2].astype(np.float64)
+        along_y = np.abs(y - np.round(y)) > np.abs(z - np.round(z))
+        y = np.where(along_y, np.floor(y), np.round(y)).astype(np.int64) + corner[1]
+        z = np.where(along_y, np.round(z), np.floor(z)).astype(np.int64) + corner[2]
+        return found, (y * (self._resolution + 1) + z) * 2 + along_y
+
+
+def n_components(faces: np.ndarray) -> int:
+    """Into how many connected parts the faces [F, 3] fall."""
+    if len(faces) == 0:
+        return 0
+    sparse = optional_import("scipy.sparse", "sdf")
+    n = int(faces.max()) + 1
+    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]]).astype(np.int32)
+    graph = sparse.coo_matrix((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, label = optional_import("scipy.sparse.csgraph", "sdf").connected_components(graph, directed=False)
+    return len(np.unique(label[faces[:, 0]]))
+
+
+def _evaluate(field: Distance, points: Tensor, resolution: int | None = None) -> Tensor:
+    """Values [N] on the CPU, in chunks on the field's device, of points [N, 3], given as lattice indices where there is
+    a resolution; indices beyond it mean the side of the cube."""
+    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else points.device
+    parts = []
+    for part in points.split(CHUNK):
+        x = part.float() if resolution is None else part.float().div_(resolution).clamp_(max=1)
+        parts.append(field(x.to(device)).float().cpu())
+    values = torch.cat(parts) if parts else torch.empty(0)
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"the field must be finite, {int((~values.isfinite()).sum())} of {len(values)} values are not")
+    return values

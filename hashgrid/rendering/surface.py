@@ -1,0 +1,349 @@
+"""Pictures of a field: sphere traced, shaded, as normals, and coloured by the distance to the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, normalize
+
+from hashgrid import ops, reference
+from hashgrid.geometry.cameras import look_at
+from hashgrid.rendering.extract import Distance
+from hashgrid.util.pictures import write_texts
+
+CHUNK = 1 << 19  # rays traced together: the last steps are those of a few rays
+MAX_STEPS = 128
+TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
+UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
+
+# Light, linear, in the frame of the camera (right, up, towards it).
+KEY, KEY_COLOR = (-0.5, 1.0, 0.5), (1.22, 1.13, 1.00)
+FILL, FILL_COLOR = (0.9, 0.0, 0.7), (0.13, 0.16, 0.21)
+RIM, RIM_COLOR = (0.5, 0.4, -0.9), (0.35, 0.38, 0.42)
+SKY, GROUND = (0.27, 0.31, 0.37), (0.13, 0.105, 0.085)
+CLAY = (0.70, 0.44, 0.29)
+PAPER_TOP, PAPER_BOTTOM = (0.93, 0.94, 0.95), (0.99, 0.99, 0.98)  # sRGB
+
+# From clean to dirty, sRGB: the lightness falls evenly.
+ERROR_MAP = torch.tensor(
+    [[244, 243, 238], [250, 221, 147], [243, 160, 74], [214, 84, 66], [146, 34, 92], [58, 12, 78]]
+) / 255  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A perspective camera without distortion, square pixels.
+
+    Attributes:
+        c2w: [3, 4], camera to cube, OpenGL: looks along -z.
+        fov: angle between the upper and the lower side in radians.
+        size: width and height in pixels.
+    """
+
+    c2w: Tensor
+    fov: float
+    size: tuple[int, int]
+
+    @classmethod
+    def around(
+        cls,
+        points: Tensor,
+        size: tuple[int, int],
+        azimuth: float = 145.0,
+        elevation: float = 22.0,
+        up: str = "y",
+        fov: float = 28.0,
+        fill: float = 0.78,
+        turn: bool = False,
+    ) -> Camera:
+        """Looks at the middle of the box of points [N, 3], as near as has them all in the picture.
+
+        Args:
+            size: width and height in pixels.
+            azimuth, elevation: of the camera in degrees.
+            up: axis that is up, "x", "y" or "z".
+            fov: angle between the upper and the lower side in degrees.
+            fill: of the picture, by the points.
+            turn: the same distance for every azimuth.
+        """
+        low, high = points.double().amin(0), points.double().amax(0)
+        centre, vertical = (low + high) / 2, torch.tensor(UP[up], dtype=torch.float64)
+        across = torch.tensor(UP["z" if up == "y" else "y"], dtype=torch.float64) * (-1 if up == "z" else 1)
+        side = torch.linalg.cross(vertical, across)
+        a, e = math.radians(azimuth), math.radians(elevation)
+        towards = math.cos(e) * (math.cos(a) * across + math.sin(a) * side) + math.sin(e) * vertical
+        rotation = look_at(centre + towards, centre, vertical)[:, :3]
+        offsets = points.double() - centre
+        height = offsets @ vertical
+        if turn:  # every point may come to lie anywhere on its circle
+            radius = (offsets - height[:, None] * vertical).norm(dim=-1)
+            view = torch.stack(
+                [radius, height.abs() * math.cos(e) + radius * math.sin(e), height * math.sin(e) + radius * math.cos(e)]
+            ).T
+        else:
+            view = offsets @ rotation
+        tangent = math.tan(math.radians(fov) / 2) * fill * min(1.0, size[0] / size[1])
+        wide = torch.tensor([size[1] / size[0], 1.0], dtype=torch.float64) * min(1.0, size[0] / size[1])
+        distance = float((view[:, 2] + (view[:, :2].abs() * wide).amax(-1) / tangent).max())
+        c2w = torch.cat([rotation, (centre + distance * towards)[:, None]], dim=1)
+        return cls(c2w.float(), math.radians(fov), size)
+
+    def rays(self, supersample: int = 1) -> tuple[Tensor, Tensor]:
+        """Origins and unit directions [H * s * W * s, 3] through the pixels, row by row from the upper left."""
+        width, height = self.size[0] * supersample, self.size[1] * supersample
+        focal = 0.5 * height / math.tan(0.5 * self.fov)
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        local = torch.stack([(x - width / 2) / focal, (height / 2 - y) / focal, -torch.ones_like(x)], dim=-1)
+        rays_d = normalize(local.view(-1, 3) @ self.c2w[:, :3].T, dim=-1)
+        return self.c2w[:, 3].expand_as(rays_d).contiguous(), rays_d
+
+    def direction(self, local: tuple[float, float, float]) -> Tensor:
+        """A unit direction [3] given in the frame of the camera (right, up, towards it)."""
+        return normalize(self.c2w[:, :3] @ torch.tensor(local), dim=0)
+
+
+class Hits(NamedTuple):
+    """Where rays meet the surface.
+
+    Attributes:
+        hit: [R] bool.
+        t: [R] distance along the ray; no more than where it ended for a miss.
+        points: [H, 3], of the rays that hit.
+        normals: [H, 3], outward unit normals there.
+    """
+
+    hit: Tensor
+    t: Tensor
+    points: Tensor
+    normals: Tensor
+
+
+class Picture(NamedTuple):
+    """Three pictures [h, w, 3] of one view, and the scale of the last one.
+
+    Attributes:
+        shading: a matte material.
+        normals: outward normals n in the frame of the camera as colours, (n + 1) / 2: red right, green up, blue nearer.
+        error: distance of the hits to the truth as a colour; None without a truth.
+        error_scale: that of the darkest colour, in sides of the cube.
+    """
+
+    shading: Tensor
+    normals: Tensor
+    error: Tensor | None
+    error_scale: float
+
+
+@torch.no_grad()
+def trace(
+    field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, epsilon: float = 1e-4, backend: str = "native"
+) -> Hits:
+    """Follows rays [R, 3] to the surface of a field within a box [6]; normals by :func:`smooth_normals`."""
+    module = ops if backend == "native" else reference
+    t_min, t_max = module.ray_aabb(rays_o, rays_d, box)
+    t, hit = module.sphere_trace(field, rays_o, rays_d, t_min, t_max, MAX_STEPS, epsilon)[:2]
+    points = rays_o[hit] + t[hit, None] * rays_d[hit]
+    return Hits(hit, t, points, smooth_normals(field, points))
+
+
+def smooth_normals(field: Distance, points: Tensor, step: float = 1 / 512) -> Tensor:
+    """Unit normals [N, 3] of the level sets through points [N, 3] by differences over the corners of a tetrahedron,
+    each ``step`` from the point along every axis. A field of linear cells has kinks at all their borders, and pictures
+    show the gradient there as noise: differences over a cell are what a pixel sees."""
+    total = torch.zeros_like(points)
+    for corner in TETRAHEDRON:
+        offset = torch.tensor(corner, device=points.device)
+        total += field(points + step * offset)[:, None] * offset
+    return normalize(total, dim=-1)
+
+
+@torch.no_grad()
+def render(
+    field: Distance,
+    camera: Camera,
+    box: Tensor | None = None,
+    up: str = "y",
+    floor: float | None = None,
+    supersample: int = 2,
+    shadows: bool = True,
+    truth: Callable[[Tensor], Tensor] | None = None,
+    backend: str = "native",
+) -> Picture:
+    """Renders a field in the unit cube.
+
+    Args:
+        field: distances [N] of points [N, 3].
+        camera: where from.
+        box: [6], where the surface lies; the whole cube by default.
+        up: axis that is up, "x", "y" or "z".
+        floor: where along it shadows fall; None for none.
+        supersample: rays per pixel along each axis.
+        shadows: whether the key light casts them.
+        truth: distances [N] of points [N, 3] on the CPU to the true surface.
+        backend: of the tracing.
+    """
+    layers: list[tuple[Tensor, Tensor, Tensor]] = []
+    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else torch.device("cpu")
+    cube = torch.tensor([0.0, 0, 0, 1, 1, 1])
+    box = (cube if box is None else box.float()).to(device)
+    light = camera.direction(KEY).to(device)
+    for o, d in zip(*(x.to(device).split(CHUNK) for x in camera.rays(supersample)), strict=True):
+        hits = trace(field, o, d, box, backend=backend)
+        shadow = soft_shadow(field, hits.points + 2e-3 * hits.normals, light, box) if shadows else None
+        color = _shade(field, camera, hits, up, shadow)
+        image = torch.zeros(len(o), 3, device=device)
+        image[hits.hit] = color
+        if floor is not None:
+            image[~hits.hit, 0] = _floor_light(
+                field, o[~hits.hit], d[~hits.hit], light if shadows else None, box, up, floor
+            )
+        else:
+            image[~hits.hit, 0] = 1.0
+        normals = torch.zeros(len(o), 3, device=device)
+        normals[hits.hit] = hits.normals @ camera.c2w[:, :3].to(device)
+        error = torch.full((len(o),), torch.nan)
+        if truth is not None and len(hits.points):
+            error[hits.hit.cpu()] = truth(hits.points.cpu()).float()
+        layers.append((image.cpu(), normals.cpu(), error))
+    image, normals, error = (torch.cat(layer) for layer in zip(*layers, strict=True))
+    return _compose(camera.size, supersample, image, normals, error, truth is not None)
+
+
+def _compose(
+    size: tuple[int, int], supersample: int, image: Tensor, normals: Tensor, error: Tensor, with_error: bool
+) -> Picture:
+    """Puts shaded colours, or the light on the paper in the first channel of misses, onto the paper."""
+    hit = normals.any(-1, keepdim=True)
+    paper = _paper(size[0] * supersample, size[1] * supersample).view(-1, 3)
+    shaded = torch.where(hit, image.clamp(0, 1) ** (1 / 2.2), paper * image[:, :1])
+    colors = torch.where(hit, (normals + 1) / 2, paper)
+    scale, dirt = 0.0, None
+    if with_error:
+        scale = _round_scale(error[hit[:, 0]])
+        gray = shaded.mean(-1, keepdim=True)
+        dirt = _down(
+            torch.where(hit, error_colors(error, scale) * (0.62 + 0.38 * gray / 0.85), paper), size, supersample
+        )
+    return Picture(_down(shaded, size, supersample), _down(colors, size, supersample), dirt, scale)
+
+
+def _down(pixels: Tensor, size: tuple[int, int], supersample: int) -> Tensor:
+    """Means over the samples of each pixel [h * s * w * s, 3] -> [h, w, 3]."""
+    image = pixels.clamp(0, 1).view(size[1] * supersample, size[0] * supersample, 3).permute(2, 0, 1)
+    return avg_pool2d(image[None], supersample)[0].permute(1, 2, 0).contiguous()
+
+
+def _paper(width: int, height: int) -> Tensor:
+    """The background [height, width, 3], sRGB."""
+    y = torch.linspace(0, 1, height)[:, None, None].expand(height, width, 1)
+    return torch.lerp(torch.tensor(PAPER_TOP), torch.tensor(PAPER_BOTTOM), y)
+
+
+def _shade(field: Distance, camera: Camera, hits: Hits, up: str, shadow: Tensor | None) -> Tensor:
+    """Linear colours [H, 3] of a matte material under key, fill and rim light and a soft sky."""
+    device, normals = hits.points.device, hits.normals
+
+    def light(direction: tuple[float, float, float], color: tuple[float, float, float], wrap: float) -> Tensor:
+        cosine = normals @ camera.direction(direction).to(device)
+        return ((cosine + wrap) / (1 + wrap)).clamp(min=0)[:, None] * torch.tensor(color, device=device)
+
+    open_sky = ambient_occlusion(field, hits.points, normals)[:, None]
+    height = (normals @ torch.tensor(UP[up], device=device))[:, None] * 0.5 + 0.5
+    ambient = torch.lerp(torch.tensor(GROUND, device=device), torch.tensor(SKY, device=device), height)
+    key = light(KEY, KEY_COLOR, 0.0)
+    if shadow is not None:
+        key = key * shadow[:, None]
+    total = key + (light(FILL, FILL_COLOR, 0.3) + light(RIM, RIM_COLOR, 0.1) + ambient) * open_sky
+    return torch.tensor(CLAY, device=device) * total
+
+
+def ambient_occlusion(field: Distance, points: Tensor, normals: Tensor, reach: float = 0.12, taps: int = 4) -> Tensor:
+    """How open the surroundings of surface points [N, 3] are [N], 0 to 1: what the distances along the normal lack to
+    those over a plane."""
+    lack, weight = torch.zeros(len(points), device=points.device), 0.0
+    for i in range(1, taps + 1):
+        h = reach * (i / taps) ** 2
+        x = points + h * normals
+        known = ((x >= 0) & (x <= 1)).all(-1)
+        lack += torch.where(known, (h - field(x.clamp(0, 1))).clamp(0, h) / h, 0.0) / i
+        weight += 1 / i
+    return (1 - 0.9 * lack / weight).clamp(0, 1)
+
+
+def soft_shadow(
+    field: Distance, points: Tensor, light: Tensor, box: Tensor, sharpness: float = 9.0, max_steps: int = 40
+) -> Tensor:
+    """How much of a light in direction ``light`` [3] points [N, 3] see [N], 0 to 1, by how closely the ray to it passes
+    the surface in a box [6] (Quilez 2010)."""
+    seen = torch.ones(len(points), device=points.device)
+    directions = light.expand_as(points).contiguous()
+    t_min, t_max = reference.ray_aabb(points, directions, _grown(box, 0.05))
+    t = t_min.clamp(min=2e-2)
+    live = (t < t_max).nonzero()[:, 0]
+    for _ in range(max_steps):
+        if len(live) == 0:
+            break
+        distance = field((points[live] + t[live, None] * light).clamp(0, 1))
+        seen[live] = torch.minimum(seen[live], (0.5 + 0.5 * sharpness * distance / t[live].clamp(max=0.5)).clamp(0, 1))
+        t[live] += distance.clamp(6e-3, 0.06)
+        live = live[(t[live] < t_max[live]) & (seen[live] > 0.01)]
+    return seen * seen * (3 - 2 * seen)
+
+
+def _grown(box: Tensor, by: float) -> Tensor:
+    """The box [6], larger on every side, within the unit cube."""
+    return torch.cat([box[:3] - by, box[3:] + by]).clamp(0, 1)
+
+
+def _floor_light(
+    field: Distance, rays_o: Tensor, rays_d: Tensor, light: Tensor | None, box: Tensor, up: str, floor: float
+) -> Tensor:
+    """How bright the floor is where rays [R, 3] meet it [R]; 1 where they do not."""
+    vertical = torch.tensor(UP[up], device=rays_o.device)
+    bright = torch.ones(len(rays_o), device=rays_o.device)
+    t = (floor - rays_o @ vertical) / (rays_d @ vertical)
+    points = rays_o + t[:, None] * rays_d
+    met = (t > 0) & points.isfinite().all(-1)
+    if light is not None:
+        bright[met] = 0.70 + 0.30 * soft_shadow(field, points[met], light, box, sharpness=5.0)
+    reach = 0.12
+    wide = _grown(box, reach)
+    near = met & ((points > wide[:3] - 1e-6) & (points < wide[3:] + 1e-6)).all(-1)
+    contact = ambient_occlusion(field, points[near], vertical.expand_as(points[near]), reach)
+    bright[near] *= 0.45 + 0.55 * contact
+    return bright
+
+
+def error_colors(error: Tensor, scale: float) -> Tensor:
+    """Errors [...] as colours [..., 3]: clean at 0, darkest from ``scale`` on."""
+    anchors = ERROR_MAP.to(error.device)
+    position = (error / max(scale, 1e-30)).nan_to_num(0, 1, 0).clamp(0, 1) * (len(anchors) - 1)
+    index = position.long().clamp_max(len(anchors) - 2)
+    return torch.lerp(anchors[index], anchors[index + 1], (position - index)[..., None])
+
+
+def _round_scale(error: Tensor) -> float:
+    """1, 2 or 5 times a power of ten, such that 99 % of the errors [N] lie below; at least 1e-5."""
+    high = float(np.quantile(error.numpy(), 0.99)) if len(error) else 0.0
+    if not high > 1e-5:
+        return 1e-5
+    power = 10.0 ** math.floor(math.log10(high))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= high * (1 - 1e-9))
+
+
+def with_scale(image: Tensor, scale: float, what: str) -> Tensor:
+    """The error picture [h, w, 3] as uint8 with its colours, from 0 to ``scale``, drawn at the right."""
+    height, width = image.shape[:2]
+    image = image.clone()
+    top, bottom, left = round(0.3 * height), round(0.7 * height), width - round(0.055 * width)
+    bar = error_colors(torch.linspace(scale, 0, bottom - top), scale)[:, None]
+    image[top:bottom, left : left + max(4, width // 50)] = bar
+    font = max(10, height // 45)
+    texts = [(left - font, top - 2 * font, f"{scale:.0e}".replace("e-0", "e-")), (left, bottom + font // 2, "0")]
+    return write_texts(image, [*texts, (font, height - 2 * font, what)], font)

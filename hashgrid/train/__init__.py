@@ -1,0 +1,1 @@
+"""Training without knowledge of what is trained."""

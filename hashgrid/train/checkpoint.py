@@ -1,0 +1,97 @@
+"""Checkpoints: one safetensors file, with JSON metadata in its header. Atomic, and never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hashgrid.util.files import atomic_path
+from hashgrid.util.optional import optional_import
+
+FORMAT = "hashgrid.checkpoint"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is not a usable checkpoint."""
+
+
+class Checkpoint(NamedTuple):
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and JSON-serialisable ``metadata`` to ``path``; the file is the old or the new one, never half.
+
+    Raises:
+        TypeError: a value is no tensor, or ``metadata`` is not JSON.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"`tensors[{name!r}]` must be a tensor, got {type(tensor).__name__}; put it into `metadata`"
+            )
+    try:
+        text = json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`metadata` must be JSON: {error}") from error
+    header = {"format": FORMAT, "version": str(VERSION), "metadata": text}
+    save_file = optional_import("safetensors.torch").save_file
+    with atomic_path(path) as temporary:
+        save_file(_own_storage(tensors), temporary, metadata=header)
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read what `save_checkpoint` wrote: ``(tensors, metadata)``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is truncated, damaged, foreign or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    safetensors = optional_import("safetensors")
+    try:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} must be a hashgrid checkpoint, got a safetensors file of format {header.get('format')!r}"
+                )
+            version = header.get("version", "")
+            if not version.isdigit() or int(version) > VERSION:
+                raise CheckpointError(
+                    f"{path}: the checkpoint version must be at most {VERSION}, got {version!r}; update hashgrid"
+                )
+            # Cloned: the tensors of an open file are views of its memory map.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads(header["metadata"])
+    except CheckpointError:
+        raise
+    except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path} ({size} bytes) is truncated or no hashgrid checkpoint: {error}; use an earlier one"
+        ) from error
+    return Checkpoint(tensors, metadata)
+
+
+def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors wants them; copies only where they are not."""
+    owned: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        owned[name] = tensor
+    return owned

@@ -1,0 +1,1 @@
+"""What needs no field: files, pictures, metrics, devices, threads."""
