@@ -12,10 +12,11 @@ import torch
 import hashgrid
 from hashgrid.data.distances import make_pool
 from hashgrid.data.generated import torus_knot
-from hashgrid.data.mesh import make_mesh
+from hashgrid.data.mesh import load_mesh, make_mesh
 from hashgrid.data.mesh_files import write_ply
+from hashgrid.fields.distance import SdfField
 from hashgrid.rendering.surface import Camera, render
-from hashgrid.sdf import SdfConfig, SdfField, load_mesh
+from hashgrid.sdf.config import SdfConfig
 from hashgrid.util.files import atomic_write_image
 
 

@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("safetensors")
 
-from hashgrid import files  # noqa: E402
 from hashgrid.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint  # noqa: E402
+from hashgrid.util import files  # noqa: E402
 
 
 def test_checkpoint_round_trip(tmp_path):

@@ -19,7 +19,8 @@ from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.profile import PHASES, StepProfile
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
 from hashgrid.rendering.volume import render_rays, visible_features
-from hashgrid.sdf import SdfConfig, save_field
+from hashgrid.sdf.checkpoint import save_field
+from hashgrid.sdf.config import SdfConfig
 from hashgrid.train.checkpoint import CheckpointError
 
 

@@ -14,8 +14,8 @@ import torch
 iio = pytest.importorskip("imageio.v3")
 
 from hashgrid.data.scene import SceneError, SceneWarning, background_color, blend, load_scene  # noqa: E402
+from hashgrid.geometry import cameras as cameras_module  # noqa: E402
 from hashgrid.geometry.cameras import Cameras, distort, look_at, nearest_point_to_axes, undistort  # noqa: E402
-from hashgrid.nerf import cameras as cameras_module  # noqa: E402
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 

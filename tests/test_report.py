@@ -12,10 +12,10 @@ import torch
 iio = pytest.importorskip("imageio.v3")
 pytest.importorskip("PIL")
 
-from hashgrid import pictures  # noqa: E402
 from hashgrid.data.scene import Scene, Views  # noqa: E402
 from hashgrid.geometry.cameras import look_at  # noqa: E402
 from hashgrid.nerf import report  # noqa: E402
+from hashgrid.util import pictures  # noqa: E402
 
 
 def make_scene(origins, size=(30, 20)) -> Scene:

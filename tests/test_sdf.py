@@ -19,12 +19,14 @@ from hashgrid.data.mesh import (
     MeshWarning,
     euler_characteristic,
     is_watertight,
+    load_mesh,
     make_mesh,
     signed_volume,
 )
 from hashgrid.data.mesh_files import write_ply
+from hashgrid.fields.distance import SdfField
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.sdf import SdfConfig, SdfField, load_mesh
+from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.evaluate import compare_meshes
 from hashgrid.sdf.trainer import Progress, Trainer
 from hashgrid.train.checkpoint import CheckpointError

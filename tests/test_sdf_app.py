@@ -28,7 +28,8 @@ from hashgrid.data.mesh import (
 )
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.fields.distance import make_field
-from hashgrid.sdf import SdfConfig, load_field, save_field
+from hashgrid.sdf.checkpoint import load_field, save_field
+from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.evaluate import iou
 from hashgrid.train.checkpoint import CheckpointError, save_checkpoint
 
@@ -240,7 +241,8 @@ while step < 3000:
 """
 FIELD_WRITER = """
 import sys, numpy as np, torch
-from hashgrid.sdf import SdfConfig, save_field
+from hashgrid.sdf.checkpoint import save_field
+from hashgrid.sdf.config import SdfConfig
 from hashgrid.data.mesh import Placement
 from hashgrid.fields.distance import make_field
 config = SdfConfig(log2_hashmap_size=14)

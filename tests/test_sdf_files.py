@@ -14,10 +14,9 @@ import torch
 
 from hashgrid.data.formats import read_mesh
 from hashgrid.data.formats.polygons import triangulate
-from hashgrid.data.mesh import MeshError, MeshWarning, signed_volume
+from hashgrid.data.mesh import MeshError, MeshWarning, load_mesh, signed_volume
 from hashgrid.data.mesh_files import write_mesh
-from hashgrid.data.points import make_points
-from hashgrid.sdf import load_mesh, load_points
+from hashgrid.data.points import load_points, make_points
 
 # a hexagonal prism of height 2: two hexagons, six quads
 ANGLE = np.arange(6) * np.pi / 3

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from hashgrid.data.mesh import Mesh, MeshWarning, make_mesh
+from hashgrid.fields.distance import SdfField
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.sdf import SdfConfig, SdfField
 from hashgrid.sdf.app import Subject, measure
+from hashgrid.sdf.config import SdfConfig
 
 pytest.importorskip("igl")
 pytest.importorskip("scipy")

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.data.mesh import MeshError, MeshWarning, Placement
+from hashgrid.data.mesh import MeshError, MeshWarning, Placement, load_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.normals import estimate_normals
-from hashgrid.data.points import PointSamples, make_points, signs, spread
-from hashgrid.fields.distance import Field, make_field
-from hashgrid.sdf import PointCloud, SdfConfig, SdfField, SirenField, load_mesh, load_points
+from hashgrid.data.points import PointCloud, PointSamples, load_points, make_points, signs, spread
+from hashgrid.fields.distance import Field, SdfField, make_field
+from hashgrid.fields.siren import SirenField
+from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.trainer import Progress, Trainer
 from hashgrid.train import losses
 

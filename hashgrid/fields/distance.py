@@ -50,7 +50,7 @@ class Field(nn.Module):
         return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
 
     def to_mesh(self, resolution: int = 256, level: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Vertices [V, 3] in the unit cube and faces [F, 3] of the surface (:func:`hashgrid.rendering.extract.to_mesh`)."""
+        """Vertices [V, 3] in the unit cube and faces [F, 3] of the surface, by `rendering.extract.to_mesh`."""
         from hashgrid.rendering.extract import to_mesh
 
         return to_mesh(self, resolution, level)

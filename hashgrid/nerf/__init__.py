@@ -1,5 +1,1 @@
-"""Neural radiance fields: data, model, training, reports."""
-
-from hashgrid.nerf.config import NerfConfig
-
-__all__ = ["NerfConfig"]
+"""Neural radiance fields: training, reports."""
