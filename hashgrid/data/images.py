@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hashgrid.util.optional import optional_import
 
@@ -26,6 +28,25 @@ SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # formats whose further fram
 
 class PhotoError(ValueError):
     """A file that cannot be read as one picture; the message names it and says what to do."""
+
+
+def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
+    """sRGB [H, W, 3] in [0, 1]; transparency is blended onto white. See :func:`read_photo`.
+
+    Raises:
+        ValueError: the file is missing or not one picture.
+    """
+    if not path.is_file():
+        raise ValueError(f"`PHOTO` must be an image file, `{path}` does not exist")
+    try:
+        pixels = torch.from_numpy(read_photo(path, allow_huge=allow_huge))
+    except PhotoError as error:
+        raise ValueError(f"`PHOTO`: {error}") from error
+    image = pixels.float().div_(255 if pixels.dtype == torch.uint8 else 65535)
+    if image.shape[2] in (2, 4):
+        alpha = image[..., -1:]
+        image = image[..., :-1] * alpha + (1 - alpha)
+    return image.expand(-1, -1, 3).contiguous() if image.shape[2] == 1 else image.contiguous()
 
 
 def read_photo(

@@ -437,3 +437,17 @@ def write_scene(
                 out_dir / f"transforms_{split}.json", {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames}
             )
     return out_dir
+
+
+def write_scene_with_bar(out: Path, n_train: int, n_test: int, resolution: int, seed: int) -> None:
+    """:func:`write_scene` with a progress bar."""
+    with optional_import("tqdm", "apps").tqdm(total=n_train + n_test, desc="scene", unit="view") as bar:
+        write_scene(out, n_train, n_test, resolution, seed, progress=lambda done, total: bar.update(done - bar.n))
+
+
+def procedural_folder(path: Path = Path("outputs") / "procedural_scene") -> Path:
+    """A folder with the scene, rendered where it is not there yet."""
+    if not (path / "transforms_test.json").is_file():
+        print(f"no SOURCE given: rendering a procedural scene to {path}", flush=True)
+        write_scene_with_bar(path, 60, 20, 200, seed=0)
+    return path

@@ -1,12 +1,72 @@
-"""Samples along rays, packed."""
+"""Rays, samples along them, and what a field sees of a sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from hashgrid.ops._backend import backend_ops
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays, and what is known about them.
+
+    Attributes:
+        origins: [R, 3].
+        directions: [R, 3], of unit length where distances are to be lengths.
+        camera: [R] int64, number of the camera; None where nobody asks.
+        time: [R] in [0, 1]; None in a scene that stands still.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    camera: Tensor | None = None
+    time: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.origins.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Rays:
+        """Some of the rays."""
+        return Rays(*(None if x is None else x[index] for x in self._tensors()))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> Rays:
+        """The rays on a device."""
+        return Rays(*(None if x is None else x.to(device) for x in self._tensors()))  # type: ignore[arg-type]
+
+    def _tensors(self) -> list[Tensor | None]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+class At:
+    """Where a field is asked: samples, by their rays. What nobody looks at is not made.
+
+    Args:
+        rays: all rays.
+        unit: [S, 3], the samples in the unit cube of the field's box; or what makes them.
+        ray_indices: [S] int64; or what makes them.
+    """
+
+    def __init__(
+        self, rays: Rays, unit: Tensor | Callable[[], Tensor], ray_indices: Tensor | Callable[[], Tensor]
+    ) -> None:
+        self.rays, self._unit, self._ray_indices = rays, unit, ray_indices
+
+    @property
+    def unit(self) -> Tensor:
+        if not isinstance(self._unit, Tensor):
+            self._unit = self._unit()
+        return self._unit
+
+    @property
+    def ray_indices(self) -> Tensor:
+        if not isinstance(self._ray_indices, Tensor):
+            self._ray_indices = self._ray_indices()
+        return self._ray_indices
 
 
 @dataclass

@@ -61,13 +61,21 @@ class Frequency(nn.Module):
         self.n_input_dims = n_input_dims
         self.n_frequencies = n_frequencies
         self.backend = check_option("backend", backend, BACKENDS)
+        self.n_levels = n_frequencies
         self.n_output_dims = n_input_dims * 2 * n_frequencies
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Encoding [..., D * 2 * K] of ``x`` [..., D]."""
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Encoding [..., D * 2 * K] of ``x`` [..., D]; ``level_weights`` [K] scale the frequencies, for coarse-to-fine
+        schedules (Lin et al. 2021, eq. 14)."""
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
-        return backend_ops(self.backend).frequency_encode(x, self.n_frequencies)
+        y = backend_ops(self.backend).frequency_encode(x, self.n_frequencies)
+        if level_weights is None:
+            return y
+        if level_weights.shape != (self.n_levels,):
+            raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
+        shape = (self.n_input_dims, self.n_frequencies, 2)
+        return (y.unflatten(-1, shape) * level_weights.to(y.dtype)[:, None]).flatten(-3)
 
     def extra_repr(self) -> str:
         return f"{self.n_input_dims}, n_frequencies={self.n_frequencies}, backend={self.backend!r}"

@@ -1,128 +1,64 @@
-"""Rays through the field: what training and evaluation share."""
+"""Rays through a radiance field: what training and evaluation share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from hashgrid.data.scene import Scene
-from hashgrid.fields.ngp import NerfModel
+from hashgrid.fields.base import Kept, RadianceField
 from hashgrid.geometry.cameras import Cameras
-from hashgrid.nn import OccupancyGrid, RaySamples, composite
-from hashgrid.ops.gather_rows import gather_rows
+from hashgrid.geometry.rays import At, Rays, RaySamples
+from hashgrid.ops._backend import backend_ops
 from hashgrid.ops.render_rays import FIRST_WINDOW, GROWTH
+from hashgrid.rendering.composite import composite
+from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
 
 
-@dataclass(frozen=True)
-class Marching:
-    """How rays are cut into samples; lengths in scene units."""
-
-    step_size: float
-    cone_angle: float
-    near: float
-    early_stop_eps: float
-
-    @classmethod
-    def of(cls, scene: Scene, steps_per_diagonal: int, early_stop_eps: float) -> Marching:
-        extent = float((scene.aabb[3:] - scene.aabb[:3]).max())
-        return cls(extent * 3**0.5 / steps_per_diagonal, scene.cone_angle, scene.near, early_stop_eps)
-
-
-@dataclass
-class Rendered:
-    """Per ray: colour [R, 3], opacity [R], depth [R] (absolute t, 0 where nothing was hit); samples that counted, and
-    samples whose density was evaluated."""
-
-    colors: Tensor
-    opacities: Tensor
-    depths: Tensor
-    n_samples: int
-    n_evaluated: int
-
-
-@dataclass
-class VisibleFeatures:
-    """Samples that can be seen, and the number of samples that were evaluated to find them. To go on from: densities
-    [K] and what the colour network takes [K, G + E]; or places in the unit cube [K, 3] and the grid features [K, L * F]
-    there."""
-
-    samples: RaySamples
-    values: tuple[Tensor, ...]
-    n_evaluated: int
-
-
-def render_rays(
-    model: NerfModel,
-    occupancy: OccupancyGrid,
-    rays_o: Tensor,
-    rays_d: Tensor,
-    marching: Marching,
-    background: Tensor | None,
+def render(
+    field: RadianceField,
+    sampler: Sampler,
+    rays: Rays,
+    background: Tensor | None = None,
     jitter: tuple[int, int] | None = None,
 ) -> Rendered:
-    """Colours of rays; differentiable in the model's parameters when gradients are enabled.
+    """What rays see of a field; differentiable in its parameters when gradients are enabled.
 
     Args:
-        rays_o, rays_d: [R, 3], directions of unit length.
-        background: [3] or [R, 3] colour behind the scene; None for nothing.
-        jitter: (seed, step) of the random offset of the first sample; None for none.
+        field: densities and colours.
+        sampler: where along the rays it is asked.
+        rays: [R], directions of unit length.
+        background: [C] or [R, C] behind the scene; None for nothing.
+        jitter: (seed, step) of the random places of samples; None for none.
     """
-    seed, step = jitter if jitter is not None else (None, 0)
-    samples = occupancy.march(
-        rays_o,
-        rays_d,
-        step_size=marching.step_size,
-        cone_angle=marching.cone_angle,
-        near=marching.near,
-        seed=seed,
-        step=step,
-    )
-    # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then the colour MLP and
-    # the backward pass, two thirds of a step, on the samples that count.
-    train = torch.is_grad_enabled()
-    seen = visible_features(model, samples, rays_o, rays_d, marching.early_stop_eps, to_train=train)
-    samples = seen.samples
-    if train:
-        unit, encoded = seen.values
-        encoded = model.grid(unit, known=encoded)
-        sigmas, colors = model.radiance(encoded, model.directions(rays_d), samples.ray_indices)
+    samples, coarse = sampler(rays, field, jitter)
+    kept, n_evaluated = None, samples.n_samples
+    if sampler.prunes:
+        # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
+        # the backward pass, two thirds of a step, on the samples that count.
+        samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
+        at = At(rays, lambda: kept.column(0), samples.ray_indices)  # type: ignore[union-attr]
     else:
-        sigmas, inputs = seen.values
-        colors = model.color_mlp(inputs)
-    features, opacities, depths = composite_samples(sigmas, colors, samples, marching, background)
-    return Rendered(features, opacities, depths, samples.n_samples, seen.n_evaluated)
-
-
-def composite_samples(
-    sigmas: Tensor, colors: Tensor, samples: RaySamples, marching: Marching, background: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [R, 3], opacity [R] and depth [R] of rays from densities [S] and colours [S, 3] of their samples."""
-    return composite(sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background)[:3]
+        unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
+        at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
+    sigmas, colors = field.radiance(at, kept)
+    out = composite(sigmas, colors, samples, early_stop_eps=sampler.early_stop_eps, background=background)
+    return Rendered(*out, samples, n_evaluated + (coarse.n_evaluated if coarse is not None else 0), coarse)
 
 
 @torch.no_grad()
-def visible_features(
-    model: NerfModel,
+def _visible(
+    field: RadianceField,
     samples: RaySamples,
-    rays_o: Tensor,
-    rays_d: Tensor,
+    rays: Rays,
     early_stop_eps: float,
-    first_window: int = FIRST_WINDOW,
-    growth: int = GROWTH,
-    to_train: bool = False,
-) -> VisibleFeatures:
-    """The samples that can be seen, and what the field says of them: densities and the colour network's inputs;
-    ``to_train``, places and grid features.
-
-    Rays advance together, window by window, each ``growth`` times as long as the one before; those that have become
-    opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
-    chair 50 000, of which 28 000 are seen.
-    """
-    unit_o, unit_d = model.unit(rays_o), model.unit_direction(rays_d)
-    sigmas = rays_o.new_zeros(samples.n_samples)
+    to_train: bool,
+    first_window: int,
+    growth: int,
+) -> tuple[RaySamples, Kept, int]:
+    unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
+    sigmas = rays.origins.new_zeros(samples.n_samples)
     row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=sigmas.device)
     begin, length, n_evaluated = 0, first_window, 0
     windows: list[tuple[Tensor, ...]] = []
@@ -130,101 +66,99 @@ def visible_features(
         index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
         if index.shape[0] == 0 and windows:
             break
-        if to_train:
-            encoded = model.grid(unit)
-            densities = model.geometry(encoded)[0]
-            windows.append((unit, encoded))
-        else:
-            densities, geometry = model.geometry_at(unit)
-            windows.append((geometry,))
+        at = At(rays, unit, lambda index=index: samples.ray_indices.index_select(0, index))  # type: ignore[misc]
+        densities, window = field.sketch(at, to_train)
+        windows.append(window)
         sigmas.scatter_(0, index, densities)
         n_so_far = n_evaluated + index.shape[0]
         row_of.scatter_(0, index, torch.arange(n_evaluated, n_so_far, device=index.device))
         n_evaluated = n_so_far
         begin, length = begin + length, growth * length
-    samples, seen = samples.visible(sigmas, early_stop_eps)
-    rows = row_of.index_select(0, seen)
-    columns = list(zip(*windows, strict=True))
-    if to_train:
-        return VisibleFeatures(samples, tuple(gather_rows(column, rows) for column in columns), n_evaluated)
-    inputs = gather_rows(columns[0], rows, beside=model.directions(rays_d), beside_rows=samples.ray_indices)
-    return VisibleFeatures(samples, (sigmas.index_select(0, seen), inputs), n_evaluated)
+    seen, index = samples.visible(sigmas, early_stop_eps)
+    kept = Kept(windows, row_of.index_select(0, index), sigmas.index_select(0, index), to_train)
+    return seen, kept, n_evaluated
+
+
+def visible(
+    field: RadianceField,
+    samples: RaySamples,
+    rays: Rays,
+    early_stop_eps: float,
+    first_window: int = FIRST_WINDOW,
+    growth: int = GROWTH,
+) -> tuple[RaySamples, Kept, int]:
+    """The samples that can be seen, what the field said of them, and how many had to be evaluated.
+
+    Rays advance together, window by window, each ``growth`` times as long as the one before; those that have become
+    opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
+    chair 50 000, of which 28 000 are seen.
+    """
+    return _visible(field, samples, rays, early_stop_eps, torch.is_grad_enabled(), first_window, growth)
 
 
 @torch.no_grad()
 def render_pixels(
-    model: NerfModel,
-    occupancy: OccupancyGrid,
-    rays_o: Tensor,
-    rays_d: Tensor,
-    marching: Marching,
-    background: Tensor,
+    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [R, 3], opacity [R] and depth [R] of rays [R, 3] before ``background`` [3] or [R, 3]. On a GPU they come
-    from one kernel, and the host waits for nothing; on the CPU, where products are what costs, colours are computed for
-    visible samples only."""
-    if not _in_one_kernel(model):
-        out = render_rays(model, occupancy, rays_o, rays_d, marching, background)
-        return out.colors, out.opacities, out.depths
-    colors, opacities, depths, _ = model.render(occupancy, rays_o, rays_d, **asdict(marching))
-    return colors + (1 - opacities).unsqueeze(-1) * background, opacities, depths
+    """Colour [R, C], opacity [R] and depth [R] of rays before ``background`` [C] or [R, C]. On a GPU a field that can
+    be fused comes from one kernel, and the host waits for nothing; on the CPU, where products are what costs, colours
+    are computed for visible samples only."""
+    if in_one_kernel(field, sampler):
+        assert isinstance(sampler, OccupancySampler)
+        fused = field.fused()
+        assert fused is not None
+        colors, opacities, depths, _ = backend_ops("native").render_rays(
+            rays.origins,
+            rays.directions,
+            fused.encode_directions(rays.directions),
+            **sampler.grid.op_arguments(),
+            field_aabb=field.aabb,
+            **fused.table,
+            **fused.networks,
+            **sampler.march_arguments(),
+            early_stop_eps=sampler.early_stop_eps,
+        )
+        return colors + (1 - opacities).unsqueeze(-1) * background, opacities, depths
+    out = render(field, sampler, rays, background)
+    return out.colors, out.opacities, out.depths
 
 
-def _in_one_kernel(model: NerfModel) -> bool:
-    return model.aabb.is_cuda and model.grid.backend == "native"
+def in_one_kernel(field: RadianceField, sampler: Sampler) -> bool:
+    """Whether a GPU renders this field as a whole."""
+    native = isinstance(sampler, OccupancySampler) and sampler.grid.backend == "native"
+    return field.aabb.is_cuda and native and field.fused() is not None
 
 
 @torch.no_grad()
-def render_view(
-    model: NerfModel,
-    occupancy: OccupancyGrid,
+def render_image(
+    field: RadianceField,
+    sampler: Sampler,
     cameras: Cameras,
     view: int,
-    marching: Marching,
     background: Tensor,
     chunk: int | None = None,
     on_chunk: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera, on the CPU."""
-    view_on_device = render_view_on_device(
-        model, occupancy, cameras, view, marching, background.to(model.aabb.device), chunk, on_chunk
-    )
-    colors, opacities, depths = (x.cpu() for x in view_on_device)
-    return colors, opacities, depths
-
-
-@torch.no_grad()
-def render_view_on_device(
-    model: NerfModel,
-    occupancy: OccupancyGrid,
-    cameras: Cameras,
-    view: int,
-    marching: Marching,
-    background: Tensor,
-    chunk: int | None = None,
-    on_chunk: Callable[[], None] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [H, W, 3], opacity [H, W] and depth [H, W] of one camera.
+    """Colour [H, W, C], opacity [H, W] and depth [H, W] of one camera, on the field's device.
 
     Args:
-        cameras: on the model's device, as ``background``.
+        cameras: on the field's device, as ``background``.
+        view: number of the camera.
+        background: [C].
         chunk: rays at a time; None for as many as suit the device.
+        on_chunk: called after each chunk.
     """
-    device = model.aabb.device
-    chunk = chunk or (1 << 12 if device.type == "cpu" else 1 << 20 if _in_one_kernel(model) else 1 << 17)
+    device = field.aabb.device
+    if chunk is None:
+        chunk = 1 << 12 if device.type == "cpu" else 1 << 20 if in_one_kernel(field, sampler) else 1 << 17
     width, height = cameras.size(view)
-    colors, opacities, depths = [], [], []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, width * height, chunk):
         pixel = torch.arange(start, min(start + chunk, width * height), device=device)
-        rays_o, rays_d = cameras.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
-        color, opacity, depth = render_pixels(model, occupancy, rays_o, rays_d, marching, background)
-        colors.append(color)
-        opacities.append(opacity)
-        depths.append(depth)
+        views = torch.full_like(pixel, view)
+        rays = Rays(*cameras.rays(views, pixel % width, pixel // width), camera=views)
+        parts.append(render_pixels(field, sampler, rays, background))
         if on_chunk is not None:
             on_chunk()
-    return (
-        torch.cat(colors).clamp_(0, 1).view(height, width, 3),
-        torch.cat(opacities).view(height, width),
-        torch.cat(depths).view(height, width),
-    )
+    colors, opacities, depths = (torch.cat(part) for part in zip(*parts, strict=True))
+    return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)

@@ -95,3 +95,32 @@ def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         owned[name] = tensor
     return owned
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def flatten_state(state: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Moves the tensors of a nested state into ``tensors``; returns the rest as JSON values that refer to them."""
+    if isinstance(state, Tensor):
+        tensors[name] = state
+        return {"__tensor__": name}
+    if isinstance(state, dict):
+        items = [[key, flatten_state(value, f"{name}.{key}", tensors)] for key, value in state.items()]
+        return {"__items__": items}
+    if isinstance(state, (list, tuple)):
+        return [flatten_state(value, f"{name}.{i}", tensors) for i, value in enumerate(state)]
+    return state
+
+
+def unflatten_state(state: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of :func:`flatten_state`; tuples come back as lists."""
+    if isinstance(state, dict) and "__tensor__" in state:
+        return tensors[state["__tensor__"]]
+    if isinstance(state, dict):
+        return {key: unflatten_state(value, tensors) for key, value in state["__items__"]}
+    if isinstance(state, list):
+        return [unflatten_state(value, tensors) for value in state]
+    return state

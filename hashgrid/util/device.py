@@ -6,6 +6,9 @@ import torch
 
 from hashgrid import _extension
 
+# What matrix products multiply, by name; None: the tensors as they are.
+DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 def choose_device(name: str = "auto", backend: str = "native") -> torch.device:
     """The device called ``name``; "auto" is the GPU where there is one that the backend can use, else the CPU.
@@ -36,3 +39,11 @@ def why_not_cuda(backend: str = "native") -> str:
     if backend == "native" and _extension.cuda_module is None:
         return f"the CUDA kernels are missing ({_extension.cuda_reason})"
     return ""
+
+
+def fast_dtype(name: str, backend: str, device: torch.device) -> str:
+    """``name``; for "auto" the dtype of matrix products that is fast: bfloat16 where there are instructions for it."""
+    if name != "auto":
+        return name
+    fast = backend == "native" and (device.type != "cpu" or _extension.require().cpu_capability() == "avx512_bf16")
+    return "bfloat16" if fast else "float32"

@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: ``hashgrid nerf --profile``."""
+"""Where the time of training steps goes: ``--profile``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from hashgrid.nerf.trainer import CHECKPOINT, OCCUPANCY, RAYS, Progress
+from hashgrid.train.loop import CHECKPOINT, Progress
 from hashgrid.util.files import atomic_path, atomic_write_json
 
+DATA, OCCUPANCY = "hashgrid data", "hashgrid occupancy update"  # names of ranges that tasks record
 PHASES = {
-    "rays": (RAYS,),
+    "data": (DATA,),
     "march": ("hashgrid::march_rays", "hashgrid::ray_aabb"),
     "visible samples": ("hashgrid::window_samples", "hashgrid::visible_samples"),
     "encode": ("hashgrid::hash_encode", "hashgrid::hash_encode_mlp", "hashgrid::sh_encode"),
@@ -48,14 +49,17 @@ class StepProfile:
         self._start = 0.0
         self.result: dict[str, Any] | None = None
 
-    def on_step(self, progress: Progress) -> None:
+    def step(self, progress: Progress) -> None:
         """To be called after each step."""
         if self._first is None and progress.fraction >= self.begin:
-            self._first = Progress(step=progress.step, samples=progress.samples)
+            self._first = Progress(step=progress.step, counts=dict(progress.counts))
             self._profile.start()
             self._start = time.perf_counter()
         elif self._first is not None and self.result is None and progress.step >= self._first.step + self.n_steps:
             self._stop(progress.step - self._first.step, progress.samples - self._first.samples)
+
+    def close(self) -> None:
+        """What began is not stopped by the end of a run: there is no result then."""
 
     def _stop(self, n_steps: int, n_samples: int) -> None:
         seconds = time.perf_counter() - self._start

@@ -1,0 +1,133 @@
+"""What every radiance field can do; see `docs/extending.md` for one of one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hashgrid.geometry.rays import At
+from hashgrid.nn import HashGrid
+from hashgrid.ops.gather_rows import gather_rows
+from hashgrid.precision import keeping_dtype
+from hashgrid.util.config import Config
+
+
+def grid_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for :class:`hashgrid.optim.Adam`: the tables of hash grids, of which most entries see no sample in a step,
+    and everything else, with weight decay."""
+    tables = [module.table for module in model.modules() if isinstance(module, HashGrid)]
+    known = set(tables)
+    rest = [param for param in model.parameters() if param not in known]
+    groups: list[dict[str, Any]] = [{"params": tables, "skip_zero": True}] if tables else []
+    return [*groups, {"params": rest, "weight_decay": weight_decay}]
+
+
+class Kept:
+    """What a field has said of samples that turned out to be seen, to go on from: rows of what
+    :meth:`RadianceField.sketch` returned, in several windows.
+
+    Args:
+        windows: the tensors of each window, [K_i, ...].
+        rows: [S] int64, the row of each seen sample in the windows one after the other.
+        sigmas: [S], their densities.
+        to_train: whether gradients are wanted now.
+    """
+
+    def __init__(self, windows: Sequence[tuple[Tensor, ...]], rows: Tensor, sigmas: Tensor, to_train: bool) -> None:
+        self._windows, self._rows, self.sigmas, self.to_train = windows, rows, sigmas, to_train
+
+    def column(self, i: int, beside: Tensor | None = None, beside_rows: Tensor | None = None) -> Tensor:
+        """Tensor number ``i`` of the sketch at the seen samples [S, n], then rows ``beside_rows`` [S] of ``beside``."""
+        return gather_rows([window[i] for window in self._windows], self._rows, beside=beside, beside_rows=beside_rows)
+
+
+@dataclass(frozen=True)
+class FusedRadiance:
+    """What the kernels take of a hash grid and two networks; see :func:`hashgrid.ops.render_rays`.
+
+    Attributes:
+        table: arguments of the hash grid.
+        networks: weights and options of the density and the colour network.
+        encode_directions: [R, 3] -> [R, E].
+    """
+
+    table: dict[str, Any]
+    networks: dict[str, Any]
+    encode_directions: Callable[[Tensor], Tensor]
+
+
+class RadianceField(nn.Module):
+    """Density, and colour of what the density said, of points in a box. A method is a subclass with ``density`` and
+    ``color``; everything else has a default.
+
+    Args:
+        aabb: [6] box the field covers, in the scene's coordinates.
+
+    Attributes:
+        Config: the class of its options.
+        recipe: options of training that differ from the task's.
+        sampler: name of where along a ray it is asked.
+        n_channels: of what is composited; the first three are sRGB colours.
+        coarse: another field, asked before to find where to ask this one; None for none.
+    """
+
+    Config: ClassVar[type[Config]]
+    recipe: ClassVar[dict[str, Any]] = {}
+    sampler: ClassVar[str] = "occupancy"
+    n_channels: int = 3
+    coarse: RadianceField | None = None
+    aabb: Tensor
+    inverse_extent: Tensor
+
+    def __init__(self, aabb: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("aabb", aabb.float().clone())
+        self.register_buffer("inverse_extent", torch.empty(3, dtype=torch.float32), persistent=False)
+        _set_inverse_extent(self)
+        self.register_load_state_dict_post_hook(_set_inverse_extent)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RadianceField:
+        super()._apply(keeping_dtype(fn, (self.aabb, self.inverse_extent)), recurse)
+        return self
+
+    def unit(self, positions: Tensor) -> Tensor:
+        """Scene positions [S, 3] in the unit cube of the box."""
+        return (positions - self.aabb[:3]) * self.inverse_extent
+
+    def unit_direction(self, directions: Tensor) -> Tensor:
+        """Scene directions [R, 3] in the unit cube: a point moves along them as :meth:`unit` moves it."""
+        return directions * self.inverse_extent
+
+    def density(self, at: At) -> tuple[Tensor, Any]:
+        """Densities [S] per unit of length of the scene, and whatever ``color`` wants to know."""
+        raise NotImplementedError
+
+    def color(self, at: At, carry: Any) -> Tensor:
+        """sRGB colours (and further channels) [S, n_channels] of what ``density`` carried on."""
+        raise NotImplementedError
+
+    def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+        """Densities [S] and colours [S, n_channels]; ``kept`` is what :meth:`sketch` said of these samples."""
+        sigmas, carry = self.density(at)
+        return sigmas, self.color(at, carry)
+
+    def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Densities [K] without gradients, to find out what is seen, and tensors [K, ...] that :meth:`radiance` can go
+        on from; the first one is ``at.unit``."""
+        return self.density(at)[0], (at.unit,)
+
+    def fused(self) -> FusedRadiance | None:
+        """What kernels need that know this field as a whole; None for the general path."""
+        return None
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """What :class:`hashgrid.optim.Adam` takes."""
+        return grid_groups(self, weight_decay)
+
+
+def _set_inverse_extent(field: RadianceField, *_: object) -> None:
+    field.inverse_extent.copy_(1.0 / (field.aabb[3:] - field.aabb[:3]))

@@ -1,0 +1,78 @@
+"""Any signal over the unit cube: an encoding and a network behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from hashgrid.fields.base import grid_groups
+from hashgrid.nn import FusedMLP
+from hashgrid.nn.encoding import EncodingConfig, make_encoding
+from hashgrid.nn.network_with_input_encoding import encode_and_pass
+from hashgrid.util.device import DTYPES
+
+
+@dataclass(frozen=True)
+class CoordinateConfig(EncodingConfig):
+    """Sizes of a :class:`CoordinateField`."""
+
+    name = "mlp"
+
+    n_neurons: int = 64  # of a hidden layer
+    n_hidden_layers: int = 2
+    activation: Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"] = "relu"
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of MLP products; sums stay fp32
+
+
+class CoordinateField(nn.Module):
+    """Values [..., C] of points [..., D] in the unit cube.
+
+    Args:
+        config: encoding and network.
+        n_input_dims: D.
+        n_output_dims: C.
+        backend: ``"native"`` or ``"reference"``.
+        accumulate_grad: whether a hash grid's gradient is added to one buffer that stays; see :class:`HashGrid`.
+
+    Example:
+        >>> import torch
+        >>> field = CoordinateField(CoordinateConfig(n_levels=4, log2_hashmap_size=10, max_resolution=64), 2, 3)
+        >>> field(torch.rand(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        config: CoordinateConfig,
+        n_input_dims: int,
+        n_output_dims: int,
+        backend: str = "native",
+        accumulate_grad: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoding = make_encoding(n_input_dims, config, backend, accumulate_grad=accumulate_grad)
+        self.mlp = FusedMLP(
+            self.encoding.n_output_dims,
+            n_output_dims,
+            n_neurons=config.n_neurons,
+            n_hidden_layers=config.n_hidden_layers,
+            activation=config.activation,
+            bias=config.activation == "sine",  # Sitzmann et al. (2020): without phases sines are odd about the centre
+            compute_dtype=DTYPES[config.compute_dtype],
+            backend=backend,
+        )
+
+    @property
+    def n_levels(self) -> int:
+        """Levels that ``level_weights`` [n_levels] are for; 0 for none."""
+        return self.encoding.n_levels
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Values [..., C] of points [..., D]."""
+        return encode_and_pass(self.encoding, self.mlp, x, level_weights)
+
+    def parameter_groups(self, weight_decay: float = 1e-6) -> list[dict[str, Any]]:
+        """What :class:`hashgrid.optim.Adam` takes: tables without decay, skipping entries without gradient."""
+        return grid_groups(self, weight_decay)

@@ -1,1 +1,0 @@
-"""Fitting a photo: the smallest application of a hash grid."""

@@ -1,0 +1,286 @@
+"""Where along its rays a field is asked. A sampler gives packed samples, also where all rays have equally many."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.rays import At, Rays, RaySamples
+from hashgrid.nn import OccupancyGrid
+from hashgrid.ops._backend import backend_ops
+from hashgrid.rendering.composite import composite
+
+OCCUPANCY = "hashgrid occupancy update"  # name of a range in profiles
+REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
+
+
+@dataclass
+class Rendered:
+    """What rays see, all that compositing knows.
+
+    Attributes:
+        colors: [R, C].
+        opacities: [R].
+        depths: [R], absolute distances, 0 where nothing was hit.
+        weights: [S] of the samples.
+        distortion: [R] (Barron et al. 2022, eq. 15).
+        samples: that count.
+        n_evaluated: samples whose density was asked for.
+        coarse: what a sampler saw on the way, to be trained, too; None for nothing.
+    """
+
+    colors: Tensor
+    opacities: Tensor
+    depths: Tensor
+    weights: Tensor
+    distortion: Tensor
+    samples: RaySamples
+    n_evaluated: int
+    coarse: Rendered | None = None
+
+    @property
+    def n_samples(self) -> int:
+        return self.samples.n_samples
+
+
+class Sampler(nn.Module):
+    """What every sampler can do.
+
+    Attributes:
+        prunes: whether most of its samples are hidden, so that it pays to find out which before asking for colours.
+        early_stop_eps: transmittance below which nothing counts.
+    """
+
+    prunes = False
+    early_stop_eps = 0.0
+
+    def forward(
+        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
+    ) -> tuple[RaySamples, Rendered | None]:
+        """Samples of the rays, and what was rendered to find them. ``jitter`` is (seed, step) of random places."""
+        raise NotImplementedError
+
+    def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
+        """What the sampler learns of the field between steps, ``seconds`` after the run began."""
+
+
+@dataclass(frozen=True)
+class OccupancyUpdates:
+    """How often an occupancy grid looks at the field.
+
+    Attributes:
+        seed: of what is random.
+        interval: steps between two updates.
+        warmup_steps: the time is not looked at before.
+        uniform: share of all cells that is evaluated, and
+        occupied: as many of the occupied ones.
+        time_share: of a run, at most.
+    """
+
+    seed: int = 0
+    interval: int = 16
+    warmup_steps: int = 256
+    uniform: float = 1 / 16
+    occupied: float = 1 / 16
+    time_share: float = 0.08
+
+
+class OccupancySampler(Sampler):
+    """Steps through the occupied cells of a grid (Müller et al. 2022, section 5.1), and keeps the grid up to date.
+
+    Args:
+        grid: where there is something.
+        step_size: smallest step, in units of length.
+        cone_angle: growth of the step with the distance; 0 for a bounded scene.
+        near: no sample before this distance.
+        early_stop_eps: transmittance below which nothing counts.
+        updates: how often the grid looks at the field.
+
+    Attributes:
+        seconds: spent on updates, float64 [1].
+    """
+
+    prunes = True
+    seconds: Tensor
+
+    def __init__(
+        self,
+        grid: OccupancyGrid,
+        step_size: float,
+        cone_angle: float = 0.0,
+        near: float = 0.0,
+        early_stop_eps: float = 1e-4,
+        updates: OccupancyUpdates = OccupancyUpdates(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        self.grid, self.step_size, self.cone_angle, self.near = grid, step_size, cone_angle, near
+        self.early_stop_eps, self.updates = early_stop_eps, updates
+        self.register_buffer("seconds", torch.zeros(1, dtype=torch.float64))
+
+    def march_arguments(self) -> dict[str, Any]:
+        """How rays are cut into samples."""
+        return {"step_size": self.step_size, "cone_angle": self.cone_angle, "near": self.near}
+
+    def forward(
+        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
+    ) -> tuple[RaySamples, Rendered | None]:
+        seed, step = jitter if jitter is not None else (None, 0)
+        return self.grid.march(rays.origins, rays.directions, **self.march_arguments(), seed=seed, step=step), None
+
+    @torch.no_grad()
+    def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
+        updates = self.updates
+        if step % updates.interval != 0:
+            return
+        if step >= updates.warmup_steps and float(self.seconds) > updates.time_share * max(seconds, 1e-9):
+            return
+        begin = time.perf_counter()
+        with record_function(OCCUPANCY):
+            cells = self.grid.choose_cells(step, updates.seed, 0, updates.uniform, updates.occupied)
+            self.grid.raise_cells(cells, self._thickness(field, cells, step))
+        self.seconds += time.perf_counter() - begin
+
+    def _thickness(self, field: RadianceField, cells: Tensor, step: int) -> Tensor:
+        """Optical thickness of a step in each of the cells [M], at a random place of it."""
+        grid, fused = self.grid, field.fused()
+        ops = backend_ops(grid.backend)
+        # the reference, and fields of no kernel, keep all features of what they are asked
+        parts = cells.split(REFERENCE_CELLS) if grid.backend == "reference" or fused is None else (cells,)
+        values = []
+        for part in parts:
+            where = part, grid.aabb, grid.resolution, grid.n_cascades, self.updates.seed, step
+            if fused is not None:
+                density = {"weights": fused.networks["density_weights"]}
+                density["compute_dtype"] = fused.networks["compute_dtype"]
+                values.append(
+                    ops.occupancy_values(*where, field.aabb, **fused.table, **density, step_size=self.step_size)
+                )
+                continue
+            points = ops.occupancy_points(*where)
+            no_rays = Rays(points, points)  # densities do not depend on the direction
+            at = At(no_rays, field.unit(points), torch.arange(len(points), device=points.device))
+            scale = self.step_size * 2.0 ** (part // (grid.n_cells // grid.n_cascades))
+            values.append(field.density(at)[0].float() * scale)
+        return torch.cat(values)
+
+
+class StratifiedSampler(Sampler):
+    """``n_samples`` per ray, one in each of as many equal parts of its way through the field's box (Mildenhall et al.
+    2020, eq. 2).
+
+    Args:
+        n_samples: per ray.
+        near: no sample before this distance.
+        backend: ``"native"`` or ``"reference"``.
+    """
+
+    def __init__(self, n_samples: int, near: float = 0.0, backend: str = "native") -> None:
+        super().__init__()
+        self.n_samples, self.near, self.backend = n_samples, near, backend
+
+    def forward(
+        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
+    ) -> tuple[RaySamples, Rendered | None]:
+        return self.pack(self.edges(rays, field, jitter)), None
+
+    def edges(self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None) -> Tensor:
+        """Ends of the intervals [R, n + 1], in the middle of which a field is asked."""
+        entry, leave = backend_ops(self.backend).ray_aabb(rays.origins, rays.directions, field.aabb)
+        entry = entry.clamp(min=self.near)
+        leave = torch.maximum(leave, entry)  # rays that miss the box: intervals of length zero
+        missed = ~(leave.isfinite() & entry.isfinite())
+        entry, leave = entry.masked_fill(missed, 0.0), leave.masked_fill(missed, 0.0)
+        n = self.n_samples
+        part = torch.arange(n + 1, device=entry.device, dtype=entry.dtype).expand(len(rays), n + 1)
+        if jitter is not None:
+            part = part.clone()
+            part[:, 1:-1] += uniform(jitter, (len(rays), n - 1), entry, self.backend) - 0.5
+        return entry[:, None] + (leave - entry)[:, None] * (part / n)
+
+    def pack(self, edges: Tensor) -> RaySamples:
+        """Samples of edges [R, n + 1]."""
+        n_rays, n = edges.shape[0], edges.shape[1] - 1
+        ray = torch.arange(n_rays, device=edges.device)
+        packed = torch.stack((ray * n, torch.full_like(ray, n)), dim=-1)
+        starts, ends = edges[:, :-1].reshape(-1), edges[:, 1:].reshape(-1)
+        return RaySamples(starts.contiguous(), ends.contiguous(), ray.repeat_interleave(n), packed, self.backend)
+
+
+class CoarseToFineSampler(StratifiedSampler):
+    """Asks a coarse field at stratified places, and the fine one there and where the coarse one saw something
+    (Mildenhall et al. 2020, section 5.2).
+
+    Args:
+        n_coarse: samples per ray of the coarse field.
+        n_fine: further samples per ray of the fine one.
+        near: no sample before this distance.
+        backend: ``"native"`` or ``"reference"``.
+    """
+
+    def __init__(self, n_coarse: int, n_fine: int, near: float = 0.0, backend: str = "native") -> None:
+        super().__init__(n_coarse, near, backend)
+        self.n_fine = n_fine
+
+    def forward(
+        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
+    ) -> tuple[RaySamples, Rendered | None]:
+        edges = self.edges(rays, field, jitter)
+        samples = self.pack(edges)
+        coarse = field.coarse or field
+        unit_o, unit_d = coarse.unit(rays.origins), coarse.unit_direction(rays.directions)
+        at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
+        out = composite(*coarse.radiance(at), samples, early_stop_eps=self.early_stop_eps)
+        seen = Rendered(*out, samples, samples.n_samples)
+        weights = seen.weights.detach().view(len(rays), self.n_samples)
+        fine = self.resample(edges, weights, jitter)
+        return self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values), seen if field.coarse else None
+
+    def resample(self, edges: Tensor, weights: Tensor, jitter: tuple[int, int] | None) -> Tensor:
+        """Places [R, n_fine] distributed as the weights [R, n] of the intervals between edges [R, n + 1]."""
+        mass = weights + 1e-5
+        steps = torch.cumsum(mass / mass.sum(dim=1, keepdim=True), dim=1)
+        steps = torch.nn.functional.pad(steps, (1, 0))
+        u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(len(edges), self.n_fine)
+        if jitter is None:
+            u = u + 0.5
+        else:
+            seed, step = jitter
+            u = u + uniform((seed + 1, step), (len(edges), self.n_fine), edges, self.backend)
+        u = (u / self.n_fine).contiguous()
+        above = torch.searchsorted(steps.contiguous(), u, right=True).clamp(1, steps.shape[1] - 1)
+        low, high = steps.gather(1, above - 1), steps.gather(1, above)
+        within = ((u - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return torch.lerp(edges.gather(1, above - 1), edges.gather(1, above), within)
+
+
+def make_sampler(
+    name: str,
+    grid: OccupancyGrid,
+    *,
+    step_size: float,
+    cone_angle: float,
+    near: float,
+    early_stop_eps: float,
+    updates: OccupancyUpdates,
+    n_samples: int,
+    n_fine: int,
+) -> Sampler:
+    """The sampler called ``name``; each takes what it needs of the rest."""
+    if name == "occupancy":
+        return OccupancySampler(grid, step_size, cone_angle, near, early_stop_eps, updates)
+    if name == "stratified":
+        return StratifiedSampler(n_samples, near, grid.backend)
+    return CoarseToFineSampler(n_samples, n_fine, near, grid.backend)
+
+
+def uniform(jitter: tuple[int, int], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:
+    """Numbers in [0, 1) that are a function of (seed, step) and their place."""
+    counter = torch.arange(math.prod(shape), device=like.device)
+    return backend_ops(backend).counter_uniform(*jitter, counter).to(like.dtype).view(shape)

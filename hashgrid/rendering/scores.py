@@ -1,0 +1,77 @@
+"""Rendering test views and scoring them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hashgrid.data.scene import Views
+from hashgrid.fields.base import RadianceField
+from hashgrid.nerf import report
+from hashgrid.rendering.samplers import Sampler
+from hashgrid.rendering.volume import render_image
+from hashgrid.util.metrics import psnr, ssim
+from hashgrid.util.optional import optional_import
+
+
+def evaluate(
+    field: RadianceField,
+    sampler: Sampler,
+    views: Views,
+    background: Tensor,
+    out: Path | None = None,
+    indices: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Scores of the views (all, or ``indices``): ``psnr_mean``, ``ssim_mean``, ``views``, ``seconds``, ``scores``.
+
+    With ``out``, writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth | render | error) and
+    ``depth/NAME.png``, and ``test_views.csv`` for all. PSNR is that of the 8-bit image clipped to [0, 1], so that it
+    can be repeated from the files. Masked pixels are not scored: a view without any other has NaN.
+    """
+    begin = time.perf_counter()
+    scores: list[tuple[str, float, float]] = []
+    pictures = report.picture_names(views.names)
+    device = field.aabb.device
+    cameras = views.select(range(len(views))).to(device)
+    indices = range(len(views)) if indices is None else indices
+    with optional_import("tqdm", "apps").tqdm(total=len(indices), desc="test views", unit="view") as bar:
+        for view in indices:
+            image = render_image(field, sampler, cameras, view, background.to(device))
+            color, opacity, depth = (x.cpu() for x in image)
+            color = (color * 255).round() / 255
+            truth, mask = views.image_rgb(view, background), views.mask(view)
+            scores.append((views.names[view], psnr(color, truth, mask), ssim(color, truth, mask)))
+            if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
+                report.write_view(out, pictures[view], truth, color, opacity, depth)
+            bar.set_postfix_str(f"PSNR {_spelled(_mean([score[1] for score in scores]), '.2f', ' dB')}", refresh=False)
+            bar.update()
+    if out is not None:
+        report.write_scores(out / "test_views.csv", scores)
+    return {
+        "psnr_mean": _mean([score[1] for score in scores]),
+        "ssim_mean": _mean([score[2] for score in scores]),
+        "views": len(scores),
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def describe(test: dict[str, Any]) -> str:
+    """Scores of :func:`evaluate` in one line."""
+    psnr_mean, ssim_mean = _spelled(test["psnr_mean"], ".2f", " dB"), _spelled(test["ssim_mean"], ".4f")
+    return f"{test['views']} test views: PSNR {psnr_mean}, SSIM {ssim_mean} in {test['seconds']:.1f} s"
+
+
+def _mean(scores: list[float]) -> float | None:
+    """The mean of the scores that are there: a view whose pixels are all masked has NaN."""
+    known = [score for score in scores if not math.isnan(score)]
+    return statistics.fmean(known) if known else None
+
+
+def _spelled(value: float | None, digits: str, unit: str = "") -> str:
+    return "unknown (all masked)" if value is None else f"{value:{digits}}{unit}"

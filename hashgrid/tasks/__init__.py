@@ -1,0 +1,1 @@
+"""The tasks: one command, one file."""

@@ -1,0 +1,131 @@
+"""Who is told how a run goes: the console, TensorBoard. A reporter has ``step(progress)`` and ``close()``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hashgrid.train.loop import Progress, Task
+from hashgrid.util.files import atomic_path, atomic_write_json
+from hashgrid.util.memory import peak_memory
+from hashgrid.util.optional import optional_import
+from hashgrid.util.threads import threads_in_use
+
+SHOWN_RATES = ("samples", "rays")  # of counts, in the progress bar
+
+
+class Reporter(Protocol):
+    def step(self, progress: Progress) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Console:
+    """A progress bar on the terminal."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        bar_format = task.name + " {percentage:3.0f}%|{bar:20}| {desc}"
+        self._bar = optional_import("tqdm", "apps").tqdm(total=100.0, bar_format=bar_format, mininterval=0.2)
+
+    def step(self, progress: Progress) -> None:
+        rates = "".join(f" {_short(rate)} {name}/s" for name, rate in progress.rates.items() if name in SHOWN_RATES)
+        text = f"step {progress.step} {self._task.headline(progress)}{rates} {progress.seconds_left:.0f} s left"
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update(100 * progress.fraction - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _short(rate: float) -> str:
+    return f"{rate / 1e6:.2f} M" if rate >= 1e5 else f"{rate / 1e3:.1f} k"
+
+
+class TensorBoard:
+    """Loss, terms and rates once a second or so, for ``tensorboard --logdir``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = optional_import("torch.utils.tensorboard", "apps").SummaryWriter(str(folder))
+        self._next = 0.0
+
+    def step(self, progress: Progress) -> None:
+        if progress.seconds < self._next:
+            return
+        self._next = progress.seconds + 1.0
+        values = {"loss": progress.loss, "progress": progress.fraction, **progress.terms}
+        values |= {f"{name} per second": rate for name, rate in progress.rates.items()}
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, progress.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+REPORTERS = {"tensorboard": TensorBoard}  # by the names of `--log`
+
+
+def train_results(progress: Progress, interrupted: bool) -> dict[str, Any]:
+    """What ``results.json`` says of training."""
+    return {
+        "seconds": progress.seconds,
+        "steps": progress.step,
+        "samples": progress.samples,
+        **progress.counts,
+        "interrupted": interrupted,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def write_results(out: Path, task: Task, train: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Writes ``results.json``: figures of the task, of training and of the machine, and the configuration."""
+    device = task.device
+    results = {
+        "task": task.name,
+        **figures,
+        "train": train,
+        "n_parameters": sum(param.numel() for param in task.model.parameters()),
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": threads_in_use(),
+        "peak_memory_bytes": peak_memory(),
+        "config": task.config.to_dict(),
+    }
+    atomic_write_json(out / "results.json", results)
+
+
+def plot_curve(
+    path: str | Path, curve: Sequence[tuple[float, float]], label: str, final: float | None = None, what: str = "final"
+) -> None:
+    """Writes a plot over seconds of training.
+
+    Args:
+        path: picture to write.
+        curve: pairs of seconds and value, of training batches.
+        label: of the values, with their unit.
+        final: the value that was measured at the end, and
+        what: the name of that.
+    """
+    optional_import("matplotlib", "apps")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = [point for point in curve if math.isfinite(point[1])]
+    if points:
+        axes.plot(*zip(*points, strict=True), color="#4c78a8", linewidth=1, alpha=0.8, label="training batches")
+    if final is not None and math.isfinite(final):
+        end = (curve[-1][0] if curve else 0.0, final)
+        axes.plot(*end, "o", color="#d62728", markersize=4, label=what)
+        axes.annotate(f"{final:.2f}", end, textcoords="offset points", xytext=(0, -14), ha="right")
+    axes.set(xlabel="training time [s]", ylabel=label)
+    axes.grid(alpha=0.3)
+    if axes.has_data():
+        axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)

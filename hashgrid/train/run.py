@@ -1,0 +1,290 @@
+"""A task as a command: options, data, training, evaluation, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from hashgrid.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, with_prefix
+from hashgrid.train.config import RunConfig
+from hashgrid.train.loop import Progress, Task, Trainer, load_model
+from hashgrid.train.profile import StepProfile
+from hashgrid.train.report import REPORTERS, Console, train_results, write_results
+from hashgrid.util.device import choose_device, why_not_cuda
+from hashgrid.util.files import atomic_write_json
+from hashgrid.util.memory import peak_memory
+from hashgrid.util.optional import optional_import
+from hashgrid.util.threads import threads_for, threads_in_use
+
+CHECKPOINT, CONFIG = "checkpoint.safetensors", "config.json"
+
+
+class Command(Task):
+    """A task that is a command: ``hashgrid NAME [SOURCE]``.
+
+    Attributes:
+        Config: the class of its configuration.
+        summary: what the command does, in one sentence.
+        source_help: what SOURCE is.
+        packages: what has to be installed, with
+        extra: the name of the extra that has it.
+    """
+
+    Config: ClassVar[type[RunConfig]]
+    summary: ClassVar[str]
+    source_help: ClassVar[str]
+    packages: ClassVar[Sequence[str]] = ("safetensors", "tqdm")
+    extra: ClassVar[str] = "apps"
+
+    @classmethod
+    def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
+        """The configuration before any option is read; ``given`` are the options that are there."""
+        config = cls.Config()
+        if field is not None:
+            config = config.replace(field=cls.Config.choices["field"][field]())
+        return config
+
+    @classmethod
+    def folder(cls, source: Path | None, config: RunConfig) -> str:
+        """Name of the folder of the results."""
+        return "generated" if source is None else source.stem
+
+    @classmethod
+    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Command:
+        """The task on its data. ``notes`` are those of a checkpoint, or none."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """What the data are, in one line."""
+        return ""
+
+    def begin(self) -> None:
+        """Prepares what only training needs."""
+
+
+@dataclass
+class Options:
+    """What a command is told besides its configuration."""
+
+    source: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+    eval: Path | None = None
+    log: Literal["none", "tensorboard"] = "none"
+    profile: bool = False
+
+
+def main(command: type[Command], argv: Sequence[str]) -> int:
+    """Runs a command; returns the exit status: 0, or 130 when the user interrupted training.
+
+    Raises:
+        ValueError: the data, a checkpoint or an option is wrong.
+        ImportError: a package is missing.
+    """
+    begin = time.perf_counter()
+    argv = list(argv)
+    stored: Checkpoint | None = None
+    checkpoint = _value(argv, "--eval")
+    if checkpoint is None and "--resume" in argv and (given := _value(argv, "--out")) is not None:
+        checkpoint = str(Path(given) / CHECKPOINT)
+    if checkpoint is not None and "--help" not in argv:
+        stored = read_checkpoint(Path(checkpoint), command)
+    options, config = parse(command, argv, _base(command, argv, stored))
+    if options.resume and stored is None:
+        folder = _output_folder(command, options, config)
+        stored = read_checkpoint(folder / CHECKPOINT, command)
+        options, config = parse(command, argv, _base(command, argv, stored))
+    return run(command, options, config, stored, begin)
+
+
+def run(
+    command: type[Command],
+    options: Options,
+    config: RunConfig,
+    stored: Checkpoint | None = None,
+    begin: float | None = None,
+) -> int:
+    """What :func:`main` does with options that are known; ``stored`` is what to go on from, or to evaluate."""
+    begin = time.perf_counter() if begin is None else begin
+    config = config.with_budget()
+    config.check()
+    for package in command.packages:
+        optional_import(package, command.extra)
+    config = config.replace(device=str(choose_device(config.device, config.backend)))
+    if options.profile and config.device != "cpu":
+        raise ValueError(f"`--profile` is for the CPU, got device {config.device}; use Nsight Systems on a GPU")
+    with threads_for(config.backend):
+        task = command.make(config, options.source, stored.metadata["notes"] if stored else {})
+        print(task.describe(), flush=True)
+        print(_describe_device(task), flush=True)
+        out = options.eval.parent if options.eval and not options.out else _output_folder(command, options, config)
+        _check_writable(out)
+        try:
+            return _train_and_evaluate(task, options, out, stored, begin)
+        finally:
+            task.close()
+
+
+def _train_and_evaluate(task: Command, options: Options, out: Path, stored: Checkpoint | None, begin: float) -> int:
+    interrupted = False
+    if options.eval is not None:
+        assert stored is not None
+        load_model(task.model, *stored, task.name, averaged=True)
+        task.load_state(with_prefix(stored.tensors, "state."))
+        progress, curve = Progress(**stored.metadata["progress"]), stored.metadata["curve"]
+    else:
+        task.begin()
+        trainer = Trainer(task, seconds_before=time.perf_counter() - begin)
+        if stored is not None:
+            trainer.load(*stored)
+        profile = StepProfile() if options.profile else None
+        atomic_write_json(out / CONFIG, task.config.to_dict())
+        interrupted = _train(trainer, out, options, profile)
+        progress, curve = trainer.progress, trainer.curve
+        trainer.save(out / CHECKPOINT)
+        if profile is not None:
+            profile.write(out, peak_memory())
+        if interrupted:
+            print("interrupted: the checkpoint is written, a short evaluation follows; --resume goes on", flush=True)
+        trainer.take_averages()
+    train = train_results(progress, interrupted)
+    write_results(out, task, train, task.evaluate(out, progress, curve, interrupted))
+    if not interrupted:
+        task.finish(out)
+    print(f"results in {out}", flush=True)
+    return 130 if interrupted else 0
+
+
+def _train(trainer: Trainer, out: Path, options: Options, profile: StepProfile | None) -> bool:
+    """Whether the user interrupted."""
+    reporters: list[Any] = [Console(trainer.task)]
+    if options.log != "none":
+        reporters.append(REPORTERS[options.log](out))
+    if profile is not None:
+        reporters.append(profile)
+
+    def tell(progress: Progress) -> None:
+        for reporter in reporters:
+            reporter.step(progress)
+
+    try:
+        trainer.train(tell, out / CHECKPOINT)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        for reporter in reporters:
+            reporter.close()
+    return False
+
+
+def read_checkpoint(path: Path, command: type[Command]) -> Checkpoint:
+    """Reads a checkpoint of a command.
+
+    Raises:
+        ValueError: there is none, or it is one of another command.
+    """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at `{path}`; train without `--resume` and `--eval` first")
+    stored = load_checkpoint(path)
+    if stored.metadata.get("task") != command.name:
+        of = stored.metadata.get("task")
+        raise CheckpointError(f"`{path}` must be a checkpoint of `hashgrid {command.name}`, got one of {of!r}")
+    return stored
+
+
+def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple[Options, RunConfig]:
+    """Options and configuration of a command line, over the values of ``base``."""
+    tyro = optional_import("tyro", "apps")
+
+    def argument(kind: Any, help: str, default: Any, *markers: Any, **options: Any) -> tuple[Any, Any]:
+        return Annotated.__class_getitem__((kind, *markers, tyro.conf.arg(help=help, **options))), default  # type: ignore[attr-defined]
+
+    fields = tuple(command.Config.choices.get("field", {}))
+    arguments = {
+        "source": argument(Path | None, command.source_help, None, tyro.conf.Positional, metavar="SOURCE"),
+        "out": argument(Path | None, f"folder of the results; outputs/{command.name}/NAME if none", None),
+        "resume": argument(bool, "go on from the checkpoint in the folder of the results", False),
+        "eval": argument(Path | None, "only evaluate this checkpoint", None, metavar="CHECKPOINT"),
+        "config": argument(Path | None, "take defaults from a config.json", None, metavar="FILE"),
+        "log": argument(Literal.__getitem__(("none", *REPORTERS)), "who is told besides the console", "none"),
+        "profile": argument(bool, "show where the time of a step goes: a table and a trace", False),
+    }
+    if fields:
+        arguments["field"] = argument(Literal.__getitem__(fields), "what is trained", base.field.name)  # type: ignore[attr-defined]
+    arguments["recipe"] = (Annotated[type(base), tyro.conf.arg(name="")], base)
+    kinds = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in arguments.items()]
+    parsed = tyro.cli(
+        dataclasses.make_dataclass("Arguments", kinds),
+        args=list(argv),
+        prog=f"hashgrid {command.name}",
+        description=command.summary,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    options = Options(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Options)})
+    return options, parsed.recipe
+
+
+def _base(command: type[Command], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
+    """The configuration that the options of a command line change."""
+    if stored is not None:  # a run may go on on another machine
+        return command.Config.from_dict({**stored.metadata["config"], "device": "auto"}, "the checkpoint")
+    given = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    fields = command.Config.choices.get("field", {})
+    field = _value(argv, "--field")
+    if field is not None and field not in fields:
+        raise ValueError(f"`--field` must be one of {', '.join(fields)}, got {field!r}")
+    backend = _value(argv, "--backend") or RunConfig.backend
+    device = choose_device(_value(argv, "--device") or "auto", backend)
+    base = command.defaults(field, device, given)
+    if (file := _value(argv, "--config")) is None:
+        return base
+    try:
+        values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--config` must be a JSON file, `{file}`: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`--config` must hold an object, `{file}` holds {type(values).__name__}")
+    return command.Config.from_dict(values, f"`{file}`")
+
+
+def _value(argv: Sequence[str], flag: str) -> str | None:
+    """What follows a flag."""
+    for i, word in enumerate(argv):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+    return None
+
+
+def _output_folder(command: type[Command], options: Options, config: RunConfig) -> Path:
+    if options.out is not None:
+        return options.out
+    return Path("outputs") / command.name / command.folder(options.source, config)
+
+
+def _check_writable(out: Path) -> None:
+    """Raises now what would be raised after training."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"`--out` must be a folder to write to, `{out}`: {error.strerror}") from error
+
+
+def _describe_device(task: Task) -> str:
+    """Where it runs; and why not on a GPU that is there."""
+    if task.device.type == "cuda":
+        return f"running on {torch.cuda.get_device_name(task.device)}"
+    text = f"running on the CPU with {threads_in_use()} threads"
+    unused = torch.cuda.is_available() and why_not_cuda(task.config.backend)
+    return f"{text}: {unused}" if unused else text

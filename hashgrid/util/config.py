@@ -1,0 +1,158 @@
+"""Options as dataclasses that a command line, a JSON file and a checkpoint have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options with defaults; groups of them are nested. A name occurs once, in whichever group.
+
+    A group that is one of several, such as the sizes of a field, has a ``name`` by which ``choices`` of the whole knows
+    its class.
+    """
+
+    choices: ClassVar[dict[str, dict[str, type[Config]]]] = {}  # of an option, by name
+    name: ClassVar[str] = ""
+
+    def replace(self: C, **changes: Any) -> C:
+        """The same with other values, of nested options too.
+
+        Raises:
+            ValueError: there is no such option, or it does not take the value.
+        """
+        own = {field.name for field in dataclasses.fields(self)}
+        direct = {key: value for key, value in changes.items() if key in own}
+        rest = {key: value for key, value in changes.items() if key not in own}
+        for name, group in self._groups():
+            inner = {key: rest.pop(key) for key in list(rest) if group.knows(key)}
+            if inner:
+                direct[name] = direct.get(name, group).replace(**inner)
+        if rest:
+            raise ValueError(f"there is no option {', '.join(f'`{key}`' for key in sorted(rest))}")
+        config = dataclasses.replace(self, **direct)
+        config.check_types()
+        return config
+
+    def knows(self, name: str) -> bool:
+        """Whether there is an option of this name, here or in a group."""
+        return name in {field.name for field in dataclasses.fields(self)} or any(
+            g.knows(name) for _, g in self._groups()
+        )
+
+    def check_types(self) -> None:
+        """Raises ValueError where a value is not what its option takes; JSON and callers are not checked otherwise."""
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Config):
+                value.check_types()
+            elif not _fits(value, hints[field.name]):
+                raise ValueError(f"`{field.name}` must be {_spelled(hints[field.name])}, got {value!r}")
+
+    def check(self) -> None:
+        """Raises ValueError where a value cannot be used: what would be found after training otherwise."""
+        self.check_types()
+        for _, group in self._groups():
+            group.check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {key: value.to_dict() if isinstance(value, Config) else _plain(value) for key, value in values.items()}
+        return {"name": self.name, **values} if self.name else values
+
+    @classmethod
+    def from_dict(cls: type[C], values: dict[str, Any], source: str = "the configuration") -> C:
+        """The inverse of :meth:`to_dict`; options that are not given have their defaults.
+
+        Raises:
+            ValueError: an option is not known, or does not take its value. ``source`` says where it came from.
+        """
+        values = {key: value for key, value in values.items() if not (key == "name" and cls.name)}
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"{source}: there is no option {', '.join(f'`{key}`' for key in unknown)}")
+        hints = typing.get_type_hints(cls)
+        given: dict[str, Any] = {}
+        for key, value in values.items():
+            group = cls._class_of(key, value, source)
+            given[key] = group.from_dict(value, source) if group else _restored(value, hints[key])
+        try:
+            config = cls(**given)
+            config.check_types()
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        return config
+
+    @classmethod
+    def _class_of(cls, key: str, value: Any, source: str) -> type[Config] | None:
+        """The class of a group of options; None where ``key`` is no group."""
+        default = next(field for field in dataclasses.fields(cls) if field.name == key).default
+        if not isinstance(default, Config):
+            return None
+        if not isinstance(value, dict):
+            raise ValueError(f"{source}: `{key}` must be a group of options, got {value!r}")
+        if key not in cls.choices:
+            return type(default)
+        if value.get("name") not in cls.choices[key]:
+            raise ValueError(f"{source}: `{key}` must be one of {tuple(cls.choices[key])}, got {value.get('name')!r}")
+        return cls.choices[key][value["name"]]
+
+    def _groups(self) -> list[tuple[str, Config]]:
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return [(name, value) for name, value in values if isinstance(value, Config)]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; integers are floats, too."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        each = [arguments[0]] * len(value) if arguments[-1:] == (...,) and isinstance(value, tuple) else arguments
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint)
+
+
+def _spelled(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {typing.get_args(hint)}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_spelled(argument) for argument in typing.get_args(hint))
+    return (
+        "None"
+        if hint is type(None)
+        else getattr(hint, "__name__", str(hint))
+        if not typing.get_origin(hint)
+        else str(hint)
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _restored(value: Any, hint: Any) -> Any:
+    """A value from JSON: lists as tuples, strings as paths where paths are meant."""
+    if isinstance(value, list):
+        return tuple(_restored(item, hint) for item in value)
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
+        return Path(value)
+    return value
