@@ -2,7 +2,10 @@
 
 from hashgrid.fields.base import RadianceField
 from hashgrid.fields.classic import Classic
+from hashgrid.fields.distance import DistanceField, GridDistance
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.planes import PlanesField
+from hashgrid.fields.siren import SirenDistance
 
 RADIANCE_FIELDS: dict[str, type[RadianceField]] = {"ngp": Ngp, "classic": Classic, "planes": PlanesField}
+DISTANCE_FIELDS: dict[str, type[DistanceField]] = {"grid": GridDistance, "siren": SirenDistance}

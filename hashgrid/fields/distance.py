@@ -1,29 +1,35 @@
-"""The field: hash grid and MLP."""
+"""Signed distance fields: an encoding and a network behind it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hashgrid.nn import FusedMLP, HashGrid
+from hashgrid.fields.base import grid_groups
+from hashgrid.nn import FusedMLP
+from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.util.choices import check_option
-
-FIELDS = ("hashgrid", "siren")
-_DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from hashgrid.util.config import Config
+from hashgrid.util.device import DTYPES
 
 
-class Field(nn.Module):
+class DistanceField(nn.Module):
     """What every signed distance field can do: ``forward(x [..., 3], level_weights=None)`` gives distances [...] of
     points in the unit cube, negative inside, differentiable twice.
 
     Attributes:
-        learning_rates: the first and the last one.
+        Config: the class of its options; ``learning_rate`` and ``final_learning_rate`` are among them.
+        recipe: options of training on a mesh that differ from the task's, and
+        recipe_for_points: on points.
         n_levels: levels of detail that ``level_weights`` [n_levels] are for; 0 without.
     """
 
-    learning_rates: tuple[float, float]
+    Config: ClassVar[type[Config]]
+    recipe: ClassVar[dict[str, Any]] = {}
+    recipe_for_points: ClassVar[dict[str, Any]] = {}
     n_levels: int = 0
 
     @property
@@ -49,48 +55,53 @@ class Field(nn.Module):
         """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
         return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
 
-    def to_mesh(self, resolution: int = 256, level: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Vertices [V, 3] in the unit cube and faces [F, 3] of the surface, by `rendering.extract.to_mesh`."""
-        from hashgrid.rendering.extract import to_mesh
-
-        return to_mesh(self, resolution, level)
-
-    def parameter_groups(self, weight_decay: float) -> list[dict]:
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """What :class:`hashgrid.optim.Adam` takes."""
-        return [{"params": list(self.parameters()), "weight_decay": weight_decay}]
+        return grid_groups(self, weight_decay)
 
 
-class SdfField(Field):
-    """Hash grid and MLP; with ``config.from_centre`` added to the distance to the cube's centre.
+@dataclass(frozen=True)
+class GridDistanceConfig(EncodingConfig):
+    """Sizes and learning rates of a :class:`GridDistance`. With "relu" the field may die at the surface: exactly zero
+    around it, without a gradient."""
+
+    name = "grid"
+
+    log2_hashmap_size: int = 18  # of a hash grid: entries per level
+    max_resolution: int = 512  # of a hash grid: cells of the finest level
+    n_neurons: int = 64  # of a hidden layer
+    n_hidden_layers: int = 2
+    activation: Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"] = "silu"
+    from_centre: bool = False  # add to the distance to the cube's centre: outside until told otherwise
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of MLP products; sums stay fp32
+    learning_rate: float = 5e-3
+    final_learning_rate: float = 1e-4
+
+
+class GridDistance(DistanceField):
+    """Encoding and MLP; with ``config.from_centre`` added to the distance to the cube's centre.
 
     Args:
         config: sizes of the field.
+        backend: ``"native"`` or ``"reference"``.
     """
 
-    def __init__(self, config: SdfConfig | None = None) -> None:
+    Config = GridDistanceConfig
+
+    def __init__(self, config: GridDistanceConfig | None = None, backend: str = "native") -> None:
         super().__init__()
-        config = SdfConfig() if config is None else config
-        self.learning_rates = config.learning_rate, config.final_learning_rate
+        config = GridDistanceConfig() if config is None else config
         self.from_centre = config.from_centre
-        self.n_levels = config.n_levels
-        self.grid = HashGrid(
-            3,
-            n_levels=config.n_levels,
-            n_features_per_level=config.n_features_per_level,
-            log2_hashmap_size=config.log2_hashmap_size,
-            base_resolution=config.base_resolution,
-            max_resolution=config.max_resolution,
-            interpolation=config.interpolation,
-            backend=config.backend,
-        )
+        self.grid = make_encoding(3, config, backend)
+        self.n_levels = self.grid.n_levels
         self.mlp = FusedMLP(
             self.grid.n_output_dims,
             1,
             n_neurons=config.n_neurons,
             n_hidden_layers=config.n_hidden_layers,
             activation=config.activation,
-            compute_dtype=_DTYPES[config.compute_dtype],
-            backend=config.backend,
+            compute_dtype=DTYPES[config.compute_dtype],
+            backend=backend,
         )
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
@@ -98,23 +109,8 @@ class SdfField(Field):
         y = encode_and_pass(self.grid, self.mlp, x, level_weights).squeeze(-1)
         return y + distance_to_centre(x) if self.from_centre else y
 
-    def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """The table without decay, skipping entries without gradient; the MLP with decay."""
-        return [
-            {"params": [self.grid.table], "skip_zero": True},
-            {"params": list(self.mlp.parameters()), "weight_decay": weight_decay},
-        ]
-
 
 def distance_to_centre(x: Tensor) -> Tensor:
     """Distances [...] of points [..., 3] to the centre of the cube, rounded off to 0.1 there: smooth, and not so small
     that a bit of surface stays behind."""
     return ((x - 0.5).square().sum(-1) + 0.1**2).sqrt()
-
-
-def make_field(config: SdfConfig) -> Field:
-    """The field that ``config.field`` names, with parameters that ``config.seed`` gives."""
-    from hashgrid.fields.siren import SirenField
-
-    torch.manual_seed(config.seed)
-    return SdfField(config) if check_option("field", config.field, FIELDS) == "hashgrid" else SirenField(config)

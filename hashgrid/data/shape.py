@@ -1,0 +1,108 @@
+"""What a distance field is fitted to, or compared with: a mesh, oriented points, or both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hashgrid.data.generated import torus_knot
+from hashgrid.data.mesh import Mesh, Placement, load_mesh
+from hashgrid.data.mesh_files import write_ply
+from hashgrid.data.points import PointCloud, load_points
+from hashgrid.util.optional import optional_import
+
+GENERATED = Path("outputs") / "torus_knot.ply"
+
+
+@dataclass
+class Shape:
+    """A shape in the unit cube.
+
+    Attributes:
+        path: of the file.
+        name: of the file.
+        placement: of the cube in the coordinates of the file.
+        mesh: the surface, where it is known.
+        cloud: points of it, where these are given.
+    """
+
+    path: Path
+    name: str
+    placement: Placement
+    mesh: Mesh | None = None
+    cloud: PointCloud | None = None
+
+    @property
+    def what(self) -> str:
+        return "points" if self.mesh is None else "mesh"
+
+    def describe(self) -> str:
+        """One line for a person."""
+        if self.cloud is not None:
+            return f"{self.name}: {len(self.cloud.points)} points"
+        if self.mesh is None:
+            return f"{self.name}: a field alone, without what it was fitted to"
+        closed = "watertight" if self.mesh.watertight else "open"
+        return f"{self.name}: {len(self.mesh.vertices)} vertices, {len(self.mesh.faces)} faces, {closed}"
+
+    def distance(self) -> Callable[[Tensor], Tensor] | None:
+        """Unsigned distances [N] of points [N, 3] in the cube to the truth: the mesh or, without one, the points."""
+        if self.mesh is not None:
+            nearest = self.mesh.nearest
+            return lambda x: torch.from_numpy(nearest(x.double().numpy())[0])
+        if self.cloud is not None:
+            tree = optional_import("scipy.spatial", "sdf").cKDTree(self.cloud.points)
+            return lambda x: torch.from_numpy(tree.query(x.double().numpy(), workers=-1)[0])
+        return None
+
+
+def load_shape(
+    path: Path | None = None,
+    points: Path | None = None,
+    truth: Path | None = None,
+    margin: float = 0.1,
+    placement: Placement | None = None,
+) -> Shape:
+    """A mesh, or points; a generated mesh without either.
+
+    Args:
+        path: mesh.
+        points: oriented points, instead of a mesh.
+        truth: mesh to compare with, in the coordinates of the other file.
+        margin: between the shape and the sides of the cube.
+        placement: of the cube, where it is not the shape's own.
+
+    Raises:
+        MeshError: a file cannot be used.
+        ValueError: both a mesh and points are given.
+    """
+    if path is not None and points is not None:
+        raise ValueError(f"`SOURCE` and `points` exclude each other, got {path} and {points}; use `truth` to compare")
+    if points is not None:
+        cloud = load_points(points, margin)
+        if placement is not None:
+            moved = placement.to_cube(cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy())
+            cloud = PointCloud(moved, cloud.normals, placement, cloud.name)
+        mesh = None if truth is None else placed(load_mesh(truth, margin), cloud.placement)
+        return Shape(points, cloud.name, cloud.placement, mesh, cloud)
+    if path is None:
+        path = GENERATED
+        write_ply(path, *torus_knot())
+        print(f"no SOURCE given: fitting a generated shape, {path}", flush=True)
+    mesh = load_mesh(path, margin)
+    if placement is not None:
+        mesh = placed(mesh, placement)
+    if truth is not None:
+        mesh = placed(load_mesh(truth, margin), mesh.placement)
+    return Shape(path, mesh.name, mesh.placement, mesh)
+
+
+def placed(mesh: Mesh, placement: Placement) -> Mesh:
+    """The mesh in another placement of the cube."""
+    vertices = placement.to_cube(mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy())
+    return dataclasses.replace(mesh, vertices=vertices, placement=placement)

@@ -1,0 +1,95 @@
+"""How close a field and its mesh come to the mesh they were made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from hashgrid.data.mesh import Mesh, euler_characteristic, is_watertight
+from hashgrid.data.shape import Shape
+from hashgrid.fields.distance import DistanceField
+from hashgrid.rendering.extract import n_components
+
+
+@torch.no_grad()
+def iou(field: DistanceField, mesh: Mesh, n: int = 1 << 20, seed: int = 1) -> float:
+    """Intersection over union of what the field and the mesh call inside, on ``n`` uniform points of the mesh's box."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = mesh.bounds
+    points = low + torch.rand(n, 3, generator=generator) * (high - low)
+    device = field.device
+    inside = torch.cat([field(part.to(device)).cpu() < 0 for part in points.split(1 << 18)])
+    truth = torch.from_numpy(mesh.inside(points.double().numpy()))
+    return float((inside & truth).sum() / (inside | truth).sum().clamp(min=1))
+
+
+def compare_meshes(vertices: np.ndarray, faces: np.ndarray, mesh: Mesh, n: int = 1 << 17) -> dict[str, Any]:
+    """Chamfer distance (mean of the two mean distances, from ``n`` points of each surface to the other one, in units of
+    the cube), normal consistency (mean of \\|n . n'\\| at these points), and the topology of the extracted mesh."""
+    if len(faces) == 0:
+        return {"chamfer": None, "normal_consistency": None, "watertight": False, "euler": 0}
+    ours = Mesh(vertices, faces, mesh.placement, is_watertight(faces), "extracted")
+    distances, cosines = [], []
+    for source, target in ((ours, mesh), (mesh, ours)):
+        points, face = source.sample_surface(n, np.random.default_rng(2))
+        distance, nearest = target.nearest(points)
+        distances.append(distance.mean())
+        cosines.append(np.abs((source.face_normals[face] * target.face_normals[nearest]).sum(-1)).mean())
+    return {
+        "chamfer": float(np.mean(distances)),
+        "normal_consistency": float(np.mean(cosines)),
+        "watertight": ours.watertight,
+        "euler": euler_characteristic(faces),
+        "euler_input": euler_characteristic(mesh.faces),
+    }
+
+
+def eikonal_error(field: DistanceField, mesh: Mesh, n: int = 1 << 15, distance: float = 0.01) -> float:
+    """Mean of \\|1 - \\|grad f\\|\\| at points up to ``distance`` along each axis from the surface."""
+    generator = np.random.default_rng(3)
+    points = mesh.sample_surface(n, generator)[0] + generator.uniform(-distance, distance, (n, 3))
+    x = torch.from_numpy(points).float().clamp(0, 1).to(field.device)
+    return float((1 - field.gradient(x)[1].detach().norm(dim=-1)).abs().mean())
+
+
+def measure(field: DistanceField, vertices: np.ndarray, faces: np.ndarray, shape: Shape) -> dict[str, Any]:
+    """The figures of a field and of the mesh extracted from it, vertices [V, 3] in the cube and faces [F, 3]. Those
+    without a truth to compare with are None."""
+    results: dict[str, Any] = dict.fromkeys(
+        ("iou", "iou_missing", "chamfer", "normal_consistency", "eikonal_error", "watertight", "euler", "euler_input")
+    )
+    ours = Mesh(vertices, faces, shape.placement, is_watertight(faces), "extracted") if len(faces) else None
+    if shape.mesh is not None:
+        if shape.mesh.doubt:
+            results["iou_missing"] = f"what is inside is a guess: {shape.mesh.doubt}"
+        else:
+            results["iou"] = iou(field, shape.mesh)
+        results |= compare_meshes(vertices, faces, shape.mesh)
+        results["euler_input"] = euler_characteristic(shape.mesh.faces)
+    elif ours is not None:
+        results |= {"watertight": ours.watertight, "euler": euler_characteristic(faces)}
+    surface = shape.mesh or ours
+    if surface is not None:
+        results["eikonal_error"] = eikonal_error(field, surface)
+    results["components"] = n_components(faces)
+    if shape.cloud is not None and ours is not None:
+        distance = ours.nearest(shape.cloud.points)[0]
+        results["points_to_surface"] = {"mean": float(distance.mean()), "max": float(distance.max())}
+    return results
+
+
+def describe(results: dict[str, Any], n_faces: int) -> str:
+    """Figures of :func:`measure` in one line."""
+    if n_faces == 0:
+        return "the field has no surface"
+    closed = "watertight" if results["watertight"] else "open"
+    surface = f"{closed}, {results['components']} part{'s' if results['components'] != 1 else ''}"
+    if results["chamfer"] is not None:
+        overlap = "no IoU" if results["iou"] is None else f"IoU {results['iou']:.4f}"
+        consistency = f"normal consistency {results['normal_consistency']:.4f}"
+        return f"{overlap}, Chamfer {results['chamfer']:.2e}, {consistency}; {surface}"
+    if "points_to_surface" in results:
+        return f"points {results['points_to_surface']['mean']:.2e} from the surface; {surface}"
+    return surface
