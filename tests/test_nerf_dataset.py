@@ -13,9 +13,11 @@ import torch
 
 iio = pytest.importorskip("imageio.v3")
 
-from hashgrid.data.scene import SceneError, SceneWarning, background_color, blend, load_scene  # noqa: E402
+from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
+from hashgrid.data.scene import load_scene  # noqa: E402
 from hashgrid.geometry import cameras as cameras_module  # noqa: E402
 from hashgrid.geometry.cameras import Cameras, distort, look_at, nearest_point_to_axes, undistort  # noqa: E402
+from hashgrid.util.pictures import background_color, blend  # noqa: E402
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 
@@ -276,6 +278,33 @@ def test_downscale_is_a_box_filter_on_premultiplied_alpha(tmp_path):
     assert views.intrinsics[0].tolist() == pytest.approx([1 / math.tan(0.35)] * 2 + [1, 1])
 
 
+def test_downscale_keeps_rays_where_the_size_is_no_multiple(tmp_path):
+    """Columns and rows that fill no box are cropped: a reduced pixel is seen along the middle of its pixels."""
+    folder = write(tmp_path, 2, (23, 17), fl_x=20.0, cx=11.0, cy=9.0, w=23, h=17)
+    full, reduced = (load_scene(folder, holdout=0, downscale=n).train for n in (1, 4))
+    assert reduced.sizes.tolist() == [[5, 4]] * 2
+    rays_d = reduced.rays(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))[1]
+    x, y = (6 - 11) / 20, (10 - 9) / 20  # between columns 4 to 7 and rows 8 to 11
+    local = torch.tensor([x, -y, -1.0])
+    torch.testing.assert_close(rays_d[0], full.c2w[0, :, :3] @ (local / local.norm()))
+
+
+def test_times_of_frames(tmp_path):
+    """As D-NeRF writes them; all frames have one, or none does."""
+    folder = write(tmp_path, 9)
+    assert load_scene(folder).train.times is None
+    edit(folder, lambda meta: [f.update(time=i / 8) for i, f in enumerate(meta["frames"])])
+    scene = load_scene(folder, holdout=4)
+    assert scene.test.times.tolist() == [0, 0.5, 1] and scene.train.times.dtype == torch.float32
+    assert scene.train.times.tolist() == [i / 8 for i in range(9) if i % 4]
+    edit(folder, lambda meta: meta["frames"][3].pop("time"))
+    with pytest.raises(SceneError, match=r"frame 3 \(im_003.png\): must have a time, as 5 other views do"):
+        load_scene(folder, holdout=4)
+    edit(folder, lambda meta: meta["frames"][3].update(time="noon"))
+    with pytest.raises(SceneError, match="`time` must be a finite number, got 'noon'"):
+        load_scene(folder)
+
+
 def test_box_from_the_file_and_from_masks(tmp_path):
     scene = load_scene(write(tmp_path, 3, fl_x=20.0, aabb=[[-1, -2, -3], [1, 2, 3]]))
     assert scene.aabb.tolist() == [-1, -2, -3, 1, 2, 3] and scene.bounded
@@ -361,14 +390,14 @@ def test_broken_scene(tmp_path, case):
 
 
 def test_broken_files(tmp_path):
-    with pytest.raises(SceneError, match="holds no transforms.json .*; the folder is empty"):
+    with pytest.raises(SceneError, match="no scene of a known format .transforms, procedural.; the folder is empty"):
         load_scene(tmp_path)
     with pytest.raises(SceneError, match="does not exist"):
         load_scene(tmp_path / "nowhere")
     folder = write(tmp_path / "scene")
     with pytest.raises(SceneError, match="did you mean .*scene"):
         load_scene(tmp_path)
-    with pytest.raises(SceneError, match="must be a folder or a transforms.json file"):
+    with pytest.raises(SceneError, match="must be a folder or a file of a scene, got .*im_000.png, which is no scene"):
         load_scene(folder / "im_000.png")
     assert len(load_scene(folder / "transforms.json").train) == 8
 

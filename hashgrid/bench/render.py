@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hashgrid.bench import harness
 from hashgrid.bench.harness import EAGER, OURS, Case, Contender
-from hashgrid.bench.scenes import procedural_scene
+from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import load_scene
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.nerf.config import NerfConfig

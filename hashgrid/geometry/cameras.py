@@ -23,6 +23,28 @@ N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
 MAX_TABLE_PIXELS = 1 << 25
 
 
+@dataclass(frozen=True)
+class Lens:
+    """A perspective lens before pictures of one size, everything in pixels.
+
+    Attributes:
+        size: width and height.
+        focal: focal lengths fx, fy.
+        centre: principal point cx, cy.
+        distortion: ``k1, k2, k3, k4, p1, p2``.
+    """
+
+    size: tuple[float, float]
+    focal: tuple[float, float]
+    centre: tuple[float, float]
+    distortion: tuple[float, ...] = (0.0,) * N_DISTORTION
+
+    def intrinsics(self, width: float, height: float) -> list[float]:
+        """``fx, fy, cx, cy`` for the same picture at another size."""
+        scale = width / self.size[0], height / self.size[1]
+        return [value * scale[axis] for pair in (self.focal, self.centre) for axis, value in enumerate(pair)]
+
+
 def distort(points: Tensor, distortion: Tensor) -> Tensor:
     """Where the lens moves ideal image-plane points.
 
