@@ -18,6 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
 # Undistorted pixel positions are tabulated per distinct camera up to this many pixels (8 bytes each).
 MAX_TABLE_PIXELS = 1 << 25
@@ -221,6 +222,10 @@ class Cameras:
         index = torch.as_tensor(views, dtype=torch.int64)
         return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index])
 
+    def scaled(self, factor: float) -> Cameras:
+        """The same views, without any images, in pictures ``factor`` times as wide and as high."""
+        return Cameras(self.c2w, self.intrinsics * factor, (self.sizes * factor).round().long(), self.distortion)
+
     def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
         """Ideal image-plane points of pixel centres [B, 2], fp32."""
         if self.is_distorted:
@@ -303,3 +308,50 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor) -> Tensor:
 def focal_length(angle: float, pixels: float) -> float:
     """Focal length in pixels of a field of view ``angle`` (radians) over ``pixels``."""
     return 0.5 * pixels / math.tan(0.5 * angle)
+
+
+def framing(
+    points: Tensor,
+    size: tuple[int, int],
+    azimuth: float = 145.0,
+    elevation: float = 22.0,
+    up: str = "y",
+    fov: float = 28.0,
+    fill: float = 0.78,
+    turn: bool = False,
+) -> Cameras:
+    """One camera that looks at the middle of the box of points [N, 3], as near as has them all in the picture.
+
+    Args:
+        points: what to look at.
+        size: width and height in pixels.
+        azimuth, elevation: of the camera in degrees.
+        up: axis that is up, "x", "y" or "z".
+        fov: angle between the upper and the lower side in degrees.
+        fill: of the picture, by the points.
+        turn: the same distance for every azimuth.
+    """
+    low, high = points.double().amin(0), points.double().amax(0)
+    centre, vertical = (low + high) / 2, torch.tensor(UP[up], dtype=torch.float64)
+    across = torch.tensor(UP["z" if up == "y" else "y"], dtype=torch.float64) * (-1 if up == "z" else 1)
+    side = torch.linalg.cross(vertical, across)
+    a, e = math.radians(azimuth), math.radians(elevation)
+    towards = math.cos(e) * (math.cos(a) * across + math.sin(a) * side) + math.sin(e) * vertical
+    rotation = look_at(centre + towards, centre, vertical)[:, :3]
+    offsets = points.double() - centre
+    height = offsets @ vertical
+    if turn:  # every point may come to lie anywhere on its circle
+        radius = (offsets - height[:, None] * vertical).norm(dim=-1)
+        view = torch.stack(
+            [radius, height.abs() * math.cos(e) + radius * math.sin(e), height * math.sin(e) + radius * math.cos(e)]
+        ).T
+    else:
+        view = offsets @ rotation
+    tangent = math.tan(math.radians(fov) / 2) * fill * min(1.0, size[0] / size[1])
+    wide = torch.tensor([size[1] / size[0], 1.0], dtype=torch.float64) * min(1.0, size[0] / size[1])
+    distance = float((view[:, 2] + (view[:, :2].abs() * wide).amax(-1) / tangent).max())
+    c2w = torch.cat([rotation, (centre + distance * towards)[:, None]], dim=1)
+    focal = focal_length(math.radians(fov), size[1])
+    return Cameras(
+        c2w[None].float(), torch.tensor([[focal, focal, size[0] / 2, size[1] / 2]]), torch.tensor([list(size)])
+    )
