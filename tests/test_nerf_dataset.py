@@ -17,6 +17,7 @@ from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
 from hashgrid.data.scene import load_scene  # noqa: E402
 from hashgrid.geometry import cameras as cameras_module  # noqa: E402
 from hashgrid.geometry.cameras import Cameras, distort, look_at, nearest_point_to_axes, undistort  # noqa: E402
+from hashgrid.geometry.rays import Rays  # noqa: E402
 from hashgrid.util.pictures import background_color, blend  # noqa: E402
 
 UP = torch.tensor([0.0, 0.0, 1.0])
@@ -241,6 +242,53 @@ def test_sampling_is_a_function_of_seed_and_step(tmp_path):
         assert all(
             bool((a != b).any()) for a, b in zip(first[1:], views.sample_rays(2000, seed, step)[1:], strict=True)
         )
+
+
+@pytest.mark.parametrize("kind", ["plain", "distorted", "masked", "survey"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_rays_know_their_view_and_its_time(tmp_path, kind, backend):
+    """Every view has a colour of its own: the ray's colour says which view it is of."""
+    folder = write(tmp_path, 5, (6, 4), fl_x=9.0, **({"k1": 0.02} if kind == "distorted" else {}))
+    if kind == "masked":
+        iio.imwrite(folder / "mask.png", np.array([[255, 0, 0, 255, 255, 0]] * 4, dtype=np.uint8))
+        edit(folder, lambda meta: meta.update(mask_path="mask.png"))
+    for i in range(5):
+        iio.imwrite(folder / f"im_{i:03d}.png", np.full((4, 6, 3), 50 * i, dtype=np.uint8))
+
+    def change(meta):
+        for i, frame in enumerate(meta["frames"]):
+            frame["time"] = i * i / 16
+            frame["transform_matrix"][0][3] += 5e6 * (kind == "survey")
+
+    edit(folder, change)
+    views = load_scene(folder, holdout=0).train
+    for seed, step in ((0, 0), (3, 70)):
+        rays, rgba, noise = views.sample_labelled(300, seed, step, backend)
+        expected = (rgba[:, 0] * 255 / 50).round().long()
+        assert torch.equal(rays.camera, expected) and expected.unique().numel() == 5
+        torch.testing.assert_close(rays.time, expected**2 / 16, check_dtype=False)
+        for a, b in zip((rays.origins, rays.directions, rgba, noise), views.sample_rays(300, seed, step), strict=True):
+            torch.testing.assert_close(a, b)
+    assert views.select([4, 2]).times.tolist() == [1, 0.25] == views.select([4, 2]).scaled(2).times.tolist()
+
+
+def test_rays_are_indexed_and_moved_as_one():
+    rays = Rays(torch.rand(6, 3), torch.rand(6, 3), torch.arange(6), torch.rand(6))
+    mask = torch.tensor([True, False, True, False, False, True])
+    for index in (slice(1, 4), torch.tensor([5, 0]), mask):
+        part = rays[index]
+        assert torch.equal(part.camera, torch.arange(6)[index]) and torch.equal(part.time, rays.time[index])
+        assert torch.equal(part.origins, rays.origins[index]) and torch.equal(part.directions, rays.directions[index])
+        assert len(part) == len(part.camera)
+    assert len(rays[:0]) == 0 and rays.to("meta").time.device.type == "meta"
+    plain = Rays(rays.origins, rays.directions)[2:].to("cpu")
+    assert len(plain) == 4 and plain.camera is None and plain.time is None
+    with pytest.raises(ValueError, match=r"`time` must have shape \[6\], got \[5\]"):
+        Rays(rays.origins, rays.directions, time=torch.rand(5))
+    with pytest.raises(ValueError, match=r"`directions` must have shape \[6, 3\], got \[6, 2\]"):
+        Rays(rays.origins, rays.directions[:, :2])
+    with pytest.raises(ValueError, match="`camera` must be int64, got torch.float32"):
+        Rays(rays.origins, rays.directions, torch.rand(6))
 
 
 @pytest.mark.parametrize("keys", [{"x_fov": 60.0}, {"camera_angle_y": 1.0}, {"x_fov": 60.0, "y_fov": 40.0}])

@@ -23,6 +23,7 @@ from hashgrid.data.backdrop import cut_out, find_backdrop
 from hashgrid.data.errors import SceneError, SceneWarning
 from hashgrid.geometry.boxes import Box, Placement
 from hashgrid.geometry.cameras import Cameras
+from hashgrid.geometry.rays import Rays
 from hashgrid.ops._backend import backend_ops
 from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
 from hashgrid.util.choices import check_option
@@ -74,14 +75,12 @@ class Views(Cameras):
         offsets: first row of each image in ``data`` [N + 1], int64.
         names: file names, relative to the scene.
         counts: whether a pixel is drawn and scored, by the scene's masks [P] bool; None where there are none.
-        times: when each image was taken [N], fp32, where the scene moves; None where nobody says.
     """
 
     data: Tensor = None  # type: ignore[assignment]
     offsets: Tensor = None  # type: ignore[assignment]
     names: tuple[str, ...] = ()
     counts: Tensor | None = None
-    times: Tensor | None = None
     _drawn: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -97,8 +96,6 @@ class Views(Cameras):
             raise ValueError(f"`data` must have {expected[-1]} rows, one per pixel of `sizes`, got {len(self.data)}")
         if self.counts is not None and (self.counts.dtype != torch.bool or self.counts.shape != self.data.shape[:1]):
             raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
-        if self.times is not None and self.times.shape != self.c2w.shape[:1]:
-            raise ValueError(f"`times` must have shape [{len(self.c2w)}], got {list(self.times.shape)}")
 
     @property
     def n_pixels(self) -> int:
@@ -141,17 +138,31 @@ class Views(Cameras):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
         random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops.sample_rays`."""
-        if self.counts is not None and self._drawn is None:
-            self._drawn = self.counts.nonzero().squeeze(-1)
-        if not self.rays_are_tabulated or self._drawn is not None:
-            n_drawn = self.n_pixels if self._drawn is None else len(self._drawn)
-            row, noise = draw_pixels(seed, step, n, n_drawn, self.data.device)
-            row = row if self._drawn is None else self._drawn.index_select(0, row)
+        if not self.rays_are_tabulated or self.counts is not None:
+            row, noise = self._draw(n, seed, step)
             return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
         return backend_ops(backend).sample_rays(
             *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
             *(self.undistorted_table() if self.is_distorted else (None, None)),
         )
+
+    def sample_labelled(
+        self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
+    ) -> tuple[Rays, Tensor, Tensor]:
+        """The batch of :meth:`sample_rays` with rays that know their view and its time, RGBA [n, 4] and random colours
+        [n, 3]."""
+        rays_o, rays_d, rgba, noise = self.sample_rays(n, seed, step, backend)
+        view, _, _ = self.locate(self._draw(n, seed, step)[0])
+        return self.label(rays_o, rays_d, view), rgba, noise
+
+    def _draw(self, n: int, seed: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels [n] of a batch, as rows of ``data``, and its random colours [n, 3]."""
+        if self.counts is None:
+            return draw_pixels(seed, step, n, self.n_pixels, self.data.device)
+        if self._drawn is None:
+            self._drawn = self.counts.nonzero().squeeze(-1)
+        index, noise = draw_pixels(seed, step, n, len(self._drawn), self.data.device)
+        return self._drawn.index_select(0, index), noise
 
 
 @dataclass

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hashgrid.geometry.rays import Rays
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -132,12 +134,14 @@ class Cameras:
         intrinsics: focal lengths and principal point ``fx, fy, cx, cy`` in pixels [N, 4], fp32.
         sizes: width and height [N, 2], int64.
         distortion: ``k1, k2, k3, k4, p1, p2`` [N, 6], fp32; all zero by default.
+        times: when each picture was taken [N], fp32, where the scene moves; None where nobody says.
     """
 
     c2w: Tensor
     intrinsics: Tensor
     sizes: Tensor
     distortion: Tensor = None  # type: ignore[assignment]
+    times: Tensor | None = None
     _plane_table: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
     _host_sizes: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -149,6 +153,8 @@ class Cameras:
             shape = tuple(getattr(self, name).shape)
             if shape != (n, *tail):
                 raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(shape)}")
+        if self.times is not None and self.times.shape != (n,):
+            raise ValueError(f"`times` must have shape [{n}], got {list(self.times.shape)}")
         self.is_distorted = bool((self.distortion != 0).any())
 
     def __len__(self) -> int:
@@ -190,6 +196,10 @@ class Cameras:
         rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
         return c2w[:, :, 3].contiguous(), rays_d
 
+    def label(self, rays_o: Tensor, rays_d: Tensor, view_index: Tensor) -> Rays:
+        """Rays [B, 3] that know their camera ``view_index`` [B] and its time."""
+        return Rays(rays_o, rays_d, view_index, None if self.times is None else self.times.index_select(0, view_index))
+
     def size(self, view: int) -> tuple[int, int]:
         """Width and height of one view. A GPU is asked once."""
         if self._host_sizes is None:
@@ -220,11 +230,13 @@ class Cameras:
     def select(self, views: Sequence[int]) -> Cameras:
         """The cameras ``views``, in that order, without any images."""
         index = torch.as_tensor(views, dtype=torch.int64)
-        return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index])
+        times = None if self.times is None else self.times[index]
+        return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index], times)
 
     def scaled(self, factor: float) -> Cameras:
         """The same views, without any images, in pictures ``factor`` times as wide and as high."""
-        return Cameras(self.c2w, self.intrinsics * factor, (self.sizes * factor).round().long(), self.distortion)
+        sizes = (self.sizes * factor).round().long()
+        return Cameras(self.c2w, self.intrinsics * factor, sizes, self.distortion, self.times)
 
     def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
         """Ideal image-plane points of pixel centres [B, 2], fp32."""

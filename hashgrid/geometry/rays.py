@@ -1,12 +1,54 @@
-"""Samples along rays, packed."""
+"""Rays, and samples along them, packed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hashgrid.ops._backend import backend_ops
+
+
+@dataclass(frozen=True, eq=False)
+class Rays:
+    """Rays, and what a field may know of them besides where they run.
+
+    Attributes:
+        origins, directions: [R, 3].
+        camera: which camera each is of [R] int64; None where nobody says.
+        time: when each was seen [R]; None in scenes that do not move.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    camera: Tensor | None = None
+    time: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.origins)
+        for name, tail in (("origins", (3,)), ("directions", (3,)), ("camera", ()), ("time", ())):
+            value = getattr(self, name)
+            if value is not None and value.shape != (n, *tail):
+                raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(value.shape)}")
+        if self.camera is not None and self.camera.dtype != torch.int64:
+            raise ValueError(f"`camera` must be int64, got {self.camera.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index: slice | Tensor) -> Rays:
+        """The rays of a slice, of indices [K] int64 or of a mask [R] bool."""
+        return self._each(lambda x: x[index])
+
+    def to(self, device: torch.device | str) -> Rays:
+        """The same with every tensor on ``device``."""
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Rays:
+        camera, time = (None if x is None else change(x) for x in (self.camera, self.time))
+        return Rays(change(self.origins), change(self.directions), camera, time)
 
 
 @dataclass
