@@ -15,7 +15,8 @@ from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import load_mesh, make_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.fields.distance import SdfField
-from hashgrid.rendering.surface import Camera, render
+from hashgrid.geometry.cameras import framing
+from hashgrid.rendering.surface import render
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.util.files import atomic_write_image
 
@@ -47,7 +48,7 @@ def main() -> None:
     normals = torch.cat([field.normals(part) for part in vertices.split(1 << 18)])
     write_ply("field.ply", mesh.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
 
-    camera = Camera.around(vertices, size=(480, 480))
+    camera = framing(vertices, size=(480, 480))
     picture = render(field, camera, floor=float(vertices[:, 1].min()))
     atomic_write_image("field.png", picture.shading)
     print(f"{len(faces)} faces in field.ply, a picture in field.png")

@@ -56,7 +56,7 @@ def scene_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scene() -> Any:
     """The same in memory, a ``hashgrid.data.scene.Scene``."""
-    from hashgrid.bench.scenes import procedural_scene
+    from hashgrid.data.procedural import procedural_scene
 
     return procedural_scene(n_train=12, n_test=2, resolution=48)
 

@@ -23,8 +23,7 @@ import torch
 
 from hashgrid import bench, reference
 from hashgrid.bench import adam_step, harness, march_rays, mlp, peers
-from hashgrid.bench.scenes import procedural_scene
-from hashgrid.data.procedural import write_scene
+from hashgrid.data.procedural import procedural_scene, write_scene
 from hashgrid.data.scene import load_scene
 from hashgrid.levels import make_level_table
 from hashgrid.nerf.config import NerfConfig

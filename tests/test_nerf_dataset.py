@@ -13,9 +13,12 @@ import torch
 
 iio = pytest.importorskip("imageio.v3")
 
-from hashgrid.data.scene import SceneError, SceneWarning, background_color, blend, load_scene  # noqa: E402
+from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
+from hashgrid.data.scene import load_scene  # noqa: E402
 from hashgrid.geometry import cameras as cameras_module  # noqa: E402
 from hashgrid.geometry.cameras import Cameras, distort, look_at, nearest_point_to_axes, undistort  # noqa: E402
+from hashgrid.geometry.rays import Rays  # noqa: E402
+from hashgrid.util.pictures import background_color, blend  # noqa: E402
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 
@@ -241,6 +244,53 @@ def test_sampling_is_a_function_of_seed_and_step(tmp_path):
         )
 
 
+@pytest.mark.parametrize("kind", ["plain", "distorted", "masked", "survey"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_rays_know_their_view_and_its_time(tmp_path, kind, backend):
+    """Every view has a colour of its own: the ray's colour says which view it is of."""
+    folder = write(tmp_path, 5, (6, 4), fl_x=9.0, **({"k1": 0.02} if kind == "distorted" else {}))
+    if kind == "masked":
+        iio.imwrite(folder / "mask.png", np.array([[255, 0, 0, 255, 255, 0]] * 4, dtype=np.uint8))
+        edit(folder, lambda meta: meta.update(mask_path="mask.png"))
+    for i in range(5):
+        iio.imwrite(folder / f"im_{i:03d}.png", np.full((4, 6, 3), 50 * i, dtype=np.uint8))
+
+    def change(meta):
+        for i, frame in enumerate(meta["frames"]):
+            frame["time"] = i * i / 16
+            frame["transform_matrix"][0][3] += 5e6 * (kind == "survey")
+
+    edit(folder, change)
+    views = load_scene(folder, holdout=0).train
+    for seed, step in ((0, 0), (3, 70)):
+        rays, rgba, noise = views.sample_labelled(300, seed, step, backend)
+        expected = (rgba[:, 0] * 255 / 50).round().long()
+        assert torch.equal(rays.camera, expected) and expected.unique().numel() == 5
+        torch.testing.assert_close(rays.time, expected**2 / 16, check_dtype=False)
+        for a, b in zip((rays.origins, rays.directions, rgba, noise), views.sample_rays(300, seed, step), strict=True):
+            torch.testing.assert_close(a, b)
+    assert views.select([4, 2]).times.tolist() == [1, 0.25] == views.select([4, 2]).scaled(2).times.tolist()
+
+
+def test_rays_are_indexed_and_moved_as_one():
+    rays = Rays(torch.rand(6, 3), torch.rand(6, 3), torch.arange(6), torch.rand(6))
+    mask = torch.tensor([True, False, True, False, False, True])
+    for index in (slice(1, 4), torch.tensor([5, 0]), mask):
+        part = rays[index]
+        assert torch.equal(part.camera, torch.arange(6)[index]) and torch.equal(part.time, rays.time[index])
+        assert torch.equal(part.origins, rays.origins[index]) and torch.equal(part.directions, rays.directions[index])
+        assert len(part) == len(part.camera)
+    assert len(rays[:0]) == 0 and rays.to("meta").time.device.type == "meta"
+    plain = Rays(rays.origins, rays.directions)[2:].to("cpu")
+    assert len(plain) == 4 and plain.camera is None and plain.time is None
+    with pytest.raises(ValueError, match=r"`time` must have shape \[6\], got \[5\]"):
+        Rays(rays.origins, rays.directions, time=torch.rand(5))
+    with pytest.raises(ValueError, match=r"`directions` must have shape \[6, 3\], got \[6, 2\]"):
+        Rays(rays.origins, rays.directions[:, :2])
+    with pytest.raises(ValueError, match="`camera` must be int64, got torch.float32"):
+        Rays(rays.origins, rays.directions, torch.rand(6))
+
+
 @pytest.mark.parametrize("keys", [{"x_fov": 60.0}, {"camera_angle_y": 1.0}, {"x_fov": 60.0, "y_fov": 40.0}])
 def test_angles(tmp_path, keys):
     fx, fy = load_scene(write(tmp_path, 2, **keys)).train.intrinsics[0, :2].tolist()
@@ -274,6 +324,33 @@ def test_downscale_is_a_box_filter_on_premultiplied_alpha(tmp_path):
     views = load_scene(tmp_path, downscale=2).train
     assert views.image(0)[0, 0].tolist() == [200, 100, 0, 64]
     assert views.intrinsics[0].tolist() == pytest.approx([1 / math.tan(0.35)] * 2 + [1, 1])
+
+
+def test_downscale_keeps_rays_where_the_size_is_no_multiple(tmp_path):
+    """Columns and rows that fill no box are cropped: a reduced pixel is seen along the middle of its pixels."""
+    folder = write(tmp_path, 2, (23, 17), fl_x=20.0, cx=11.0, cy=9.0, w=23, h=17)
+    full, reduced = (load_scene(folder, holdout=0, downscale=n).train for n in (1, 4))
+    assert reduced.sizes.tolist() == [[5, 4]] * 2
+    rays_d = reduced.rays(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))[1]
+    x, y = (6 - 11) / 20, (10 - 9) / 20  # between columns 4 to 7 and rows 8 to 11
+    local = torch.tensor([x, -y, -1.0])
+    torch.testing.assert_close(rays_d[0], full.c2w[0, :, :3] @ (local / local.norm()))
+
+
+def test_times_of_frames(tmp_path):
+    """As D-NeRF writes them; all frames have one, or none does."""
+    folder = write(tmp_path, 9)
+    assert load_scene(folder).train.times is None
+    edit(folder, lambda meta: [f.update(time=i / 8) for i, f in enumerate(meta["frames"])])
+    scene = load_scene(folder, holdout=4)
+    assert scene.test.times.tolist() == [0, 0.5, 1] and scene.train.times.dtype == torch.float32
+    assert scene.train.times.tolist() == [i / 8 for i in range(9) if i % 4]
+    edit(folder, lambda meta: meta["frames"][3].pop("time"))
+    with pytest.raises(SceneError, match=r"frame 3 \(im_003.png\): must have a time, as 5 other views do"):
+        load_scene(folder, holdout=4)
+    edit(folder, lambda meta: meta["frames"][3].update(time="noon"))
+    with pytest.raises(SceneError, match="`time` must be a finite number, got 'noon'"):
+        load_scene(folder)
 
 
 def test_box_from_the_file_and_from_masks(tmp_path):
@@ -361,14 +438,14 @@ def test_broken_scene(tmp_path, case):
 
 
 def test_broken_files(tmp_path):
-    with pytest.raises(SceneError, match="holds no transforms.json .*; the folder is empty"):
+    with pytest.raises(SceneError, match="no scene of a known format .transforms, procedural.; the folder is empty"):
         load_scene(tmp_path)
     with pytest.raises(SceneError, match="does not exist"):
         load_scene(tmp_path / "nowhere")
     folder = write(tmp_path / "scene")
     with pytest.raises(SceneError, match="did you mean .*scene"):
         load_scene(tmp_path)
-    with pytest.raises(SceneError, match="must be a folder or a transforms.json file"):
+    with pytest.raises(SceneError, match="must be a folder or a file of a scene, got .*im_000.png, which is no scene"):
         load_scene(folder / "im_000.png")
     assert len(load_scene(folder / "transforms.json").train) == 8
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from hashgrid.rendering.surface import UP, Camera, error_colors, render, trace, with_scale
+from hashgrid.geometry.cameras import UP, framing
+from hashgrid.rendering.surface import error_colors, render, trace, with_scale
 from hashgrid.sdf.report import level_lines, slice_image, turntable, write_views
 
 pytest.importorskip("PIL")
@@ -28,8 +30,8 @@ def truth(points: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("up", ["x", "y", "z"])
 def test_sphere_is_met_where_it_is(backend: str, up: str) -> None:
-    camera = Camera.around(CORNERS, (60, 40), up=up)
-    rays_o, rays_d = camera.rays()
+    camera = framing(CORNERS, (60, 40), up=up)
+    rays_o, rays_d = camera.view_rays(0)
     hits = trace(sphere, rays_o, rays_d, CUBE, backend=backend)
     to_centre = 0.5 - rays_o.double()
     along = (to_centre * rays_d).sum(-1)
@@ -48,25 +50,36 @@ def test_camera_has_the_points_in_the_picture_and_up_is_up(turn: bool) -> None:
     points = torch.rand(50, 3) * torch.tensor([0.8, 0.3, 0.1]) + 0.1
     for up in UP:
         for azimuth in (0.0, 100.0, 250.0):
-            camera = Camera.around(points, (64, 48), azimuth=azimuth, up=up, turn=turn, fill=0.8)
-            local = (points - camera.c2w[:, 3]) @ camera.c2w[:, :3]
-            tangent = math.tan(camera.fov / 2)
+            camera = framing(points, (64, 48), azimuth=azimuth, up=up, turn=turn, fill=0.8)
+            c2w = camera.c2w[0]
+            local = (points - c2w[:, 3]) @ c2w[:, :3]
+            tangent = math.tan(math.radians(28) / 2)
             image = local[:, :2] / -local[:, 2:] / torch.tensor([tangent * 64 / 48, tangent])
             assert float(image.abs().max()) < 0.801 and (turn or float(image.abs().max()) > 0.799)
-            assert float(camera.c2w[:, 1] @ torch.tensor(UP[up])) > 0.5
-            assert math.isclose(float(torch.linalg.det(camera.c2w[:, :3])), 1, abs_tol=1e-5)
+            assert float(c2w[:, 1] @ torch.tensor(UP[up])) > 0.5
+            assert math.isclose(float(torch.linalg.det(c2w[:, :3])), 1, abs_tol=1e-5)
+
+
+def test_four_rays_per_pixel_lie_around_its_middle() -> None:
+    camera = framing(CORNERS, (6, 4), fov=90.0)
+    rays_o, rays_d = camera.scaled(2).view_rays(0)
+    y, x = np.mgrid[:8, :12]
+    local = np.stack([(x + 0.5) / 2 - 3, 2 - (y + 0.5) / 2, np.full(x.shape, -2.0)], axis=-1).reshape(-1, 3)
+    expected = local @ camera.c2w[0, :, :3].double().numpy().T / np.linalg.norm(local, axis=-1, keepdims=True)
+    np.testing.assert_allclose(rays_d, expected, atol=1e-6)
+    assert torch.equal(rays_o, camera.origins.expand(96, 3))
 
 
 def test_pictures_of_a_sphere() -> None:
     size = 64
-    camera = Camera.around(CORNERS, (size, size))
+    camera = framing(CORNERS, (size, size))
     picture = render(sphere, camera, up="y", floor=0.2, truth=truth)
     assert picture.shading.shape == picture.normals.shape == picture.error.shape == (size, size, 3)
     centre = picture.normals[size // 2, size // 2]
     torch.testing.assert_close(centre, torch.tensor([0.5, 0.5, 1.0]), rtol=0, atol=0.02)  # towards the camera
-    distance = float((camera.c2w[:, 3] - 0.5).norm())
+    distance = float((camera.origins[0] - 0.5).norm())
     radius = (
-        math.tan(math.asin(RADIUS / distance)) / math.tan(camera.fov / 2) * size / 2
+        math.tan(math.asin(RADIUS / distance)) / math.tan(math.radians(28) / 2) * size / 2
     )  # of the silhouette, in pixels
     disc = (picture.normals[:, :, 2] < 0.9) | (picture.normals[:, :, :2] - 0.5).abs().amax(-1).lt(0.3)
     assert math.isclose(math.sqrt(float(disc.sum()) / math.pi), radius, rel_tol=0.03)
@@ -80,7 +93,7 @@ def test_pictures_of_a_sphere() -> None:
 
 
 def test_error_of_the_exact_field_is_clean_and_of_another_one_is_not() -> None:
-    camera = Camera.around(CORNERS, (40, 40))
+    camera = framing(CORNERS, (40, 40))
     exact = render(sphere, camera, truth=truth, shadows=False)
     assert exact.error_scale <= 1e-4  # grazing rays end within epsilon
     larger = render(lambda p: sphere(p) - 0.004, camera, truth=truth, shadows=False)

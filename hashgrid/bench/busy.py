@@ -20,9 +20,9 @@ import torch
 
 from hashgrid.bench import harness
 from hashgrid.bench.render import frame, resized
-from hashgrid.bench.scenes import procedural_scene
 from hashgrid.bench.sdf_step import torus
 from hashgrid.data.distances import DistanceSamples
+from hashgrid.data.procedural import procedural_scene
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.trainer import Trainer as NerfTrainer
 from hashgrid.sdf.config import SdfConfig

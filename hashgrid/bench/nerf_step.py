@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
-from hashgrid.bench.scenes import procedural_scene
+from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene, load_scene
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.trainer import Trainer, read_checkpoint

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hashgrid.bench import harness
 from hashgrid.bench.harness import EAGER, OURS, Case, Contender
-from hashgrid.bench.scenes import procedural_scene
+from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import load_scene
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.nerf.config import NerfConfig
@@ -68,11 +68,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 def resized(cameras: Cameras, resolution: int) -> Cameras:
     """The first camera, with pictures ``resolution`` wide."""
-    first = cameras.select([0])
-    width, height = first.sizes[0].tolist()
-    factor = resolution / width
-    sizes = torch.tensor([[resolution, round(height * factor)]])
-    return Cameras(first.c2w, first.intrinsics * factor, sizes, first.distortion)
+    return cameras.select([0]).scaled(resolution / cameras.size(0)[0])
 
 
 def frame(trainer: Trainer, camera: Cameras, background: Tensor) -> Callable[[], Sequence[Tensor]]:

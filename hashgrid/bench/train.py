@@ -12,7 +12,7 @@ from typing import Any
 
 from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS
-from hashgrid.bench.scenes import procedural_scene
+from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene, load_scene
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.evaluate import evaluate

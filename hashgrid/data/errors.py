@@ -1,5 +1,10 @@
 """What can be wrong with data."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 
 class SceneError(ValueError):
     """A scene that cannot be used; the message says what, where and what to do."""
@@ -15,3 +20,8 @@ class MeshError(ValueError):
 
 class MeshWarning(UserWarning):
     """Something in a mesh or point cloud was repaired, left out or guessed."""
+
+
+def some(items: Sequence[Any], n: int = 5) -> str:
+    """The first of some items, and how many more there are, for a message."""
+    return ", ".join(str(item) for item in items[:n]) + (f", ... ({len(items) - n} more)" if len(items) > n else "")

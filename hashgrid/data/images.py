@@ -1,4 +1,4 @@
-"""Reads photographs: whatever a file stores, as grey or RGB, with straight alpha where it has some.
+"""Reads photographs: whatever a file stores, as grey or RGB, with straight alpha where it has some; and views of them.
 
 Pillow tells the colour space, the palette, the transparent colour and the orientation of a file; counting channels does
 not. Files that only another of imageio's plugins knows are taken from there.
@@ -11,8 +11,11 @@ import io
 import struct
 import sys
 import threading
+import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.data.errors import SceneError, SceneWarning, some
+from hashgrid.data.scene import SceneOptions, Views
+from hashgrid.geometry.cameras import N_DISTORTION, Lens
 from hashgrid.util.optional import optional_import
 
 ORIENTATION, PHOTOMETRIC, BITS, PLANES, SUBFILE = 274, 262, 258, 284, 254  # tags of EXIF and TIFF
+BLACK = 16  # of 255, in masks: JPEG leaves noise in what was black
 SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # formats whose further frames are pictures of their own
 
 
@@ -332,3 +339,191 @@ def _without_pixel_limit() -> Iterator[int | None]:
             _n_readers -= 1
             if _n_readers == 0:
                 Image.MAX_IMAGE_PIXELS = _usual_limit
+
+
+# Views ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One view as a loader finds it, before its image is read.
+
+    Attributes:
+        name: as in the file.
+        image: its file.
+        c2w: camera to world [3, 4], float64: x right, y up, looking along -z.
+        lens: gives the lens before a picture of a width and a height in pixels.
+        where: file and place in it, for messages.
+        size: width and height that the file gives, in pixels of this or of another scale.
+        mask: a file, and whether its bright pixels are those that count; None where all do.
+        time: when it was taken, where the scene moves.
+    """
+
+    name: str
+    image: Path
+    c2w: np.ndarray
+    lens: Callable[[int, int], Lens]
+    where: str
+    size: tuple[float, float] | None = None
+    mask: tuple[Path, bool] | None = None
+    time: float | None = None
+
+
+def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
+    """The views of photos, poses in float64.
+
+    Raises:
+        SceneError: an image, a mask or a lens is unusable.
+    """
+    n, is_masked = options.downscale, any(photo.mask is not None for photo in photos)
+    unturned: list[str] = []
+
+    def read(photo: Photo) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
+        image, mask = _read_image(photo, options.allow_huge, unturned.append), None
+        height, width = image.shape[:2]
+        if photo.mask is not None:
+            mask = _read_mask(*photo.mask, height, width)
+        elif is_masked:
+            mask = np.ones((height, width), dtype=bool)
+        lens = photo.lens(width, height)
+        numbers = [*lens.intrinsics(width / n, height / n), *lens.distortion]
+        return reduce_image(image, n), None if mask is None else _reduce_mask(mask, n), numbers
+
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    lenses: list[list[float]] = []
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for image, mask, lens in pool.map(read, photos):
+            images.append(image)
+            lenses.append(lens)
+            if mask is not None:
+                masks.append(mask.reshape(-1))
+    counts = torch.from_numpy(np.concatenate(masks)) if masks else None
+    if counts is not None and not counts.any():
+        raise SceneError(f"{photos[0].where}: the masks leave no pixel of {len(photos)} image(s); are they inverted?")
+    if unturned:
+        warnings.warn(
+            f"{len(unturned)} image(s) have an EXIF orientation, and no `w` and `h` tell whether the cameras belong to"
+            " the turned pictures; they are taken as stored, as COLMAP and nerfstudio do. If the result is wrong, turn"
+            f" the files (mogrify -auto-orient): {some(sorted(unturned))}",
+            SceneWarning,
+            stacklevel=3,
+        )
+    timeless = [photo for photo in photos if photo.time is None]
+    if 0 < len(timeless) < len(photos):
+        raise SceneError(f"{timeless[0].where}: must have a time, as {len(photos) - len(timeless)} other views do")
+    intrinsics, distortion = (
+        torch.tensor(lenses, dtype=torch.float32).reshape(-1, 4 + N_DISTORTION).split((4, N_DISTORTION), dim=1)
+    )
+    return Views(
+        torch.from_numpy(np.array([photo.c2w for photo in photos], dtype=np.float64).reshape(-1, 3, 4)),
+        intrinsics.contiguous(),
+        torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2),
+        distortion.contiguous(),
+        data=torch.from_numpy(_one_below_the_other(images, photos)),
+        names=tuple(photo.name for photo in photos),
+        counts=counts,
+        times=None if timeless or not photos else torch.tensor([photo.time for photo in photos]),
+    )
+
+
+def _one_below_the_other(images: list[np.ndarray], photos: Sequence[Photo]) -> np.ndarray:
+    """Pixels [P, 3 or 4] of all ``images``, which it empties. Alpha is kept only where some image is transparent."""
+    n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
+    channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
+    if channels == 4 and not any(image.shape[2] == 3 or image[..., 3].any() for image in images):
+        raise SceneError(
+            f"{photos[0].image}: every pixel of all {len(images)} images is transparent; if their fourth channel is not"
+            " alpha, save them without it"
+        )
+    data = np.empty((n_pixels, channels), dtype=np.uint8)
+    begin = 0
+    while images:
+        image = images.pop(0)  # freed as soon as it is copied
+        rows = data[begin : begin + image.shape[0] * image.shape[1]]
+        rows[:, 3:] = 255
+        n_shared = min(channels, image.shape[2])
+        rows[:, :n_shared] = image.reshape(-1, image.shape[2])[:, :n_shared]
+        begin += len(rows)
+    return data
+
+
+def fits_shape(width: float, height: float, size: tuple[float, float]) -> bool:
+    """Whether a picture has the shape of ``size``, whatever its scale, up to a pixel of rounding: 1/8 of 1081 rows is
+    135 rows."""
+    return abs(width / height * size[1] / size[0] - 1) <= 0.01 + 1 / min(width, height)
+
+
+def _read_image(
+    photo: Photo, allow_huge: bool = False, on_unturned: Callable[[str], object] | None = None
+) -> np.ndarray:
+    """The image as uint8 [H, W, 3 or 4].
+
+    Cameras belong to the pixels that are stored (COLMAP, instant-ngp and nerfstudio read those), not to the picture as
+    EXIF's orientation wants it seen, unless only the turned one fits `w` and `h`. Where nothing tells, ``on_unturned``
+    is called with the name.
+    """
+
+    def fits(width: int, height: int) -> bool | None:
+        return None if photo.size is None else fits_shape(width, height, photo.size)
+
+    def turn(orientation: int, width: int, height: int) -> bool:
+        stored = fits(width, height)
+        turned = fits(height, width) if orientation >= 5 else stored
+        if turned and not stored:
+            return True
+        if stored == turned and on_unturned is not None:
+            on_unturned(photo.name)
+        return False
+
+    try:
+        image = read_photo(photo.image, allow_huge=allow_huge, turn=turn)
+    except PhotoError as error:
+        raise SceneError(str(error)) from error
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.shape[2] <= 2:  # grey, grey + alpha
+        image = np.concatenate((np.repeat(image[..., :1], 3, axis=2), image[..., 1:]), axis=2)
+    return image
+
+
+def _read_mask(file: Path, bright_counts: bool, height: int, width: int) -> np.ndarray:
+    """Whether pixels count [H, W] bool.
+
+    Raises:
+        SceneError: the file is no image of this size.
+    """
+    try:
+        mask = read_photo(file, turn=lambda *_: False)
+    except PhotoError as error:
+        raise SceneError(str(error)) from error
+    if mask.shape[:2] != (height, width):
+        raise SceneError(
+            f"{file}: a mask must have the size of its image, {width}x{height}, got {mask.shape[1]}x{mask.shape[0]}"
+        )
+    n_colors = mask.shape[2] - (mask.shape[2] in (2, 4))
+    brightest = mask[..., :n_colors].max(axis=-1)
+    return np.asarray((brightest >= BLACK * np.iinfo(mask.dtype).max // 255) == bright_counts)
+
+
+def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
+    """Box filter on premultiplied alpha; rows and columns that do not fill a box are cropped."""
+    if factor == 1:
+        return image
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    if not height or not width:
+        raise ValueError(f"`downscale` {factor} leaves nothing of an image of {image.shape[1]}x{image.shape[0]}")
+    blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1).astype(np.float32)
+    alpha = blocks[..., 3:] / 255 if image.shape[2] == 4 else np.ones_like(blocks[..., :1])
+    coverage = alpha.mean(axis=(1, 3))
+    reduced = (blocks[..., :3] * alpha).mean(axis=(1, 3)) / np.maximum(coverage, 1e-6)
+    if image.shape[2] == 4:
+        reduced = np.concatenate((reduced, coverage * 255), axis=2)
+    return np.clip(reduced + 0.5, 0, 255).astype(np.uint8)
+
+
+def _reduce_mask(mask: np.ndarray, factor: int) -> np.ndarray:
+    """A reduced pixel counts where all of its pixels do."""
+    height, width = mask.shape[0] // factor, mask.shape[1] // factor
+    counts: np.ndarray = mask[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    return np.asarray(counts.all(axis=(1, 3)))

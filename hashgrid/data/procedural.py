@@ -1,4 +1,6 @@
-"""A scene made of formulas: known geometry, textures and view-dependent shading, rendered to a Blender-style folder.
+"""A scene made of formulas: known geometry, textures, view-dependent shading, in memory or as a Blender-style folder.
+
+As a loader it knows the name ``procedural``, with other values ``procedural:train=60,test=20,resolution=200,seed=0``.
 
 The shapes stand on a disc inside the +-1.5 box, z up. Images are sphere traced with 2x2 samples per pixel; whole blocks
 of rays are first advanced together as cones, which saves most of the steps.
@@ -7,7 +9,7 @@ of rays are first advanced together as cones, which saves most of the steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.data.errors import SceneError
+from hashgrid.data.images import reduce_image
+from hashgrid.data.scene import NORMAL_HALF, Scene, SceneOptions, Views, make_scene
+from hashgrid.geometry.boxes import Box, cube
 from hashgrid.geometry.cameras import Cameras, focal_length, look_at
-from hashgrid.util.files import atomic_write_image, atomic_write_json
+from hashgrid.util.files import atomic_write_image, atomic_write_json, to_uint8
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_in_use
 
+DEFAULTS = {"train": 60, "test": 20, "resolution": 200, "seed": 0}
 CAMERA_ANGLE_X = 0.6911112070083618  # as in NeRF-synthetic
 CAMERA_RADIUS = 4.0
 FLOOR = -0.55  # height of the top of the disc
@@ -382,6 +389,85 @@ def orbit_cameras(n: int, resolution: int, seed: int, elevation: tuple[float, fl
     return Cameras(c2w, intrinsics, torch.full((n, 2), resolution, dtype=torch.int64))
 
 
+def matches(path: Path) -> bool:
+    """Whether ``path`` is the name of this scene, and nothing on the disk."""
+    return str(path).partition(":")[0] == "procedural" and not path.exists()
+
+
+def load(path: Path, options: SceneOptions) -> Scene:
+    """Renders the scene that a name describes."""
+    values = dict(DEFAULTS)
+    for pair in filter(None, str(path).partition(":")[2].split(",")):
+        key, _, number = pair.partition("=")
+        if key not in values or not number.isdecimal():
+            known = ",".join(f"{key}=N" for key in values)
+            raise SceneError(f"`scene` must be procedural:{known} or fewer of these, got {pair!r} in {path}")
+        values[key] = int(number)
+    return procedural_scene(values["train"], values["test"], values["resolution"], values["seed"], options)
+
+
+def procedural_scene(
+    n_train: int = 60,
+    n_test: int = 20,
+    resolution: int = 200,
+    seed: int = 0,
+    options: SceneOptions | None = None,
+) -> Scene:
+    """The scene that :func:`write_scene` writes, without a folder and without any package that reads images.
+
+    Args:
+        n_train, n_test: number of views.
+        resolution: width and height in pixels, before they are reduced.
+        seed: of the camera positions.
+        options: how it is read; of its own split and transparency it has no choice.
+    """
+    options = options or SceneOptions()
+    splits = _cameras(n_train, n_test, resolution, seed)
+    train, test = (_views(cameras, split, options.downscale) for split, cameras in splits.items())
+    path = Path(f"procedural:train={n_train},test={n_test},resolution={resolution},seed={seed}")
+    box = Box(cube(torch.zeros(3), NORMAL_HALF))
+    return make_scene(train, test, lambda _: box, path, "procedural_scene", options, "procedural")
+
+
+def _views(cameras: Cameras, split: str, downscale: int) -> Views:
+    """Views of all cameras, reduced."""
+
+    def pixels(view: int) -> Tensor:
+        return torch.from_numpy(reduce_image(to_uint8(render(cameras, view)), downscale))
+
+    images = list(_one_per_thread(pixels, range(len(cameras))))
+    size = int(cameras.sizes[0, 0]) // downscale if images else 0
+    return Views(
+        cameras.c2w,
+        cameras.intrinsics / downscale,
+        torch.full_like(cameras.sizes, size),
+        data=torch.cat([image.view(-1, 4) for image in images]) if images else torch.empty(0, 4, dtype=torch.uint8),
+        names=tuple(f"./{split}/r_{view:03d}" for view in range(len(cameras))),
+    )
+
+
+def _one_per_thread(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+    """What ``work`` makes of jobs, in order. One image per thread scales better than threads inside these small
+    operations."""
+    threads, n_workers = torch.get_num_threads(), threads_in_use()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(max_workers=n_workers) as pool:
+            yield from pool.map(work, jobs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cameras(n_train: int, n_test: int, resolution: int, seed: int) -> dict[str, Cameras]:
+    if n_train < 1 or n_test < 0 or resolution < BLOCK:
+        got = f"{n_train}, {n_test} and {resolution}"
+        raise ValueError(f"`n_train` must be at least 1, `n_test` 0 and `resolution` {BLOCK}, got {got}")
+    return {
+        "train": orbit_cameras(n_train, resolution, 2 * seed),
+        "test": orbit_cameras(n_test, resolution, 2 * seed + 1),
+    }
+
+
 def write_scene(
     out_dir: str | Path,
     n_train: int = 60,
@@ -401,31 +487,18 @@ def write_scene(
         seed: of the camera positions.
         progress: called with (images written, images in all).
     """
-    if n_train < 1 or n_test < 0 or resolution < 8:
-        raise ValueError(
-            f"`n_train` must be at least 1, `n_test` 0 and `resolution` 8, got {n_train}, {n_test} and {resolution}"
-        )
+    splits = _cameras(n_train, n_test, resolution, seed)
     optional_import("imageio.v3")  # before a minute of rendering, not after it
     out_dir = Path(out_dir)
-    splits = {
-        "train": orbit_cameras(n_train, resolution, 2 * seed),
-        "test": orbit_cameras(n_test, resolution, 2 * seed + 1),
-    }
     jobs = [(split, view) for split, cameras in splits.items() for view in range(len(cameras))]
 
     def work(job: tuple[str, int]) -> None:
         split, view = job
         atomic_write_image(out_dir / split / f"r_{view:03d}.png", render(splits[split], view))
 
-    threads, n_workers = torch.get_num_threads(), threads_in_use()
-    torch.set_num_threads(1)  # one image per thread scales better than threads inside these small operations
-    try:
-        with ThreadPoolExecutor(max_workers=n_workers) as pool:
-            for done, _ in enumerate(pool.map(work, jobs), start=1):
-                if progress is not None:
-                    progress(done, len(jobs))
-    finally:
-        torch.set_num_threads(threads)
+    for done, _ in enumerate(_one_per_thread(work, jobs), start=1):
+        if progress is not None:
+            progress(done, len(jobs))
     bottom = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     for split, cameras in splits.items():
         frames = [

@@ -15,12 +15,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hashgrid.geometry.rays import Rays
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
 # Undistorted pixel positions are tabulated per distinct camera up to this many pixels (8 bytes each).
 MAX_TABLE_PIXELS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A perspective lens before pictures of one size, everything in pixels.
+
+    Attributes:
+        size: width and height.
+        focal: focal lengths fx, fy.
+        centre: principal point cx, cy.
+        distortion: ``k1, k2, k3, k4, p1, p2``.
+    """
+
+    size: tuple[float, float]
+    focal: tuple[float, float]
+    centre: tuple[float, float]
+    distortion: tuple[float, ...] = (0.0,) * N_DISTORTION
+
+    def intrinsics(self, width: float, height: float) -> list[float]:
+        """``fx, fy, cx, cy`` for the same picture at another size."""
+        scale = width / self.size[0], height / self.size[1]
+        return [value * scale[axis] for pair in (self.focal, self.centre) for axis, value in enumerate(pair)]
 
 
 def distort(points: Tensor, distortion: Tensor) -> Tensor:
@@ -109,12 +134,14 @@ class Cameras:
         intrinsics: focal lengths and principal point ``fx, fy, cx, cy`` in pixels [N, 4], fp32.
         sizes: width and height [N, 2], int64.
         distortion: ``k1, k2, k3, k4, p1, p2`` [N, 6], fp32; all zero by default.
+        times: when each picture was taken [N], fp32, where the scene moves; None where nobody says.
     """
 
     c2w: Tensor
     intrinsics: Tensor
     sizes: Tensor
     distortion: Tensor = None  # type: ignore[assignment]
+    times: Tensor | None = None
     _plane_table: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
     _host_sizes: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -126,6 +153,8 @@ class Cameras:
             shape = tuple(getattr(self, name).shape)
             if shape != (n, *tail):
                 raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(shape)}")
+        if self.times is not None and self.times.shape != (n,):
+            raise ValueError(f"`times` must have shape [{n}], got {list(self.times.shape)}")
         self.is_distorted = bool((self.distortion != 0).any())
 
     def __len__(self) -> int:
@@ -167,6 +196,10 @@ class Cameras:
         rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
         return c2w[:, :, 3].contiguous(), rays_d
 
+    def label(self, rays_o: Tensor, rays_d: Tensor, view_index: Tensor) -> Rays:
+        """Rays [B, 3] that know their camera ``view_index`` [B] and its time."""
+        return Rays(rays_o, rays_d, view_index, None if self.times is None else self.times.index_select(0, view_index))
+
     def size(self, view: int) -> tuple[int, int]:
         """Width and height of one view. A GPU is asked once."""
         if self._host_sizes is None:
@@ -197,7 +230,13 @@ class Cameras:
     def select(self, views: Sequence[int]) -> Cameras:
         """The cameras ``views``, in that order, without any images."""
         index = torch.as_tensor(views, dtype=torch.int64)
-        return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index])
+        times = None if self.times is None else self.times[index]
+        return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index], times)
+
+    def scaled(self, factor: float) -> Cameras:
+        """The same views, without any images, in pictures ``factor`` times as wide and as high."""
+        sizes = (self.sizes * factor).round().long()
+        return Cameras(self.c2w, self.intrinsics * factor, sizes, self.distortion, self.times)
 
     def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
         """Ideal image-plane points of pixel centres [B, 2], fp32."""
@@ -281,3 +320,50 @@ def look_at(origin: Tensor, target: Tensor, up: Tensor) -> Tensor:
 def focal_length(angle: float, pixels: float) -> float:
     """Focal length in pixels of a field of view ``angle`` (radians) over ``pixels``."""
     return 0.5 * pixels / math.tan(0.5 * angle)
+
+
+def framing(
+    points: Tensor,
+    size: tuple[int, int],
+    azimuth: float = 145.0,
+    elevation: float = 22.0,
+    up: str = "y",
+    fov: float = 28.0,
+    fill: float = 0.78,
+    turn: bool = False,
+) -> Cameras:
+    """One camera that looks at the middle of the box of points [N, 3], as near as has them all in the picture.
+
+    Args:
+        points: what to look at.
+        size: width and height in pixels.
+        azimuth, elevation: of the camera in degrees.
+        up: axis that is up, "x", "y" or "z".
+        fov: angle between the upper and the lower side in degrees.
+        fill: of the picture, by the points.
+        turn: the same distance for every azimuth.
+    """
+    low, high = points.double().amin(0), points.double().amax(0)
+    centre, vertical = (low + high) / 2, torch.tensor(UP[up], dtype=torch.float64)
+    across = torch.tensor(UP["z" if up == "y" else "y"], dtype=torch.float64) * (-1 if up == "z" else 1)
+    side = torch.linalg.cross(vertical, across)
+    a, e = math.radians(azimuth), math.radians(elevation)
+    towards = math.cos(e) * (math.cos(a) * across + math.sin(a) * side) + math.sin(e) * vertical
+    rotation = look_at(centre + towards, centre, vertical)[:, :3]
+    offsets = points.double() - centre
+    height = offsets @ vertical
+    if turn:  # every point may come to lie anywhere on its circle
+        radius = (offsets - height[:, None] * vertical).norm(dim=-1)
+        view = torch.stack(
+            [radius, height.abs() * math.cos(e) + radius * math.sin(e), height * math.sin(e) + radius * math.cos(e)]
+        ).T
+    else:
+        view = offsets @ rotation
+    tangent = math.tan(math.radians(fov) / 2) * fill * min(1.0, size[0] / size[1])
+    wide = torch.tensor([size[1] / size[0], 1.0], dtype=torch.float64) * min(1.0, size[0] / size[1])
+    distance = float((view[:, 2] + (view[:, :2].abs() * wide).amax(-1) / tangent).max())
+    c2w = torch.cat([rotation, (centre + distance * towards)[:, None]], dim=1)
+    focal = focal_length(math.radians(fov), size[1])
+    return Cameras(
+        c2w[None].float(), torch.tensor([[focal, focal, size[0] / 2, size[1] / 2]]), torch.tensor([list(size)])
+    )

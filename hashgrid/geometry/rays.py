@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,15 +11,14 @@ from torch import Tensor
 from hashgrid.ops._backend import backend_ops
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rays:
-    """Rays, and what is known about them.
+    """Rays, and what a field may know of them besides where they run.
 
     Attributes:
-        origins: [R, 3].
-        directions: [R, 3], of unit length where distances are to be lengths.
-        camera: [R] int64, number of the camera; None where nobody asks.
-        time: [R] in [0, 1]; None in a scene that stands still.
+        origins, directions: [R, 3].
+        camera: which camera each is of [R] int64; None where nobody says.
+        time: when each was seen [R]; None in scenes that do not move.
     """
 
     origins: Tensor
@@ -27,19 +26,29 @@ class Rays:
     camera: Tensor | None = None
     time: Tensor | None = None
 
-    def __len__(self) -> int:
-        return self.origins.shape[0]
+    def __post_init__(self) -> None:
+        n = len(self.origins)
+        for name, tail in (("origins", (3,)), ("directions", (3,)), ("camera", ()), ("time", ())):
+            value = getattr(self, name)
+            if value is not None and value.shape != (n, *tail):
+                raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(value.shape)}")
+        if self.camera is not None and self.camera.dtype != torch.int64:
+            raise ValueError(f"`camera` must be int64, got {self.camera.dtype}")
 
-    def __getitem__(self, index: Tensor | slice) -> Rays:
-        """Some of the rays."""
-        return Rays(*(None if x is None else x[index] for x in self._tensors()))  # type: ignore[arg-type]
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index: slice | Tensor) -> Rays:
+        """The rays of a slice, of indices [K] int64 or of a mask [R] bool."""
+        return self._each(lambda x: x[index])
 
     def to(self, device: torch.device | str) -> Rays:
-        """The rays on a device."""
-        return Rays(*(None if x is None else x.to(device) for x in self._tensors()))  # type: ignore[arg-type]
+        """The same with every tensor on ``device``."""
+        return self._each(lambda x: x.to(device))
 
-    def _tensors(self) -> list[Tensor | None]:
-        return [getattr(self, field.name) for field in fields(self)]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Rays:
+        camera, time = (None if x is None else change(x) for x in (self.camera, self.time))
+        return Rays(change(self.origins), change(self.directions), camera, time)
 
 
 class At:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hashgrid.data.procedural import write_scene
-from hashgrid.data.scene import Scene, background_color, hex_color, load_scene, scene_name
+from hashgrid.data.scene import Scene, load_scene
+from hashgrid.data.transforms import scene_name
 from hashgrid.nerf import report
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.evaluate import ViewScore, evaluate
@@ -22,7 +23,7 @@ from hashgrid.util.device import choose_device, why_not_cuda
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.memory import peak_memory
 from hashgrid.util.optional import optional_import
-from hashgrid.util.pictures import write_video
+from hashgrid.util.pictures import background_color, hex_color, write_video
 from hashgrid.util.threads import threads_for, threads_in_use
 
 PROCEDURAL_SCENE = Path("outputs") / "procedural_scene"

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hashgrid.geometry.cameras import UP, framing
 from hashgrid.rendering.extract import CHUNK, Distance
-from hashgrid.rendering.surface import UP, Camera, render, with_scale
+from hashgrid.rendering.surface import render, with_scale
 from hashgrid.util.files import atomic_write_image, to_uint8
 
 LINE = 0.05  # between level lines
@@ -42,7 +43,7 @@ def write_views(
     Returns:
         The distance that ``error.png`` shows darkest, in sides of the cube; 0 without a truth.
     """
-    camera = Camera.around(points, (size, size), up=up)
+    camera = framing(points, (size, size), up=up)
     floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
     picture = render(field, camera, box_around(points), up, floor, truth=truth, backend=backend)
     panels = {"render": picture.shading, "normals": picture.normals}
@@ -68,7 +69,7 @@ def turntable(
     floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
     for frame in range(n_frames):
         azimuth = 145.0 + 360.0 * frame / n_frames
-        camera = Camera.around(points, (size, size), azimuth=azimuth, up=up, turn=True)
+        camera = framing(points, (size, size), azimuth=azimuth, up=up, turn=True)
         picture = render(field, camera, box_around(points), up, floor, supersample=1, shadows=False, backend=backend)
         yield picture.shading
 

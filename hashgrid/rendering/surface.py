@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,14 +12,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
 from hashgrid import ops, reference
-from hashgrid.geometry.cameras import look_at
+from hashgrid.geometry.cameras import UP, Cameras
 from hashgrid.rendering.extract import Distance
 from hashgrid.util.pictures import write_texts
 
 CHUNK = 1 << 19  # rays traced together: the last steps are those of a few rays
 MAX_STEPS = 128
 TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
-UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
 # Light, linear, in the frame of the camera (right, up, towards it).
 KEY, KEY_COLOR = (-0.5, 1.0, 0.5), (1.22, 1.13, 1.00)
@@ -34,78 +32,6 @@ PAPER_TOP, PAPER_BOTTOM = (0.93, 0.94, 0.95), (0.99, 0.99, 0.98)  # sRGB
 ERROR_MAP = torch.tensor(
     [[244, 243, 238], [250, 221, 147], [243, 160, 74], [214, 84, 66], [146, 34, 92], [58, 12, 78]]
 ) / 255  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A perspective camera without distortion, square pixels.
-
-    Attributes:
-        c2w: [3, 4], camera to cube, OpenGL: looks along -z.
-        fov: angle between the upper and the lower side in radians.
-        size: width and height in pixels.
-    """
-
-    c2w: Tensor
-    fov: float
-    size: tuple[int, int]
-
-    @classmethod
-    def around(
-        cls,
-        points: Tensor,
-        size: tuple[int, int],
-        azimuth: float = 145.0,
-        elevation: float = 22.0,
-        up: str = "y",
-        fov: float = 28.0,
-        fill: float = 0.78,
-        turn: bool = False,
-    ) -> Camera:
-        """Looks at the middle of the box of points [N, 3], as near as has them all in the picture.
-
-        Args:
-            size: width and height in pixels.
-            azimuth, elevation: of the camera in degrees.
-            up: axis that is up, "x", "y" or "z".
-            fov: angle between the upper and the lower side in degrees.
-            fill: of the picture, by the points.
-            turn: the same distance for every azimuth.
-        """
-        low, high = points.double().amin(0), points.double().amax(0)
-        centre, vertical = (low + high) / 2, torch.tensor(UP[up], dtype=torch.float64)
-        across = torch.tensor(UP["z" if up == "y" else "y"], dtype=torch.float64) * (-1 if up == "z" else 1)
-        side = torch.linalg.cross(vertical, across)
-        a, e = math.radians(azimuth), math.radians(elevation)
-        towards = math.cos(e) * (math.cos(a) * across + math.sin(a) * side) + math.sin(e) * vertical
-        rotation = look_at(centre + towards, centre, vertical)[:, :3]
-        offsets = points.double() - centre
-        height = offsets @ vertical
-        if turn:  # every point may come to lie anywhere on its circle
-            radius = (offsets - height[:, None] * vertical).norm(dim=-1)
-            view = torch.stack(
-                [radius, height.abs() * math.cos(e) + radius * math.sin(e), height * math.sin(e) + radius * math.cos(e)]
-            ).T
-        else:
-            view = offsets @ rotation
-        tangent = math.tan(math.radians(fov) / 2) * fill * min(1.0, size[0] / size[1])
-        wide = torch.tensor([size[1] / size[0], 1.0], dtype=torch.float64) * min(1.0, size[0] / size[1])
-        distance = float((view[:, 2] + (view[:, :2].abs() * wide).amax(-1) / tangent).max())
-        c2w = torch.cat([rotation, (centre + distance * towards)[:, None]], dim=1)
-        return cls(c2w.float(), math.radians(fov), size)
-
-    def rays(self, supersample: int = 1) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions [H * s * W * s, 3] through the pixels, row by row from the upper left."""
-        width, height = self.size[0] * supersample, self.size[1] * supersample
-        focal = 0.5 * height / math.tan(0.5 * self.fov)
-        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-        local = torch.stack([(x - width / 2) / focal, (height / 2 - y) / focal, -torch.ones_like(x)], dim=-1)
-        rays_d = normalize(local.view(-1, 3) @ self.c2w[:, :3].T, dim=-1)
-        return self.c2w[:, 3].expand_as(rays_d).contiguous(), rays_d
-
-    def direction(self, local: tuple[float, float, float]) -> Tensor:
-        """A unit direction [3] given in the frame of the camera (right, up, towards it)."""
-        return normalize(self.c2w[:, :3] @ torch.tensor(local), dim=0)
 
 
 class Hits(NamedTuple):
@@ -166,7 +92,7 @@ def smooth_normals(field: Distance, points: Tensor, step: float = 1 / 512) -> Te
 @torch.no_grad()
 def render(
     field: Distance,
-    camera: Camera,
+    camera: Cameras,
     box: Tensor | None = None,
     up: str = "y",
     floor: float | None = None,
@@ -179,7 +105,7 @@ def render(
 
     Args:
         field: distances [N] of points [N, 3].
-        camera: where from.
+        camera: where from, the first of them.
         box: [6], where the surface lies; the whole cube by default.
         up: axis that is up, "x", "y" or "z".
         floor: where along it shadows fall; None for none.
@@ -192,8 +118,8 @@ def render(
     device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else torch.device("cpu")
     cube = torch.tensor([0.0, 0, 0, 1, 1, 1])
     box = (cube if box is None else box.float()).to(device)
-    light = camera.direction(KEY).to(device)
-    for o, d in zip(*(x.to(device).split(CHUNK) for x in camera.rays(supersample)), strict=True):
+    light = _direction(camera, KEY).to(device)
+    for o, d in zip(*(x.to(device).split(CHUNK) for x in camera.scaled(supersample).view_rays(0)), strict=True):
         hits = trace(field, o, d, box, backend=backend)
         shadow = soft_shadow(field, hits.points + 2e-3 * hits.normals, light, box) if shadows else None
         color = _shade(field, camera, hits, up, shadow)
@@ -206,13 +132,13 @@ def render(
         else:
             image[~hits.hit, 0] = 1.0
         normals = torch.zeros(len(o), 3, device=device)
-        normals[hits.hit] = hits.normals @ camera.c2w[:, :3].to(device)
+        normals[hits.hit] = hits.normals @ camera.c2w[0, :, :3].to(device)
         error = torch.full((len(o),), torch.nan)
         if truth is not None and len(hits.points):
             error[hits.hit.cpu()] = truth(hits.points.cpu()).float()
         layers.append((image.cpu(), normals.cpu(), error))
     image, normals, error = (torch.cat(layer) for layer in zip(*layers, strict=True))
-    return _compose(camera.size, supersample, image, normals, error, truth is not None)
+    return _compose(camera.size(0), supersample, image, normals, error, truth is not None)
 
 
 def _compose(
@@ -245,12 +171,12 @@ def _paper(width: int, height: int) -> Tensor:
     return torch.lerp(torch.tensor(PAPER_TOP), torch.tensor(PAPER_BOTTOM), y)
 
 
-def _shade(field: Distance, camera: Camera, hits: Hits, up: str, shadow: Tensor | None) -> Tensor:
+def _shade(field: Distance, camera: Cameras, hits: Hits, up: str, shadow: Tensor | None) -> Tensor:
     """Linear colours [H, 3] of a matte material under key, fill and rim light and a soft sky."""
     device, normals = hits.points.device, hits.normals
 
     def light(direction: tuple[float, float, float], color: tuple[float, float, float], wrap: float) -> Tensor:
-        cosine = normals @ camera.direction(direction).to(device)
+        cosine = normals @ _direction(camera, direction).to(device)
         return ((cosine + wrap) / (1 + wrap)).clamp(min=0)[:, None] * torch.tensor(color, device=device)
 
     open_sky = ambient_occlusion(field, hits.points, normals)[:, None]
@@ -261,6 +187,11 @@ def _shade(field: Distance, camera: Camera, hits: Hits, up: str, shadow: Tensor 
         key = key * shadow[:, None]
     total = key + (light(FILL, FILL_COLOR, 0.3) + light(RIM, RIM_COLOR, 0.1) + ambient) * open_sky
     return torch.tensor(CLAY, device=device) * total
+
+
+def _direction(camera: Cameras, local: tuple[float, float, float]) -> Tensor:
+    """A unit direction [3] given in the frame of the camera (right, up, towards it)."""
+    return normalize(camera.c2w[0, :, :3] @ torch.tensor(local), dim=0)
 
 
 def ambient_occlusion(field: Distance, points: Tensor, normals: Tensor, reach: float = 0.12, taps: int = 4) -> Tensor:

@@ -20,8 +20,8 @@ from hashgrid.data.mesh import Mesh, Placement, euler_characteristic, is_waterti
 from hashgrid.data.mesh_files import FORMATS, write_mesh, write_ply
 from hashgrid.data.points import POINT_LOSSES, PointCloud, PointSamples, load_points
 from hashgrid.fields.distance import Field, make_field
+from hashgrid.geometry.cameras import UP
 from hashgrid.rendering.extract import n_components
-from hashgrid.rendering.surface import UP
 from hashgrid.sdf import report
 from hashgrid.sdf.checkpoint import read_field, save_field
 from hashgrid.sdf.config import SdfConfig

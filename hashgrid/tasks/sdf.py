@@ -107,9 +107,7 @@ class Sdf(Command):
 
     name = "sdf"
     Config = SdfConfig
-    summary = (
-        "Fits a signed distance field to a mesh or to points, and makes a mesh of it; without either to a knot."
-    )
+    summary = "Fits a signed distance field to a mesh or to points, and makes a mesh of it; without either to a knot."
     source_help = "mesh: OBJ, PLY, STL, OFF or GLB"
     packages = ("igl", "skimage", "scipy", "PIL", "imageio.v3", "safetensors", "tqdm")
     config: SdfConfig

@@ -5,7 +5,8 @@ Images are float tensors [H, W, 3] in [0, 1] or uint8.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,39 @@ COLOR_MAP = torch.tensor(
         [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
     ]
 ) / 255  # fmt: skip
+
+
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
+
+
+def background_color(name: str | Sequence[float]) -> Tensor:
+    """The colour [3] of ``"white"``, ``"black"``, ``"grey"``, ``"#rrggbb"``, ``"R,G,B"`` or three numbers in [0, 1].
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(name, str):
+        if name in BACKGROUNDS:
+            return torch.tensor(BACKGROUNDS[name])
+        if re.fullmatch("#[0-9a-fA-F]{6}", name):
+            return torch.tensor([int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    try:
+        color = [float(part) for part in (name.split(",") if isinstance(name, str) else name)]
+    except (TypeError, ValueError):
+        color = []
+    if len(color) != 3 or not all(0 <= value <= 1 for value in color):
+        raise ValueError(f"`background` must be {', '.join(BACKGROUNDS)}, #rrggbb or R,G,B in 0..1, got {name!r}")
+    return torch.tensor(color)
+
+
+def hex_color(color: Iterable[float]) -> str:
+    """``"#rrggbb"`` of a colour in [0, 1]."""
+    return "#" + "".join(f"{round(255 * x):02x}" for x in color)
+
+
+def blend(rgba: Tensor, background: Tensor) -> Tensor:
+    """Straight-alpha colours [..., 4] over ``background`` (broadcast to [..., 3]) -> [..., 3]."""
+    return torch.lerp(background.to(rgba).expand(rgba.shape[:-1] + (3,)), rgba[..., :3], rgba[..., 3:])
 
 
 def colorize(values: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -1,0 +1,404 @@
+"""Posed photographs in `transforms.json` folders: the Blender, instant-ngp, nerfstudio and D-NeRF dialects.
+
+The split is the files' own (`transforms_test.json`, or nerfstudio's `train_filenames` / `test_filenames`; that of the
+validation views where there is none of test views, and the other way round); else every so many-th view is held out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashgrid.data.errors import SceneError, SceneWarning, some
+from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
+from hashgrid.geometry.boxes import Box, Gaze, capture_box, cube, hull_box
+from hashgrid.geometry.cameras import Lens, focal_length
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
+LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
+LENS_FLAGS = ("is_fisheye", "latlong", "equirectangular", "orthographic", "rolling_shutter")
+MASK_KEYS = ("mask_path", "mask_filename")
+BLENDER_HALF = 1.5  # half side of the box of NeRF-synthetic scenes
+NGP_SCALE, NGP_OFFSET = 0.33, 0.5  # instant-ngp's defaults: ngp = file * scale + offset
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` is a `transforms*.json` or a folder that holds `transforms.json` or `transforms_train.json`."""
+    return path.suffix == ".json" if path.is_file() else _folder_file(path) is not None
+
+
+def load(path: Path, options: SceneOptions) -> Scene:
+    """Loads a folder, or one `transforms*.json` file; `transforms_train.json` has its siblings beside it."""
+    train_file, test_file = _find_files(path, options.test_split)
+    meta = _read_json(train_file)
+    train = _parse_frames(meta, train_file)
+    test: list[Photo] = []
+    if test_file is not None:
+        test, split = _parse_frames(_read_json(test_file), test_file, required=False), test_file.name
+        if not test:
+            warnings.warn(f"{test_file} has no usable view; holding out training views", SceneWarning, stacklevel=3)
+    if not test:
+        train, test, split = _split(train, meta, train_file, options)
+    train = _without(train, test, train_file)
+    if not train:
+        raise SceneError(f"{train_file}: the split leaves no training view; check `train_filenames` or add views")
+    return make_scene(
+        read_views(train, options),
+        read_views(test, options),
+        lambda views: _choose_box(meta, views, train_file),
+        scene_path(path),
+        scene_name(path),
+        options,
+        split,
+    )
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def scene_path(path: Path) -> Path:
+    """What finds the scene again, absolute: its folder, or the file where the folder stands for another one."""
+    path = path.resolve()
+    return path.parent if path.is_file() and path == _folder_file(path.parent) else path
+
+
+def scene_name(path: Path) -> str:
+    """The name of results of a scene: its folder's, and the file's where that is not the one the folder stands for."""
+    path = scene_path(path)
+    return f"{path.parent.name}_{path.stem}" if path.suffix == ".json" else path.name
+
+
+def _folder_file(folder: Path) -> Path | None:
+    """The file of the training views that a folder stands for."""
+    return next((f for f in (folder / "transforms_train.json", folder / "transforms.json") if f.is_file()), None)
+
+
+def _find_files(path: Path, test_split: str) -> tuple[Path, Path | None]:
+    """The JSON files of the training and, where there is one, the test views."""
+    if path.is_file() and path.name != "transforms_train.json":
+        return path, None
+    folder = path.parent if path.is_file() else path
+    train_file = _folder_file(folder)
+    if train_file is None:
+        raise SceneError(f"{path} must hold transforms.json or transforms_train.json, it has none of them")
+    test_files = (folder / f"transforms_{split}.json" for split in _splits(test_split))
+    return train_file, next((f for f in test_files if f.is_file()), None)
+
+
+def _splits(test_split: str) -> tuple[str, str]:
+    """Where test views may come from, best first."""
+    return (test_split, "val" if test_split == "test" else "test")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = file.read_bytes()
+        # Windows tools write a byte order mark, PowerShell UTF-16.
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        meta = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SceneError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SceneError(f"{file} cannot be read, it must be UTF-8 or UTF-16: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
+        raise SceneError(f"{file} must be a JSON object with a list `frames`, got {_kind(meta)}")
+    if not meta["frames"]:
+        raise SceneError(f"{file}: `frames` is empty; a scene needs at least one view")
+    return meta
+
+
+def _kind(meta: Any) -> str:
+    if not isinstance(meta, dict):
+        return f"a {type(meta).__name__}"
+    return f"`frames` of type {type(meta['frames']).__name__}" if "frames" in meta else "no `frames`"
+
+
+def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> list[Photo]:
+    """The usable frames; those without a file name or without an image are skipped with one warning each kind."""
+    scene_keys = {key: value for key, value in meta.items() if key != "frames"}
+    frames: list[Photo] = []
+    nameless: list[int] = []
+    missing: list[str] = []
+    for i, entry in enumerate(meta["frames"]):
+        where = f"{file}, frame {i}"
+        if not isinstance(entry, dict):
+            raise SceneError(f"{where}: must be an object with `file_path` and `transform_matrix`, got {entry!r:.60}")
+        name = entry.get("file_path")
+        if not isinstance(name, str) or not name.strip():
+            nameless.append(i)
+            continue
+        image = _find_image(file.parent, name)
+        if image is None:
+            missing.append(name)
+            continue
+        where += f" ({name})"
+        keys = {**scene_keys, **entry}
+        width, height = _number(keys, "w", where), _number(keys, "h", where)
+        frames.append(
+            Photo(
+                name,
+                image,
+                _parse_pose(entry, where),
+                partial(_parse_lens, keys, where),
+                where,
+                (width, height) if width and height else None,
+                _find_mask(keys, image, file.parent, where),
+                _number(entry, "time", where),
+            )
+        )
+    if nameless:
+        warnings.warn(
+            f"{file}: skipping {len(nameless)} frame(s) without `file_path`: {some(nameless)}",
+            SceneWarning,
+            stacklevel=3,
+        )
+    if not frames and required:
+        raise SceneError(
+            f"{file}: none of its {len(meta['frames'])} frames has an image on disk (first:"
+            f" {missing[0] if missing else 'no name'}); `file_path` is relative to {file.parent}"
+        )
+    if missing:
+        warnings.warn(
+            f"{file}: skipping {len(missing)} of {len(meta['frames'])} frames whose image is missing: {some(missing)}",
+            SceneWarning,
+            stacklevel=3,
+        )
+    return frames
+
+
+def _find_image(folder: Path, name: str) -> Path | None:
+    """The image of ``file_path``, which may lack its extension."""
+    path = folder / name.strip().replace("\\", "/")
+    candidates = (path, *(path.with_name(path.name + extension) for extension in IMAGE_EXTENSIONS))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _parse_pose(entry: dict[str, Any], where: str) -> np.ndarray:
+    try:
+        matrix = np.asarray(entry["transform_matrix"], dtype=np.float64)
+    except KeyError:
+        raise SceneError(f"{where}: `transform_matrix` is missing") from None
+    except (TypeError, ValueError):
+        raise SceneError(f"{where}: `transform_matrix` must be 4 rows of 4 numbers, got something else") from None
+    if matrix.shape not in ((4, 4), (3, 4)):
+        raise SceneError(f"{where}: `transform_matrix` must have shape [4, 4], got {list(matrix.shape)}")
+    if not np.isfinite(matrix).all():
+        raise SceneError(f"{where}: `transform_matrix` must be finite, got NaN or inf; remove the frame")
+    rotation = matrix[:3, :3]
+    deviation = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if deviation > 1e-2 or np.linalg.det(rotation) < 0:
+        got = f"a deviation of {deviation:.2g} from orthonormal, determinant {np.linalg.det(rotation):.3g}"
+        raise SceneError(f"{where}: `transform_matrix` must be rigid (rotation and translation), got {got}")
+    u, _, vt = np.linalg.svd(rotation)  # the nearest rotation: files round to a few digits
+    return np.concatenate((u @ vt, matrix[:3, 3:]), axis=1)
+
+
+def _number(keys: dict[str, Any], key: str, where: str, unit: float = 1.0) -> float | None:
+    """The number that a key has, times ``unit``; None where there is no such key."""
+    if keys.get(key) is None:
+        return None
+    try:
+        value = float(keys[key])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise SceneError(f"{where}: `{key}` must be a finite number, got {keys[key]!r}")
+    return value * unit
+
+
+def _find_mask(keys: dict[str, Any], image: Path, folder: Path, where: str) -> tuple[Path, bool] | None:
+    """The mask of an image and whether its bright pixels count, or None where there is no mask.
+
+    nerfstudio's `mask_path`, of the frame or of the whole scene, is black where pixels are ignored. instant-ngp's
+    `dynamic_mask_NAME.png` beside the image is not black there.
+
+    Raises:
+        SceneError: the file that is named does not exist.
+    """
+    for key in MASK_KEYS:
+        name = keys.get(key)
+        if name is None:
+            continue
+        file = folder / str(name).strip().replace("\\", "/")
+        if not file.is_file():
+            raise SceneError(f"{where}: `{key}` must be an image relative to {folder}, {name!r} does not exist")
+        return file, True
+    file = image.with_name(f"dynamic_mask_{image.stem}.png")
+    return (file, False) if file.is_file() else None
+
+
+def _split(
+    frames: list[Photo], meta: dict[str, Any], file: Path, options: SceneOptions
+) -> tuple[list[Photo], list[Photo], str]:
+    """Training and test frames of a single file, and what made the split."""
+    lists = {key: _listed(meta, f"{key}_filenames", file) for key in ("train", "test", "val")}
+    if any(listed is not None for listed in lists.values()):
+        source = next((key for key in _splits(options.test_split) if lists[key]), None)
+        reserved = (lists["test"] or set()) | (lists["val"] or set())
+        everything = {_key(frame.name) for frame in frames}
+        train_names = everything - reserved if lists["train"] is None else lists["train"]
+        # only a training list: whatever it leaves out
+        test_names = everything - train_names if source is None else lists[source] or set()
+        train = [frame for frame in frames if _key(frame.name) in train_names - test_names]
+        test = [frame for frame in frames if _key(frame.name) in test_names]
+        return train, test, f"{source or 'train'}_filenames"
+    return hold_out(frames, options.holdout)
+
+
+def _key(name: str) -> str:
+    """One spelling of a path: `./a\\b.png` and `a/b` are the same view."""
+    path = posixpath.normpath(name.strip().replace("\\", "/"))
+    return next((path[: -len(e)] for e in IMAGE_EXTENSIONS if path.endswith(e)), path)
+
+
+def _listed(meta: dict[str, Any], key: str, file: Path) -> set[str] | None:
+    """The views of a list of names in the file; None where there is no such list."""
+    names = meta.get(key)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SceneError(f"{file}: `{key}` must be a list of file names, got {names!r:.60}")
+    frames = {_key(entry["file_path"]) for entry in meta["frames"] if isinstance(entry.get("file_path"), str)}
+    unknown = [name for name in names if _key(name) not in frames]
+    if unknown:
+        raise SceneError(
+            f"{file}: `{key}` names {len(unknown)} view(s) that are no `file_path` of any frame: {some(unknown)};"
+            " spell them alike, or remove them from the list"
+        )
+    return {_key(name) for name in names}
+
+
+def _without(train: list[Photo], test: list[Photo], file: Path) -> list[Photo]:
+    """Training frames whose image is not also a test image."""
+    test_images = {frame.image.resolve() for frame in test}
+    kept = [frame for frame in train if frame.image.resolve() not in test_images]
+    if len(kept) < len(train):
+        shared = [frame.name for frame in train if frame.image.resolve() in test_images]
+        warnings.warn(
+            f"{file}: not training on {len(shared)} view(s) that are test views, too: {some(shared)}",
+            SceneWarning,
+            stacklevel=3,
+        )
+    return kept
+
+
+# Lenses and boxes ----------------------------------------------------------------------------------------------------
+
+
+def _parse_lens(keys: dict[str, Any], where: str, width: int, height: int) -> Lens:
+    """The lens of a frame with ``keys`` before its picture of ``width`` x ``height`` pixels."""
+    model = str(keys.get("camera_model", "PINHOLE")).upper()
+    unsupported = [key for key in LENS_FLAGS if keys.get(key)] + ([model] if model not in LENS_MODELS else [])
+    if unsupported:
+        raise SceneError(
+            f"{where}: the lens must be perspective with k1 k2 k3 k4 p1 p2, got {unsupported[0]!r};"
+            " undistort the images first (COLMAP's image_undistorter)"
+        )
+    size = _number(keys, "w", where) or float(width), _number(keys, "h", where) or float(height)
+    if not fits_shape(width, height, size):
+        raise SceneError(
+            f"{where}: the image must have the shape of `w` x `h` = {size[0]:g} x {size[1]:g} (or scaled),"
+            f" got {width} x {height}; was it rotated or cropped?"
+        )
+
+    def focal(key: str, angle_key: str, fov_key: str, side: float) -> float | None:
+        value, angle = _number(keys, key, where), _number(keys, angle_key, where)
+        if angle is None:
+            angle = _number(keys, fov_key, where, unit=math.pi / 180)
+        if value is None and angle is not None:
+            if not 0 < angle < math.pi:
+                degrees = math.degrees(angle)
+                raise SceneError(f"{where}: the field of view must be within (0, 180) degrees, got {degrees:g}")
+            value = focal_length(angle, side)
+        if value is not None and value <= 0:
+            raise SceneError(f"{where}: `{key}` must be positive, got {value:g}")
+        return value
+
+    focal_x = focal("fl_x", "camera_angle_x", "x_fov", size[0])
+    focal_y = focal("fl_y", "camera_angle_y", "y_fov", size[1])
+    known = focal_x if focal_x is not None else focal_y
+    if known is None:
+        raise SceneError(
+            f"{where}: no focal length; give `fl_x` (pixels), `camera_angle_x` (radians) or `x_fov` (degrees)"
+        )
+    centre_x, centre_y = _number(keys, "cx", where), _number(keys, "cy", where)
+    return Lens(
+        size,
+        (known if focal_x is None else focal_x, known if focal_y is None else focal_y),
+        (size[0] / 2 if centre_x is None else centre_x, size[1] / 2 if centre_y is None else centre_y),
+        tuple(_number(keys, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")),
+    )
+
+
+def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
+    """The box of a scene with ``views`` in the file's coordinates.
+
+    - `aabb` in the file is taken at its word.
+    - A scene that is NeRF-synthetic by its numbers (nothing but angles; cameras outside of +-1.5 that look at it and
+      see as much as that there) has its box of +-1.5.
+    - Images with a transparent background bound the object themselves: the box of its visual hull.
+    - Anything else is a capture, whose cascades reach as far as instant-ngp's box of `aabb_scale`.
+    """
+    aabb_scale, scale = _positive(meta, "aabb_scale", file), _positive(meta, "scale", file) or NGP_SCALE
+    if meta.get("aabb") is not None:
+        try:
+            aabb = torch.tensor(meta["aabb"], dtype=torch.float64).reshape(-1)
+        except (TypeError, ValueError):
+            aabb = torch.empty(0)
+        if aabb.shape != (6,) or not bool(aabb.isfinite().all()) or not bool((aabb[3:] > aabb[:3]).all()):
+            raise SceneError(f"{file}: `aabb` must be two corners, the lower one first, got {meta['aabb']!r}")
+        return Box(aabb)
+    gaze = Gaze.of(views)
+    if aabb_scale is None and _is_blender(meta, views, gaze.placement.to_file(gaze.centre)):
+        return Box(cube(torch.zeros(3), BLENDER_HALF))
+    if views.has_alpha:
+        hull = hull_box(gaze, views.may_be_opaque)
+        if hull is not None:
+            return Box(hull)
+        # the masks contradict each other: instant-ngp's box
+        return Box(cube((0.5 - _offset(meta, file)) / scale, 0.5 * (aabb_scale or 1.0) / scale))
+    return capture_box(gaze, aabb_scale and 0.5 * aabb_scale / scale)
+
+
+def _is_blender(meta: dict[str, Any], views: Views, centre: Tensor) -> bool:
+    """Whether the numbers are those of a NeRF-synthetic scene; its dialect says nothing about the box.
+
+    Its cameras are 4 away from the origin and see 1.45 to each side of it. ``centre`` [3] is where they look.
+    """
+    if "camera_angle_x" not in meta or any("fl_x" in holder for holder in (meta, *meta["frames"])):
+        return False
+    origins = views.origins.double()
+    if not bool((origins.abs().amax(dim=-1) > BLENDER_HALF).all()) or float(centre.abs().max()) > 0.5 * BLENDER_HALF:
+        return False
+    visible = origins.norm(dim=-1).median() * (0.5 * views.sizes[:, 0] / views.intrinsics[:, 0]).median()
+    return 0.5 * BLENDER_HALF <= float(visible) <= 2.0 * BLENDER_HALF
+
+
+def _positive(meta: dict[str, Any], key: str, file: Path) -> float | None:
+    if meta.get(key) is None:
+        return None
+    try:
+        value = float(meta[key])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise SceneError(f"{file}: `{key}` must be a positive number, got {meta[key]!r}")
+    return value
+
+
+def _offset(meta: dict[str, Any], file: Path) -> Tensor:
+    try:
+        offset = torch.tensor(meta.get("offset", NGP_OFFSET), dtype=torch.float64).expand(3)
+    except (TypeError, ValueError, RuntimeError):
+        raise SceneError(f"{file}: `offset` must be one number or three, got {meta['offset']!r}") from None
+    return offset
