@@ -26,7 +26,7 @@ from hashgrid.bench import adam_step, harness, march_rays, mlp, peers
 from hashgrid.data.procedural import procedural_scene, write_scene
 from hashgrid.data.scene import load_scene
 from hashgrid.levels import make_level_table
-from hashgrid.nerf.config import NerfConfig
+from hashgrid.tasks.nerf import NerfConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -663,7 +663,7 @@ def test_peers_are_brought_into_our_form(fakes: None, suite: str, tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore:.*GradScaler")
 def test_nerf_peer_steps(fakes: None) -> None:
-    config = NerfConfig(log2_hashmap_size=8, steps_per_diagonal=16, occupancy_resolution=8, max_rays=64)
+    config = NerfConfig().replace(log2_hashmap_size=8, steps_per_diagonal=16, occupancy_resolution=8, max_rays=64)
     scene = types.SimpleNamespace(aabb=torch.tensor([-1.0, -1, -1, 1, 1, 1]))
 
     def batch(n_rays: int):

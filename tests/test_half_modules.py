@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid import FusedMLP, HashGrid, NetworkWithInputEncoding, OccupancyGrid
-from hashgrid.fields.ngp import NerfModel
-from hashgrid.nerf.config import NerfConfig
+from hashgrid.fields.ngp import Ngp, NgpConfig
+from hashgrid.geometry.rays import At, Rays
 from hashgrid.optim import Adam
 
 AABB = torch.tensor([-1.001, -1.0, -1.0, 1.0, 1.0, 1.003])
@@ -82,8 +82,7 @@ def test_compute_dtype_means_the_same_of_half_weights(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_radiance_field(backend: str) -> None:
-    config = NerfConfig(backend=backend, n_levels=4, log2_hashmap_size=8, compute_dtype="float32")
-    model = NerfModel(config, AABB)
+    model = Ngp(NgpConfig(n_levels=4, log2_hashmap_size=8, compute_dtype="float32"), AABB, backend=backend)
     half = copy.deepcopy(model).half()
     assert torch.equal(half.aabb, AABB) and torch.equal(half.inverse_extent, model.inverse_extent)
     exact = copy.deepcopy(half).float()
@@ -91,7 +90,8 @@ def test_half_radiance_field(backend: str) -> None:
     rays = torch.arange(9) % 2
     for recorded in (False, True):
         with torch.set_grad_enabled(recorded):
-            results = (m.radiance(m.grid(m.unit(points)), m.directions(directions), rays) for m in (half, exact))
+            at = At(Rays(points[:2], directions), model.unit(points), rays)
+            results = (each.radiance(at) for each in (half, exact))
             for got, want in zip(*results, strict=True):
                 assert got.dtype == torch.float32
                 torch.testing.assert_close(got, want)

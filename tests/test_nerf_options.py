@@ -8,20 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from problems.nerf import TINY
+from problems.nerf import OPTIONS, nerf_trainer
 
 pytest.importorskip("imageio.v3")
 pytest.importorskip("matplotlib")
 
 from hashgrid.cli import main  # noqa: E402
 from hashgrid.data.scene import Scene  # noqa: E402
-from hashgrid.nerf import app  # noqa: E402
-from hashgrid.nerf.config import NerfConfig  # noqa: E402
 from hashgrid.nerf.report import picture_names  # noqa: E402
-from hashgrid.nerf.trainer import Trainer  # noqa: E402
+from hashgrid.tasks import nerf  # noqa: E402
+from hashgrid.train.loop import Progress  # noqa: E402
 
 ARGUMENTS = ["--steps", "2", "--device", "cpu", "--no-video"]
-ARGUMENTS += [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+ARGUMENTS += OPTIONS
 NO_COLOUR = "`background` must be white, black, grey, #rrggbb or R,G,B in 0..1, got"
 
 
@@ -30,11 +29,11 @@ NO_COLOUR = "`background` must be white, black, grey, #rrggbb or R,G,B in 0..1, 
     [
         (["--background", "pink"], f"{NO_COLOUR} 'pink'"),
         (["--background", "0.5,0.5,2"], f"{NO_COLOUR} '0.5,0.5,2'"),
-        (["--set", "background=255,255,255"], f"{NO_COLOUR} '255,255,255'"),
-        (["--views", "-1"], "`--views` must be at least 0, got -1"),
-        (["--steps", "-1"], "`--steps` must be at least 0, got -1"),
-        (["--time-limit", "0"], "`--time-limit` must be positive, got 0.0"),
-        (["--time-limit", "nan"], "`--time-limit` must be positive, got nan"),
+        (["--background", "255,255,255"], f"{NO_COLOUR} '255,255,255'"),
+        (["--views", "-1"], "`views` must be at least 0, got -1"),
+        (["--steps", "-1"], "`steps` must be at least 0, got -1"),
+        (["--time-limit", "0"], "`time_limit` must be positive, got 0.0"),
+        (["--time-limit", "nan"], "`time_limit` must be positive, got nan"),
     ],
 )
 def test_wrong_options_are_found_before_images_are_read(
@@ -44,7 +43,7 @@ def test_wrong_options_are_found_before_images_are_read(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(app, "load_scene", lambda *args, **options: pytest.fail("images are read"))
+    monkeypatch.setattr(nerf, "load_scene", lambda *args, **options: pytest.fail("images are read"))
     assert main(["nerf", str(tmp_path), "--out", str(tmp_path / "out"), *ARGUMENTS, *arguments]) == 1
     assert capsys.readouterr().err == f"hashgrid: error: {message}\n" and not (tmp_path / "out").exists()
 
@@ -56,35 +55,35 @@ def test_huge_images_are_asked_for_by_an_option(monkeypatch: pytest.MonkeyPatch,
         asked.append(allow_huge)
         raise ValueError
 
-    monkeypatch.setattr(app, "load_scene", load_scene)
+    monkeypatch.setattr(nerf, "load_scene", load_scene)
     for arguments in ([], ["--allow-huge"]):
         assert main(["nerf", str(tmp_path), "--out", str(tmp_path / "out"), *ARGUMENTS, *arguments]) == 1
     assert asked == [False, True]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--steps", "0"], ["--steps", "-3"], ["--time-limit", "-1"], ["--out", "photo.png"]]
+    ("arguments", "name"),
+    [(["--steps", "-3"], "steps"), (["--time-limit", "-1"], "time_limit"), (["--out", "photo.png"], "--out")],
 )
 def test_wrong_options_of_a_photo_are_found_before_it_is_read(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No number of steps below one would ever be reached."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photo.png").touch()
     assert main(["image", "photo.png", *arguments]) == 1
-    assert capsys.readouterr().err.startswith(f"hashgrid: error: `{arguments[0]}` must be ")
+    assert capsys.readouterr().err.startswith(f"hashgrid: error: `{name}` must be ")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--background", "0.5,0.5,0.5"], ["--set", "background=0.5,0.5,0.5"], ["--background", "grey"]],
+    [["--background", "0.5,0.5,0.5"], ["--background", "grey"]],
     ids=" ".join,
 )
 def test_backgrounds_of_the_help_are_taken(arguments: list[str], scene_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["nerf", str(scene_path), "--out", str(out), *ARGUMENTS, *arguments]) == 0
     results = json.loads((out / "results.json").read_text())
-    assert results["protocol"]["background"] == arguments[-1].removeprefix("background=")
+    assert results["protocol"]["background"] == arguments[-1]
     assert results["test"]["views"] == 2
 
 
@@ -92,12 +91,12 @@ def test_wrong_background_of_a_checkpoint_can_be_replaced(
     scene: Scene, scene_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
-    Trainer(scene, NerfConfig(steps=2, **(TINY | {"background": "pink"}))).save(checkpoint)
+    nerf_trainer(scene, 2, background="pink").save(checkpoint)
     for how in (["--eval", str(checkpoint)], ["--resume", "--out", str(tmp_path)]):
         command = ["nerf", str(scene_path), *how, *ARGUMENTS[2:5]]
         assert main(command) == 1
         error = capsys.readouterr().err
-        assert f"{NO_COLOUR} 'pink'; it is the checkpoint's, `--background` replaces it" in error
+        assert f"{NO_COLOUR} 'pink'; the checkpoint says so, an option replaces it" in error
         assert main([*command, "--background", "#808080", "--views", "1"]) == 0
 
 
@@ -129,10 +128,9 @@ def test_each_view_has_its_pictures(scene: Scene, tmp_path: Path) -> None:
     """Also where only some of them are evaluated, under the name it has among all."""
     scene.test.names, names = ("images/front/000.png", "images/back/000.png"), scene.test.names
     try:
-        trainer = Trainer(scene, NerfConfig(steps=1, **TINY))
         for n_views, pictures in ((2, {"front_000.png", "back_000.png"}), (1, {"front_000.png"})):
             out = tmp_path / str(n_views)
-            app._evaluate(trainer, out, n_views, False, None)
+            nerf_trainer(scene, 1, views=n_views).task.evaluate(out, Progress(), [], False)
             for folder in ("renders", "comparisons", "depth"):
                 assert {path.name for path in (out / folder).iterdir()} == pictures
             with open(out / "test_views.csv", newline="") as file:

@@ -15,8 +15,8 @@ iio = pytest.importorskip("imageio.v3")
 
 from hashgrid.data.scene import Scene, load_scene  # noqa: E402
 from hashgrid.geometry.cameras import look_at  # noqa: E402
-from hashgrid.nerf.config import NerfConfig  # noqa: E402
-from hashgrid.nerf.trainer import Trainer  # noqa: E402
+from hashgrid.tasks.nerf import Nerf, NerfConfig  # noqa: E402
+from hashgrid.train.loop import Trainer  # noqa: E402
 
 SIZE, FOCAL = 32, 35.0
 LENS = {"w": SIZE, "h": SIZE, "fl_x": FOCAL, "fl_y": FOCAL, "cx": SIZE / 2, "cy": SIZE / 2}
@@ -94,12 +94,12 @@ def test_unit_and_origin_do_not_matter(tmp_path, channels, unit, shift) -> None:
 
 
 def test_training_of_a_capture_does_not_depend_on_its_unit(tmp_path) -> None:
-    config = NerfConfig(
+    config = NerfConfig().replace(
         steps=60, device="cpu", target_samples=2048, n_levels=4, log2_hashmap_size=10, occupancy_resolution=32
     )
     psnr = []
     for unit, shift in ((1.0, (0, 0, 0)), (256.0, (0, 0, 0)), (1.0, (2.0**20, 0, 0))):
-        trainer = Trainer(load_scene(write(tmp_path / f"{unit} {shift[0]}", 3, unit, shift)), config)
+        trainer = Trainer(Nerf(config, load_scene(write(tmp_path / f"{unit} {shift[0]}", 3, unit, shift))))
         trainer.train()
         psnr.append(trainer.progress.psnr)
     assert psnr[0] > 12 and max(psnr) - min(psnr) < 0.3

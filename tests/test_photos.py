@@ -14,13 +14,13 @@ import torch
 
 Image = pytest.importorskip("PIL.Image")
 
+from hashgrid.image.app import load_photo  # noqa: E402
 from PIL import ImageCms, ImageOps  # noqa: E402
 
 from hashgrid.cli import main  # noqa: E402
 from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
 from hashgrid.data.images import PhotoError, read_photo  # noqa: E402
 from hashgrid.data.scene import load_scene  # noqa: E402
-from hashgrid.image.app import load_photo  # noqa: E402
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.stack(np.meshgrid(np.linspace(20, 230, 24), np.linspace(40, 200, 16)), axis=-1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hashgrid.sdf.evaluate import compare_meshes
 
 from hashgrid.cli import main
 from hashgrid.data.distances import CHUNK, DistanceSamples, make_chunk, make_pool
@@ -27,7 +28,6 @@ from hashgrid.data.mesh_files import write_ply
 from hashgrid.fields.distance import SdfField
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.evaluate import compare_meshes
 from hashgrid.sdf.trainer import Progress, Trainer
 from hashgrid.train.checkpoint import CheckpointError
 

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from hashgrid.sdf.report import level_lines, slice_image, turntable, write_views
 
 from hashgrid.geometry.cameras import UP, framing
 from hashgrid.rendering.surface import error_colors, render, trace, with_scale
-from hashgrid.sdf.report import level_lines, slice_image, turntable, write_views
 
 pytest.importorskip("PIL")
 

@@ -21,12 +21,11 @@ import torch
 from hashgrid.bench import harness
 from hashgrid.bench.render import frame, resized
 from hashgrid.bench.sdf_step import torus
-from hashgrid.data.distances import DistanceSamples
 from hashgrid.data.procedural import procedural_scene
-from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.trainer import Trainer as NerfTrainer
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.trainer import Trainer as SdfTrainer
+from hashgrid.data.shape import Shape
+from hashgrid.tasks.nerf import Nerf, NerfConfig
+from hashgrid.tasks.sdf import Sdf, SdfConfig
+from hashgrid.train.loop import Trainer
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import own_threads
 
@@ -64,12 +63,14 @@ def _work(tiny: bool, seed: int) -> dict[str, Callable[[], object]]:
         config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
         recipe = recipe.replace(log2_hashmap_size=10, pool=1 << 12, batch=1 << 8)
     scene = procedural_scene(*((2, 1, 12) if tiny else (12, 1, 100)), seed)
-    nerf = NerfTrainer(scene, config)
-    sdf = SdfTrainer(DistanceSamples(torus(), recipe, torch.device("cpu")), recipe)
+    mesh = torus()
+    field, shape = Nerf(config, scene), Sdf(recipe, Shape(Path("torus"), "torus", mesh.placement, mesh))
+    shape.begin()
+    nerf, sdf = Trainer(field), Trainer(shape)
     for trainer in (nerf, sdf):
         for _ in range(2 if tiny else 150):
             trainer.step()
-    view = frame(nerf, resized(scene.test, 12 if tiny else 200), torch.ones(3))
+    view = frame(field, resized(scene.test, 12 if tiny else 200), torch.ones(3))
     return {
         "training step of hashgrid nerf": nerf.step,
         "rendered view": view,

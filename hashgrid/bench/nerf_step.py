@@ -20,9 +20,12 @@ from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene, load_scene
-from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.trainer import Trainer, read_checkpoint
-from hashgrid.rendering.volume import render_rays
+from hashgrid.geometry.rays import Rays
+from hashgrid.rendering.volume import render
+from hashgrid.tasks.nerf import Nerf, NerfConfig
+from hashgrid.train.checkpoint import load_checkpoint
+from hashgrid.train.loop import Trainer
+from hashgrid.util.device import fast_dtype
 
 N_CHECKED_RAYS = 256
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -48,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if args.tiny:
         config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
     native = config if args.compute_dtype == "auto" else config.replace(compute_dtype=args.compute_dtype)
-    native = native.resolved()
-    suite.record["settings"]["native_compute_dtype"] = native.compute_dtype
+    dtype = fast_dtype(native.field.compute_dtype, "native", suite.device)
+    native = native.replace(compute_dtype=dtype)
+    suite.record["settings"]["native_compute_dtype"] = dtype
     varying = native.replace(fixed_size=False)
     plain = varying.replace(backend="reference", compute_dtype="float32", table_dtype="float32")
     if args.scene is None:
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         scene = load_scene(args.scene).normalized()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "warm.safetensors"
-        warm = Trainer(scene, native)
+        warm = Trainer(Nerf(native, scene))
         while warm.progress.step < args.warm_steps:
             warm.step()
         warm.save(checkpoint)
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         trainers = {EAGER: _trainer(scene, plain, checkpoint)}
         if not args.no_compile:
             trainers[COMPILED] = _trainer(scene, plain, checkpoint)
-            model = trainers[COMPILED].model
+            model = trainers[COMPILED].task.model
             # The field is where the time goes; marching and compositing have loops that do not compile well.
             for module in (model.grid, model.density_mlp, model.color_mlp):
                 module.compile(dynamic=True)
@@ -76,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         if native.fixed_size:
             trainers[f"{OURS}, steps of varying size"] = _trainer(scene, varying, checkpoint)
 
-    half = native.compute_dtype != "float32"
+    half = dtype != "float32"
     steppers = {name: _Stepper(trainer, args.gpu_recipe) for name, trainer in trainers.items()}
     contenders = [
         Contender(name, stepper.run, points=stepper.points, check=_check(stepper.trainer))
@@ -106,8 +110,8 @@ def _nerfacc(scene: Scene, config: NerfConfig, device: torch.device) -> Callable
 
 
 def _trainer(scene: Scene, config: NerfConfig, checkpoint: Path) -> Trainer:
-    trainer = Trainer(scene, config)
-    trainer.load(*read_checkpoint(checkpoint))
+    trainer = Trainer(Nerf(config, scene))
+    trainer.load(*load_checkpoint(checkpoint))
     return trainer
 
 
@@ -116,16 +120,17 @@ class _Stepper:
 
     def __init__(self, trainer: Trainer, count_rays: bool) -> None:
         self.trainer, self.count_rays, self._points = trainer, count_rays, 0
-        self._begin = trainer.progress.rays, trainer.progress.samples
+        self._begin = _counts(trainer)
 
     def run(self) -> Sequence[Tensor]:
         progress = self.trainer.progress
-        if progress.step % self.trainer.config.occupancy_interval == 0:
+        if progress.step % self.trainer.task.config.occupancy_interval == 0:
             progress.step += 1
-        rays, samples = progress.rays, progress.samples
-        while progress.rays == rays:
+        rays, samples = _counts(self.trainer)
+        while _counts(self.trainer)[0] == rays:
             self.trainer.step()
-        self._points = progress.rays - rays if self.count_rays else progress.samples - samples
+        more_rays, more_samples = _counts(self.trainer)
+        self._points = more_rays - rays if self.count_rays else more_samples - samples
         return ()
 
     def points(self) -> int:
@@ -134,21 +139,27 @@ class _Stepper:
 
     @property
     def samples_per_ray(self) -> float:
-        rays, samples = self._begin
-        return (self.trainer.progress.samples - samples) / max(self.trainer.progress.rays - rays, 1)
+        (rays, samples), (more_rays, more_samples) = self._begin, _counts(self.trainer)
+        return (more_samples - samples) / max(more_rays - rays, 1)
+
+
+def _counts(trainer: Trainer) -> tuple[int, int]:
+    """Rays and samples so far."""
+    counts = trainer.progress.counts
+    return counts.get("rays", 0), counts.get("samples", 0)
 
 
 def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
     """Colours of fixed rays and the gradients of all parameters, as the checkpoint gives them."""
 
     def check() -> Sequence[Tensor]:
-        device = next(trainer.model.parameters()).device
-        rays_o, rays_d, rgba, _ = (x.to(device) for x in trainer.scene.train.sample_rays(N_CHECKED_RAYS))
+        task, device = trainer.task, trainer.task.device
+        rays_o, rays_d, rgba, _ = (x.to(device) for x in task.scene.train.sample_rays(N_CHECKED_RAYS))
         trainer.optimizer.zero_grad(set_to_none=True)  # before the forward, which takes hold of the table's buffer
         white = torch.ones(3, device=device)
-        out = render_rays(trainer.model, trainer.occupancy, rays_o, rays_d, trainer.marching, white)
+        out = render(task.model, task.sampler, Rays(rays_o, rays_d), white)
         torch.nn.functional.mse_loss(out.colors, rgba[:, :3]).backward()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in task.model.parameters()]
         trainer.optimizer.zero_grad(set_to_none=True)
         return [out.colors.detach(), *gradients]
 

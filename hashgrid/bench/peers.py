@@ -395,22 +395,23 @@ class NerfaccTrainer:
         self.step_size = extent * 3**0.5 / config.steps_per_diagonal
         self.estimator = nerfacc.OccGridEstimator(self.aabb, resolution=config.occupancy_resolution, levels=1)
         self.estimator = self.estimator.to(device)
-        grid = Grid(config.n_levels, config.n_features_per_level, config.log2_hashmap_size, config.base_resolution,
-                    config.max_resolution)  # fmt: skip
+        sizes = config.field
+        grid = Grid(sizes.n_levels, sizes.n_features_per_level, sizes.log2_hashmap_size, sizes.base_resolution,
+                    sizes.max_resolution)  # fmt: skip
 
         def network(n_hidden_layers: int, output: str) -> dict[str, Any]:
             return {
                 "otype": "FullyFusedMLP",
                 "activation": "ReLU",
                 "output_activation": output,
-                "n_neurons": config.n_neurons,
+                "n_neurons": sizes.n_neurons,
                 "n_hidden_layers": n_hidden_layers,
             }
 
-        n_features = config.n_geometry_features
+        n_features = sizes.n_geometry_features
         self.field = tcnn.NetworkWithInputEncoding(3, n_features, grid.tcnn_config(), network(1, "None")).to(device)
-        self.directions = tcnn.Encoding(3, {"otype": "SphericalHarmonics", "degree": config.sh_degree}).to(device)
-        n_inputs = n_features + config.sh_degree**2
+        self.directions = tcnn.Encoding(3, {"otype": "SphericalHarmonics", "degree": sizes.sh_degree}).to(device)
+        n_inputs = n_features + sizes.sh_degree**2
         self.color = tcnn.Network(n_inputs, 3, network(2, "Sigmoid")).to(device)
         for module in (self.field, self.directions, self.color):
             if jit:

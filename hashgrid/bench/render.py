@@ -17,9 +17,11 @@ from hashgrid.bench.harness import EAGER, OURS, Case, Contender
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import load_scene
 from hashgrid.geometry.cameras import Cameras
-from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.trainer import Trainer
-from hashgrid.rendering.volume import render_rays, render_view_on_device
+from hashgrid.geometry.rays import Rays
+from hashgrid.rendering.volume import render, render_image
+from hashgrid.tasks.nerf import Nerf, NerfConfig
+from hashgrid.train.loop import Trainer
+from hashgrid.util.device import fast_dtype
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -36,28 +38,29 @@ def main(argv: Sequence[str] | None = None) -> Path:
     config = NerfConfig.for_device(suite.device).replace(seed=args.seed, steps=10**6)
     if args.tiny:
         config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
-    config = config.resolved()
+    dtype = fast_dtype(config.field.compute_dtype, "native", suite.device)
     if args.scene is None:
         scene = procedural_scene(*((2, 1, 12) if args.tiny else (24, 1, 200)), args.seed)
     else:
         scene = load_scene(args.scene).normalized()
-    native = Trainer(scene, config)
-    while native.progress.step < args.warm_steps:
-        native.step()
-    plain = Trainer(scene, config.replace(backend="reference", compute_dtype="float32", table_dtype="float32"))
+    native = Nerf(config, scene)
+    trainer = Trainer(native)
+    while trainer.progress.step < args.warm_steps:
+        trainer.step()
+    plain = Nerf(config.replace(backend="reference", compute_dtype="float32", table_dtype="float32"), scene)
     plain.model.load_state_dict(native.model.state_dict())
-    plain.occupancy.load_state_dict(native.occupancy.state_dict())
+    plain.sampler.load_state_dict(native.sampler.state_dict())
 
     camera = resized(scene.test, args.resolution).to(suite.device)
     n_rays = int(camera.sizes.prod())
     white = torch.ones(3, device=suite.device)
-    half = config.compute_dtype != "float32"
-    contenders = [Contender(name, frame(trainer, camera, white)) for name, trainer in ((EAGER, plain), (OURS, native))]
+    half = dtype != "float32"
+    contenders = [Contender(name, frame(task, camera, white)) for name, task in ((EAGER, plain), (OURS, native))]
     suite.run(Case("frame", n_rays, contenders, tolerance=0.1 if half else 1e-2, rms=half))
     case = suite.record["cases"][-1]
     with torch.no_grad():
-        rays = camera.view_rays(0)
-        case["samples_per_ray"] = render_rays(native.model, native.occupancy, *rays, native.marching, white).n_samples
+        rays = Rays(*camera.view_rays(0))
+        case["samples_per_ray"] = render(native.model, native.sampler, rays, white).n_samples
     case["samples_per_ray"] /= n_rays
     for row in case["contenders"]:
         if "median_ns" in row:
@@ -71,8 +74,8 @@ def resized(cameras: Cameras, resolution: int) -> Cameras:
     return cameras.select([0]).scaled(resolution / cameras.size(0)[0])
 
 
-def frame(trainer: Trainer, camera: Cameras, background: Tensor) -> Callable[[], Sequence[Tensor]]:
-    return lambda: render_view_on_device(trainer.model, trainer.occupancy, camera, 0, trainer.marching, background)
+def frame(task: Nerf, camera: Cameras, background: Tensor) -> Callable[[], Sequence[Tensor]]:
+    return lambda: render_image(task.model, task.sampler, camera, 0, background)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
-from hashgrid.data.distances import DistanceSamples
 from hashgrid.data.mesh import Mesh, load_mesh, make_mesh
+from hashgrid.data.shape import Shape
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.trainer import Trainer
+from hashgrid.tasks.sdf import Sdf, SdfConfig
+from hashgrid.train.loop import Trainer
 
 N_CHECKED = 1024
 
@@ -52,12 +52,12 @@ def _case(name: str, mesh: Mesh, config: SdfConfig, warm_steps: int, compiled: b
     warm = _trainer(mesh, config, None)
     while warm.progress.step < warm_steps:
         warm.step()
-    state = warm.field.state_dict()
+    state = warm.task.model.state_dict()
     plain = config.replace(backend="reference")
     trainers = {EAGER: _trainer(mesh, plain, state)}
     if compiled:
         trainers[COMPILED] = _trainer(mesh, plain, state)
-        trainers[COMPILED].field.compile()
+        trainers[COMPILED].task.model.compile()
     trainers[OURS] = _trainer(mesh, config, state)
     contenders = [
         Contender(kind, _runner(trainer), check=_check(trainer, config)) for kind, trainer in trainers.items()
@@ -66,10 +66,11 @@ def _case(name: str, mesh: Mesh, config: SdfConfig, warm_steps: int, compiled: b
 
 
 def _trainer(mesh: Mesh, config: SdfConfig, state: dict[str, Tensor] | None) -> Trainer:
-    trainer = Trainer(DistanceSamples(mesh, config, torch.device(config.device)), config)
+    task = Sdf(config, Shape(Path(mesh.name), mesh.name, mesh.placement, mesh))
+    task.begin()
     if state is not None:
-        trainer.field.load_state_dict(state)
-    return trainer
+        task.model.load_state_dict(state)
+    return Trainer(task)
 
 
 def _runner(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
@@ -84,15 +85,16 @@ def _check(trainer: Trainer, config: SdfConfig) -> Callable[[], Sequence[Tensor]
     """Distances of fixed points and the gradients of all parameters, as the half-trained field gives them."""
 
     def check() -> Sequence[Tensor]:
+        field = trainer.task.model
         x = torch.rand(N_CHECKED, 3, generator=torch.Generator().manual_seed(0)).to(config.device)
         trainer.optimizer.zero_grad(set_to_none=True)
         if config.eikonal_weight > 0:
-            distance, gradient = trainer.field.gradient(x)
+            distance, gradient = field.gradient(x)
             (distance.square().mean() + (gradient.norm(dim=-1) - 1).square().mean()).backward()
         else:
-            distance = trainer.field(x)
+            distance = field(x)
             distance.square().mean().backward()
-        gradients = [p.grad.clone() for p in trainer.field.parameters() if p.grad is not None]
+        gradients = [p.grad.clone() for p in field.parameters() if p.grad is not None]
         trainer.optimizer.zero_grad(set_to_none=True)
         return [distance.detach(), *gradients]
 

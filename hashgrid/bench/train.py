@@ -5,7 +5,6 @@ Every contender trains the same recipe from the same seed; the clock stops while
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene, load_scene
-from hashgrid.nerf.config import NerfConfig
-from hashgrid.nerf.evaluate import evaluate
-from hashgrid.nerf.trainer import Trainer
+from hashgrid.rendering.scores import evaluate
+from hashgrid.tasks.nerf import Nerf, NerfConfig
+from hashgrid.train.loop import Trainer
 from hashgrid.util.optional import optional_import
 
 FRACTIONS = (1 / 30, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)  # of the time at which test views are rendered
@@ -55,31 +54,29 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 def _train(scene: Scene, config: NerfConfig, n_views: int, compiled: bool) -> list[dict[str, float]]:
     """Seconds, steps, samples and the mean PSNR of the test views along one run."""
-    trainer = Trainer(scene, config)
+    task = Nerf(config, scene)
+    trainer = Trainer(task)
     if compiled:
-        model = trainer.model
+        model = task.model
         for module in (model.grid, model.density_mlp, model.color_mlp):
             module.compile(dynamic=True)
     curve: list[dict[str, float]] = []
     for fraction in FRACTIONS:
-        while trainer.tick() < fraction:
+        while trainer.update_clock() < fraction:
             trainer.step()
         with trainer.pause():
             progress = trainer.progress
             point = {"seconds": progress.seconds, "steps": progress.step, "samples": progress.samples}
-            curve.append(point | {"psnr": _test_psnr(trainer, n_views)})
+            curve.append(point | {"psnr": _test_psnr(task, n_views)})
     return curve
 
 
-def _test_psnr(trainer: Trainer, n_views: int) -> float:
+def _test_psnr(task: Nerf, n_views: int) -> float:
     """Of views evenly spread over the test split."""
-    n_test = len(trainer.scene.test)
-    background = trainer.scene.background(trainer.config.background)
+    n_test = len(task.scene.test)
+    background = task.scene.background(task.config.background)
     views = [i * n_test // n_views for i in range(min(n_views, n_test))]
-    scores, _ = evaluate(
-        trainer.model, trainer.occupancy, trainer.scene.test, trainer.marching, background, indices=views
-    )
-    return statistics.fmean(score.psnr for score in scores)
+    return evaluate(task.model, task.sampler, task.scene.test, background, indices=views)["psnr_mean"]
 
 
 def _summary(curves: dict[str, list[dict[str, float]]], seconds: float) -> dict[str, Any]:

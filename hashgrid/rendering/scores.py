@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from hashgrid.nerf import report
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render_image
 from hashgrid.util.metrics import psnr, ssim
-from hashgrid.util.optional import optional_import
 
 
 def evaluate(
@@ -27,8 +26,10 @@ def evaluate(
     background: Tensor,
     out: Path | None = None,
     indices: Sequence[int] | None = None,
+    on_view: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of the views (all, or ``indices``): ``psnr_mean``, ``ssim_mean``, ``views``, ``seconds``, ``scores``.
+    """Scores of the views (all, or ``indices``): ``psnr_mean``, ``ssim_mean``, ``views``, ``seconds``. ``on_view`` is
+    told after each view, with the mean so far.
 
     With ``out``, writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth | render | error) and
     ``depth/NAME.png``, and ``test_views.csv`` for all. PSNR is that of the 8-bit image clipped to [0, 1], so that it
@@ -40,17 +41,15 @@ def evaluate(
     device = field.aabb.device
     cameras = views.select(range(len(views))).to(device)
     indices = range(len(views)) if indices is None else indices
-    with optional_import("tqdm", "apps").tqdm(total=len(indices), desc="test views", unit="view") as bar:
-        for view in indices:
-            image = render_image(field, sampler, cameras, view, background.to(device))
-            color, opacity, depth = (x.cpu() for x in image)
-            color = (color * 255).round() / 255
-            truth, mask = views.image_rgb(view, background), views.mask(view)
-            scores.append((views.names[view], psnr(color, truth, mask), ssim(color, truth, mask)))
-            if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
-                report.write_view(out, pictures[view], truth, color, opacity, depth)
-            bar.set_postfix_str(f"PSNR {_spelled(_mean([score[1] for score in scores]), '.2f', ' dB')}", refresh=False)
-            bar.update()
+    for view in indices:
+        color, opacity, depth = (x.cpu() for x in render_image(field, sampler, cameras, view, background.to(device)))
+        color = (color * 255).round() / 255
+        truth, mask = views.image_rgb(view, background), views.mask(view)
+        scores.append((views.names[view], psnr(color, truth, mask), ssim(color, truth, mask)))
+        if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
+            report.write_view(out, pictures[view], truth, color, opacity, depth)
+        if on_view is not None:
+            on_view(f"PSNR {_spelled(_mean([score[1] for score in scores]), '.2f', ' dB')}")
     if out is not None:
         report.write_scores(out / "test_views.csv", scores)
     return {

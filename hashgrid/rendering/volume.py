@@ -104,23 +104,30 @@ def render_pixels(
     be fused comes from one kernel, and the host waits for nothing; on the CPU, where products are what costs, colours
     are computed for visible samples only."""
     if in_one_kernel(field, sampler):
-        assert isinstance(sampler, OccupancySampler)
-        fused = field.fused()
-        assert fused is not None
-        colors, opacities, depths, _ = backend_ops("native").render_rays(
-            rays.origins,
-            rays.directions,
-            fused.encode_directions(rays.directions),
-            **sampler.grid.op_arguments(),
-            field_aabb=field.aabb,
-            **fused.table,
-            **fused.networks,
-            **sampler.march_arguments(),
-            early_stop_eps=sampler.early_stop_eps,
-        )
-        return colors + (1 - opacities).unsqueeze(-1) * background, opacities, depths
+        return render_pixels_in_one(field, sampler, rays, background)
     out = render(field, sampler, rays, background)
     return out.colors, out.opacities, out.depths
+
+
+@torch.no_grad()
+def render_pixels_in_one(
+    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`render_pixels`, by the op that marches, asks the field and composites at once."""
+    fused = field.fused()
+    assert fused is not None and isinstance(sampler, OccupancySampler)
+    colors, opacities, depths, _ = backend_ops(sampler.grid.backend).render_rays(
+        rays.origins,
+        rays.directions,
+        fused.encode_directions(rays.directions),
+        **sampler.grid.op_arguments(),
+        field_aabb=field.aabb,
+        **fused.table,
+        **fused.networks,
+        **sampler.march_arguments(),
+        early_stop_eps=sampler.early_stop_eps,
+    )
+    return colors + (1 - opacities).unsqueeze(-1) * background, opacities, depths
 
 
 def in_one_kernel(field: RadianceField, sampler: Sampler) -> bool:

@@ -51,6 +51,7 @@ class Image(Command):
     config: ImageConfig
 
     def __init__(self, config: ImageConfig, image: Tensor, photo: Path = Path("image")) -> None:
+        config = config.on_device()
         self.photo, self.image = photo, image
         self.height, self.width = image.shape[:2]
         if config.field.max_resolution == 0:  # cells of half a pixel less would be noise

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from hashgrid.data.procedural import procedural_folder
-from hashgrid.data.scene import Scene, background_color, hex_color, load_scene, scene_name
+from hashgrid.data.scene import Scene, load_scene
+from hashgrid.data.transforms import scene_name
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import Rays
@@ -32,7 +33,7 @@ from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
-from hashgrid.util.pictures import write_video
+from hashgrid.util.pictures import background_color, hex_color, write_video
 
 UPDATES = ("interval", "warmup_steps", "uniform", "occupied", "time_share")  # options of occupancy updates
 
@@ -115,7 +116,7 @@ class Nerf(Command):
     model: RadianceField
 
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
-        scene = scene.normalized()
+        scene, config = scene.normalized(), config.on_device()
         device = torch.device(config.device)
         if hasattr(config.field, "resolved"):
             config = config.replace(field=config.field.resolved(config.backend, device))
@@ -236,7 +237,13 @@ class Nerf(Command):
         n_views = min(n_views, 4) if interrupted else n_views
         indices = [i * n_test // n_views for i in range(n_views)] if n_views else []
         background = scene.background(config.background)
-        test = scores.evaluate(self.model, self.sampler, scene.test, background, out, indices)
+        with optional_import("tqdm", self.extra).tqdm(total=len(indices), desc="test views", unit="view") as bar:
+
+            def show(text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                bar.update()
+
+            test = scores.evaluate(self.model, self.sampler, scene.test, background, out, indices, show)
         points = [(point["seconds"], -10 * math.log10(max(point.get("mse", 1.0), 1e-10))) for point in curve]
         plot_curve(out / "psnr_over_time.png", points, "PSNR [dB]", test["psnr_mean"], "test views")
         trained = f"trained {progress.step} steps, {progress.samples / 1e6:.1f} M samples in {progress.seconds:.1f} s"

@@ -114,7 +114,8 @@ class Sdf(Command):
     model: DistanceField
 
     def __init__(self, config: SdfConfig, shape: Shape) -> None:
-        self.config, self.shape = config, shape
+        self.config = config = config.on_device()
+        self.shape = shape
         self.model = make_field(config).to(config.device)
         rates = config.field.learning_rate, config.field.final_learning_rate  # type: ignore[attr-defined]
         self.schedule = Schedule(*rates, decay_start=0.2)

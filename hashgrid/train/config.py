@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
 from hashgrid.util.config import Config
+from hashgrid.util.device import choose_device
 
 R = TypeVar("R", bound="RunConfig")
 
@@ -30,6 +31,14 @@ class RunConfig(Config):
         if self.steps is not None or self.time_limit is not None:
             return self
         return self.replace(steps=self.default_steps, time_limit=self.default_seconds)
+
+    def on_device(self: R) -> R:
+        """With the device that "auto" stands for.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        return self.replace(device=str(choose_device(self.device, self.backend)))
 
     def check(self) -> None:
         super().check()

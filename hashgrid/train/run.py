@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,18 +115,22 @@ def run(
     """What :func:`main` does with options that are known; ``stored`` is what to go on from, or to evaluate."""
     begin = time.perf_counter() if begin is None else begin
     config = config.with_budget()
-    config.check()
+    try:
+        config.check()
+    except ValueError as error:
+        raise ValueError(f"{error}; the checkpoint says so, an option replaces it") if stored else error from None
     for package in command.packages:
         optional_import(package, command.extra)
-    config = config.replace(device=str(choose_device(config.device, config.backend)))
+    config = config.on_device()
     if options.profile and config.device != "cpu":
         raise ValueError(f"`--profile` is for the CPU, got device {config.device}; use Nsight Systems on a GPU")
+    out = options.eval.parent if options.eval and not options.out else _output_folder(command, options, config)
+    _check_writable(out)
     with threads_for(config.backend):
         task = command.make(config, options.source, stored.metadata["notes"] if stored else {})
         print(task.describe(), flush=True)
         print(_describe_device(task), flush=True)
-        out = options.eval.parent if options.eval and not options.out else _output_folder(command, options, config)
-        _check_writable(out)
+        out.mkdir(parents=True, exist_ok=True)
         try:
             return _train_and_evaluate(task, options, out, stored, begin)
         finally:
@@ -273,12 +277,11 @@ def _output_folder(command: type[Command], options: Options, config: RunConfig) 
 
 def _check_writable(out: Path) -> None:
     """Raises now what would be raised after training."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ValueError(f"`--out` must be a folder to write to, `{out}`: {error.strerror}") from error
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`--out` must be a folder, `{existing}` is a file")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"`--out` must be a folder to write to, `{existing}` is not")
 
 
 def _describe_device(task: Task) -> str:
