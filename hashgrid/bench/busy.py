@@ -21,11 +21,11 @@ import torch
 from hashgrid.bench import harness
 from hashgrid.bench.render import frame, resized
 from hashgrid.bench.sdf_step import torus
-from hashgrid.data.distances import DistanceSamples
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.trainer import Trainer as NerfTrainer
 from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.objectives import DistanceSamples
 from hashgrid.sdf.trainer import Trainer as SdfTrainer
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import own_threads

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hashgrid.bench import harness
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
-from hashgrid.data.distances import DistanceSamples
 from hashgrid.data.mesh import Mesh, load_mesh, make_mesh
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.objectives import DistanceSamples
 from hashgrid.sdf.trainer import Trainer
 
 N_CHECKED = 1024

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.distances import DistanceSamples
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import Mesh, Placement, euler_characteristic, is_watertight, load_mesh
 from hashgrid.data.mesh_files import FORMATS, write_mesh, write_ply
-from hashgrid.data.points import POINT_LOSSES, PointCloud, PointSamples, load_points
+from hashgrid.data.points import PointCloud, load_points
 from hashgrid.fields.distance import Field, make_field
 from hashgrid.geometry.cameras import UP
 from hashgrid.rendering.extract import n_components
@@ -26,6 +25,7 @@ from hashgrid.sdf import report
 from hashgrid.sdf.checkpoint import read_field, save_field
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.evaluate import compare_meshes, eikonal_error, iou
+from hashgrid.sdf.objectives import POINT_LOSSES, DistanceSamples, PointSamples
 from hashgrid.sdf.trainer import Objective, Progress, Trainer
 from hashgrid.util.choices import BACKENDS, INTERPOLATIONS, check_option
 from hashgrid.util.device import choose_device

@@ -53,7 +53,7 @@ class Trainer:
     """Fits a field to an objective.
 
     Args:
-        objective: what to fit, for instance :class:`hashgrid.data.distances.DistanceSamples`.
+        objective: what to fit, for instance :class:`hashgrid.sdf.objectives.DistanceSamples`.
         config: the recipe.
         seconds_before: time of the run spent before, e.g. on loading and samples.
     """
