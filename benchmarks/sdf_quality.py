@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from hashgrid.bench.environment import environment, warn_if_busy
-from hashgrid.data.distances import DistanceSamples
 from hashgrid.data.mesh import load_mesh
-from hashgrid.data.points import PointSamples, load_points
+from hashgrid.data.points import load_points
 from hashgrid.fields.distance import make_field
 from hashgrid.rendering.extract import n_components
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.evaluate import compare_meshes, eikonal_error, iou
+from hashgrid.sdf.objectives import DistanceSamples, PointSamples
 from hashgrid.sdf.trainer import Trainer
 from hashgrid.util.files import atomic_write_json, atomic_write_text
 

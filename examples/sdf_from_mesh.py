@@ -10,7 +10,7 @@ import sys
 import torch
 
 import hashgrid
-from hashgrid.data.distances import make_pool
+from hashgrid.data.distances import DistanceRecipe, make_pool
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import load_mesh, make_mesh
 from hashgrid.data.mesh_files import write_ply
@@ -28,7 +28,7 @@ def main() -> None:
     n_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 500
 
     # Points on the surface, near it and anywhere in the unit cube, and their distances: negative inside.
-    points, distances = make_pool(mesh, config)
+    points, distances = make_pool(mesh, DistanceRecipe())
 
     field = SdfField(config)  # a HashGrid and a FusedMLP: distances [...] of points [..., 3]
     optimizer = hashgrid.optim.Adam(field.parameter_groups(weight_decay=1e-6), lr=5e-3, eps=1e-15)

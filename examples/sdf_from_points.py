@@ -12,8 +12,9 @@ import sys
 import numpy as np
 
 from hashgrid.data.mesh_files import write_ply
-from hashgrid.data.points import PointCloud, PointSamples, load_points, make_points
+from hashgrid.data.points import PointCloud, load_points, make_points
 from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.objectives import PointSamples
 from hashgrid.sdf.trainer import Progress, Trainer
 from hashgrid.util.device import choose_device
 

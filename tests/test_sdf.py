@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hashgrid.sdf.evaluate import compare_meshes
 
 from hashgrid.cli import main
-from hashgrid.data.distances import CHUNK, DistanceSamples, make_chunk, make_pool
+from hashgrid.data.distances import CHUNK
 from hashgrid.data.mesh import (
     MeshError,
     MeshWarning,
@@ -28,8 +26,9 @@ from hashgrid.data.mesh_files import write_ply
 from hashgrid.fields.distance import SdfField
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.evaluate import compare_meshes
+from hashgrid.sdf.objectives import DistanceSamples
 from hashgrid.sdf.trainer import Progress, Trainer
-from hashgrid.train.checkpoint import CheckpointError
 
 igl = pytest.importorskip("igl")
 trimesh = pytest.importorskip("trimesh")
@@ -92,71 +91,6 @@ def test_open_mesh_is_used_with_a_warning() -> None:
     assert not mesh.watertight and mesh.signed_distance(np.full((1, 3), 0.5))[0] < 0
 
 
-def test_samples_are_on_the_surface_near_it_and_anywhere() -> None:
-    mesh = make_mesh(CUBE, CUBE_FACES)
-    points, distances = make_chunk(mesh, SdfConfig(), 8000, 0)
-    assert points.shape == (8000, 3) and points.min() >= 0 and points.max() <= 1
-    assert not distances[:4000].any() and float(np.median(np.abs(distances[4000:7000]))) < 0.02
-    assert np.abs(distances[7000:]).mean() > 0.05
-    np.testing.assert_allclose(mesh.signed_distance(points[:4000]), 0, atol=1e-6)
-    again, other = make_chunk(mesh, SdfConfig(), 8000, 0)[0], make_chunk(mesh, SdfConfig(), 8000, 1)[0]
-    assert (points == again).all() and not (points == other).all(-1).any()
-
-
-def test_pool_is_kept_on_disk_for_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh, config = make_mesh(CUBE, CUBE_FACES), SdfConfig(pool=20000, cache=str(tmp_path))
-    points, distances = make_pool(mesh, config)
-    assert len(points) == len(distances) == 20000
-    with monkeypatch.context() as patch:
-        patch.setattr("hashgrid.data.distances.make_chunk", None)
-        again = make_pool(mesh, config)
-        with pytest.raises(TypeError):  # other samples are wanted: nothing of them is on the disk
-            make_pool(mesh, config.replace(near_scale=0.1))
-    assert torch.equal(points, again[0]) and torch.equal(distances, again[1])
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="truncated"):
-        make_pool(mesh, config)
-
-
-def test_new_samples_replace_the_oldest_in_the_background() -> None:
-    mesh = make_mesh(CUBE, CUBE_FACES)
-    config = TINY.replace(pool=3 * CHUNK, batch=64, time_limit=60.0, refresh_share=1.0)
-    samples = DistanceSamples(mesh, config, torch.device("cpu"))
-    before, field = samples.points.clone(), SdfField(TINY)
-    deadline = time.monotonic() + 300  # its process has the lowest priority
-    while samples.n_replaced < 2 * CHUNK and time.monotonic() < deadline:
-        samples.loss(field, Progress(), None)
-        time.sleep(0.02)
-    samples.close()
-    assert samples.n_replaced == 2 * CHUNK and torch.equal(samples.points[2 * CHUNK :], before[2 * CHUNK :])
-    for index in range(2):  # the sequence goes on behind the first pool
-        expected = make_chunk(mesh, config, CHUNK, 3 + index)
-        rows = slice(index * CHUNK, (index + 1) * CHUNK)
-        np.testing.assert_array_equal(samples.points[rows], expected[0])
-        np.testing.assert_array_equal(samples.distances[rows], expected[1])
-
-
-def test_training_begins_before_the_pool_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only samples that are there are drawn, and in the end the pool is that of the sequence."""
-    monkeypatch.setattr("hashgrid.data.distances.FIRST_SECONDS", 0.0)
-    mesh = make_mesh(CUBE, CUBE_FACES)
-    config = TINY.replace(pool=3 * CHUNK + 100, batch=512, time_limit=60.0, refresh_share=0.01)
-    samples = DistanceSamples(mesh, config, torch.device("cpu"))
-    assert samples.n_made == CHUNK and samples.n_replaced == 0
-    samples.points[CHUNK:], samples.distances[CHUNK:] = math.nan, math.nan
-    field, deadline = SdfField(TINY), time.monotonic() + 300
-    while samples.n_made < 4 * CHUNK and time.monotonic() < deadline:
-        assert samples.loss(field, Progress(), None)[0].isfinite()
-        time.sleep(0.02)
-    samples.close()
-    parts = [make_chunk(mesh, config, CHUNK, index)[0] for index in range(4)]
-    expected = np.concatenate(parts)
-    assert samples.n_replaced == CHUNK - 100
-    newest = np.concatenate([expected[3 * CHUNK + 100 :], expected[CHUNK - 100 : 3 * CHUNK + 100]])
-    np.testing.assert_array_equal(samples.points, newest)
-
-
 def test_runs_limited_by_steps_repeat() -> None:
     mesh, config = make_mesh(CUBE, CUBE_FACES), TINY.replace(pool=CHUNK, batch=512, steps=5)
     trainers = [Trainer(DistanceSamples(mesh, config, torch.device("cpu")), config) for _ in range(2)]
@@ -173,9 +107,9 @@ def test_loss_of_samples_is_the_papers(loss: str) -> None:
         pool=CHUNK, batch=1000, steps=1, loss=loss, eikonal_weight=0.5, eikonal_share=1.0, interpolation="smoothstep"
     )
     samples, field = DistanceSamples(mesh, config, torch.device("cpu")), SdfField(config)
-    index = torch.randint(CHUNK, (1000,), generator=torch.Generator().manual_seed(config.seed))
-    x = samples.points[index].requires_grad_()
-    distance, target = field(x), samples.distances[index]
+    points, target = samples.sample(1000, 0)
+    x = points.requires_grad_()
+    distance = field(x)
     (gradient,) = torch.autograd.grad(distance.sum(), x)
     if loss == "mape":
         expected = ((distance - target).abs() / (target.abs() + 0.01)).mean()

@@ -13,10 +13,11 @@ import torch
 from hashgrid.data.mesh import MeshError, MeshWarning, Placement, load_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.normals import estimate_normals
-from hashgrid.data.points import PointCloud, PointSamples, load_points, make_points, signs, spread
+from hashgrid.data.points import PointCloud, load_points, make_points, signs, spread
 from hashgrid.fields.distance import Field, SdfField, make_field
 from hashgrid.fields.siren import SirenField
 from hashgrid.sdf.config import SdfConfig
+from hashgrid.sdf.objectives import PointSamples
 from hashgrid.sdf.trainer import Progress, Trainer
 from hashgrid.train import losses
 

@@ -1,142 +1,157 @@
-"""Points with signed distances, and the loss over them."""
+"""Points with signed distances."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.data.draws import draw_rows
+from hashgrid.data.errors import MeshError
 from hashgrid.data.mesh import Mesh
 from hashgrid.data.refresh import Refresh
-from hashgrid.fields.distance import Field
 from hashgrid.ops.gather_rows import gather_rows
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.trainer import Progress
-from hashgrid.train.checkpoint import load_checkpoint, save_checkpoint
-from hashgrid.train.losses import eikonal, mape, truncated_l1
+from hashgrid.util.config import Config
+from hashgrid.util.files import atomic_path
 
 CHUNK = 1 << 14  # samples made together, from one seed
 FIRST_SECONDS = 0.5  # in which the first samples of a run limited by time are made
 
 
-def make_chunk(mesh: Mesh, config: SdfConfig, n: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class DistanceRecipe(Config):
+    """Which points of a mesh's cube are samples. Lengths are in units of the cube."""
+
+    pool: int = 1 << 20  # samples computed before training
+    surface: float = 0.5  # of the samples, on the surface
+    near: float = 0.375  # near it; the rest is uniform in the cube
+    near_scale: float = 1 / 256  # of the logistic distribution of the distance along each axis
+    refresh_share: float = 0.1  # of a CPU core, for new samples while training is limited by time
+    cache: str | None = None  # folder that keeps the first samples for the next run
+
+
+def make_chunk(mesh: Mesh, recipe: DistanceRecipe, n: int, index: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Chunk ``index`` of the endless sequence of samples: points [n, 3] and their signed distances [n], float32.
 
     On the surface, near it, and anywhere in the cube. Near the surface points are moved along each axis by a logistic
     distribution (Müller et al. 2022, section 5.2).
     """
-    generator = np.random.default_rng([config.seed, index])
-    n_surface, n_near = round(n * config.surface), round(n * config.near)
+    generator = np.random.default_rng([seed, index])
+    n_surface, n_near = round(n * recipe.surface), round(n * recipe.near)
     on_surface = mesh.sample_surface(n_surface + n_near, generator)[0]
-    near = on_surface[n_surface:] + generator.logistic(0.0, config.near_scale, (n_near, 3))
+    near = on_surface[n_surface:] + generator.logistic(0.0, recipe.near_scale, (n_near, 3))
     uniform = generator.random((n - n_surface - n_near, 3))
     off = np.concatenate([near.clip(0.0, 1.0), uniform])
     distances = np.concatenate([np.zeros(n_surface), mesh.signed_distance(off)])
     return np.concatenate([on_surface[:n_surface], off]).astype(np.float32), distances.astype(np.float32)
 
 
-def chunk_sizes(config: SdfConfig) -> list[int]:
+def chunk_sizes(recipe: DistanceRecipe) -> list[int]:
     """Samples in each chunk of the pool."""
-    return [min(CHUNK, config.pool - begin) for begin in range(0, config.pool, CHUNK)]
+    return [min(CHUNK, recipe.pool - begin) for begin in range(0, recipe.pool, CHUNK)]
 
 
-def make_pool(mesh: Mesh, config: SdfConfig) -> tuple[Tensor, Tensor]:
-    """The first ``config.pool`` samples of the sequence: points [pool, 3] and signed distances [pool].
+def make_pool(mesh: Mesh, recipe: DistanceRecipe, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The first ``recipe.pool`` samples of the sequence: points [pool, 3] and signed distances [pool].
 
-    With ``config.cache`` they are read from a file in that folder where it has them, and else written to it.
+    With ``recipe.cache`` they are read from a file in that folder where it has them, and else written to it.
+
+    Raises:
+        MeshError: the file is broken.
     """
     path = None
-    if config.cache is not None:
-        key = hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes() + _recipe(config).encode()).hexdigest()
-        path = Path(config.cache) / f"{Path(mesh.name).stem}-{key[:16]}.safetensors"
+    if recipe.cache is not None:
+        made_of = {name: value for name, value in asdict(recipe).items() if name not in ("refresh_share", "cache")}
+        text = json.dumps({"seed": seed, **made_of}, sort_keys=True)
+        key = hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes() + text.encode()).hexdigest()
+        path = Path(recipe.cache) / f"{Path(mesh.name).stem}-{key[:16]}.npz"
         if path.exists():
-            tensors = load_checkpoint(path).tensors
-            return tensors["points"], tensors["distances"]
-    chunks = [make_chunk(mesh, config, size, index) for index, size in enumerate(chunk_sizes(config))]
-    points, distances = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*chunks, strict=True))
+            return _read_pool(path)
+    chunks = [make_chunk(mesh, recipe, size, index, seed) for index, size in enumerate(chunk_sizes(recipe))]
+    points, distances = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     if path is not None:
-        save_checkpoint(path, {"points": points, "distances": distances}, {"recipe": _recipe(config)})
-    return points, distances
+        with atomic_path(path) as temporary:
+            np.savez(temporary, points=points, distances=distances)
+    return torch.from_numpy(points), torch.from_numpy(distances)
 
 
-def _first_chunks(mesh: Mesh, config: SdfConfig, sizes: list[int]) -> tuple[Tensor, Tensor, int]:
+def _read_pool(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return torch.from_numpy(file["points"]), torch.from_numpy(file["distances"])
+    except Exception as error:  # of zip, of NumPy, of its header, each its own
+        raise MeshError(f"the samples in `{path}` are broken, remove it: {' '.join(str(error).split())}") from error
+
+
+def _first_chunks(mesh: Mesh, recipe: DistanceRecipe, seed: int, sizes: list[int]) -> tuple[Tensor, Tensor, int]:
     """Points and distances of the chunks that `FIRST_SECONDS` suffice for, one at least, and their number."""
-    begin, chunks = time.perf_counter(), [make_chunk(mesh, config, sizes[0], 0)]
+    begin, chunks = time.perf_counter(), [make_chunk(mesh, recipe, sizes[0], 0, seed)]
     while len(chunks) < len(sizes) and time.perf_counter() - begin < FIRST_SECONDS:
-        chunks.append(make_chunk(mesh, config, sizes[len(chunks)], len(chunks)))
+        chunks.append(make_chunk(mesh, recipe, sizes[len(chunks)], len(chunks), seed))
     points, distances = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*chunks, strict=True))
     return points, distances, len(chunks)
 
 
-def _recipe(config: SdfConfig) -> str:
-    """What samples depend on besides the mesh."""
-    names = ("seed", "pool", "surface", "near", "near_scale")
-    return json.dumps({name: getattr(config, name) for name in names})
+class DistancePool:
+    """Points with known distances, of which every step draws some.
 
-
-class DistanceSamples:
-    """A loss over points with known distances.
-
-    In runs limited by time training begins with what half a second makes; another process fills the pool meanwhile, and
-    then replaces the oldest samples by new ones. Runs limited by steps alone wait for the first pool and keep it: they
-    give the same field every time.
+    A pool that is ``refreshed``, for runs limited by time, begins with what half a second makes; another process fills
+    it meanwhile, and then replaces the oldest samples by new ones. Another one is complete from the start and stays as
+    it is: what is drawn of it is a function of (seed, step).
 
     Args:
         mesh: where the distances come from.
-        config: the recipe.
-        device: where the field lives.
+        recipe: which points.
+        seed: of everything random.
+        device: where the samples are wanted.
+        refreshed: whether samples are replaced.
+        backend: of drawing, ``"native"`` or ``"reference"``.
     """
 
-    def __init__(self, mesh: Mesh, config: SdfConfig, device: torch.device) -> None:
-        self.config = config
-        self.loss_name = {"mape": "MAPE", "truncated_l1": "L1"}[config.loss]
-        self._generator = torch.Generator().manual_seed(config.seed)
+    def __init__(
+        self,
+        mesh: Mesh,
+        recipe: DistanceRecipe,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        refreshed: bool = False,
+        backend: str = "native",
+    ) -> None:
+        self.seed, self.backend = seed, backend
         self._refresh: Refresh | None = None
-        refreshed = config.refresh_share > 0 and (config.steps is None or config.time_limit is not None)
-        sizes = chunk_sizes(config)
-        if refreshed and config.cache is None:
-            points, distances, n_chunks = _first_chunks(mesh, config, sizes)
+        refreshed = refreshed and recipe.refresh_share > 0
+        sizes = chunk_sizes(recipe)
+        if refreshed and recipe.cache is None:
+            points, distances, n_chunks = _first_chunks(mesh, recipe, seed, sizes)
         else:
-            points, distances = make_pool(mesh, config)
+            points, distances = make_pool(mesh, recipe, seed)
             n_chunks = len(sizes)
         self.n_made = len(points)  # samples so far; the latest `pool` of them are kept
-        self.points = torch.empty(config.pool, 3, device=device)
-        self.distances = torch.empty(config.pool, device=device)
+        self.points = torch.empty(recipe.pool, 3, device=device)
+        self.distances = torch.empty(recipe.pool, device=device)
         self.points[: self.n_made], self.distances[: self.n_made] = points.to(device), distances.to(device)
         if refreshed:
-            self._refresh = Refresh(mesh, config, n_chunks, min(CHUNK, config.pool), n_urgent=len(sizes) - n_chunks)
+            size = min(CHUNK, recipe.pool)
+            self._refresh = Refresh(mesh, recipe, seed, n_chunks, size, n_urgent=len(sizes) - n_chunks)
 
     @property
     def n_replaced(self) -> int:
         """Samples that have taken an older one's place."""
         return max(0, self.n_made - len(self.points))
 
-    def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
-        config = self.config
+    def sample(self, n: int, step: int) -> tuple[Tensor, Tensor]:
+        """Random samples of a step: points [n, 3] and distances [n]. Takes in what the other process has made."""
         if self._refresh is not None:
             self._replace(self._refresh)
         n_there = min(self.n_made, len(self.points))
-        index = torch.randint(n_there, (config.batch,), generator=self._generator).to(self.points.device)
-        points = gather_rows([self.points], index)
-        target = gather_rows([self.distances.unsqueeze(1)], index).squeeze(1)
-        # the gradient costs three times the distance; the indices are random, so that any part of them will do
-        n_eikonal = round(config.batch * config.eikonal_share) if config.eikonal_weight > 0 else 0
-        distance = field(points[n_eikonal:], level_weights)
-        if n_eikonal > 0:
-            with_gradient, gradient = field.gradient(points[:n_eikonal], level_weights)
-            distance = torch.cat([with_gradient, distance])
-        if config.loss == "mape":
-            loss = mape(distance, target, config.mape_offset)
-        else:
-            loss = truncated_l1(distance, target, config.truncation)
-        if n_eikonal > 0:
-            loss = loss + config.eikonal_weight * eikonal(gradient)
-        return loss, config.batch
+        rows = draw_rows(self.seed, step, n, n_there, self.points.device, backend=self.backend)
+        return gather_rows([self.points], rows), gather_rows([self.distances.unsqueeze(1)], rows).squeeze(1)
 
     def _replace(self, refresh: Refresh) -> None:
         """Puts new samples, where there are some, into the free part of the pool or the place of the oldest ones."""

@@ -1,4 +1,4 @@
-"""Oriented points: loading them, normals where there are none, and fitting a field without any distances."""
+"""Oriented points: loading them, normals where there are none, and what a field without distances is fitted at."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.data.draws import draw_rows
 from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.formats import ply
 from hashgrid.data.formats.text import check_content, plain
 from hashgrid.data.mesh import Placement, check_finite, read_file
 from hashgrid.data.normals import estimate_normals
-from hashgrid.fields.distance import Field
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.trainer import Progress
-from hashgrid.train import losses
-from hashgrid.util.choices import check_option
+from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
 
-POINT_LOSSES = ("siren", "igr")
 FORMATS = (".ply", ".xyz", ".txt", ".npz")
 POINT_KEYS = ("points", "xyz", "vertices", "positions")
 NORMAL_KEYS = ("normals", "normal", "n")
@@ -172,74 +168,79 @@ def _read_npz(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     return points, normals
 
 
-class PointSamples:
-    """A field that vanishes at the points, has their normals, and grows by one per unit of length everywhere: implicit
-    geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al. 2020).
+@dataclass(frozen=True)
+class PointRecipe(Config):
+    """Where a field is looked at that is to vanish at points."""
 
-    Those losses allow more surfaces than the one through the points, and a hash grid, in which distant places have no
-    parameters in common, comes up with them. So points off the surface also have to be on the side that the winding
+    point_batch: int = 1 << 11  # on the surface, and as many near it
+    uniform_batch: int = 1 << 11  # anywhere in the cube
+    near_pool: int = 1 << 17  # that points near the surface are drawn from
+    uniform_pool: int = 1 << 18  # that uniform points are drawn from
+    point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
+
+
+class PointBatch(NamedTuple):
+    """What one step looks at.
+
+    Attributes:
+        x: [2 B + U, 3], B points on the surface, B near it and U anywhere in the cube.
+        normals: [B, 3], those of the first.
+        signs: [B + U], sides of the others: -1 inside, 1 outside, 0 where the points do not say.
+    """
+
+    x: Tensor
+    normals: Tensor
+    signs: Tensor
+
+
+class PointPool:
+    """Points of a surface, and points off it whose side is known, of which every step draws some.
+
+    Losses over a surface alone allow more surfaces than the one through the points, and a hash grid, in which distant
+    places have no parameters in common, comes up with them. So points off the surface have the side that the winding
     number of the oriented points says.
 
     Args:
-        cloud: what to fit.
-        config: the recipe; ``config.point_loss`` is ``"igr"`` or ``"siren"``.
-        device: where the field lives.
+        cloud: the points.
+        recipe: how many of which.
+        seed: of everything random.
+        device: where they are wanted.
+        backend: of drawing, ``"native"`` or ``"reference"``.
     """
 
-    def __init__(self, cloud: PointCloud, config: SdfConfig, device: torch.device) -> None:
-        check_option("point_loss", config.point_loss, POINT_LOSSES)
-        self.config = config
-        self.loss_name = config.point_loss.upper()
-        self.device = device
-        self.points = torch.from_numpy(cloud.points).float()
-        self.normals = torch.from_numpy(cloud.normals).float()
-        off = self._make_off(cloud)
-        self.off = torch.from_numpy(off).float()
-        self.signs = torch.from_numpy(signs(cloud, off)).float()
-        self._generator = torch.Generator()
+    def __init__(
+        self,
+        cloud: PointCloud,
+        recipe: PointRecipe,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        backend: str = "native",
+    ) -> None:
+        self.recipe, self.seed, self.backend = recipe, seed, backend
+        off = make_off(cloud, recipe, seed)
+        arrays = (cloud.points, cloud.normals, off, signs(cloud, off))
+        self.points, self.normals, self.off, self.signs = (torch.from_numpy(x).float().to(device) for x in arrays)
 
-    def loss(self, field: Field, progress: Progress, level_weights: Tensor | None) -> tuple[Tensor, int]:
-        config = self.config
-        n = config.point_batch
-        x, normals, signs = self._draw(progress.step)
-        if config.gradient_step > 0:
-            distance, gradient = field.differences(x, config.gradient_step, level_weights)
-        else:
-            distance, gradient = field.gradient(x, level_weights)
-        on, off = gradient[:n], gradient[n:]
-        if config.point_loss == "igr":
-            normal, growth = losses.normal_difference(on, normals), losses.eikonal(off)
-        else:
-            normal, growth = losses.normal_cosine(on, normals), losses.eikonal_l1(gradient)
-        loss = config.surface_weight * losses.on_surface(distance[:n])
-        loss = loss + config.normal_weight * normal + config.eikonal_weight * growth
-        uniform = distance[-config.uniform_batch :]
-        loss = loss + config.off_surface_weight * losses.off_surface(uniform, config.off_surface_sharpness)
-        return loss + config.sign_weight * losses.wrong_side(distance[n:], signs), len(x)
+    def sample(self, step: int) -> PointBatch:
+        """The points of one step, a function of (seed, step)."""
+        recipe = self.recipe
 
-    def _make_off(self, cloud: PointCloud) -> np.ndarray:
-        """Points off the surface [near_pool + uniform_pool, 3]: near it, normally distributed around the points, and
-        anywhere in the cube."""
-        config, generator = self.config, np.random.default_rng(self.config.seed)
-        index = generator.integers(len(cloud.points), size=config.near_pool)
-        reach = spread(cloud.points, config.point_neighbors)[index, None]
-        near = cloud.points[index] + reach * generator.normal(size=(config.near_pool, 3))
-        return np.concatenate([near.clip(0, 1), generator.random((config.uniform_pool, 3))])
+        def draw(n: int, n_rows: int, stream: int) -> Tensor:
+            return draw_rows(self.seed, step, n, n_rows, self.points.device, stream, self.backend)
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Points of one step, on the surface, near it and uniform in the cube, the normals of the first and the signs
-        of the others."""
-        config = self.config
-        generator = self._generator.manual_seed((config.seed * 2654435761 + step) % (1 << 32))  # it reads 32 bits
-        on = torch.randint(len(self.points), (config.point_batch,), generator=generator)
-        near = torch.randint(config.near_pool, (config.point_batch,), generator=generator)
-        uniform = torch.randint(config.near_pool, len(self.off), (config.uniform_batch,), generator=generator)
-        off = torch.cat([near, uniform])
-        x = torch.cat([self.points[on], self.off[off]])
-        return x.to(self.device), self.normals[on].to(self.device), self.signs[off].to(self.device)
+        on, near = draw(recipe.point_batch, len(self.points), 0), draw(recipe.point_batch, recipe.near_pool, 1)
+        off = torch.cat([near, recipe.near_pool + draw(recipe.uniform_batch, recipe.uniform_pool, 2)])
+        return PointBatch(torch.cat([self.points[on], self.off[off]]), self.normals[on], self.signs[off])
 
-    def close(self) -> None:
-        pass
+
+def make_off(cloud: PointCloud, recipe: PointRecipe, seed: int = 0) -> np.ndarray:
+    """Points off the surface [near_pool + uniform_pool, 3]: near it, normally distributed around the points, and
+    anywhere in the cube."""
+    generator = np.random.default_rng(seed)
+    index = generator.integers(len(cloud.points), size=recipe.near_pool)
+    reach = spread(cloud.points, recipe.point_neighbors)[index, None]
+    near = cloud.points[index] + reach * generator.normal(size=(recipe.near_pool, 3))
+    return np.concatenate([near.clip(0, 1), generator.random((recipe.uniform_pool, 3))])
 
 
 def spread(points: np.ndarray, k: int) -> np.ndarray:

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from hashgrid.data.mesh import Mesh, Placement
-from hashgrid.sdf.config import SdfConfig
+
+if TYPE_CHECKING:
+    from hashgrid.data.distances import DistanceRecipe
 
 
 class Refresh:
@@ -27,21 +29,22 @@ class Refresh:
 
     Args:
         mesh: where they lie.
-        config: the recipe; ``config.refresh_share`` of one CPU core is used at most.
+        recipe: which they are; ``recipe.refresh_share`` of one CPU core is used at most.
+        seed: of everything random.
         first: index of the first chunk.
         size: samples per chunk.
         n_urgent: chunks that are made as fast as possible, before the share is bounded.
     """
 
-    def __init__(self, mesh: Mesh, config: SdfConfig, first: int, size: int, n_urgent: int = 0) -> None:
+    def __init__(self, mesh: Mesh, recipe: DistanceRecipe, seed: int, first: int, size: int, n_urgent: int = 0) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self._size = size
         # one chunk waits here, one in the pipe: a trainer that reads slowly stops the process
         self._chunks: queue.Queue[tuple[np.ndarray, np.ndarray]] = queue.Queue(maxsize=1)
-        header = {"config": config.to_dict(), "first": first, "size": size, "n_urgent": n_urgent}
-        header["n_vertices"] = len(mesh.vertices)
+        header = {"recipe": dataclasses.asdict(recipe), "seed": seed, "first": first, "size": size}
+        header |= {"n_urgent": n_urgent, "n_vertices": len(mesh.vertices)}
         message = json.dumps(header).encode() + b"\n" + mesh.vertices.tobytes() + mesh.faces.tobytes()
         threading.Thread(target=self._talk, args=(message,), daemon=True).start()
 
@@ -92,23 +95,22 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
         watertight=True,
         name="",
     )
-    fields = {field.name for field in dataclasses.fields(SdfConfig)}
-    config = SdfConfig(**{key: value for key, value in header["config"].items() if key in fields})
-    from hashgrid.data.distances import make_chunk
+    from hashgrid.data.distances import DistanceRecipe, make_chunk
 
+    recipe = DistanceRecipe(**header["recipe"])
     index, end_of_urgent = header["first"], header["first"] + header["n_urgent"]
     while True:
         urgent = index < end_of_urgent
         if index == end_of_urgent and hasattr(os, "nice"):
             os.nice(19)  # training waits at barriers for each of its threads
         begin = time.process_time()
-        points, distances = make_chunk(mesh, config, header["size"], index)
+        points, distances = make_chunk(mesh, recipe, header["size"], index, header["seed"])
         used = time.process_time() - begin
         sink.write(points.tobytes() + distances.tobytes())
         sink.flush()
         index += 1
         if not urgent:
-            time.sleep(used * (1 / config.refresh_share - 1))
+            time.sleep(used * (1 / recipe.refresh_share - 1))
 
 
 def _main() -> None:

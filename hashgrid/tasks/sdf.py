@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.distances import DistanceSamples, DistanceSampling
+from hashgrid.data.distances import DistancePool, DistanceRecipe
 from hashgrid.data.mesh import Mesh, Placement, load_mesh
 from hashgrid.data.mesh_files import write_mesh
-from hashgrid.data.points import PointSamples, PointSampling
+from hashgrid.data.points import PointPool, PointRecipe
 from hashgrid.data.shape import Shape, load_shape, placed
 from hashgrid.fields import DISTANCE_FIELDS
 from hashgrid.fields.distance import DistanceField
@@ -51,8 +51,8 @@ class SdfConfig(RunConfig):
     points: Path | None = None  # fit points, best with normals, instead of SOURCE: PLY, XYZ, TXT or NPZ
     truth: Path | None = None  # mesh to compare with, in the coordinates of the input
     margin: float = 0.1  # between the shape and the sides of the cube
-    distances: DistanceSampling = DistanceSampling()
-    cloud: PointSampling = PointSampling()
+    distances: DistanceRecipe = DistanceRecipe()
+    cloud: PointRecipe = PointRecipe()
     batch: int = 1 << 15  # samples of a mesh per step
     loss: Literal["mape", "truncated_l1"] = "mape"  # of distances
     mape_offset: float = 0.01  # |error| / (|distance| + this)
@@ -120,7 +120,7 @@ class Sdf(Command):
         rates = config.field.learning_rate, config.field.final_learning_rate  # type: ignore[attr-defined]
         self.schedule = Schedule(*rates, decay_start=0.2)
         self.ema_decay = config.ema_decay
-        self.samples: DistanceSamples | PointSamples | None = None
+        self.samples: DistancePool | PointPool | None = None
         self._monitor = None if shape.mesh is None or shape.mesh.doubt else _Monitor(shape.mesh)
 
     @classmethod
@@ -170,11 +170,13 @@ class Sdf(Command):
     def begin(self) -> None:
         config, device = self.config, self.device
         if self.shape.cloud is not None:
-            self.samples = PointSamples(self.shape.cloud, config.cloud, config.seed, device)
+            self.samples = PointPool(self.shape.cloud, config.cloud, config.seed, device, config.backend)
         else:
             assert self.shape.mesh is not None
             refreshed = config.steps is None or config.time_limit is not None
-            self.samples = DistanceSamples(self.shape.mesh, config.distances, config.seed, device, refreshed)
+            self.samples = DistancePool(
+                self.shape.mesh, config.distances, config.seed, device, refreshed, config.backend
+            )
         for module in self.model.modules():
             if isinstance(module, HashGrid):  # no fresh pages for a gradient in every step
                 module.accumulate_grad = True
@@ -193,16 +195,16 @@ class Sdf(Command):
 
     def loss(self, progress: Progress) -> Step:
         weights = self.level_weights(progress.fraction)
-        if isinstance(self.samples, PointSamples):
+        if isinstance(self.samples, PointPool):
             loss, n = self._loss_of_points(self.samples, progress.step, weights)
         else:
             assert self.samples is not None
             loss, n = self._loss_of_distances(self.samples, progress.step, weights)
         return Step(loss, {}, {"samples": n})
 
-    def _loss_of_distances(self, samples: DistanceSamples, step: int, weights: Tensor | None) -> tuple[Tensor, int]:
+    def _loss_of_distances(self, samples: DistancePool, step: int, weights: Tensor | None) -> tuple[Tensor, int]:
         config, field = self.config, self.model
-        points, target = samples.draw(step, config.batch)
+        points, target = samples.sample(config.batch, step)
         # the gradient costs three times the distance; samples are random, so that any part of them will do
         n_eikonal = round(config.batch * config.eikonal_share) if config.eikonal_weight > 0 else 0
         distance = field(points[n_eikonal:], weights)
@@ -217,7 +219,7 @@ class Sdf(Command):
             loss = loss + config.eikonal_weight * losses.eikonal(gradient)
         return loss, config.batch
 
-    def _loss_of_points(self, samples: PointSamples, step: int, weights: Tensor | None) -> tuple[Tensor, int]:
+    def _loss_of_points(self, samples: PointPool, step: int, weights: Tensor | None) -> tuple[Tensor, int]:
         """A field that vanishes at the points, has their normals, and grows by one per unit of length everywhere:
         implicit geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al. 2020).
 
@@ -226,7 +228,7 @@ class Sdf(Command):
         winding number of the oriented points says.
         """
         config, field = self.config, self.model
-        x, normals, signs = samples.draw(step)
+        x, normals, signs = samples.sample(step)
         n = len(normals)
         if config.gradient_step > 0:
             distance, gradient = field.differences(x, config.gradient_step, weights)
@@ -286,7 +288,7 @@ class Sdf(Command):
         return {"error_scale": scale, "seconds": stills, "turntable_seconds": turntable}
 
     def close(self) -> None:
-        if self.samples is not None:
+        if isinstance(self.samples, DistancePool):
             self.samples.close()
 
 

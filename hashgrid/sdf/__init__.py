@@ -1,1 +1,0 @@
-"""Signed distance fields: from a mesh or points to a neural field and back to a mesh."""
