@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from hashgrid.sdf.report import level_lines, slice_image, turntable, write_views
 
 from hashgrid.geometry.cameras import UP, framing
+from hashgrid.rendering.shape_views import level_lines, slice_image, turntable, write_views
 from hashgrid.rendering.surface import error_colors, render, trace, with_scale
 
 pytest.importorskip("PIL")
