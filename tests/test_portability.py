@@ -13,7 +13,7 @@ import sys
 import torch  # and what it imports
 for name in {UNIX_ONLY}:
     sys.modules[name] = None  # importing it raises
-import hashgrid, hashgrid.cli, hashgrid.nerf, hashgrid.nerf.app, hashgrid.sdf, hashgrid.sdf.app, hashgrid.image.app
+import hashgrid, hashgrid.cli, hashgrid.tasks.nerf, hashgrid.tasks.sdf, hashgrid.tasks.image
 import hashgrid.bench
 from hashgrid.util.memory import peak_memory
 assert peak_memory() is None
