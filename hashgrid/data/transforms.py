@@ -23,6 +23,7 @@ from hashgrid.data.images import Photo, fits_shape, read_views
 from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
 from hashgrid.geometry.boxes import Box, Gaze, capture_box, cube, hull_box
 from hashgrid.geometry.cameras import Lens, focal_length
+from hashgrid.util.pictures import FORBIDDEN
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
@@ -75,7 +76,7 @@ def scene_path(path: Path) -> Path:
 def scene_name(path: Path) -> str:
     """The name of results of a scene: its folder's, and the file's where that is not the one the folder stands for."""
     path = scene_path(path)
-    return f"{path.parent.name}_{path.stem}" if path.suffix == ".json" else path.name
+    return FORBIDDEN.sub("_", f"{path.parent.name}_{path.stem}" if path.suffix == ".json" else path.name)
 
 
 def _folder_file(folder: Path) -> Path | None:
