@@ -22,6 +22,7 @@ from hashgrid.data import scene as scene_module  # noqa: E402
 from hashgrid.data.errors import SceneError  # noqa: E402
 from hashgrid.data.procedural import CAMERA_ANGLE_X, orbit_cameras, render, write_scene  # noqa: E402
 from hashgrid.data.scene import LOADERS, SceneOptions, Views, load_scene  # noqa: E402
+from hashgrid.data.transforms import scene_name  # noqa: E402
 
 SIZE = 24
 SPLITS = {"train": orbit_cameras(5, SIZE, 6), "test": orbit_cameras(2, SIZE, 7)}  # those of seed 3
@@ -119,7 +120,7 @@ def test_same_views_are_the_same_scene(name: str, dialect: str, images: Images, 
     assert (scene.n_cascades, scene.bounded, scene.near, scene.backdrop) == (1, True, 0.0, None)
     torch.testing.assert_close(scene.up.norm(), torch.tensor(1.0))
     assert scene.up[2] > 0.3 and scene.normalized() is scene and scene.split != "none"
-    assert not set(scene.name) & set('/\\:*?"<>|')
+    assert not set(scene.name + scene_name(path)) & set('/\\:*?"<>|')
     # its path finds it again, and it is of one format only
     again = load_scene(scene.path, SceneOptions(format=name))
     assert again.name == scene.name and torch.equal(again.train.data, scene.train.data)

@@ -15,9 +15,9 @@ pytest.importorskip("matplotlib")
 
 from hashgrid.cli import main  # noqa: E402
 from hashgrid.data.scene import Scene  # noqa: E402
-from hashgrid.nerf.report import picture_names  # noqa: E402
 from hashgrid.tasks import nerf  # noqa: E402
 from hashgrid.train.loop import Progress  # noqa: E402
+from hashgrid.util.pictures import picture_names  # noqa: E402
 
 ARGUMENTS = ["--steps", "2", "--device", "cpu", "--no-video"]
 ARGUMENTS += OPTIONS

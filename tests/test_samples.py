@@ -140,6 +140,12 @@ def test_batches_of_a_complete_pool_are_a_function_of_seed_and_step(mesh: Mesh) 
     other = DistancePool(mesh, recipe, seed=8).sample(1000, 0)[0]
     assert not (other == batches[0][0]).all(-1).any()
     assert pool.n_replaced == 0
+    numbered = []
+    for seed in (7, 8):  # which rows are drawn depends on the seed, too, not only what lies there
+        pool = DistancePool(mesh, recipe, seed=seed)
+        pool.points[:] = torch.arange(3000.0)[:, None]
+        numbered.append(pool.sample(1000, 0)[0][:, 0])
+    assert (numbered[0] == numbered[1]).sum() < 10
 
 
 # ---- points ----------------------------------------------------------------------------------------------------------
@@ -164,3 +170,16 @@ def test_batches_of_points_are_a_function_of_seed_and_step() -> None:
     outside = (radius[300:] > 0.4) * 2.0 - 1
     clear = known & ((radius[300:] - 0.4).abs() > 0.02)
     assert torch.equal(signs[clear], outside[clear])
+
+
+def test_points_are_drawn_from_their_own_part_of_the_pool() -> None:
+    recipe = PointRecipe(point_batch=2000, uniform_batch=2000, near_pool=1000, uniform_pool=1000)
+    pool = PointPool(sphere_cloud(), recipe)
+    pool.points[:], pool.off[:] = torch.arange(2000.0)[:, None], torch.arange(2000.0)[:, None]
+    pool.normals[:], pool.signs[:] = pool.points, pool.off[:, 0]
+    x, normals, signs = pool.sample(0)
+    on, near, uniform = x[:, 0].split(2000)
+    assert torch.equal(normals[:, 0], on) and torch.equal(signs, x[2000:, 0])
+    assert on.max() > 1950 and on.min() < 50 and near.max() < 1000 <= uniform.min() and uniform.max() > 1950
+    correlation = torch.corrcoef(torch.stack([on, near, uniform])) - torch.eye(3)
+    assert float(correlation.abs().max()) < 0.1

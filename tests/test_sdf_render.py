@@ -10,7 +10,7 @@ import torch
 
 from hashgrid.geometry.cameras import UP, framing
 from hashgrid.rendering.shape_views import level_lines, slice_image, turntable, write_views
-from hashgrid.rendering.surface import error_colors, render, trace, with_scale
+from hashgrid.rendering.surface import render, trace
 
 pytest.importorskip("PIL")
 
@@ -100,11 +100,6 @@ def test_error_of_the_exact_field_is_clean_and_of_another_one_is_not() -> None:
     assert larger.error_scale == 0.005
     middle = (slice(18, 22), slice(18, 22))
     assert larger.error[middle].mean() < 0.6 * exact.error[middle].mean()  # darker
-    colors = error_colors(torch.tensor([0.0, 0.5, 1.0, 9.0, torch.nan]), 1.0)
-    assert torch.equal(colors[2], colors[3]) and torch.equal(colors[0], colors[4])
-    lightness = error_colors(torch.linspace(0, 1, 40), 1.0) @ torch.tensor([0.2126, 0.7152, 0.0722])
-    assert bool((lightness.diff() < 0).all())
-    assert with_scale(larger.error, 0.005, "error").dtype == torch.uint8
 
 
 def test_files_of_the_views(tmp_path) -> None:

@@ -1,8 +1,8 @@
 """Scenes: training and test views with their cameras, and the box to reconstruct. What every loader makes.
 
-A loader is a module of this package with two functions, named in `LOADERS`: ``matches(path)`` says whether a folder, a
-file or a name is of its format, ``load(path, options)`` makes a :class:`Scene` of it. Most end in :func:`make_scene`,
-with views of :func:`hashgrid.data.images.read_views`.
+A loader is a module of this package with two functions, named in `LOADERS`: ``matches(path) -> bool`` says whether a
+folder, a file or a name is of its format, ``load(path, options) -> Scene`` makes a scene of it, in the coordinates of
+the file. Most end in :func:`make_scene`, with views of :func:`hashgrid.data.images.read_views`.
 
 Images stay uint8 on the host; colours are sRGB as stored, alpha is straight (not premultiplied).
 """
@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,18 +53,6 @@ class SceneOptions:
         if self.downscale < 1 or self.holdout < 0:
             got = f"{self.downscale} and {self.holdout}"
             raise ValueError(f"`downscale` must be at least 1 and `holdout` at least 0, got {got}")
-
-
-class Loader(Protocol):
-    """A module that reads scenes of one format."""
-
-    @staticmethod
-    def matches(path: Path) -> bool:
-        """Whether ``path`` is of this format."""
-
-    @staticmethod
-    def load(path: Path, options: SceneOptions) -> Scene:
-        """The scene, in the file's coordinates."""
 
 
 @dataclass
@@ -273,15 +262,15 @@ def load_scene(path: str | Path, options: SceneOptions | None = None, **changes:
     loader = next((found for found in map(_loader, names) if found.matches(path)), None)
     if loader is None:
         raise SceneError(_why_unknown(path, names))
-    scene = loader.load(path, options)
+    scene: Scene = loader.load(path, options)
     if not len(scene.test) and options.holdout:
         hint = "add some, or pass a smaller `holdout`" if scene.split == "none" else f"`{scene.split}` leaves none"
         warnings.warn(f"{path}: no test views, nothing will be scored: {hint}", SceneWarning, stacklevel=2)
     return scene
 
 
-def _loader(name: str) -> Loader:
-    return importlib.import_module(f"hashgrid.data.{name}")  # type: ignore[return-value]
+def _loader(name: str) -> ModuleType:
+    return importlib.import_module(f"hashgrid.data.{name}")
 
 
 def _why_unknown(path: Path, names: Sequence[str]) -> str:
@@ -292,11 +281,11 @@ def _why_unknown(path: Path, names: Sequence[str]) -> str:
     if not path.is_dir():
         return f"`scene` must be a folder or a file of a scene, got {path}, which {known}"
     inside = sorted(f for f in path.iterdir() if f.is_dir() and any(_loader(name).matches(f) for name in names))
-    if inside:
-        return f"{path} {known}; did you mean {' or '.join(str(folder) for folder in inside[:3])}?"
-    if not any(path.iterdir()):
-        return f"{path} {known}; the folder is empty"
     remedy = "make a transforms.json with COLMAP and instant-ngp's colmap2nerf.py or nerfstudio's ns-process-data"
+    if inside:
+        remedy = f"did you mean {' or '.join(str(folder) for folder in inside[:3])}?"
+    elif not any(path.iterdir()):
+        remedy = "the folder is empty"
     return f"{path} {known}; {remedy}"
 
 

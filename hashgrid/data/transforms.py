@@ -23,6 +23,7 @@ from hashgrid.data.images import Photo, fits_shape, read_views
 from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
 from hashgrid.geometry.boxes import Box, Gaze, capture_box, cube, hull_box
 from hashgrid.geometry.cameras import Lens, focal_length
+from hashgrid.util.pictures import FORBIDDEN
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
@@ -75,7 +76,7 @@ def scene_path(path: Path) -> Path:
 def scene_name(path: Path) -> str:
     """The name of results of a scene: its folder's, and the file's where that is not the one the folder stands for."""
     path = scene_path(path)
-    return f"{path.parent.name}_{path.stem}" if path.suffix == ".json" else path.name
+    return FORBIDDEN.sub("_", f"{path.parent.name}_{path.stem}" if path.suffix == ".json" else path.name)
 
 
 def _folder_file(folder: Path) -> Path | None:
@@ -89,8 +90,7 @@ def _find_files(path: Path, test_split: str) -> tuple[Path, Path | None]:
         return path, None
     folder = path.parent if path.is_file() else path
     train_file = _folder_file(folder)
-    if train_file is None:
-        raise SceneError(f"{path} must hold transforms.json or transforms_train.json, it has none of them")
+    assert train_file is not None  # `matches` has seen it
     test_files = (folder / f"transforms_{split}.json" for split in _splits(test_split))
     return train_file, next((f for f in test_files if f.is_file()), None)
 
@@ -146,14 +146,14 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
         width, height = _number(keys, "w", where), _number(keys, "h", where)
         frames.append(
             Photo(
-                name,
-                image,
-                _parse_pose(entry, where),
-                partial(_parse_lens, keys, where),
-                where,
-                (width, height) if width and height else None,
-                _find_mask(keys, image, file.parent, where),
-                _number(entry, "time", where),
+                name=name,
+                image=image,
+                c2w=_parse_pose(entry, where),
+                lens=partial(_parse_lens, keys, where),
+                where=where,
+                size=(width, height) if width and height else None,
+                mask=_find_mask(keys, image, file.parent, where),
+                time=_number(entry, "time", where),
             )
         )
     if nameless:
@@ -385,13 +385,8 @@ def _is_blender(meta: dict[str, Any], views: Views, centre: Tensor) -> bool:
 
 
 def _positive(meta: dict[str, Any], key: str, file: Path) -> float | None:
-    if meta.get(key) is None:
-        return None
-    try:
-        value = float(meta[key])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value) or value <= 0:
+    value = _number(meta, key, str(file))
+    if value is not None and value <= 0:
         raise SceneError(f"{file}: `{key}` must be a positive number, got {meta[key]!r}")
     return value
 

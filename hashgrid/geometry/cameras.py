@@ -367,3 +367,48 @@ def framing(
     return Cameras(
         c2w[None].float(), torch.tensor([[focal, focal, size[0] / 2, size[1] / 2]]), torch.tensor([list(size)])
     )
+
+
+def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400) -> Cameras:
+    """Cameras that circle what others look at, at their mean distance, height and field of view.
+
+    Where these leave a gap of more than 120 degrees, the path swings to and fro on their side instead:
+    nothing is known about the other one.
+
+    Args:
+        cameras: the others.
+        up: unit vector [3].
+        n_frames: number of cameras.
+        max_size: the longer side of the pictures in pixels; both sides come out even, as video wants them.
+    """
+    centre, up = nearest_point_to_axes(cameras), up.double()
+    offsets = cameras.origins.double() - centre
+    distance = offsets.norm(dim=-1).clamp_min(1e-9)
+    # An orthonormal frame about `up`: the mean viewing direction is azimuth 0.
+    across = offsets - (offsets @ up)[:, None] * up
+    mean = across.mean(0)
+    if float(mean.norm()) < 1e-3 * float(distance.mean()):
+        mean = across[0]
+    east = torch.nn.functional.normalize(mean - (mean @ up) * up, dim=0)
+    if float(east.norm()) < 0.5:  # a single camera straight above
+        east = look_at(centre + up, centre, up)[:, 0]
+    north = torch.linalg.cross(up, east)
+    azimuth = torch.atan2(offsets @ north, offsets @ east)
+    ordered = azimuth.sort().values
+    gap = torch.cat((ordered[1:] - ordered[:-1], ordered[:1] + 2 * math.pi - ordered[-1:])).max()
+
+    phase = torch.arange(n_frames, dtype=torch.float64) / max(n_frames, 1) * 2 * math.pi
+    if float(gap) > math.radians(120):
+        low, high = torch.quantile(azimuth, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+        phase = 0.5 * (low + high) + 0.5 * (high - low) * torch.sin(phase)
+    elevation = torch.asin(((offsets @ up) / distance).clamp(-1, 1)).mean()
+    ring = torch.cos(phase)[:, None] * east + torch.sin(phase)[:, None] * north
+    origins = centre + distance.mean() * (torch.cos(elevation) * ring + torch.sin(elevation) * up)
+    c2w = torch.stack([look_at(origin, centre, up) for origin in origins]).float() if n_frames else torch.empty(0, 3, 4)
+
+    size = cameras.sizes[0].double()
+    scale = min(1.0, max_size / float(size.max()))
+    width, height = (max(2, int(side * scale) // 2 * 2) for side in size.tolist())
+    focal = float(cameras.intrinsics[:, :2].mean()) * width / float(size[0])
+    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).expand(n_frames, 4).contiguous()
+    return Cameras(c2w, intrinsics, torch.tensor([[width, height]]).expand(n_frames, 2).contiguous())

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from hashgrid.data.scene import Views
 from hashgrid.fields.base import RadianceField
-from hashgrid.nerf import report
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render_image
+from hashgrid.util.files import atomic_write_csv
 from hashgrid.util.metrics import psnr, ssim
+from hashgrid.util.pictures import picture_names, write_view
 
 
 def evaluate(
@@ -37,7 +38,7 @@ def evaluate(
     """
     begin = time.perf_counter()
     scores: list[tuple[str, float, float]] = []
-    pictures = report.picture_names(views.names)
+    pictures = picture_names(views.names)
     device = field.aabb.device
     cameras = views.select(range(len(views))).to(device)
     indices = range(len(views)) if indices is None else indices
@@ -47,11 +48,12 @@ def evaluate(
         truth, mask = views.image_rgb(view, background), views.mask(view)
         scores.append((views.names[view], psnr(color, truth, mask), ssim(color, truth, mask)))
         if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
-            report.write_view(out, pictures[view], truth, color, opacity, depth)
+            write_view(out, pictures[view], truth, color, opacity, depth)
         if on_view is not None:
             on_view(f"PSNR {_spelled(_mean([score[1] for score in scores]), '.2f', ' dB')}")
     if out is not None:
-        report.write_scores(out / "test_views.csv", scores)
+        rows = [(name, f"{view_psnr:.4f}", f"{view_ssim:.5f}") for name, view_psnr, view_ssim in scores]
+        atomic_write_csv(out / "test_views.csv", ("view", "psnr", "ssim"), rows)
     return {
         "psnr_mean": _mean([score[1] for score in scores]),
         "ssim_mean": _mean([score[2] for score in scores]),

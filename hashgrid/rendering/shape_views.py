@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hashgrid.geometry.cameras import UP, framing
 from hashgrid.rendering.extract import CHUNK, Distance
-from hashgrid.rendering.surface import render, with_scale
+from hashgrid.rendering.surface import render
 from hashgrid.util.files import atomic_write_image, to_uint8
+from hashgrid.util.pictures import with_scale
 
 LINE = 0.05  # between level lines
 INSIDE = torch.tensor([[0.44, 0.62, 0.80], [0.10, 0.22, 0.42]])  # at the surface and deep inside

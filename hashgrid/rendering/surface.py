@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
@@ -14,7 +12,7 @@ from torch.nn.functional import avg_pool2d, normalize
 from hashgrid import ops, reference
 from hashgrid.geometry.cameras import UP, Cameras
 from hashgrid.rendering.extract import Distance
-from hashgrid.util.pictures import write_texts
+from hashgrid.util.pictures import ERROR_MAP, colorize, round_scale
 
 CHUNK = 1 << 19  # rays traced together: the last steps are those of a few rays
 MAX_STEPS = 128
@@ -27,11 +25,6 @@ RIM, RIM_COLOR = (0.5, 0.4, -0.9), (0.35, 0.38, 0.42)
 SKY, GROUND = (0.27, 0.31, 0.37), (0.13, 0.105, 0.085)
 CLAY = (0.70, 0.44, 0.29)
 PAPER_TOP, PAPER_BOTTOM = (0.93, 0.94, 0.95), (0.99, 0.99, 0.98)  # sRGB
-
-# From clean to dirty, sRGB: the lightness falls evenly.
-ERROR_MAP = torch.tensor(
-    [[244, 243, 238], [250, 221, 147], [243, 160, 74], [214, 84, 66], [146, 34, 92], [58, 12, 78]]
-) / 255  # fmt: skip
 
 
 class Hits(NamedTuple):
@@ -151,11 +144,10 @@ def _compose(
     colors = torch.where(hit, (normals + 1) / 2, paper)
     scale, dirt = 0.0, None
     if with_error:
-        scale = _round_scale(error[hit[:, 0]])
+        scale = round_scale(error[hit[:, 0]])
         gray = shaded.mean(-1, keepdim=True)
-        dirt = _down(
-            torch.where(hit, error_colors(error, scale) * (0.62 + 0.38 * gray / 0.85), paper), size, supersample
-        )
+        dirt = colorize(error, 0.0, scale, ERROR_MAP) * (0.62 + 0.38 * gray / 0.85)
+        dirt = _down(torch.where(hit, dirt, paper), size, supersample)
     return Picture(_down(shaded, size, supersample), _down(colors, size, supersample), dirt, scale)
 
 
@@ -249,32 +241,3 @@ def _floor_light(
     contact = ambient_occlusion(field, points[near], vertical.expand_as(points[near]), reach)
     bright[near] *= 0.45 + 0.55 * contact
     return bright
-
-
-def error_colors(error: Tensor, scale: float) -> Tensor:
-    """Errors [...] as colours [..., 3]: clean at 0, darkest from ``scale`` on."""
-    anchors = ERROR_MAP.to(error.device)
-    position = (error / max(scale, 1e-30)).nan_to_num(0, 1, 0).clamp(0, 1) * (len(anchors) - 1)
-    index = position.long().clamp_max(len(anchors) - 2)
-    return torch.lerp(anchors[index], anchors[index + 1], (position - index)[..., None])
-
-
-def _round_scale(error: Tensor) -> float:
-    """1, 2 or 5 times a power of ten, such that 99 % of the errors [N] lie below; at least 1e-5."""
-    high = float(np.quantile(error.numpy(), 0.99)) if len(error) else 0.0
-    if not high > 1e-5:
-        return 1e-5
-    power = 10.0 ** math.floor(math.log10(high))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= high * (1 - 1e-9))
-
-
-def with_scale(image: Tensor, scale: float, what: str) -> Tensor:
-    """The error picture [h, w, 3] as uint8 with its colours, from 0 to ``scale``, drawn at the right."""
-    height, width = image.shape[:2]
-    image = image.clone()
-    top, bottom, left = round(0.3 * height), round(0.7 * height), width - round(0.055 * width)
-    bar = error_colors(torch.linspace(scale, 0, bottom - top), scale)[:, None]
-    image[top:bottom, left : left + max(4, width // 50)] = bar
-    font = max(10, height // 45)
-    texts = [(left - font, top - 2 * font, f"{scale:.0e}".replace("e-0", "e-")), (left, bottom + font // 2, "0")]
-    return write_texts(image, [*texts, (font, height - 2 * font, what)], font)

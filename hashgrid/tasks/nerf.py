@@ -16,8 +16,8 @@ from hashgrid.data.scene import Scene, load_scene
 from hashgrid.data.transforms import scene_name
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.cameras import orbit
 from hashgrid.geometry.rays import Rays
-from hashgrid.nerf import report
 from hashgrid.nn import OccupancyGrid
 from hashgrid.ops._backend import backend_ops
 from hashgrid.optim import Adam
@@ -260,7 +260,7 @@ class Nerf(Command):
         """Writes a flight around the scene."""
         if not self.config.video:
             return
-        cameras = report.orbit(self.scene, 48).to(self.device)
+        cameras = orbit(self.scene.train, self.scene.up, 48).to(self.device)
         background = self.scene.background(self.config.background).to(self.device)
         tqdm = optional_import("tqdm", self.extra).tqdm
         views = tqdm(range(len(cameras)), desc="turntable", unit="frame")

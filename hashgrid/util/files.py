@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +70,13 @@ def atomic_write_text(path: str | Path, content: str) -> None:
 def atomic_write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
     """Write ``content`` as strict JSON: NaN and inf become null."""
     atomic_write_text(path, json.dumps(_strict(content), indent=indent, allow_nan=False) + "\n")
+
+
+def atomic_write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table with a line of names."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    atomic_write_text(path, text.getvalue())
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

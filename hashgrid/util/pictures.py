@@ -1,10 +1,11 @@
-"""What pictures of all applications share: a colour map, lines of text, videos. Every file is written atomically.
+"""Pictures: colours, colour scales, lines of text, strips to compare, depth, videos. Every file is written atomically.
 
 Images are float tensors [H, W, 3] in [0, 1] or uint8.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.util.files import atomic_path, to_uint8
+from hashgrid.util.files import atomic_path, atomic_write_image, to_uint8
+from hashgrid.util.metrics import psnr
 from hashgrid.util.optional import optional_import
 
 # Anchors of a dark-to-bright map whose lightness rises evenly (after matplotlib's inferno).
@@ -25,7 +27,15 @@ COLOR_MAP = torch.tensor(
 ) / 255  # fmt: skip
 
 
+# From clean to dirty, sRGB: the lightness falls evenly.
+ERROR_MAP = torch.tensor(
+    [[244, 243, 238], [250, 221, 147], [243, 160, 74], [214, 84, 66], [146, 34, 92], [58, 12, 78]]
+) / 255  # fmt: skip
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "grey": (0.5, 0.5, 0.5)}
+
+EXTENSIONS = re.compile(r"\.(png|jpe?g|webp|tiff?|bmp|gif|avif|jp2|exr|hdr)$", re.IGNORECASE)
+FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*]')  # in file names, on some systems
+GAP, HEADER = 4, 18  # pixels between panels, and of the line of text above them
 
 
 def background_color(name: str | Sequence[float]) -> Tensor:
@@ -58,11 +68,39 @@ def blend(rgba: Tensor, background: Tensor) -> Tensor:
     return torch.lerp(background.to(rgba).expand(rgba.shape[:-1] + (3,)), rgba[..., :3], rgba[..., 3:])
 
 
-def colorize(values: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Values [H, W] through the colour map, ``low`` dark and ``high`` bright -> [H, W, 3]."""
-    position = ((values.float() - low) / max(high - low, 1e-12)).nan_to_num(0, 1, 0).clamp(0, 1) * (len(COLOR_MAP) - 1)
-    index = position.long().clamp_max(len(COLOR_MAP) - 2)
-    return torch.lerp(COLOR_MAP[index], COLOR_MAP[index + 1], (position - index)[..., None])
+def colorize(values: Tensor, low: float = 0.0, high: float = 1.0, colors: Tensor = COLOR_MAP) -> Tensor:
+    """Values [...] through a colour map [K, 3], by default one from dark at ``low`` to bright at ``high`` -> [..., 3].
+    What is no number has the colour of ``low``."""
+    colors = colors.to(values.device)
+    position = ((values.float() - low) / max(high - low, 1e-12)).nan_to_num(0, 1, 0).clamp(0, 1) * (len(colors) - 1)
+    index = position.long().clamp_max(len(colors) - 2)
+    return torch.lerp(colors[index], colors[index + 1], (position - index)[..., None])
+
+
+def color_bar(height: int, width: int, colors: Tensor = COLOR_MAP) -> Tensor:
+    """The scale of a colour map [height, width, 3], its end at the top."""
+    return colorize(torch.linspace(1, 0, height)[:, None].expand(height, width), colors=colors)
+
+
+def round_scale(error: Tensor) -> float:
+    """1, 2 or 5 times a power of ten, such that 99 % of the errors [N] lie below; at least 1e-5."""
+    high = float(np.quantile(error.numpy(), 0.99)) if len(error) else 0.0
+    if not high > 1e-5:
+        return 1e-5
+    power = 10.0 ** math.floor(math.log10(high))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= high * (1 - 1e-6))
+
+
+def with_scale(image: Tensor, scale: float, what: str) -> Tensor:
+    """An error picture [h, w, 3] as uint8 with the scale of its colours, from 0 to ``scale``, drawn at the right."""
+    height, width = image.shape[:2]
+    image = image.clone()
+    top, bottom, left = round(0.3 * height), round(0.7 * height), width - round(0.055 * width)
+    bar_width = min(max(4, width // 50), width - left)
+    image[top:bottom, left : left + bar_width] = color_bar(bottom - top, bar_width, ERROR_MAP)
+    font = max(10, height // 45)
+    texts = [(left - font, top - 2 * font, f"{scale:.0e}".replace("e-0", "e-")), (left, bottom + font // 2, "0")]
+    return write_texts(image, [*texts, (font, height - 2 * font, what)], font)
 
 
 def write_texts(image: Tensor, texts: Iterable[tuple[int, int, str]], size: float = 10) -> Tensor:
@@ -75,6 +113,91 @@ def write_texts(image: Tensor, texts: Iterable[tuple[int, int, str]], size: floa
     for x, y, text in texts:
         draw.text((x, y), text.encode("latin-1", "replace").decode("latin-1"), fill=(40, 40, 40), font=font)
     return torch.from_numpy(np.array(canvas))
+
+
+def write_comparison(
+    path: str | Path, pairs: Sequence[tuple[Tensor, Tensor]], titles: Sequence[str] = (), error_scale: float = 0.2
+) -> None:
+    """A picture with one row `truth | render | error` per pair, and the colour scale of the error.
+
+    Args:
+        pairs: truth and render, [H, W, 3] each.
+        titles: text above each row.
+        error_scale: mean absolute error over the channels that is shown brightest.
+    """
+    if not pairs:
+        raise ValueError("`pairs` must hold at least one (truth, render), got none")
+    rows = []
+    for i, (truth, render) in enumerate(pairs):
+        if truth.shape != render.shape or truth.ndim != 3 or truth.shape[-1] != 3:
+            shapes = f"{list(truth.shape)} and {list(render.shape)}"
+            raise ValueError(f"`pairs[{i}]` must be two images of shape [H, W, 3], got {shapes}")
+        truth, render = (torch.from_numpy(to_uint8(image)).float() / 255 for image in (truth, render))
+        height, width = truth.shape[:2]
+        error = colorize((truth - render).abs().mean(-1), 0, error_scale)
+        gap = torch.ones(height, GAP, 3)
+        panels = [truth, gap, render, gap, error, gap, color_bar(height, 12), torch.ones(height, 34, 3)]
+        columns = [0, width + GAP, 2 * (width + GAP), 3 * (width + GAP)]
+        row = torch.cat([torch.ones(HEADER, sum(panel.shape[1] for panel in panels), 3), torch.cat(panels, dim=1)])
+        title = f"truth  {titles[i]}" if i < len(titles) else "truth"
+        texts = [(columns[0] + 2, 3, title), (columns[1] + 2, 3, "render"), (columns[2] + 2, 3, "|error|")]
+        texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
+        rows.append(write_texts(row, texts))
+    widest = max(row.shape[1] for row in rows)
+    atomic_write_image(path, torch.cat([_pad_right(row, widest) for row in rows]))
+
+
+def _pad_right(image: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(image, (0, 0, 0, width - image.shape[1]), value=255)
+
+
+def write_depth(path: str | Path, depth: Tensor, opacity: Tensor | None = None) -> None:
+    """A depth image [H, W], near bright; ``opacity`` [H, W] fades what is not there to black.
+
+    The range is that of the 1st to the 99th percentile of the opaque pixels. Give the depth of the surface: an
+    accumulated one has to be divided by the opacity first.
+    """
+    depth = depth.detach().float().cpu()
+    weight = torch.ones_like(depth) if opacity is None else opacity.detach().float().cpu().clamp(0, 1)
+    shown = depth[(weight > 0.5) & depth.isfinite()]
+    low, high = np.quantile(shown.numpy(), (0.01, 0.99)).tolist() if len(shown) else (0.0, 1.0)
+    atomic_write_image(path, colorize(-depth, -high, -low) * weight[..., None])
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """File names without extension for the pictures of views, no two alike where upper and lower case are the same.
+
+    A view's picture has the name of its image, with as many of its folders before it as tell all views apart
+    (``front_000`` and ``back_000`` of a rig), and the number of the view where they do not.
+    """
+    paths = [
+        [FORBIDDEN.sub("_", part) for part in EXTENSIONS.sub("", name.strip().replace("\\", "/")).split("/")]
+        for name in names
+    ]
+    paths = [[part for part in path if part not in ("", ".", "..")] or ["view"] for path in paths]
+    found: list[str] = []
+    for n_parts in range(1, 1 + max(map(len, paths), default=0)):
+        found = ["_".join(path[-n_parts:])[-150:] for path in paths]
+        if len({name.lower() for name in found}) == len(found):
+            return found
+    return [f"{i:04d}_{name}" for i, name in enumerate(found)]
+
+
+def write_view(out: str | Path, name: str, truth: Tensor, color: Tensor, opacity: Tensor, depth: Tensor) -> None:
+    """The pictures of one test view: ``renders/NAME.png``, ``comparisons/NAME.png`` and ``depth/NAME.png``.
+
+    Args:
+        out: folder of the run.
+        name: file name without extension.
+        truth, color: [H, W, 3].
+        opacity: [H, W].
+        depth: accumulated distance [H, W], as `composite` returns it.
+    """
+    out = Path(out)
+    atomic_write_image(out / "renders" / f"{name}.png", color)
+    title = f"{name}  {psnr(color.float(), truth.float()):.2f} dB"
+    write_comparison(out / "comparisons" / f"{name}.png", [(truth, color)], [title])
+    write_depth(out / "depth" / f"{name}.png", depth / opacity.clamp_min(1e-6), opacity)
 
 
 def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: every file can be read back and says what it should."""
+"""Pictures, tables and flights that a run leaves behind: every file can be read back and says what it should."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ import torch
 iio = pytest.importorskip("imageio.v3")
 pytest.importorskip("PIL")
 
-from hashgrid.data.scene import Scene, Views  # noqa: E402
-from hashgrid.geometry.cameras import look_at  # noqa: E402
-from hashgrid.nerf import report  # noqa: E402
+from hashgrid.geometry.cameras import Cameras, look_at, orbit  # noqa: E402
+from hashgrid.train.report import plot_curve  # noqa: E402
 from hashgrid.util import pictures  # noqa: E402
+from hashgrid.util.files import atomic_write_csv, to_uint8  # noqa: E402
+
+UP = torch.tensor([0.0, 0.0, 1.0])
 
 
-def make_scene(origins, size=(30, 20)) -> Scene:
-    target, up = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.0, 0.0, 1.0])
-    c2w = torch.stack([look_at(torch.tensor(origin) + target, target, up) for origin in origins])
-    n = len(c2w)
-    sizes = torch.tensor([size] * n)
-    intrinsics = torch.tensor([[40.0, 40.0, size[0] / 2, size[1] / 2]] * n)
-    data = torch.zeros(n * size[0] * size[1], 3, dtype=torch.uint8)
-    views = Views(c2w, intrinsics, sizes, data=data, names=tuple(map(str, range(n))))
-    aabb = torch.tensor([-1.0, -1, -1, 1, 1, 1])
-    return Scene(views, views, aabb, 1, True, 0.0, up, path=report.Path("scene"))
+def cameras_at(origins, size=(30, 20)) -> Cameras:
+    """Cameras that look at one point."""
+    target = torch.tensor([0.1, 0.2, 0.3])
+    c2w = torch.stack([look_at(torch.tensor(origin) + target, target, UP) for origin in origins])
+    intrinsics = torch.tensor([[40.0, 40.0, size[0] / 2, size[1] / 2]] * len(c2w))
+    return Cameras(c2w, intrinsics, torch.tensor([size] * len(c2w)))
 
 
 def test_comparison_shows_truth_render_and_error(tmp_path):
@@ -35,23 +33,23 @@ def test_comparison_shows_truth_render_and_error(tmp_path):
     render = truth.clone()
     render[:20] += 0.5
     path = tmp_path / "strips" / "strip.png"
-    report.write_comparison(path, [(truth, render), (truth, truth)], ["a 1.0 dB", "Größe \u2603"], error_scale=0.49)
+    pictures.write_comparison(path, [(truth, render), (truth, truth)], ["a 1.0 dB", "Größe \u2603"], error_scale=0.49)
     image = torch.from_numpy(iio.imread(path))
-    row, column = report.HEADER + 10, 30 + report.GAP
-    assert image.shape[0] == 2 * (40 + report.HEADER)
+    row, column = pictures.HEADER + 10, 30 + pictures.GAP
+    assert image.shape[0] == 2 * (40 + pictures.HEADER)
     assert image[row, 10].tolist() == [64] * 3
     assert image[row, column + 10].tolist() == [191] * 3
-    brightest, darkest = (report.to_uint8(pictures.COLOR_MAP[i]).tolist() for i in (-1, 0))
+    brightest, darkest = (to_uint8(pictures.COLOR_MAP[i]).tolist() for i in (-1, 0))
     assert image[row, 2 * column + 10].tolist() == brightest
     assert image[row + 25, 2 * column + 10].tolist() == darkest
-    assert image[row + 40 + report.HEADER, 2 * column + 10].tolist() == darkest
-    scale = image[report.HEADER : report.HEADER + 40, 3 * column + 5]
+    assert image[row + 40 + pictures.HEADER, 2 * column + 10].tolist() == darkest
+    scale = image[pictures.HEADER : pictures.HEADER + 40, 3 * column + 5]
     assert scale[0].tolist() == brightest and scale[-1].tolist() == darkest
     assert os.listdir(path.parent) == ["strip.png"]
     with pytest.raises(ValueError, match=r"`pairs\[0\]` must be two images .* \[40, 30, 3\] and \[20, 30, 3\]"):
-        report.write_comparison(path, [(truth, render[:20])])
+        pictures.write_comparison(path, [(truth, render[:20])])
     with pytest.raises(ValueError, match="at least one"):
-        report.write_comparison(path, [])
+        pictures.write_comparison(path, [])
 
 
 def test_color_map_gets_brighter():
@@ -65,39 +63,66 @@ def test_depth(tmp_path):
     depth = torch.linspace(1, 3, 50).expand(10, 50).clone()
     opacity = torch.ones(10, 50)
     opacity[:, :10], depth[:, :10] = 0, math.nan
-    report.write_depth(tmp_path / "depth.png", depth, opacity)
+    pictures.write_depth(tmp_path / "depth.png", depth, opacity)
     image = torch.from_numpy(iio.imread(tmp_path / "depth.png")).float().sum(-1)
     assert bool((image[:, 10] > image[:, 30]).all()) and bool((image[:, 30] > image[:, 49]).all())
     assert float(image[:, :10].max()) == 0
-    report.write_depth(tmp_path / "empty.png", depth, torch.zeros(10, 50))  # nothing there
+    pictures.write_depth(tmp_path / "empty.png", depth, torch.zeros(10, 50))  # nothing there
 
 
-def test_scores(tmp_path):
+def test_error_pictures_have_the_scale_of_their_colours():
+    """Errors from 0 at the left to the scale at the right: the bar has the colours of the picture."""
+    scale, size = 0.02, 200
+    error = torch.linspace(0, scale, size).expand(size, size)
+    picture = pictures.colorize(error, 0, scale, pictures.ERROR_MAP)
+    lightness = picture[0] @ torch.tensor([0.2126, 0.7152, 0.0722])
+    assert bool((lightness.diff() < 0).all())  # from clean to dirty
+    drawn = pictures.with_scale(picture, scale, "error")
+    assert drawn.dtype == torch.uint8 and drawn.shape == (size, size, 3)
+    left, top, bottom = size - round(0.055 * size), round(0.3 * size), round(0.7 * size)
+    for row in range(top, bottom):
+        value = scale * (bottom - 1 - row) / (bottom - 1 - top)
+        expected = pictures.colorize(torch.tensor(value), 0, scale, pictures.ERROR_MAP)
+        assert drawn[row, left].tolist() == to_uint8(expected).tolist()
+    outside = torch.from_numpy(to_uint8(picture))
+    assert torch.equal(drawn[top:bottom, : left - 20], outside[top:bottom, : left - 20])
+    assert bool((drawn[bottom:] != outside[bottom:]).any()) and bool((drawn[:top] != outside[:top]).any())  # numbers
+
+
+@pytest.mark.parametrize(
+    ("errors", "scale"),
+    [([0.0] * 5, 1e-5), ([], 1e-5), ([0.0017] * 5, 2e-3), ([0.002] * 5, 2e-3), ([4e-4, 4.9], 5.0), ([0.06], 0.1)],
+)
+def test_scales_are_round(errors, scale):
+    assert pictures.round_scale(torch.tensor(errors)) == pytest.approx(scale)
+
+
+def test_scale_leaves_one_error_in_a_hundred_out():
+    assert pictures.round_scale(torch.cat([torch.full((995,), 0.9), torch.full((5,), 90.0)])) == 1.0
+
+
+def test_table(tmp_path):
     path = tmp_path / "views.csv"
-    report.write_scores(path, [("./test/r_0", 30.12345, 0.9), ('odd, "name"', math.inf, 1.0)])
+    expected = [["view", "psnr"], ["./test/r_0", "30.1235"], ['odd, "name"', "inf"]]
+    atomic_write_csv(path, expected[0], (row for row in expected[1:]))
     with open(path, newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows == [["view", "psnr", "ssim"], ["./test/r_0", "30.1234", "0.90000"], ['odd, "name"', "inf", "1.00000"]]
+        assert list(csv.reader(file)) == expected
+    assert b"\r" not in path.read_bytes()
 
 
-@pytest.mark.parametrize("test_psnr", [None, 25.0, math.nan])
-def test_training_plot(tmp_path, test_psnr):
+@pytest.mark.parametrize("final", [None, 25.0, math.nan])
+def test_training_plot(tmp_path, final):
     pytest.importorskip("matplotlib")
-    curve = [
-        {"seconds": 0.0, "step": 1, "train_psnr": 10.0},
-        {"seconds": 1.0, "step": 2, "train_psnr": math.inf, "test_psnr": 20.0},
-        {"seconds": 2.0, "step": 3, "train_psnr": 21.0},
-    ]
-    report.plot_training(tmp_path / "psnr.png", curve, test_psnr, "chair")
+    plot_curve(tmp_path / "psnr.png", [(0.0, 10.0), (1.0, math.inf), (2.0, 21.0)], "PSNR [dB]", final)
     image = iio.imread(tmp_path / "psnr.png")
     assert image.shape[0] == 600 and image.std() > 10
-    report.plot_training(tmp_path / "empty.png", [], test_psnr)
+    plot_curve(tmp_path / "empty.png", [], "PSNR [dB]", final)
 
 
 def test_view(tmp_path):
     truth, color = torch.rand(20, 30, 3), torch.rand(20, 30, 3)
     opacity = torch.full((20, 30), 0.5)
-    report.write_view(tmp_path, "r_0", truth, color, opacity, 2 * opacity)
+    pictures.write_view(tmp_path, "r_0", truth, color, opacity, 2 * opacity)
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")) == [
         "comparisons/r_0.png", "depth/r_0.png", "renders/r_0.png",
     ]  # fmt: skip
@@ -107,8 +132,7 @@ def test_view(tmp_path):
 
 def test_orbit_circles_what_the_cameras_look_at():
     angles = [2 * math.pi * i / 9 for i in range(9)]
-    scene = make_scene([(3 * math.cos(a), 3 * math.sin(a), 1.0) for a in angles])
-    cameras = report.orbit(scene, 16, max_size=15)
+    cameras = orbit(cameras_at([(3 * math.cos(a), 3 * math.sin(a), 1.0) for a in angles]), UP, 16, max_size=15)
     target = torch.tensor([0.1, 0.2, 0.3])
     offsets = cameras.origins - target
     torch.testing.assert_close(offsets.norm(dim=-1), torch.full((16,), math.sqrt(10)), rtol=0, atol=0.02)
@@ -126,12 +150,12 @@ def test_orbit_circles_what_the_cameras_look_at():
 
 def test_orbit_stays_on_the_side_the_cameras_know():
     angles = [math.radians(a) for a in (-60, -30, 0, 20, 60)]
-    cameras = report.orbit(make_scene([(3 * math.cos(a), 3 * math.sin(a), 1.0) for a in angles]), 24)
+    cameras = orbit(cameras_at([(3 * math.cos(a), 3 * math.sin(a), 1.0) for a in angles]), UP, 24)
     offsets = cameras.origins - torch.tensor([0.1, 0.2, 0.3])
     azimuth = torch.atan2(offsets[:, 1], offsets[:, 0]).rad2deg()
     assert float(azimuth.min()) > -61 and float(azimuth.max()) < 61
     assert float(azimuth.max() - azimuth.min()) > 60
-    assert bool(report.orbit(make_scene([(0.0, 0.0, 3.0)]), 3).c2w.isfinite().all())
+    assert bool(orbit(cameras_at([(0.0, 0.0, 3.0)]), UP, 3).c2w.isfinite().all())
 
 
 def test_video(tmp_path):

@@ -1,1 +1,0 @@
-"""Neural radiance fields: training, reports."""
