@@ -116,9 +116,9 @@ def _milliseconds(run: Callable[[], object], seconds: float) -> float:
 
 
 def _plot(record: dict[str, Any], path: Path) -> None:
-    matplotlib = optional_import("matplotlib", "nerf")
+    matplotlib = optional_import("matplotlib")
     matplotlib.use("Agg")
-    plt = optional_import("matplotlib.pyplot", "nerf")
+    plt = optional_import("matplotlib.pyplot")
     figure, axes = plt.subplots(1, len(record["cases"]), figsize=(11, 3), layout="constrained")
     for ax, case in zip(axes, record["cases"], strict=True):
         for i, row in enumerate(case["contenders"]):

@@ -507,9 +507,9 @@ def print_summary(result: dict[str, Any], unit: str) -> None:
 
 def plot_bars(record: dict[str, Any], path: Path) -> None:
     """Horizontal bars of the medians with quartiles, labelled with the ratio to ours; one panel per case."""
-    matplotlib = optional_import("matplotlib", "nerf")
+    matplotlib = optional_import("matplotlib")
     matplotlib.use("Agg")
-    plt = optional_import("matplotlib.pyplot", "nerf")
+    plt = optional_import("matplotlib.pyplot")
     cases = record["cases"]
     heights = [1 + sum("failure" not in row for row in case["contenders"]) for case in cases]
     figure, axes = plt.subplots(
@@ -553,7 +553,7 @@ def save_figure(figure: Any, path: Path) -> None:
     """As PNG; closes it."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    optional_import("matplotlib.pyplot", "nerf").close(figure)
+    optional_import("matplotlib.pyplot").close(figure)
 
 
 # ---- command lines ---------------------------------------------------------------------------------------------------

@@ -114,9 +114,9 @@ def _print(what: str, labels: Sequence[str], rows: Sequence[dict[str, float]]) -
 
 
 def _plot(record: dict[str, Any], path: Path) -> None:
-    matplotlib = optional_import("matplotlib", "nerf")
+    matplotlib = optional_import("matplotlib")
     matplotlib.use("Agg")
-    plt = optional_import("matplotlib.pyplot", "nerf")
+    plt = optional_import("matplotlib.pyplot")
     (case,) = record["cases"]
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     series = (

@@ -113,9 +113,9 @@ def _print(case: dict[str, Any]) -> None:
 
 
 def _plot(record: dict[str, Any], path: Path) -> None:
-    matplotlib = optional_import("matplotlib", "nerf")
+    matplotlib = optional_import("matplotlib")
     matplotlib.use("Agg")
-    plt = optional_import("matplotlib.pyplot", "nerf")
+    plt = optional_import("matplotlib.pyplot")
     (case,) = record["cases"]
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     colors = {OURS: "#d1495b", EAGER: "#8d99ae", COMPILED: "#2b2d42"}

@@ -132,13 +132,13 @@ class Mesh:
 
     @cached_property
     def _tree(self) -> Any:
-        tree = optional_import("igl", "sdf").AABB()
+        tree = optional_import("igl").AABB()
         tree.init(self.vertices, self.faces)
         return tree
 
     @cached_property
     def _winding_tree(self) -> Any:
-        tree = optional_import("igl", "sdf").FastWindingNumberBVH()
+        tree = optional_import("igl").FastWindingNumberBVH()
         tree.init(self.vertices, self.faces)
         return tree
 

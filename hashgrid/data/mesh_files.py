@@ -30,7 +30,7 @@ def write_glb(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normals
     """Writes binary glTF, replacing an earlier file only once the new one is complete. Its vertices are always float32;
     where that would move them (see :func:`fits_float32`) they are relative to their centre, which is the translation
     of the node. The axes stay those of the input: y is not made to be up."""
-    trimesh = optional_import("trimesh", "sdf")
+    trimesh = optional_import("trimesh")
     scene = trimesh.Scene()
     centre = np.zeros(3) if fits_float32(vertices) else (vertices.min(0) + vertices.max(0)) / 2
     if len(faces):
@@ -40,7 +40,7 @@ def write_glb(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normals
         for node in tree.get("nodes", []):
             node["translation"] = centre.tolist()
 
-    gltf = optional_import("trimesh.exchange.gltf", "sdf")
+    gltf = optional_import("trimesh.exchange.gltf")
     atomic_write_bytes(path, gltf.export_glb(scene, include_normals=True, tree_postprocessor=translate))
 
 

@@ -20,7 +20,7 @@ def estimate_normals(points: np.ndarray, k: int = 12, name: str = "points") -> n
     """
     if len(points) <= k:
         raise MeshError(f"`{name}` must have more than {k} points for normals to be estimated, got {len(points)}")
-    spatial = optional_import("scipy.spatial", "sdf")
+    spatial = optional_import("scipy.spatial")
     _, neighbors = spatial.cKDTree(points).query(points, k=k + 1, workers=-1)
     offsets = points[neighbors] - points[neighbors].mean(1, keepdims=True)
     normals = np.linalg.eigh(offsets.transpose(0, 2, 1) @ offsets)[1][..., 0]
@@ -33,7 +33,7 @@ def _orientation(points: np.ndarray, normals: np.ndarray, neighbors: np.ndarray)
     Two normals agree if one is the other's mirror image about the middle between the points: exact on a circle and
     across an edge, and true of the two sides of a thin wall (König & Gumhold 2009).
     """
-    sparse, graph = optional_import("scipy.sparse", "sdf"), optional_import("scipy.sparse.csgraph", "sdf")
+    sparse, graph = optional_import("scipy.sparse"), optional_import("scipy.sparse.csgraph")
     n, k = neighbors.shape
     source, target = np.repeat(np.arange(n), k), neighbors.reshape(-1)
     agreement = _agreement(points, normals, source, target)

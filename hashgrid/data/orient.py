@@ -184,7 +184,7 @@ def _signs(
 ) -> np.ndarray:
     """Signs [B] that bodies should have, where they have ``sign`` [B]. Those that look inwards are cavities where they
     lie within something solid; elsewhere they are turned around, with what they enclose but for ``mixed`` ones [B]."""
-    igl = optional_import("igl", "sdf")
+    igl = optional_import("igl")
     order = np.argsort(body, kind="stable")
     ends = np.searchsorted(body[order], np.arange(len(sign) + 1))
     members = [faces[order[i:j]] for i, j in zip(ends[:-1], ends[1:], strict=True)]
@@ -226,6 +226,6 @@ def _joined(edges: _Edges, of: np.ndarray) -> np.ndarray:
 
 def _components(a: np.ndarray, b: np.ndarray, n: int) -> tuple[int, np.ndarray]:
     """Number of connected components of ``n`` nodes, ``a`` [E] connected to ``b`` [E], and that of each node [n]."""
-    sparse = optional_import("scipy.sparse", "sdf")
+    sparse = optional_import("scipy.sparse")
     graph = sparse.coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(n, n))
-    return optional_import("scipy.sparse.csgraph", "sdf").connected_components(graph, directed=False)
+    return optional_import("scipy.sparse.csgraph").connected_components(graph, directed=False)

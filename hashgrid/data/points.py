@@ -246,14 +246,14 @@ def make_off(cloud: PointCloud, recipe: PointRecipe, seed: int = 0) -> np.ndarra
 def spread(points: np.ndarray, k: int) -> np.ndarray:
     """Distance [N] of each of the points [N, 3] to its ``k``-th neighbour: how far around it Gropp et al. (2020,
     section 5) draw more."""
-    tree = optional_import("scipy.spatial", "sdf").cKDTree(points)
+    tree = optional_import("scipy.spatial").cKDTree(points)
     return tree.query(points, k=[min(k, len(points) - 1) + 1], workers=-1)[0][:, 0]
 
 
 def signs(cloud: PointCloud, x: np.ndarray) -> np.ndarray:
     """Sides [Q] of points [Q, 3] by the winding number of the oriented points (Barill et al. 2018): -1 inside, 1
     outside, 0 where it does not say. A point stands for an eighth of the disc that reaches to its 8th neighbour."""
-    igl = optional_import("igl", "sdf")
+    igl = optional_import("igl")
     areas = np.pi * spread(cloud.points, 8) ** 2 / 8
     winding = igl.fast_winding_number(cloud.points, cloud.normals, areas, x)
     return (winding < 0.25) * 1.0 - (winding > 0.75)

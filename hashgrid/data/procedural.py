@@ -514,7 +514,7 @@ def write_scene(
 
 def write_scene_with_bar(out: Path, n_train: int, n_test: int, resolution: int, seed: int) -> None:
     """:func:`write_scene` with a progress bar."""
-    with optional_import("tqdm", "apps").tqdm(total=n_train + n_test, desc="scene", unit="view") as bar:
+    with optional_import("tqdm").tqdm(total=n_train + n_test, desc="scene", unit="view") as bar:
         write_scene(out, n_train, n_test, resolution, seed, progress=lambda done, total: bar.update(done - bar.n))
 
 

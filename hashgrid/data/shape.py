@@ -62,7 +62,7 @@ class Shape:
             nearest = self.mesh.nearest
             return lambda x: torch.from_numpy(nearest(x.double().numpy())[0])
         if self.cloud is not None:
-            tree = optional_import("scipy.spatial", "sdf").cKDTree(self.cloud.points)
+            tree = optional_import("scipy.spatial").cKDTree(self.cloud.points)
             return lambda x: torch.from_numpy(tree.query(x.double().numpy(), workers=-1)[0])
         return None
 

@@ -237,7 +237,7 @@ def _march(slab: _Slab) -> tuple[np.ndarray, np.ndarray]:
     volume = slab.volume.numpy()
     if not volume.min() < 0 < volume.max():
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    measure = optional_import("skimage.measure", "sdf")
+    measure = optional_import("skimage.measure")
     found, faces, _, _ = measure.marching_cubes(volume, 0.0, gradient_direction="descent", mask=slab.mask.numpy())
     return np.ascontiguousarray(found, np.float32), faces.astype(np.int64)
 
@@ -279,11 +279,11 @@ def n_components(faces: np.ndarray) -> int:
     """Into how many connected parts the faces [F, 3] fall."""
     if len(faces) == 0:
         return 0
-    sparse = optional_import("scipy.sparse", "sdf")
+    sparse = optional_import("scipy.sparse")
     n = int(faces.max()) + 1
     pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]]).astype(np.int32)
     graph = sparse.coo_matrix((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, label = optional_import("scipy.sparse.csgraph", "sdf").connected_components(graph, directed=False)
+    _, label = optional_import("scipy.sparse.csgraph").connected_components(graph, directed=False)
     return len(np.unique(label[faces[:, 0]]))
 
 

@@ -158,7 +158,7 @@ class Nerf(Command):
     def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Nerf:
         assert isinstance(config, NerfConfig)
         if config.video:
-            optional_import("imageio_ffmpeg", cls.extra)
+            optional_import("imageio_ffmpeg")
         if source is None:
             source = Path(notes["scene"]) if "scene" in notes else procedural_folder()
         names = ("test_split", "holdout", "downscale", "cut_out_backdrop", "allow_huge")
@@ -237,7 +237,7 @@ class Nerf(Command):
         n_views = min(n_views, 4) if interrupted else n_views
         indices = [i * n_test // n_views for i in range(n_views)] if n_views else []
         background = scene.background(config.background)
-        with optional_import("tqdm", self.extra).tqdm(total=len(indices), desc="test views", unit="view") as bar:
+        with optional_import("tqdm").tqdm(total=len(indices), desc="test views", unit="view") as bar:
 
             def show(text: str) -> None:
                 bar.set_postfix_str(text, refresh=False)
@@ -262,7 +262,7 @@ class Nerf(Command):
             return
         cameras = orbit(self.scene.train, self.scene.up, 48).to(self.device)
         background = self.scene.background(self.config.background).to(self.device)
-        tqdm = optional_import("tqdm", self.extra).tqdm
+        tqdm = optional_import("tqdm").tqdm
         views = tqdm(range(len(cameras)), desc="turntable", unit="frame")
         frames = (render_image(self.model, self.sampler, cameras, view, background)[0] for view in views)
         write_video(out / "turntable.mp4", frames)

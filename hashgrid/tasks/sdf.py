@@ -139,9 +139,9 @@ class Sdf(Command):
     def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Sdf:
         assert isinstance(config, SdfConfig)
         if config.mesh_format == "glb":
-            optional_import("trimesh", cls.extra)
+            optional_import("trimesh")
         if config.video:
-            optional_import("imageio_ffmpeg", cls.extra)
+            optional_import("imageio_ffmpeg")
         if not notes:
             return cls(config, load_shape(source, config.points, config.truth, config.margin))
         placement = _placement(notes)
@@ -278,7 +278,7 @@ class Sdf(Command):
         )
         stills = time.perf_counter() - begin
         if video and config.n_frames > 0:
-            tqdm = optional_import("tqdm", self.extra).tqdm
+            tqdm = optional_import("tqdm").tqdm
             frames = shape_views.turntable(self.model, points, up, config.n_frames, config.video_size, config.backend)
             write_video(out / "turntable.mp4", tqdm(frames, total=config.n_frames, desc="turntable", unit="frame"))
         turntable = time.perf_counter() - begin - stills if video else None

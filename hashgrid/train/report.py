@@ -30,7 +30,7 @@ class Console:
     def __init__(self, task: Task) -> None:
         self._task = task
         bar_format = task.name + " {percentage:3.0f}%|{bar:20}| {desc}"
-        self._bar = optional_import("tqdm", "apps").tqdm(total=100.0, bar_format=bar_format, mininterval=0.2)
+        self._bar = optional_import("tqdm").tqdm(total=100.0, bar_format=bar_format, mininterval=0.2)
 
     def step(self, progress: Progress) -> None:
         rates = "".join(f" {_short(rate)} {name}/s" for name, rate in progress.rates.items() if name in SHOWN_RATES)
@@ -50,7 +50,7 @@ class TensorBoard:
     """Loss, terms and rates once a second or so, for ``tensorboard --logdir``."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = optional_import("torch.utils.tensorboard", "apps").SummaryWriter(str(folder))
+        self._writer = optional_import("torch.utils.tensorboard").SummaryWriter(str(folder))
         self._next = 0.0
 
     def step(self, progress: Progress) -> None:
@@ -109,7 +109,7 @@ def plot_curve(
         final: the value that was measured at the end, and
         what: the name of that.
     """
-    optional_import("matplotlib", "apps")
+    optional_import("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 

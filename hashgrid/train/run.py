@@ -34,15 +34,13 @@ class Command(Task):
         Config: the class of its configuration.
         summary: what the command does, in one sentence.
         source_help: what SOURCE is.
-        packages: what has to be installed, with
-        extra: the name of the extra that has it.
+        packages: what has to be installed.
     """
 
     Config: ClassVar[type[RunConfig]]
     summary: ClassVar[str]
     source_help: ClassVar[str]
     packages: ClassVar[Sequence[str]] = ("safetensors", "tqdm")
-    extra: ClassVar[str] = "apps"
 
     @classmethod
     def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
@@ -120,7 +118,7 @@ def run(
     except ValueError as error:
         raise ValueError(f"{error}; the checkpoint says so, an option replaces it") if stored else error from None
     for package in command.packages:
-        optional_import(package, command.extra)
+        optional_import(package)
     config = config.on_device()
     if options.profile and config.device != "cpu":
         raise ValueError(f"`--profile` is for the CPU, got device {config.device}; use Nsight Systems on a GPU")
@@ -207,7 +205,7 @@ def read_checkpoint(path: Path, command: type[Command]) -> Checkpoint:
 
 def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple[Options, RunConfig]:
     """Options and configuration of a command line, over the values of ``base``."""
-    tyro = optional_import("tyro", "apps")
+    tyro = optional_import("tyro")
 
     def argument(kind: Any, help: str, default: Any, *markers: Any, **options: Any) -> tuple[Any, Any]:
         return Annotated.__class_getitem__((kind, *markers, tyro.conf.arg(help=help, **options))), default  # type: ignore[attr-defined]

@@ -89,7 +89,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 def atomic_write_image(path: str | Path, image: Tensor) -> None:
     """Write an image [H, W, 3 or 4], floats in [0, 1] or uint8; the extension of ``path`` says in which format."""
-    iio = optional_import("imageio.v3", "image")
+    iio = optional_import("imageio.v3")
     with atomic_path(path) as temporary:
         iio.imwrite(temporary, to_uint8(image))
 

@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 
-def optional_import(name: str, extra: str = "nerf") -> ModuleType:
+def optional_import(name: str, extra: str = "apps") -> ModuleType:
     """The module ``name``; an ``ImportError`` naming ``pip install torch-hashgrid[extra]`` when it is absent."""
     try:
         return importlib.import_module(name)
