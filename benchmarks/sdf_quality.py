@@ -24,19 +24,18 @@ import torch
 from hashgrid.bench.environment import environment, warn_if_busy
 from hashgrid.data.mesh import load_mesh
 from hashgrid.data.points import load_points
-from hashgrid.fields.distance import make_field
-from hashgrid.rendering.extract import n_components
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.evaluate import compare_meshes, eikonal_error, iou
-from hashgrid.sdf.objectives import DistanceSamples, PointSamples
-from hashgrid.sdf.trainer import Trainer
+from hashgrid.data.shape import Shape
+from hashgrid.rendering.extract import n_components, to_mesh
+from hashgrid.rendering.measure import compare_meshes, eikonal_error, iou
+from hashgrid.tasks.sdf import Sdf, SdfConfig, make_field
+from hashgrid.train.loop import Trainer
 from hashgrid.util.files import atomic_write_json, atomic_write_text
 
 N_POINTS = 50_000
-METHODS = {
-    "hash grid": (SdfConfig(), SdfConfig.for_points()),  # for meshes, for points
-    "SIREN": (SdfConfig.for_siren(), SdfConfig.for_points().replace(field="siren")),
-    "reference backend": (SdfConfig(backend="reference"), SdfConfig.for_points().replace(backend="reference")),
+METHODS = {  # field and backend
+    "hash grid": ("grid", "native"),
+    "SIREN": ("siren", "native"),
+    "reference backend": ("grid", "reference"),
 }
 
 
@@ -69,8 +68,9 @@ def measure(path: Path, method: str, from_points: bool, seconds: float | None) -
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         mesh = load_mesh(path)
-    config = METHODS[method][from_points]
-    config = config.replace(time_limit=seconds or config.default_seconds, device="cpu")
+    field_name, backend = METHODS[method]
+    config = SdfConfig.defaults(field_name, from_points)
+    config = config.replace(time_limit=seconds or config.default_seconds, device="cpu", backend=backend)
     begin = time.perf_counter()
     if from_points:
         with tempfile.TemporaryDirectory() as folder:
@@ -79,15 +79,18 @@ def measure(path: Path, method: str, from_points: bool, seconds: float | None) -
             begin = time.perf_counter()
             cloud = load_points(Path(folder) / "points.npz")
         mesh = dataclasses.replace(mesh, vertices=cloud.placement.to_cube(mesh.vertices))
-        objective: Any = PointSamples(cloud, config, torch.device("cpu"))
+        task = Sdf(config, Shape.of(cloud))
     else:
-        objective = DistanceSamples(load_mesh(path), config, torch.device("cpu"))
-    trainer = Trainer(objective, config, seconds_before=time.perf_counter() - begin)
-    before = trainer.tick() * config.time_limit
+        task = Sdf(config, Shape.of(load_mesh(path)))
+    task.begin()
+    trainer = Trainer(task, seconds_before=time.perf_counter() - begin)
+    before = trainer.update_clock() * config.time_limit
     trainer.train()
+    trainer.take_averages()
+    task.close()
     field = make_field(config.replace(backend="native"))  # the same function, evaluated faster
-    field.load_state_dict(trainer.field.state_dict())
-    vertices, faces = field.to_mesh(config.mesh_resolution)
+    field.load_state_dict(task.model.state_dict())
+    vertices, faces = to_mesh(field, config.resolution)
     progress = trainer.progress
     return {
         "warnings": [str(w.message) for w in caught],

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import hashgrid
-from hashgrid.image.app import load_photo
+from hashgrid.data.images import load_photo
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.metrics import psnr
 

@@ -14,23 +14,22 @@ from hashgrid.data.distances import DistanceRecipe, make_pool
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import load_mesh, make_mesh
 from hashgrid.data.mesh_files import write_ply
-from hashgrid.fields.distance import SdfField
+from hashgrid.fields.distance import GridDistance
 from hashgrid.geometry.cameras import framing
+from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.surface import render
-from hashgrid.sdf.config import SdfConfig
 from hashgrid.util.files import atomic_write_image
 
 
 def main() -> None:
     torch.manual_seed(0)
-    config = SdfConfig()
     mesh = load_mesh(sys.argv[1]) if len(sys.argv) > 1 else make_mesh(*torus_knot(), name="torus knot")
     n_steps = int(sys.argv[2]) if len(sys.argv) > 2 else 500
 
     # Points on the surface, near it and anywhere in the unit cube, and their distances: negative inside.
     points, distances = make_pool(mesh, DistanceRecipe())
 
-    field = SdfField(config)  # a HashGrid and a FusedMLP: distances [...] of points [..., 3]
+    field = GridDistance()  # a HashGrid and a FusedMLP: distances [...] of points [..., 3]
     optimizer = hashgrid.optim.Adam(field.parameter_groups(weight_decay=1e-6), lr=5e-3, eps=1e-15)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for step in range(n_steps):
@@ -44,7 +43,7 @@ def main() -> None:
         if step % 50 == 0:
             print(f"step {step:5d}  relative error {loss.item():.4f}")
 
-    vertices, faces = field.to_mesh(resolution=256)
+    vertices, faces = to_mesh(field, resolution=256)
     normals = torch.cat([field.normals(part) for part in vertices.split(1 << 18)])
     write_ply("field.ply", mesh.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.points import PointCloud, load_points, make_points
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.objectives import PointSamples
-from hashgrid.sdf.trainer import Progress, Trainer
-from hashgrid.util.device import choose_device
+from hashgrid.data.shape import Shape
+from hashgrid.rendering.extract import to_mesh
+from hashgrid.tasks.sdf import Sdf, SdfConfig
+from hashgrid.train.loop import Progress, Trainer
 
 
 def knot(n: int = 50_000, radius: float = 0.5) -> PointCloud:
@@ -39,12 +39,13 @@ def show(progress: Progress) -> None:
 def main() -> None:
     cloud = load_points(sys.argv[1]) if len(sys.argv) > 1 else knot()
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
-    config = SdfConfig.for_points().replace(time_limit=seconds)
-    samples = PointSamples(cloud, config, choose_device(config.device, config.backend))
-    trainer = Trainer(samples, config)
+    task = Sdf(SdfConfig.defaults(from_points=True).replace(time_limit=seconds), Shape.of(cloud))
+    task.begin()
+    trainer = Trainer(task)
     trainer.train(show)
+    trainer.take_averages()
 
-    vertices, faces = trainer.field.to_mesh(resolution=256)
+    vertices, faces = to_mesh(task.model, resolution=256)
     write_ply("surface.ply", cloud.placement.to_input(vertices).numpy(), faces.numpy())
     print(f"{len(vertices)} vertices, {len(faces)} faces, written to surface.ply")
 

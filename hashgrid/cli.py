@@ -117,7 +117,9 @@ def _bench(words: list[str]) -> int:
     for name, text in options.items():
         parser.add_argument(f"--{name}", dest="flags", action="append_const", const=f"--{name}", help=text)
     for name, text in {"seconds": "time for the turns of each case (default: 15)", "threads": "torch threads"}.items():
-        parser.add_argument(f"--{name}", type=lambda value, name=name: [f"--{name}", value], default=[], help=text)
+        parser.add_argument(f"--{name}", help=text)
     args = parser.parse_args(words)
-    bench.run(args.suite, args.out, args.device, [*(args.flags or []), *args.seconds, *args.threads])
+    given = {name: getattr(args, name) for name in ("seconds", "threads") if getattr(args, name) is not None}
+    values = [word for name, value in given.items() for word in (f"--{name}", value)]
+    bench.run(args.suite, args.out, args.device, [*(args.flags or []), *values])
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -12,8 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from hashgrid.cli import _parser
+from hashgrid.cli import TASKS, _parser
+from hashgrid.train.run import Options, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -106,8 +109,16 @@ def commands_of_the_readme() -> list[list[str]]:
 
 @pytest.mark.parametrize("arguments", commands_of_the_readme(), ids=" ".join)
 def test_command_of_the_readme_is_understood(arguments: list[str]) -> None:
-    args = _parser().parse_args(arguments)
-    assert isinstance(args, argparse.Namespace) and callable(args.run)
+    name, *words = arguments
+    if name in TASKS:
+        module, task, _ = TASKS[name]
+        command = getattr(importlib.import_module(module), task)
+        flags = {word for word in words if word.startswith("--")}
+        options, config = parse(command, words, command.defaults(None, torch.device("cpu"), flags))
+        assert isinstance(options, Options) and isinstance(config, command.Config)
+    elif name != "bench":  # which reads its own
+        args = _parser().parse_args(arguments)
+        assert isinstance(args, argparse.Namespace) and callable(args.run)
 
 
 def test_the_readme_names_every_command() -> None:

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from hashgrid.cli import main
-from hashgrid.image.app import ImageModel, load_photo, run
+from hashgrid.data.images import load_photo
+from hashgrid.fields.coordinate import CoordinateField
+from hashgrid.tasks.image import Image, ImageConfig
+from hashgrid.train.loop import Trainer
+from hashgrid.train.run import Options
+from hashgrid.train.run import run as run_task
 from hashgrid.util.metrics import psnr
 
 imageio = pytest.importorskip("imageio.v3")
@@ -34,6 +39,10 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
+def run(photo: Path, out: Path, changes: dict) -> int:
+    return run_task(Image, Options(photo, out), ImageConfig().replace(**changes))
+
+
 def results_of(out: Path) -> dict:
     return json.loads((out / "results.json").read_text())
 
@@ -50,7 +59,9 @@ def test_picture_is_fitted(photo: Path, tmp_path: Path) -> None:
 def test_command_writes_everything(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["image", str(photo), "--out", str(out), "--steps", "3", "--device", "cpu"]) == 0
-    assert {path.name for path in out.iterdir()} == {"results.json", "reconstruction.png", "error.png"}
+    assert {path.name for path in out.iterdir()} == {
+        *("results.json", "config.json", "checkpoint.safetensors", "reconstruction.png", "error.png")
+    }
     results = results_of(out)
     assert results["train"]["steps"] == 3 and results["train"]["samples"] == 3 * results["config"]["batch"]
     assert (results["width"], results["height"]) == (60, 40) and "photo.png: 60x40, 3 steps" in capsys.readouterr().out
@@ -58,8 +69,15 @@ def test_command_writes_everything(photo: Path, tmp_path: Path, capsys: pytest.C
 
 def test_time_limit_ends_a_run(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that the steps themselves turn."""
-    seconds = iter(range(10**6))
-    monkeypatch.setattr("hashgrid.image.app.time.perf_counter", lambda: float(next(seconds)))
+    steps, step = [0], Trainer.step
+
+    def count(self: Trainer) -> None:
+        steps[0] += 1
+        step(self)
+
+    monkeypatch.setattr(Trainer, "step", count)
+    monkeypatch.setattr("hashgrid.train.loop.time.perf_counter", lambda: float(steps[0]))
+    monkeypatch.setattr("hashgrid.train.run.time.perf_counter", lambda: float(steps[0]))
     assert run(photo, tmp_path / "out", SMALL | {"time_limit": 7.0}) == 0
     assert results_of(tmp_path / "out")["train"]["steps"] == 7
     assert run(photo, tmp_path / "out", SMALL | {"time_limit": 1e6, "steps": 3}) == 0  # whichever comes first
@@ -69,28 +87,30 @@ def test_time_limit_ends_a_run(photo: Path, tmp_path: Path, monkeypatch: pytest.
 def test_loss_that_is_not_finite_is_one_line_and_writes_nothing(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forward = ImageModel.forward
+    forward = CoordinateField.forward
     calls = iter(range(100))
-    monkeypatch.setattr(
-        ImageModel, "forward", lambda self, x: forward(self, x) * (math.nan if next(calls) == 2 else 1.0)
-    )
+
+    def broken(self: CoordinateField, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        return forward(self, x) * (math.nan if next(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(CoordinateField, "forward", broken)
     assert main(["image", str(photo), "--out", str(tmp_path / "out"), "--steps", "5", "--device", "cpu"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]  # behind the progress bar
-    assert error == "hashgrid: error: the loss is nan at step 2; lower `learning_rate`"
-    assert not (tmp_path / "out").exists()
+    assert error == "hashgrid: error: the loss is nan at step 2; lower the learning rate (0.01) or check the data"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json"}
 
 
 def test_interrupted_run_writes_what_there_is(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = ImageModel.forward
+    forward = CoordinateField.forward
     calls = iter(range(100))
 
-    def interrupt(self: ImageModel, x: Tensor) -> Tensor:
+    def interrupt(self: CoordinateField, x: Tensor, weights: Tensor | None = None) -> Tensor:
         if next(calls) == 4:
             raise KeyboardInterrupt
         return forward(self, x)
 
-    monkeypatch.setattr(ImageModel, "forward", interrupt)
-    assert run(photo, tmp_path / "out", SMALL | {"steps": 50}) == 0
+    monkeypatch.setattr(CoordinateField, "forward", interrupt)
+    assert run(photo, tmp_path / "out", SMALL | {"steps": 50}) == 130
     results = results_of(tmp_path / "out")
     assert results["train"]["steps"] == 4 and (tmp_path / "out" / "reconstruction.png").is_file()
 

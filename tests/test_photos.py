@@ -14,12 +14,15 @@ import torch
 
 Image = pytest.importorskip("PIL.Image")
 
-from hashgrid.image.app import load_photo  # noqa: E402
 from PIL import ImageCms, ImageOps  # noqa: E402
 
 from hashgrid.cli import main  # noqa: E402
 from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
-from hashgrid.data.images import PhotoError, read_photo  # noqa: E402
+from hashgrid.data.images import (  # noqa: E402
+    PhotoError,
+    load_photo,  # noqa: E402
+    read_photo,
+)
 from hashgrid.data.scene import load_scene  # noqa: E402
 
 RNG = np.random.default_rng(0)

@@ -23,12 +23,12 @@ from hashgrid.data.mesh import (
     signed_volume,
 )
 from hashgrid.data.mesh_files import write_ply
-from hashgrid.fields.distance import SdfField
+from hashgrid.data.shape import Shape
+from hashgrid.fields.distance import GridDistance
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.evaluate import compare_meshes
-from hashgrid.sdf.objectives import DistanceSamples
-from hashgrid.sdf.trainer import Progress, Trainer
+from hashgrid.rendering.measure import compare_meshes
+from hashgrid.tasks.sdf import Sdf, SdfConfig
+from hashgrid.train.loop import Progress, Trainer
 
 igl = pytest.importorskip("igl")
 trimesh = pytest.importorskip("trimesh")
@@ -39,7 +39,9 @@ CUBE_FACES = np.array(
     [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4],
      [1, 5, 7], [1, 7, 3]]
 )  # fmt: skip
-TINY = SdfConfig(device="cpu", n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=16)
+TINY = SdfConfig(device="cpu").replace(
+    n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=16
+)
 
 
 def torus(points: torch.Tensor) -> torch.Tensor:
@@ -93,10 +95,11 @@ def test_open_mesh_is_used_with_a_warning() -> None:
 
 def test_runs_limited_by_steps_repeat() -> None:
     mesh, config = make_mesh(CUBE, CUBE_FACES), TINY.replace(pool=CHUNK, batch=512, steps=5)
-    trainers = [Trainer(DistanceSamples(mesh, config, torch.device("cpu")), config) for _ in range(2)]
-    for trainer in trainers:
-        trainer.train()
-    first, second = (trainer.field.state_dict() for trainer in trainers)
+    tasks = [Sdf(config, Shape.of(mesh)) for _ in range(2)]
+    for task in tasks:
+        task.begin()
+        Trainer(task).train()
+    first, second = (task.model.state_dict() for task in tasks)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -106,8 +109,10 @@ def test_loss_of_samples_is_the_papers(loss: str) -> None:
     config = TINY.replace(
         pool=CHUNK, batch=1000, steps=1, loss=loss, eikonal_weight=0.5, eikonal_share=1.0, interpolation="smoothstep"
     )
-    samples, field = DistanceSamples(mesh, config, torch.device("cpu")), SdfField(config)
-    points, target = samples.sample(1000, 0)
+    task = Sdf(config, Shape.of(mesh))
+    task.begin()
+    field = task.model
+    points, target = task.samples.sample(1000, 0)
     x = points.requires_grad_()
     distance = field(x)
     (gradient,) = torch.autograd.grad(distance.sum(), x)
@@ -116,8 +121,8 @@ def test_loss_of_samples_is_the_papers(loss: str) -> None:
     else:
         expected = (distance.clamp(-0.1, 0.1) - target.clamp(-0.1, 0.1)).abs().mean()
     expected = expected + 0.5 * (gradient.square().sum(-1).sqrt() - 1).square().mean()
-    value, n_points = samples.loss(field, Progress(), None)
-    assert n_points == 1000 and torch.allclose(value, expected, rtol=1e-5)
+    value, _, counts = task.loss(Progress())
+    assert counts == {"samples": 1000} and torch.allclose(value, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def test_ply_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_gradient_of_the_field_is_differentiable(backend: str) -> None:
-    field = SdfField(TINY.replace(interpolation="smoothstep", backend=backend)).double()
+    field = GridDistance(TINY.field.replace(interpolation="smoothstep"), backend).double()
     with torch.no_grad():
         field.grid.table.mul_(1e3)
     x = (0.1 + 0.8 * torch.rand(3, 3, dtype=torch.float64)).requires_grad_()
@@ -211,8 +216,8 @@ def test_command_fits_a_mesh(tmp_path: Path) -> None:
     vertices, faces = (x.numpy() for x in to_mesh(torus, 40))
     write_ply(tmp_path / "torus.ply", vertices * 3 - 7, faces)
     out = tmp_path / "out"
-    settings = ["log2_hashmap_size=14", "max_resolution=128", "pool=65536", "batch=8192", "mesh_resolution=80"]
-    arguments = [part for setting in ("device=cpu", *settings) for part in ("--set", setting)]
+    settings = ["log2-hashmap-size=14", "max-resolution=128", "pool=65536", "batch=8192", "resolution=80"]
+    arguments = [f"--{setting}" for setting in ("device=cpu", *settings)]
     assert (
         main(["sdf", str(tmp_path / "torus.ply"), "--out", str(out), "--steps", "250", "--no-video", *arguments]) == 0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,35 +20,29 @@ import torch
 
 from hashgrid.cli import main
 from hashgrid.data.generated import torus_knot
-from hashgrid.data.mesh import (
-    Placement,
-    euler_characteristic,
-    is_watertight,
-    make_mesh,
-    signed_volume,
-)
+from hashgrid.data.mesh import Placement, euler_characteristic, is_watertight, make_mesh, signed_volume
 from hashgrid.data.mesh_files import write_ply
-from hashgrid.fields.distance import make_field
-from hashgrid.sdf.checkpoint import load_field, save_field
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.evaluate import iou
-from hashgrid.train.checkpoint import CheckpointError, save_checkpoint
+from hashgrid.data.shape import Shape
+from hashgrid.rendering.measure import iou
+from hashgrid.tasks.sdf import Sdf, SdfConfig, load_field
+from hashgrid.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from hashgrid.train.loop import Trainer
 
 trimesh = pytest.importorskip("trimesh")
 for name in ("igl", "skimage", "imageio.v3", "PIL", "safetensors"):
     pytest.importorskip(name)
 
-TINY = [
-    "device=cpu",
-    "log2_hashmap_size=12",
-    "max_resolution=64",
-    "pool=32768",
-    "batch=4096",
-    "mesh_resolution=40",
-    "image_size=32",
-    "video_size=32",
-]
-SETTINGS = [part for setting in TINY for part in ("--set", setting)]
+TINY = {
+    "device": "cpu",
+    "log2_hashmap_size": 12,
+    "max_resolution": 64,
+    "pool": 32768,
+    "batch": 4096,
+    "resolution": 40,
+    "image_size": 32,
+    "video_size": 32,
+}
+SETTINGS = [part for key, value in TINY.items() for part in (f"--{key.replace('_', '-')}", str(value))]
 ON_CPU = ["--device", "cpu", "--no-video"]  # `--eval` chooses a device anew
 KEYS = {
     "iou", "chamfer", "normal_consistency", "eikonal_error", "watertight", "euler", "euler_input", "components", "mesh",
@@ -59,7 +54,7 @@ KEYS = {
 def fewer_points() -> Iterator[None]:
     """Overlaps from 2^17 points instead of 2^20, which are half of a small run's time: they move by 0.001."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hashgrid.sdf.app.iou", partial(iou, n=1 << 17))
+        patch.setattr("hashgrid.rendering.measure.iou", partial(iou, n=1 << 17))
         yield
 
 
@@ -74,13 +69,13 @@ def ball(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(ball, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    assert main(["sdf", str(ball), "--out", str(out), "--steps", "300", "--set", "n_frames=2", *SETTINGS]) == 0
+    assert main(["sdf", str(ball), "--out", str(out), "--steps", "300", "--n-frames", "2", *SETTINGS]) == 0
     return out
 
 
 def test_command_writes_everything(fitted, ball) -> None:
-    names = {"field.safetensors", "mesh.ply", "slice.png", "render.png", "normals.png", "error.png", "strip.png"}
-    assert {path.name for path in fitted.iterdir()} == names | {"turntable.mp4", "results.json"}
+    names = {"checkpoint.safetensors", "mesh.ply", "slice.png", "render.png", "normals.png", "error.png", "strip.png"}
+    assert {path.name for path in fitted.iterdir()} == names | {"turntable.mp4", "results.json", "config.json"}
     results = json.loads((fitted / "results.json").read_text())
     assert KEYS <= set(results) and results["mesh"] == str(fitted / "mesh.ply")
     assert results["iou"] > 0.95 and results["watertight"] and results["euler_input"] == 2
@@ -91,15 +86,17 @@ def test_command_writes_everything(fitted, ball) -> None:
 
 def test_stored_field_is_evaluated_again(fitted, ball, tmp_path) -> None:
     before = json.loads((fitted / "results.json").read_text())
-    checkpoint = fitted / "field.safetensors"
+    checkpoint = fitted / "checkpoint.safetensors"
     assert main(["sdf", "--eval", str(checkpoint), "--out", str(tmp_path), *ON_CPU]) == 0
     after = json.loads((tmp_path / "results.json").read_text())
+    assert after["train"].pop("peak_memory_bytes") is None and before["train"].pop("peak_memory_bytes") > 0
     for key in KEYS - {"mesh"}:
         assert after[key] == before[key], key
     assert (tmp_path / "mesh.ply").read_bytes() == (fitted / "mesh.ply").read_bytes()
     moved = tmp_path / "moved.safetensors"
-    stored = load_field(checkpoint)
-    save_field(moved, *stored, SdfConfig(**before["config"]), name="ball", input="/nowhere.ply", kind="mesh")
+    tensors, metadata = load_checkpoint(checkpoint)
+    metadata["notes"]["input"] = "/nowhere.ply"
+    save_checkpoint(moved, tensors, metadata)
     assert main(["sdf", "--eval", str(moved), *ON_CPU, "--resolution", "24"]) == 0  # beside the checkpoint
     alone = json.loads((tmp_path / "results.json").read_text())
     assert alone["iou"] is None and alone["chamfer"] is None and alone["watertight"] and alone["components"] >= 1
@@ -112,15 +109,15 @@ def test_points_are_compared_with_a_truth_or_with_themselves(ball, tmp_path) -> 
     points, face = trimesh.sample.sample_surface(mesh, 3000, seed=0)
     np.savez(tmp_path / "cloud.npz", points=points, normals=mesh.face_normals[face])
     arguments = ["sdf", "--points", str(tmp_path / "cloud.npz"), "--steps", "130", "--no-video", *SETTINGS]
-    for setting in ("point_batch=512", "uniform_batch=512", "near_pool=16384", "uniform_pool=16384"):
-        arguments += ["--set", setting]
+    for setting in ("point-batch=512", "uniform-batch=512", "near-pool=16384", "uniform-pool=16384"):
+        arguments += [f"--{setting}"]
     assert main([*arguments, "--out", str(tmp_path / "a"), "--truth", str(ball)]) == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     # with AVX-512 as with SSE2; half a per cent of the radius beside the surface
     assert results["iou"] == pytest.approx(0.970, abs=0.005)
     assert results["chamfer"] == pytest.approx(0.0046, abs=0.0008)
     assert results["points_to_surface"]["mean"] == pytest.approx(0.0045, abs=0.0008)
-    assert main(["sdf", "--eval", str(tmp_path / "a" / "field.safetensors"), *ON_CPU]) == 0  # remembers the truth
+    assert main(["sdf", "--eval", str(tmp_path / "a" / "checkpoint.safetensors"), *ON_CPU]) == 0  # remembers the truth
     again = json.loads((tmp_path / "a" / "results.json").read_text())
     assert again["iou"] == results["iou"] and again["chamfer"] == results["chamfer"]
     assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
@@ -136,7 +133,7 @@ def test_generated_shape_is_fitted_without_any_file(tmp_path, monkeypatch, capsy
         warnings.simplefilter("error")
         make_mesh(vertices, faces)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hashgrid.sdf.app.torus_knot", lambda: torus_knot(n_along=128, n_around=12))
+    monkeypatch.setattr("hashgrid.data.shape.torus_knot", lambda: torus_knot(n_along=128, n_around=12))
     assert main(["sdf", "--steps", "60", "--no-video", *SETTINGS]) == 0
     assert (tmp_path / "outputs" / "sdf" / "torus_knot" / "results.json").exists()
     assert "generated shape" in capsys.readouterr().out
@@ -144,8 +141,6 @@ def test_generated_shape_is_fitted_without_any_file(tmp_path, monkeypatch, capsy
 
 @pytest.mark.full
 def test_interrupted_run_writes_what_there_is(ball, tmp_path, monkeypatch) -> None:
-    from hashgrid.sdf.trainer import Trainer
-
     step = Trainer.step
 
     def interrupt(self) -> None:
@@ -157,25 +152,19 @@ def test_interrupted_run_writes_what_there_is(ball, tmp_path, monkeypatch) -> No
     assert main(["sdf", str(ball), "--out", str(tmp_path), "--steps", "100", *SETTINGS]) == 130
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["train"]["interrupted"] and results["train"]["steps"] == 60
-    assert (tmp_path / "field.safetensors").exists() and not (tmp_path / "turntable.mp4").exists()
+    assert (tmp_path / "checkpoint.safetensors").exists() and not (tmp_path / "turntable.mp4").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "steps=many"], "`--set steps` must be of type int | None, got 'many'"),
-        (["--set", "batch=0.5"], "`--set batch` must be of type int, got '0.5'"),
-        (["--set", "interpolation=cubic"], "`interpolation` must be one of"),
-        (["--set", "loss=mse"], "`loss` must be one of"),
-        (["--set", "up=w"], "`up` must be one of"),
-        (["--set", "colour=red"], "`--set` takes KEY=VALUE with KEY one of"),
-        (["--set", "margin=0.7"], "`margin` must be in [0, 0.5), got 0.7"),
-        (["--set", "video_size=33"], "`video_size` must be even, got 33"),
-        (["--set", "point_loss=l2"], "`point_loss` must be one of"),
-        (["--resolution", "0"], "`mesh_resolution` must be at least 1, got 0"),
+        (["--margin", "0.7"], "`margin` must be in [0, 0.5), got 0.7"),
+        (["--video-size", "33"], "`video_size` must be even, got 33"),
+        (["--resolution", "0"], "`resolution` must be at least 1, got 0"),
+        (["--steps", "-1"], "`steps` must be at least 0, got -1"),
         (["--device", "tpu"], "`device` must be"),
         (["--points", "cloud.ply"], "exclude each other"),
-        (["--eval", "none.safetensors"], "no checkpoint at none.safetensors"),
+        (["--eval", "none.safetensors"], "no checkpoint at `none.safetensors`"),
         (["--truth", "none.ply"], "`none.ply` does not exist"),
     ],
 )
@@ -184,6 +173,22 @@ def test_wrong_options_are_one_line_before_training(arguments, message, ball, tm
     error = capsys.readouterr().err
     assert error.startswith("hashgrid: error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "many"], "many"),
+        (["--batch", "0.5"], "0.5"),
+        (["--interpolation", "cubic"], "cubic"),
+        (["--loss", "mse"], "mse"),
+        (["--colour", "red"], "--colour"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(arguments, message, ball, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["sdf", str(ball), "--out", str(tmp_path / "out"), *arguments])
+    assert exit_.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_folder_that_cannot_be_written_is_named(ball, tmp_path, capsys) -> None:
@@ -196,7 +201,7 @@ def test_folder_that_cannot_be_written_is_named(ball, tmp_path, capsys) -> None:
 def test_warning_is_one_line(ball, tmp_path, capsys) -> None:
     mesh = trimesh.load(ball, process=False)
     write_ply(tmp_path / "open.ply", np.asarray(mesh.vertices), np.asarray(mesh.faces)[5:])
-    assert main(["sdf", str(tmp_path / "open.ply"), "--set", "loss=mse"]) == 1  # stops before the mesh
+    assert main(["sdf", str(tmp_path / "open.ply"), "--margin", "1"]) == 1  # stops before the mesh
     assert main(["sdf", str(tmp_path / "open.ply"), "--out", str(tmp_path / "out"), "--truth", "none.ply"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[1].startswith("hashgrid: warning: `open.ply` is not watertight") and len(lines) == 3
@@ -205,30 +210,32 @@ def test_warning_is_one_line(ball, tmp_path, capsys) -> None:
 # ---- stored fields ---------------------------------------------------------------------------------------------------
 
 
-def test_field_survives_the_file_bit_for_bit(tmp_path) -> None:
-    config = SdfConfig(log2_hashmap_size=10, n_levels=4, seed=5)
-    field, placement = make_field(config), Placement(0.1 + 1e-17, np.array([1 / 3, -2.0, 1e9]))
+def test_averaged_field_survives_the_file_bit_for_bit(tmp_path) -> None:
+    """In the place of its cube, to the last digit of coordinates far away."""
+    mesh = make_mesh(*torus_knot(n_along=32, n_around=6))
+    placement = Placement(0.1 + 1e-17, np.array([1 / 3, -2.0, 1e9]))
+    config = SdfConfig().replace(log2_hashmap_size=10, n_levels=4, seed=5, pool=1024, batch=256, steps=3, device="cpu")
+    task = Sdf(config, Shape(Path("knot.obj"), "knot.obj", placement, dataclasses.replace(mesh, placement=placement)))
+    task.begin()
+    trainer = Trainer(task)
+    trainer.train()
+    trainer.save(tmp_path / "checkpoint.safetensors")
+    raw = [parameter.clone() for parameter in task.model.parameters()]
+    trainer.take_averages()
     before = torch.random.get_rng_state()
-    save_field(tmp_path / "field.safetensors", field, placement, config, name="mesh.obj")
-    loaded, place = load_field(tmp_path / "field.safetensors")
+    loaded, place = load_field(tmp_path / "checkpoint.safetensors")
     assert torch.equal(before, torch.random.get_rng_state())
-    x = torch.rand(100, 3)
-    assert torch.equal(loaded(x), field(x))
-    for name, value in field.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
+    for ours, theirs, trained in zip(task.model.parameters(), loaded.parameters(), raw, strict=True):
+        assert torch.equal(ours, theirs) and not torch.equal(ours, trained)
     assert place.scale == placement.scale and np.array_equal(place.offset, placement.offset)
 
 
 def test_foreign_checkpoint_is_refused(tmp_path) -> None:
-    save_checkpoint(tmp_path / "nerf.safetensors", {}, {"step": 1})
-    with pytest.raises(CheckpointError, match="must hold a signed distance field"):
+    save_checkpoint(tmp_path / "nerf.safetensors", {}, {"task": "nerf"})
+    with pytest.raises(CheckpointError, match="must be a checkpoint of `hashgrid sdf`, got one of 'nerf'"):
         load_field(tmp_path / "nerf.safetensors")
-    config = SdfConfig(log2_hashmap_size=10, n_levels=4)
-    save_field(
-        tmp_path / "field.safetensors", make_field(config), Placement(1.0, np.zeros(3)), config.replace(n_levels=5)
-    )
-    with pytest.raises(CheckpointError, match="does not fit its own recipe"):
-        load_field(tmp_path / "field.safetensors")
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load_field(tmp_path / "none.safetensors")
 
 
 PLY_WRITER = """
@@ -239,19 +246,13 @@ while step < 3000:
     step += 1
     write_ply(sys.argv[1], np.full((100000, 3), float(step)), np.full((50000, 3), step))
 """
-FIELD_WRITER = """
-import sys, numpy as np, torch
-from hashgrid.sdf.checkpoint import save_field
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.data.mesh import Placement
-from hashgrid.fields.distance import make_field
-config = SdfConfig(log2_hashmap_size=14)
-field, step = make_field(config), 0
+CHECKPOINT_WRITER = """
+import sys, torch
+from hashgrid.train.checkpoint import save_checkpoint
+step = 0
 while step < 3000:
     step += 1
-    for parameter in field.parameters():
-        torch.nn.init.constant_(parameter, float(step))
-    save_field(sys.argv[1], field, Placement(float(step), np.zeros(3)), config)
+    save_checkpoint(sys.argv[1], {"a": torch.full((1 << 19,), float(step))}, {"step": step})
 """
 
 
@@ -262,15 +263,15 @@ def _whole_ply(path: Path) -> bool:
     return bool((vertices == vertices[0]).all()) and bool((mesh.faces == int(vertices[0])).all())
 
 
-def _whole_field(path: Path) -> bool:
-    field, placement = load_field(path)
-    return all(bool((parameter == placement.scale).all()) for parameter in field.parameters())
+def _whole_checkpoint(path: Path) -> bool:
+    tensors, metadata = load_checkpoint(path)
+    return bool((tensors["a"] == metadata["step"]).all())
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("script", "whole"), [(PLY_WRITER, _whole_ply), (FIELD_WRITER, _whole_field)])
+@pytest.mark.parametrize(("script", "whole"), [(PLY_WRITER, _whole_ply), (CHECKPOINT_WRITER, _whole_checkpoint)])
 def test_killed_writer_leaves_a_whole_file(script, whole, tmp_path) -> None:
-    path = tmp_path / ("mesh.ply" if script is PLY_WRITER else "field.safetensors")
+    path = tmp_path / ("mesh.ply" if script is PLY_WRITER else "checkpoint.safetensors")
     process = subprocess.Popen([sys.executable, "-c", script, str(path)])
     while not path.exists():
         assert process.poll() is None

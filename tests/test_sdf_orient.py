@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hashgrid.data import shape
 from hashgrid.data.mesh import Mesh, MeshWarning, make_mesh
-from hashgrid.fields.distance import SdfField
+from hashgrid.fields.distance import GridDistance, GridDistanceConfig
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.sdf.app import Subject, measure
-from hashgrid.sdf.config import SdfConfig
+from hashgrid.rendering.measure import measure
 
 pytest.importorskip("igl")
 pytest.importorskip("scipy")
@@ -209,9 +208,15 @@ def test_guess_is_said_to_be_one(shape: Shape, reason: str) -> None:
     assert reason in mesh.doubt and reason in str(record[-1].message)
 
 
+TINY = GridDistanceConfig(n_levels=2, log2_hashmap_size=8)
+
+
 def test_guess_is_not_measured() -> None:
-    cube, field = make_mesh(*box((0, 0, 0), (1, 1, 1))), SdfField(SdfConfig(n_levels=2, log2_hashmap_size=8))
+    cube, field = (
+        make_mesh(*box((0, 0, 0), (1, 1, 1))),
+        GridDistance(TINY),
+    )
     with pytest.warns(MeshWarning):
         plate = make_mesh(*PLATE)
-    results = measure(field, cube.vertices, cube.faces, Subject(Path("mesh.ply"), "mesh", plate.placement, plate))
+    results = measure(field, cube.vertices, cube.faces, shape.Shape.of(plate))
     assert results["iou"] is None and plate.doubt in results["iou_missing"] and results["chamfer"] is not None

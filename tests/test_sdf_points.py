@@ -14,12 +14,12 @@ from hashgrid.data.mesh import MeshError, MeshWarning, Placement, load_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.normals import estimate_normals
 from hashgrid.data.points import PointCloud, load_points, make_points, signs, spread
-from hashgrid.fields.distance import Field, SdfField, make_field
-from hashgrid.fields.siren import SirenField
-from hashgrid.sdf.config import SdfConfig
-from hashgrid.sdf.objectives import PointSamples
-from hashgrid.sdf.trainer import Progress, Trainer
+from hashgrid.data.shape import Shape
+from hashgrid.fields.distance import DistanceField, GridDistance, GridDistanceConfig
+from hashgrid.fields.siren import SirenDistance, SirenDistanceConfig
+from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.train import losses
+from hashgrid.train.loop import Progress, Trainer
 
 pytest.importorskip("trimesh")
 pytest.importorskip("scipy")
@@ -40,7 +40,7 @@ def torus_points(n: int) -> tuple[np.ndarray, np.ndarray]:
     return 3 * np.stack([np.cos(u), np.sin(u), 0 * u], axis=-1) + normals, normals
 
 
-class Sphere(Field):
+class Sphere(DistanceField):
     """The exact distance to a sphere of radius 0.4 about the centre, times a number."""
 
     def __init__(self, factor: float = 1.0) -> None:
@@ -220,10 +220,18 @@ def sphere_cloud(n: int = 2000) -> PointCloud:
     return PointCloud(0.5 + 0.4 * normals, normals, Placement(1.0, np.zeros(3)), "sphere")
 
 
+def started(config: SdfConfig, n: int = 2000) -> Sdf:
+    """A task on `Sphere` that is ready to train."""
+    task = Sdf(config, Shape.of(sphere_cloud(n)))
+    task.begin()
+    return task
+
+
 @pytest.mark.parametrize("point_loss", ["igr", "siren"])
 @pytest.mark.parametrize("gradient_step", [0.0, 1e-3])
 def test_exact_distance_has_no_loss(point_loss: str, gradient_step: float) -> None:
-    config = SdfConfig.for_points().replace(
+    config = SdfConfig.defaults(from_points=True).replace(
+        device="cpu",
         point_loss=point_loss,
         gradient_step=gradient_step,
         off_surface_weight=0.0,
@@ -232,28 +240,31 @@ def test_exact_distance_has_no_loss(point_loss: str, gradient_step: float) -> No
         uniform_pool=2000,
         near_pool=2000,
     )
-    samples = PointSamples(sphere_cloud(), config, CPU)
+    task = started(config)
 
-    def loss(factor: float, samples: PointSamples = samples) -> float:
-        value, n = samples.loss(Sphere(factor), Progress(), None)
-        assert n == 1500
+    def loss(factor: float, task: Sdf = task) -> float:
+        task.model = Sphere(factor)
+        value, _, counts = task.loss(Progress(fraction=1.0))
+        assert counts == {"samples": 1500}
         return value.item()
 
     assert loss(1.0) < 1e-5 + 2.5 * gradient_step  # differences are off by the step times the curvature
     assert loss(-1.0) > 1  # inside out: the normals say so
     assert loss(1.5) > 0.1
-    off = PointSamples(sphere_cloud(), config.replace(off_surface_weight=1.0, off_surface_sharpness=0.0), CPU)
+    off = started(config.replace(off_surface_weight=1.0, off_surface_sharpness=0.0))
     assert math.isclose(loss(1.0, off), loss(1.0) + 1, rel_tol=1e-5)
 
 
 def test_loss_of_a_step_is_a_function_of_seed_and_step() -> None:
-    config = SdfConfig.for_points().replace(point_batch=64, uniform_batch=64, uniform_pool=512, near_pool=512)
-    field = make_field(config)
-    samples = PointSamples(sphere_cloud(), config, CPU)
-    values = [samples.loss(field, Progress(step=step), None)[0].item() for step in (5, 6, 5)]
+    config = SdfConfig.defaults(from_points=True).replace(
+        device="cpu", point_batch=64, uniform_batch=64, uniform_pool=512, near_pool=512
+    )
+    task = started(config)
+    values = [task.loss(Progress(step=step)).loss.item() for step in (5, 6, 5)]
     assert values[0] == values[2] != values[1]
-    other = PointSamples(sphere_cloud(), config.replace(seed=1), CPU)
-    assert other.loss(field, Progress(step=5), None)[0].item() != values[0]
+    other = started(config.replace(seed=1))
+    other.model = task.model
+    assert other.loss(Progress(step=5)).loss.item() != values[0]
 
 
 @pytest.mark.parametrize("n", [500, 20000])
@@ -271,17 +282,17 @@ def test_points_know_which_side_is_inside(n: int) -> None:
 
 def test_unknown_options_are_named() -> None:
     with pytest.raises(ValueError, match="`point_loss` must be one of .*siren.*igr.*, got 'l2'"):
-        PointSamples(sphere_cloud(), SdfConfig.for_points().replace(point_loss="l2"), CPU)
-    with pytest.raises(ValueError, match="`field` must be one of .*hashgrid.*siren.*, got 'voxels'"):
-        make_field(SdfConfig(field="voxels"))
+        SdfConfig().replace(point_loss="l2")
+    with pytest.raises(ValueError, match="`field` must be one of .*grid.*siren.*, got 'voxels'"):
+        SdfConfig.from_dict({"field": {"name": "voxels"}})
 
 
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
-TINY = SdfConfig(
-    n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=4, siren_neurons=4,
-    siren_hidden_layers=2, interpolation="smoothstep",
-)  # fmt: skip
+TINY = GridDistanceConfig(
+    n_levels=2, log2_hashmap_size=5, base_resolution=2, max_resolution=4, n_neurons=4, interpolation="smoothstep"
+)
+TINY_SIREN = SirenDistanceConfig(n_neurons=4, n_hidden_layers=2)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -289,9 +300,9 @@ TINY = SdfConfig(
 def test_point_losses_are_differentiable_twice_to_everything(activation: str, backend: str) -> None:
     torch.manual_seed(0)
     if activation == "sine":
-        field: Field = SirenField(TINY.replace(backend=backend)).double()
+        field: DistanceField = SirenDistance(TINY_SIREN, backend).double()
     else:
-        field = SdfField(TINY.replace(activation=activation, from_centre=True, backend=backend)).double()
+        field = GridDistance(TINY.replace(activation=activation, from_centre=True), backend).double()
         with torch.no_grad():
             field.grid.table.mul_(1e3)
     names = [name for name, _ in field.named_parameters()]
@@ -312,7 +323,7 @@ def test_point_losses_are_differentiable_twice_to_everything(activation: str, ba
 
 
 def test_differences_agree_with_the_gradient() -> None:
-    field = SirenField(TINY).double()
+    field = SirenDistance(TINY_SIREN).double()
     x = 0.1 + 0.8 * torch.rand(50, 3, dtype=torch.float64)
     y, gradient = field.gradient(x)
     y_differences, differences = field.differences(x, 1e-5)
@@ -330,8 +341,7 @@ def test_differences_agree_with_the_gradient() -> None:
 def test_siren_starts_as_the_paper_says() -> None:
     """Sitzmann et al. 2020, theorem 1.8: arguments of the sines normal with deviation 1, their values arcsine."""
     torch.manual_seed(0)
-    field = make_field(SdfConfig(field="siren", siren_neurons=256))
-    assert isinstance(field, SirenField) and field.learning_rates == (2e-3, 2e-5)
+    field = SirenDistance(SirenDistanceConfig(n_neurons=256))
     first, *hidden, last = field.mlp.weights
     assert first.abs().max() <= 30 / 3 and first.abs().max() > 0.95 * 30 / 3
     for weight in hidden:
@@ -346,7 +356,7 @@ def test_siren_starts_as_the_paper_says() -> None:
 
 
 def test_field_from_the_centre_is_positive_at_first() -> None:
-    field = make_field(SdfConfig.for_points())
+    field = GridDistance(SdfConfig.defaults(from_points=True).field)
     x = torch.rand(1000, 3)
     distance, gradient = field.gradient(x)
     radius = (x - 0.5).norm(dim=-1)
@@ -356,7 +366,7 @@ def test_field_from_the_centre_is_positive_at_first() -> None:
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
-SMALL = SdfConfig.for_points().replace(
+SMALL = SdfConfig.defaults(from_points=True).replace(
     device="cpu",
     steps=250,
     learning_rate=1e-2,
@@ -371,18 +381,16 @@ SMALL = SdfConfig.for_points().replace(
 
 def test_levels_come_one_after_the_other() -> None:
     config = SMALL.replace(coarse_to_fine=0.5, coarse_levels=2)
-    trainer = Trainer(PointSamples(sphere_cloud(), config, CPU), config)
+    task = Sdf(config, Shape.of(sphere_cloud()))
     sums = []
     for fraction in (0.0, 0.125, 0.25, 0.49):
-        trainer.progress.fraction = fraction
-        weights = trainer.level_weights()
+        weights = task.level_weights(fraction)
         assert weights is not None and weights.shape == (8,) and (weights.diff() <= 0).all()
         sums.append(float(weights.sum()))
     np.testing.assert_allclose(sums, [2, 3.5, 5, 7.88], atol=1e-4)
-    trainer.progress.fraction = 0.5
-    assert trainer.level_weights() is None
-    for other in (config.replace(coarse_to_fine=0.0), config.replace(field="siren")):
-        assert Trainer(PointSamples(sphere_cloud(), other, CPU), other).level_weights() is None
+    assert task.level_weights(0.5) is None
+    for other in (config.replace(coarse_to_fine=0.0), config.replace(field=SirenDistanceConfig())):
+        assert Sdf(other, Shape.of(sphere_cloud())).level_weights(0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -395,11 +403,13 @@ def test_levels_come_one_after_the_other() -> None:
 )
 def test_points_of_a_sphere_give_a_sphere(changes: dict) -> None:
     config = SMALL.replace(**changes)
-    trainer = Trainer(PointSamples(sphere_cloud(5000), config, CPU), config)
+    task = started(config, 5000)
+    trainer = Trainer(task)
     trainer.train()
+    trainer.take_averages()
     x = torch.rand(1 << 16, 3, generator=torch.Generator().manual_seed(0))
     radius = (x - 0.5).norm(dim=-1)
-    distance, gradient = trainer.field.gradient(x)
+    distance, gradient = task.model.gradient(x)
     inside, truth = distance < 0, radius < 0.4
     assert (inside & truth).sum() > 0.97 * (inside | truth).sum()
     wrong = (inside != truth) & ((radius - 0.4).abs() > 0.03)

@@ -63,8 +63,7 @@ def _work(tiny: bool, seed: int) -> dict[str, Callable[[], object]]:
         config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
         recipe = recipe.replace(log2_hashmap_size=10, pool=1 << 12, batch=1 << 8)
     scene = procedural_scene(*((2, 1, 12) if tiny else (12, 1, 100)), seed)
-    mesh = torus()
-    field, shape = Nerf(config, scene), Sdf(recipe, Shape(Path("torus"), "torus", mesh.placement, mesh))
+    field, shape = Nerf(config, scene), Sdf(recipe, Shape.of(torus()))
     shape.begin()
     nerf, sdf = Trainer(field), Trainer(shape)
     for trainer in (nerf, sdf):

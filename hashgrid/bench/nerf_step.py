@@ -12,6 +12,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if args.tiny:
         config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
     native = config if args.compute_dtype == "auto" else config.replace(compute_dtype=args.compute_dtype)
-    dtype = fast_dtype(native.field.compute_dtype, "native", suite.device)
+    dtype = fast_dtype(args.compute_dtype, "native", suite.device)
     native = native.replace(compute_dtype=dtype)
     suite.record["settings"]["native_compute_dtype"] = dtype
     varying = native.replace(fixed_size=False)
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         trainers = {EAGER: _trainer(scene, plain, checkpoint)}
         if not args.no_compile:
             trainers[COMPILED] = _trainer(scene, plain, checkpoint)
-            model = trainers[COMPILED].task.model
+            model: Any = trainers[COMPILED].task.model
             # The field is where the time goes; marching and compositing have loops that do not compile well.
             for module in (model.grid, model.density_mlp, model.color_mlp):
                 module.compile(dynamic=True)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
             trainers[f"{OURS}, steps of varying size"] = _trainer(scene, varying, checkpoint)
 
     half = dtype != "float32"
-    steppers = {name: _Stepper(trainer, args.gpu_recipe) for name, trainer in trainers.items()}
+    steppers = {name: _Stepper(trainer, native, args.gpu_recipe) for name, trainer in trainers.items()}
     contenders = [
         Contender(name, stepper.run, points=stepper.points, check=_check(stepper.trainer))
         for name, stepper in steppers.items()
@@ -118,13 +119,14 @@ def _trainer(scene: Scene, config: NerfConfig, checkpoint: Path) -> Trainer:
 class _Stepper:
     """Calls of a trainer: a step, or as many as the trainer takes before it reads its counts back."""
 
-    def __init__(self, trainer: Trainer, count_rays: bool) -> None:
+    def __init__(self, trainer: Trainer, config: NerfConfig, count_rays: bool) -> None:
         self.trainer, self.count_rays, self._points = trainer, count_rays, 0
         self._begin = _counts(trainer)
+        self.interval = config.occupancy_interval
 
     def run(self) -> Sequence[Tensor]:
         progress = self.trainer.progress
-        if progress.step % self.trainer.task.config.occupancy_interval == 0:
+        if progress.step % self.interval == 0:
             progress.step += 1
         rays, samples = _counts(self.trainer)
         while _counts(self.trainer)[0] == rays:
@@ -153,7 +155,8 @@ def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
     """Colours of fixed rays and the gradients of all parameters, as the checkpoint gives them."""
 
     def check() -> Sequence[Tensor]:
-        task, device = trainer.task, trainer.task.device
+        task: Any = trainer.task
+        device = task.device
         rays_o, rays_d, rgba, _ = (x.to(device) for x in task.scene.train.sample_rays(N_CHECKED_RAYS))
         trainer.optimizer.zero_grad(set_to_none=True)  # before the forward, which takes hold of the table's buffer
         white = torch.ones(3, device=device)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     config = NerfConfig.for_device(suite.device).replace(seed=args.seed, steps=10**6)
     if args.tiny:
         config = config.replace(log2_hashmap_size=10, occupancy_resolution=16, steps_per_diagonal=64, max_rays=256)
-    dtype = fast_dtype(config.field.compute_dtype, "native", suite.device)
+    dtype = fast_dtype("auto" if suite.device.type == "cpu" else "float16", "native", suite.device)
     if args.scene is None:
         scene = procedural_scene(*((2, 1, 12) if args.tiny else (24, 1, 200)), args.seed)
     else:

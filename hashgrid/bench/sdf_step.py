@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def _case(name: str, mesh: Mesh, config: SdfConfig, warm_steps: int, compiled: b
 
 
 def _trainer(mesh: Mesh, config: SdfConfig, state: dict[str, Tensor] | None) -> Trainer:
-    task = Sdf(config, Shape(Path(mesh.name), mesh.name, mesh.placement, mesh))
+    task = Sdf(config, Shape.of(mesh))
     task.begin()
     if state is not None:
         task.model.load_state_dict(state)
@@ -85,7 +86,7 @@ def _check(trainer: Trainer, config: SdfConfig) -> Callable[[], Sequence[Tensor]
     """Distances of fixed points and the gradients of all parameters, as the half-trained field gives them."""
 
     def check() -> Sequence[Tensor]:
-        field = trainer.task.model
+        field: Any = trainer.task.model
         x = torch.rand(N_CHECKED, 3, generator=torch.Generator().manual_seed(0)).to(config.device)
         trainer.optimizer.zero_grad(set_to_none=True)
         if config.eikonal_weight > 0:

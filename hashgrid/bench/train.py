@@ -57,7 +57,7 @@ def _train(scene: Scene, config: NerfConfig, n_views: int, compiled: bool) -> li
     task = Nerf(config, scene)
     trainer = Trainer(task)
     if compiled:
-        model = task.model
+        model: Any = task.model
         for module in (model.grid, model.density_mlp, model.color_mlp):
             module.compile(dynamic=True)
     curve: list[dict[str, float]] = []

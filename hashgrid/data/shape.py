@@ -37,6 +37,12 @@ class Shape:
     mesh: Mesh | None = None
     cloud: PointCloud | None = None
 
+    @classmethod
+    def of(cls, data: Mesh | PointCloud) -> Shape:
+        """A mesh or points that did not come from a file."""
+        mesh, cloud = (data, None) if isinstance(data, Mesh) else (None, data)
+        return cls(Path(data.name), data.name, data.placement, mesh, cloud)
+
     @property
     def what(self) -> str:
         return "points" if self.mesh is None else "mesh"

@@ -87,6 +87,14 @@ class GridDistance(DistanceField):
     """
 
     Config = GridDistanceConfig
+    recipe_for_points = {
+        "n_levels": 8,
+        "n_features_per_level": 4,
+        "max_resolution": 128,
+        "interpolation": "smoothstep",
+        "activation": "relu",
+        "from_centre": True,
+    }
 
     def __init__(self, config: GridDistanceConfig | None = None, backend: str = "native") -> None:
         super().__init__()

@@ -79,12 +79,14 @@ class SdfConfig(RunConfig):
     video_size: int = 400  # pixels per side of the turntable; even
 
     @classmethod
-    def for_points(cls) -> SdfConfig:
-        """Defaults for oriented points without distances: a smooth field, no finer than the points are dense, that is
-        positive at first, so that the inside grows from the points and not from anywhere else."""
-        grid = {"n_levels": 8, "n_features_per_level": 4, "max_resolution": 128, "interpolation": "smoothstep"}
-        network = {"activation": "relu", "from_centre": True}
-        return cls(coarse_to_fine=0.4, eikonal_weight=1.0).replace(**grid, **network)
+    def defaults(cls, field: str = "grid", from_points: bool = False) -> SdfConfig:
+        """Defaults of a field for a mesh, or for oriented points without distances: for these a smooth grid, no finer
+        than the points are dense, that is positive at first, so that the inside grows from the points and not from
+        anywhere else."""
+        kind, config = DISTANCE_FIELDS[field], cls()
+        if from_points:
+            config = config.replace(coarse_to_fine=0.4, eikonal_weight=1.0)
+        return config.replace(field=kind.Config(), **(kind.recipe_for_points if from_points else kind.recipe))
 
     def check(self) -> None:
         super().check()
@@ -125,12 +127,7 @@ class Sdf(Command):
 
     @classmethod
     def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
-        from_points = "--points" in given
-        config = SdfConfig.for_points() if from_points else SdfConfig()
-        if field not in (None, "grid"):
-            kind = DISTANCE_FIELDS[str(field)]
-            config = config.replace(field=kind.Config(), **(kind.recipe_for_points if from_points else kind.recipe))
-        return config
+        return SdfConfig.defaults(field or "grid", "--points" in given)
 
     @classmethod
     def folder(cls, source: Path | None, config: RunConfig) -> str:

@@ -69,7 +69,7 @@ class TensorBoard:
 REPORTERS = {"tensorboard": TensorBoard}  # by the names of `--log`
 
 
-def train_results(progress: Progress, interrupted: bool) -> dict[str, Any]:
+def train_results(progress: Progress, interrupted: bool, peak: int | None) -> dict[str, Any]:
     """What ``results.json`` says of training."""
     return {
         "seconds": progress.seconds,
@@ -77,7 +77,7 @@ def train_results(progress: Progress, interrupted: bool) -> dict[str, Any]:
         "samples": progress.samples,
         **progress.counts,
         "interrupted": interrupted,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak,
     }
 
 

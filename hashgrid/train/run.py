@@ -159,7 +159,8 @@ def _train_and_evaluate(task: Command, options: Options, out: Path, stored: Chec
         if interrupted:
             print("interrupted: the checkpoint is written, a short evaluation follows; --resume goes on", flush=True)
         trainer.take_averages()
-    train = train_results(progress, interrupted)
+    # memory of an evaluation is not that of training
+    train = train_results(progress, interrupted, None if options.eval else peak_memory())
     write_results(out, task, train, task.evaluate(out, progress, curve, interrupted))
     if not interrupted:
         task.finish(out)
