@@ -44,6 +44,7 @@ def test_rows_are_a_function_of_seed_step_and_stream(backend: str) -> None:
     first = draw_rows(3, 8, 500, 10**6, CPU, stream=1, backend=backend)
     assert torch.equal(first, draw_rows(3, 8, 500, 10**6, CPU, stream=1))  # both backends draw the same
     assert torch.equal(first[:70], draw_rows(3, 8, 70, 10**6, CPU, stream=1, backend=backend))
+    assert torch.equal(first, draw_rows(torch.tensor(3), torch.tensor([8]), 500, 10**6, CPU, 1, backend))
     for seed, step, stream in ((4, 8, 1), (3, 9, 1), (3, 8, 0), (3, 8, 2)):
         assert (draw_rows(seed, step, 500, 10**6, CPU, stream, backend) == first).sum() <= 1
 

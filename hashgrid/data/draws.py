@@ -11,13 +11,19 @@ STREAM = 1 << 28  # random numbers of a stream of one step
 
 
 def draw_rows(
-    seed: int, step: int, n: int, n_rows: int, device: torch.device, stream: int = 0, backend: str = "native"
+    seed: int | Tensor,
+    step: int | Tensor,
+    n: int,
+    n_rows: int,
+    device: torch.device,
+    stream: int = 0,
+    backend: str = "native",
 ) -> Tensor:
     """``n`` of the numbers 0 .. ``n_rows`` - 1, with replacement [n] int64: the same ones on every device, and a longer
     draw begins with a shorter one.
 
     Args:
-        seed, step: what they are a function of.
+        seed, step: what they are a function of; numbers, or tensors that a captured CUDA graph follows.
         n: how many.
         n_rows: below 2^48.
         device: where they are wanted.
