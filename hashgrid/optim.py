@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hashgrid.ops._backend import backend_ops
-from hashgrid.ops.adam_step import MAX_LIST
 from hashgrid.precision import HALF_DTYPES
 from hashgrid.shadow import is_fresh, mark_fresh
 from hashgrid.util.choices import BACKENDS, check_option
@@ -166,8 +165,7 @@ class Adam(Optimizer):
                 else:
                     alike.setdefault((param.device, param.dtype), []).append(param)
             for params in alike.values():
-                for first in range(0, len(params), MAX_LIST):
-                    self._step_together(params[first : first + MAX_LIST], rates)
+                self._step_together(params, rates)
         return loss
 
     def _step_alone(self, param: Tensor, rates: tuple[Any, ...], skip_zero: bool) -> None:
@@ -191,9 +189,10 @@ class Adam(Optimizer):
         states = [self._state_of(param, skip_zero=False) for param in params]
         grads = [param.grad.contiguous() for param in params]  # type: ignore[union-attr]
         averages = ("ema", "ema_last") if self.ema_decay is not None else ()
-        backend_ops(self.backend).adam_step_foreach(
+        backend_ops(self.backend).adam_step(
             *(params, grads, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))),
             *rates,
+            False,
             *([state[name] for state in states] for name in averages),
             ema_decay=self.ema_decay or 0.0,
             global_step=self._counter(params[0].device),

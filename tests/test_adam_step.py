@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems.adam_step import State, check_state, sparse_gradient
 
-from hashgrid import reference
-from hashgrid.ops import adam_step, adam_step_foreach
+from hashgrid import ops, reference
+from hashgrid.ops import adam_step
 
 pytestmark = pytest.mark.every_kernel
 
@@ -200,21 +200,21 @@ def zeros() -> dict:
     }  # fmt: skip
 
 
-FOREACH = [(5,), (7, 1), (1001, 2), (0, 2), (333, 8), (3, 5, 2), ()]
+MANY = [(5,), (7, 1), (1001, 2), (0, 2), (333, 8), (3, 5, 2), (), *((n, 2) for n in range(12))]  # in two calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ema", [False, True])
 def test_many_at_once_are_the_same_as_one_by_one(ema: bool, dtype: torch.dtype) -> None:
     """Bits; parameters of several sizes, each with its own number of steps."""
-    together, alone = ([State(shape, dtype, False, ema) for shape in FOREACH] for _ in range(2))
-    grads = [torch.randn(shape, dtype=dtype) for shape in FOREACH]
+    together, alone = ([State(shape, dtype, False, ema) for shape in MANY] for _ in range(2))
+    grads = [torch.randn(shape, dtype=dtype) for shape in MANY]
     kept = [grad.clone() for grad in grads]
     names = ("param", "exp_avg", "exp_avg_sq", "steps")
     param, *rest = ([getattr(state, name) for state in together] for name in names)
     averages = ([state.ema for state in together], [state.ema_last for state in together]) if ema else ((), ())
-    adam_step_foreach(
-        param, grads, *rest, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3, *averages, 0.95, 100, zero_grad=True
+    adam_step(
+        param, grads, *rest, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3, False, *averages, 0.95, 100, zero_grad=True
     )
     for state, other, grad in zip(together, alone, kept, strict=True):
         other.step(adam_step, grad, False, zero_grad=True)
@@ -227,24 +227,26 @@ def test_many_at_once_refuse_what_does_not_fit_and_write_nothing() -> None:
     def lists(n: int = 2) -> dict:
         states = [State((4, 2), torch.float32, False, False) for _ in range(n)]
         return {
-            "params": [state.param for state in states],
-            "grads": [torch.ones(4, 2) for _ in states],
-            "exp_avgs": [state.exp_avg for state in states],
-            "exp_avg_sqs": [state.exp_avg_sq for state in states],
+            "param": [state.param for state in states],
+            "grad": [torch.ones(4, 2) for _ in states],
+            "exp_avg": [state.exp_avg for state in states],
+            "exp_avg_sq": [state.exp_avg_sq for state in states],
             "steps": [state.steps for state in states],
         }
 
-    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-15, "weight_decay": 0.0}
+    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-15, "weight_decay": 0.0, "skip_zero": False}
     for changed, message in (
-        ({"grads": [torch.ones(4, 2)]}, "`grads` must have 2 tensors, one per parameter, got 1"),
-        ({"grads": [torch.ones(4, 2), torch.ones(4)]}, r"`grad` must have shape \[4, 2\], got \[4\]"),
-        ({"emas": [torch.ones(4, 2)] * 2}, "`emas` and `ema_lasts` must be given together"),
+        ({"grad": [torch.ones(4, 2)]}, "`grads` must have 2 tensors, one per parameter, got 1"),
+        ({"grad": [torch.ones(4, 2), torch.ones(4)]}, r"`grad` must have shape \[4, 2\], got \[4\]"),
+        ({"ema": [torch.ones(4, 2)] * 2}, "`emas` and `ema_lasts` must be given together"),
     ):
         arguments = lists() | changed
-        before = [param.clone() for param in arguments["params"]]
+        before = [param.clone() for param in arguments["param"]]
         with pytest.raises(RuntimeError, match=message):
-            adam_step_foreach(**arguments, **options)
-        assert all(torch.equal(a, b) for a, b in zip(before, arguments["params"], strict=True))
-    with pytest.raises(RuntimeError, match="`params` must have at most 16 tensors, got 17"):
-        adam_step_foreach(**lists(17), **options)
-    adam_step_foreach([], [], [], [], [], **options)
+            adam_step(**arguments, **options)
+        assert all(torch.equal(a, b) for a, b in zip(before, arguments["param"], strict=True))
+    for library in (ops, reference):
+        for changed in ({"skip_zero": True}, {"shadow": torch.ones(4, 2).half()}):
+            with pytest.raises(ValueError, match="`skip_zero` and `shadow` must not come with lists"):
+                library.adam_step(**lists(), **options | changed)
+    adam_step([], [], [], [], [], **options)

@@ -11,11 +11,11 @@ from host.redirect import take_cuda_ops
 from problems.nerf import TINY
 from torch import Tensor
 
+from hashgrid import composite
 from hashgrid.data.scene import Scene
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.fixed_step import FILL
 from hashgrid.nerf.trainer import Trainer, TrainingError, read_checkpoint
-from hashgrid.nn import composite
 from hashgrid.util.device import choose_device, why_not_cuda
 
 FIXED = {**TINY, "fixed_size": True, "occupancy_interval": 4}

@@ -14,7 +14,7 @@ from torch import Tensor
 from hashgrid.data.mesh import Mesh
 from hashgrid.data.refresh import Refresh
 from hashgrid.fields.distance import Field
-from hashgrid.ops.gather_rows import gather_rows
+from hashgrid.ops._ngp.gather_rows import gather_rows
 from hashgrid.sdf.config import SdfConfig
 from hashgrid.sdf.trainer import Progress
 from hashgrid.train.checkpoint import load_checkpoint, save_checkpoint

@@ -27,8 +27,8 @@ from hashgrid.data.images import PhotoError, read_photo
 from hashgrid.data.masks import find_mask, read_mask
 from hashgrid.geometry.boxes import Placement, choose_box
 from hashgrid.geometry.cameras import N_DISTORTION, Cameras, focal_length
-from hashgrid.ops._backend import backend_ops
-from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
+from hashgrid.maths import draw_pixels, locate_pixels, pixel_colors, pixel_draws
+from hashgrid.ops._backend import backend_ops, ngp_ops
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
@@ -133,15 +133,16 @@ class Views(Cameras):
         self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
-        random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops.sample_rays`."""
+        random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`."""
         if self.counts is not None and self._drawn is None:
             self._drawn = self.counts.nonzero().squeeze(-1)
         if not self.rays_are_tabulated or self._drawn is not None:
             n_drawn = self.n_pixels if self._drawn is None else len(self._drawn)
-            row, noise = draw_pixels(seed, step, n, n_drawn, self.data.device)
+            draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))
+            row, noise = draw_pixels(draws, n_drawn)
             row = row if self._drawn is None else self._drawn.index_select(0, row)
             return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
-        return backend_ops(backend).sample_rays(
+        return ngp_ops(backend).sample_rays(
             *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
             *(self.undistorted_table() if self.is_distorted else (None, None)),
         )

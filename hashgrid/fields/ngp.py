@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashgrid.maths import color_inputs, density_of
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nn import FusedMLP, HashGrid, OccupancyGrid, SphericalHarmonics
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._backend import ngp_ops
 from hashgrid.precision import keeping_dtype
-from hashgrid.reference.radiance_mlp import color_inputs, density_of
 
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 _DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -103,13 +103,13 @@ class NerfModel(nn.Module):
     def radiance(self, encoded: Tensor, encoded_directions: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
         """Density [S] per scene unit and sRGB colour [S, 3] from grid features [S, L * F], seen along rays [S] of
         encoded view directions [R, degree^2]."""
-        return backend_ops(self.grid.backend).radiance_mlp(encoded, encoded_directions, rays, **self._networks())
+        return ngp_ops(self.grid.backend).radiance_mlp(encoded, encoded_directions, rays, **self._networks())
 
     def render(
         self, occupancy: OccupancyGrid, rays_o: Tensor, rays_d: Tensor, **march: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What rays [R, 3] see, without gradients: :func:`hashgrid.ops.render_rays`, which takes ``march``."""
-        return backend_ops(self.grid.backend).render_rays(
+        """What rays [R, 3] see, without gradients: :func:`hashgrid.ops._ngp.render_rays`, which takes ``march``."""
+        return ngp_ops(self.grid.backend).render_rays(
             rays_o,
             rays_d,
             self.directions(rays_d),
@@ -121,11 +121,11 @@ class NerfModel(nn.Module):
         )
 
     def cell_values(self, occupancy: OccupancyGrid, cells: Tensor, seed: int, step: int, step_size: float) -> Tensor:
-        """What :meth:`OccupancyGrid.raise_cells` takes for ``cells`` [M]: :func:`hashgrid.ops.occupancy_values`."""
+        """Values [M] of ``cells`` [M] for :meth:`OccupancyGrid.raise_cells`, from `_ngp.occupancy_values`."""
         # the reference keeps all features of what it is asked
         parts = cells.split(REFERENCE_CELLS) if self.grid.backend == "reference" else (cells,)
         values = [
-            backend_ops(self.grid.backend).occupancy_values(
+            ngp_ops(self.grid.backend).occupancy_values(
                 part,
                 occupancy.aabb,
                 occupancy.resolution,

@@ -9,7 +9,7 @@ from hashgrid.data.scene import Views
 from hashgrid.fields.ngp import NerfModel
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nn import OccupancyGrid
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.volume import Marching, composite_samples
 
@@ -141,7 +141,7 @@ class FixedStep:
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
         sigmas, colors = model.radiance(model.grid(unit), model.directions(rays_d), samples.ray_indices)
         colors, opacities, _ = composite_samples(sigmas, colors, samples, marching, None)
-        loss, means = backend_ops(config.backend).pixel_loss(
+        loss, means = ngp_ops(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
         )
         model.drop_network_gradients()

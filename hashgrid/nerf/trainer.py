@@ -19,7 +19,7 @@ from hashgrid.fields.ngp import NerfModel
 from hashgrid.nerf.config import NerfConfig
 from hashgrid.nerf.fixed_step import FixedStep
 from hashgrid.nn import OccupancyGrid
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.volume import Marching, render_rays
 from hashgrid.train.checkpoint import load_checkpoint, save_checkpoint
@@ -174,7 +174,7 @@ class Trainer:
             None,
             jitter=(config.seed, progress.step),
         )
-        pixel_loss = backend_ops(config.backend).pixel_loss
+        pixel_loss = ngp_ops(config.backend).pixel_loss
         loss, means = pixel_loss(out.colors, out.opacities, background, colors, config.huber_delta)
         value, error = means.tolist()
         self._check_loss(value)

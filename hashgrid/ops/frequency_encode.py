@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashgrid import _extension, reference
+from hashgrid import _extension
 from hashgrid.autograd import Function, apply
+from hashgrid.maths import waves
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._vmap import register_vmap
@@ -40,9 +41,7 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
 
 def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad_y, x = ctx.saved_tensors
-    return pull_back_gradient(
-        lambda x: reference.frequency_encode(x, ctx.n_frequencies), x, grad_y, cotangent, ctx.needs_input_grad[:2]
-    )
+    return pull_back_gradient(lambda x: waves(x, ctx.n_frequencies), x, grad_y, cotangent, ctx.needs_input_grad[:2])
 
 
 class _FrequencyEncode(Function):

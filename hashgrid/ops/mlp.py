@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.autograd import Function, apply, is_transformed
+from hashgrid.maths import layers
 from hashgrid.ops._asked import is_asked_for
 from hashgrid.ops._composed import pull_back_transformed
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._last import no_third_derivative
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
-from hashgrid.reference.mlp import mlp as reference_mlp
 from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option
 
 MAX_LAYERS = 9
@@ -200,7 +200,7 @@ def _second_order(
     names = ACTIVATIONS[options[0]], ACTIVATIONS[options[1]], FACTORS[options[2]]
 
     def function(x: Tensor, *params: Tensor) -> Tensor:
-        return reference_mlp(x, params[:n_layers], params[n_layers:] or None, *names)
+        return layers(x, params[:n_layers], params[n_layers:] or None, *names)
 
     if is_transformed():
         grads = pull_back_transformed(function, [x, *params], grad_y, cotangents)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashgrid import _extension, reference
+from hashgrid import _extension
 from hashgrid.autograd import Function, apply
+from hashgrid.maths import spherical_harmonics
 from hashgrid.ops._composed import pull_back_gradient
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops._vmap import register_vmap
@@ -41,7 +42,7 @@ def sh_encode(directions: Tensor, degree: int = 4) -> Tensor:
 def _pull_back_twice(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad_y, directions = ctx.saved_tensors
     return pull_back_gradient(
-        lambda d: reference.sh_encode(d, ctx.degree), directions, grad_y, cotangent, ctx.needs_input_grad[:2]
+        lambda d: spherical_harmonics(d, ctx.degree), directions, grad_y, cotangent, ctx.needs_input_grad[:2]
     )
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hashgrid.levels import LevelTable
+from hashgrid.maths import straight_through
 from hashgrid.precision import at_least_fp32, maths_dtype
-from hashgrid.reference.straight_through import straight_through
 from hashgrid.util.choices import BOUNDS, INTERPOLATIONS, check_option
 
 HASH_FACTORS = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)

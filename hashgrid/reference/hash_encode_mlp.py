@@ -26,6 +26,6 @@ def hash_encode_mlp(
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """See :func:`hashgrid.ops.hash_encode_mlp`."""
+    """See :func:`hashgrid.ops._ngp.hash_encode_mlp`."""
     encoded = hash_encode(positions, table, levels, interpolation, bounds, level_weights, shadow)
     return mlp(encoded, weights, biases, activation, output_activation, compute_dtype)

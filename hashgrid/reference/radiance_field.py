@@ -26,6 +26,6 @@ def radiance_field(
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`hashgrid.ops.radiance_field`."""
+    """See :func:`hashgrid.ops._ngp.radiance_field`."""
     encoded = hash_encode(positions, table, levels, interpolation, bounds, None, shadow)
     return radiance_mlp(encoded, ray_features, rays, density_weights, color_weights, output_activation, compute_dtype)

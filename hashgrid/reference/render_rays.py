@@ -42,7 +42,7 @@ def render_rays(
     max_samples_per_ray: int = 1024,
     early_stop_eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`hashgrid.ops.render_rays`; every sample is evaluated."""
+    """See :func:`hashgrid.ops._ngp.render_rays`; every sample is evaluated."""
     t_starts, t_ends, rays, packed_info = march_rays(
         rays_o,
         rays_d,

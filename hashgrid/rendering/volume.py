@@ -11,9 +11,10 @@ from torch import Tensor
 from hashgrid.data.scene import Scene
 from hashgrid.fields.ngp import NerfModel
 from hashgrid.geometry.cameras import Cameras
-from hashgrid.nn import OccupancyGrid, RaySamples, composite
-from hashgrid.ops.gather_rows import gather_rows
-from hashgrid.ops.render_rays import FIRST_WINDOW, GROWTH
+from hashgrid.nn import OccupancyGrid, RaySamples
+from hashgrid.ops._ngp.gather_rows import gather_rows
+from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
+from hashgrid.rendering.composite import composite
 
 
 @dataclass(frozen=True)

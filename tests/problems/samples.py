@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import hashgrid.ops.gather_rows  # noqa: F401  # the package does not load it
+import hashgrid.ops._ngp  # noqa: F401
 from hashgrid.levels import make_level_table
 from hashgrid.ops.hash_encode import options_of
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.autograd import Function, apply
+from hashgrid.maths import smooth_l1
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.precision import maths_dtype
-from hashgrid.reference.pixel_loss import pixel_loss as reference_pixel_loss
 
 
 def pixel_loss(
@@ -71,7 +71,7 @@ class _PixelLoss(Function):
         if torch.is_grad_enabled():  # to be differentiated once more
             # new views, so that grad_loss computed from them does not lead back to what is differentiated here
             inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (colors, opacities)]
-            loss = reference_pixel_loss(inputs[0], inputs[1], background, targets, ctx.beta, n_rays)[0]
+            loss = smooth_l1(inputs[0], inputs[1], background, targets, ctx.beta, n_rays)[0]
             again = torch.autograd.grad(loss, inputs, grad_loss, create_graph=True)
             return *again, None, None, None, None
         return grads[0] * grad_loss, grads[1] * grad_loss, None, None, None, None

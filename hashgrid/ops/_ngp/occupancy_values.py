@@ -9,14 +9,14 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
+from hashgrid.maths import optical_thickness
+from hashgrid.ops._ngp.hash_encode_mlp import hash_encode_mlp
+from hashgrid.ops._ngp.occupancy_points import occupancy_points
+from hashgrid.ops._ngp.radiance_field import has_density_kernel
 from hashgrid.ops.counter_uniform import as_counter
 from hashgrid.ops.hash_encode import options_of
-from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops.mlp import check_network
-from hashgrid.ops.occupancy_points import occupancy_points
-from hashgrid.ops.radiance_field import has_density_kernel
 from hashgrid.precision import at_least_fp32, product_dtype
-from hashgrid.reference.occupancy_values import optical_thickness
 from hashgrid.util.choices import BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 N_CHUNK = 1 << 17  # cells at a time, where points go through memory

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
+from hashgrid.ops._ngp.radiance_field import check_field, has_kernel, radiance_field
+from hashgrid.ops._ngp.window_samples import window_samples
 from hashgrid.ops.composite import composite
 from hashgrid.ops.hash_encode import options_of
 from hashgrid.ops.march_rays import march_rays
-from hashgrid.ops.radiance_field import check_field, has_kernel, radiance_field
 from hashgrid.ops.ray_aabb import prepare_rays
-from hashgrid.ops.window_samples import window_samples
 from hashgrid.precision import product_dtype
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 

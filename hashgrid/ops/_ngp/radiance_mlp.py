@@ -11,11 +11,10 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.autograd import Function, apply, is_transformed
+from hashgrid.maths import color_inputs, density_of, layers
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.ops.mlp import MAX_LAYERS, check_network, mlp, split_gradient
 from hashgrid.precision import HALF_DTYPES, at_least_fp32, product_dtype, without_autocast
-from hashgrid.reference.radiance_mlp import color_inputs, density_of
-from hashgrid.reference.radiance_mlp import radiance_mlp as reference_radiance_mlp
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 TENSOR_CORE_DEVICES = ("cuda",)  # where the kernel takes what `fits_tensor_cores` says, and nothing else
@@ -177,8 +176,10 @@ def _differentiable(
     """The gradients of (x, ``weights``), made of PyTorch's ops."""
 
     def function(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        split = weights[:n_density], weights[n_density:]
-        return reference_radiance_mlp(x, ray_features, rays, *split, ACTIVATIONS[options[0]], FACTORS[options[1]])
+        output_activation, factors = ACTIVATIONS[options[0]], FACTORS[options[1]]
+        geometry = layers(x, weights[:n_density], None, "relu", "none", factors)
+        inputs = color_inputs(geometry, ray_features, rays)
+        return density_of(geometry), layers(inputs, weights[n_density:], None, "relu", output_activation, factors)
 
     if is_transformed():
         grads = torch.func.vjp(function, x, *weights)[1]((grad_sigmas, grad_colors))

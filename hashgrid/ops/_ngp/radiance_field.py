@@ -10,9 +10,9 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.autograd import is_recorded
 from hashgrid.levels import LevelTable
+from hashgrid.ops._ngp.radiance_mlp import N_GEOMETRY, fits_tensor_cores, radiance_mlp
 from hashgrid.ops.hash_encode import hash_encode, options_of
 from hashgrid.ops.mlp import check_network
-from hashgrid.ops.radiance_mlp import N_GEOMETRY, fits_tensor_cores, radiance_mlp
 from hashgrid.precision import product_dtype
 from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
