@@ -243,17 +243,17 @@ def test_occupancy_grid_has_the_bits_of_the_cpu(other: Other) -> None:
 
 @pytest.mark.parametrize("skip_zero", [False, True])
 def test_adam_agrees_with_the_cpu(skip_zero: bool, other: Other) -> None:
-    """Ten steps of optimiser and shadow; the arithmetic is elementwise, a few roundings apart at most."""
+    """Ten steps of optimiser and half-precision copy; the arithmetic is elementwise, a few roundings apart at most."""
 
     def train(device: str) -> list[Tensor]:
         param = nn.Parameter(start.clone().to(device))
         optimizer = Adam([param], lr=1e-2, skip_zero=skip_zero, ema_decay=0.9, weight_decay=1e-6)
-        shadow = torch.empty_like(param, dtype=torch.float16, requires_grad=False)
-        optimizer.register_shadow(param, shadow)
+        half_table = torch.empty_like(param, dtype=torch.float16, requires_grad=False)
+        optimizer.register_half_copy(param, half_table)
         for grad in grads:
             param.grad = grad.to(device, copy=True)
             optimizer.step()
-        return moved([param.detach(), *optimizer.ema_parameters(), shadow.float()], "cpu")
+        return moved([param.detach(), *optimizer.ema_parameters(), half_table.float()], "cpu")
 
     start = torch.rand(N, 2) + 1
     grads = torch.randn(10, N, 2) * (torch.rand(10, N, 1) < 0.3)
@@ -304,7 +304,7 @@ def test_modules_move_there_and_back(compute_dtype: torch.dtype | None, device: 
     assert all(result.device.type == device for result in results)
     close(moved(results, "cpu"), expected, rounding)
     with torch.no_grad():
-        modules["model"].grid.table.mul_(2)  # a shadow has to follow on the device, too
+        modules["model"].grid.table.mul_(2)  # a half-precision table has to follow on the device, too
     twice = modules["model"](x.to(device))
     assert not torch.equal(twice, results[0])
     modules.to("cpu")

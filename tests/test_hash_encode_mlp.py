@@ -42,7 +42,8 @@ def make_network(width: int, name: str) -> dict:
 
 def two_ops(library, positions: Tensor, table: Tensor, levels: LevelTable, network: dict, **options) -> Tensor:
     compute_dtype = options.pop("compute_dtype", None)
-    encoded = library.hash_encode(positions, table, levels, **options)
+    encode = (_ngp if library is ops else library).hash_encode_into
+    encoded = encode(positions, table, levels, **options)
     return library.mlp(encoded, **network, compute_dtype=compute_dtype)
 
 
@@ -82,15 +83,15 @@ def test_other_shapes_and_dtypes(n_dims: int, n_features: int, dtype: torch.dtyp
     y = _ngp.hash_encode_mlp(x, table, levels, **layers)
     assert y.dtype == dtype and torch.equal(y, two_ops(ops, x, table, levels, layers))
     if dtype == torch.float32:
-        shadow = table.bfloat16()
-        y = _ngp.hash_encode_mlp(x, table, levels, **layers, shadow=shadow)
-        assert torch.equal(y, two_ops(ops, x, table, levels, layers, shadow=shadow))
+        half_table = table.bfloat16()
+        y = _ngp.hash_encode_mlp(x, table, levels, **layers, half_table=half_table)
+        assert torch.equal(y, two_ops(ops, x, table, levels, layers, half_table=half_table))
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
 @pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
 @pytest.mark.parametrize("half", [None, BF16, FP16], ids=["fp32", "bf16", "fp16"])
-def test_options_of_the_grid(interpolation: str, bounds: str, half: torch.dtype | None) -> None:
+def test_encoding_options_the_grid(interpolation: str, bounds: str, half: torch.dtype | None) -> None:
     """Positions outside, infinite and NaN; level weights; a table of 16 bits, also of another type than the factors."""
     levels = make_levels(3)
     table = torch.randn(levels.n_entries, 2)
@@ -100,7 +101,7 @@ def test_options_of_the_grid(interpolation: str, bounds: str, half: torch.dtype 
         "interpolation": interpolation,
         "bounds": bounds,
         "level_weights": torch.rand(levels.n_levels),
-        "shadow": None if half is None else table.to(half),
+        "half_table": None if half is None else table.to(half),
     }
     layers = make_network(levels.n_levels * 2, "density")
     y = _ngp.hash_encode_mlp(x, table, levels, **layers, **options, compute_dtype=BF16)

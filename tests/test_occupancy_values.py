@@ -23,7 +23,7 @@ def test_matches_the_ops_it_is_made_of(n: int, half: torch.dtype | None) -> None
         assert values.shape == (n,) and values.dtype == torch.float32
         torch.testing.assert_close(values, values_in_parts(arguments), rtol=2e-6, atol=0)
         if half is not None:
-            arguments["shadow"] = arguments["table"].to(half)
+            arguments["half_table"] = arguments["table"].to(half)
             torch.testing.assert_close(
                 _ngp.occupancy_values(**arguments), values_in_parts(arguments), rtol=2e-6, atol=0
             )

@@ -65,11 +65,11 @@ def test_matches_the_ops_and_the_reference(sizes: dict, half: torch.dtype | None
 def test_half_table_and_points_that_are_not_finite() -> None:
     arguments = field(200)
     arguments["positions"][5, 1] = float("nan")
-    shadow = arguments["table"].to(FP16)
-    sigmas, colors = _ngp.radiance_field(**arguments, shadow=shadow, compute_dtype=FP16)
+    half_table = arguments["table"].to(FP16)
+    sigmas, colors = _ngp.radiance_field(**arguments, half_table=half_table, compute_dtype=FP16)
     assert sigmas[5].isnan() and colors[5].isnan().all()
     assert sigmas.isfinite().sum() == 199 and colors.isfinite().all(1).sum() == 199
-    stored = _ngp.radiance_field(**arguments | {"table": shadow.float()}, compute_dtype=FP16)
+    stored = _ngp.radiance_field(**arguments | {"table": half_table.float()}, compute_dtype=FP16)
     assert torch.equal(stored[0].nan_to_num(7.0), sigmas.nan_to_num(7.0))
     assert torch.equal(stored[1].nan_to_num(7.0), colors.nan_to_num(7.0))
 

@@ -42,7 +42,7 @@ def test_matches_the_ops_it_is_made_of(n: int, half: torch.dtype, kernels: str) 
     ],
     ids=lambda options: "-".join(options),
 )
-def test_options_of_march_and_compositing(options: dict[str, Any], kernels: str) -> None:
+def test_encoding_options_march_and_compositing(options: dict[str, Any], kernels: str) -> None:
     n_evaluated, n_visible = check_rendering(rays_into_field(70, compute_dtype=BF16, **options))
     assert kernels == "cpu" or n_evaluated == n_visible
 
@@ -58,7 +58,7 @@ def test_fp32_matches_the_reference() -> None:
 
 def test_half_table_and_other_numbers_of_colours() -> None:
     arguments = rays_into_field(40, compute_dtype=FP16)
-    check_rendering(arguments | {"shadow": arguments["table"].to(FP16)})
+    check_rendering(arguments | {"half_table": arguments["table"].to(FP16)})
     check_rendering(arguments | {"color_weights": [torch.randn(32, 22) / 4, torch.randn(5, 32) / 4]})
 
 

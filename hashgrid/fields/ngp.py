@@ -13,7 +13,7 @@ from hashgrid.nerf.config import NerfConfig
 from hashgrid.nn import FusedMLP, HashGrid, OccupancyGrid, SphericalHarmonics
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.ops._backend import ngp_ops
-from hashgrid.precision import keeping_dtype
+from hashgrid.ops._tensors import keeping_dtype
 
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 _DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -88,8 +88,8 @@ class Trainer:
             zero_grad_in_step=True,
             backend=config.backend,
         )
-        if self.model.grid.shadow is not None:
-            self.optimizer.register_shadow(self.model.grid.table, self.model.grid.shadow)
+        if self.model.grid.half_table is not None:
+            self.optimizer.register_half_copy(self.model.grid.table, self.model.grid.half_table)
         # what the kernel of a GPU does not draw is drawn on the host: distorted without a table, or masked
         drawn_by_kernel = scene.train.rays_are_tabulated and scene.train.counts is None
         to_device = self.device.type != "cpu" and self._images_fit() and drawn_by_kernel

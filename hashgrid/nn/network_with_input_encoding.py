@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hashgrid.autograd import is_recorded
 from hashgrid.nn.fused_mlp import FusedMLP
 from hashgrid.nn.hash_grid import HashGrid
+from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._backend import ngp_ops
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hashgrid.geometry.rays import RaySamples
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.ops._ngp.visible_cells import visible_cells
-from hashgrid.precision import keeping_dtype
+from hashgrid.ops._tensors import keeping_dtype
 from hashgrid.util.choices import BACKENDS, as_integer, as_integers, check_option
 
 

@@ -32,7 +32,7 @@ def adam_step(
     ema_last: Tensors | None = None,
     ema_decay: float = 0.95,
     global_step: int | Tensor = 0,
-    shadow: Tensor | None = None,
+    half_copy: Tensor | None = None,
     zero_grad: bool = False,
 ) -> None:
     """Updates ``param`` and the optimiser state in place (Kingma & Ba 2015).
@@ -45,7 +45,7 @@ def adam_step(
     ``ema = d^(s-1-s0) ema + (1 - d^(s-1-s0)) p``, then follows the update, ``ema = d ema + (1 - d) p``.
 
     With lists, several parameters of one dtype are updated together, on a GPU in two launches instead of two for each;
-    without ``skip_zero`` and ``shadow``.
+    without ``skip_zero`` and ``half_copy``.
 
     Args:
         param: [..., C], fp32 or fp64, contiguous; or a list of such. Then so are the other tensors but ``lr`` and
@@ -57,12 +57,12 @@ def adam_step(
         ema: average of the weights, like ``param``.
         ema_last: int32, shaped like ``steps``: the global step of the last update.
         global_step: number of this step, from 1; a number, or an int32 tensor [1] that a captured CUDA graph follows.
-        shadow: half-precision copy of ``param``, rewritten where ``param`` changes.
+        half_copy: half-precision copy of ``param``, rewritten where ``param`` changes.
         zero_grad: overwrite the gradient with zeros where it was consumed (elsewhere it is zero already), so that it
             can be accumulated into again without a separate memset.
 
     Raises:
-        ValueError: ``skip_zero`` or ``shadow`` comes with lists.
+        ValueError: ``skip_zero`` or ``half_copy`` comes with lists.
         RuntimeError: a length, shape, dtype or value does not fit; of up to 16 parameters nothing has been written.
     """
     if not isinstance(lr, Tensor):
@@ -71,25 +71,25 @@ def adam_step(
         device = param.device if isinstance(param, Tensor) else param[0].device if param else None
         global_step = torch.tensor([global_step], dtype=torch.int32, device=device)
     if not isinstance(param, Tensor):
-        check_alike(skip_zero, shadow)
+        check_alike(skip_zero, half_copy)
         given: Any = (param, grad, exp_avg, exp_avg_sq, steps, ema or (), ema_last or ())
         lists = [list(tensors) for tensors in given]
         return _step_together(lists, (lr, beta1, beta2, eps, weight_decay), ema_decay, global_step, zero_grad)
     _extension.ops().adam_step(
         param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay, skip_zero,
-        ema, ema_last, ema_decay, global_step, shadow, zero_grad,
+        ema, ema_last, ema_decay, global_step, half_copy, zero_grad,
     )  # fmt: skip
     if torch.compiler.is_compiling():
         return
-    # The kernel is opaque to autograd's version counters, which shadows and saved tensors rely on.
-    written: list[Any] = [param, exp_avg, exp_avg_sq, steps, ema, ema_last, shadow, grad if zero_grad else None]
+    # The kernel is opaque to autograd's version counters, which half-precision copies and saved tensors rely on.
+    written: list[Any] = [param, exp_avg, exp_avg_sq, steps, ema, ema_last, half_copy, grad if zero_grad else None]
     torch.autograd.graph.increment_version([tensor for tensor in written if tensor is not None])
 
 
-def check_alike(skip_zero: bool, shadow: Tensor | None) -> None:
+def check_alike(skip_zero: bool, half_copy: Tensor | None) -> None:
     """Raises a ValueError for what `adam_step` takes of single parameters only."""
-    if skip_zero or shadow is not None:
-        raise ValueError("`skip_zero` and `shadow` must not come with lists; call `adam_step` for that parameter alone")
+    if skip_zero or half_copy is not None:
+        raise ValueError("`skip_zero` and `half_copy` must not come with lists; update that one alone")
 
 
 def _step_together(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.precision import at_least_fp32, maths_dtype
+from hashgrid.ops._tensors import at_least_fp32, maths_dtype
 
 Field = Callable[[Tensor], Tensor]
 

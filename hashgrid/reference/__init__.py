@@ -7,7 +7,7 @@ from hashgrid.reference.adam_step import adam_step
 from hashgrid.reference.composite import composite
 from hashgrid.reference.counter_uniform import counter_uniform
 from hashgrid.reference.frequency_encode import frequency_encode
-from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.hash_encode import hash_encode, hash_encode_into
 from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
 from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
@@ -34,6 +34,7 @@ __all__ = [
     "counter_uniform",
     "frequency_encode",
     "hash_encode",
+    "hash_encode_into",
     "hash_encode_mlp",
     "march_rays",
     "mlp",

@@ -28,7 +28,7 @@ def adam_step(
     ema_last: Tensors | None = None,
     ema_decay: float = 0.95,
     global_step: int | Tensor = 0,
-    shadow: Tensor | None = None,
+    half_copy: Tensor | None = None,
     zero_grad: bool = False,
 ) -> None:
     """Update ``param`` and its state in place.
@@ -43,7 +43,7 @@ def adam_step(
 
     Args:
         param: [..., C], a row is a vector along the last dimension; or a list, and so are the other tensors but ``lr``
-            and ``global_step``: one parameter after the other, without ``skip_zero`` and ``shadow``.
+            and ``global_step``: one parameter after the other, without ``skip_zero`` and ``half_copy``.
         grad: shape of ``param``.
         exp_avg: shape of ``param``, first moment.
         exp_avg_sq: shape of ``param``, second moment.
@@ -58,15 +58,15 @@ def adam_step(
         ema_last: int32 of the shape of ``steps``, step of the last update, starts as 0; goes with ``ema``.
         ema_decay: d above.
         global_step: number of this step, from 1; a number or an int32 tensor [1].
-        shadow: shape of ``param``, half copy, rewritten for the updated rows.
+        half_copy: shape of ``param``, half copy, rewritten for the updated rows.
         zero_grad: overwrite ``grad`` with zeros once it is consumed.
 
     Raises:
-        ValueError: a shape does not fit, only one of ``ema`` and ``ema_last`` is given, or ``skip_zero`` or ``shadow``
-            comes with lists.
+        ValueError: a shape does not fit, only one of ``ema`` and ``ema_last`` is given, or ``skip_zero`` or
+            ``half_copy`` comes with lists.
     """
     if not isinstance(param, Tensor):
-        check_alike(skip_zero, shadow)
+        check_alike(skip_zero, half_copy)
         for i, tensors in enumerate(zip(param, grad, exp_avg, exp_avg_sq, steps, strict=True)):
             adam_step(
                 *(*tensors, lr, beta1, beta2, eps, weight_decay, False),
@@ -79,7 +79,7 @@ def adam_step(
         return
     assert isinstance(grad, Tensor) and isinstance(exp_avg, Tensor) and isinstance(exp_avg_sq, Tensor)
     assert isinstance(steps, Tensor) and not isinstance(ema, Sequence) and not isinstance(ema_last, Sequence)
-    _check_arguments(param, grad, exp_avg, exp_avg_sq, steps, skip_zero, ema, ema_last, shadow)
+    _check_arguments(param, grad, exp_avg, exp_avg_sq, steps, skip_zero, ema, ema_last, half_copy)
     width = param.shape[-1] if param.dim() else 1
     rows = grad.reshape(-1, width).ne(0).any(-1).nonzero().squeeze(-1) if skip_zero else None
 
@@ -109,8 +109,8 @@ def adam_step(
         average = torch.lerp(read(ema), old, behind)
         write(ema, ema_decay * average + (1 - ema_decay) * new)
         write(ema_last, torch.zeros_like(t) + global_step)
-    if shadow is not None:
-        write(shadow, new)
+    if half_copy is not None:
+        write(half_copy, new)
     if zero_grad:
         grad.zero_()
 
@@ -124,10 +124,10 @@ def _check_arguments(
     skip_zero: bool,
     ema: Tensor | None,
     ema_last: Tensor | None,
-    shadow: Tensor | None,
+    half_copy: Tensor | None,
 ) -> None:
     for name, tensor in (
-        ("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("ema", ema), ("shadow", shadow)
+        ("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("ema", ema), ("half_copy", half_copy)
     ):  # fmt: skip
         if tensor is not None and tensor.shape != param.shape:
             raise ValueError(f"`{name}` must have the shape of `param`, {list(param.shape)}, got {list(tensor.shape)}")

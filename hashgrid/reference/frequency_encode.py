@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hashgrid.maths import waves
-from hashgrid.precision import at_least_fp32
+from hashgrid.ops._tensors import at_least_fp32
 
 
 def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:

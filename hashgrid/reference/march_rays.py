@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.ops.march_rays import check_fixed_size
 from hashgrid.ops.ray_aabb import as_limits
-from hashgrid.precision import maths_dtype
 from hashgrid.reference.counter_uniform import counter_uniform
 from hashgrid.reference.ray_aabb import check_rays, ray_aabb
 

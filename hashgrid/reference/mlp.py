@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.maths import layers
-from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
+from hashgrid.ops._tensors import at_least_fp32, product_dtype, without_autocast
 
 
 def mlp(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hashgrid.levels import LevelTable
 from hashgrid.maths import optical_thickness
-from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.hash_encode import hash_encode_into
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.occupancy_points import occupancy_points
 
@@ -28,7 +28,7 @@ def occupancy_values(
     weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
     *,
     step_size: float,
@@ -36,7 +36,9 @@ def occupancy_values(
     """See :func:`hashgrid.ops._ngp.occupancy_values`."""
     points = occupancy_points(cells, aabb, resolution, n_cascades, seed, step)
     low, high = field_aabb.to(points).split(3)
-    encoded = hash_encode((points - low) * (1.0 / (high - low)), table, levels, interpolation, bounds, None, shadow)
+    encoded = hash_encode_into(
+        (points - low) * (1.0 / (high - low)), table, levels, interpolation, bounds, None, half_table
+    )
     return optical_thickness(
         mlp(encoded, weights, compute_dtype=compute_dtype), cells, resolution, n_cascades, step_size
     )

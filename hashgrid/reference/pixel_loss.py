@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hashgrid.maths import smooth_l1
-from hashgrid.precision import maths_dtype
+from hashgrid.ops._tensors import maths_dtype
 
 
 def pixel_loss(

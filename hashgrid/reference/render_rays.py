@@ -31,7 +31,7 @@ def render_rays(
     color_weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
     *,
@@ -68,7 +68,7 @@ def render_rays(
         color_weights,
         interpolation,
         bounds,
-        shadow,
+        half_table,
         output_activation,
         compute_dtype,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hashgrid.maths import middles
-from hashgrid.precision import at_least_fp32
+from hashgrid.ops._tensors import at_least_fp32
 
 
 def sample_positions(rays_o: Tensor, rays_d: Tensor, ray_indices: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hashgrid.maths import spherical_harmonics
-from hashgrid.precision import at_least_fp32
+from hashgrid.ops._tensors import at_least_fp32
 
 MAX_DEGREE = 8
 

@@ -88,7 +88,7 @@ def render_rays(
     samples = seen.samples
     if train:
         unit, encoded = seen.values
-        encoded = model.grid(unit, known=encoded)
+        encoded = model.grid(unit, precomputed=encoded)
         sigmas, colors = model.radiance(encoded, model.directions(rays_d), samples.ray_indices)
     else:
         sigmas, inputs = seen.values

@@ -113,13 +113,13 @@ def hash_encode(n: int) -> None:
         if dtype == torch.float64:
             continue
         for half in (torch.float16, torch.bfloat16):
-            y = ops.hash_encode(x, table, levels, shadow=table.detach().to(half), **options)
+            y = _ngp.hash_encode_into(x, table, levels, half_table=table.detach().to(half), **options)
             torch.autograd.grad(y.float().sum(), [x, table])
         torch.use_deterministic_algorithms(True)
         torch.autograd.grad(ops.hash_encode(x, table, levels, **options).sum(), table)
         torch.use_deterministic_algorithms(False)
         buffer = torch.zeros_like(table)
-        ops.hash_encode(x.detach(), table, levels, grad_buffer=buffer, **options).sum().backward()
+        _ngp.hash_encode_into(x.detach(), table, levels, grad_buffer=buffer, **options).sum().backward()
 
 
 def hash_encode_mlp(n: int) -> None:
@@ -130,7 +130,7 @@ def hash_encode_mlp(n: int) -> None:
             for width in (48, 128):
                 weights = [torch.randn(width, 4 * features), torch.randn(5, width)]
                 options = {"biases": [torch.randn(width), torch.randn(5)], "compute_dtype": half}
-                _ngp.hash_encode_mlp(x, table, levels, weights, shadow=table.to(half), **options)
+                _ngp.hash_encode_mlp(x, table, levels, weights, half_table=table.to(half), **options)
                 _ngp.hash_encode_mlp(x, table, levels, weights, activation="softplus", **options)
 
 
@@ -141,10 +141,10 @@ def radiance_field(n: int) -> None:
         for n_ray_features in (2, 16, 48):
             density = [torch.randn(64, 8), torch.randn(16, 64)]
             color = [torch.randn(64, 16 + n_ray_features), torch.randn(3, 64)]
-            for shadow in (None, table.to(half)):
+            for half_table in (None, table.to(half)):
                 ray_features = torch.randn(7, n_ray_features)
                 _ngp.radiance_field(
-                    x, ray_features, rays, table, levels, density, color, shadow=shadow, compute_dtype=half
+                    x, ray_features, rays, table, levels, density, color, half_table=half_table, compute_dtype=half
                 )
 
 
@@ -156,10 +156,10 @@ def render_rays(n: int) -> None:
     for half in (torch.float16, torch.bfloat16):
         for n_cascades in (1, 3):
             bits = torch.randint(256, (n_cascades * 512,), dtype=torch.uint8)
-            for shadow in (None, table.to(half)):
+            for half_table in (None, table.to(half)):
                 _ngp.render_rays(
                     *rays, box, bits, (16, 16, 16), n_cascades, 4 * box, table, levels, density, color,
-                    shadow=shadow, compute_dtype=half, step_size=0.04,
+                    half_table=half_table, compute_dtype=half, step_size=0.04,
                 )  # fmt: skip
 
 
@@ -169,10 +169,10 @@ def occupancy_values(n: int) -> None:
     for half in (torch.float16, torch.bfloat16):
         for width, n_out in ((64, 16), (24, 1)):
             weights = [torch.randn(width, 8), torch.randn(n_out, width)]
-            for shadow in (None, table.to(half)):
+            for half_table in (None, table.to(half)):
                 _ngp.occupancy_values(
                     torch.randint(3 * 512, (n,)), box, (8, 8, 8), 3, 1, 2, 4 * box, table, levels, weights,
-                    shadow=shadow, compute_dtype=half, step_size=0.04,
+                    half_table=half_table, compute_dtype=half, step_size=0.04,
                 )  # fmt: skip
 
 

@@ -88,10 +88,12 @@ def check_derivatives(
 
 
 def encode(
-    library: ModuleType, levels: LevelTable, interpolation: str, shadow: Tensor | None = None
+    library: ModuleType, levels: LevelTable, interpolation: str, half_table: Tensor | None = None
 ) -> Callable[..., Tensor]:
     def function(x: Tensor, table: Tensor, weights: Tensor) -> Tensor:
-        return library.hash_encode(x, table, levels, interpolation, level_weights=weights, shadow=shadow)
+        if half_table is None:
+            return library.hash_encode(x, table, levels, interpolation, level_weights=weights)
+        return _ngp.hash_encode_into(x, table, levels, interpolation, level_weights=weights, half_table=half_table)
 
     return function
 
@@ -160,11 +162,11 @@ def radiance_field_case(n: int) -> None:
     density, color = [torch.randn(32, 16), 0.1 * torch.randn(16, 32)], [torch.randn(64, 32), 0.1 * torch.randn(3, 64)]
     for half in (torch.float16, torch.bfloat16):
         table = torch.randn(levels.n_entries, 2)
-        for shadow in (None, table.to(half)):
+        for half_table in (None, table.to(half)):
             sigmas, colors = _ngp.radiance_field(
-                x, ray_features, rays, table, levels, density, color, shadow=shadow, compute_dtype=half
+                x, ray_features, rays, table, levels, density, color, half_table=half_table, compute_dtype=half
             )
-            encoded = ops.hash_encode(x, table, levels, shadow=shadow)
+            encoded = _ngp.hash_encode_into(x, table, levels, half_table=half_table)
             geometry = ops.mlp(encoded, density, compute_dtype=half)
             inputs = torch.cat((geometry, ray_features[rays]), dim=1)
             assert torch.equal(colors, ops.mlp(inputs, color, output_activation="sigmoid", compute_dtype=half))
@@ -176,8 +178,8 @@ def render_rays_case(n: int) -> None:
     in_one = has_tensor_cores(torch.ops.hashgrid_on_host)
     for half in (torch.bfloat16,) if n > MANY else (torch.float16, torch.bfloat16):
         arguments = rays_into_field(n, density=20.0, compute_dtype=half)
-        for shadow in (None, arguments["table"].to(half)):
-            n_evaluated, n_visible = check_rendering(arguments | {"shadow": shadow})
+        for half_table in (None, arguments["table"].to(half)):
+            n_evaluated, n_visible = check_rendering(arguments | {"half_table": half_table})
             assert n_evaluated == n_visible if in_one else n_evaluated >= n_visible
 
 
@@ -185,8 +187,8 @@ def occupancy_values_case(n: int) -> None:
     """Of the ops above, with the same roundings."""
     for half in (torch.float16, torch.bfloat16):
         arguments = cells_of_field(n, compute_dtype=half)
-        for shadow in (None, arguments["table"].to(half)):
-            arguments["shadow"] = shadow
+        for half_table in (None, arguments["table"].to(half)):
+            arguments["half_table"] = half_table
             torch.testing.assert_close(
                 _ngp.occupancy_values(**arguments), values_in_parts(arguments), rtol=2e-6, atol=0
             )
@@ -368,10 +370,10 @@ def adam_step_case(n: int, width: int = 2) -> None:
         ours.step(ops.adam_step, cleared, skip_zero, zero_grad=True)
         theirs.step(reference.adam_step, grad.clone(), skip_zero)
         exact.step(reference.adam_step, grad.double(), skip_zero)
-        shadow, touched = ours.shadow, grad.ne(0).any(-1) if skip_zero else torch.ones(n, dtype=torch.bool)
-        assert torch.equal(shadow[touched], ours.param.to(torch.bfloat16)[touched]) and not cleared.any()
+        half_copy, touched = ours.half_copy, grad.ne(0).any(-1) if skip_zero else torch.ones(n, dtype=torch.bool)
+        assert torch.equal(half_copy[touched], ours.param.to(torch.bfloat16)[touched]) and not cleared.any()
         for state in (ours, theirs):
-            state.shadow = None
+            state.half_copy = None
         check_state(ours, theirs, exact)
 
 

@@ -13,7 +13,7 @@ from hashgrid.ops import _ngp
 
 LEVELS = make_level_table(3, n_levels=4, log2_hashmap_size=9, base_resolution=4, max_resolution=30)
 RESOLUTION = (16, 16, 16)
-FIELD = ("table", "levels", "density_weights", "color_weights", "shadow", "compute_dtype")
+FIELD = ("table", "levels", "density_weights", "color_weights", "half_table", "compute_dtype")
 MARCH = ("step_size", "cone_angle", "near", "far", "max_samples_per_ray")
 
 

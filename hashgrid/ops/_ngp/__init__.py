@@ -4,6 +4,7 @@
 """
 
 from hashgrid.ops._ngp.gather_rows import gather_rows
+from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
 from hashgrid.ops._ngp.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops._ngp.occupancy_points import occupancy_points
 from hashgrid.ops._ngp.occupancy_update import occupancy_update
@@ -21,6 +22,7 @@ from hashgrid.ops._ngp.window_samples import window_samples
 
 __all__ = [
     "gather_rows",
+    "hash_encode_into",
     "hash_encode_mlp",
     "occupancy_points",
     "occupancy_update",

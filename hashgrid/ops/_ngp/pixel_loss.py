@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import Function, apply
 from hashgrid.maths import smooth_l1
+from hashgrid.ops._autograd import Gradients, differentiable
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.precision import maths_dtype
 
 
 def pixel_loss(
@@ -45,55 +46,33 @@ def pixel_loss(
     """
     dtype = maths_dtype(colors)
     arguments = [x.to(dtype).contiguous() for x in (colors, opacities, background, targets)]
-    if torch.compiler.is_compiling():
-        loss, means, _, _ = _extension.ops().pixel_loss(*arguments, n_rays, beta)
-        return loss, means
-    return apply(_PixelLoss, *arguments, n_rays, beta)[:2]
+    loss, means, _, _ = _pixel_loss(*arguments, n_rays, beta)
+    return loss, means
 
 
-class _PixelLoss(Function):
-    @staticmethod
-    def forward(*arguments):  # type: ignore[override]
-        return _extension.ops().pixel_loss(*arguments)
+def _gradients(
+    needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], grad_loss: Tensor, *_: None
+) -> Gradients:
+    """The forward pass has made the first derivative; the second is composed of PyTorch's ops."""
+    colors, opacities, background, targets, n_rays, *grads = tensors
+    if torch.is_grad_enabled():  # to be differentiated once more
+        # new views, so that grad_loss computed from them does not lead back to what is differentiated here
+        inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (colors, opacities)]
+        loss = smooth_l1(inputs[0], inputs[1], background, targets, options[0], n_rays)[0]
+        return *torch.autograd.grad(loss, inputs, grad_loss, create_graph=True), None, None, None
+    return grads[0] * grad_loss, grads[1] * grad_loss, None, None, None
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        *tensors, n_rays, ctx.beta = inputs
-        ctx.save_for_backward(*tensors, n_rays, *output[2:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
 
-    @staticmethod
-    def backward(ctx, grad_loss, *_):  # type: ignore[override]
-        colors, opacities, background, targets, n_rays, *grads = ctx.saved_tensors
-        if grad_loss is None:
-            return None, None, None, None, None, None
-        if torch.is_grad_enabled():  # to be differentiated once more
-            # new views, so that grad_loss computed from them does not lead back to what is differentiated here
-            inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (colors, opacities)]
-            loss = smooth_l1(inputs[0], inputs[1], background, targets, ctx.beta, n_rays)[0]
-            again = torch.autograd.grad(loss, inputs, grad_loss, create_graph=True)
-            return *again, None, None, None, None
-        return grads[0] * grad_loss, grads[1] * grad_loss, None, None, None, None
+_pixel_loss = differentiable("pixel_loss", _gradients, n_kept=2)
 
 
 def _register() -> None:
-    """Fake kernel and autograd of ``torch.ops.hashgrid.pixel_loss``."""
+    """Fake kernel of ``torch.ops.hashgrid.pixel_loss``, and vmap over it."""
 
     @torch.library.register_fake("hashgrid::pixel_loss")
     def _(colors, opacities, background, targets, n_rays, beta):
         means = colors.new_empty(2, dtype=torch.float64)
         return colors.new_empty(()), means, torch.empty_like(colors), torch.empty_like(opacities)
-
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*output[2:])
-        ctx.mark_non_differentiable(*output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> Any:
-        grad_colors, grad_opacities = ctx.saved_tensors
-        return grad_colors * grad_loss, grad_opacities * grad_loss, None, None, None, None
-
-    torch.library.register_autograd("hashgrid::pixel_loss", backward, setup_context=setup_context)
 
     register_vmap("pixel_loss")
 
