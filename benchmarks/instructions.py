@@ -103,6 +103,7 @@ def work() -> None:
 
     import hashgrid
     from hashgrid import _extension, ops
+    from hashgrid.ops import _ngp
     from hashgrid.optim import Adam
 
     torch.manual_seed(0)
@@ -120,11 +121,11 @@ def work() -> None:
     hashgrid.FusedMLP(32, 16, n_neurons=64, n_hidden_layers=2)(torch.rand(n, 32)).sum().backward()
 
     ops.counter_uniform(0, 0, torch.arange(n))
-    ops.sample_positions(*torch.rand(2, 64, 3), torch.arange(n) // 64, *torch.rand(2, n))
-    ops.pixel_loss(torch.rand(n, 3), torch.rand(n), *torch.rand(2, n, 3))
+    _ngp.sample_positions(*torch.rand(2, 64, 3), torch.arange(n) // 64, *torch.rand(2, n))
+    _ngp.pixel_loss(torch.rand(n, 3), torch.rand(n), *torch.rand(2, n, 3))
     sizes, offsets = torch.tensor([[64, 48]]), torch.tensor([0, 64 * 48])
     data = torch.randint(256, (64 * 48, 4), dtype=torch.uint8)
-    ops.sample_rays(0, 0, n, data, offsets, sizes, torch.eye(4)[None, :3], torch.tensor([[32.0, 32, 32, 24]]))
+    _ngp.sample_rays(0, 0, n, data, offsets, sizes, torch.eye(4)[None, :3], torch.tensor([[32.0, 32, 32, 24]]))
 
     directions = torch.nn.functional.normalize(torch.randn(n, 3), dim=-1).requires_grad_()
     ops.sh_encode(directions, 4).sum().backward()
@@ -144,11 +145,11 @@ def work() -> None:
     sigmas = (5 * torch.rand(len(samples.t_starts))).requires_grad_()
     colors = torch.rand(len(sigmas), 3, requires_grad=True)
     ops.composite(sigmas, colors, samples.t_starts, samples.t_ends, samples.packed_info)[0].sum().backward()
-    ops.visible_samples(sigmas.detach(), samples.t_starts, samples.t_ends, samples.packed_info, 1e-4)
+    _ngp.visible_samples(sigmas.detach(), samples.t_starts, samples.t_ends, samples.packed_info, 1e-4)
     samples.window(origins, rays, sigmas.detach(), 4, 20)
     shapes = ((64, 32), (16, 64)), ((64, 32), (64, 64), (3, 64))
     networks = ([torch.randn(shape, requires_grad=True) for shape in layers] for layers in shapes)
-    radiance = ops.radiance_mlp(torch.rand(n, 32), torch.rand(8, 16), torch.arange(n) % 8, *networks)
+    radiance = _ngp.radiance_mlp(torch.rand(n, 32), torch.rand(8, 16), torch.arange(n) % 8, *networks)
     (radiance[0].mean() + radiance[1].sum()).backward()
     print(_extension.require().compiler())
 

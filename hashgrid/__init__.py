@@ -14,8 +14,8 @@ from hashgrid.nn import (
     OccupancyGrid,
     RaySamples,
     SphericalHarmonics,
-    composite,
 )
+from hashgrid.rendering.composite import composite
 from hashgrid.util.threads import follow_environment, own_threads
 from hashgrid.version import __version__
 

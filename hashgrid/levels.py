@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hashgrid.util.choices import as_integer
 
@@ -31,6 +32,7 @@ class LevelTable:
         offsets: first table entry of the level.
         sizes: entries of the level.
         hashed: whether the level is hashed; dense levels are row-major with x fastest.
+        arguments: all of them but the dimensions, as the compiled ops take them.
     """
 
     n_input_dims: int
@@ -40,6 +42,7 @@ class LevelTable:
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     hashed: tuple[bool, ...]
+    arguments: tuple[Any, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.scales)
@@ -57,6 +60,9 @@ class LevelTable:
             raise ValueError("`sizes` and `resolutions` must be positive and `offsets` non-negative")
         if max(self.sizes) >= 2**31 or max(self.resolutions) >= 2**32:
             raise ValueError("`sizes` must be below 2^31 and `resolutions` below 2^32")
+        hashed = [int(is_hashed) for is_hashed in self.hashed]
+        lists = (list(self.scales), list(self.resolutions), self.shift, list(self.offsets), list(self.sizes), hashed)
+        object.__setattr__(self, "arguments", lists)
 
     @property
     def n_levels(self) -> int:

@@ -1,4 +1,4 @@
-"""Optimisers for grids: Adam that skips untouched entries, averages weights and rewrites half-precision shadows."""
+"""Optimisers for grids: Adam that skips untouched entries, averages weights and rewrites half-precision copies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hashgrid.ops._backend import backend_ops
-from hashgrid.ops.adam_step import MAX_LIST
-from hashgrid.precision import HALF_DTYPES
-from hashgrid.shadow import is_fresh, mark_fresh
+from hashgrid.ops._half_table import is_current, mark_current
+from hashgrid.ops._tensors import HALF_DTYPES
 from hashgrid.util.choices import BACKENDS, check_option
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -70,7 +69,7 @@ class Adam(Optimizer):
         self.ema_decay = ema_decay
         self.zero_grad_in_step = zero_grad_in_step
         self._global_steps: dict[torch.device, Tensor] = {}  # [1] int32 each: a captured CUDA graph counts on
-        self._shadows: dict[Tensor, Tensor] = {}
+        self._half_copies: dict[Tensor, Tensor] = {}
         self._zeroed: dict[Tensor, tuple[Tensor, int]] = {}  # gradients left at zero, with their version
         self._swapped = False
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "skip_zero": skip_zero}
@@ -110,30 +109,30 @@ class Adam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in (("_shadows", {}), ("_zeroed", {}), ("_swapped", False), ("_global_steps", {})):
+        for name, value in (("_half_copies", {}), ("_zeroed", {}), ("_swapped", False), ("_global_steps", {})):
             self.__dict__.setdefault(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        options = ("backend", "ema_decay", "zero_grad_in_step", "_global_steps", "_shadows")
+        options = ("backend", "ema_decay", "zero_grad_in_step", "_global_steps", "_half_copies")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in options}}
 
-    def register_shadow(self, param: Tensor, shadow: Tensor) -> None:
-        """Keeps ``shadow``, a half-precision copy of ``param`` of the same shape, up to date in every step.
+    def register_half_copy(self, param: Tensor, half_copy: Tensor) -> None:
+        """Keeps ``half_copy``, a half-precision copy of ``param`` of the same shape, up to date in every step.
 
         Raises:
-            ValueError: ``param`` is not optimised here, or ``shadow`` does not fit it.
+            ValueError: ``param`` is not optimised here, or ``half_copy`` does not fit it.
         """
         if not any(param is known for group in self.param_groups for known in group["params"]):
-            raise ValueError("`param` must be one of the optimiser's parameters; add it before its shadow")
-        if shadow.shape != param.shape or shadow.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError("`param` must be one of the optimiser's parameters; add it before its half-precision copy")
+        if half_copy.shape != param.shape or half_copy.dtype not in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"`shadow` must be float16 or bfloat16 with shape {list(param.shape)},"
-                f" got {shadow.dtype} with shape {list(shadow.shape)}"
+                f"`half_copy` must be float16 or bfloat16 with shape {list(param.shape)},"
+                f" got {half_copy.dtype} with shape {list(half_copy.shape)}"
             )
-        if not shadow.is_contiguous() or shadow.device != param.device:
-            raise ValueError("`shadow` must be contiguous and on the device of `param`")
-        self._shadows[param] = shadow
-        self._write_shadow(param)
+        if not half_copy.is_contiguous() or half_copy.device != param.device:
+            raise ValueError("`half_copy` must be contiguous and on the device of `param`")
+        self._half_copies[param] = half_copy
+        self._write_half_copy(param)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -161,39 +160,39 @@ class Adam(Optimizer):
                     continue
                 if param.grad.is_sparse:
                     raise RuntimeError("gradients must be dense; a table's zero rows are skipped with `skip_zero=True`")
-                if group["skip_zero"] or param in self._shadows:
+                if group["skip_zero"] or param in self._half_copies:
                     self._step_alone(param, rates, group["skip_zero"])
                 else:
                     alike.setdefault((param.device, param.dtype), []).append(param)
             for params in alike.values():
-                for first in range(0, len(params), MAX_LIST):
-                    self._step_together(params[first : first + MAX_LIST], rates)
+                self._step_together(params, rates)
         return loss
 
     def _step_alone(self, param: Tensor, rates: tuple[Any, ...], skip_zero: bool) -> None:
-        state, shadow = self._state_of(param, skip_zero), self._shadows.get(param)
+        state, half_copy = self._state_of(param, skip_zero), self._half_copies.get(param)
         grad = param.grad.contiguous()  # type: ignore[union-attr]
-        was_fresh = shadow is not None and is_fresh(shadow, param)
+        was_fresh = half_copy is not None and is_current(half_copy, param)
         backend_ops(self.backend).adam_step(
             *(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]),
             *rates,
             skip_zero,
             *(state.get("ema"), state.get("ema_last"), self.ema_decay or 0.0, self._counter(param.device)),
-            *(shadow, self.zero_grad_in_step),
+            *(half_copy, self.zero_grad_in_step),
         )
         self._note_zeroed(param, grad)
-        if shadow is not None and was_fresh:
-            mark_fresh(shadow, param)
-        elif shadow is not None:  # written to by others since the last step, also where this one changes nothing
-            self._write_shadow(param)
+        if half_copy is not None and was_fresh:
+            mark_current(half_copy, param)
+        elif half_copy is not None:  # written to by others since the last step, also where this one changes nothing
+            self._write_half_copy(param)
 
     def _step_together(self, params: list[Tensor], rates: tuple[Any, ...]) -> None:
         states = [self._state_of(param, skip_zero=False) for param in params]
         grads = [param.grad.contiguous() for param in params]  # type: ignore[union-attr]
         averages = ("ema", "ema_last") if self.ema_decay is not None else ()
-        backend_ops(self.backend).adam_step_foreach(
+        backend_ops(self.backend).adam_step(
             *(params, grads, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))),
             *rates,
+            False,
             *([state[name] for state in states] for name in averages),
             ema_decay=self.ema_decay or 0.0,
             global_step=self._counter(params[0].device),
@@ -272,7 +271,7 @@ class Adam(Optimizer):
 
     @contextmanager
     def swap_ema(self) -> Iterator[None]:
-        """Inside, the parameters (and their shadows) hold their averages; afterwards exactly what they held before.
+        """Inside, the parameters (and their half copies) hold their averages; afterwards exactly what they held before.
 
         Raises:
             RuntimeError: no average is kept, or the averages are in place already.
@@ -294,13 +293,13 @@ class Adam(Optimizer):
     def _overwrite(self, params: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         for param, value in zip(params, values, strict=True):
             param.copy_(value)
-            if param in self._shadows:
-                self._write_shadow(param)
+            if param in self._half_copies:
+                self._write_half_copy(param)
 
     @torch.no_grad()
-    def _write_shadow(self, param: Tensor) -> None:
-        self._shadows[param].copy_(param)
-        mark_fresh(self._shadows[param], param)
+    def _write_half_copy(self, param: Tensor) -> None:
+        self._half_copies[param].copy_(param)
+        mark_current(self._half_copies[param], param)
 
     def state_dict(self) -> dict[str, Any]:
         """torch's ``state`` and ``param_groups``, and ``global_step``, which is in the groups, too."""
@@ -349,8 +348,8 @@ class Adam(Optimizer):
                 state[name] = counter.expand(_n_counters(param, skip_zero)).clone()
             self.state[param] = state
         self._zeroed.clear()
-        for param in self._shadows:
-            self._write_shadow(param)
+        for param in self._half_copies:
+            self._write_half_copy(param)
 
     def _saved_states(self, state_dict: dict[str, Any]) -> Iterator[tuple[Tensor, bool, dict[str, Any]]]:
         """Parameters, whether their group skips zeros, and what ``state_dict`` holds of them."""

@@ -1,4 +1,4 @@
-"""The fused Adam step against its reference: values, skipped rows, averages, shadows, threads."""
+"""The fused Adam step against its reference: values, skipped rows, averages, half-precision copies, threads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems.adam_step import State, check_state, sparse_gradient
 
-from hashgrid import reference
-from hashgrid.ops import adam_step, adam_step_foreach
+from hashgrid import ops, reference
+from hashgrid.ops import adam_step
 
 pytestmark = pytest.mark.every_kernel
 
@@ -32,12 +32,12 @@ def test_matches_reference(shape: tuple[int, ...], skip_zero: bool, ema: bool, d
     check_state(*states)
 
 
-@pytest.mark.parametrize("shadow", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("half_copy", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(777, 2), (333, 8), (65, 3)], ids=str)
 @pytest.mark.parametrize("skip_zero", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shadow_is_the_rounded_parameter(shape, skip_zero: bool, dtype: torch.dtype, shadow: torch.dtype) -> None:
-    state = State(shape, dtype, skip_zero, ema=False, shadow=shadow)
+def test_half_copy_is_the_rounded_parameter(shape, skip_zero: bool, dtype: torch.dtype, half_copy: torch.dtype) -> None:
+    state = State(shape, dtype, skip_zero, ema=False, half_copy=half_copy)
     ties = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8]
     special = [
         0.0,
@@ -55,19 +55,19 @@ def test_shadow_is_the_rounded_parameter(shape, skip_zero: bool, dtype: torch.dt
         torch.nan,
     ]
     state.param.view(-1)[: len(special + ties)] = torch.tensor(special + ties, dtype=dtype)
-    state.shadow.zero_()
+    state.half_copy.zero_()
     adam_step(
         state.param, torch.ones(shape, dtype=dtype), state.exp_avg, state.exp_avg_sq, state.steps, 0.0, 0.9, 0.99,
-        1e-15, 0.0, skip_zero, shadow=state.shadow,
+        1e-15, 0.0, skip_zero, half_copy=state.half_copy,
     )  # fmt: skip
-    expected = state.param.float().to(shadow)
-    torch.testing.assert_close(state.shadow, expected, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(state.shadow.signbit() & ~expected.isnan(), expected.signbit() & ~expected.isnan())
+    expected = state.param.float().to(half_copy)
+    torch.testing.assert_close(state.half_copy, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(state.half_copy.signbit() & ~expected.isnan(), expected.signbit() & ~expected.isnan())
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 8, 37])
 def test_rows_without_gradient_keep_every_bit(width: int) -> None:
-    state, before = (State((500, width), torch.float32, True, ema=True, shadow=torch.bfloat16) for _ in range(2))
+    state, before = (State((500, width), torch.float32, True, ema=True, half_copy=torch.bfloat16) for _ in range(2))
     grad = torch.zeros(500, width)
     grad[::7, width - 1] = 1.0
     grad[3::7] = -0.0  # a negative zero is no gradient
@@ -144,23 +144,23 @@ def test_closed_form_average_equals_averaging_every_step() -> None:
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     skip_zero=st.booleans(),
     ema=st.booleans(),
-    shadow=st.sampled_from([None, torch.float16, torch.bfloat16]),
+    half_copy=st.sampled_from([None, torch.float16, torch.bfloat16]),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_shape_and_option(n_rows, width, density, skip_zero, ema, shadow) -> None:
+def test_any_shape_and_option(n_rows, width, density, skip_zero, ema, half_copy) -> None:
     grad = sparse_gradient((n_rows, width), density, torch.float32)
-    actual, expected = (State((n_rows, width), torch.float32, skip_zero, ema, shadow) for _ in range(2))
+    actual, expected = (State((n_rows, width), torch.float32, skip_zero, ema, half_copy) for _ in range(2))
     actual.step(adam_step, grad.clone(), skip_zero)
     expected.step(reference.adam_step, grad.clone(), skip_zero)
     for name, tensor in actual.tensors().items():
-        if name != "shadow":
+        if name != "half_copy":
             torch.testing.assert_close(tensor, getattr(expected, name), rtol=2e-5, atol=1e-6, msg=name)
-    if shadow is not None:
-        assert torch.equal(actual.shadow, actual.param.to(shadow))
+    if half_copy is not None:
+        assert torch.equal(actual.half_copy, actual.param.to(half_copy))
 
 
 def test_step_bumps_versions() -> None:
-    state = State((8, 2), torch.float32, True, ema=True, shadow=torch.bfloat16)
+    state = State((8, 2), torch.float32, True, ema=True, half_copy=torch.bfloat16)
     versions = {name: tensor._version for name, tensor in state.tensors().items()}
     state.step(adam_step, torch.ones(8, 2), True)
     for name, tensor in state.tensors().items():
@@ -176,7 +176,7 @@ def test_step_bumps_versions() -> None:
         ({"steps": torch.zeros(4)}, r"`steps` must be int32, got float32"),
         ({"exp_avg": torch.zeros(2, 4).T}, r"`exp_avg` must be contiguous"),
         ({"beta2": 1.0}, r"`beta2` must be in \[0, 1\), got 1"),
-        ({"shadow": torch.zeros(4, 2)}, r"`shadow` must be float16 or bfloat16, got float32"),
+        ({"half_copy": torch.zeros(4, 2)}, r"`half_copy` must be float16 or bfloat16, got float32"),
         ({"ema": torch.zeros(4, 2)}, r"`ema` and `ema_last` must be given together"),
         ({"lr": torch.zeros(2)}, r"`lr` must have one element, got shape \[2\]"),
     ],
@@ -200,21 +200,21 @@ def zeros() -> dict:
     }  # fmt: skip
 
 
-FOREACH = [(5,), (7, 1), (1001, 2), (0, 2), (333, 8), (3, 5, 2), ()]
+MANY = [(5,), (7, 1), (1001, 2), (0, 2), (333, 8), (3, 5, 2), (), *((n, 2) for n in range(12))]  # in two calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ema", [False, True])
 def test_many_at_once_are_the_same_as_one_by_one(ema: bool, dtype: torch.dtype) -> None:
     """Bits; parameters of several sizes, each with its own number of steps."""
-    together, alone = ([State(shape, dtype, False, ema) for shape in FOREACH] for _ in range(2))
-    grads = [torch.randn(shape, dtype=dtype) for shape in FOREACH]
+    together, alone = ([State(shape, dtype, False, ema) for shape in MANY] for _ in range(2))
+    grads = [torch.randn(shape, dtype=dtype) for shape in MANY]
     kept = [grad.clone() for grad in grads]
     names = ("param", "exp_avg", "exp_avg_sq", "steps")
     param, *rest = ([getattr(state, name) for state in together] for name in names)
     averages = ([state.ema for state in together], [state.ema_last for state in together]) if ema else ((), ())
-    adam_step_foreach(
-        param, grads, *rest, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3, *averages, 0.95, 100, zero_grad=True
+    adam_step(
+        param, grads, *rest, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3, False, *averages, 0.95, 100, zero_grad=True
     )
     for state, other, grad in zip(together, alone, kept, strict=True):
         other.step(adam_step, grad, False, zero_grad=True)
@@ -227,24 +227,26 @@ def test_many_at_once_refuse_what_does_not_fit_and_write_nothing() -> None:
     def lists(n: int = 2) -> dict:
         states = [State((4, 2), torch.float32, False, False) for _ in range(n)]
         return {
-            "params": [state.param for state in states],
-            "grads": [torch.ones(4, 2) for _ in states],
-            "exp_avgs": [state.exp_avg for state in states],
-            "exp_avg_sqs": [state.exp_avg_sq for state in states],
+            "param": [state.param for state in states],
+            "grad": [torch.ones(4, 2) for _ in states],
+            "exp_avg": [state.exp_avg for state in states],
+            "exp_avg_sq": [state.exp_avg_sq for state in states],
             "steps": [state.steps for state in states],
         }
 
-    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-15, "weight_decay": 0.0}
+    options = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-15, "weight_decay": 0.0, "skip_zero": False}
     for changed, message in (
-        ({"grads": [torch.ones(4, 2)]}, "`grads` must have 2 tensors, one per parameter, got 1"),
-        ({"grads": [torch.ones(4, 2), torch.ones(4)]}, r"`grad` must have shape \[4, 2\], got \[4\]"),
-        ({"emas": [torch.ones(4, 2)] * 2}, "`emas` and `ema_lasts` must be given together"),
+        ({"grad": [torch.ones(4, 2)]}, "`grads` must have 2 tensors, one per parameter, got 1"),
+        ({"grad": [torch.ones(4, 2), torch.ones(4)]}, r"`grad` must have shape \[4, 2\], got \[4\]"),
+        ({"ema": [torch.ones(4, 2)] * 2}, "`emas` and `ema_lasts` must be given together"),
     ):
         arguments = lists() | changed
-        before = [param.clone() for param in arguments["params"]]
+        before = [param.clone() for param in arguments["param"]]
         with pytest.raises(RuntimeError, match=message):
-            adam_step_foreach(**arguments, **options)
-        assert all(torch.equal(a, b) for a, b in zip(before, arguments["params"], strict=True))
-    with pytest.raises(RuntimeError, match="`params` must have at most 16 tensors, got 17"):
-        adam_step_foreach(**lists(17), **options)
-    adam_step_foreach([], [], [], [], [], **options)
+            adam_step(**arguments, **options)
+        assert all(torch.equal(a, b) for a, b in zip(before, arguments["param"], strict=True))
+    for library in (ops, reference):
+        for changed in ({"skip_zero": True}, {"half_copy": torch.ones(4, 2).half()}):
+            with pytest.raises(ValueError, match="`skip_zero` and `half_copy` must not come with lists"):
+                library.adam_step(**lists(), **options | changed)
+    adam_step([], [], [], [], [], **options)

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 import hashgrid
 from hashgrid import FusedMLP, HashGrid, OccupancyGrid, RaySamples, make_level_table
+from hashgrid.ops import _ngp
 from hashgrid.ops._backend import backend_ops
 from hashgrid.optim import Adam
 
@@ -56,13 +57,13 @@ def _composite(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
 def _visible_samples(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     t_starts, t_ends, _, packed_info = _samples()
     x = torch.cat([x, x])[: len(t_starts)]
-    return ops.visible_samples(x[:, 0] * 16, t_starts.to(x), t_ends.to(x), packed_info, 0.1)
+    return _ngp.visible_samples(x[:, 0] * 16, t_starts.to(x), t_ends.to(x), packed_info, 0.1)
 
 
 def _window_samples(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     t_starts, t_ends, _, packed_info = _samples()
     sigmas = torch.cat([x, x])[: len(t_starts), 0] * 16
-    return ops.window_samples(x[:4], x[:4] - 0.5, sigmas, t_starts.to(x), t_ends.to(x), packed_info, 1, 9, 0.1)
+    return _ngp.window_samples(x[:4], x[:4] - 0.5, sigmas, t_starts.to(x), t_ends.to(x), packed_info, 1, 9, 0.1)
 
 
 def _ray_aabb(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
@@ -84,12 +85,12 @@ def _positions(ops: ModuleType, x: Tensor) -> Tensor:
 
 
 def _occupancy_points(ops: ModuleType, x: Tensor) -> Tensor:
-    return ops.occupancy_points(torch.arange(64), x.new_tensor(AABB), (4, 4, 4), 1, 5)
+    return _ngp.occupancy_points(torch.arange(64), x.new_tensor(AABB), (4, 4, 4), 1, 5)
 
 
 def _occupancy_visible(ops: ModuleType, x: Tensor) -> Tensor:
     planes = torch.cat([x - 0.5, x[:, :1]], dim=-1)[:10].view(2, 5, 4)
-    return ops.occupancy_visible(planes, x.new_tensor(AABB), (4, 4, 4))
+    return _ngp.occupancy_visible(planes, x.new_tensor(AABB), (4, 4, 4))
 
 
 READERS: dict[str, Callable[[ModuleType, Tensor], Tensor | tuple[Tensor, ...]]] = {

@@ -16,6 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import hashgrid
 from hashgrid import _extension, ops, reference
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -241,7 +242,7 @@ def test_composite_on_the_cpu_refuses_other_orders_of_rays(packed_info: list, me
 def test_visible_samples_are_those_that_composite_counts(counts: list[int], dtype: torch.dtype) -> None:
     samples = make_samples(counts, dtype, density=30)
     sigmas, features, t_starts, t_ends, packed_info = samples.values()
-    index, kept_info = ops.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-3)
+    index, kept_info = _ngp.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-3)
     weights = ops.composite(**samples, early_stop_eps=1e-3)[3]
     assert torch.equal(index, (weights > 0).nonzero().squeeze(-1))
     whole = ops.composite(**samples, early_stop_eps=1e-3)
@@ -266,7 +267,7 @@ def test_window_samples_are_those_of_rays_still_open(
 ) -> None:
     sigmas, _, t_starts, t_ends, packed_info = make_samples(counts, dtype, density=30).values()
     rays_o, rays_d = torch.rand(2, len(counts), 3, dtype=dtype)
-    visible = set(ops.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-3)[0].tolist())
+    visible = set(_ngp.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-3)[0].tolist())
     first = packed_info[:, 0].tolist()
     expected = [
         (ray, first[ray] + i)
@@ -280,9 +281,9 @@ def test_window_samples_are_those_of_rays_still_open(
     unknown = sigmas.clone()  # densities of the window and behind it
     for ray, count in enumerate(counts):
         unknown[first[ray] + min(begin, count) : first[ray] + count] = math.nan
-    for library in (ops, reference):
+    for library in (_ngp, reference):
         index, positions = library.window_samples(
-            rays_o, rays_d, unknown if library is ops else sigmas, t_starts, t_ends, packed_info, begin, end, 1e-3
+            rays_o, rays_d, unknown if library is _ngp else sigmas, t_starts, t_ends, packed_info, begin, end, 1e-3
         )
         assert torch.equal(index, samples)
         middles = rays_o[rays] + rays_d[rays] * (t_starts + t_ends)[samples, None] / 2
@@ -292,7 +293,7 @@ def test_window_samples_are_those_of_rays_still_open(
 def test_window_samples_errors_name_contract_and_actual() -> None:
     sigmas, _, *rest = make_samples([3, 0, 2], torch.float32).values()
     rays = torch.rand(3, 3), torch.rand(3, 3)
-    for library in (ops, reference):
+    for library in (_ngp, reference):
         with pytest.raises((RuntimeError, ValueError), match=r"0 <= begin <= end, got 3 and 2"):
             library.window_samples(*rays, sigmas, *rest, 3, 2)
         with pytest.raises((RuntimeError, ValueError), match=r"`rays_d` must have shape \[3, 3\], got \[2, 3\]"):
@@ -355,5 +356,6 @@ def test_samples_behind_the_last_ray_belong_to_none(counts: list[int]) -> None:
         for name in ("sigmas", "features"):
             torch.testing.assert_close(long[name].grad[:n_placed], short[name].grad, rtol=0, atol=0)
             assert not long[name].grad[n_placed:].any()
-        kept, info = library.visible_samples(*(samples[n] for n in ("sigmas", "t_starts", "t_ends", "packed_info")))
+        ngp = _ngp if library is ops else reference
+        kept, info = ngp.visible_samples(*(samples[n] for n in ("sigmas", "t_starts", "t_ends", "packed_info")))
         assert (kept < n_placed).all() and int(info[:, 1].sum()) == len(kept)

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import hashgrid
 from hashgrid import FusedMLP, HashGrid, OccupancyGrid, _extension, make_level_table, ops, reference
+from hashgrid.ops import _ngp
 from hashgrid.optim import Adam
 from hashgrid.util.choices import FACTORS
 
@@ -190,15 +191,15 @@ def test_sphere_trace_has_the_bits_of_the_cpu(other: Other) -> None:
 def test_visible_samples_are_those_of_the_cpu(eps: float, other: Other) -> None:
     samples = make_samples([3, 0, 1, 700, 33, 0, 129], torch.float32, density=5.0)
     del samples["features"]
-    expected = ops.visible_samples(**samples, early_stop_eps=eps)
+    expected = _ngp.visible_samples(**samples, early_stop_eps=eps)
     assert 0 < len(expected[0]) < len(samples["sigmas"])
-    assert_same_bits(other(ops.visible_samples, **samples, early_stop_eps=eps), expected)
+    assert_same_bits(other(_ngp.visible_samples, **samples, early_stop_eps=eps), expected)
     rays = torch.rand(7, 3), torch.randn(7, 3)
     for begin, end in ((0, 5), (32, 64), (100, 1000)):
         window = *rays, *samples.values(), begin, end, eps
-        expected = ops.window_samples(*window)
+        expected = _ngp.window_samples(*window)
         assert len(expected[0]) > 0 or begin > 0
-        assert_same_bits(other(ops.window_samples, *window), expected)
+        assert_same_bits(other(_ngp.window_samples, *window), expected)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0])  # threshold: the mean, max_threshold
@@ -207,7 +208,7 @@ def test_occupancy_update_has_the_bits_of_the_cpu(scale: float, other: Other) ->
 
     def update(density: Tensor, bits: Tensor, cells: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         density, bits = density.clone(), bits.clone()
-        ops.occupancy_update(density, bits, cells, values)
+        _ngp.occupancy_update(density, bits, cells, values)
         return density, bits
 
     expected = update(*state)
@@ -242,17 +243,17 @@ def test_occupancy_grid_has_the_bits_of_the_cpu(other: Other) -> None:
 
 @pytest.mark.parametrize("skip_zero", [False, True])
 def test_adam_agrees_with_the_cpu(skip_zero: bool, other: Other) -> None:
-    """Ten steps of optimiser and shadow; the arithmetic is elementwise, a few roundings apart at most."""
+    """Ten steps of optimiser and half-precision copy; the arithmetic is elementwise, a few roundings apart at most."""
 
     def train(device: str) -> list[Tensor]:
         param = nn.Parameter(start.clone().to(device))
         optimizer = Adam([param], lr=1e-2, skip_zero=skip_zero, ema_decay=0.9, weight_decay=1e-6)
-        shadow = torch.empty_like(param, dtype=torch.float16, requires_grad=False)
-        optimizer.register_shadow(param, shadow)
+        half_table = torch.empty_like(param, dtype=torch.float16, requires_grad=False)
+        optimizer.register_half_copy(param, half_table)
         for grad in grads:
             param.grad = grad.to(device, copy=True)
             optimizer.step()
-        return moved([param.detach(), *optimizer.ema_parameters(), shadow.float()], "cpu")
+        return moved([param.detach(), *optimizer.ema_parameters(), half_table.float()], "cpu")
 
     start = torch.rand(N, 2) + 1
     grads = torch.randn(10, N, 2) * (torch.rand(10, N, 1) < 0.3)
@@ -303,7 +304,7 @@ def test_modules_move_there_and_back(compute_dtype: torch.dtype | None, device: 
     assert all(result.device.type == device for result in results)
     close(moved(results, "cpu"), expected, rounding)
     with torch.no_grad():
-        modules["model"].grid.table.mul_(2)  # a shadow has to follow on the device, too
+        modules["model"].grid.table.mul_(2)  # a half-precision table has to follow on the device, too
     twice = modules["model"](x.to(device))
     assert not torch.equal(twice, results[0])
     modules.to("cpu")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hashgrid import ops, reference
 from hashgrid.levels import make_level_table
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel(cuda_only=True)
 
@@ -84,7 +85,7 @@ def test_rows_are_added_in_pairs_where_these_are_aligned(n_features: int, shift:
     expected = torch.autograd.grad(reference.hash_encode(x, table, levels), table, grad_y)[0]
     for begin in range(4):
         buffer = torch.zeros(begin + table.numel())[begin:].view_as(table)
-        ops.hash_encode(x, table, levels, grad_buffer=buffer).backward(grad_y)
+        _ngp.hash_encode_into(x, table, levels, grad_buffer=buffer).backward(grad_y)
         torch.testing.assert_close(buffer, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -119,7 +120,7 @@ def test_composite_shows_rays_that_do_not_lie_back_to_back(second: list[int]) ->
     assert gradient[:4].isfinite().all() and gradient[5:].isnan().any()
     sigmas, features, *rest = (x.detach() for x in samples.values())
     with pytest.raises(RuntimeError, match="back to back"):
-        ops.visible_samples(sigmas, *rest)
+        _ngp.visible_samples(sigmas, *rest)
 
 
 def test_samples_behind_a_hidden_one_stay_hidden() -> None:
@@ -127,7 +128,7 @@ def test_samples_behind_a_hidden_one_stay_hidden() -> None:
     samples = make_samples([100, 20], torch.float32, 0.1)
     samples["sigmas"][10], samples["sigmas"][40] = 1e4, -2e4
     sigmas, features, *rest = samples.values()
-    index, kept_info = ops.visible_samples(sigmas, *rest, 1e-4)
+    index, kept_info = _ngp.visible_samples(sigmas, *rest, 1e-4)
     assert kept_info.tolist() == [[0, 11], [11, 20]]
     weights = ops.composite(sigmas, features, *rest, 1e-4)[3]
     assert not weights[11:100].any() and torch.equal(weights.nonzero().squeeze(-1), index)
@@ -151,9 +152,9 @@ def test_occupancy_ops_name_a_cell_that_does_not_exist() -> None:
     density, bits = torch.zeros(16), torch.zeros(2, dtype=torch.uint8)
     for cell in (-1, 16):
         with pytest.raises(RuntimeError, match=rf"`cells` must lie in 0\.\.15, got {cell}"):
-            ops.occupancy_update(density, bits, torch.tensor([1, cell]), torch.ones(2))
+            _ngp.occupancy_update(density, bits, torch.tensor([1, cell]), torch.ones(2))
         with pytest.raises(RuntimeError, match=rf"`cells` must lie in 0\.\.15, got {cell}"):
-            ops.occupancy_points(torch.tensor([1, cell]), aabb, (4, 2, 2))
+            _ngp.occupancy_points(torch.tensor([1, cell]), aabb, (4, 2, 2))
     with pytest.raises(RuntimeError, match="`cells` must be empty"):
         none = torch.zeros(0), torch.zeros(0, dtype=torch.uint8)
-        ops.occupancy_update(*none, torch.tensor([0]), torch.ones(1))
+        _ngp.occupancy_update(*none, torch.tensor([0]), torch.ones(1))

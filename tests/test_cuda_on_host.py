@@ -29,6 +29,7 @@ from torch import Tensor
 
 from hashgrid import ops, reference
 from hashgrid.levels import make_level_table
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,9 +101,9 @@ def launch_hash_encode_instances() -> None:
         with deterministic():
             check_derivatives(ours, plain, inputs)
         for dtype in (torch.float16, torch.bfloat16):
-            shadow = inputs[1].to(dtype)
-            ours = encode(ops, levels, "smoothstep", shadow)
-            check_derivatives(ours, plain, [inputs[0], shadow.float(), inputs[2]], in_fp64=False)
+            half_table = inputs[1].to(dtype)
+            ours = encode(ops, levels, "smoothstep", half_table)
+            check_derivatives(ours, plain, [inputs[0], half_table.float(), inputs[2]], in_fp64=False)
 
 
 def launch_hash_encode_mlp_instances() -> None:
@@ -111,10 +112,11 @@ def launch_hash_encode_mlp_instances() -> None:
     for n_dims, stored, dtype, width, activation in choices:
         levels = make_level_table(n_dims, n_levels=8, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
         x, table = torch.rand(9, n_dims), torch.randn(levels.n_entries, 2)
-        shadow = table.to(dtype) if stored else None
+        half_table = table.to(dtype) if stored else None
         weights = [torch.randn(width, 16), torch.randn(3, width)]
-        y = ops.hash_encode_mlp(x, table, levels, weights, shadow=shadow, activation=activation, compute_dtype=dtype)
-        encoded = ops.hash_encode(x, table, levels, shadow=shadow)
+        options = {"activation": activation, "compute_dtype": dtype}
+        y = _ngp.hash_encode_mlp(x, table, levels, weights, half_table=half_table, **options)
+        encoded = _ngp.hash_encode_into(x, table, levels, half_table=half_table)
         assert torch.equal(y, ops.mlp(encoded, weights, activation=activation, compute_dtype=dtype))
 
 

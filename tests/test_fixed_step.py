@@ -11,9 +11,9 @@ from host.redirect import take_cuda_ops
 from problems.nerf import TINY, nerf_trainer
 from torch import Tensor
 
+from hashgrid import composite
 from hashgrid.data.scene import Scene
 from hashgrid.geometry.rays import At, Rays
-from hashgrid.nn import composite
 from hashgrid.tasks.nerf import Nerf, NerfConfig
 from hashgrid.tasks.nerf_graph import FILL
 from hashgrid.train.checkpoint import load_checkpoint

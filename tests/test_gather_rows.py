@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashgrid.ops.gather_rows import gather_rows
+from hashgrid.ops._ngp.gather_rows import gather_rows
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32]
 

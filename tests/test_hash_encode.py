@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -22,6 +23,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid import ops, reference
 from hashgrid.levels import LevelTable, make_level_table
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -121,20 +123,23 @@ def test_levels_with_gaps_leave_them_without_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("n_features", [1, 2, 4, 8])
 @pytest.mark.parametrize("n_input_dims", [2, 3, 5])
-def test_half_shadow(n_input_dims: int, n_features: int, dtype: torch.dtype) -> None:
+def test_half_table(n_input_dims: int, n_features: int, dtype: torch.dtype) -> None:
     levels = make_levels(n_input_dims)
     table = torch.randn(levels.n_entries, n_features)
     table.view(-1)[:3] = torch.tensor([1e-7, -3e-8, 3e-5])  # subnormal in fp16
-    shadow, x = table.to(dtype), safe_positions(levels, 300)
+    half_table, x = table.to(dtype), safe_positions(levels, 300)
     grad_y = torch.randn(300, levels.n_levels * n_features)
     weights = torch.rand(levels.n_levels)
-    ours = encoding_and_derivatives(ops.hash_encode, torch.float32, x, table, weights, grad_y, levels, shadow=shadow)
-    # the same values without a shadow
-    truth = encoding_and_derivatives(reference.hash_encode, torch.float64, x, shadow.float(), weights, grad_y, levels)
-    theirs = reference_in_several_orders(torch.float32, x, shadow.float(), weights, grad_y, levels)
+    encode = functools.partial(_ngp.hash_encode_into, half_table=half_table)
+    ours = encoding_and_derivatives(encode, torch.float32, x, table, weights, grad_y, levels)
+    # the same values in an ordinary table
+    stored = half_table.float()
+    truth = encoding_and_derivatives(reference.hash_encode, torch.float64, x, stored, weights, grad_y, levels)
+    theirs = reference_in_several_orders(torch.float32, x, stored, weights, grad_y, levels)
     check_encoding_budget(ours, theirs, truth, torch.finfo(torch.float32).eps)
-    assert ops.hash_encode(x, table, levels, shadow=shadow).dtype == torch.float32
-    (grad,) = torch.autograd.grad(ops.hash_encode(x, table.requires_grad_(), levels, shadow=shadow).sum(), table)
+    y = encode(x, table.requires_grad_(), levels)
+    assert y.dtype == torch.float32
+    (grad,) = torch.autograd.grad(y.sum(), table)
     assert grad.dtype == torch.float32
 
 
@@ -286,35 +291,35 @@ def test_more_points_than_the_workspace_holds_on_the_cpu() -> None:
         y = ops.hash_encode(part_x, table, levels)
         assert torch.equal(whole[0][some], y)
         assert torch.equal(whole[1][some], torch.autograd.grad(y, part_x, grad_y[some])[0])
-        ops.hash_encode(x[some], leaf, levels, grad_buffer=buffer).backward(grad_y[some])
+        _ngp.hash_encode_into(x[some], leaf, levels, grad_buffer=buffer).backward(grad_y[some])
     assert torch.equal(whole_table, buffer)
 
 
-def test_known_output_keeps_its_gradient() -> None:
+def test_precomputed_output_keeps_its_gradient() -> None:
     levels = make_levels(3)
     x = torch.rand(40, 3, requires_grad=True)
     table = torch.randn(levels.n_entries, 2, requires_grad=True)
     y = ops.hash_encode(x, table, levels)
-    again = ops.hash_encode(x, table, levels, known=y.detach())
+    again = _ngp.hash_encode_into(x, table, levels, precomputed=y.detach())
     assert torch.equal(y, again)
     grad_y = torch.randn_like(y)
     for a, b in zip(*(torch.autograd.grad(out, [x, table], grad_y) for out in (y, again)), strict=True):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("shadow", [None, torch.bfloat16])
+@pytest.mark.parametrize("half_table", [None, torch.bfloat16])
 @pytest.mark.parametrize("n_features", [1, 2, 4, 8])
-def test_gradient_buffer_is_added_to(n_features: int, shadow: torch.dtype | None) -> None:
+def test_gradient_buffer_is_added_to(n_features: int, half_table: torch.dtype | None) -> None:
     levels = make_levels(3)
     x = torch.rand(500, 3, requires_grad=True)
     table = torch.randn(levels.n_entries, n_features, requires_grad=True)
-    half = None if shadow is None else table.detach().to(shadow)
-    y = ops.hash_encode(x, table, levels, shadow=half)
+    half = None if half_table is None else table.detach().to(half_table)
+    y = _ngp.hash_encode_into(x, table, levels, half_table=half)
     grad_y = torch.randn(y.shape).to(y.dtype)
     grad_x, grad_table = torch.autograd.grad(y, [x, table], grad_y)
     start = torch.randn_like(table)
     buffer = start.clone()
-    y = ops.hash_encode(x, table, levels, shadow=half, grad_buffer=buffer)
+    y = _ngp.hash_encode_into(x, table, levels, half_table=half, grad_buffer=buffer)
     y.backward(grad_y)
     assert table.grad is None
     assert torch.equal(x.grad, grad_x)
@@ -421,12 +426,15 @@ def test_any_configuration_matches_reference_in_fp64(data) -> None:
         ({"bounds": "wrap"}, r"`bounds` must be one of .*got 'wrap'"),
         ({"level_weights": torch.ones(2)}, r"`level_weights` must have shape \[4\], got \[2\]"),
         ({"level_weights": torch.ones(4).double()}, r"`level_weights` must be float32, got float64"),
-        ({"shadow": torch.zeros(4, 2).half()}, r"`shadow`|entries"),
-        ({"known": torch.zeros(4, 8)}, r"`known` must have one row per position \(5\), got 4"),
+        ({"half_table": torch.zeros(4, 2).half()}, r"`half_table`|entries"),
+        ({"precomputed": torch.zeros(4, 8)}, r"`precomputed` must have one row per position \(5\), got 4"),
     ],
 )
 def test_errors_name_contract_and_actual(changes: dict, message: str) -> None:
     levels = make_levels(3)
     arguments = {"positions": torch.zeros(5, 3), "table": torch.zeros(levels.n_entries, 2), "levels": levels}
-    with pytest.raises((ValueError, RuntimeError), match=message):
-        ops.hash_encode(**arguments | changes)
+    for function in (ops.hash_encode, _ngp.hash_encode_into):
+        if function is ops.hash_encode and {"half_table", "precomputed"} & set(changes):
+            continue
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            function(**arguments | changes)

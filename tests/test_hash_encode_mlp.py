@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hashgrid import FusedMLP, HashGrid, NetworkWithInputEncoding, SphericalHarmonics, ops, reference
 from hashgrid.levels import LevelTable, make_level_table
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -41,7 +42,8 @@ def make_network(width: int, name: str) -> dict:
 
 def two_ops(library, positions: Tensor, table: Tensor, levels: LevelTable, network: dict, **options) -> Tensor:
     compute_dtype = options.pop("compute_dtype", None)
-    encoded = library.hash_encode(positions, table, levels, **options)
+    encode = (_ngp if library is ops else library).hash_encode_into
+    encoded = encode(positions, table, levels, **options)
     return library.mlp(encoded, **network, compute_dtype=compute_dtype)
 
 
@@ -55,7 +57,7 @@ def test_has_the_bits_of_the_two_ops(n_dims: int, n_features: int, network: str,
     layers = make_network(levels.n_levels * n_features, network)
     for n in SIZES:
         x = torch.rand(n, n_dims)
-        y = ops.hash_encode_mlp(x, table, levels, **layers, compute_dtype=compute_dtype)
+        y = _ngp.hash_encode_mlp(x, table, levels, **layers, compute_dtype=compute_dtype)
         assert torch.equal(y, two_ops(ops, x, table, levels, layers, compute_dtype=compute_dtype))
         exact = {name: _double(value) for name, value in layers.items()}
         truth = two_ops(reference, x.double(), table.double(), levels, exact)
@@ -78,18 +80,18 @@ def test_other_shapes_and_dtypes(n_dims: int, n_features: int, dtype: torch.dtyp
     x, table = torch.rand(300, n_dims, dtype=dtype), torch.randn(levels.n_entries, n_features, dtype=dtype)
     layers = make_network(levels.n_levels * n_features, "smooth")
     layers |= {name: [tensor.to(dtype) for tensor in layers[name]] for name in ("weights", "biases")}
-    y = ops.hash_encode_mlp(x, table, levels, **layers)
+    y = _ngp.hash_encode_mlp(x, table, levels, **layers)
     assert y.dtype == dtype and torch.equal(y, two_ops(ops, x, table, levels, layers))
     if dtype == torch.float32:
-        shadow = table.bfloat16()
-        y = ops.hash_encode_mlp(x, table, levels, **layers, shadow=shadow)
-        assert torch.equal(y, two_ops(ops, x, table, levels, layers, shadow=shadow))
+        half_table = table.bfloat16()
+        y = _ngp.hash_encode_mlp(x, table, levels, **layers, half_table=half_table)
+        assert torch.equal(y, two_ops(ops, x, table, levels, layers, half_table=half_table))
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
 @pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
 @pytest.mark.parametrize("half", [None, BF16, FP16], ids=["fp32", "bf16", "fp16"])
-def test_options_of_the_grid(interpolation: str, bounds: str, half: torch.dtype | None) -> None:
+def test_encoding_options_the_grid(interpolation: str, bounds: str, half: torch.dtype | None) -> None:
     """Positions outside, infinite and NaN; level weights; a table of 16 bits, also of another type than the factors."""
     levels = make_levels(3)
     table = torch.randn(levels.n_entries, 2)
@@ -99,10 +101,10 @@ def test_options_of_the_grid(interpolation: str, bounds: str, half: torch.dtype 
         "interpolation": interpolation,
         "bounds": bounds,
         "level_weights": torch.rand(levels.n_levels),
-        "shadow": None if half is None else table.to(half),
+        "half_table": None if half is None else table.to(half),
     }
     layers = make_network(levels.n_levels * 2, "density")
-    y = ops.hash_encode_mlp(x, table, levels, **layers, **options, compute_dtype=BF16)
+    y = _ngp.hash_encode_mlp(x, table, levels, **layers, **options, compute_dtype=BF16)
     expected = two_ops(ops, x, table, levels, layers, **options, compute_dtype=BF16)
     assert torch.equal(y.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert y[3].isnan().all() and y[70].isnan().all() and y.isfinite().all(1).sum() == 198
@@ -113,7 +115,7 @@ def test_more_points_than_the_workspace_holds_on_the_cpu() -> None:
     levels = make_levels(3, n_levels=16)
     x, table = torch.rand((1 << 19) + 777, 3), torch.randn(levels.n_entries, 2)
     layers = make_network(32, "density")
-    assert torch.equal(ops.hash_encode_mlp(x, table, levels, **layers), two_ops(ops, x, table, levels, layers))
+    assert torch.equal(_ngp.hash_encode_mlp(x, table, levels, **layers), two_ops(ops, x, table, levels, layers))
 
 
 def test_one_kernel_where_there_is_one(kernels: str, request: pytest.FixtureRequest) -> None:
@@ -127,7 +129,7 @@ def test_one_kernel_where_there_is_one(kernels: str, request: pytest.FixtureRequ
         table = torch.randn(levels.n_entries, n_features).requires_grad_(recorded)
         weights = [torch.randn(width, levels.n_levels * n_features), torch.randn(3, width)]
         before = host.launches()
-        ops.hash_encode_mlp(torch.rand(40, 3), table, levels, weights, **options)
+        _ngp.hash_encode_mlp(torch.rand(40, 3), table, levels, weights, **options)
         after = host.launches()
         names = "hash_encode_mlp_kernel", "hash_encode_forward_kernel"
         return tuple(after.get(name, 0) - before.get(name, 0) for name in names)
@@ -178,10 +180,10 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(ValueError, match=r"`x` must have shape \[..., 3\], got \[4, 2\]"):
             NetworkWithInputEncoding(grid, network)(torch.rand(4, 2))
         with pytest.raises(ValueError, match=r"`positions` must have shape \[..., 3\], got \[4, 2\]"):
-            ops.hash_encode_mlp(torch.rand(4, 2), *arguments[1:], **layers)
+            _ngp.hash_encode_mlp(torch.rand(4, 2), *arguments[1:], **layers)
         with pytest.raises(ValueError, match=r"`interpolation` must be"):
-            ops.hash_encode_mlp(*arguments, **layers, interpolation="cubic")
+            _ngp.hash_encode_mlp(*arguments, **layers, interpolation="cubic")
         with pytest.raises(ValueError, match=r"`weights\[0\]` must have shape \[out, 8\], got \[32, 7\]"):
-            ops.hash_encode_mlp(*arguments, **{**layers, "weights": [torch.rand(32, 7)]})
+            _ngp.hash_encode_mlp(*arguments, **{**layers, "weights": [torch.rand(32, 7)]})
         with pytest.raises(RuntimeError, match=r"covers entries"):
-            ops.hash_encode_mlp(arguments[0], grid.table[:5], grid.levels, **layers)
+            _ngp.hash_encode_mlp(arguments[0], grid.table[:5], grid.levels, **layers)

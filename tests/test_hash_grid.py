@@ -1,4 +1,4 @@
-"""The hash grid module: contracts, copies, half-precision shadows, compilation."""
+"""The hash grid module: contracts, copies, half tables, compilation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from hashgrid import reference
 from hashgrid.levels import make_level_table
 from hashgrid.nn.hash_grid import HashGrid
+from hashgrid.ops._half_table import is_current
 from hashgrid.optim import Adam
-from hashgrid.shadow import is_fresh
 
 SMALL = {"n_levels": 4, "log2_hashmap_size": 8, "base_resolution": 4, "max_resolution": 32}
 
@@ -99,7 +99,7 @@ def test_copies_are_independent(backend: str, compute_dtype: torch.dtype | None)
     grid = HashGrid(3, **SMALL, compute_dtype=compute_dtype, backend=backend)
     x = torch.rand(9, 3)
     with torch.no_grad():
-        grid.table.add_(1.0)  # a shadow that is stale at the time of the copy must not look fresh afterwards
+        grid.table.add_(1.0)  # a half table that is stale at the time of the copy must not look fresh afterwards
     buffer = io.BytesIO()
     torch.save(grid, buffer)
     buffer.seek(0)
@@ -115,7 +115,7 @@ def test_copies_are_independent(backend: str, compute_dtype: torch.dtype | None)
 def test_meta_device(backend: str) -> None:
     with torch.device("meta"):
         grid = HashGrid(3, **SMALL, compute_dtype=torch.bfloat16, backend=backend)
-    assert grid.table.is_meta and grid.shadow.is_meta
+    assert grid.table.is_meta and grid.half_table.is_meta
     if backend == "native":
         assert grid(torch.rand(5, 3, device="meta")).shape == (5, 8)
     grid.to_empty(device="cpu").reset_parameters()
@@ -123,16 +123,16 @@ def test_meta_device(backend: str) -> None:
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float16, torch.bfloat16])
-def test_shadow_follows_every_writer(backend: str, compute_dtype: torch.dtype) -> None:
+def test_half_table_follows_every_writer(backend: str, compute_dtype: torch.dtype) -> None:
     grid = HashGrid(3, **SMALL, compute_dtype=compute_dtype, backend=backend)
     x = torch.rand(9, 3)
 
     def check() -> None:
         y = grid(x)
         assert y.dtype == torch.float32
-        expected = reference.hash_encode(x, grid.table, grid.levels, shadow=grid.table.detach().to(compute_dtype))
+        expected = reference.hash_encode_into(x, grid.table, grid.levels, half_table=grid.table.to(compute_dtype))
         torch.testing.assert_close(y, expected)
-        assert is_fresh(grid.shadow, grid.table)
+        assert is_current(grid.half_table, grid.table)
 
     check()
     nn.init.normal_(grid.table)
@@ -146,37 +146,37 @@ def test_shadow_follows_every_writer(backend: str, compute_dtype: torch.dtype) -
     grid.table.data.zero_()
     check()
     grid.table.detach().numpy()[:] = 1.0  # unseen, hence:
-    grid.refresh_shadow()
+    grid.refresh_half_table()
     check()
     grid.to(torch.float64).to(torch.float32)
-    assert grid.shadow.dtype == compute_dtype
+    assert grid.half_table.dtype == compute_dtype
     check()
 
 
-def test_fresh_shadow_is_not_rewritten() -> None:
+def test_current_half_table_is_not_rewritten() -> None:
     grid = HashGrid(3, **SMALL, compute_dtype=torch.bfloat16)
     x = torch.rand(9, 3)
     grid(x)
-    version = grid.shadow._version
+    version = grid.half_table._version
     grid(x)
-    assert grid.shadow._version == version
+    assert grid.half_table._version == version
 
 
-def test_optimiser_writes_the_shadow_in_its_step(backend: str) -> None:
+def test_optimiser_writes_the_half_table_in_its_step(backend: str) -> None:
     grid = HashGrid(3, **SMALL, compute_dtype=torch.bfloat16, backend=backend)
     optimizer = Adam([{"params": [grid.table], "skip_zero": True}], lr=0.1, ema_decay=0.9, backend=backend)
-    optimizer.register_shadow(grid.table, grid.shadow)
+    optimizer.register_half_copy(grid.table, grid.half_table)
     x = torch.rand(9, 3)
     for _ in range(3):
         optimizer.zero_grad()
         grid(x).float().square().sum().backward()
         assert grid.table.grad.dtype == torch.float32
         optimizer.step()
-        assert is_fresh(grid.shadow, grid.table)
-        assert torch.equal(grid.shadow, grid.table.bfloat16())
-    version = grid.shadow._version
+        assert is_current(grid.half_table, grid.table)
+        assert torch.equal(grid.half_table, grid.table.bfloat16())
+    version = grid.half_table._version
     y = grid(x)
-    assert grid.shadow._version == version
+    assert grid.half_table._version == version
     with optimizer.swap_ema():
         assert not torch.equal(grid(x), y)
     assert torch.equal(grid(x), y)
@@ -207,7 +207,7 @@ def test_known_features_come_back_with_their_gradient(backend: str) -> None:
     x = torch.rand(9, 3)
     with torch.no_grad():
         known = grid(x)
-    y = grid(x, known=known)
+    y = grid(x, precomputed=known)
     assert torch.equal(y, known)
     (grad,) = torch.autograd.grad(y.square().sum(), grid.table)
     (expected,) = torch.autograd.grad(grid(x).square().sum(), grid.table)

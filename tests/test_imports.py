@@ -24,3 +24,149 @@ def test_no_test_is_the_library_of_another() -> None:
     assert len(modules) > 60
     wrong = {path.name: names for path in modules if (names := {n for n in imported(path) if n.startswith("test_")})}
     assert not wrong
+
+
+# ---- the library -----------------------------------------------------------------------------------------------------
+
+PACKAGE = TESTS.parent / "hashgrid"
+
+# From the bottom to the top; a module imports its own row and those below. What is left out (the package itself,
+# version) may import anything and is imported by nothing.
+LAYERS = (
+    ("levels", "maths", "util", "_extension"),
+    ("ops", "reference"),
+    ("geometry", "optim"),
+    ("nn",),
+    ("fields",),
+    ("rendering",),
+    ("data",),
+    ("train",),
+    ("tasks", "nerf", "sdf", "image", "bench"),
+    ("cli",),
+)
+
+# Imports that go up today, or in a circle. Take out what has been mended, add nothing.
+KNOWN = {
+    ("hashgrid.data.backdrop", "hashgrid.data.scene"),
+    ("hashgrid.data.distances", "hashgrid.sdf.config"),
+    ("hashgrid.data.distances", "hashgrid.sdf.trainer"),
+    ("hashgrid.data.distances", "hashgrid.train.checkpoint"),
+    ("hashgrid.data.distances", "hashgrid.train.losses"),
+    ("hashgrid.data.points", "hashgrid.sdf.config"),
+    ("hashgrid.data.points", "hashgrid.sdf.trainer"),
+    ("hashgrid.data.points", "hashgrid.train.losses"),
+    ("hashgrid.data.refresh", "hashgrid.data.distances"),
+    ("hashgrid.data.refresh", "hashgrid.sdf.config"),
+    ("hashgrid.fields.distance", "hashgrid.rendering.extract"),
+    ("hashgrid.fields.distance", "hashgrid.sdf.config"),
+    ("hashgrid.fields.ngp", "hashgrid.nerf.config"),
+    ("hashgrid.fields.siren", "hashgrid.fields.distance"),
+    ("hashgrid.fields.siren", "hashgrid.sdf.config"),
+    ("hashgrid.geometry.boxes", "hashgrid.data.errors"),
+    ("hashgrid.geometry.boxes", "hashgrid.data.scene"),
+    ("hashgrid.rendering.volume", "hashgrid.data.scene"),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_imports(name: str, path: Path, modules: set[str]) -> set[str]:
+    """Modules of the package that a module of it imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+            base = ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+            base = base if node.level else node.module or ""
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= names & modules
+            if not names <= modules:
+                found.add(base)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            found.add(node.value)  # to be imported by name
+    return {module for module in found & modules if module != name}
+
+
+def import_graph() -> dict[str, set[str]]:
+    paths = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+    return {name: module_imports(name, path, set(paths)) for name, path in paths.items()}
+
+
+def layer_of(module: str) -> int | None:
+    top = (module.split(".") + [""])[1]
+    return next((i for i, row in enumerate(LAYERS) if top in row), None)
+
+
+def imports_upwards(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
+    def is_up(importer: str, imported: str) -> bool:
+        low, high = layer_of(importer), layer_of(imported)
+        return low is not None and (imported == "hashgrid" or (high is not None and high > low))
+
+    return {(a, b) for a, imports in graph.items() for b in imports if is_up(a, b)}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules each of which imports the next, and the last the first; none without a circle."""
+    state: dict[str, bool] = {}  # False while a module's imports are followed
+    trail: list[str] = []
+
+    def follow(module: str) -> list[str]:
+        if module in state:
+            return [] if state[module] else trail[trail.index(module) :]
+        state[module] = False
+        trail.append(module)
+        for imported in sorted(graph[module]):
+            if found := follow(imported):
+                return found
+        trail.pop()
+        state[module] = True
+        return []
+
+    return next((found for module in graph if (found := follow(module))), [])
+
+
+def natives_on_reference(graph: dict[str, set[str]]) -> set[str]:
+    """Modules of the library proper that import the reference, which is there to be compared with."""
+    allowed = ("hashgrid", "hashgrid.ops._backend")
+    return {
+        module
+        for module, imports in graph.items()
+        if module not in allowed and not module.startswith(("hashgrid.reference", "hashgrid.bench"))
+        and any(imported.startswith("hashgrid.reference") for imported in imports)
+    }  # fmt: skip
+
+
+def test_imports_run_downwards() -> None:
+    graph = import_graph()
+    assert len(graph) > 80 and "hashgrid.levels" in graph["hashgrid.ops.hash_encode"]
+    assert imports_upwards(graph) - KNOWN == set()
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = import_graph()
+    for importer, imported in KNOWN:
+        graph.get(importer, set()).discard(imported)
+    assert circle(graph) == []
+
+
+def test_native_code_stands_without_the_reference() -> None:
+    assert natives_on_reference(import_graph()) == set()
+
+
+def test_wrong_imports_are_found(tmp_path: Path) -> None:
+    graph = import_graph()
+    planted = {**graph, "hashgrid.levels": {"hashgrid.nn.hash_grid"}}
+    assert imports_upwards(planted) - KNOWN == {("hashgrid.levels", "hashgrid.nn.hash_grid")}
+    assert "hashgrid.levels" in circle({"hashgrid.levels": {"hashgrid.ops"}, "hashgrid.ops": {"hashgrid.levels"}})
+    planted = {**graph, "hashgrid.ops.mlp": {"hashgrid.reference.mlp"}}
+    assert natives_on_reference(planted) == {"hashgrid.ops.mlp"}
+    source = tmp_path / "m.py"
+    source.write_text("def f():\n    from hashgrid import ops\n    from hashgrid.levels import LevelTable\n")
+    assert module_imports("hashgrid.m", source, set(graph)) == {"hashgrid.ops", "hashgrid.levels"}
+    source.write_text("from . import levels\nfrom .ops.mlp import mlp\nimport hashgrid.nn.planes\n")
+    assert module_imports("hashgrid.m", source, set(graph)) == {"hashgrid.levels", "hashgrid.ops.mlp"}

@@ -249,8 +249,8 @@ def test_march_fixed_keeps_the_first_rays_that_fit(n_rays: int, dtype: torch.dty
     for n_samples in {0, 1, total // 3, total, total + 50}:
         for in_use in {n_rays + 3, n_rays // 2}:
             n_in_use = torch.tensor([in_use])
-            actual = ops.march_rays_fixed(*arguments, n_samples=n_samples, n_rays=n_in_use, **options)
-            assert_same(actual, reference.march_rays_fixed(*arguments, n_samples=n_samples, n_rays=n_in_use, **options))
+            actual = ops.march_rays(*arguments, n_samples=n_samples, n_rays=n_in_use, **options)
+            assert_same(actual, reference.march_rays(*arguments, n_samples=n_samples, n_rays=n_in_use, **options))
             wanted, n_complete = actual[4].tolist()
             assert wanted == int(counts[:in_use].sum()) and n_complete <= min(in_use, n_rays)
             n_kept = int(counts[:n_complete].sum())
@@ -267,7 +267,7 @@ def test_march_fixed_keeps_the_first_rays_that_fit(n_rays: int, dtype: torch.dty
 
 def test_march_fixed_fills_up_from_the_origins_where_nothing_is_hit() -> None:
     rays_o, rays_d, aabb, bits, *sizes = scene(9, (4, 4, 4), 1, 0.5, torch.float32)
-    result = ops.march_rays_fixed(rays_o, rays_d, aabb, torch.zeros_like(bits), *sizes, n_samples=20, step_size=0.1)
+    result = ops.march_rays(rays_o, rays_d, aabb, torch.zeros_like(bits), *sizes, n_samples=20, step_size=0.1)
     assert not result[0].any() and not result[1].any() and not result[3].any()
     assert result[2].tolist() == [i % 9 for i in range(20)] and result[4].tolist() == [0, 9]
 
@@ -304,7 +304,14 @@ def test_march_errors_name_contract_and_actual(changes: dict, message: str) -> N
 def test_march_fixed_errors_name_contract_and_actual(changes: dict, message: str) -> None:
     arguments = scene(5, (4, 4, 4), 1, 0.5, torch.float32)
     with pytest.raises(RuntimeError, match=message):
-        ops.march_rays_fixed(*arguments, **{"n_samples": 9, "step_size": 0.1} | changes)
+        ops.march_rays(*arguments, **{"n_samples": 9, "step_size": 0.1} | changes)
+
+
+def test_rays_in_use_are_counted_in_results_of_known_size_only() -> None:
+    arguments = scene(5, (4, 4, 4), 1, 0.5, torch.float32)
+    for library in (ops, reference):
+        with pytest.raises(ValueError, match="`n_rays` must come with `n_samples`"):
+            library.march_rays(*arguments, step_size=0.1, n_rays=torch.tensor([3]))
 
 
 def test_counter_uniform_equals_reference() -> None:
@@ -349,7 +356,7 @@ def test_limits_may_be_given_in_several_ways(library) -> None:
     near, far = torch.full((30,), 1.25), torch.full((30,), 2.5)
     for limits in ((near, far), (near.double(), 2.5), (1.25, far), (torch.tensor(1.25), torch.tensor(2.5))):
         assert_same(library.march_rays(*arguments, step_size=0.05, near=limits[0], far=limits[1]), expected)
-        fixed = library.march_rays_fixed(
+        fixed = library.march_rays(
             *arguments, step_size=0.05, near=limits[0], far=limits[1], n_samples=len(expected[0])
         )
         assert_same(fixed[:4], expected)

@@ -159,7 +159,7 @@ def test_images_and_splits_of_the_command_are_remembered(tmp_path: Path) -> None
         assert main(["nerf", "--eval", str(out / "checkpoint.safetensors"), "--no-video", "--device", "cpu"]) == 0
 
 
-def test_options_of_the_loader_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encoding_options_the_loader_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--downscale=0", "--holdout=-1"):
         assert main(["nerf", str(tmp_path), "--out", str(tmp_path / "out"), *ARGUMENTS, option]) == 1
         assert "`downscale` must be at least 1 and `holdout` at least 0" in capsys.readouterr().err

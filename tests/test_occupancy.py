@@ -10,7 +10,8 @@ import torch
 from problems.occupancy import AABB, make_cameras, make_state
 from torch import Tensor
 
-from hashgrid import OccupancyGrid, ops, reference
+from hashgrid import OccupancyGrid, reference
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -24,7 +25,7 @@ def test_occupancy_update_equals_reference(n_cells: int, scale: float) -> None:
     density, bits, cells, values = make_state(n_cells, scale)
     expected = density.clone(), bits.clone()
     reference.occupancy_update(*expected, cells, values)
-    ops.occupancy_update(density, bits, cells, values)
+    _ngp.occupancy_update(density, bits, cells, values)
     assert torch.equal(density, expected[0]) and torch.equal(bits, expected[1])
 
 
@@ -37,7 +38,7 @@ def test_occupancy_update_does_not_depend_on_the_number_of_threads() -> None:
         for n_threads in (1, 2, 16):
             torch.set_num_threads(n_threads)
             density, bits = state[0].clone(), state[1].clone()
-            ops.occupancy_update(density, bits, *state[2:])
+            _ngp.occupancy_update(density, bits, *state[2:])
             results.append((density, bits))
     finally:
         torch.set_num_threads(before)
@@ -46,7 +47,7 @@ def test_occupancy_update_does_not_depend_on_the_number_of_threads() -> None:
 
 def test_occupancy_update_without_visible_cell() -> None:
     density, bits = torch.full((9,), -1.0), torch.full((2,), 255, dtype=torch.uint8)
-    ops.occupancy_update(density, bits, torch.arange(9), torch.ones(9))
+    _ngp.occupancy_update(density, bits, torch.arange(9), torch.ones(9))
     assert (density == -1).all() and not bits.any()
 
 
@@ -70,7 +71,7 @@ def test_occupancy_update_errors_name_contract_and_actual(changes: dict, message
         "values": torch.zeros(2),
     }
     with pytest.raises(RuntimeError, match=message):
-        ops.occupancy_update(**arguments | changes)
+        _ngp.occupancy_update(**arguments | changes)
 
 
 # ---- occupancy_points, occupancy_visible -------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def test_occupancy_update_errors_name_contract_and_actual(changes: dict, message
 def test_occupancy_points_equal_reference_and_lie_in_their_cells(seed: int | None, dtype: torch.dtype) -> None:
     resolution, n_cascades = (5, 8, 3), 3
     cells = torch.arange(n_cascades * math.prod(resolution))
-    points = ops.occupancy_points(cells, AABB.to(dtype), resolution, n_cascades, seed, 4)
+    points = _ngp.occupancy_points(cells, AABB.to(dtype), resolution, n_cascades, seed, 4)
     assert torch.equal(points, reference.occupancy_points(cells, AABB.to(dtype), resolution, n_cascades, seed, 4))
     low, high = AABB.to(dtype).view(2, 3)
     for cell, point in zip(cells.tolist(), points, strict=True):
@@ -93,14 +94,14 @@ def test_occupancy_points_equal_reference_and_lie_in_their_cells(seed: int | Non
         if seed is None:
             torch.testing.assert_close(offset, torch.full((3,), 0.5, dtype=dtype), rtol=0, atol=1e-5)
     if seed is not None:
-        assert not torch.equal(points, ops.occupancy_points(cells, AABB.to(dtype), resolution, n_cascades, seed, 5))
+        assert not torch.equal(points, _ngp.occupancy_points(cells, AABB.to(dtype), resolution, n_cascades, seed, 5))
 
 
 def test_occupancy_points_errors_name_contract_and_actual() -> None:
     with pytest.raises(RuntimeError, match=r"`cells` must lie in 0\.\.63, got 64"):
-        ops.occupancy_points(torch.tensor([64]), AABB, (4, 4, 4))
+        _ngp.occupancy_points(torch.tensor([64]), AABB, (4, 4, 4))
     with pytest.raises(RuntimeError, match=r"`aabb` must have shape \[6\], got \[2, 3\]"):
-        ops.occupancy_points(torch.tensor([0]), AABB.view(2, 3), (4, 4, 4))
+        _ngp.occupancy_points(torch.tensor([0]), AABB.view(2, 3), (4, 4, 4))
 
 
 @pytest.mark.parametrize(("resolution", "n_cascades"), [((16, 20, 9), 1), ((12, 8, 8), 3)])
@@ -118,7 +119,7 @@ def test_marked_cells_are_those_no_camera_sees(resolution: tuple[int, int, int],
     c2w, intrinsics, sizes = cameras
     cells = (density < 0).nonzero().squeeze(-1)
     for step in range(4):
-        points = ops.occupancy_points(cells, AABB, resolution, n_cascades, 5, step)
+        points = _ngp.occupancy_points(cells, AABB, resolution, n_cascades, 5, step)
         for pose, (fx, fy, cx, cy), (width, height) in zip(c2w, intrinsics.tolist(), sizes.tolist(), strict=True):
             x, y, z = ((points - pose[:, 3]) @ pose[:, :3]).unbind(-1)
             u, v = cx - fx * x / z, cy + fy * y / z
@@ -143,7 +144,7 @@ def test_cells_at_the_edge_of_a_view_have_the_bits_of_rounded_products() -> None
     planes[:, :, 3] = 1.0
     planes[:, 0] = torch.cat([normals, (-radius - along(centres))[:, None]], dim=-1)
     expected = along(centres) + planes[:, 0, 3] >= -radius
-    seen = [ops.occupancy_visible(planes[i : i + 1], AABB, (n, n, n))[i] for i in range(len(centres))]
+    seen = [_ngp.occupancy_visible(planes[i : i + 1], AABB, (n, n, n))[i] for i in range(len(centres))]
     assert torch.equal(torch.stack(seen), expected)
 
 
@@ -172,7 +173,7 @@ def test_grid_finds_the_occupied_cells(backend: str) -> None:
     assert grid.occupied_fraction == 1
     for step in (0, 16):
         assert grid.update(ball, step) == grid.n_cells
-    centres = ops.occupancy_points(torch.arange(grid.n_cells), AABB, grid.resolution)
+    centres = _ngp.occupancy_points(torch.arange(grid.n_cells), AABB, grid.resolution)
     occupied = (grid.bits.unsqueeze(-1) >> torch.arange(8) & 1).flatten().bool()
     diagonal = ((AABB[3:] - AABB[:3]) / 16).norm() / 2
     assert occupied[centres.norm(dim=-1) < 0.4 - diagonal].all()

@@ -1,4 +1,4 @@
-"""hashgrid.optim.Adam: against torch's Adam, schedules, averages, shadows, resuming."""
+"""hashgrid.optim.Adam: against torch's Adam, schedules, averages, half-precision copies, resuming."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hashgrid.ops._half_table import is_current
 from hashgrid.optim import Adam
-from hashgrid.shadow import is_fresh
 
 
 @pytest.fixture(params=["native", "reference"])
@@ -123,19 +123,19 @@ def test_average_follows_every_step(backend: str) -> None:
 def test_swap_ema_restores_every_bit(backend: str) -> None:
     params = parameters()
     optimizer = Adam(params, lr=0.1, skip_zero=True, ema_decay=0.9, backend=backend)
-    shadow = torch.empty(50, 2, dtype=torch.bfloat16)
-    optimizer.register_shadow(params[0], shadow)
+    half_table = torch.empty(50, 2, dtype=torch.bfloat16)
+    optimizer.register_half_copy(params[0], half_table)
     train(optimizer, range(5))
     before, averages = [param.detach().clone() for param in params], optimizer.ema_parameters()
     assert not same(before, averages)
     with optimizer.swap_ema():
         assert same(list(params), averages)
-        assert torch.equal(shadow, averages[0].bfloat16()) and is_fresh(shadow, params[0])
+        assert torch.equal(half_table, averages[0].bfloat16()) and is_current(half_table, params[0])
         with pytest.raises(RuntimeError, match="`step` must not be called inside `swap_ema`"):
             optimizer.step()
         with pytest.raises(RuntimeError, match="must not be nested"), optimizer.swap_ema():
             pass
-    assert same(list(params), before) and torch.equal(shadow, before[0].bfloat16())
+    assert same(list(params), before) and torch.equal(half_table, before[0].bfloat16())
     with pytest.raises(ZeroDivisionError), optimizer.swap_ema():
         raise ZeroDivisionError
     assert same(list(params), before)
@@ -146,17 +146,17 @@ def test_no_average_without_ema_decay() -> None:
         Adam(parameters()).ema_parameters()
 
 
-def test_shadow_is_rewritten_in_the_step(backend: str) -> None:
+def test_half_copy_is_rewritten_in_the_step(backend: str) -> None:
     params = parameters()
     optimizer = Adam(params, lr=0.1, skip_zero=True, backend=backend)
-    shadow = torch.empty(50, 2, dtype=torch.float16)
-    optimizer.register_shadow(params[0], shadow)
+    half_table = torch.empty(50, 2, dtype=torch.float16)
+    optimizer.register_half_copy(params[0], half_table)
     for step in range(3):
         train(optimizer, range(step, step + 1))
-        assert torch.equal(shadow, params[0].half()) and is_fresh(shadow, params[0])
+        assert torch.equal(half_table, params[0].half()) and is_current(half_table, params[0])
     with torch.no_grad():
         params[0].add_(1.0)
-    assert not is_fresh(shadow, params[0])
+    assert not is_current(half_table, params[0])
 
 
 @pytest.mark.parametrize("tensor_lr", [False, True])
@@ -284,10 +284,10 @@ def test_wrong_options_are_named(options: dict, message: str) -> None:
         Adam(parameters(), **options)
 
 
-def test_wrong_shadows_are_named() -> None:
+def test_wrong_half_copies_are_named() -> None:
     params = parameters()
     optimizer = Adam(params)
     with pytest.raises(ValueError, match="`param` must be one of the optimiser's parameters"):
-        optimizer.register_shadow(torch.zeros(2, 2), torch.zeros(2, 2).half())
-    with pytest.raises(ValueError, match=r"`shadow` must be float16 or bfloat16 with shape \[50, 2\]"):
-        optimizer.register_shadow(params[0], torch.zeros(50, 2))
+        optimizer.register_half_copy(torch.zeros(2, 2), torch.zeros(2, 2).half())
+    with pytest.raises(ValueError, match=r"`half_copy` must be float16 or bfloat16 with shape \[50, 2\]"):
+        optimizer.register_half_copy(params[0], torch.zeros(50, 2))

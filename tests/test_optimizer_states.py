@@ -31,7 +31,7 @@ class Model(nn.Module):
         self.table = nn.Parameter(torch.randn(50, 2, generator=generator))
         self.weight = nn.Parameter(torch.randn(16, 8, generator=generator))
         self.bias = nn.Parameter(torch.randn(7, generator=generator))
-        self.register_buffer("shadow", torch.empty(50, 2, dtype=torch.float16), persistent=False)
+        self.register_buffer("half_copy", torch.empty(50, 2, dtype=torch.float16), persistent=False)
 
 
 def make(backend: str, tensor_lr: bool = False) -> Pair:
@@ -39,7 +39,7 @@ def make(backend: str, tensor_lr: bool = False) -> Pair:
     groups = [{"params": [model.table], "skip_zero": True}, {"params": [model.weight, model.bias], "eps": 1e-12}]
     lr = torch.tensor(0.1) if tensor_lr else 0.1
     optimizer = Adam(groups, lr=lr, ema_decay=0.9, weight_decay=1e-3, backend=backend)
-    optimizer.register_shadow(model.table, model.shadow)
+    optimizer.register_half_copy(model.table, model.half_copy)
     return model, optimizer
 
 
@@ -104,8 +104,8 @@ def test_goes_on_with_the_same_bits(backend: str, way: str, tensor_lr: bool) -> 
     for both in (pair, other):
         train(both, range(7, 12))
     assert all(torch.equal(a, b) for a, b in zip(values(pair), values(other), strict=True))
-    table, shadow = other[0].table, other[0].shadow
-    assert torch.equal(shadow, table.half())
+    table, half_copy = other[0].table, other[0].half_copy
+    assert torch.equal(half_copy, table.half())
 
 
 def torch_adam(**options: Any) -> Pair:

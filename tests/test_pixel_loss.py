@@ -11,7 +11,8 @@ from problems.pixel_loss import loss_and_gradients, pixels
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from hashgrid import ops, reference
+from hashgrid import reference
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -29,7 +30,7 @@ def test_is_the_huber_loss_over_the_background(channels: int, beta: float) -> No
         tensors = pixels(n, channels)
         exact = loss_and_gradients(of_torch, tensors, torch.float64, beta=beta)
         difference = (tensors[0] + (1 - tensors[1])[:, None] * tensors[2] - tensors[3]).double()
-        for library in (ops, reference):
+        for library in (_ngp, reference):
             for dtype, unit in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
                 loss, means, *grads = loss_and_gradients(library.pixel_loss, tensors, dtype, beta=beta)
                 assert loss.shape == () and loss.dtype == dtype and means.dtype == torch.float64
@@ -43,7 +44,7 @@ def test_is_the_huber_loss_over_the_background(channels: int, beta: float) -> No
 
 def test_small_beta_is_the_absolute_difference() -> None:
     tensors = pixels(300)
-    loss, _, grad_colors, _ = loss_and_gradients(ops.pixel_loss, tensors, torch.float32, beta=1e-30)
+    loss, _, grad_colors, _ = loss_and_gradients(_ngp.pixel_loss, tensors, torch.float32, beta=1e-30)
     difference = tensors[0] + (1 - tensors[1])[:, None] * tensors[2] - tensors[3]
     torch.testing.assert_close(loss, difference.abs().mean())
     torch.testing.assert_close(grad_colors, difference.sign() / 300)
@@ -56,7 +57,7 @@ def test_counts_the_first_rays_only(n_used: int) -> None:
     for tensor in tensors:
         tensor[n_used:] = math.nan
     alone = [tensor[:n_used] for tensor in tensors]
-    for library in (ops, reference):
+    for library in (_ngp, reference):
         loss, means, *grads = loss_and_gradients(
             library.pixel_loss, tensors, torch.float32, n_rays=torch.tensor([n_used])
         )
@@ -73,7 +74,7 @@ def test_what_is_not_finite_shows() -> None:
     for value in (math.nan, math.inf, -math.inf):
         tensors = pixels(300)
         tensors[0][7, 1] = value
-        loss, means, grad_colors, grad_opacities = loss_and_gradients(ops.pixel_loss, tensors, torch.float32)
+        loss, means, grad_colors, grad_opacities = loss_and_gradients(_ngp.pixel_loss, tensors, torch.float32)
         assert not loss.isfinite() and not means.isfinite().any()
         broken = math.isnan(value)
         assert int(grad_colors.isfinite().sum()) == 900 - broken
@@ -85,7 +86,7 @@ def test_derivatives_in_double_precision() -> None:
     leaves = colors.requires_grad_(), opacities.requires_grad_()
 
     def function(colors: Tensor, opacities: Tensor) -> Tensor:
-        return ops.pixel_loss(colors, opacities, background, targets, 0.3)[0]
+        return _ngp.pixel_loss(colors, opacities, background, targets, 0.3)[0]
 
     assert gradcheck(function, leaves) and gradgradcheck(function, leaves)
 
@@ -97,7 +98,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
-            results.append(loss_and_gradients(ops.pixel_loss, tensors, torch.float32))
+            results.append(loss_and_gradients(_ngp.pixel_loss, tensors, torch.float32))
     finally:
         torch.set_num_threads(n_threads)
     for other in results[1:]:
@@ -106,15 +107,15 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 def test_half_precision_is_read_as_fp32() -> None:
     tensors = [x.half() for x in pixels(100)]
-    ours, theirs = ops.pixel_loss(*tensors), ops.pixel_loss(*(x.float() for x in tensors))
+    ours, theirs = _ngp.pixel_loss(*tensors), _ngp.pixel_loss(*(x.float() for x in tensors))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)) and ours[0].dtype == torch.float32
 
 
 @pytest.mark.cpu_only
 def test_compiled_without_a_graph_break() -> None:
     tensors = pixels(300)
-    compiled = torch.compile(ops.pixel_loss, fullgraph=True, backend="aot_eager")
-    results = (loss_and_gradients(function, tensors, torch.float32) for function in (compiled, ops.pixel_loss))
+    compiled = torch.compile(_ngp.pixel_loss, fullgraph=True, backend="aot_eager")
+    results = (loss_and_gradients(function, tensors, torch.float32) for function in (compiled, _ngp.pixel_loss))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -130,4 +131,4 @@ def test_bad_input_is_refused() -> None:
         ((colors, opacities, background, targets, 0.1, torch.ones(1)), "`n_rays` must be int64, got float32"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            ops.pixel_loss(*arguments)
+            _ngp.pixel_loss(*arguments)

@@ -7,6 +7,7 @@ import torch
 
 from hashgrid import ops, reference
 from hashgrid.levels import make_level_table
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -48,7 +49,7 @@ def test_matches_the_ops_and_the_reference(sizes: dict, half: torch.dtype | None
     """Bits of the colours; densities up to the rounding of the exponential."""
     for n in (0, 1, 33, 300):
         arguments = field(n, **sizes)
-        sigmas, colors = ops.radiance_field(**arguments, compute_dtype=half)
+        sigmas, colors = _ngp.radiance_field(**arguments, compute_dtype=half)
         encoded = ops.hash_encode(arguments["positions"], arguments["table"], LEVELS)
         geometry = ops.mlp(encoded, arguments["density_weights"], compute_dtype=half)
         inputs = torch.cat((geometry, arguments["ray_features"][arguments["rays"]]), dim=1)
@@ -64,11 +65,11 @@ def test_matches_the_ops_and_the_reference(sizes: dict, half: torch.dtype | None
 def test_half_table_and_points_that_are_not_finite() -> None:
     arguments = field(200)
     arguments["positions"][5, 1] = float("nan")
-    shadow = arguments["table"].to(FP16)
-    sigmas, colors = ops.radiance_field(**arguments, shadow=shadow, compute_dtype=FP16)
+    half_table = arguments["table"].to(FP16)
+    sigmas, colors = _ngp.radiance_field(**arguments, half_table=half_table, compute_dtype=FP16)
     assert sigmas[5].isnan() and colors[5].isnan().all()
     assert sigmas.isfinite().sum() == 199 and colors.isfinite().all(1).sum() == 199
-    stored = ops.radiance_field(**arguments | {"table": shadow.float()}, compute_dtype=FP16)
+    stored = _ngp.radiance_field(**arguments | {"table": half_table.float()}, compute_dtype=FP16)
     assert torch.equal(stored[0].nan_to_num(7.0), sigmas.nan_to_num(7.0))
     assert torch.equal(stored[1].nan_to_num(7.0), colors.nan_to_num(7.0))
 
@@ -81,7 +82,7 @@ def test_one_kernel_where_there_is_one(kernels: str, request: pytest.FixtureRequ
 
     def launches(arguments: dict, half: torch.dtype | None = BF16) -> int:
         before = host.launches()["radiance_field_kernel"]
-        ops.radiance_field(**arguments, compute_dtype=half)
+        _ngp.radiance_field(**arguments, compute_dtype=half)
         return host.launches()["radiance_field_kernel"] - before
 
     assert launches(field(40)) == 1
@@ -99,7 +100,7 @@ def test_rays_that_do_not_exist_give_nan(kernels: str) -> None:
     arguments = field(40)
     arguments["rays"][3] = 9
     arguments["rays"][30] = -1
-    colors = ops.radiance_field(**arguments, compute_dtype=BF16)[1]
+    colors = _ngp.radiance_field(**arguments, compute_dtype=BF16)[1]
     assert colors[3].isnan().all() and colors[30].isnan().all() and colors.isfinite().all(1).sum() == 38
 
 
@@ -110,7 +111,7 @@ def test_gradients_flow() -> None:
         leaf.requires_grad_()
     ours, exact = (
         torch.autograd.grad(sum(y.sum() for y in library.radiance_field(**arguments)), leaves)
-        for library in (ops, reference)
+        for library in (_ngp, reference)
     )
     for a, b in zip(ours, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -119,8 +120,8 @@ def test_gradients_flow() -> None:
 def test_bad_input_is_refused() -> None:
     arguments = field(40)
     with pytest.raises(ValueError, match=r"`density_weights\[0\]` must have shape \[out, 12\]"):
-        ops.radiance_field(
+        _ngp.radiance_field(
             **arguments | {"density_weights": [torch.rand(64, 11), torch.rand(16, 64)]}, compute_dtype=BF16
         )
     with pytest.raises(ValueError, match=r"`output_activation` must be"):
-        ops.radiance_field(**arguments, output_activation="round", compute_dtype=BF16)
+        _ngp.radiance_field(**arguments, output_activation="round", compute_dtype=BF16)

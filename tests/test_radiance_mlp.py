@@ -7,7 +7,8 @@ import torch
 from problems.radiance_mlp import check_rows_behind_the_last, networks, radiance_and_gradients, radiance_by_mlp
 from torch.autograd import gradcheck, gradgradcheck
 
-from hashgrid import ops, reference
+from hashgrid import reference
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -36,7 +37,7 @@ def test_matches_the_mlp(sizes: dict, half: torch.dtype | None) -> None:
     """Bits of colours; the rest within a few roundings of fp32, of which sums over rows have many."""
     for n in (*SIZES, 5000) if not sizes else SIZES:
         arguments, grads = networks(n, **sizes), (torch.randn(n), torch.randn(n, 3))
-        ours = radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=half)
+        ours = radiance_and_gradients(_ngp.radiance_mlp, arguments, grads, compute_dtype=half)
         theirs = radiance_and_gradients(radiance_by_mlp, arguments, grads, compute_dtype=half)
         exact = radiance_and_gradients(radiance_by_mlp, convert(arguments, torch.float64), grads)
         assert torch.equal(ours[1], theirs[1])
@@ -59,7 +60,7 @@ def test_derivatives_in_double_precision(kernels: str) -> None:
         leaf.requires_grad_()
 
     def function(x, *weights):
-        return ops.radiance_mlp(x, arguments["ray_features"], arguments["rays"], weights[:2], weights[2:])
+        return _ngp.radiance_mlp(x, arguments["ray_features"], arguments["rays"], weights[:2], weights[2:])
 
     assert gradcheck(function, leaves) and gradgradcheck(function, leaves)
 
@@ -67,7 +68,7 @@ def test_derivatives_in_double_precision(kernels: str) -> None:
 def test_gradient_of_ray_features() -> None:
     """As for cameras that are optimised: no kernel has it, the call is made of ops that have."""
     arguments, grads, results = networks(40), torch.randn(40, 3), []
-    for library, dtype in ((ops, torch.float32), (reference, torch.float64)):
+    for library, dtype in ((_ngp, torch.float32), (reference, torch.float64)):
         converted = convert(arguments, dtype)
         converted["ray_features"].requires_grad_()
         colors = library.radiance_mlp(**converted)[1]
@@ -83,7 +84,7 @@ def test_densities_and_gradients_stay_finite(half: torch.dtype | None) -> None:
     arguments["density_weights"][0][0, 0] = 1
     arguments["x"][:, 0] = torch.linspace(-120, 120, 64)
     sigmas, _, grad_x, *_ = radiance_and_gradients(
-        ops.radiance_mlp, arguments, (torch.ones(64), torch.zeros(64, 3)), compute_dtype=half
+        _ngp.radiance_mlp, arguments, (torch.ones(64), torch.zeros(64, 3)), compute_dtype=half
     )
     z = arguments["x"].detach()[:, 0]
     z = z if half is None else z.to(half).float()
@@ -96,10 +97,10 @@ def test_densities_and_gradients_stay_finite(half: torch.dtype | None) -> None:
 def test_gradients_keep_their_bits_at_any_scale() -> None:
     """float16 products need no loss scale: a gradient times a power of two comes out times that power."""
     arguments, grads = networks(200), (torch.randn(200), torch.randn(200, 3))
-    plain = radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=FP16)[2:]
+    plain = radiance_and_gradients(_ngp.radiance_mlp, arguments, grads, compute_dtype=FP16)[2:]
     for power in (-60, 40):
         scaled = radiance_and_gradients(
-            ops.radiance_mlp, arguments, tuple(g * 2.0**power for g in grads), compute_dtype=FP16
+            _ngp.radiance_mlp, arguments, tuple(g * 2.0**power for g in grads), compute_dtype=FP16
         )[2:]
         for a, b in zip(plain, scaled, strict=True):
             assert torch.equal(a * 2.0**power, b)
@@ -114,7 +115,7 @@ def test_same_bits_for_any_number_of_threads(half: torch.dtype | None) -> None:
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
-            results.append(radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=half))
+            results.append(radiance_and_gradients(_ngp.radiance_mlp, arguments, grads, compute_dtype=half))
     finally:
         torch.set_num_threads(n_threads)
     for other in results[1:]:
@@ -127,7 +128,7 @@ def test_rows_that_are_not_finite_stay_alone(kernels: str) -> None:
     if kernels != "cpu":  # there, a ray that does not exist is one, too
         arguments["rays"][40] = 9
         arguments["rays"][41] = -1
-    sigmas, colors = ops.radiance_mlp(**arguments, compute_dtype=BF16)
+    sigmas, colors = _ngp.radiance_mlp(**arguments, compute_dtype=BF16)
     assert sigmas[7].isnan() and colors[7].isnan().all()
     assert sigmas.isfinite().sum() == 99
     assert colors.isfinite().all(1).sum() == (99 if kernels == "cpu" else 97)
@@ -147,7 +148,7 @@ def test_one_kernel_forward_and_one_backward(kernels: str, request: pytest.Fixtu
     def launches(half: torch.dtype | None = BF16, **sizes: int) -> list[int]:
         before = host.launches()
         radiance_and_gradients(
-            ops.radiance_mlp, networks(40, **sizes), (torch.ones(40), torch.ones(40, 3)), compute_dtype=half
+            _ngp.radiance_mlp, networks(40, **sizes), (torch.ones(40), torch.ones(40, 3)), compute_dtype=half
         )
         after = host.launches()
         return [after[name] - before[name] for name in names]
@@ -161,7 +162,7 @@ def test_bad_input_is_refused(kernels: str) -> None:
     arguments = networks(40)
 
     def call(**changed) -> None:
-        ops.radiance_mlp(**arguments | changed, compute_dtype=BF16)
+        _ngp.radiance_mlp(**arguments | changed, compute_dtype=BF16)
 
     with pytest.raises(ValueError, match=r"`density_weights\[0\]` must have shape \[out, 28\], got \[64, 27\]"):
         call(density_weights=[torch.rand(64, 27), torch.rand(16, 64)])
@@ -185,10 +186,10 @@ def test_bad_input_is_refused(kernels: str) -> None:
 @pytest.mark.cpu_only
 def test_compiled_without_a_graph_break() -> None:
     arguments, grads = networks(50), (torch.randn(50), torch.randn(50, 3))
-    compiled = torch.compile(ops.radiance_mlp, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(_ngp.radiance_mlp, fullgraph=True, backend="aot_eager")
     for a, b in zip(
         radiance_and_gradients(compiled, arguments, grads, compute_dtype=BF16),
-        radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=BF16),
+        radiance_and_gradients(_ngp.radiance_mlp, arguments, grads, compute_dtype=BF16),
         strict=True,
     ):
         assert torch.equal(a, b)

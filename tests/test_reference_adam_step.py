@@ -74,7 +74,7 @@ def test_skip_zero_updates_each_row_as_if_alone() -> None:
 
 def test_skip_zero_without_gradient_touches_nothing() -> None:
     param = torch.randn(4, 2)
-    state = make_state(param, 4, ema=True) | {"shadow": torch.zeros(4, 2).half()}
+    state = make_state(param, 4, ema=True) | {"half_copy": torch.zeros(4, 2).half()}
     before = {name: tensor.clone() for name, tensor in (state | {"param": param}).items()}
     options = OPTIONS | {"skip_zero": True, "weight_decay": 0.1, "global_step": 1}
     adam_step(param, torch.zeros_like(param), **state, lr=torch.tensor(1e-2), **options)
@@ -98,14 +98,14 @@ def test_closed_form_average_matches_step_by_step(skip_zero: bool) -> None:
     assert (state["ema_last"] == n_steps).all()
 
 
-def test_shadow_follows_updated_rows() -> None:
+def test_half_copy_follows_updated_rows() -> None:
     param, gradient = torch.randn(4, 2), torch.zeros(4, 2)
     gradient[1] = 1
-    shadow = torch.zeros(4, 2, dtype=torch.bfloat16)
+    half_copy = torch.zeros(4, 2, dtype=torch.bfloat16)
     options = OPTIONS | {"skip_zero": True}
-    adam_step(param, gradient, **make_state(param, 4), lr=torch.tensor(1e-2), shadow=shadow, **options)
-    assert torch.equal(shadow[1], param[1].bfloat16())
-    assert not shadow[[0, 2, 3]].any()
+    adam_step(param, gradient, **make_state(param, 4), lr=torch.tensor(1e-2), half_copy=half_copy, **options)
+    assert torch.equal(half_copy[1], param[1].bfloat16())
+    assert not half_copy[[0, 2, 3]].any()
 
 
 def test_strided_parameter_is_updated_in_place() -> None:

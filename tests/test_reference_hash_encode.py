@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from hashgrid.levels import LevelTable, make_level_table
-from hashgrid.reference import hash_encode
+from hashgrid.reference import hash_encode, hash_encode_into
 
 PRIMES = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
 
@@ -134,13 +134,13 @@ def test_huge_positions_are_defined(magnitude: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_shadow_gives_values_and_table_gets_gradient(dtype: torch.dtype) -> None:
+def test_half_table_gives_values_and_table_gets_gradient(dtype: torch.dtype) -> None:
     levels = small_levels(3)
     table = torch.randn(levels.n_entries, 2, requires_grad=True)
-    shadow = table.detach().to(dtype)
+    half_table = table.detach().to(dtype)
     x = safe_positions(levels, 6)
-    y = hash_encode(x, table, levels, shadow=shadow)
-    assert torch.equal(y, hash_encode(x, shadow.float(), levels))
+    y = hash_encode_into(x, table, levels, half_table=half_table)
+    assert torch.equal(y, hash_encode(x, half_table.float(), levels))
     (grad_table,) = torch.autograd.grad(y.sum(), table)
     (expected,) = torch.autograd.grad(hash_encode(x, table, levels).sum(), table)
     assert grad_table.dtype == torch.float32
@@ -192,11 +192,11 @@ def test_compiles_to_one_graph() -> None:
         ({"interpolation": "cubic"}, r"`interpolation` must be one of .*got 'cubic'"),
         ({"bounds": "wrap"}, r"`bounds` must be one of .*got 'wrap'"),
         ({"level_weights": torch.ones(2)}, r"`level_weights` must have shape \[3\], got \[2\]"),
-        ({"shadow": torch.zeros(4, 2)}, r"`shadow` must have the shape of `table`"),
+        ({"half_table": torch.zeros(4, 2)}, r"`half_table` must have shape \[.*\] like `table`, got \[4, 2\]"),
     ],
 )
 def test_errors_name_contract_and_actual(changes: dict, message: str) -> None:
     levels = small_levels(3)
     arguments = {"positions": torch.zeros(5, 3), "table": torch.zeros(levels.n_entries, 2), "levels": levels}
     with pytest.raises(ValueError, match=message):
-        hash_encode(**arguments | changes)
+        hash_encode_into(**arguments | changes)

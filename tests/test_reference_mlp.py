@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from hashgrid.maths import activate
 from hashgrid.reference import mlp
-from hashgrid.reference.activation import activate
 from hashgrid.util.choices import ACTIVATIONS
 
 MODULES = {

@@ -8,7 +8,8 @@ import pytest
 import torch
 from problems.render_rays import check_rendering, rays_into_field, rendered_in_parts
 
-from hashgrid import ops, reference
+from hashgrid import reference
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -41,7 +42,7 @@ def test_matches_the_ops_it_is_made_of(n: int, half: torch.dtype, kernels: str) 
     ],
     ids=lambda options: "-".join(options),
 )
-def test_options_of_march_and_compositing(options: dict[str, Any], kernels: str) -> None:
+def test_encoding_options_march_and_compositing(options: dict[str, Any], kernels: str) -> None:
     n_evaluated, n_visible = check_rendering(rays_into_field(70, compute_dtype=BF16, **options))
     assert kernels == "cpu" or n_evaluated == n_visible
 
@@ -57,7 +58,7 @@ def test_fp32_matches_the_reference() -> None:
 
 def test_half_table_and_other_numbers_of_colours() -> None:
     arguments = rays_into_field(40, compute_dtype=FP16)
-    check_rendering(arguments | {"shadow": arguments["table"].to(FP16)})
+    check_rendering(arguments | {"half_table": arguments["table"].to(FP16)})
     check_rendering(arguments | {"color_weights": [torch.randn(32, 22) / 4, torch.randn(5, 32) / 4]})
 
 
@@ -66,8 +67,8 @@ def test_a_ray_is_nothing_to_the_others() -> None:
     arguments = rays_into_field(200, compute_dtype=BF16)
     order = torch.randperm(200)
     by_ray = ("rays_o", "rays_d", "ray_features")
-    shuffled = ops.render_rays(**arguments | {name: arguments[name][order] for name in by_ray})
-    for mine, other in zip(ops.render_rays(**arguments)[:3], shuffled[:3], strict=True):
+    shuffled = _ngp.render_rays(**arguments | {name: arguments[name][order] for name in by_ray})
+    for mine, other in zip(_ngp.render_rays(**arguments)[:3], shuffled[:3], strict=True):
         assert torch.equal(mine[order], other)
 
 
@@ -75,7 +76,7 @@ def test_densities_that_are_not_finite_stay_on_their_ray() -> None:
     arguments = rays_into_field(64, compute_dtype=BF16)
     arguments["ray_features"][5] = float("nan")
     arguments["rays_o"][9, 1] = float("nan")  # sees nothing
-    colors, opacities, _, _ = ops.render_rays(**arguments)
+    colors, opacities, _, _ = _ngp.render_rays(**arguments)
     expected, expected_opacities, *_ = rendered_in_parts(arguments)
     assert colors[5].isnan().all() and expected[5].isnan().all() and not colors[9].any()
     torch.testing.assert_close(colors, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -87,7 +88,7 @@ def test_one_kernel_where_there_is_one(kernels: str, request: pytest.FixtureRequ
         pytest.skip("launches are counted by the emulation")
     host = request.getfixturevalue("cuda_on_host")
     before = host.launches()
-    ops.render_rays(**rays_into_field(40, compute_dtype=BF16))
+    _ngp.render_rays(**rays_into_field(40, compute_dtype=BF16))
     launches = {name: n - before[name] for name, n in host.launches().items() if n > before[name]}
     expected = ("mlp_pack_kernel", "march_rays_mark_bricks_kernel", "march_rays_bricks_kernel", "render_rays_kernel")
     assert launches == dict.fromkeys(expected, 1)
@@ -96,14 +97,14 @@ def test_one_kernel_where_there_is_one(kernels: str, request: pytest.FixtureRequ
 def test_bad_input_is_refused() -> None:
     arguments = rays_into_field(40, compute_dtype=BF16)
     with pytest.raises(ValueError, match=r"`ray_features` must have shape \[40, E\], got \[39, 6\]"):
-        ops.render_rays(**arguments | {"ray_features": torch.rand(39, 6)})
+        _ngp.render_rays(**arguments | {"ray_features": torch.rand(39, 6)})
     with pytest.raises(ValueError, match=r"`field_aabb` must have shape \[6\], got \[3\]"):
-        ops.render_rays(**arguments | {"field_aabb": torch.rand(3)})
+        _ngp.render_rays(**arguments | {"field_aabb": torch.rand(3)})
     with pytest.raises(ValueError, match=r"`color_weights\[0\]` must have shape \[out, 22\]"):
-        ops.render_rays(**arguments | {"color_weights": [torch.rand(32, 21), torch.rand(3, 32)]})
+        _ngp.render_rays(**arguments | {"color_weights": [torch.rand(32, 21), torch.rand(3, 32)]})
     with pytest.raises(ValueError, match=r"`output_activation` must be"):
-        ops.render_rays(**arguments, output_activation="round")
+        _ngp.render_rays(**arguments, output_activation="round")
     with pytest.raises(RuntimeError, match=r"`bits` must have shape \[512\], got \[511\]"):
-        ops.render_rays(**arguments | {"bits": arguments["bits"][1:]})
+        _ngp.render_rays(**arguments | {"bits": arguments["bits"][1:]})
     with pytest.raises(RuntimeError, match=r"`step_size` must be positive"):
-        ops.render_rays(**arguments | {"step_size": 0.0})
+        _ngp.render_rays(**arguments | {"step_size": 0.0})

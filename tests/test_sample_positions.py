@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from hashgrid import ops, reference
+from hashgrid import reference
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -23,14 +24,14 @@ def samples(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor,
 def test_has_the_bits_of_the_reference(dtype: torch.dtype) -> None:
     for n in (0, 1, 255, 256, 257, 20000):
         arguments = samples(n, dtype)
-        x = ops.sample_positions(*arguments)
+        x = _ngp.sample_positions(*arguments)
         assert x.shape == (n, 3) and x.dtype == dtype
         assert torch.equal(x, reference.sample_positions(*arguments))
 
 
 def test_middles_lie_on_their_rays() -> None:
     rays_o, rays_d, rays, t_starts, t_ends = (t.double() if t.is_floating_point() else t for t in samples(100))
-    x = ops.sample_positions(rays_o, rays_d, rays, t_starts, t_ends)
+    x = _ngp.sample_positions(rays_o, rays_d, rays, t_starts, t_ends)
     for i in range(0, 100, 7):
         middle = (float(t_starts[i]) + float(t_ends[i])) / 2
         expected = [float(rays_o[rays[i], k]) + middle * float(rays_d[rays[i], k]) for k in range(3)]
@@ -39,21 +40,21 @@ def test_middles_lie_on_their_rays() -> None:
 
 def test_half_precision_is_read_as_fp32() -> None:
     rays_o, rays_d, *rest = samples(50)
-    x = ops.sample_positions(rays_o.half(), rays_d.half(), *rest)
+    x = _ngp.sample_positions(rays_o.half(), rays_d.half(), *rest)
     assert x.dtype == torch.float32
-    assert torch.equal(x, ops.sample_positions(rays_o.half().float(), rays_d.half().float(), *rest))
+    assert torch.equal(x, _ngp.sample_positions(rays_o.half().float(), rays_d.half().float(), *rest))
 
 
 def test_gradients_of_rays_and_distances() -> None:
     rays_o, rays_d, rays, t_starts, t_ends = samples(20, torch.float64)
     leaves = [x.requires_grad_() for x in (rays_o, rays_d, t_starts, t_ends)]
-    assert gradcheck(lambda o, d, begin, end: ops.sample_positions(o, d, rays, begin, end), leaves)
+    assert gradcheck(lambda o, d, begin, end: _ngp.sample_positions(o, d, rays, begin, end), leaves)
 
 
 def test_rays_that_do_not_exist_give_nan() -> None:
     rays_o, rays_d, rays, *distances = samples(40)
     rays[3], rays[30] = 7, -1
-    x = ops.sample_positions(rays_o, rays_d, rays, *distances)
+    x = _ngp.sample_positions(rays_o, rays_d, rays, *distances)
     assert x[3].isnan().all() and x[30].isnan().all() and x.isfinite().all(1).sum() == 38
 
 
@@ -67,4 +68,4 @@ def test_bad_input_is_refused() -> None:
         ((rays_o, rays_d, rays, t_starts, t_ends[1:]), r"`t_ends` must have shape \[4\], got \[3\]"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            ops.sample_positions(*arguments)
+            _ngp.sample_positions(*arguments)

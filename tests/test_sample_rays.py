@@ -7,7 +7,8 @@ import torch
 from problems.sample_rays import Views, random_views
 from torch import Tensor
 
-from hashgrid import ops, reference
+from hashgrid import reference
+from hashgrid.ops import _ngp
 
 pytestmark = pytest.mark.every_kernel
 
@@ -29,14 +30,14 @@ def number_of(rgba: Tensor) -> Tensor:
 def test_has_the_bits_of_the_reference(sizes: list[tuple[int, int]], n_channels: int) -> None:
     views = random_views(sizes, n_channels)
     for seed, step, n in ((0, 0, 0), (0, 0, 1), (-(2**62) - 5, 2**32 - 1, 63), (3, 9, 5000)):
-        ours, theirs = (library.sample_rays(seed, step, n, *views) for library in (ops, reference))
+        ours, theirs = (library.sample_rays(seed, step, n, *views) for library in (_ngp, reference))
         for a, b, columns in zip(ours, theirs, (3, 3, 4, 3), strict=True):
             assert a.shape == (n, columns) and torch.equal(a, b)
 
 
 def test_seed_and_step_may_be_tensors() -> None:
     views = random_views([(40, 30)] * 5)
-    for library in (ops, reference):
+    for library in (_ngp, reference):
         from_tensors = library.sample_rays(torch.tensor([3]), torch.tensor(9), 100, *views)
         assert all(torch.equal(a, b) for a, b in zip(from_tensors, library.sample_rays(3, 9, 100, *views), strict=True))
 
@@ -45,7 +46,7 @@ def test_rays_go_through_the_middles_of_their_pixels() -> None:
     """Projected back by a camera matrix, in double precision."""
     views = numbered([(31, 17), (5, 90)])
     _, offsets, sizes, c2w, intrinsics = views
-    rays_o, rays_d, rgba, _ = ops.sample_rays(1, 2, 3000, *views)
+    rays_o, rays_d, rgba, _ = _ngp.sample_rays(1, 2, 3000, *views)
     number = number_of(rgba)
     view = (number >= offsets[1]).long()
     in_view = number - offsets[view]
@@ -63,7 +64,7 @@ def test_pixels_are_drawn_evenly() -> None:
     """Chi-squared over pixels, and over pairs of neighbouring rays; backgrounds are uniform and their own."""
     sizes = [(6, 4), (3, 8)]
     views, n = numbered(sizes), 48 * 2000
-    _, _, rgba, noise = ops.sample_rays(5, 0, n, *views)
+    _, _, rgba, noise = _ngp.sample_rays(5, 0, n, *views)
     number = number_of(rgba)
     for counts in (number.bincount(minlength=48), (number[::2] * 48 + number[1::2]).bincount(minlength=48**2)):
         expected = counts.sum() / len(counts)
@@ -80,7 +81,7 @@ def test_large_scenes_reach_every_pixel() -> None:
     data = torch.zeros(n_pixels, 3, dtype=torch.uint8)
     data[1::2] = 255
     camera = random_views([(2**13, 2**12)])[1:]
-    rgba = ops.sample_rays(0, 0, 4000, data, *camera)[2]
+    rgba = _ngp.sample_rays(0, 0, 4000, data, *camera)[2]
     assert 0.4 < float(rgba[:, 0].mean()) < 0.6
 
 
@@ -92,10 +93,10 @@ def test_lenses_by_a_table_of_points() -> None:
     points = torch.randn(100, 2)
     ours, theirs = (
         library.sample_rays(0, 1, 500, data, offsets, size, c2w, intrinsics, points, plane_rows)
-        for library in (ops, reference)
+        for library in (_ngp, reference)
     )
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert not torch.equal(ours[1], ops.sample_rays(0, 1, 500, data, offsets, size, c2w, intrinsics)[1])
+    assert not torch.equal(ours[1], _ngp.sample_rays(0, 1, 500, data, offsets, size, c2w, intrinsics)[1])
 
 
 def test_bad_input_is_refused(kernels: str) -> None:
@@ -103,7 +104,7 @@ def test_bad_input_is_refused(kernels: str) -> None:
     views = dict(zip(names, random_views([(4, 3), (2, 2)]), strict=True))
 
     def call(n: int = 5, **changed) -> None:
-        ops.sample_rays(0, 0, n, **views | changed)
+        _ngp.sample_rays(0, 0, n, **views | changed)
 
     for changed, message in (
         (

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vjp, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from hashgrid import Frequency, FusedMLP, HashGrid, SphericalHarmonics, ops, reference
+from hashgrid.levels import make_level_table
+from hashgrid.ops import _ngp
 
 
 class Field(nn.Module):
@@ -44,6 +47,7 @@ def transforms(field: nn.Module) -> dict[str, Callable[[Tensor], Any]]:
         return functional_call(field, params, (x,)).square().sum()
 
     params = {name: param.detach() for name, param in field.named_parameters()}
+    directions = {name: torch.cos(torch.arange(p.numel()).view(p.shape).to(p)) for name, p in params.items()}
     stacked = {name: torch.stack([param, 2 * param, -param]) for name, param in params.items()}
     return {
         "grad": lambda x: grad(f)(x[0]),
@@ -54,6 +58,20 @@ def transforms(field: nn.Module) -> dict[str, Callable[[Tensor], Any]]:
         "jacrev": lambda x: jacrev(f)(x[0]),
         "jacrev of rows": lambda x: jacrev(field)(x),
         "hessian": lambda x: jacrev(jacrev(f))(x[0]),
+        "jacfwd": lambda x: jacfwd(f)(x[0]),
+        "jacfwd of rows": lambda x: jacfwd(field)(x),
+        "jvp": lambda x: jvp(field, (x,), (x.flip(0),)),
+        "jvp of parameters": lambda x: jvp(lambda params: loss(params, x), (params,), (directions,)),
+        "vmap(jvp)": lambda x: vmap(lambda v: jvp(field, (x,), (v,))[1])(torch.stack([x, x.cos()])),
+        "forward over reverse": lambda x: hessian(f)(x[0]),
+        "reverse over forward": lambda x: jacrev(jacfwd(f))(x[0]),
+        "forward over reverse of rows": lambda x: vmap(hessian(f))(x),
+        "Hessian of parameters times a direction": lambda x: jvp(
+            lambda params: grad(loss)(params, x), (params,), (directions,)
+        ),
+        "gradient of a derivative along a direction": lambda x: grad(
+            lambda params: jvp(lambda x: functional_call(field, params, (x,)), (x,), (x.flip(0),))[1].square().sum()
+        )(params),
         "hessians of rows": lambda x: vmap(jacrev(jacrev(f)))(x),
         "vmap(vjp)": lambda x: vmap(vjp(field, x)[1])(torch.stack([x[:, :2], x[:, 1:]])),
         "gradient of parameters": lambda x: grad(loss)(params, x),
@@ -92,11 +110,30 @@ def test_rows_go_to_one_call() -> None:
     assert 0 < len(calls) == len(set(calls)), calls
 
 
-@pytest.mark.parametrize("transform", [jacfwd, hessian])
-def test_forward_mode_is_refused_with_the_remedy(transform: Any) -> None:
-    native, _ = make_fields()
-    with pytest.raises(NotImplementedError, match=r"no forward-mode derivative; use `torch\.func\.jacrev`"):
-        transform(lambda x: native(x)[0])(torch.rand(3).double())
+def test_dual_numbers_without_transforms() -> None:
+    x, direction = torch.rand(2, 4, 3, dtype=torch.float64)
+    results = []
+    for field in make_fields():
+        with forward_ad.dual_level():
+            y = field(forward_ad.make_dual(x, direction))
+            results.append(forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*results)
+    native = make_fields()[0]
+    step = 1e-6
+    torch.testing.assert_close(results[0], (native(x + step * direction) - native(x - step * direction)) / (2 * step))
+
+
+def test_forward_mode_goes_as_far_as_there_are_kernels() -> None:
+    levels = make_level_table(2, n_levels=2, log2_hashmap_size=4, base_resolution=2, max_resolution=4)
+    x, table = torch.rand(3, 2), torch.rand(levels.n_entries, 2)
+
+    def encode(x: Tensor, **options: Any) -> Tensor:
+        return _ngp.hash_encode_into(x, table, levels, **options)
+
+    with pytest.raises(NotImplementedError, match=r"no forward-mode derivative of that order"):
+        jacfwd(lambda x: encode(x, half_table=table.half()))(x)
+    with pytest.raises(RuntimeError, match="hash_encode can be differentiated twice, not three times"):
+        jacfwd(jacrev(jacrev(lambda x: ops.hash_encode(x, table, levels, "smoothstep").sum())))(x)
 
 
 def test_compositing_and_losses_are_batched() -> None:
@@ -114,6 +151,27 @@ def test_compositing_and_losses_are_batched() -> None:
         for library in (ops, reference)
     )
     torch.testing.assert_close(got, expected)
+
+
+def test_compositing_in_both_modes() -> None:
+    t_starts = torch.arange(6.0, dtype=torch.float64)
+    rest = (t_starts, t_starts + 0.5, torch.tensor([[0, 4], [4, 2]]), 1e-4)
+    sigmas, features = torch.rand(6, dtype=torch.float64), torch.rand(6, 2, dtype=torch.float64)
+
+    def results(library: Any) -> list[Any]:
+        def loss(sigmas: Tensor, features: Tensor) -> Tensor:
+            rendered, opacities, depths, weights, distortion = library.composite(sigmas, features, *rest)
+            products = (opacities * depths).sum() + distortion.square().sum() + weights.square().sum()
+            return rendered.square().sum() + products
+
+        both = (0, 1)
+        return [
+            jacfwd(lambda sigmas: library.composite(sigmas, features, *rest))(sigmas),
+            hessian(loss, argnums=both)(sigmas, features),
+            jacrev(jacfwd(loss, argnums=both), argnums=both)(sigmas, features),
+        ]
+
+    torch.testing.assert_close(results(ops), results(reference))
 
 
 @pytest.mark.parametrize("compute_dtype", [None, torch.bfloat16])
@@ -155,6 +213,7 @@ def test_radiance_fields_are_transformed() -> None:
             first(x[0], weights),
             vmap(first, in_dims=(0, None))(x, weights),
             grad(lambda x: grad(loss)(x, weights).square().sum())(x[0]),
+            jvp(lambda x: loss(x, weights), (x[0],), (x[1],)),
         ]
 
-    torch.testing.assert_close(results(ops), results(reference))
+    torch.testing.assert_close(results(_ngp), results(reference))

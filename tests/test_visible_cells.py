@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hashgrid.nn import OccupancyGrid
-from hashgrid.ops.visible_cells import visible_cells
+from hashgrid.ops._ngp.visible_cells import visible_cells
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 32767, 32768, 32769, 200_001])

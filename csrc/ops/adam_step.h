@@ -65,10 +65,10 @@ inline AdamStepParams make_adam_step_params(const Tensor& param, const Tensor& g
     p.ema_last = counters(*ema_last, "ema_last", n_counters);
   }
   if (shadow.has_value()) {
-    check_like(*shadow, "shadow", param);
-    p.shadow_dtype = dtype_of(*shadow, "shadow");
+    check_like(*shadow, "half_copy", param);
+    p.shadow_dtype = dtype_of(*shadow, "half_copy");
     STD_TORCH_CHECK(p.shadow_dtype == DType::kFloat16 || p.shadow_dtype == DType::kBFloat16,
-                    "`shadow` must be float16 or bfloat16, got ", name_of(shadow->scalar_type()));
+                    "`half_copy` must be float16 or bfloat16, got ", name_of(shadow->scalar_type()));
     p.shadow = static_cast<uint16_t*>(shadow->mutable_data_ptr());
   }
   return p;

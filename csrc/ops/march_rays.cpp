@@ -53,7 +53,7 @@ int64_t sample_bound(const MarchRaysParams& p, int64_t ray) {
   return n_steps < static_cast<double>(p.max_samples_per_ray) ? static_cast<int64_t>(n_steps) : p.max_samples_per_ray;
 }
 
-// Cuts and fills up a result of fixed size once all counts are known: see hashgrid.ops.march_rays_fixed.
+// Cuts and fills up a result of fixed size once all counts are known: see `n_samples` of hashgrid.ops.march_rays.
 Tensor fit_result(const MarchRaysParams& p, int64_t n_rays_in_use, const Tensor& like, int64_t* n_marched) {
   Tensor totals = empty_like_dtype(like, {2}, ScalarType::Long);
   int64_t* total = static_cast<int64_t*>(totals.mutable_data_ptr());

@@ -58,7 +58,7 @@ def _contender(name: str, step: Callable, gradient: Tensor, skip: bool) -> Conte
         zeros["steps"] = torch.zeros(n_counters, dtype=torch.int32, device=gradient.device)
         if skip:
             zeros |= {"ema": torch.zeros_like(gradient), "ema_last": zeros["steps"].clone()}
-            zeros["shadow"] = torch.zeros_like(gradient, dtype=torch.float16)
+            zeros["half_copy"] = torch.zeros_like(gradient, dtype=torch.float16)
         return zeros
 
     def update(values: dict[str, Tensor]) -> Sequence[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hashgrid.bench import formulations, harness, peers
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender, Limit
 from hashgrid.levels import LevelTable, make_level_table
+from hashgrid.ops._ngp import hash_encode_into
 from hashgrid.ops.hash_encode import hash_encode
 from hashgrid.reference.hash_encode import _cell_corners
 
@@ -89,7 +90,8 @@ class _Work:
         }
         self.ours = functools.partial(hash_encode, levels=levels)
         # read in half precision, as tcnn does
-        self.half = functools.partial(hash_encode, levels=levels, shadow=self.table.half()) if suite.peers else None
+        half = functools.partial(hash_encode_into, levels=levels, half_table=self.table.half())
+        self.half = half if suite.peers else None
         self.others = peers.hash_encoders(self.grid) if suite.peers else {}
         if suite.cpu_peers:
             self.others = peers.cpu_hash_encoders(self.grid)
@@ -242,7 +244,7 @@ def _forward_backward_kept(
 
     def run() -> Sequence[Tensor]:
         buffer.zero_()
-        hash_encode(positions, table, levels, grad_buffer=buffer).backward(grad_y)
+        hash_encode_into(positions, table, levels, grad_buffer=buffer).backward(grad_y)
         return (buffer,)
 
     return run

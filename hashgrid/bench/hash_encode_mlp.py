@@ -17,7 +17,8 @@ from hashgrid.bench.hash_encode import TOLERANCE as POSITION_TOLERANCE
 from hashgrid.bench.mlp import DTYPES
 from hashgrid.bench.mlp import TOLERANCES as PRODUCT_TOLERANCES
 from hashgrid.levels import LevelTable, make_level_table
-from hashgrid.ops import hash_encode, hash_encode_mlp, mlp
+from hashgrid.ops import hash_encode, mlp
+from hashgrid.ops._ngp import hash_encode_mlp
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     for dtype in args.dtypes or (["fp16"] if harness.is_cuda(args) else ["fp32", "bf16"]):
         networks = {key: functools.partial(_network, f, dtype=DTYPES[dtype]) for key, f in plain.items()}
         compute_dtype = None if dtype == "fp32" else DTYPES[dtype]
-        shadow = table.to(compute_dtype) if suite.peers and compute_dtype is not None else None
+        half_table = table.to(compute_dtype) if suite.peers and compute_dtype is not None else None
         for kind in args.positions:
             positions = KINDS[kind](n).to(suite.device)
             contenders = []
@@ -61,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
             for label, function in (("hashgrid, two ops", _two_ops), (OURS, _one_op)):
                 ours = functools.partial(function, levels=levels, compute_dtype=compute_dtype)
                 contenders.append(Contender(label, _run(ours, positions, table, weights)))
-            if shadow is not None:
-                ours = functools.partial(_one_op, levels=levels, compute_dtype=compute_dtype, shadow=shadow)
+            if half_table is not None:
+                ours = functools.partial(_one_op, levels=levels, compute_dtype=compute_dtype, half_table=half_table)
                 contenders.append(Contender(f"{OURS}, {dtype} table", _run(ours, positions, table, weights)))
             if suite.peers:
                 contenders += peers.networks_with_input_encoding(grid, positions, table, weights)
@@ -113,8 +114,10 @@ def _compiled(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(network, dynamic=False, fullgraph=True)
 
 
-def _one_op(positions: Tensor, table: Tensor, weights: Sequence[Tensor], levels, compute_dtype, shadow=None) -> Tensor:
-    return hash_encode_mlp(positions, table, levels, weights, compute_dtype=compute_dtype, shadow=shadow)
+def _one_op(
+    positions: Tensor, table: Tensor, weights: Sequence[Tensor], levels, compute_dtype, half_table=None
+) -> Tensor:
+    return hash_encode_mlp(positions, table, levels, weights, compute_dtype=compute_dtype, half_table=half_table)
 
 
 def _two_ops(positions: Tensor, table: Tensor, weights: Sequence[Tensor], levels, compute_dtype) -> Tensor:

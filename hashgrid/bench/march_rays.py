@@ -11,6 +11,7 @@ from torch import Tensor
 from hashgrid import ops, reference
 from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import EAGER, OURS, Case, Contender
+from hashgrid.ops import _ngp
 
 STEP = 3**0.5 / 1024
 AABB = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     limit = suite.rates.limit(16 + args.rays / n_samples * 40, "16 + 40 R / S")
     suite.run(Case("march", n_samples, contenders, limit=limit))
     contenders = [
-        Contender(EAGER, march(reference.march_rays_fixed, n_samples=n_samples)),
-        Contender(OURS, march(ops.march_rays_fixed, n_samples=n_samples)),
+        Contender(EAGER, march(reference.march_rays, n_samples=n_samples)),
+        Contender(OURS, march(ops.march_rays, n_samples=n_samples)),
     ]
     suite.run(Case("march, size known beforehand", n_samples, contenders, limit=limit))
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     limit = suite.rates.limit(4 * 4 + 12 + 1 / 8, "16 + 12 + 1/8")
     contenders = [
         _update(EAGER, reference.occupancy_update, cells, values),
-        _update(OURS, ops.occupancy_update, cells, values),
+        _update(OURS, _ngp.occupancy_update, cells, values),
     ]
     suite.run(Case("occupancy update, per cell, all cells sampled", n_cells, contenders, limit=limit))
     return suite.write()

@@ -21,7 +21,7 @@ from hashgrid.bench.environment import cache_bytes
 from hashgrid.bench.harness import OURS
 from hashgrid.bench.hash_encode import uniform_positions
 from hashgrid.levels import make_level_table
-from hashgrid.ops.hash_encode import hash_encode
+from hashgrid.ops._ngp import hash_encode_into
 from hashgrid.util.optional import optional_import
 
 N_FEATURES = 2
@@ -81,7 +81,7 @@ def make_pass(name: str, n: int, log2_size: int, device: str | torch.device) -> 
     positions = uniform_positions(n).to(device)
     table = torch.empty(levels.n_entries, N_FEATURES).uniform_(-1e-4, 1e-4).to(device).requires_grad_()
     kept = torch.zeros_like(table) if name == PASSES[2] else None
-    encode = functools.partial(hash_encode, positions, table, levels, grad_buffer=kept)
+    encode = functools.partial(hash_encode_into, positions, table, levels, grad_buffer=kept)
 
     def forward() -> object:
         with torch.no_grad():

@@ -16,7 +16,7 @@ from hashgrid.data.draws import draw_rows
 from hashgrid.data.errors import MeshError
 from hashgrid.data.mesh import Mesh
 from hashgrid.data.refresh import Refresh
-from hashgrid.ops.gather_rows import gather_rows
+from hashgrid.ops._ngp.gather_rows import gather_rows
 from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_path
 

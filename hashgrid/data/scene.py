@@ -25,8 +25,8 @@ from hashgrid.data.errors import SceneError, SceneWarning
 from hashgrid.geometry.boxes import Box, Placement
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.geometry.rays import Rays
-from hashgrid.ops._backend import backend_ops
-from hashgrid.reference.sample_rays import draw_pixels, locate_pixels, pixel_colors
+from hashgrid.maths import draw_pixels, locate_pixels, pixel_colors, pixel_draws
+from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.util.choices import check_option
 from hashgrid.util.pictures import background_color, blend, hex_color
 
@@ -128,9 +128,9 @@ class Views(Cameras):
         """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
         random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops.sample_rays`."""
         if not self.rays_are_tabulated or self.counts is not None:
-            row, noise = self._draw(n, seed, step)
+            row, noise = self._draw(n, seed, step, backend)
             return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
-        return backend_ops(backend).sample_rays(
+        return ngp_ops(backend).sample_rays(
             *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
             *(self.undistorted_table() if self.is_distorted else (None, None)),
         )
@@ -141,16 +141,17 @@ class Views(Cameras):
         """The batch of :meth:`sample_rays` with rays that know their view and its time, RGBA [n, 4] and random colours
         [n, 3]."""
         rays_o, rays_d, rgba, noise = self.sample_rays(n, seed, step, backend)
-        view, _, _ = self.locate(self._draw(n, seed, step)[0])
+        view, _, _ = self.locate(self._draw(n, seed, step, backend)[0])
         return self.label(rays_o, rays_d, view), rgba, noise
 
-    def _draw(self, n: int, seed: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, n: int, seed: int | Tensor, step: int | Tensor, backend: str) -> tuple[Tensor, Tensor]:
         """The pixels [n] of a batch, as rows of ``data``, and its random colours [n, 3]."""
+        draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))
         if self.counts is None:
-            return draw_pixels(seed, step, n, self.n_pixels, self.data.device)
+            return draw_pixels(draws, self.n_pixels)
         if self._drawn is None:
             self._drawn = self.counts.nonzero().squeeze(-1)
-        index, noise = draw_pixels(seed, step, n, len(self._drawn), self.data.device)
+        index, noise = draw_pixels(draws, len(self._drawn))
         return self._drawn.index_select(0, index), noise
 
 

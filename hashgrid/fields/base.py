@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hashgrid.geometry.rays import At
 from hashgrid.nn import HashGrid
-from hashgrid.ops.gather_rows import gather_rows
-from hashgrid.precision import keeping_dtype
+from hashgrid.ops._ngp.gather_rows import gather_rows
+from hashgrid.ops._tensors import keeping_dtype
 from hashgrid.util.config import Config
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from hashgrid.fields.base import FusedRadiance, Kept, RadianceField
 from hashgrid.geometry.rays import At
+from hashgrid.maths import color_inputs, density_of
 from hashgrid.nn import FusedMLP, HashGrid, SphericalHarmonics
 from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
-from hashgrid.ops._backend import backend_ops
-from hashgrid.reference.radiance_mlp import color_inputs, density_of
+from hashgrid.ops._backend import ngp_ops
 from hashgrid.util.device import DTYPES, fast_dtype
 
 
@@ -101,10 +101,10 @@ class Ngp(RadianceField):
         if kept is not None and not kept.to_train:
             return kept.sigmas, self.color_mlp(kept.column(1, beside=directions, beside_rows=at.ray_indices))
         if kept is not None and isinstance(self.grid, HashGrid):
-            encoded = self.grid(at.unit, known=kept.column(1))
+            encoded = self.grid(at.unit, precomputed=kept.column(1))
         else:
             encoded = self.grid(at.unit)
-        return backend_ops(self.backend).radiance_mlp(encoded, directions, at.ray_indices, **self._networks())
+        return ngp_ops(self.backend).radiance_mlp(encoded, directions, at.ray_indices, **self._networks())
 
     def fused(self) -> FusedRadiance | None:
         if type(self.grid) is not HashGrid:

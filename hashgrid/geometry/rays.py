@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._backend import ngp_ops
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ class RaySamples:
         Returns:
             [S, 3].
         """
-        return backend_ops(self.backend).sample_positions(rays_o, rays_d, self.ray_indices, self.t_starts, self.t_ends)
+        return ngp_ops(self.backend).sample_positions(rays_o, rays_d, self.ray_indices, self.t_starts, self.t_ends)
 
     def window(
         self, rays_o: Tensor, rays_d: Tensor, sigmas: Tensor, begin: int, end: int, early_stop_eps: float = 1e-4
@@ -136,7 +136,7 @@ class RaySamples:
         Returns:
             Their index [K] int64 among these, and their middles in space [K, 3].
         """
-        return backend_ops(self.backend).window_samples(
+        return ngp_ops(self.backend).window_samples(
             rays_o, rays_d, sigmas, self.t_starts, self.t_ends, self.packed_info, begin, end, early_stop_eps
         )
 
@@ -150,7 +150,7 @@ class RaySamples:
         Returns:
             The samples kept, and their index [K] int64 among these.
         """
-        index, packed_info = backend_ops(self.backend).visible_samples(
+        index, packed_info = ngp_ops(self.backend).visible_samples(
             sigmas, self.t_starts, self.t_ends, self.packed_info, early_stop_eps
         )
         t_starts, t_ends, ray_indices = (

@@ -6,7 +6,6 @@ from hashgrid.nn.fused_mlp import FusedMLP
 from hashgrid.nn.hash_grid import HashGrid
 from hashgrid.nn.network_with_input_encoding import NetworkWithInputEncoding
 from hashgrid.nn.occupancy_grid import OccupancyGrid
-from hashgrid.rendering.composite import composite
 
 __all__ = [
     "Frequency",
@@ -16,5 +15,4 @@ __all__ = [
     "OccupancyGrid",
     "RaySamples",
     "SphericalHarmonics",
-    "composite",
 ]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashgrid.maths import activate
 from hashgrid.ops._backend import backend_ops
-from hashgrid.precision import maths_dtype
-from hashgrid.reference.activation import activate
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.util.choices import ACTIVATIONS, BACKENDS, FACTORS, as_integer, as_integers, check_option
 
 MAX_HIDDEN_LAYERS = 8

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hashgrid.autograd import is_transformed
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
-from hashgrid.ops._backend import backend_ops
-from hashgrid.precision import HALF_DTYPES, maths_dtype
-from hashgrid.shadow import forget, is_fresh, mark_fresh, moving, watch
+from hashgrid.ops._autograd import has_tangents, is_transformed
+from hashgrid.ops._backend import backend_ops, ngp_ops
+from hashgrid.ops._half_table import is_current, mark_current, mark_unknown, moving_parameter, watch
+from hashgrid.ops._tensors import HALF_DTYPES, maths_dtype
 from hashgrid.util.choices import BACKENDS, BOUNDS, INTERPOLATIONS, as_integer, check_option
 
 
@@ -31,11 +31,11 @@ class HashGrid(nn.Module):
         convention: how scales are rounded, ``"tcnn"`` or ``"paper"``.
         bounds: outside [0, 1], ``"clamp"`` uses the border value, ``"zero"`` gives zeros, ``"none"`` extrapolates.
         level_table: ready geometry that replaces everything from ``n_levels`` on but the features, for importers.
-        compute_dtype: ``torch.float16`` or ``torch.bfloat16`` to read a half-precision copy of the table, the shadow;
-            the table, features and all gradients stay fp32. The shadow is renewed when the table has changed; an
-            optimiser that knows it (`hashgrid.optim.Adam.register_shadow`) writes both in one pass. A table whose
+        compute_dtype: ``torch.float16`` or ``torch.bfloat16`` to read a copy of the table in half precision; the table,
+            features and all gradients stay fp32. The half table is renewed when the table has changed; an
+            optimiser that knows it (`hashgrid.optim.Adam.register_half_copy`) writes both in one pass. A table whose
             ``data`` was assigned is copied each time: its memory may have another owner who writes to it. Only
-            changes past PyTorch, such as to ``table.detach().numpy()``, go unnoticed: call `refresh_shadow` then.
+            changes past PyTorch, such as to ``table.detach().numpy()``, go unnoticed: call `refresh_half_table` then.
         accumulate_grad: the backward adds the table's gradient to ``table.grad`` itself, a buffer that is kept from
             step to step, instead of handing a fresh one to autograd. For training loops whose optimiser zeroes what it
             consumes (`hashgrid.optim.Adam` with ``zero_grad_in_step``); gradient hooks, `torch.autograd.grad` and
@@ -45,7 +45,7 @@ class HashGrid(nn.Module):
     Attributes:
         table: Parameter [n_entries, F], fp32, drawn from U(-1e-4, 1e-4). After ``.half()`` it is read as the values it
             then has; features stay fp32.
-        shadow: buffer like ``table`` in ``compute_dtype``, not part of the state; None without ``compute_dtype``.
+        half_table: buffer like ``table`` in ``compute_dtype``, not part of the state; None without ``compute_dtype``.
         levels: geometry of the levels.
         n_output_dims: L * F.
 
@@ -54,7 +54,7 @@ class HashGrid(nn.Module):
     """
 
     table: nn.Parameter
-    shadow: Tensor | None
+    half_table: Tensor | None
 
     def __init__(
         self,
@@ -98,29 +98,32 @@ class HashGrid(nn.Module):
         self.bounds = bounds
         self.compute_dtype = None if compute_dtype == torch.float32 else compute_dtype
         self.table = nn.Parameter(torch.empty(self.levels.n_entries, n_features_per_level))
-        shadow = None if self.compute_dtype is None else torch.empty_like(self.table, dtype=self.compute_dtype)
-        self.register_buffer("shadow", None if shadow is None else shadow.detach(), persistent=False)
+        half_table = None if self.compute_dtype is None else torch.empty_like(self.table, dtype=self.compute_dtype)
+        self.register_buffer("half_table", None if half_table is None else half_table.detach(), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws the table from U(-1e-4, 1e-4) (Müller et al. 2022, section 4)."""
         nn.init.uniform_(self.table, -1e-4, 1e-4)
 
-    def forward(self, x: Tensor, level_weights: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """Features [..., L * F] of the positions ``x`` [..., D], channel ``l * F + f``, fp32 with a shadow as
+    def forward(self, x: Tensor, level_weights: Tensor | None = None, precomputed: Tensor | None = None) -> Tensor:
+        """Features [..., L * F] of the positions ``x`` [..., D], channel ``l * F + f``, fp32 with a half table as
         well. ``level_weights`` [L] scale the levels, for coarse-to-fine schedules; gradients reach them too.
-        ``known`` [..., L * F] is the result of an earlier call with the same positions and table: it is returned as it
-        is, and only its gradient is new.
+        ``precomputed`` [..., L * F] is the result of an earlier call with the same positions and table: it is
+        returned as it is, and only its gradient is new.
 
         Raises:
             ValueError: a shape does not fit.
         """
-        return backend_ops(self.backend).hash_encode(
-            **self.op_arguments(x, level_weights), known=known, grad_buffer=self._grad_buffer()
-        )
+        arguments = self.op_arguments(x, level_weights)
+        buffer = self._grad_buffer()
+        if arguments["half_table"] is None and precomputed is None and buffer is None:
+            del arguments["half_table"]
+            return backend_ops(self.backend).hash_encode(**arguments)
+        return ngp_ops(self.backend).hash_encode_into(**arguments, precomputed=precomputed, grad_buffer=buffer)
 
     def op_arguments(self, x: Tensor, level_weights: Tensor | None = None) -> dict[str, Any]:
-        """What :func:`hashgrid.ops.hash_encode` takes for these positions.
+        """Arguments of :func:`hashgrid.ops._ngp.hash_encode_into` for these positions.
 
         Raises:
             ValueError: a shape does not fit.
@@ -134,49 +137,49 @@ class HashGrid(nn.Module):
         return {"positions": x, "level_weights": level_weights, **self.table_arguments()}
 
     def table_arguments(self) -> dict[str, Any]:
-        """What ops that make the positions themselves take of this grid."""
+        """Arguments of fused ops that compute positions from rays."""
         return {
             "table": self.table,
             "levels": self.levels,
             "interpolation": self.interpolation,
             "bounds": self.bounds,
-            "shadow": self._read_shadow(),
+            "half_table": self._current_half_table(),
         }
 
     def _grad_buffer(self) -> Tensor | None:
         """``table.grad``, made where needed, when the backward is to add to it itself. Not one of half precision, which
-        would lose what is small, nor for `torch.func`, which returns gradients."""
+        would lose what is small, nor where `torch.func` returns gradients, nor in forward mode."""
         if not (self.accumulate_grad and torch.is_grad_enabled() and self.table.requires_grad):
             return None
-        if self.table.dtype in HALF_DTYPES or is_transformed():
+        if self.table.dtype in HALF_DTYPES or is_transformed() or has_tangents():
             return None
         if self.table.grad is None:
             self.table.grad = torch.zeros_like(self.table)
         return self.table.grad
 
-    def _read_shadow(self) -> Tensor | None:
-        """The shadow with the values the table has now."""
-        if self.shadow is None:
+    def _current_half_table(self) -> Tensor | None:
+        """The half table with the values the table has now."""
+        if self.half_table is None:
             return None
         if torch.compiler.is_compiling():  # versions cannot be looked at inside a graph: it casts each time
             return self.table.detach().to(self.compute_dtype)
-        if not is_fresh(self.shadow, self.table):
-            self.refresh_shadow()
-        return self.shadow
+        if not is_current(self.half_table, self.table):
+            self.refresh_half_table()
+        return self.half_table
 
     @torch.no_grad()
-    def refresh_shadow(self) -> None:
-        """Copies the table to the shadow. Needed by hand only after changes past PyTorch."""
-        if self.shadow is not None:
-            self.shadow.copy_(self.table)
-            mark_fresh(self.shadow, self.table)
+    def refresh_half_table(self) -> None:
+        """Copies the table to the half table. Needed by hand only after changes past PyTorch."""
+        if self.half_table is not None:
+            self.half_table.copy_(self.table)
+            mark_current(self.half_table, self.table)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HashGrid:
-        with moving(self.table):
+        with moving_parameter(self.table):
             super()._apply(fn, recurse)
-        if self.shadow is not None:
-            self.shadow = self.shadow.to(self.compute_dtype)  # `.double()`, `.half()` are not meant for it
-            forget(self.shadow)
+        if self.half_table is not None:
+            self.half_table = self.half_table.to(self.compute_dtype)  # `.double()`, `.half()` are not meant for it
+            mark_unknown(self.half_table)
             watch(self.table)
         return self
 

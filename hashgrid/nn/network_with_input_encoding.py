@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hashgrid.autograd import is_recorded
 from hashgrid.nn.fused_mlp import FusedMLP
 from hashgrid.nn.hash_grid import HashGrid
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._autograd import is_recorded
+from hashgrid.ops._backend import ngp_ops
 
 
 class NetworkWithInputEncoding(nn.Module):
     """``network(encoding(x))``. Where no gradient is recorded, a hash grid and a multilayer perceptron run as one op,
-    whose features do not reach memory: see :func:`hashgrid.ops.hash_encode_mlp`.
+    whose features do not reach memory: see :func:`hashgrid.ops._ngp.hash_encode_mlp`.
 
     Args:
         encoding: `HashGrid`, or any module that makes [..., n] of positions [..., D].
@@ -49,4 +49,4 @@ def encode_and_pass(encoding: nn.Module, network: nn.Module, x: Tensor, level_we
     ):
         return network(encoding(x) if level_weights is None else encoding(x, level_weights))
     grid, layers = encoding.op_arguments(x, level_weights), network.op_arguments()
-    return backend_ops(encoding.backend).hash_encode_mlp(**grid, **layers)
+    return ngp_ops(encoding.backend).hash_encode_mlp(**grid, **layers)

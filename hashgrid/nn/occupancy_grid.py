@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.geometry.rays import RaySamples
-from hashgrid.ops._backend import backend_ops
-from hashgrid.ops.visible_cells import visible_cells
-from hashgrid.precision import keeping_dtype
+from hashgrid.ops._backend import backend_ops, ngp_ops
+from hashgrid.ops._ngp.visible_cells import visible_cells
+from hashgrid.ops._tensors import keeping_dtype
 from hashgrid.util.choices import BACKENDS, as_integer, as_integers, check_option
 
 
@@ -149,7 +149,7 @@ class OccupancyGrid(nn.Module):
     ) -> tuple[RaySamples, Tensor]:
         """As `march`, but exactly ``n_samples`` samples: of the first rays whose samples fit, filled up with samples of
         length zero that belong to no ray. Nothing is read back from a GPU where ``step_size`` is given, so that a CUDA
-        graph can hold it; see :func:`hashgrid.ops.march_rays_fixed`.
+        graph can hold it; see :func:`hashgrid.ops.march_rays`.
 
         Args:
             n_samples: samples of the result.
@@ -158,7 +158,7 @@ class OccupancyGrid(nn.Module):
         Returns:
             The samples, and int64 [2]: the samples of all rays in use, the number of rays whose samples are here.
         """
-        t_starts, t_ends, ray_indices, packed_info, totals = backend_ops(self.backend).march_rays_fixed(
+        t_starts, t_ends, ray_indices, packed_info, totals = backend_ops(self.backend).march_rays(
             rays_o,
             rays_d,
             **self.op_arguments(),
@@ -215,13 +215,13 @@ class OccupancyGrid(nn.Module):
                 grid is as it was before.
         """
         cells = self.choose_cells(step, seed, full_steps, uniform_fraction, occupied_fraction)
-        ops = backend_ops(self.backend)
+        ngp = ngp_ops(self.backend)
         length = self.default_step_size if step_size is None else step_size
         values = torch.empty(len(cells), dtype=torch.float32, device=self.density.device)
         cells_per_cascade = math.prod(self.resolution)
         for begin in range(0, len(cells), chunk):
             part = cells[begin : begin + chunk]
-            points = ops.occupancy_points(part, self.aabb, self.resolution, self.n_cascades, seed, step)
+            points = ngp.occupancy_points(part, self.aabb, self.resolution, self.n_cascades, seed, step)
             sigmas = density_fn(points)
             if sigmas.numel() != len(part):
                 raise ValueError(f"`density_fn` must return [{len(part)}] values, got {list(sigmas.shape)}")
@@ -257,14 +257,14 @@ class OccupancyGrid(nn.Module):
     @torch.no_grad()
     def raise_cells(self, cells: Tensor, values: Tensor, decay: float = 0.95, max_threshold: float = 0.01) -> None:
         """The other half of :meth:`update`: all densities decay, those of ``cells`` [M] rise to ``values`` [M], and the
-        occupied cells are found anew. :func:`hashgrid.ops.occupancy_values` makes values of a radiance field.
+        occupied cells are found anew. :func:`hashgrid.ops._ngp.occupancy_values` makes values of a radiance field.
 
         Raises:
             ValueError: a value is NaN; the grid is as it was before. While a CUDA graph records nothing can be read
                 back, and NaN counts as no value.
         """
         _check_no_nan("values", values)
-        backend_ops(self.backend).occupancy_update(self.density, self.bits, cells, values, decay, max_threshold)
+        ngp_ops(self.backend).occupancy_update(self.density, self.bits, cells, values, decay, max_threshold)
 
     @torch.no_grad()
     def mark_invisible_cells(
@@ -286,7 +286,7 @@ class OccupancyGrid(nn.Module):
             ValueError: a shape does not fit.
         """
         planes = _frustum_planes(c2w, intrinsics, sizes, near, margin).to(self.density)  # [N, 5, 4]
-        seen = backend_ops(self.backend).occupancy_visible(planes, self.aabb, self.resolution, self.n_cascades)
+        seen = ngp_ops(self.backend).occupancy_visible(planes, self.aabb, self.resolution, self.n_cascades)
         self.density.copy_(torch.where(seen, self.density.clamp(min=0), -1.0))
         self.bits.bitwise_and_(_pack(seen))
 

@@ -1,18 +1,19 @@
-"""Where a module finds its ops."""
+"""Where a module finds its ops: the one native file that knows the reference."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
+from hashgrid import ops, reference
+from hashgrid.ops import _ngp
 from hashgrid.util.choices import BACKENDS, check_option
 
 
 def backend_ops(backend: str) -> ModuleType:
     """``hashgrid.ops`` or ``hashgrid.reference``."""
-    if check_option("backend", backend, BACKENDS) == "native":
-        from hashgrid import ops
+    return ops if check_option("backend", backend, BACKENDS) == "native" else reference
 
-        return ops
-    from hashgrid import reference
 
-    return reference
+def ngp_ops(backend: str) -> ModuleType:
+    """``hashgrid.ops._ngp``, the fused ops of the fast path, or ``hashgrid.reference``."""
+    return _ngp if check_option("backend", backend, BACKENDS) == "native" else reference

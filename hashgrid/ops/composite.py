@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import Function, apply
-from hashgrid.ops._last import no_third_derivative
+from hashgrid.ops._autograd import Gradients, Static, added, apply, differentiable, make_function, no_third_derivative
+from hashgrid.ops._tensors import HALF_DTYPES, maths_dtype
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.precision import HALF_DTYPES, maths_dtype
 
 _N_OUTPUTS = 5
 
@@ -59,67 +59,89 @@ def composite(
         packed_info.contiguous(),
         early_stop_eps,
     )
-    # Dynamo shifts the arguments of a Function whose forward takes *arguments, as the backward's does.
-    if torch.compiler.is_compiling():
-        return _extension.ops().composite(*arguments)
-    return apply(_Composite, *arguments)
+    return _composite(*arguments)
 
 
 def _contiguous(tensors: Any) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.early_stop_eps = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
+# ---- derivatives -----------------------------------------------------------------------------------------------------
+# Tensors (sigmas, features, t_starts, t_ends, packed_info), of which the first two can be differentiated.
 
 
-def _pull_back_twice(ctx, cotangents) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensor arguments of ``composite_backward`` for cotangents of its two outputs."""
-    needs = ctx.needs_input_grad[: _N_OUTPUTS + 2]
-    if all(g is None for g in cotangents):
-        return (None,) * len(needs)
-    backward_backward = _extension.ops().composite_backward_backward
-    arguments = (*_contiguous(cotangents), *ctx.saved_tensors, ctx.early_stop_eps)
-    grads = no_third_derivative("composite", backward_backward, *arguments)
-    return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
+def _gradients(
+    needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], *grads: Tensor | None
+) -> Gradients:
+    return *_composite_backward(*_contiguous(grads), *tensors, *options), None, None, None
 
 
-class _Composite(Function):
-    @staticmethod
-    def forward(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps):  # type: ignore[override]
-        return _extension.ops().composite(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        _setup_context(ctx, inputs, output)
-
-    @staticmethod
-    def backward(ctx, *grads):  # type: ignore[override]
-        needs = ctx.needs_input_grad[:2]
-        results = apply(_CompositeBackward, *_contiguous(grads), *ctx.saved_tensors, ctx.early_stop_eps)
-        return *(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None
+def _gradient_gradients(
+    needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], *cotangents: Tensor | None
+) -> Gradients:
+    return *_second_order(cotangents, tensors[:_N_OUTPUTS], tensors[_N_OUTPUTS:], options), None, None, None
 
 
-class _CompositeBackward(Function):
-    """The first derivative as a function of its own, so that it can be differentiated once more."""
+def _second_order(
+    cotangents: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    tensors: Sequence[Any],
+    options: Sequence[Any],
+) -> Gradients:
+    """Gradients of the gradients' product with ``cotangents``: to ``grads``, sigmas and features."""
 
-    @staticmethod
-    def forward(*arguments):  # type: ignore[override]
-        return _extension.ops().composite_backward(*arguments)
+    def compute(*tensors: Any) -> Any:
+        return _extension.ops().composite_backward_backward(*tensors, *options)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        _setup_context(ctx, inputs, output)
+    return no_third_derivative("composite", compute, *_contiguous(cotangents), *grads, *tensors)
 
-    @staticmethod
-    def backward(ctx, *cotangents):  # type: ignore[override]
-        return *_pull_back_twice(ctx, cotangents), None, None, None, None
+
+def _tangent(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor | None) -> Any:
+    return apply(_Along, *_contiguous(tangents[:2]), *tensors, Static(None, options))
+
+
+def _gradient_tangents(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor | None) -> Gradients:
+    """Gradients are linear in those of the outputs. Those of the inputs' tangents follow from the symmetry of second
+    derivatives: the change of a gradient along a direction is the gradient of its product with that direction."""
+    of_grads, directions = tangents[:_N_OUTPUTS], tangents[_N_OUTPUTS : _N_OUTPUTS + 2]
+    grads, inputs = tensors[:_N_OUTPUTS], tensors[_N_OUTPUTS:]
+    terms: list[Any] = []
+    if any(tangent is not None for tangent in of_grads):
+        terms.append(_composite_backward(*_contiguous(of_grads), *inputs, *options))
+    if any(direction is not None for direction in directions):
+        terms.append(_second_order(directions, grads, inputs, options)[_N_OUTPUTS:])
+    return added(terms)
+
+
+def _run_along(*arguments: Any) -> Any:
+    """The change of the outputs along directions of sigmas and features: the derivative of the inputs' gradients, times
+    these directions, to the outputs' gradients, whatever the latter are."""
+    *tensors, static = arguments
+    grads = (None,) * _N_OUTPUTS
+    second = _extension.ops().composite_backward_backward
+    return second(*tensors[:2], *grads, *tensors[2:], *static.options)[:_N_OUTPUTS]
+
+
+def _along_gradients(
+    needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], *grads: Tensor | None
+) -> Gradients:
+    directions, inputs, grads = tensors[:2], tensors[2:], tuple(_contiguous(grads))
+    of_directions: Gradients = (None, None)
+    of_inputs: Gradients = (None, None)
+    if any(needs[:2]):
+        of_directions = _composite_backward(*grads, *inputs, *options)
+    if any(needs[2:]):
+        of_inputs = _second_order(directions, grads, inputs, options)[_N_OUTPUTS:]
+    return *of_directions, *of_inputs, None, None, None
+
+
+_Along = make_function(_run_along, _along_gradients)
+_composite = differentiable("composite", _gradients, _tangent)
+_composite_backward = differentiable("composite_backward", _gradient_gradients, _gradient_tangents)
 
 
 def _register() -> None:
-    """Fake kernels and autograd of ``torch.ops.hashgrid.composite``."""
+    """Fake kernels of ``torch.ops.hashgrid.composite`` and its derivatives, and vmap over them."""
 
     def outputs(sigmas, features, packed_info):
         n_rays = packed_info.shape[0]
@@ -144,17 +166,6 @@ def _register() -> None:
     def _(*arguments):
         sigmas, features, _, _, packed_info, _ = arguments[_N_OUTPUTS + 2 :]
         return *outputs(sigmas, features, packed_info), torch.empty_like(sigmas), torch.empty_like(features)
-
-    def backward(ctx, *grads):
-        results = torch.ops.hashgrid.composite_backward(*_contiguous(grads), *ctx.saved_tensors, ctx.early_stop_eps)
-        needs = ctx.needs_input_grad[:2]
-        return *(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None
-
-    def backward_backward(ctx, *cotangents):
-        return *_pull_back_twice(ctx, cotangents), None, None, None, None
-
-    torch.library.register_autograd("hashgrid::composite", backward, setup_context=_setup_context)
-    torch.library.register_autograd("hashgrid::composite_backward", backward_backward, setup_context=_setup_context)
 
     for name in ("composite", "composite_backward", "composite_backward_backward"):
         register_vmap(name)

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import Function, apply, is_transformed
-from hashgrid.ops._asked import is_asked_for
-from hashgrid.ops._composed import pull_back_transformed
-from hashgrid.ops._flatten import flatten, unflatten
-from hashgrid.ops._last import no_third_derivative
+from hashgrid.maths import layers
+from hashgrid.ops._autograd import (
+    Gradients,
+    Static,
+    added,
+    apply,
+    differentiable,
+    is_transformed,
+    make_function,
+    nested,
+    no_third_derivative,
+    pull_back_transformed,
+)
+from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten, without_autocast
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
-from hashgrid.reference.mlp import mlp as reference_mlp
 from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option
 
 MAX_LAYERS = 9
@@ -74,10 +81,7 @@ def mlp(
         FACTORS.index(None if compute_dtype == weights[0].dtype else compute_dtype),
     )
     params = [param.contiguous() for param in (*weights, *biases)]
-    if torch.compiler.is_compiling():  # Dynamo shifts the arguments of a Function whose forward takes *params
-        y = _extension.ops().mlp(flat, params[: len(weights)], params[len(weights) :], *options)
-    else:
-        y = apply(_Mlp, flat, len(weights), options, *params)
+    y = _mlp(flat, params[: len(weights)], params[len(weights) :], *options)
     return unflatten(y, batch)
 
 
@@ -119,63 +123,101 @@ def split_gradient(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor
     return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
 
 
-class _Mlp(Function):
-    @staticmethod
-    def forward(x, n_layers, options, *params):  # type: ignore[override]
-        return _extension.ops().mlp(x, params[:n_layers], params[n_layers:], *options)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        x, ctx.n_layers, ctx.options, *params = inputs
-        ctx.save_for_backward(x, *params)
-
-    @staticmethod
-    def backward(ctx, grad_y):  # type: ignore[override]
-        x, *params = ctx.saved_tensors
-        asked = [need and is_asked_for(ctx, 1 + i) for i, need in enumerate(ctx.needs_input_grad[3:])]
-        needs = (ctx.needs_input_grad[0], any(asked))
-        grad_x, *grads = apply(_MlpBackward, grad_y.contiguous(), x, ctx.n_layers, ctx.options, needs, *params)
-        kept = (grad if need else None for grad, need in zip(grads, asked, strict=True))
-        return grad_x if needs[0] else None, None, None, *kept
+# ---- derivatives -----------------------------------------------------------------------------------------------------
+# Tensors (x, weights, biases); their gradients, cotangents and tangents are (x, *weights, *biases).
 
 
-class _MlpBackward(Function):
-    """The first derivative as a function of its own, so that it can be differentiated once more."""
+def _gradients(needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], grad_y: Tensor) -> Gradients:
+    x, weights, biases = tensors
+    need_params = any(needs[1:])
+    grad_x, grad_params = _mlp_backward(grad_y.contiguous(), x, weights, biases, *options, needs[0], need_params)
+    params = (*weights, *biases)
+    return [grad_x, *(split_gradient(grad_params, params) if need_params else (None for _ in params))]
 
-    @staticmethod
-    def forward(grad_y, x, n_layers, options, needs, *params):  # type: ignore[override]
-        grad_x, grad_params = _extension.ops().mlp_backward(
-            grad_y, x, params[:n_layers], params[n_layers:], *options, *needs
-        )
-        return grad_x, *(
-            split_gradient(grad_params, params) if needs[1] else [grad_params.new_empty(0) for _ in params]
-        )
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        grad_y, x, ctx.n_layers, ctx.options, ctx.needs, *params = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad_y, x, *params)
+def _gradient_gradients(
+    needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], of_x: Tensor | None, of_params: Tensor | None
+) -> Gradients:
+    grad_y, x, weights, biases = tensors
+    *options, need_x, need_params = options
+    parts: Gradients = [None] * (len(weights) + len(biases))
+    if of_params is not None and need_params:
+        parts = split_gradient(of_params, (*weights, *biases))
+    return _second_order((of_x if need_x else None, *parts), grad_y, x, weights, biases, options, needs)
 
-    @staticmethod
-    def backward(ctx, *cotangents):  # type: ignore[override]
-        grad_y, x, *params = ctx.saved_tensors
-        need_x, need_params = ctx.needs
-        of_x = cotangents[0] if need_x else None
-        of_params = [g if need_params else None for g in cotangents[1:]]
-        wanted = (*ctx.needs_input_grad[:2], *ctx.needs_input_grad[5:])
-        n_given = len(cotangents)
 
-        def compute(*tensors):
-            grad_y, x, *params = tensors[n_given:]
-            return tuple(_second_order(tensors[:n_given], grad_y, x, params, ctx.n_layers, ctx.options, wanted))
+def _tangent(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor | None) -> Tensor:
+    x, weights, biases = tensors
+    static = Static((None, len(weights), len(biases)) * 2, options)
+    return apply(_Along, *tangents, x, *weights, *biases, static)
 
-        grads = no_third_derivative("mlp", compute, of_x, *of_params, grad_y, x, *params)
-        return *grads[:2], None, None, None, *grads[2:]
+
+def _gradient_tangents(
+    tensors: Sequence[Any], options: Sequence[Any], of_grad_y: Tensor | None, *directions: Tensor | None
+) -> Gradients:
+    """Gradients are linear in ``grad_y``. Those of the inputs' tangents follow from the symmetry of second derivatives:
+    the change of a gradient along a direction is the gradient of its product with that direction."""
+    grad_y, x, weights, biases = tensors
+    *shared, need_x, need_params = options
+    terms: list[Any] = []
+    if of_grad_y is not None:
+        terms.append(_mlp_backward(of_grad_y.contiguous(), x, weights, biases, *options))
+    if any(direction is not None for direction in directions):
+        needs = (False, need_x, *[need_params] * (len(weights) + len(biases)))
+        _, of_x, *of_params = _second_order(directions, grad_y, x, weights, biases, shared, needs)
+        flat = [grad.flatten() for grad in of_params if grad is not None]
+        terms.append((of_x if need_x else x.new_empty(0, x.shape[1]), torch.cat([x.new_empty(0), *flat])))
+    return added(terms)
+
+
+def _run_along(*arguments: Any) -> Tensor:
+    """The change of the outputs along directions of all inputs: the derivative of the inputs' gradients, times these
+    directions, to the outputs' gradient, whatever the latter is."""
+    *flat, static = arguments
+    n = len(flat) // 2
+    x, weights, biases = nested(flat[n:], static.sizes[:3])
+    grad_y = x.new_zeros(x.shape[0], weights[-1].shape[0])
+    needs = (True, *[False] * n)
+    result = _compute_second_order(flat[:n], grad_y, x, (*weights, *biases), len(weights), static.options, needs)[0]
+    assert result is not None
+    return result
+
+
+def _along_gradients(
+    needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], grad_y: Tensor
+) -> Gradients:
+    of_x, of_weights, of_biases, x, weights, biases = tensors
+    n = 1 + len(weights) + len(biases)
+    grads: list[Tensor | None] = [None] * (2 * n)
+    if any(needs[:n]):
+        grads[:n] = _gradients(needs[:n], (x, weights, biases), options, grad_y)
+    if any(needs[n:]):
+        directions = (of_x, *of_weights, *of_biases)
+        grads[n:] = _second_order(directions, grad_y.contiguous(), x, weights, biases, options, (False, *needs[n:]))[1:]
+    return grads
+
+
+def _second_order(
+    cotangents: Sequence[Tensor | None],
+    grad_y: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    options: Sequence[Any],
+    needs: Sequence[bool],
+) -> Gradients:
+    """Gradients of the gradients' product with ``cotangents`` to (grad_y, x, *weights, *biases), as far as needed."""
+    n = len(cotangents)
+
+    def compute(*tensors: Any) -> tuple[Tensor | None, ...]:
+        grad_y, x, *params = tensors[n:]
+        return tuple(_compute_second_order(tensors[:n], grad_y, x, params, len(weights), options, needs))
+
+    return no_third_derivative("mlp", compute, *cotangents, grad_y, x, *weights, *biases)
 
 
 @without_autocast
-def _second_order(
+def _compute_second_order(
     cotangents: Sequence[Tensor | None],
     grad_y: Tensor,
     x: Tensor,
@@ -184,7 +226,7 @@ def _second_order(
     options: Sequence[Any],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Pulls cotangents of (grad_x, gradients of ``params``) back to (grad_y, x, ``params``)."""
+    """The same without a graph: by the kernel where there is one, composed of PyTorch's ops elsewhere."""
     of_x, *of_params = cotangents
     has_kernel = x.device.type in SECOND_ORDER_DEVICES and options[2] == FACTORS.index(None)
     if has_kernel and of_x is not None and all(cotangent is None for cotangent in of_params):
@@ -200,7 +242,7 @@ def _second_order(
     names = ACTIVATIONS[options[0]], ACTIVATIONS[options[1]], FACTORS[options[2]]
 
     def function(x: Tensor, *params: Tensor) -> Tensor:
-        return reference_mlp(x, params[:n_layers], params[n_layers:] or None, *names)
+        return layers(x, params[:n_layers], params[n_layers:] or None, *names)
 
     if is_transformed():
         grads = pull_back_transformed(function, [x, *params], grad_y, cotangents)
@@ -215,8 +257,13 @@ def _second_order(
     return [next(second) if want else None for want in wanted]
 
 
+_Along = make_function(_run_along, _along_gradients)
+_mlp = differentiable("mlp", _gradients, _tangent)
+_mlp_backward = differentiable("mlp_backward", _gradient_gradients, _gradient_tangents)
+
+
 def _register() -> None:
-    """Fake kernels and autograd of ``torch.ops.hashgrid.mlp``."""
+    """Fake kernels of ``torch.ops.hashgrid.mlp`` and its derivatives, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::mlp")
     def _(x, weights, biases, *options):
@@ -236,57 +283,9 @@ def _register() -> None:
             x.new_empty(n_params if need_params else 0),
         )
 
-    def setup_context(ctx, inputs, output) -> None:
-        x, weights, biases, *ctx.options = inputs
-        ctx.n_layers = len(weights)
-        ctx.n_biases = len(biases)
-        ctx.save_for_backward(x, *weights, *biases)
-
-    def backward(ctx, grad_y):
-        x, *params = ctx.saved_tensors
-        n = ctx.n_layers
-        need_x, *need_params = _needs(ctx.needs_input_grad[:3], n, ctx.n_biases)
-        grad_x, grad_params = torch.ops.hashgrid.mlp_backward(
-            grad_y.contiguous(), x, params[:n], params[n:], *ctx.options, need_x, any(need_params)
-        )
-        grads: list[Tensor | None] = [None] * len(params)
-        if any(need_params):
-            parts = split_gradient(grad_params, params)
-            grads = [grad if need else None for grad, need in zip(parts, need_params, strict=True)]
-        return grad_x if need_x else None, grads[:n], grads[n:], *(None for _ in ctx.options)
-
-    def setup_context_backward(ctx, inputs, output) -> None:
-        grad_y, x, weights, biases, *ctx.options = inputs
-        ctx.n_layers = len(weights)
-        ctx.n_biases = len(biases)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad_y, x, *weights, *biases)
-
-    def backward_backward(ctx, of_x, of_params):
-        grad_y, x, *params = ctx.saved_tensors
-        n = ctx.n_layers
-        *options, need_x, need_params = ctx.options
-        parts: list[Tensor | None] = [None] * len(params)
-        if of_params is not None and need_params:
-            parts = [*split_gradient(of_params, params)]
-        wanted = [ctx.needs_input_grad[0], *_needs(ctx.needs_input_grad[1:4], n, ctx.n_biases)]
-        grads = _second_order([of_x if need_x else None, *parts], grad_y, x, params, n, options, wanted)
-        return *grads[:2], grads[2 : 2 + n], grads[2 + n :], *(None for _ in ctx.options)
-
-    torch.library.register_autograd("hashgrid::mlp", backward, setup_context=setup_context)
-    torch.library.register_autograd("hashgrid::mlp_backward", backward_backward, setup_context=setup_context_backward)
-
     register_vmap("mlp", ["x"])
     register_vmap("mlp_backward", ["grad_y", "x"], sums=["need_params"])
     register_vmap("mlp_backward_backward", ["cotangent", "grad_y", "x"], (0, 1), ["need_params"])
-
-
-def _needs(needs: Sequence[Any], n_layers: int, n_biases: int) -> list[bool]:
-    """Flattens (x, weights, biases) of an op's ``needs_input_grad``; list arguments may come as one flag or as many."""
-    flat: list[bool] = [bool(needs[0])]
-    for need, count in zip(needs[1:], (n_layers, n_biases), strict=True):
-        flat += [bool(n) for n in need] if isinstance(need, (list, tuple)) else [bool(need)] * count
-    return flat
 
 
 if _extension.module is not None:

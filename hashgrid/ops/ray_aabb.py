@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.precision import maths_dtype
+from hashgrid.ops._tensors import maths_dtype
 
 
 def ray_aabb(
@@ -41,6 +41,34 @@ def prepare_rays(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, 
     dtype = maths_dtype(rays_o)
     rays_o, rays_d, aabb = (x.detach().to(dtype).contiguous() for x in (rays_o, rays_d, aabb))
     return rays_o, rays_d, aabb.to(rays_o.device)
+
+
+def as_limits(
+    near: float | Tensor | None, far: float | Tensor | None, rays_o: Tensor
+) -> tuple[float, float, Tensor | None]:
+    """``near`` and ``far`` for all rays, and [R, 2] of each ray where one of them is a tensor.
+
+    Raises:
+        ValueError: a tensor has another shape, or a number is NaN.
+    """
+    near, far = 0.0 if near is None else near, math.inf if far is None else far
+    n_rays = rays_o.shape[0]
+    for name, limit in (("near", near), ("far", far)):
+        if isinstance(limit, Tensor):
+            if limit.shape not in ((), (n_rays,)):
+                raise ValueError(
+                    f"`{name}` must be a number or have shape [{n_rays}], one per ray, got {list(limit.shape)}"
+                )
+        elif math.isnan(limit):
+            raise ValueError(f"`{name}` must be a distance, got nan")
+    if not isinstance(near, Tensor) and not isinstance(far, Tensor):
+        return float(near), float(far), None
+    # numbers are written on the device: a CUDA graph may record this
+    columns = [
+        limit.detach().to(rays_o).expand(n_rays) if isinstance(limit, Tensor) else rays_o.new_full((n_rays,), limit)
+        for limit in (near, far)
+    ]
+    return -math.inf, math.inf, torch.stack(columns, dim=-1)
 
 
 def _register() -> None:

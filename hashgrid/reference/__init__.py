@@ -3,12 +3,13 @@
 Same names and signatures as ``hashgrid.ops``, any dtype, any device, nothing of the compiled extension.
 """
 
-from hashgrid.reference.adam_step import adam_step, adam_step_foreach
+from hashgrid.reference.adam_step import adam_step
 from hashgrid.reference.composite import composite
+from hashgrid.reference.counter_uniform import counter_uniform
 from hashgrid.reference.frequency_encode import frequency_encode
-from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.hash_encode import hash_encode, hash_encode_into
 from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
-from hashgrid.reference.march_rays import march_rays, march_rays_fixed
+from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
@@ -17,7 +18,6 @@ from hashgrid.reference.occupancy_visible import occupancy_visible
 from hashgrid.reference.pixel_loss import pixel_loss
 from hashgrid.reference.radiance_field import radiance_field
 from hashgrid.reference.radiance_mlp import radiance_mlp
-from hashgrid.reference.random import counter_uniform
 from hashgrid.reference.ray_aabb import ray_aabb
 from hashgrid.reference.render_rays import render_rays
 from hashgrid.reference.sample_positions import sample_positions
@@ -30,14 +30,13 @@ from hashgrid.reference.window_samples import window_samples
 __all__ = [
     "SphereTrace",
     "adam_step",
-    "adam_step_foreach",
     "composite",
     "counter_uniform",
     "frequency_encode",
     "hash_encode",
+    "hash_encode_into",
     "hash_encode_mlp",
     "march_rays",
-    "march_rays_fixed",
     "mlp",
     "occupancy_points",
     "occupancy_update",

@@ -8,25 +8,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hashgrid.ops.adam_step import Tensors, check_alike
+
 
 @torch.no_grad()
 def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    steps: Tensor,
+    param: Tensors,
+    grad: Tensors,
+    exp_avg: Tensors,
+    exp_avg_sq: Tensors,
+    steps: Tensors,
     lr: Tensor,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     skip_zero: bool,
-    ema: Tensor | None = None,
-    ema_last: Tensor | None = None,
+    ema: Tensors | None = None,
+    ema_last: Tensors | None = None,
     ema_decay: float = 0.95,
     global_step: int | Tensor = 0,
-    shadow: Tensor | None = None,
+    half_copy: Tensor | None = None,
     zero_grad: bool = False,
 ) -> None:
     """Update ``param`` and its state in place.
@@ -40,7 +42,8 @@ def adam_step(
     in every step, except that rows not updated since lag behind.
 
     Args:
-        param: [..., C], a row is a vector along the last dimension.
+        param: [..., C], a row is a vector along the last dimension; or a list, and so are the other tensors but ``lr``
+            and ``global_step``: one parameter after the other, without ``skip_zero`` and ``half_copy``.
         grad: shape of ``param``.
         exp_avg: shape of ``param``, first moment.
         exp_avg_sq: shape of ``param``, second moment.
@@ -55,13 +58,28 @@ def adam_step(
         ema_last: int32 of the shape of ``steps``, step of the last update, starts as 0; goes with ``ema``.
         ema_decay: d above.
         global_step: number of this step, from 1; a number or an int32 tensor [1].
-        shadow: shape of ``param``, half copy, rewritten for the updated rows.
+        half_copy: shape of ``param``, half copy, rewritten for the updated rows.
         zero_grad: overwrite ``grad`` with zeros once it is consumed.
 
     Raises:
-        ValueError: a shape does not fit, or only one of ``ema`` and ``ema_last`` is given.
+        ValueError: a shape does not fit, only one of ``ema`` and ``ema_last`` is given, or ``skip_zero`` or
+            ``half_copy`` comes with lists.
     """
-    _check_arguments(param, grad, exp_avg, exp_avg_sq, steps, skip_zero, ema, ema_last, shadow)
+    if not isinstance(param, Tensor):
+        check_alike(skip_zero, half_copy)
+        for i, tensors in enumerate(zip(param, grad, exp_avg, exp_avg_sq, steps, strict=True)):
+            adam_step(
+                *(*tensors, lr, beta1, beta2, eps, weight_decay, False),
+                ema[i] if ema else None,
+                ema_last[i] if ema_last else None,
+                ema_decay,
+                global_step,
+                zero_grad=zero_grad,
+            )
+        return
+    assert isinstance(grad, Tensor) and isinstance(exp_avg, Tensor) and isinstance(exp_avg_sq, Tensor)
+    assert isinstance(steps, Tensor) and not isinstance(ema, Sequence) and not isinstance(ema_last, Sequence)
+    _check_arguments(param, grad, exp_avg, exp_avg_sq, steps, skip_zero, ema, ema_last, half_copy)
     width = param.shape[-1] if param.dim() else 1
     rows = grad.reshape(-1, width).ne(0).any(-1).nonzero().squeeze(-1) if skip_zero else None
 
@@ -91,41 +109,10 @@ def adam_step(
         average = torch.lerp(read(ema), old, behind)
         write(ema, ema_decay * average + (1 - ema_decay) * new)
         write(ema_last, torch.zeros_like(t) + global_step)
-    if shadow is not None:
-        write(shadow, new)
+    if half_copy is not None:
+        write(half_copy, new)
     if zero_grad:
         grad.zero_()
-
-
-def adam_step_foreach(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    lr: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    emas: Sequence[Tensor] = (),
-    ema_lasts: Sequence[Tensor] = (),
-    ema_decay: float = 0.95,
-    global_step: int | Tensor = 0,
-    zero_grad: bool = False,
-) -> None:
-    """`adam_step` without ``skip_zero`` and shadows, one parameter after the other."""
-    for i, param in enumerate(params):
-        adam_step(
-            *(param, grads[i], exp_avgs[i], exp_avg_sqs[i], steps[i]),
-            *(lr, beta1, beta2, eps, weight_decay),
-            skip_zero=False,
-            ema=emas[i] if emas else None,
-            ema_last=ema_lasts[i] if ema_lasts else None,
-            ema_decay=ema_decay,
-            global_step=global_step,
-            zero_grad=zero_grad,
-        )
 
 
 def _check_arguments(
@@ -137,10 +124,10 @@ def _check_arguments(
     skip_zero: bool,
     ema: Tensor | None,
     ema_last: Tensor | None,
-    shadow: Tensor | None,
+    half_copy: Tensor | None,
 ) -> None:
     for name, tensor in (
-        ("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("ema", ema), ("shadow", shadow)
+        ("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("ema", ema), ("half_copy", half_copy)
     ):  # fmt: skip
         if tensor is not None and tensor.shape != param.shape:
             raise ValueError(f"`{name}` must have the shape of `param`, {list(param.shape)}, got {list(tensor.shape)}")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hashgrid.precision import maths_dtype
+from hashgrid.ops._tensors import maths_dtype
 
 
 def composite(

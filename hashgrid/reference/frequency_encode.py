@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 
-from hashgrid.precision import at_least_fp32
+from hashgrid.maths import waves
+from hashgrid.ops._tensors import at_least_fp32
 
 
 def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
@@ -27,8 +25,4 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
         raise ValueError("`x` must have shape [..., D], got []")
     if n_frequencies < 1:
         raise ValueError(f"`n_frequencies` must be at least 1, got {n_frequencies}")
-    x = at_least_fp32(x)
-    half_turns = x.unsqueeze(-1) * 2.0 ** torch.arange(n_frequencies, device=x.device, dtype=x.dtype)  # [..., D, K]
-    # whole turns are exact to drop here and no longer are after the product with pi
-    angles = math.pi * (half_turns - 2 * (half_turns.detach() / 2).round())
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
+    return waves(at_least_fp32(x), n_frequencies)

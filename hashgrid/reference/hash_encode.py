@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hashgrid.levels import LevelTable
-from hashgrid.precision import at_least_fp32, maths_dtype
-from hashgrid.reference.straight_through import straight_through
+from hashgrid.maths import straight_through
+from hashgrid.ops._tensors import at_least_fp32, maths_dtype
 from hashgrid.util.choices import BOUNDS, INTERPOLATIONS, check_option
 
 HASH_FACTORS = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
@@ -23,9 +23,6 @@ def hash_encode(
     interpolation: str = "linear",
     bounds: str = "clamp",
     level_weights: Tensor | None = None,
-    shadow: Tensor | None = None,
-    known: Tensor | None = None,
-    grad_buffer: Tensor | None = None,
 ) -> Tensor:
     """Features of ``positions``, interpolated in every level of the grid.
 
@@ -40,9 +37,6 @@ def hash_encode(
         bounds: outside [0, 1]^D, "clamp" moves positions to the border (no position gradient along the clamped axes),
             "zero" returns zeros without gradients, "none" continues the grid, its cells wrapped to uint32 as in tcnn.
         level_weights: [L], multiplies the features of each level (a soft coarse-to-fine mask).
-        shadow: [n_entries, F], half copy of ``table``: values are read from it, the gradient goes to ``table``.
-        known: [..., L * F], result of an earlier call: returned in place of the values computed here.
-        grad_buffer: not used here; the gradient of ``table`` takes its ordinary way.
 
     Returns:
         [..., L * F] with channel ``l * F + f``, in the dtype of ``table``, at least fp32.
@@ -50,7 +44,36 @@ def hash_encode(
     Raises:
         ValueError: a shape, a dtype or an option does not fit.
     """
-    _check_arguments(positions, table, levels, interpolation, bounds, level_weights, shadow)
+    return _encode(positions, table, levels, interpolation, bounds, level_weights, None)
+
+
+def hash_encode_into(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    interpolation: str = "linear",
+    bounds: str = "clamp",
+    level_weights: Tensor | None = None,
+    half_table: Tensor | None = None,
+    precomputed: Tensor | None = None,
+    grad_buffer: Tensor | None = None,
+) -> Tensor:
+    """See :func:`hashgrid.ops._ngp.hash_encode_into`; the gradient of ``table`` takes its ordinary way, not that to
+    ``grad_buffer``."""
+    y = _encode(positions, table, levels, interpolation, bounds, level_weights, half_table)
+    return y if precomputed is None else straight_through(precomputed, y)
+
+
+def _encode(
+    positions: Tensor,
+    table: Tensor,
+    levels: LevelTable,
+    interpolation: str,
+    bounds: str,
+    level_weights: Tensor | None,
+    half_table: Tensor | None,
+) -> Tensor:
+    _check_arguments(positions, table, levels, interpolation, bounds, level_weights, half_table)
     x = positions.reshape(-1, levels.n_input_dims)  # [N, D]
     x, table = at_least_fp32(x), at_least_fp32(table)
 
@@ -64,8 +87,8 @@ def hash_encode(
     for level, entries in enumerate(_split_levels(table, levels)):
         index, weight = _cell_corners(x, levels, level, interpolation)  # [N, 2^D] each
         values = _gather(entries, index)  # [N, 2^D, F]
-        if shadow is not None:
-            values = straight_through(_gather(_split_levels(shadow, levels)[level], index), values)
+        if half_table is not None:
+            values = straight_through(_gather(_split_levels(half_table, levels)[level], index), values)
         features.append((weight.unsqueeze(-1) * values).sum(-2))
     y = torch.stack(features, dim=-2)  # [N, L, F]
 
@@ -76,8 +99,7 @@ def hash_encode(
     if bounds == "zero":
         y = torch.where(inside, y, 0)
     y = torch.where(finite, y, torch.nan)
-    y = y.to(table.dtype).reshape(*positions.shape[:-1], y.shape[-1])
-    return y if known is None else straight_through(known, y)
+    return y.to(table.dtype).reshape(*positions.shape[:-1], y.shape[-1])
 
 
 def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str) -> tuple[Tensor, Tensor]:
@@ -134,7 +156,7 @@ def _check_arguments(
     interpolation: str,
     bounds: str,
     level_weights: Tensor | None,
-    shadow: Tensor | None,
+    half_table: Tensor | None,
 ) -> None:
     if positions.dim() < 1 or positions.shape[-1] != levels.n_input_dims:
         raise ValueError(f"`positions` must have shape [..., {levels.n_input_dims}], got {list(positions.shape)}")
@@ -148,5 +170,5 @@ def _check_arguments(
     check_option("bounds", bounds, BOUNDS)
     if level_weights is not None and level_weights.shape != (levels.n_levels,):
         raise ValueError(f"`level_weights` must have shape [{levels.n_levels}], got {list(level_weights.shape)}")
-    if shadow is not None and shadow.shape != table.shape:
-        raise ValueError(f"`shadow` must have the shape of `table`, {list(table.shape)}, got {list(shadow.shape)}")
+    if half_table is not None and half_table.shape != table.shape:
+        raise ValueError(f"`half_table` must have shape {list(table.shape)} like `table`, got {list(half_table.shape)}")

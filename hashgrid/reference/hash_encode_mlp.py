@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.levels import LevelTable
-from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.hash_encode import hash_encode_into
 from hashgrid.reference.mlp import mlp
 
 
@@ -21,11 +21,11 @@ def hash_encode_mlp(
     interpolation: str = "linear",
     bounds: str = "clamp",
     level_weights: Tensor | None = None,
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """See :func:`hashgrid.ops.hash_encode_mlp`."""
-    encoded = hash_encode(positions, table, levels, interpolation, bounds, level_weights, shadow)
+    """See :func:`hashgrid.ops._ngp.hash_encode_mlp`."""
+    encoded = hash_encode_into(positions, table, levels, interpolation, bounds, level_weights, half_table)
     return mlp(encoded, weights, biases, activation, output_activation, compute_dtype)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hashgrid.precision import maths_dtype
-from hashgrid.reference.random import counter_uniform
+from hashgrid.ops._tensors import maths_dtype
+from hashgrid.ops.march_rays import check_fixed_size
+from hashgrid.ops.ray_aabb import as_limits
+from hashgrid.reference.counter_uniform import counter_uniform
 from hashgrid.reference.ray_aabb import check_rays, ray_aabb
 
 CELL_MARGIN = 1 / 1024  # of a cell's side
@@ -31,7 +32,9 @@ def march_rays(
     seed: int | Tensor | None = None,
     step: int | Tensor = 0,
     max_samples_per_ray: int = 1024,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n_samples: int | None = None,
+    n_rays: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """Samples of each ray where the grid is occupied.
 
     A ray advances by ``step(t) = clamp(t * cone_angle, step_size, max_step)``, ``max_step`` being the diagonal of the
@@ -54,14 +57,19 @@ def march_rays(
         seed: shifts the samples of each ray by a fraction of its first step; None for no shift.
         step: training step, varies the shift.
         max_samples_per_ray: further samples of a ray are dropped.
+        n_samples: samples S of the result: the rays, in order, whose samples fit, then samples of length zero that
+            belong to no ray and repeat the others; without rays it is empty nevertheless. None for all there are.
+        n_rays: int64 [1], number of rays in use, those behind have no samples; only with ``n_samples``.
 
     Returns:
         t_starts [S], t_ends [S], ray_indices [S] int64, packed_info [R, 2] int64 (first sample, count); sorted by ray,
-        in the order of the distance within a ray.
+        in the order of the distance within a ray. With ``n_samples`` also totals [2] int64: the samples that all rays
+        in use have, and the number of rays, from the first, whose samples are in the result.
 
     Raises:
         ValueError: a shape or a step does not fit.
     """
+    check_fixed_size(n_samples, n_rays)
     check_rays(rays_o, rays_d, aabb)
     rays_o, rays_d = (x.detach().to(maths_dtype(rays_o)) for x in (rays_o, rays_d))
     grid = _Grid(aabb.to(rays_o), bits, tuple(resolution), n_cascades)
@@ -116,68 +124,31 @@ def march_rays(
     t_starts, t_ends, ray_indices = (torch.cat(parts) for parts in zip(*samples, strict=True))
     ray_indices, order = ray_indices.sort(stable=True)
     counts = ray_indices.bincount(minlength=rays_o.shape[0])
-    return t_starts[order], t_ends[order], ray_indices, torch.stack([counts.cumsum(0) - counts, counts], dim=-1)
+    t_starts, t_ends = t_starts[order], t_ends[order]
+    if n_samples is not None:
+        return _cut_and_fill(t_starts, t_ends, ray_indices, counts, n_samples, n_rays)
+    return t_starts, t_ends, ray_indices, torch.stack([counts.cumsum(0) - counts, counts], dim=-1)
 
 
-def as_limits(
-    near: float | Tensor | None, far: float | Tensor | None, rays_o: Tensor
-) -> tuple[float, float, Tensor | None]:
-    """``near`` and ``far`` for all rays, and [R, 2] of each ray where one of them is a tensor.
-
-    Raises:
-        ValueError: a tensor has another shape, or a number is NaN.
-    """
-    near, far = 0.0 if near is None else near, math.inf if far is None else far
-    n_rays = rays_o.shape[0]
-    for name, limit in (("near", near), ("far", far)):
-        if isinstance(limit, Tensor):
-            if limit.shape not in ((), (n_rays,)):
-                raise ValueError(
-                    f"`{name}` must be a number or have shape [{n_rays}], one per ray, got {list(limit.shape)}"
-                )
-        elif math.isnan(limit):
-            raise ValueError(f"`{name}` must be a distance, got nan")
-    if not isinstance(near, Tensor) and not isinstance(far, Tensor):
-        return float(near), float(far), None
-    # numbers are written on the device: a CUDA graph may record this
-    columns = [
-        limit.detach().to(rays_o).expand(n_rays) if isinstance(limit, Tensor) else rays_o.new_full((n_rays,), limit)
-        for limit in (near, far)
-    ]
-    return -math.inf, math.inf, torch.stack(columns, dim=-1)
-
-
-def march_rays_fixed(
-    rays_o: Tensor, *arguments: Any, n_samples: int, n_rays: Tensor | None = None, **options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """:func:`march_rays` with a result of a size known beforehand.
-
-    Rays are taken in order as long as their samples fit into ``n_samples``; the others have none. Samples left over
-    belong to no ray: they repeat the others with length zero. The other arguments are those of :func:`march_rays`.
-
-    Args:
-        n_samples: samples S of the result; without rays it is empty nevertheless.
-        n_rays: int64 [1], number of rays in use, those behind have no samples; None for all.
-
-    Returns:
-        t_starts [S], t_ends [S], ray_indices [S] int64, packed_info [R, 2] int64, and totals [2] int64: the samples
-        that all rays in use have, and the number of rays, from the first, whose samples are in the result.
-    """
-    t_starts, t_ends, ray_indices, packed_info = march_rays(rays_o, *arguments, **options)
-    n_in_use = rays_o.shape[0] if n_rays is None else min(max(int(n_rays), 0), rays_o.shape[0])
-    counts = packed_info[:, 1].clone()
+def _cut_and_fill(
+    t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, counts: Tensor, n_samples: int, n_rays: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The samples of the first rays that fit into ``n_samples``, filled up; ``counts`` [R] per ray."""
+    total = len(counts)
+    n_in_use = total if n_rays is None else min(max(int(n_rays), 0), total)
+    counts = counts.clone()
     counts[n_in_use:] = 0
     fits = counts.cumsum(0) <= n_samples
     totals = torch.stack([counts.sum(), torch.where(fits.all(), n_in_use, fits.sum())])
     counts *= fits
-    kept = torch.arange(int(counts.sum()), device=rays_o.device)
+    kept = torch.arange(int(counts.sum()), device=counts.device)
     # what is left over takes the kept samples in turn, or the origins of the rays where there are none
-    n_left = n_samples - len(kept) if rays_o.shape[0] > 0 else 0
-    left = torch.arange(len(kept), len(kept) + n_left, device=rays_o.device)
+    n_left = n_samples - len(kept) if total > 0 else 0
+    left = torch.arange(len(kept), len(kept) + n_left, device=counts.device)
     if len(kept) > 0:
         t_left, ray_left = t_starts[left % len(kept)], ray_indices[left % len(kept)]
     else:
-        t_left, ray_left = t_starts.new_zeros(n_left), left % max(rays_o.shape[0], 1)
+        t_left, ray_left = t_starts.new_zeros(n_left), left % max(total, 1)
     return (
         torch.cat([t_starts[kept], t_left]),
         torch.cat([t_ends[kept], t_left]),

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
-from hashgrid.reference.activation import activate
-from hashgrid.reference.straight_through import straight_through
+from hashgrid.maths import layers
+from hashgrid.ops._tensors import at_least_fp32, product_dtype, without_autocast
 
 
 def mlp(
@@ -48,25 +46,7 @@ def mlp(
     return _layers(x.to(weights[0].dtype), weights, biases, activation, output_activation, compute_dtype)
 
 
-@without_autocast
-def _layers(
-    y: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor] | None,
-    activation: str,
-    output_activation: str,
-    compute_dtype: torch.dtype | None,
-) -> Tensor:
-    for layer, weight in enumerate(weights):
-        bias = None if biases is None else biases[layer]
-        y = F.linear(_round(y, compute_dtype), _round(weight, compute_dtype), bias)
-        y = activate(y, activation if layer < len(weights) - 1 else output_activation)
-    return y
-
-
-def _round(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """``x`` rounded to ``dtype``, kept in its own dtype: products of such values are exact before they are summed."""
-    return x if dtype is None or dtype == x.dtype else straight_through(x.to(dtype), x)
+_layers = without_autocast(layers)
 
 
 def _check_arguments(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> None:

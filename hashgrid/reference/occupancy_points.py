@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from hashgrid.precision import at_least_fp32
-from hashgrid.reference.random import counter_uniform
+from hashgrid.ops._tensors import at_least_fp32
+from hashgrid.reference.counter_uniform import counter_uniform
 
 
 def occupancy_points(

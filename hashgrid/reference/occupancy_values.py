@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hashgrid.levels import LevelTable
-from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.maths import optical_thickness
+from hashgrid.reference.hash_encode import hash_encode_into
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.occupancy_points import occupancy_points
-from hashgrid.reference.radiance_mlp import density_of
 
 
 @torch.no_grad()
@@ -29,23 +28,17 @@ def occupancy_values(
     weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
     *,
     step_size: float,
 ) -> Tensor:
-    """See :func:`hashgrid.ops.occupancy_values`."""
+    """See :func:`hashgrid.ops._ngp.occupancy_values`."""
     points = occupancy_points(cells, aabb, resolution, n_cascades, seed, step)
     low, high = field_aabb.to(points).split(3)
-    encoded = hash_encode((points - low) * (1.0 / (high - low)), table, levels, interpolation, bounds, None, shadow)
+    encoded = hash_encode_into(
+        (points - low) * (1.0 / (high - low)), table, levels, interpolation, bounds, None, half_table
+    )
     return optical_thickness(
         mlp(encoded, weights, compute_dtype=compute_dtype), cells, resolution, n_cascades, step_size
     )
-
-
-def optical_thickness(
-    geometry: Tensor, cells: Tensor, resolution: tuple[int, int, int], n_cascades: int, step_size: float
-) -> Tensor:
-    """[M] of the density network's outputs [M, G] in ``cells`` [M], for steps that double from cascade to cascade."""
-    thickness = density_of(geometry) * step_size
-    return thickness if n_cascades == 1 else thickness * 2.0 ** (cells // math.prod(resolution))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from hashgrid.precision import at_least_fp32, without_autocast
+from hashgrid.ops._tensors import at_least_fp32, without_autocast
 from hashgrid.reference.occupancy_points import occupancy_points
 
 _CELLS_AT_ONCE = 1 << 14

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.levels import LevelTable
-from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.hash_encode import hash_encode_into
 from hashgrid.reference.radiance_mlp import radiance_mlp
 
 
@@ -22,10 +22,10 @@ def radiance_field(
     color_weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`hashgrid.ops.radiance_field`."""
-    encoded = hash_encode(positions, table, levels, interpolation, bounds, None, shadow)
+    """See :func:`hashgrid.ops._ngp.radiance_field`."""
+    encoded = hash_encode_into(positions, table, levels, interpolation, bounds, None, half_table)
     return radiance_mlp(encoded, ray_features, rays, density_weights, color_weights, output_activation, compute_dtype)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from hashgrid.precision import maths_dtype
+from hashgrid.ops._tensors import maths_dtype
 
 
 def ray_aabb(

@@ -31,7 +31,7 @@ def render_rays(
     color_weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
     *,
@@ -42,7 +42,7 @@ def render_rays(
     max_samples_per_ray: int = 1024,
     early_stop_eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`hashgrid.ops.render_rays`; every sample is evaluated."""
+    """See :func:`hashgrid.ops._ngp.render_rays`; every sample is evaluated."""
     t_starts, t_ends, rays, packed_info = march_rays(
         rays_o,
         rays_d,
@@ -68,7 +68,7 @@ def render_rays(
         color_weights,
         interpolation,
         bounds,
-        shadow,
+        half_table,
         output_activation,
         compute_dtype,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashgrid.precision import maths_dtype
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.reference.composite import check_samples, exclusive_sum, place_samples
 
 

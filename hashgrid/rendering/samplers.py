@@ -14,7 +14,7 @@ from torch.profiler import record_function
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.nn import OccupancyGrid
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.rendering.composite import composite
 
 OCCUPANCY = "hashgrid occupancy update"  # name of a range in profiles
@@ -150,7 +150,7 @@ class OccupancySampler(Sampler):
     def _thickness(self, field: RadianceField, cells: Tensor, step: int) -> Tensor:
         """Optical thickness of a step in each of the cells [M], at a random place of it."""
         grid, fused = self.grid, field.fused()
-        ops = backend_ops(grid.backend)
+        ops = ngp_ops(grid.backend)
         # the reference, and fields of no kernel, keep all features of what they are asked
         parts = cells.split(REFERENCE_CELLS) if grid.backend == "reference" or fused is None else (cells,)
         values = []

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
-from hashgrid import ops, reference
 from hashgrid.geometry.cameras import UP, Cameras
+from hashgrid.ops._backend import backend_ops
 from hashgrid.rendering.extract import Distance
 from hashgrid.util.pictures import ERROR_MAP, colorize, round_scale
 
@@ -64,7 +64,7 @@ def trace(
     field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, epsilon: float = 1e-4, backend: str = "native"
 ) -> Hits:
     """Follows rays [R, 3] to the surface of a field within a box [6]; normals by :func:`smooth_normals`."""
-    module = ops if backend == "native" else reference
+    module = backend_ops(backend)
     t_min, t_max = module.ray_aabb(rays_o, rays_d, box)
     t, hit = module.sphere_trace(field, rays_o, rays_d, t_min, t_max, MAX_STEPS, epsilon)[:2]
     points = rays_o[hit] + t[hit, None] * rays_d[hit]
@@ -114,13 +114,13 @@ def render(
     light = _direction(camera, KEY).to(device)
     for o, d in zip(*(x.to(device).split(CHUNK) for x in camera.scaled(supersample).view_rays(0)), strict=True):
         hits = trace(field, o, d, box, backend=backend)
-        shadow = soft_shadow(field, hits.points + 2e-3 * hits.normals, light, box) if shadows else None
+        shadow = soft_shadow(field, hits.points + 2e-3 * hits.normals, light, box, backend=backend) if shadows else None
         color = _shade(field, camera, hits, up, shadow)
         image = torch.zeros(len(o), 3, device=device)
         image[hits.hit] = color
         if floor is not None:
             image[~hits.hit, 0] = _floor_light(
-                field, o[~hits.hit], d[~hits.hit], light if shadows else None, box, up, floor
+                field, o[~hits.hit], d[~hits.hit], light if shadows else None, box, up, floor, backend
             )
         else:
             image[~hits.hit, 0] = 1.0
@@ -200,13 +200,19 @@ def ambient_occlusion(field: Distance, points: Tensor, normals: Tensor, reach: f
 
 
 def soft_shadow(
-    field: Distance, points: Tensor, light: Tensor, box: Tensor, sharpness: float = 9.0, max_steps: int = 40
+    field: Distance,
+    points: Tensor,
+    light: Tensor,
+    box: Tensor,
+    sharpness: float = 9.0,
+    max_steps: int = 40,
+    backend: str = "native",
 ) -> Tensor:
     """How much of a light in direction ``light`` [3] points [N, 3] see [N], 0 to 1, by how closely the ray to it passes
     the surface in a box [6] (Quilez 2010)."""
     seen = torch.ones(len(points), device=points.device)
     directions = light.expand_as(points).contiguous()
-    t_min, t_max = reference.ray_aabb(points, directions, _grown(box, 0.05))
+    t_min, t_max = backend_ops(backend).ray_aabb(points, directions, _grown(box, 0.05))
     t = t_min.clamp(min=2e-2)
     live = (t < t_max).nonzero()[:, 0]
     for _ in range(max_steps):
@@ -225,7 +231,14 @@ def _grown(box: Tensor, by: float) -> Tensor:
 
 
 def _floor_light(
-    field: Distance, rays_o: Tensor, rays_d: Tensor, light: Tensor | None, box: Tensor, up: str, floor: float
+    field: Distance,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    light: Tensor | None,
+    box: Tensor,
+    up: str,
+    floor: float,
+    backend: str,
 ) -> Tensor:
     """How bright the floor is where rays [R, 3] meet it [R]; 1 where they do not."""
     vertical = torch.tensor(UP[up], device=rays_o.device)
@@ -234,7 +247,7 @@ def _floor_light(
     points = rays_o + t[:, None] * rays_d
     met = (t > 0) & points.isfinite().all(-1)
     if light is not None:
-        bright[met] = 0.70 + 0.30 * soft_shadow(field, points[met], light, box, sharpness=5.0)
+        bright[met] = 0.70 + 0.30 * soft_shadow(field, points[met], light, box, sharpness=5.0, backend=backend)
     reach = 0.12
     wide = _grown(box, reach)
     near = met & ((points > wide[:3] - 1e-6) & (points < wide[3:] + 1e-6)).all(-1)

@@ -10,8 +10,8 @@ from torch import Tensor
 from hashgrid.fields.base import Kept, RadianceField
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.geometry.rays import At, Rays, RaySamples
-from hashgrid.ops._backend import backend_ops
-from hashgrid.ops.render_rays import FIRST_WINDOW, GROWTH
+from hashgrid.ops._backend import ngp_ops
+from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
 
@@ -116,7 +116,7 @@ def render_pixels_in_one(
     """As :func:`render_pixels`, by the op that marches, asks the field and composites at once."""
     fused = field.fused()
     assert fused is not None and isinstance(sampler, OccupancySampler)
-    colors, opacities, depths, _ = backend_ops(sampler.grid.backend).render_rays(
+    colors, opacities, depths, _ = ngp_ops(sampler.grid.backend).render_rays(
         rays.origins,
         rays.directions,
         fused.encode_directions(rays.directions),

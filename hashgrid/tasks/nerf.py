@@ -19,7 +19,7 @@ from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.cameras import orbit
 from hashgrid.geometry.rays import Rays
 from hashgrid.nn import OccupancyGrid
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
 from hashgrid.rendering.samplers import OccupancyUpdates, Rendered, make_sampler
@@ -215,7 +215,7 @@ class Nerf(Command):
 
     def photometric(self, out: Rendered, background: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Huber loss of colours over the background, and its mean and that of the squared error [2]."""
-        pixel_loss = backend_ops(self.config.backend).pixel_loss
+        pixel_loss = ngp_ops(self.config.backend).pixel_loss
         return pixel_loss(out.colors, out.opacities, background, target, self.config.huber_delta)
 
     def _adapt_rays(self, n_samples: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hashgrid.fields.ngp import Ngp
 from hashgrid.geometry.rays import At, Rays
-from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler
@@ -146,7 +146,7 @@ class FixedStep:
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
         sigmas, colors = model.radiance(At(Rays(rays_o, rays_d), unit, samples.ray_indices))
         colors, opacities, *_ = composite(sigmas, colors, samples, early_stop_eps=config.early_stop_eps)
-        loss, means = backend_ops(config.backend).pixel_loss(
+        loss, means = ngp_ops(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
         )
         for weight in (*model.density_mlp.parameters(), *model.color_mlp.parameters()):

@@ -221,8 +221,8 @@ class Trainer:
             backend=config.backend,
         )
         for module in task.model.modules():
-            if isinstance(module, HashGrid) and module.shadow is not None:
-                self.optimizer.register_shadow(module.table, module.shadow)
+            if isinstance(module, HashGrid) and module.half_table is not None:
+                self.optimizer.register_half_copy(module.table, module.half_table)
         self.stepper: Stepper = task.stepper(self.optimizer) or Eager(task, self.optimizer)
         self.progress = Progress(seconds=seconds_before)
         self.curve: list[dict[str, float]] = []  # of loss and terms over time

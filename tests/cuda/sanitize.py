@@ -25,6 +25,7 @@ from problems.samples import AABB, ON_CUDA, SAMPLES, TENSOR_CORES_ONLY  # noqa: 
 
 from hashgrid import _extension, ops  # noqa: E402
 from hashgrid.levels import make_level_table  # noqa: E402
+from hashgrid.ops import _ngp
 from hashgrid.util.choices import FACTORS  # noqa: E402
 
 SIZES = (1, 255, 257)
@@ -112,13 +113,13 @@ def hash_encode(n: int) -> None:
         if dtype == torch.float64:
             continue
         for half in (torch.float16, torch.bfloat16):
-            y = ops.hash_encode(x, table, levels, shadow=table.detach().to(half), **options)
+            y = _ngp.hash_encode_into(x, table, levels, half_table=table.detach().to(half), **options)
             torch.autograd.grad(y.float().sum(), [x, table])
         torch.use_deterministic_algorithms(True)
         torch.autograd.grad(ops.hash_encode(x, table, levels, **options).sum(), table)
         torch.use_deterministic_algorithms(False)
         buffer = torch.zeros_like(table)
-        ops.hash_encode(x.detach(), table, levels, grad_buffer=buffer, **options).sum().backward()
+        _ngp.hash_encode_into(x.detach(), table, levels, grad_buffer=buffer, **options).sum().backward()
 
 
 def hash_encode_mlp(n: int) -> None:
@@ -129,8 +130,8 @@ def hash_encode_mlp(n: int) -> None:
             for width in (48, 128):
                 weights = [torch.randn(width, 4 * features), torch.randn(5, width)]
                 options = {"biases": [torch.randn(width), torch.randn(5)], "compute_dtype": half}
-                ops.hash_encode_mlp(x, table, levels, weights, shadow=table.to(half), **options)
-                ops.hash_encode_mlp(x, table, levels, weights, activation="softplus", **options)
+                _ngp.hash_encode_mlp(x, table, levels, weights, half_table=table.to(half), **options)
+                _ngp.hash_encode_mlp(x, table, levels, weights, activation="softplus", **options)
 
 
 def radiance_field(n: int) -> None:
@@ -140,10 +141,10 @@ def radiance_field(n: int) -> None:
         for n_ray_features in (2, 16, 48):
             density = [torch.randn(64, 8), torch.randn(16, 64)]
             color = [torch.randn(64, 16 + n_ray_features), torch.randn(3, 64)]
-            for shadow in (None, table.to(half)):
+            for half_table in (None, table.to(half)):
                 ray_features = torch.randn(7, n_ray_features)
-                ops.radiance_field(
-                    x, ray_features, rays, table, levels, density, color, shadow=shadow, compute_dtype=half
+                _ngp.radiance_field(
+                    x, ray_features, rays, table, levels, density, color, half_table=half_table, compute_dtype=half
                 )
 
 
@@ -155,10 +156,10 @@ def render_rays(n: int) -> None:
     for half in (torch.float16, torch.bfloat16):
         for n_cascades in (1, 3):
             bits = torch.randint(256, (n_cascades * 512,), dtype=torch.uint8)
-            for shadow in (None, table.to(half)):
-                ops.render_rays(
+            for half_table in (None, table.to(half)):
+                _ngp.render_rays(
                     *rays, box, bits, (16, 16, 16), n_cascades, 4 * box, table, levels, density, color,
-                    shadow=shadow, compute_dtype=half, step_size=0.04,
+                    half_table=half_table, compute_dtype=half, step_size=0.04,
                 )  # fmt: skip
 
 
@@ -168,10 +169,10 @@ def occupancy_values(n: int) -> None:
     for half in (torch.float16, torch.bfloat16):
         for width, n_out in ((64, 16), (24, 1)):
             weights = [torch.randn(width, 8), torch.randn(n_out, width)]
-            for shadow in (None, table.to(half)):
-                ops.occupancy_values(
+            for half_table in (None, table.to(half)):
+                _ngp.occupancy_values(
                     torch.randint(3 * 512, (n,)), box, (8, 8, 8), 3, 1, 2, 4 * box, table, levels, weights,
-                    shadow=shadow, compute_dtype=half, step_size=0.04,
+                    half_table=half_table, compute_dtype=half, step_size=0.04,
                 )  # fmt: skip
 
 
@@ -183,7 +184,7 @@ def radiance_mlp(n: int) -> None:
             x, ray_features, rays = leaf(n, 12), torch.randn(7, n_ray_features), torch.randint(7, (n,))
             frozen = [weight.detach() for weight in density], [weight.detach() for weight in color]
             for networks in ((density, color), frozen):
-                sigmas, colors = ops.radiance_mlp(x, ray_features, rays, *networks, compute_dtype=half)
+                sigmas, colors = _ngp.radiance_mlp(x, ray_features, rays, *networks, compute_dtype=half)
                 (sigmas.sum() + colors.square().sum()).backward()
 
 
@@ -228,7 +229,7 @@ def march_rays(n: int) -> None:
             options = {"step_size": 0.05, "cone_angle": cone_angle, "seed": seed, "step": 3}
             ops.march_rays(*grid, **options)
             for n_samples in (1, 255, 40 * n):
-                ops.march_rays_fixed(*grid, n_samples=n_samples, n_rays=torch.tensor([max(1, n - 2)]), **options)
+                ops.march_rays(*grid, n_samples=n_samples, n_rays=torch.tensor([max(1, n - 2)]), **options)
 
 
 def sphere_trace(n: int) -> None:
@@ -257,33 +258,33 @@ def composite(n: int) -> None:
             features = leaf(len(t_starts), channels, dtype=dtype)
             twice(ops.composite(sigmas, features, t_starts, t_ends, packed_info), [sigmas, features])
         sigmas = 20 * torch.rand(len(t_starts), dtype=dtype)
-        ops.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-2)
+        _ngp.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-2)
         for begin in (0, 3):
-            ops.window_samples(*torch.rand(2, n, 3), sigmas, t_starts, t_ends, packed_info, begin, 40, 1e-2)
+            _ngp.window_samples(*torch.rand(2, n, 3), sigmas, t_starts, t_ends, packed_info, begin, 40, 1e-2)
 
 
 def occupancy(n: int) -> None:
     resolution = (n, 3, 2)
     cells = torch.arange(0, N_CASCADES * n * 6, 2)
-    points = ops.occupancy_points(cells, torch.tensor(AABB), resolution, N_CASCADES, seed=7, step=3)
-    seen = ops.occupancy_visible(torch.randn(3, 5, 4), torch.tensor(AABB), resolution, N_CASCADES)
+    points = _ngp.occupancy_points(cells, torch.tensor(AABB), resolution, N_CASCADES, seed=7, step=3)
+    seen = _ngp.occupancy_visible(torch.randn(3, 5, 4), torch.tensor(AABB), resolution, N_CASCADES)
     density = torch.where(seen, torch.rand(len(seen)), -1.0)
     bits = torch.zeros(-(-len(seen) // 8), dtype=torch.uint8)
-    ops.occupancy_update(density, bits, cells, points.norm(dim=1))
+    _ngp.occupancy_update(density, bits, cells, points.norm(dim=1))
     ops.counter_uniform(7, 3, cells)
 
 
 def sample_positions(n: int) -> None:
     for dtype in (torch.float32, torch.float64):
         rays, (begin, end) = torch.randn(2, 9, 3, dtype=dtype), torch.rand(2, n, dtype=dtype)
-        ops.sample_positions(*rays, torch.randint(9, (n,)), begin, end)
+        _ngp.sample_positions(*rays, torch.randint(9, (n,)), begin, end)
 
 
 def pixel_loss(n: int) -> None:
     for dtype in (torch.float32, torch.float64):
         for n_rays in (None, torch.tensor([n // 2])):
             tensors = leaf(n, 3, dtype=dtype), leaf(n, dtype=dtype), *torch.rand(2, n, 3, dtype=dtype)
-            ops.pixel_loss(*tensors, n_rays=n_rays)[0].backward()
+            _ngp.pixel_loss(*tensors, n_rays=n_rays)[0].backward()
 
 
 def sample_rays(n: int) -> None:
@@ -292,8 +293,8 @@ def sample_rays(n: int) -> None:
     lens = torch.randn(321, 2), torch.stack((offsets[:3], sizes[:, 0]), dim=1)
     for n_channels in (3, 4):
         data = torch.randint(256, (321, n_channels), dtype=torch.uint8)
-        ops.sample_rays(7, 3, n, data, *cameras)
-        ops.sample_rays(7, 3, n, data, *cameras, *lens)
+        _ngp.sample_rays(7, 3, n, data, *cameras)
+        _ngp.sample_rays(7, 3, n, data, *cameras, *lens)
 
 
 def adam_step(n: int) -> None:
@@ -309,7 +310,7 @@ def adam_step(n: int) -> None:
             )  # fmt: skip
         many = [[torch.rand(n, features, dtype=dtype) for _ in range(4)] for _ in range(3)]
         steps = [torch.zeros(1, dtype=torch.int32) for _ in many]
-        ops.adam_step_foreach(*zip(*many, strict=True), steps, torch.tensor(1e-2), 0.9, 0.99, 1e-15, 1e-6)
+        ops.adam_step(*zip(*many, strict=True), steps, torch.tensor(1e-2), 0.9, 0.99, 1e-15, 1e-6, False)
 
 
 WORK: dict[str, Callable[[int], None]] = {

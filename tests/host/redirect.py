@@ -14,10 +14,10 @@ from hashgrid import _extension
 # What only some kernels have. The modules' names are also their functions', so that importing them by name is needed.
 OPTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("hashgrid.ops.mlp", "SECOND_ORDER_DEVICES", ()),
-    ("hashgrid.ops.radiance_field", "KERNEL_DEVICES", ("cpu",)),
-    ("hashgrid.ops.radiance_mlp", "TENSOR_CORE_DEVICES", ("cpu",)),
-    ("hashgrid.ops.gather_rows", "KERNEL_DEVICES", ()),
-    ("hashgrid.ops.visible_cells", "KERNEL_DEVICES", ()),
+    ("hashgrid.ops._ngp.radiance_field", "KERNEL_DEVICES", ("cpu",)),
+    ("hashgrid.ops._ngp.radiance_mlp", "TENSOR_CORE_DEVICES", ("cpu",)),
+    ("hashgrid.ops._ngp.gather_rows", "KERNEL_DEVICES", ()),
+    ("hashgrid.ops._ngp.visible_cells", "KERNEL_DEVICES", ()),
 )
 
 
@@ -26,7 +26,7 @@ def take_cuda_ops(library: Any, set_attribute: Callable[[Any, str, Any], None] =
     tensor_cores = has_tensor_cores(library)
     set_attribute(_extension, "ops", lambda: library)
     set_attribute(
-        importlib.import_module("hashgrid.ops.radiance_mlp"), "_has_tensor_cores", lambda device: tensor_cores
+        importlib.import_module("hashgrid.ops._ngp.radiance_mlp"), "_has_tensor_cores", lambda device: tensor_cores
     )
     for module, name, value in OPTIONS:
         set_attribute(importlib.import_module(module), name, value)

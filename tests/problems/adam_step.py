@@ -9,7 +9,7 @@ from torch import Tensor
 class State:
     """A parameter, its gradient and everything a step writes."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, skip_zero: bool, ema: bool, shadow=None) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, skip_zero: bool, ema: bool, half_copy=None) -> None:
         generator = torch.Generator().manual_seed(len(shape) + sum(shape))
         draw = lambda: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
         n_counters = int(torch.Size(shape[:-1]).numel()) if skip_zero and shape else 1
@@ -17,7 +17,7 @@ class State:
         self.steps = torch.randint(0, 3000, (n_counters,), generator=generator, dtype=torch.int32)
         self.ema = draw() if ema else None
         self.ema_last = torch.randint(0, 90, (n_counters,), generator=generator, dtype=torch.int32) if ema else None
-        self.shadow = self.param.to(shadow) if shadow is not None else None
+        self.half_copy = self.param.to(half_copy) if half_copy is not None else None
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -25,7 +25,7 @@ class State:
     def step(self, op, grad: Tensor, skip_zero: bool, global_step: int = 100, **options) -> None:
         op(
             self.param, grad, self.exp_avg, self.exp_avg_sq, self.steps, torch.tensor(0.01), 0.9, 0.99, 1e-15, 1e-3,
-            skip_zero, self.ema, self.ema_last, 0.95, global_step, self.shadow, **options,
+            skip_zero, self.ema, self.ema_last, 0.95, global_step, self.half_copy, **options,
         )  # fmt: skip
 
 

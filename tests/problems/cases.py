@@ -14,6 +14,7 @@ from torch import Tensor
 from hashgrid import ops, reference
 from hashgrid.levels import LevelTable, make_level_table
 from hashgrid.nn.occupancy_grid import _frustum_planes
+from hashgrid.ops import _ngp
 from problems.adam_step import State, check_state, sparse_gradient
 from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
 from problems.hash_encode import orders_of, safe_positions
@@ -87,10 +88,12 @@ def check_derivatives(
 
 
 def encode(
-    library: ModuleType, levels: LevelTable, interpolation: str, shadow: Tensor | None = None
+    library: ModuleType, levels: LevelTable, interpolation: str, half_table: Tensor | None = None
 ) -> Callable[..., Tensor]:
     def function(x: Tensor, table: Tensor, weights: Tensor) -> Tensor:
-        return library.hash_encode(x, table, levels, interpolation, level_weights=weights, shadow=shadow)
+        if half_table is None:
+            return library.hash_encode(x, table, levels, interpolation, level_weights=weights)
+        return _ngp.hash_encode_into(x, table, levels, interpolation, level_weights=weights, half_table=half_table)
 
     return function
 
@@ -148,7 +151,7 @@ def hash_encode_mlp_case(n: int) -> None:
     levels = make_level_table(3, n_levels=8, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
     x, table = torch.rand(n, 3), torch.randn(levels.n_entries, 2)
     weights = [torch.randn(32, 16), torch.randn(3, 32)]
-    y = ops.hash_encode_mlp(x, table, levels, weights, compute_dtype=torch.bfloat16)
+    y = _ngp.hash_encode_mlp(x, table, levels, weights, compute_dtype=torch.bfloat16)
     assert torch.equal(y, ops.mlp(ops.hash_encode(x, table, levels), weights, compute_dtype=torch.bfloat16))
 
 
@@ -159,11 +162,11 @@ def radiance_field_case(n: int) -> None:
     density, color = [torch.randn(32, 16), 0.1 * torch.randn(16, 32)], [torch.randn(64, 32), 0.1 * torch.randn(3, 64)]
     for half in (torch.float16, torch.bfloat16):
         table = torch.randn(levels.n_entries, 2)
-        for shadow in (None, table.to(half)):
-            sigmas, colors = ops.radiance_field(
-                x, ray_features, rays, table, levels, density, color, shadow=shadow, compute_dtype=half
+        for half_table in (None, table.to(half)):
+            sigmas, colors = _ngp.radiance_field(
+                x, ray_features, rays, table, levels, density, color, half_table=half_table, compute_dtype=half
             )
-            encoded = ops.hash_encode(x, table, levels, shadow=shadow)
+            encoded = _ngp.hash_encode_into(x, table, levels, half_table=half_table)
             geometry = ops.mlp(encoded, density, compute_dtype=half)
             inputs = torch.cat((geometry, ray_features[rays]), dim=1)
             assert torch.equal(colors, ops.mlp(inputs, color, output_activation="sigmoid", compute_dtype=half))
@@ -175,8 +178,8 @@ def render_rays_case(n: int) -> None:
     in_one = has_tensor_cores(torch.ops.hashgrid_on_host)
     for half in (torch.bfloat16,) if n > MANY else (torch.float16, torch.bfloat16):
         arguments = rays_into_field(n, density=20.0, compute_dtype=half)
-        for shadow in (None, arguments["table"].to(half)):
-            n_evaluated, n_visible = check_rendering(arguments | {"shadow": shadow})
+        for half_table in (None, arguments["table"].to(half)):
+            n_evaluated, n_visible = check_rendering(arguments | {"half_table": half_table})
             assert n_evaluated == n_visible if in_one else n_evaluated >= n_visible
 
 
@@ -184,16 +187,18 @@ def occupancy_values_case(n: int) -> None:
     """Of the ops above, with the same roundings."""
     for half in (torch.float16, torch.bfloat16):
         arguments = cells_of_field(n, compute_dtype=half)
-        for shadow in (None, arguments["table"].to(half)):
-            arguments["shadow"] = shadow
-            torch.testing.assert_close(ops.occupancy_values(**arguments), values_in_parts(arguments), rtol=2e-6, atol=0)
+        for half_table in (None, arguments["table"].to(half)):
+            arguments["half_table"] = half_table
+            torch.testing.assert_close(
+                _ngp.occupancy_values(**arguments), values_in_parts(arguments), rtol=2e-6, atol=0
+            )
 
 
 def radiance_mlp_case(n: int) -> None:
     """What its own tests look at, at these sizes; many rows in one dtype."""
     arguments, grads = networks(n), (torch.randn(n), torch.randn(n, 3))
     for half in (torch.bfloat16,) if n > MANY else (torch.float16, torch.bfloat16):
-        ours = radiance_and_gradients(ops.radiance_mlp, arguments, grads, compute_dtype=half)
+        ours = radiance_and_gradients(_ngp.radiance_mlp, arguments, grads, compute_dtype=half)
         theirs = radiance_and_gradients(radiance_by_mlp, arguments, grads, compute_dtype=half)
         assert torch.equal(ours[1], theirs[1])
         for a, b in zip(ours, theirs, strict=True):
@@ -222,14 +227,14 @@ def sample_positions_case(n: int) -> None:
     for dtype in DTYPES:
         rays, (begin, end) = torch.randn(2, 9, 3, dtype=dtype), torch.rand(2, n, dtype=dtype)
         arguments = *rays, torch.randint(9, (n,)), begin, end
-        assert_same(ops.sample_positions(*arguments), reference.sample_positions(*arguments))
+        assert_same(_ngp.sample_positions(*arguments), reference.sample_positions(*arguments))
 
 
 def pixel_loss_case(n: int) -> None:
     tensors = pixels(n)
     for n_rays in (None, torch.tensor([n // 2])):
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-            ours = loss_and_gradients(ops.pixel_loss, tensors, dtype, n_rays=n_rays)
+            ours = loss_and_gradients(_ngp.pixel_loss, tensors, dtype, n_rays=n_rays)
             exact = loss_and_gradients(reference.pixel_loss, tensors, torch.float64, n_rays=n_rays)
             for a, b in zip(ours, exact, strict=True):
                 scale = b.abs().max().item() if b.numel() else 0.0
@@ -240,7 +245,7 @@ def sample_rays_case(n: int) -> None:
     """Of views of several sizes, the last of one pixel."""
     for n_channels in (3, 4):
         views = random_views([(5, 4), (300, 1), (1, 1)], n_channels)
-        assert_same(ops.sample_rays(7, 3, n, *views), reference.sample_rays(7, 3, n, *views))
+        assert_same(_ngp.sample_rays(7, 3, n, *views), reference.sample_rays(7, 3, n, *views))
 
 
 def ray_aabb_case(n: int) -> None:
@@ -270,7 +275,7 @@ def march_rays_case(n: int) -> None:
     for dtype, n_samples in itertools.product(DTYPES, (len(samples[0]) // 2, len(samples[0]) + 40)):
         arguments = rays_o[order].to(dtype), rays_d[order].to(dtype), aabb.to(dtype), bits
         fixed = options | {"n_samples": n_samples, "n_rays": torch.tensor([n - 1])}
-        assert_same(ops.march_rays_fixed(*arguments, **fixed), reference.march_rays_fixed(*arguments, **fixed))
+        assert_same(ops.march_rays(*arguments, **fixed), reference.march_rays(*arguments, **fixed))
 
 
 # ---- compositing --------------------------------------------------------------------------------------------------
@@ -308,7 +313,7 @@ def visible_samples_case(n: int) -> None:
     for dtype in DTYPES:
         samples = packed(n, dtype, 30.0)
         sigmas, _, *rest = samples.values()
-        index, kept_info = ops.visible_samples(sigmas, *rest, 1e-3)
+        index, kept_info = _ngp.visible_samples(sigmas, *rest, 1e-3)
         weights = ops.composite(**samples, early_stop_eps=1e-3)[3]
         assert torch.equal(index, (weights > 0).nonzero().squeeze(-1))
         if dtype == torch.float64:
@@ -322,7 +327,7 @@ def window_samples_case(n: int) -> None:
         rays = torch.rand(len(rest[-1]), 3, dtype=dtype), torch.randn(len(rest[-1]), 3, dtype=dtype)
         for begin, end in ((0, 3), (2, 33), (33, 100)):
             window = *rays, sigmas, *rest, begin, end, 1e-3
-            assert_same(ops.window_samples(*window), reference.window_samples(*window))
+            assert_same(_ngp.window_samples(*window), reference.window_samples(*window))
 
 
 # ---- occupancy, Adam ----------------------------------------------------------------------------------------------
@@ -332,14 +337,14 @@ def occupancy_points_case(n: int) -> None:
     cells = torch.randint(0, 5 * 8 * 3 * 3, (n,))
     for dtype, seed in itertools.product(DTYPES, (None, 3)):
         arguments = cells, AABB.to(dtype), (5, 8, 3), 3, seed, 4
-        assert_same(ops.occupancy_points(*arguments), reference.occupancy_points(*arguments))
+        assert_same(_ngp.occupancy_points(*arguments), reference.occupancy_points(*arguments))
 
 
 def occupancy_visible_case(n: int) -> None:
     """A grid has at least one cell; without cameras none is seen."""
     planes = _frustum_planes(*make_cameras(3 if n > 0 else 0), 0.2, 0.0).float()
     arguments = planes, AABB, (max(n, 1), 1, 1)
-    actual, expected = ops.occupancy_visible(*arguments), reference.occupancy_visible(*arguments)
+    actual, expected = _ngp.occupancy_visible(*arguments), reference.occupancy_visible(*arguments)
     assert (actual != expected).sum() <= n // 1000  # rounding at the border of a view
 
 
@@ -349,7 +354,7 @@ def occupancy_update_case(n: int) -> None:
         if n > 0 and len(cells) == 0:
             cells, values = torch.zeros(1, dtype=torch.int64), torch.full((1,), scale)
         ours, expected = (density.clone(), bits.clone()), (density, bits)
-        ops.occupancy_update(*ours, cells, values)
+        _ngp.occupancy_update(*ours, cells, values)
         reference.occupancy_update(*expected, cells, values)
         assert_same(ours, expected)
 
@@ -365,10 +370,10 @@ def adam_step_case(n: int, width: int = 2) -> None:
         ours.step(ops.adam_step, cleared, skip_zero, zero_grad=True)
         theirs.step(reference.adam_step, grad.clone(), skip_zero)
         exact.step(reference.adam_step, grad.double(), skip_zero)
-        shadow, touched = ours.shadow, grad.ne(0).any(-1) if skip_zero else torch.ones(n, dtype=torch.bool)
-        assert torch.equal(shadow[touched], ours.param.to(torch.bfloat16)[touched]) and not cleared.any()
+        half_copy, touched = ours.half_copy, grad.ne(0).any(-1) if skip_zero else torch.ones(n, dtype=torch.bool)
+        assert torch.equal(half_copy[touched], ours.param.to(torch.bfloat16)[touched]) and not cleared.any()
         for state in (ours, theirs):
-            state.shadow = None
+            state.half_copy = None
         check_state(ours, theirs, exact)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import reference
-from hashgrid.reference.activation import activate
+from hashgrid.maths import activate
 
 BF16, FP16 = torch.bfloat16, torch.float16
 UNITS = {None: 2**-24, BF16: 2**-9, FP16: 2**-12}  # half a unit in the last place of 1

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashgrid import ops
 from hashgrid.levels import make_level_table
+from hashgrid.ops import _ngp
 
 LEVELS = make_level_table(3, n_levels=4, log2_hashmap_size=9, base_resolution=4, max_resolution=30)
 RESOLUTION = (8, 9, 10)
@@ -33,8 +33,8 @@ def cells_of_field(n: int, n_cascades: int = 2, n_out: int = 16, **options: Any)
 
 
 def values_in_parts(a: dict[str, Any]) -> Tensor:
-    points = ops.occupancy_points(a["cells"], a["aabb"], RESOLUTION, a["n_cascades"], a["seed"], a["step"])
+    points = _ngp.occupancy_points(a["cells"], a["aabb"], RESOLUTION, a["n_cascades"], a["seed"], a["step"])
     low, high = a["field_aabb"].split(3)
-    options = {name: a[name] for name in ("shadow", "compute_dtype") if name in a}
-    geometry = ops.hash_encode_mlp((points - low) * (1 / (high - low)), a["table"], LEVELS, a["weights"], **options)
+    options = {name: a[name] for name in ("half_table", "compute_dtype") if name in a}
+    geometry = _ngp.hash_encode_mlp((points - low) * (1 / (high - low)), a["table"], LEVELS, a["weights"], **options)
     return geometry[:, 0].exp() * (a["step_size"] * 2.0 ** (a["cells"] // (8 * 9 * 10)))

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from hashgrid import ops
 from hashgrid.levels import make_level_table
+from hashgrid.ops import _ngp
 
 LEVELS = make_level_table(3, n_levels=4, log2_hashmap_size=9, base_resolution=4, max_resolution=30)
 RESOLUTION = (16, 16, 16)
-FIELD = ("table", "levels", "density_weights", "color_weights", "shadow", "compute_dtype")
+FIELD = ("table", "levels", "density_weights", "color_weights", "half_table", "compute_dtype")
 MARCH = ("step_size", "cone_angle", "near", "far", "max_samples_per_ray")
 
 
@@ -48,17 +49,18 @@ def rendered_in_parts(arguments: dict[str, Any], library: Any = ops) -> tuple[Te
     t_starts, t_ends, rays, packed_info = library.march_rays(*grid, **march)
     low, high = arguments["field_aabb"].split(3)
     unit_o, unit_d = (arguments["rays_o"] - low) * (1 / (high - low)), arguments["rays_d"] * (1 / (high - low))
-    positions = library.sample_positions(unit_o, unit_d, rays, t_starts, t_ends)
+    ngp = _ngp if library is ops else library
+    positions = ngp.sample_positions(unit_o, unit_d, rays, t_starts, t_ends)
     field = {name: arguments[name] for name in FIELD if name in arguments}
-    sigmas, colors = library.radiance_field(positions, arguments["ray_features"], rays, **field)
+    sigmas, colors = ngp.radiance_field(positions, arguments["ray_features"], rays, **field)
     eps = arguments.get("early_stop_eps", 1e-4)
     rendered = library.composite(sigmas, colors, t_starts, t_ends, packed_info, eps)
-    return *rendered[:3], len(library.visible_samples(sigmas, t_starts, t_ends, packed_info, eps)[0])
+    return *rendered[:3], len(ngp.visible_samples(sigmas, t_starts, t_ends, packed_info, eps)[0])
 
 
 def check_rendering(arguments: dict[str, Any], library: Any = ops, rtol: float = 1e-5) -> tuple[int, int]:
     """Returns how many samples were evaluated, and how many can be seen."""
-    *ours, n_evaluated = ops.render_rays(**arguments)
+    *ours, n_evaluated = _ngp.render_rays(**arguments)
     *expected, n_visible = rendered_in_parts(arguments, library)
     for mine, theirs in zip(ours, expected, strict=True):
         assert mine.dtype == torch.float32

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import hashgrid.ops.gather_rows  # noqa: F401  # the package does not load it
+import hashgrid.ops._ngp  # noqa: F401
 from hashgrid.levels import make_level_table
-from hashgrid.ops.hash_encode import options_of
+from hashgrid.ops.hash_encode import encoding_options
 
 Arguments = tuple[Any, ...]
 
 N_POINTS, N_RAYS, N_CHANNELS = 9, 5, 3
 LEVELS = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=4, max_resolution=16)
-LINEAR = options_of(LEVELS, "linear", "clamp")
-SMOOTHSTEP = options_of(LEVELS, "smoothstep", "zero")
-NEAREST = options_of(LEVELS, "nearest", "none")
+LINEAR = encoding_options(LEVELS, "linear", "clamp")
+SMOOTHSTEP = encoding_options(LEVELS, "smoothstep", "zero")
+NEAREST = encoding_options(LEVELS, "nearest", "none")
 RESOLUTION = (4, 5, 6)
 N_CELLS = 2 * 4 * 5 * 6  # two cascades
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)

@@ -29,7 +29,7 @@ void adam_step_cuda(const Tensor& param, const Tensor& grad, const Tensor& exp_a
   device.check(ema, "ema");
   device.check(ema_last, "ema_last");
   device.check(global_step, "global_step");
-  device.check(shadow, "shadow");
+  device.check(shadow, "half_copy");
   if (!lr.is_cpu()) device.check(lr, "lr");
   AdamStepParams p = make_adam_step_params(param, grad, exp_avg, exp_avg_sq, steps, lr, beta1, beta2, eps, weight_decay,
                                            skip_zero, ema, ema_last, ema_decay, global_step, shadow, zero_grad);

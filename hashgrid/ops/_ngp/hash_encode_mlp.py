@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import is_recorded
 from hashgrid.levels import LevelTable
-from hashgrid.ops._flatten import flatten, unflatten
-from hashgrid.ops.hash_encode import hash_encode, options_of
+from hashgrid.ops._autograd import is_recorded
+from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
+from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten
+from hashgrid.ops.hash_encode import encoding_options
 from hashgrid.ops.mlp import check_network, mlp
-from hashgrid.precision import at_least_fp32, product_dtype
 from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 
@@ -26,17 +26,17 @@ def hash_encode_mlp(
     interpolation: str = "linear",
     bounds: str = "clamp",
     level_weights: Tensor | None = None,
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``mlp(hash_encode(positions, ...), ...)``, for arguments see `hash_encode` and `mlp`.
+    """``mlp(hash_encode(positions, ...), ...)``, for arguments see `hash_encode_into` and `mlp`.
 
     Where no gradient is recorded, features do not reach memory: on the CPU, and on a GPU from sm_80 on with 2 or 3
     dimensions, an even number of features per level, fp32 positions, 16-bit products (``compute_dtype`` or autocast), a
-    table of fp32 or a shadow of their dtype, and layers up to 128 wide. In all other cases the kernels of the two ops
-    run. Values are rounded at the same places.
+    table of fp32 or a half table of their dtype, and layers up to 128 wide. In all other cases the kernels of
+    the two ops run. Values are rounded at the same places.
 
     Returns:
         [..., out] in the dtype of the weights, at least fp32.
@@ -48,7 +48,7 @@ def hash_encode_mlp(
     weights, biases = list(weights), [] if biases is None else list(biases)
     tensors = [positions, table, *weights, *biases, *([] if level_weights is None else [level_weights])]
     if is_recorded(*tensors) or not _have_one_dtype(at_least_fp32(positions), table, *weights, *biases):
-        encoded = hash_encode(positions, table, levels, interpolation, bounds, level_weights, shadow)
+        encoded = hash_encode_into(positions, table, levels, interpolation, bounds, level_weights, half_table)
         return mlp(encoded, weights, biases or None, activation, output_activation, compute_dtype)
     check_option("interpolation", interpolation, INTERPOLATIONS)
     check_option("bounds", bounds, BOUNDS)
@@ -57,9 +57,9 @@ def hash_encode_mlp(
     positions, products = at_least_fp32(positions), product_dtype(compute_dtype, weights[0])
     y = _extension.ops().hash_encode_mlp(
         flatten(positions, levels.n_input_dims, "positions"),
-        (table if shadow is None else shadow).contiguous(),
+        (table if half_table is None else half_table).contiguous(),
         None if level_weights is None else at_least_fp32(level_weights).contiguous(),
-        *options_of(levels, interpolation, bounds),
+        *encoding_options(levels, interpolation, bounds),
         [weight.contiguous() for weight in weights],
         [bias.contiguous() for bias in biases],
         ACTIVATIONS.index(activation),

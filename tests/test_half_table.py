@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid import HashGrid
+from hashgrid.ops._half_table import is_current
 from hashgrid.optim import Adam
-from hashgrid.shadow import is_fresh
 
 SMALL = {"n_levels": 4, "log2_hashmap_size": 8, "base_resolution": 4, "max_resolution": 32}
 
@@ -114,24 +114,24 @@ def test_moving_averages_come_and_go() -> None:
 def test_a_step_renews_what_others_wrote_before_it(backend: str, skip_zero: bool) -> None:
     grid = make(backend)
     optimizer = Adam([grid.table], lr=0.1, skip_zero=skip_zero, backend=backend)
-    optimizer.register_shadow(grid.table, grid.shadow)
+    optimizer.register_half_copy(grid.table, grid.half_table)
     grid.table.data.copy_(torch.rand_like(grid.table))
     grid.table.grad = torch.zeros_like(grid.table)
     grid.table.grad[5] = 1.0
     optimizer.step()
-    assert is_fresh(grid.shadow, grid.table) and torch.equal(grid.shadow, grid.table.half())
+    assert is_current(grid.half_table, grid.table) and torch.equal(grid.half_table, grid.table.half())
 
 
 def test_training_copies_nothing() -> None:
     grid = make()
     optimizer = Adam([grid.table], lr=0.1, skip_zero=True)
-    optimizer.register_shadow(grid.table, grid.shadow)
+    optimizer.register_half_copy(grid.table, grid.half_table)
     for _ in range(3):
-        version = grid.shadow._version
+        version = grid.half_table._version
         grid(torch.rand(20, 2)).sum().backward()
-        assert grid.shadow._version == version
+        assert grid.half_table._version == version
         optimizer.step()
-        assert grid.shadow._version == version + 1
+        assert grid.half_table._version == version + 1
         optimizer.zero_grad()
 
 
@@ -147,5 +147,5 @@ def test_the_table_stays_a_parameter() -> None:
         grid.table.data.add_(1.0)
     nn.Parameter(grid.table.detach())
     grid.double().float()(x)
-    assert is_fresh(grid.shadow, grid.table)  # what a cast makes is the table's own
+    assert is_current(grid.half_table, grid.table)  # what a cast makes is the table's own
     assert type(HashGrid(2, **SMALL).table) is nn.Parameter

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
+from hashgrid.maths import optical_thickness
+from hashgrid.ops._ngp.hash_encode_mlp import hash_encode_mlp
+from hashgrid.ops._ngp.occupancy_points import occupancy_points
+from hashgrid.ops._ngp.radiance_field import has_density_kernel
+from hashgrid.ops._tensors import at_least_fp32, product_dtype
 from hashgrid.ops.counter_uniform import as_counter
-from hashgrid.ops.hash_encode import options_of
-from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
+from hashgrid.ops.hash_encode import encoding_options
 from hashgrid.ops.mlp import check_network
-from hashgrid.ops.occupancy_points import occupancy_points
-from hashgrid.ops.radiance_field import has_density_kernel
-from hashgrid.precision import at_least_fp32, product_dtype
-from hashgrid.reference.occupancy_values import optical_thickness
 from hashgrid.util.choices import BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 N_CHUNK = 1 << 17  # cells at a time, where points go through memory
@@ -36,7 +36,7 @@ def occupancy_values(
     weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
     *,
     step_size: float,
@@ -44,13 +44,14 @@ def occupancy_values(
     """Optical thickness of a step at a point of each cell: what `occupancy_update` takes. Not differentiable.
 
     The density is the exponential of the first output of a network behind a hash grid. On a GPU from sm_80 on it is one
-    kernel for fp32, 3 dimensions, an even number of features per level, 16-bit products, a table of fp32 or a shadow of
-    their dtype and layers up to 64 wide. Everywhere else it is made of `occupancy_points` and `hash_encode_mlp`.
+    kernel for fp32, 3 dimensions, an even number of features per level, 16-bit products, a table of fp32 or a half
+    table of their dtype and layers up to 64 wide. Everywhere else it is made of `occupancy_points` and
+    `hash_encode_mlp`.
 
     Args:
         cells, aabb, resolution, n_cascades, seed, step: see `occupancy_points`.
         field_aabb: [6], the box that is the field's unit cube, (x_min, y_min, z_min, x_max, y_max, z_max).
-        table, levels, interpolation, bounds, shadow: see `hash_encode`.
+        table, levels, interpolation, bounds, half_table: see `hash_encode_into`.
         weights: matrices [out, in] of the density network's layers; hidden ones are ReLU, without biases.
         compute_dtype: of the products, see `mlp`.
         step_size: length of a step in cascade 0, doubled from cascade to cascade.
@@ -67,14 +68,15 @@ def occupancy_values(
     field_aabb = field_aabb.detach().to(aabb).contiguous()
     if field_aabb.shape != (6,):
         raise ValueError(f"`field_aabb` must have shape [6], got {list(field_aabb.shape)}")
-    if has_density_kernel(aabb, table, levels, weights, shadow, compute_dtype):
+    if has_density_kernel(aabb, table, levels, weights, half_table, compute_dtype):
         check_option("interpolation", interpolation, INTERPOLATIONS)
         check_option("bounds", bounds, BOUNDS)
         check_network(levels.n_levels * table.shape[1], weights, [], "relu", "none", compute_dtype)
         return _extension.ops().occupancy_values(
             cells.contiguous(), aabb, list(resolution), n_cascades,
             None if seed is None else as_counter(seed, step, aabb.device), field_aabb,
-            (table if shadow is None else shadow).contiguous(), *options_of(levels, interpolation, bounds),
+            (table if half_table is None else half_table).contiguous(),
+            *encoding_options(levels, interpolation, bounds),
             [weight.contiguous() for weight in weights], FACTORS.index(product_dtype(compute_dtype, weights[0])),
             step_size,
         )  # fmt: skip
@@ -85,7 +87,7 @@ def occupancy_values(
         points = occupancy_points(part, aabb, resolution, n_cascades, seed, step)
         unit = (points - low) * inverse_extent
         geometry = hash_encode_mlp(
-            unit, table, levels, weights, interpolation=interpolation, bounds=bounds, shadow=shadow,
+            unit, table, levels, weights, interpolation=interpolation, bounds=bounds, half_table=half_table,
             compute_dtype=compute_dtype,
         )  # fmt: skip
         values.append(optical_thickness(geometry, part, resolution, n_cascades, step_size))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
+from hashgrid.ops._tensors import at_least_fp32
 from hashgrid.ops.counter_uniform import as_counter
-from hashgrid.precision import at_least_fp32
 
 
 def occupancy_points(

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
+from hashgrid.ops._ngp.radiance_field import check_field, has_kernel, radiance_field
+from hashgrid.ops._ngp.window_samples import window_samples
+from hashgrid.ops._tensors import product_dtype
 from hashgrid.ops.composite import composite
-from hashgrid.ops.hash_encode import options_of
+from hashgrid.ops.hash_encode import encoding_options
 from hashgrid.ops.march_rays import march_rays
-from hashgrid.ops.radiance_field import check_field, has_kernel, radiance_field
 from hashgrid.ops.ray_aabb import prepare_rays
-from hashgrid.ops.window_samples import window_samples
-from hashgrid.precision import product_dtype
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 N_COLORS = 3  # of the kernel
@@ -41,7 +41,7 @@ def render_rays(
     color_weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
     *,
@@ -63,8 +63,8 @@ def render_rays(
         ray_features: [R, E], such as spherical harmonics of the directions.
         aabb, bits, resolution, n_cascades: the grid of occupied cells, see `march_rays`.
         field_aabb: [6], the box that is the field's unit cube, (x_min, y_min, z_min, x_max, y_max, z_max).
-        table, levels, density_weights, color_weights, interpolation, bounds, shadow, output_activation, compute_dtype:
-            the field, see `radiance_field`.
+        table, levels, density_weights, color_weights, interpolation, bounds, half_table, output_activation,
+            compute_dtype: the field, see `radiance_field`.
         step_size, cone_angle, near, far, max_samples_per_ray: see `march_rays`.
         early_stop_eps: a sample of less transmittance is hidden.
 
@@ -85,7 +85,7 @@ def render_rays(
     if ray_features.dim() != 2 or ray_features.shape[0] != rays_o.shape[0]:
         raise ValueError(f"`ray_features` must have shape [{rays_o.shape[0]}, E], got {list(ray_features.shape)}")
     grid = (aabb, bits.contiguous(), resolution, n_cascades)
-    in_one = has_kernel(rays_o, ray_features, table, levels, density_weights, color_weights, shadow, compute_dtype)
+    in_one = has_kernel(rays_o, ray_features, table, levels, density_weights, color_weights, half_table, compute_dtype)
     if in_one and color_weights[-1].shape[0] == N_COLORS:
         check_field(
             ray_features, table, levels, density_weights, color_weights,
@@ -93,7 +93,8 @@ def render_rays(
         )  # fmt: skip
         return _extension.ops().render_rays(
             rays_o, rays_d, ray_features.contiguous(), *grid[:2], list(resolution), n_cascades, field_aabb,
-            (table if shadow is None else shadow).contiguous(), *options_of(levels, interpolation, bounds),
+            (table if half_table is None else half_table).contiguous(),
+            *encoding_options(levels, interpolation, bounds),
             [weight.contiguous() for weight in density_weights], [weight.contiguous() for weight in color_weights],
             ACTIVATIONS.index(output_activation), FACTORS.index(product_dtype(compute_dtype, density_weights[0])),
             step_size, cone_angle, near, far, max_samples_per_ray, early_stop_eps,
@@ -113,7 +114,7 @@ def render_rays(
         "color_weights": color_weights,
         "interpolation": interpolation,
         "bounds": bounds,
-        "shadow": shadow,
+        "half_table": half_table,
         "output_activation": output_activation,
         "compute_dtype": compute_dtype,
     }
@@ -135,7 +136,8 @@ def _render_through_memory(
     field: dict[str, Any],
     early_stop_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Of the ops. ``rays``: origins and directions, the same in the field's unit cube, features."""
+    """The same result from march_rays, window_samples, radiance_field and composite. ``rays``: origins and directions,
+    the same in the field's unit cube, features."""
     rays_o, rays_d, unit_o, unit_d, ray_features = rays
     t_starts, t_ends, ray_indices, packed_info = march_rays(rays_o, rays_d, *grid, **march)
     # Hidden samples stay zero: compositing does not look at them.

@@ -31,14 +31,14 @@ class WatchedParameter(nn.Parameter):
 
 
 def watch(param: Tensor) -> None:
-    """Makes ``param`` a `WatchedParameter` in place. Tensors of other kinds stay as they are; their shadows are renewed
-    each time."""
+    """Makes ``param`` a `WatchedParameter` in place. Tensors of other kinds stay as they are; their copies are
+    renewed each time."""
     if type(param) is nn.Parameter:
         param.__class__ = WatchedParameter
 
 
 @contextmanager
-def moving(param: Tensor) -> Iterator[None]:
+def moving_parameter(param: Tensor) -> Iterator[None]:
     """Inside, memory that ``param.data`` is set to belongs to nobody else: a module moves it or casts it."""
     lent = param.__dict__.pop("_hashgrid_lent", False)
     yield
@@ -48,7 +48,7 @@ def moving(param: Tensor) -> Iterator[None]:
 
 
 class _Written:
-    """Of which tensor, and at which of its versions, a shadow is a copy. A copy of the shadow knows nothing."""
+    """Of which tensor, and at which of its versions, a half table is a copy. A copy of the half table knows nothing."""
 
     def __init__(self, param: Tensor | None = None) -> None:
         self.param = None if param is None else weakref.ref(param)
@@ -61,23 +61,23 @@ class _Written:
         return _Written, ()
 
 
-def mark_fresh(shadow: Tensor, param: Tensor) -> None:
-    """Notes that ``shadow`` holds the current values of ``param``."""
+def mark_current(half_table: Tensor, param: Tensor) -> None:
+    """Notes that ``half_table`` holds the current values of ``param``."""
     watch(param)
-    # inference tensors have no version: their shadows are renewed each time
+    # inference tensors have no version: their copies are renewed each time
     known = isinstance(param, WatchedParameter) and not param._hashgrid_lent and not param.is_inference()
-    shadow._hashgrid_written = _Written(param if known else None)  # type: ignore[attr-defined]
+    half_table._hashgrid_written = _Written(param if known else None)  # type: ignore[attr-defined]
 
 
-def forget(shadow: Tensor) -> None:
-    """Notes that nothing is known about ``shadow``."""
-    shadow._hashgrid_written = _Written()  # type: ignore[attr-defined]
+def mark_unknown(half_table: Tensor) -> None:
+    """Notes that nothing is known about ``half_table``."""
+    half_table._hashgrid_written = _Written()  # type: ignore[attr-defined]
 
 
-def is_fresh(shadow: Tensor, param: Tensor) -> bool:
-    """Whether ``param`` is what `mark_fresh` was told, unchanged. Unseen are writes that no tensor knows of, such as
-    those to ``param.detach().numpy()``."""
-    written = getattr(shadow, "_hashgrid_written", None)
+def is_current(half_table: Tensor, param: Tensor) -> bool:
+    """Whether ``half_table`` holds the values of ``param``: those of `mark_current`, unchanged since. Unseen are writes
+    that no tensor knows of, such as those to ``param.detach().numpy()``."""
+    written = getattr(half_table, "_hashgrid_written", None)
     return (
         written is not None
         and written.param is not None

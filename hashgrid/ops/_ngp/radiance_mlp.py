@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import Function, apply, is_transformed
+from hashgrid.maths import color_inputs, density_of, layers
+from hashgrid.ops._autograd import Gradients, differentiable, has_tangents, is_transformed
+from hashgrid.ops._tensors import HALF_DTYPES, at_least_fp32, product_dtype, without_autocast
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.ops.mlp import MAX_LAYERS, check_network, mlp, split_gradient
-from hashgrid.precision import HALF_DTYPES, at_least_fp32, product_dtype, without_autocast
-from hashgrid.reference.radiance_mlp import color_inputs, density_of
-from hashgrid.reference.radiance_mlp import radiance_mlp as reference_radiance_mlp
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 TENSOR_CORE_DEVICES = ("cuda",)  # where the kernel takes what `fits_tensor_cores` says, and nothing else
@@ -87,11 +86,7 @@ def radiance_mlp(
     )
     arguments = [tensor.to(dtype).contiguous() for tensor in (x, ray_features)]
     params = [weight.contiguous() for weight in weights]
-    if torch.compiler.is_compiling():  # see `mlp`
-        return _extension.ops().radiance_mlp(
-            *arguments, rays.contiguous(), params[:n_density], params[n_density:], *options
-        )
-    return apply(_RadianceMlp, *arguments, rays.contiguous(), n_density, options, *params)
+    return _radiance_mlp(*arguments, rays.contiguous(), params[:n_density], params[n_density:], *options)
 
 
 def fits_tensor_cores(device: torch.device, weights: Sequence[Tensor], products: torch.dtype | None) -> bool:
@@ -121,7 +116,7 @@ def _ask_for_tensor_cores(device: torch.device) -> bool:
 def _has_kernel(
     x: Tensor, ray_features: Tensor, weights: list[Tensor], n_density: int, products: torch.dtype | None
 ) -> bool:
-    if ray_features.requires_grad and torch.is_grad_enabled():
+    if (ray_features.requires_grad and torch.is_grad_enabled()) or has_tangents():
         return False
     if x.device.type not in TENSOR_CORE_DEVICES:
         return True
@@ -132,34 +127,34 @@ def _has_kernel(
     )
 
 
-class _RadianceMlp(Function):
-    @staticmethod
-    def forward(x, ray_features, rays, n_density, options, *weights):  # type: ignore[override]
-        split = weights[:n_density], weights[n_density:]
-        return _extension.ops().radiance_mlp(x, ray_features, rays, *split, *options)
+# ---- derivatives: the first one has a kernel, the second is composed of PyTorch's ops --------------------------------
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        x, ray_features, rays, ctx.n_density, ctx.options, *weights = inputs
-        ctx.save_for_backward(x, ray_features, rays, *weights)
 
-    @staticmethod
-    def backward(ctx, grad_sigmas, grad_colors):  # type: ignore[override]
-        x, ray_features, rays, *weights = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
-        if torch.is_grad_enabled():  # to be differentiated once more
-            grads = _differentiable(
-                grad_sigmas, grad_colors, x, ray_features, rays, weights, ctx.n_density, ctx.options, wanted
-            )
-        else:
-            split = weights[: ctx.n_density], weights[ctx.n_density :]
-            needs = wanted[0], any(wanted[1:])
-            grad_x, grad_params = _extension.ops().radiance_mlp_backward(
-                grad_sigmas.contiguous(), grad_colors.contiguous(), x, ray_features, rays, *split, *ctx.options, *needs
-            )
-            parts = split_gradient(grad_params, weights) if needs[1] else [None] * len(weights)
-            grads = [grad if want else None for grad, want in zip((grad_x, *parts), wanted, strict=True)]
-        return grads[0], None, None, None, None, *grads[1:]
+def _gradients(
+    needs: Sequence[bool],
+    tensors: Sequence[Any],
+    options: Sequence[Any],
+    grad_sigmas: Tensor | None,
+    grad_colors: Tensor | None,
+) -> Gradients:
+    x, ray_features, rays, density_weights, color_weights = tensors
+    weights = [*density_weights, *color_weights]
+    if grad_sigmas is None:
+        grad_sigmas = x.new_zeros(x.shape[0])
+    if grad_colors is None:
+        grad_colors = x.new_zeros(x.shape[0], weights[-1].shape[0])
+    wanted = [needs[0], *needs[3:]]
+    if torch.is_grad_enabled():  # to be differentiated once more
+        grads = _differentiable(
+            grad_sigmas, grad_colors, x, ray_features, rays, weights, len(density_weights), options, wanted
+        )
+    else:
+        need_weights = any(wanted[1:])
+        grad_x, grad_params = _extension.ops().radiance_mlp_backward(
+            grad_sigmas.contiguous(), grad_colors.contiguous(), *tensors, *options, needs[0], need_weights
+        )
+        grads = [grad_x, *(split_gradient(grad_params, weights) if need_weights else [None] * len(weights))]
+    return [grads[0], None, None, *grads[1:]]
 
 
 @without_autocast
@@ -177,8 +172,10 @@ def _differentiable(
     """The gradients of (x, ``weights``), made of PyTorch's ops."""
 
     def function(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        split = weights[:n_density], weights[n_density:]
-        return reference_radiance_mlp(x, ray_features, rays, *split, ACTIVATIONS[options[0]], FACTORS[options[1]])
+        output_activation, factors = ACTIVATIONS[options[0]], FACTORS[options[1]]
+        geometry = layers(x, weights[:n_density], None, "relu", "none", factors)
+        inputs = color_inputs(geometry, ray_features, rays)
+        return density_of(geometry), layers(inputs, weights[n_density:], None, "relu", output_activation, factors)
 
     if is_transformed():
         grads = torch.func.vjp(function, x, *weights)[1]((grad_sigmas, grad_colors))
@@ -193,8 +190,11 @@ def _differentiable(
     return [next(found) if want else None for want in wanted]
 
 
+_radiance_mlp = differentiable("radiance_mlp", _gradients)
+
+
 def _register() -> None:
-    """Fake kernels and autograd of ``torch.ops.hashgrid.radiance_mlp``."""
+    """Fake kernels of ``torch.ops.hashgrid.radiance_mlp`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::radiance_mlp")
     def _(x, ray_features, rays, density_weights, color_weights, *options):
@@ -205,26 +205,6 @@ def _register() -> None:
         *_, need_x, need_params = options
         n_params = sum(weight.numel() for weight in (*density_weights, *color_weights))
         return x.new_empty(x.shape[0] if need_x else 0, x.shape[1]), x.new_empty(n_params if need_params else 0)
-
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, ray_features, rays, density_weights, color_weights, *ctx.options = inputs
-        ctx.n_density = len(density_weights)
-        ctx.save_for_backward(x, ray_features, rays, *density_weights, *color_weights)
-
-    def backward(ctx: Any, grad_sigmas: Tensor, grad_colors: Tensor) -> Any:
-        x, ray_features, rays, *weights = ctx.saved_tensors
-        n = ctx.n_density
-        grad_x, grad_params = torch.ops.hashgrid.radiance_mlp_backward(
-            grad_sigmas.contiguous(),
-            grad_colors.contiguous(),
-            *(x, ray_features, rays, weights[:n], weights[n:]),
-            *ctx.options,
-            *(True, True),
-        )
-        parts = split_gradient(grad_params, weights)
-        return grad_x, None, None, parts[:n], parts[n:], *(None for _ in ctx.options)
-
-    torch.library.register_autograd("hashgrid::radiance_mlp", backward, setup_context=setup_context)
 
     for name in ("radiance_mlp", "radiance_mlp_backward"):
         register_vmap(name)

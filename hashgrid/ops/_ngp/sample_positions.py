@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import is_recorded
-from hashgrid.precision import maths_dtype
-from hashgrid.reference.sample_positions import sample_positions as reference_sample_positions
+from hashgrid.maths import middles
+from hashgrid.ops._autograd import is_recorded
+from hashgrid.ops._tensors import at_least_fp32, maths_dtype
 
 
 def sample_positions(rays_o: Tensor, rays_d: Tensor, ray_indices: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def sample_positions(rays_o: Tensor, rays_d: Tensor, ray_indices: Tensor, t_star
         RuntimeError: a shape or a dtype does not fit.
     """
     if is_recorded(rays_o, rays_d, t_starts, t_ends):
-        return reference_sample_positions(rays_o, rays_d, ray_indices, t_starts, t_ends)
+        return middles(at_least_fp32(rays_o), at_least_fp32(rays_d), ray_indices, t_starts, t_ends)
     dtype = maths_dtype(rays_o)
     rays_o, rays_d, t_starts, t_ends = (x.detach().to(dtype).contiguous() for x in (rays_o, rays_d, t_starts, t_ends))
     return _extension.ops().sample_positions(rays_o, rays_d, ray_indices.contiguous(), t_starts, t_ends)

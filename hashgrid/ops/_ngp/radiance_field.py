@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import is_recorded
 from hashgrid.levels import LevelTable
-from hashgrid.ops.hash_encode import hash_encode, options_of
+from hashgrid.ops._autograd import is_recorded
+from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
+from hashgrid.ops._ngp.radiance_mlp import N_GEOMETRY, fits_tensor_cores, radiance_mlp
+from hashgrid.ops._tensors import product_dtype
+from hashgrid.ops.hash_encode import encoding_options
 from hashgrid.ops.mlp import check_network
-from hashgrid.ops.radiance_mlp import N_GEOMETRY, fits_tensor_cores, radiance_mlp
-from hashgrid.precision import product_dtype
 from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 KERNEL_DEVICES = ("cuda",)
@@ -29,7 +30,7 @@ def radiance_field(
     color_weights: Sequence[Tensor],
     interpolation: str = "linear",
     bounds: str = "clamp",
-    shadow: Tensor | None = None,
+    half_table: Tensor | None = None,
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -37,14 +38,14 @@ def radiance_field(
     that makes colours of all its outputs and of features of the point's ray. Hidden layers are ReLU, without biases.
 
     On a GPU from sm_80 on, where no gradient is recorded, it is one kernel: fp32, 3 dimensions, an even number of
-    features per level and per ray, 16 outputs of the density network, 16-bit products, a table of fp32 or a shadow of
-    their dtype, layers up to 64 wide. Everywhere else it is made of `hash_encode` and `radiance_mlp`.
+    features per level and per ray, 16 outputs of the density network, 16-bit products, a table of fp32 or a half
+    table of their dtype, layers up to 64 wide. Everywhere else it is made of `hash_encode` and `radiance_mlp`.
 
     Args:
         positions: [N, 3] in the unit cube.
         ray_features: [R, E], such as spherical harmonics of directions.
         rays: [N] int64, to which ray a point belongs.
-        table, levels, interpolation, bounds, shadow: see `hash_encode`.
+        table, levels, interpolation, bounds, half_table: see `hash_encode_into`.
         density_weights, color_weights: matrices [out, in] of the layers; the first colour layer has G + E inputs.
         output_activation: of the colour network.
         compute_dtype: of the products, see `mlp`.
@@ -57,8 +58,10 @@ def radiance_field(
         RuntimeError: a dtype or size the kernels do not take.
     """
     density_weights, color_weights = list(density_weights), list(color_weights)
-    if not has_kernel(positions, ray_features, table, levels, density_weights, color_weights, shadow, compute_dtype):
-        encoded = hash_encode(positions, table, levels, interpolation, bounds, None, shadow)
+    if not has_kernel(
+        positions, ray_features, table, levels, density_weights, color_weights, half_table, compute_dtype
+    ):
+        encoded = hash_encode_into(positions, table, levels, interpolation, bounds, None, half_table)
         return radiance_mlp(
             encoded, ray_features, rays, density_weights, color_weights, output_activation, compute_dtype
         )
@@ -68,10 +71,10 @@ def radiance_field(
     )  # fmt: skip
     return _extension.ops().radiance_field(
         positions.contiguous(),
-        (table if shadow is None else shadow).contiguous(),
+        (table if half_table is None else half_table).contiguous(),
         ray_features.contiguous(),
         rays.contiguous(),
-        *options_of(levels, interpolation, bounds),
+        *encoding_options(levels, interpolation, bounds),
         [weight.contiguous() for weight in density_weights],
         [weight.contiguous() for weight in color_weights],
         ACTIVATIONS.index(output_activation),
@@ -106,7 +109,7 @@ def has_kernel(
     levels: LevelTable,
     density_weights: list[Tensor],
     color_weights: list[Tensor],
-    shadow: Tensor | None,
+    half_table: Tensor | None,
     compute_dtype: torch.dtype | None,
 ) -> bool:
     """Whether there is one for points like ``positions``, in their device and dtype, and this field."""
@@ -114,7 +117,7 @@ def has_kernel(
         return False
     weights = [*density_weights, *color_weights]
     return (
-        has_density_kernel(positions, table, levels, weights, shadow, compute_dtype)
+        has_density_kernel(positions, table, levels, weights, half_table, compute_dtype)
         and not is_recorded(ray_features)
         and ray_features.dtype == torch.float32
         and ray_features.shape[1] % 2 == 0
@@ -127,7 +130,7 @@ def has_density_kernel(
     table: Tensor,
     levels: LevelTable,
     weights: list[Tensor],
-    shadow: Tensor | None,
+    half_table: Tensor | None,
     compute_dtype: torch.dtype | None,
 ) -> bool:
     """Whether there is one for a grid and the networks behind it, whatever lies between these."""
@@ -140,7 +143,7 @@ def has_density_kernel(
     return (
         fits_tensor_cores(positions.device, weights, products)
         and all(tensor.dtype == torch.float32 for tensor in tensors)
-        and (shadow is None or shadow.dtype == products)
+        and (half_table is None or half_table.dtype == products)
         and levels.n_input_dims == 3
         and table.shape[1] % 2 == 0
     )

@@ -1,4 +1,6 @@
-"""What half precision and ``torch.autocast`` mean to the ops.
+"""Shapes and dtypes of the ops' arguments: batch dimensions, half precision, ``torch.autocast``.
+
+Ops work on rows [N, D]; public functions accept [..., D].
 
 Autocast changes one thing: `mlp` without a ``compute_dtype`` multiplies in the dtype of autocast. Sums, results and
 everything geometric (positions, directions, rays, distances, densities) are fp32 at least, with autocast or without,
@@ -75,3 +77,20 @@ def _autocast_is_on(device_type: str) -> bool:
 def _device_type(arguments: Iterable[Any]) -> str | None:
     """The kind of device of the first tensor."""
     return next((argument.device.type for argument in arguments if isinstance(argument, Tensor)), None)
+
+
+def flatten(x: Tensor, n_dims: int | None, name: str) -> Tensor:
+    """``x`` [..., D] as a contiguous [N, D].
+
+    Raises:
+        ValueError: ``x`` has no dimension, or its last one is not ``n_dims``.
+    """
+    if x.dim() == 0 or (n_dims is not None and x.shape[-1] != n_dims):
+        wanted = "D" if n_dims is None else n_dims
+        raise ValueError(f"`{name}` must have shape [..., {wanted}], got {list(x.shape)}")
+    return x.reshape(-1, x.shape[-1]).contiguous() if x.dim() != 2 else x.contiguous()
+
+
+def unflatten(y: Tensor, batch: torch.Size) -> Tensor:
+    """The inverse for an output [N, C]: [*batch, C]."""
+    return y if len(batch) == 1 else y.reshape(*batch, y.shape[-1])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.autograd import is_recorded
+from hashgrid.ops._autograd import is_recorded
 
 KERNEL_DEVICES = ("cpu",)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.precision import maths_dtype
+from hashgrid.ops._tensors import maths_dtype
 
 
 def window_samples(
