@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.distances import DistancePool, DistanceRecipe
+from hashgrid.data.distance_pool import DistancePool
+from hashgrid.data.distances import DistanceRecipe
 from hashgrid.data.mesh import Mesh, Placement, load_mesh
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.points import PointPool, PointRecipe
