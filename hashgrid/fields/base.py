@@ -79,12 +79,13 @@ class RadianceField(nn.Module):
     recipe: ClassVar[dict[str, Any]] = {}
     sampler: ClassVar[str] = "occupancy"
     n_channels: int = 3
-    coarse: RadianceField | None = None
+    coarse: RadianceField | None
     aabb: Tensor
     inverse_extent: Tensor
 
     def __init__(self, aabb: Tensor) -> None:
         super().__init__()
+        self.coarse = None  # of the class it would hide a module of that name
         self.register_buffer("aabb", aabb.float().clone())
         self.register_buffer("inverse_extent", torch.empty(3, dtype=torch.float32), persistent=False)
         _set_inverse_extent(self)

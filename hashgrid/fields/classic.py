@@ -80,7 +80,8 @@ class Classic(RadianceField):
         if depth > 4:
             self.trunk.append(mlp(1 + n + n_encoded, 1 + n, depth - 4))
         self.color_mlp = mlp(n + self.directions.n_output_dims, 3, 1, "sigmoid")
-        self.coarse = None if is_coarse else Classic(config, aabb, n_cascades, backend, is_coarse=True)
+        if not is_coarse:
+            self.coarse = Classic(config, aabb, n_cascades, backend, is_coarse=True)
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
         encoded = self.positions(2 * at.unit - 1)

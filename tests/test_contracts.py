@@ -1,0 +1,306 @@
+"""What every encoding, field, sampler and task promises: a new one gets these tests by its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems.nerf import TINY
+from torch import Tensor, nn
+
+from hashgrid.cli import TASKS, main
+from hashgrid.data.generated import torus_knot
+from hashgrid.data.mesh import make_mesh
+from hashgrid.data.scene import Scene
+from hashgrid.data.shape import Shape
+from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS
+from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.rays import At, Rays
+from hashgrid.nn import OccupancyGrid
+from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
+from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
+from hashgrid.rendering.volume import render, render_image
+from hashgrid.tasks.image import Image, ImageConfig
+from hashgrid.tasks.nerf import Nerf
+from hashgrid.tasks.sdf import Sdf, SdfConfig
+from hashgrid.train.checkpoint import load_checkpoint
+from hashgrid.train.loop import Trainer
+from hashgrid.train.run import Command
+
+BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
+BACKENDS = ("native", "reference")
+
+# ---- encodings -------------------------------------------------------------------------------------------------------
+
+SIZES = EncodingConfig(n_levels=4, log2_hashmap_size=8, base_resolution=4, max_resolution=32, n_frequencies=5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n_input_dims", [2, 3])
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_encoding(name: str, n_input_dims: int, backend: str) -> None:
+    encoding = make_encoding(n_input_dims, SIZES.replace(encoding=name), backend)
+    assert encoding.n_input_dims == n_input_dims
+    x = torch.rand(7, 3, n_input_dims, requires_grad=True)
+    y = encoding(x)
+    assert y.shape == (7, 3, encoding.n_output_dims)
+    torch.testing.assert_close(encoding(x[2]), y[2])  # a point is encoded by itself
+    assert encoding(torch.rand(0, n_input_dims)).shape == (0, encoding.n_output_dims)
+    cotangent = torch.rand_like(y)
+    (gradient,) = torch.autograd.grad(y, x, cotangent)
+    step = 1e-3 * torch.randn_like(x)
+    with torch.no_grad():
+        change = ((encoding(x + step) - encoding(x - step)) / 2 * cotangent).sum((0, 1))
+    assert gradient.isfinite().all() and gradient.shape == x.shape
+    if name != "hash":  # whose derivative jumps at the borders of cells
+        assert float((gradient * step).sum()) == pytest.approx(float(change.sum()), rel=0.05, abs=1e-3)
+    if encoding.n_levels:
+        ones = torch.ones(encoding.n_levels)
+        torch.testing.assert_close(encoding(x, ones), y)
+        assert not encoding(x, 0 * ones).any()
+    other = make_encoding(n_input_dims, SIZES.replace(encoding=name), backend)
+    other.load_state_dict(encoding.state_dict())
+    assert torch.equal(other(x), y)
+
+
+# ---- fields ----------------------------------------------------------------------------------------------------------
+
+SMALL_FIELDS: dict[str, dict[str, Any]] = {
+    "ngp": {"log2_hashmap_size": 8, "n_levels": 2, "compute_dtype": "float32"},
+    "classic": {"n_neurons": 16, "n_hidden_layers": 5, "n_coarse": 8, "n_fine": 8, "compute_dtype": "float32"},
+    "planes": {"plane_resolutions": (8, 16), "n_plane_features": 8, "compute_dtype": "float32"},
+}
+NETWORKS: dict[str, dict[str, Any]] = {"grid": {"log2_hashmap_size": 8, "n_levels": 2}, "siren": {"n_neurons": 16}}
+
+
+def make(name: str, backend: str = "native") -> RadianceField:
+    kind = RADIANCE_FIELDS[name]
+    torch.manual_seed(0)
+    return kind(kind.Config().replace(**SMALL_FIELDS.get(name, {})), BOX, 1, backend)  # type: ignore[call-arg,arg-type]
+
+
+def some_rays(n: int = 64) -> Rays:
+    generator = torch.Generator().manual_seed(0)
+    directions = nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
+    return Rays(-4 * directions + 0.2 * torch.randn(n, 3, generator=generator), directions)
+
+
+def sampler_of(field: RadianceField, backend: str = "native") -> Sampler:
+    grid = OccupancyGrid(BOX, 16, backend=backend)
+    samplers: dict[str, Sampler] = {
+        "occupancy": OccupancySampler(grid, step_size=0.1),
+        "stratified": StratifiedSampler(16, backend=backend),
+        "coarse_to_fine": CoarseToFineSampler(8, 8, backend=backend),
+    }
+    return samplers[field.sampler]
+
+
+@pytest.mark.parametrize("name", RADIANCE_FIELDS)
+def test_radiance_field(name: str) -> None:
+    """Both backends agree, every parameter is asked for, nothing depends on other samples."""
+    field, rays = make(name), some_rays()
+    out = render(field, sampler_of(field), rays, None, (0, 3))
+    assert out.colors.shape == (64, 3) and out.weights.shape == out.samples.t_starts.shape
+    (out.colors.sum() + (out.coarse.colors.sum() if out.coarse else 0)).backward()
+    assert all(param.grad is not None and param.grad.isfinite().all() for param in field.parameters())
+    assert sum(bool(param.grad.any()) for param in field.parameters()) == len(list(field.parameters()))
+    reference = make(name, "reference")
+    reference.load_state_dict(field.state_dict())
+    expected = render(reference, sampler_of(reference, "reference"), rays, None, (0, 3))
+    torch.testing.assert_close(out.colors, expected.colors, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        alone = render(field, sampler_of(field), rays[5:6], torch.ones(3))
+        together = render(field, sampler_of(field), rays, torch.ones(3))
+    torch.testing.assert_close(alone.colors[0], together.colors[5], rtol=1e-4, atol=1e-5)
+    assert render(field, sampler_of(field), rays[:0], torch.ones(3)).colors.shape == (0, 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", DISTANCE_FIELDS)
+def test_distance_field(name: str, backend: str) -> None:
+    kind = DISTANCE_FIELDS[name]
+    field = kind(kind.Config().replace(**NETWORKS.get(name, {})), backend)  # type: ignore[call-arg]
+    x = torch.rand(50, 3)
+    distance, gradient = field.gradient(x)
+    assert distance.shape == (50,) and gradient.shape == (50, 3)
+    (gradient.square().sum() + distance.sum()).backward()
+    assert all(param.grad is not None for param in field.parameters())
+    assert field(x.view(5, 10, 3)).shape == (5, 10) and field(x[:0]).shape == (0,)
+    torch.testing.assert_close(field(x[:1])[0], distance[0])
+    rate = field.Config().to_dict()
+    assert 0 < rate["final_learning_rate"] < rate["learning_rate"]
+
+
+# ---- samplers --------------------------------------------------------------------------------------------------------
+
+
+class Slab(RadianceField):
+    """Constant density and colour in the box."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__(BOX)
+        self.sigma = nn.Parameter(torch.tensor(sigma))
+
+    def density(self, at: At) -> tuple[Tensor, None]:
+        return self.sigma.expand(len(at.unit)), None
+
+    def color(self, at: At, carry: None) -> Tensor:
+        return torch.full((len(at.unit), 3), 0.5)
+
+
+def samplers(backend: str) -> dict[str, Sampler]:
+    grid = OccupancyGrid(BOX, 16, backend=backend)
+    return {
+        "occupancy": OccupancySampler(grid, step_size=0.05),
+        "stratified": StratifiedSampler(24, backend=backend),
+        "coarse to fine": CoarseToFineSampler(12, 24, backend=backend),
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", samplers("native"))
+def test_sampler(name: str, backend: str) -> None:
+    sampler, rays, field = samplers(backend)[name], some_rays(), Slab(0.7)
+    with torch.no_grad():
+        out = render(field, sampler, rays)
+    low = (BOX[:3] - rays.origins) / rays.directions
+    high = (BOX[3:] - rays.origins) / rays.directions
+    length = (torch.maximum(low, high).amin(-1) - torch.minimum(low, high).amax(-1)).clamp(min=0)
+    tolerance = 0.05 if name == "occupancy" else 1e-4  # whose steps do not end at the box
+    torch.testing.assert_close(out.opacities, 1 - torch.exp(-0.7 * length), rtol=0, atol=tolerance)
+    torch.testing.assert_close(out.colors, 0.5 * out.opacities[:, None].expand(-1, 3), rtol=1e-4, atol=1e-5)
+    samples, _ = sampler(rays, field, (1, 5))
+    assert torch.equal(samples.ray_indices, samples.ray_indices.sort().values)
+    assert (samples.t_ends >= samples.t_starts).all() and int(samples.packed_info[:, 1].sum()) == samples.n_samples
+    again, other = (sampler(rays, field, (1, step))[0].t_starts for step in (5, 6))
+    assert torch.equal(samples.t_starts, again)
+    assert other.shape != again.shape or not torch.equal(other, again)
+    assert sampler(rays[:0], field, None)[0].n_samples == 0
+    away = Rays(rays.origins, -rays.directions)  # these see nothing
+    with torch.no_grad():
+        assert render(field, sampler, away).opacities.max() < 1e-6
+
+
+def test_fine_samples_follow_the_coarse_weights() -> None:
+    """Of a known distribution, as many in each interval as it says."""
+    sampler = CoarseToFineSampler(8, 4000)
+    edges, weights = torch.linspace(0, 1, 9)[None], torch.tensor([[0.0, 1, 2, 0, 0, 4, 1, 0]])
+    for jitter in (None, (0, 1)):
+        places = sampler.resample(edges, weights, jitter)
+        counts = torch.histc(places, 8, 0, 1)
+        torch.testing.assert_close(counts / 4000, weights[0] / 8, rtol=0, atol=0.002)
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def small_task(name: str, scene: Scene, **changes: Any) -> Command:
+    """A task of some seconds on generated data, ready to train."""
+    if name.startswith("nerf"):
+        field = name.partition(" ")[2] or "ngp"
+        config = Nerf.defaults(field, torch.device("cpu"), set())
+        sizes = {key: value for key, value in {**TINY, **SMALL_FIELDS[field]}.items() if config.knows(key)}
+        return Nerf(config.replace(**{**sizes, "target_samples": 1024, "occupancy_time_share": 1.0, **changes}), scene)
+    if name.startswith("sdf"):
+        field = name.partition(" ")[2] or "grid"
+        sizes = {"pool": 4096, "batch": 512, "device": "cpu", **NETWORKS[field], **changes}
+        task = Sdf(SdfConfig.defaults(field).replace(**sizes), Shape.of(make_mesh(*torus_knot(n_along=64, n_around=8))))
+        task.begin()
+        return task
+    sizes = {"batch": 256, "log2_hashmap_size": 8, "n_levels": 4, "device": "cpu"}
+    picture = torch.rand(20, 30, 3, generator=torch.Generator().manual_seed(0))
+    return Image(ImageConfig().replace(**sizes, **changes), picture)
+
+
+KINDS = ["image", *(f"nerf {name}" for name in RADIANCE_FIELDS), *(f"sdf {name}" for name in DISTANCE_FIELDS)]
+
+
+def test_every_task_is_here() -> None:
+    assert {kind.partition(" ")[0] for kind in KINDS} == set(TASKS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_task_goes_on_with_the_same_bits(kind: str, scene: Scene, tmp_path: Path) -> None:
+    whole = Trainer(small_task(kind, scene, steps=9))
+    losses = []
+    whole.train(lambda progress: losses.append(progress.loss))
+    assert len(losses) == 9 and all(map(math.isfinite, losses)) and len(set(losses)) == 9
+    half = Trainer(small_task(kind, scene, steps=9))
+    for _ in range(4):
+        half.step()
+    half.save(tmp_path / "checkpoint.safetensors")
+    for _ in range(2):  # what is lost by a kill
+        half.step()
+    resumed = Trainer(small_task(kind, scene, steps=9))
+    stored = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    resumed.load(*stored)
+    assert resumed.progress.step == 4
+    resumed.train()
+    for trainer in (whole, half, resumed):
+        trainer.task.close()
+    for name, value in whole.task.model.state_dict().items():
+        assert torch.equal(resumed.task.model.state_dict()[name], value), name
+    for name, value in whole.task.state().items():
+        assert name == "seconds" or torch.equal(resumed.task.state()[name], value), name
+    assert resumed.progress.loss == whole.progress.loss and resumed.progress.counts == whole.progress.counts
+    config = type(whole.task.config).from_dict(json.loads(json.dumps(stored.metadata["config"])))
+    assert config == whole.task.config
+
+
+@pytest.mark.parametrize("encoding", ["frequency", "none"])
+@pytest.mark.parametrize("command", ["nerf", "sdf", "image"])
+def test_encoding_is_chosen_by_one_flag(
+    command: str, encoding: str, scene_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iio = pytest.importorskip("imageio.v3")
+    for package in ("igl", "skimage", "matplotlib"):
+        pytest.importorskip(package)
+    monkeypatch.setattr("hashgrid.data.shape.torus_knot", lambda: torus_knot(n_along=64, n_around=8))
+    monkeypatch.setattr("hashgrid.rendering.measure.iou", lambda *args: 0.5)
+    monkeypatch.chdir(tmp_path)
+    iio.imwrite(tmp_path / "photo.png", torch.randint(0, 255, (8, 9, 3), dtype=torch.uint8).numpy())
+    source = {"nerf": [str(scene_path), "--views", "1"], "image": ["photo.png"], "sdf": ["--resolution", "16"]}[command]
+    small = {"nerf": ["--target-samples", "512"], "image": ["--batch", "64"], "sdf": ["--batch", "64", "--pool", "512"]}
+    arguments = [command, *source, "--encoding", encoding, "--steps", "2", "--device", "cpu", *small[command]]
+    arguments += (
+        ["--no-video", "--image-size", "16"] if command == "sdf" else ["--no-video"] if command == "nerf" else []
+    )
+    assert main([*arguments, "--out", "out"]) == 0
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["field"]["encoding"] == encoding and written["steps"] == 2
+    config = [command, *source, "--config", "out/config.json", "--steps", "3", "--out", "again"]
+    assert main(config) == 0
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == {**written, "steps": 3}
+
+
+def test_unknown_options_of_a_file_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.json"
+    for content, message in (
+        ('{"colour": 1}', "there is no option `colour`"),
+        ('{"field": {"name": "ngp", "n_level": 3}}', "there is no option `n_level`"),
+        ('{"field": {"name": "voxels"}}', "`field` must be one of"),
+        ('{"steps": "many"}', "`steps` must be int or None, got 'many'"),
+        ("[1]", "must hold an object"),
+        ("{", "must be a JSON file"),
+    ):
+        path.write_text(content)
+        assert main(["nerf", str(tmp_path), "--config", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("hashgrid: error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", RADIANCE_FIELDS)
+def test_any_field_is_rendered_and_learns(name: str, scene: Scene) -> None:
+    task = small_task(f"nerf {name}", scene, steps=30)
+    trainer = Trainer(task)
+    trainer.step()
+    before = trainer.progress.loss
+    trainer.train()
+    assert trainer.progress.loss < before
+    assert isinstance(task, Nerf)
+    color, opacity, depth = render_image(task.model, task.sampler, scene.test, 0, torch.ones(3), chunk=500)
+    assert color.shape == (48, 48, 3) and opacity.shape == depth.shape == (48, 48) and color.isfinite().all()
