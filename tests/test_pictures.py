@@ -182,5 +182,5 @@ def test_missing_extra_is_named(monkeypatch):
     from hashgrid.util.optional import optional_import
 
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(ImportError, match=r"`imageio_ffmpeg` is needed here.*pip install 'torch-hashgrid\[nerf\]'"):
+    with pytest.raises(ImportError, match=r"`imageio_ffmpeg` is needed here.*pip install 'torch-hashgrid\[apps\]'"):
         optional_import("imageio_ffmpeg")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hashgrid.nn.encodings import Frequency
 from hashgrid.nn.hash_grid import HashGrid
+from hashgrid.util.choices import check_option
 from hashgrid.util.config import Config
 
 
@@ -21,7 +22,7 @@ from hashgrid.util.config import Config
 class EncodingConfig(Config):
     """Which encoding, and its sizes; those of the others are not looked at."""
 
-    encoding: Literal["hash", "frequency", "none"] = "hash"  # of positions
+    encoding: str = "hash"  # of positions: hash, frequency or none
     n_levels: int = 16  # of a hash grid
     n_features_per_level: int = 2  # of a hash grid: 1, 2, 4 or 8
     log2_hashmap_size: int = 19  # of a hash grid: entries per level
@@ -29,6 +30,10 @@ class EncodingConfig(Config):
     max_resolution: int = 2048  # of a hash grid: cells of the finest level
     interpolation: Literal["linear", "smoothstep", "nearest"] = "linear"  # of a hash grid
     n_frequencies: int = 10  # of a frequency encoding: octaves
+
+    def check(self) -> None:
+        super().check()
+        check_option("encoding", self.encoding, ENCODINGS)
 
 
 class Centred(nn.Module):
@@ -69,6 +74,4 @@ ENCODINGS: dict[str, Callable[..., nn.Module]] = {
 
 def make_encoding(n_input_dims: int, sizes: EncodingConfig, backend: str = "native", **options: object) -> Any:
     """The encoding that ``sizes.encoding`` names; ``options`` are for those of hash grids alone."""
-    if sizes.encoding not in ENCODINGS:
-        raise ValueError(f"`encoding` must be one of {tuple(ENCODINGS)}, got {sizes.encoding!r}")
-    return ENCODINGS[sizes.encoding](n_input_dims, sizes, backend, **options)
+    return ENCODINGS[check_option("encoding", sizes.encoding, ENCODINGS)](n_input_dims, sizes, backend, **options)

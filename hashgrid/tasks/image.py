@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,6 @@ from hashgrid.train.config import RunConfig
 from hashgrid.train.loop import Progress, Step
 from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
-from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.metrics import psnr
 from hashgrid.util.pictures import colorize
@@ -29,7 +29,7 @@ ERROR_SCALE = 0.1  # mean absolute error that is shown brightest
 class ImageConfig(RunConfig):
     """Defaults of image fitting: Instant-NGP's recipe (Müller et al. 2022) with a batch for a few CPU cores."""
 
-    choices: ClassVar[dict[str, dict[str, type[Config]]]] = {"field": {"mlp": CoordinateConfig}}
+    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": {"mlp": CoordinateConfig}}
     default_steps = 2000
 
     field: CoordinateConfig = CoordinateConfig(max_resolution=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -43,9 +44,7 @@ class NerfConfig(RunConfig):
     """Instant-NGP's recipe (Müller et al. 2022) with batch, schedule and update rates for a few CPU cores; a GPU has
     its own."""
 
-    choices: ClassVar[dict[str, dict[str, type[Config]]]] = {
-        "field": {name: field.Config for name, field in RADIANCE_FIELDS.items()}
-    }
+    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": RADIANCE_FIELDS}
     default_seconds = 240.0
 
     field: Config = RADIANCE_FIELDS["ngp"].Config()
@@ -205,8 +204,7 @@ class Nerf(Command):
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         out = render(self.model, self.sampler, Rays(rays_o, rays_d), None, (config.seed, progress.step))
         loss, means = self.photometric(out, background, target)
-        if config.distortion_weight:
-            loss = loss + config.distortion_weight * out.distortion.mean()
+        loss = loss + self.regularization(out)
         if out.coarse is not None:
             loss = loss + self.photometric(out.coarse, background, target)[0]
         self._adapt_rays(out.n_samples)
@@ -217,6 +215,11 @@ class Nerf(Command):
         """Huber loss of colours over the background, and its mean and that of the squared error [2]."""
         pixel_loss = ngp_ops(self.config.backend).pixel_loss
         return pixel_loss(out.colors, out.opacities, background, target, self.config.huber_delta)
+
+    def regularization(self, out: Rendered) -> Tensor | float:
+        """What is added to the photometric loss."""
+        weight = self.config.distortion_weight
+        return weight * out.distortion.mean() if weight else 0.0
 
     def _adapt_rays(self, n_samples: int) -> None:
         """The next batch aims at ``target_samples`` samples that count."""

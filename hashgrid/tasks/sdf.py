@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -43,9 +44,7 @@ class SdfConfig(RunConfig):
     """Instant-NGP's recipe (Müller et al. 2022, section 5.2) with batch and rates for a few CPU cores. Lengths are in
     units of the cube [0, 1]^3 that holds the shape."""
 
-    choices: ClassVar[dict[str, dict[str, type[Config]]]] = {
-        "field": {name: field.Config for name, field in DISTANCE_FIELDS.items()}
-    }
+    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": DISTANCE_FIELDS}
     default_seconds = 30.0
 
     field: Config = DISTANCE_FIELDS["grid"].Config()

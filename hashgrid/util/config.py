@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -17,10 +18,10 @@ class Config:
     """Options with defaults; groups of them are nested. A name occurs once, in whichever group.
 
     A group that is one of several, such as the sizes of a field, has a ``name`` by which ``choices`` of the whole knows
-    its class.
+    its class, or one that has it as ``Config``.
     """
 
-    choices: ClassVar[dict[str, dict[str, type[Config]]]] = {}  # of an option, by name
+    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {}  # of an option, by name
     name: ClassVar[str] = ""
 
     def replace(self: C, **changes: Any) -> C:
@@ -105,7 +106,8 @@ class Config:
             return type(default)
         if value.get("name") not in cls.choices[key]:
             raise ValueError(f"{source}: `{key}` must be one of {tuple(cls.choices[key])}, got {value.get('name')!r}")
-        return cls.choices[key][value["name"]]
+        kind = cls.choices[key][value["name"]]
+        return getattr(kind, "Config", kind)
 
     def _groups(self) -> list[tuple[str, Config]]:
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
