@@ -72,9 +72,8 @@ def main() -> None:
         with own_threads():
             row = measure(name, scene, args.seconds) | {"above_nearest_view": 0.0}
         row["above_nearest_view"] = row["psnr"] - nearest
-        print(
-            f"{name}: {row['psnr']:.2f} dB, {row['above_nearest_view']:+.2f} dB against the nearest view ({nearest:.2f})"
-        )
+        above = f"{row['above_nearest_view']:+.2f} dB against the nearest view ({nearest:.2f})"
+        print(f"{name}: {row['psnr']:.2f} dB, {above}", flush=True)
         rows = [old for old in rows if old["field"] != name] + [row]
         facts = environment(torch.device("cpu"))
         atomic_write_json(PATH, {"environment": facts, "nearest_view_psnr": nearest, "rows": rows})

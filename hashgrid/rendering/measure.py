@@ -12,6 +12,9 @@ from hashgrid.data.shape import Shape
 from hashgrid.fields.distance import DistanceField
 from hashgrid.rendering.extract import n_components
 
+IOU_POINTS = 20_000  # of the running IoU, and
+IOU_SECONDS = 4.0  # time between two of them
+
 
 @torch.no_grad()
 def iou(field: DistanceField, mesh: Mesh, n: int = 1 << 20, seed: int = 1) -> float:
@@ -93,3 +96,23 @@ def describe(results: dict[str, Any], n_faces: int) -> str:
     if "points_to_surface" in results:
         return f"points {results['points_to_surface']['mean']:.2e} from the surface; {surface}"
     return surface
+
+
+class RunningIou:
+    """A running estimate of the IoU with a mesh, on a few points of its box."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        low, high = mesh.bounds
+        self._points = low + torch.rand(IOU_POINTS, 3, generator=torch.Generator().manual_seed(4)) * (high - low)
+        self._mesh, self._truth = mesh, torch.empty(0)
+        self._next, self._value = 0.0, float("nan")
+
+    @torch.no_grad()
+    def __call__(self, field: DistanceField, seconds: float) -> float:
+        if len(self._truth) == 0:
+            self._truth = torch.from_numpy(self._mesh.inside(self._points.double().numpy()))
+        if seconds >= self._next:
+            self._next = seconds + IOU_SECONDS
+            inside = field(self._points.to(field.device)).cpu() < 0
+            self._value = float((inside & self._truth).sum() / (inside | self._truth).sum().clamp(min=1))
+        return self._value

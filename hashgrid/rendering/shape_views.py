@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hashgrid.data.shape import Shape
 from hashgrid.geometry.cameras import UP, framing
 from hashgrid.rendering.extract import CHUNK, Distance
 from hashgrid.rendering.surface import render
 from hashgrid.util.files import atomic_write_image, to_uint8
-from hashgrid.util.pictures import with_scale
+from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import with_scale, write_video
 
 LINE = 0.05  # between level lines
 INSIDE = torch.tensor([[0.44, 0.62, 0.80], [0.10, 0.22, 0.42]])  # at the surface and deep inside
@@ -56,6 +60,33 @@ def write_views(
         atomic_write_image(out / f"{name}.png", image)
     atomic_write_image(out / "strip.png", torch.cat([torch.from_numpy(to_uint8(x)) for x in panels.values()], dim=1))
     return picture.error_scale
+
+
+def write_pictures(
+    out: Path,
+    field: Distance,
+    points: Tensor,
+    up: str,
+    size: int,
+    n_frames: int,
+    video_size: int,
+    shape: Shape,
+    backend: str = "native",
+) -> dict[str, Any]:
+    """Writes the stills of :func:`write_views` and a turntable of ``n_frames``, none for 0.
+
+    Returns:
+        Seconds for both, and the scale of ``error.png``.
+    """
+    begin = time.perf_counter()
+    scale = write_views(out, field, points, up, size, shape.distance(), shape.what, backend)
+    stills = time.perf_counter() - begin
+    if n_frames:
+        frames = turntable(field, points, up, n_frames, video_size, backend)
+        bar = optional_import("tqdm").tqdm(frames, total=n_frames, desc="turntable", unit="frame")
+        write_video(out / "turntable.mp4", bar)
+    seconds = time.perf_counter() - begin - stills if n_frames else None
+    return {"error_scale": scale, "seconds": stills, "turntable_seconds": seconds}
 
 
 def box_around(points: Tensor, margin: float = 0.01) -> Tensor:

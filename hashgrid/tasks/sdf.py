@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hashgrid.data.distance_pool import DistancePool
 from hashgrid.data.distances import DistanceRecipe
-from hashgrid.data.mesh import Mesh, Placement, load_mesh
+from hashgrid.data.mesh import Placement, load_mesh
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.points import PointPool, PointRecipe
 from hashgrid.data.shape import Shape, load_shape, placed
@@ -23,7 +23,7 @@ from hashgrid.fields.distance import DistanceField
 from hashgrid.nn import HashGrid
 from hashgrid.rendering import shape_views
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.rendering.measure import describe, measure
+from hashgrid.rendering.measure import RunningIou, describe, measure
 from hashgrid.train import losses
 from hashgrid.train.config import RunConfig
 from hashgrid.train.loop import Progress, Step, load_model
@@ -32,11 +32,8 @@ from hashgrid.train.schedule import Schedule
 from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.optional import optional_import
-from hashgrid.util.pictures import write_video
 
 CHUNK = 1 << 18  # points evaluated together
-MONITOR = 20_000  # points of the running IoU, and
-MONITOR_SECONDS = 4.0  # time between two of them
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ class Sdf(Command):
         self.schedule = Schedule(*rates, decay_start=0.2)
         self.ema_decay = config.ema_decay
         self.samples: DistancePool | PointPool | None = None
-        self._monitor = None if shape.mesh is None or shape.mesh.doubt else _Monitor(shape.mesh)
+        self._monitor = None if shape.mesh is None or shape.mesh.doubt else RunningIou(shape.mesh)
 
     @classmethod
     def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
@@ -263,50 +260,19 @@ class Sdf(Command):
         where = {"scale": shape.placement.scale, "offset": shape.placement.offset.tolist()}
         results = {"input": str(shape.path), "mesh": str(path), **figures, **where, "extract": extract}
         if len(vertices):
-            results["pictures"] = self._write_pictures(out, vertices, config.video and not interrupted)
+            up = config.up
+            if up == "auto":
+                up = "z" if shape.path.suffix.lower() == ".stl" else "y"
+            points = vertices if shape.mesh is None else torch.from_numpy(shape.mesh.vertices).float()
+            n_frames = config.n_frames if config.video and not interrupted else 0
+            results["pictures"] = shape_views.write_pictures(
+                out, field, points, up, config.image_size, n_frames, config.video_size, shape, config.backend
+            )
         return results
-
-    def _write_pictures(self, out: Path, vertices: Tensor, video: bool) -> dict[str, Any]:
-        """Stills and the turntable; returns seconds and the scale of ``error.png``."""
-        config, shape, begin = self.config, self.shape, time.perf_counter()
-        up = config.up
-        if up == "auto":
-            up = "z" if shape.path.suffix.lower() == ".stl" else "y"
-        points = vertices if shape.mesh is None else torch.from_numpy(shape.mesh.vertices).float()
-        scale = shape_views.write_views(
-            out, self.model, points, up, config.image_size, shape.distance(), shape.what, config.backend
-        )
-        stills = time.perf_counter() - begin
-        if video and config.n_frames > 0:
-            tqdm = optional_import("tqdm").tqdm
-            frames = shape_views.turntable(self.model, points, up, config.n_frames, config.video_size, config.backend)
-            write_video(out / "turntable.mp4", tqdm(frames, total=config.n_frames, desc="turntable", unit="frame"))
-        turntable = time.perf_counter() - begin - stills if video else None
-        return {"error_scale": scale, "seconds": stills, "turntable_seconds": turntable}
 
     def close(self) -> None:
         if isinstance(self.samples, DistancePool):
             self.samples.close()
-
-
-class _Monitor:
-    """A running estimate of the IoU with a mesh, on a few points of its box."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        low, high = mesh.bounds
-        self._points = low + torch.rand(MONITOR, 3, generator=torch.Generator().manual_seed(4)) * (high - low)
-        self._mesh, self._truth = mesh, torch.empty(0)
-        self._next, self._value = 0.0, float("nan")
-
-    @torch.no_grad()
-    def __call__(self, field: DistanceField, seconds: float) -> float:
-        if len(self._truth) == 0:
-            self._truth = torch.from_numpy(self._mesh.inside(self._points.double().numpy()))
-        if seconds >= self._next:
-            self._next = seconds + MONITOR_SECONDS
-            inside = field(self._points.to(field.device)).cpu() < 0
-            self._value = float((inside & self._truth).sum() / (inside | self._truth).sum().clamp(min=1))
-        return self._value
 
 
 def make_field(config: SdfConfig) -> DistanceField:
