@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from hashgrid import Frequency, FusedMLP, HashGrid, SphericalHarmonics, ops, reference
@@ -151,6 +151,37 @@ def test_compositing_and_losses_are_batched() -> None:
         for library in (ops, reference)
     )
     torch.testing.assert_close(got, expected)
+
+
+def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
+    return [torch.rand(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def functions_and_inputs() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
+    levels = make_level_table(2, n_levels=2, log2_hashmap_size=3, base_resolution=2, max_resolution=4)
+    positions = torch.tensor([[0.11, 0.29], [0.67, 0.83], [0.42, 0.57]], dtype=torch.float64).requires_grad_()
+    t_starts = torch.arange(4.0, dtype=torch.float64)
+    rays = (t_starts, t_starts + 0.5, torch.tensor([[0, 3], [3, 1]]))
+    return {
+        "hash_encode": (
+            lambda x, table, weights: ops.hash_encode(x, table, levels, "smoothstep", level_weights=weights),
+            [positions, *leaves((levels.n_entries, 1), (2,))],
+        ),
+        "mlp": (
+            lambda x, a, b, bias, last: ops.mlp(x, [a, b], [bias, last], "tanh", "sigmoid"),
+            leaves((3, 2), (4, 2), (2, 4), (4,), (2,)),
+        ),
+        "sh_encode": (lambda x: ops.sh_encode(x, 3), leaves((2, 3))),
+        "frequency_encode": (lambda x: ops.frequency_encode(x, 2), leaves((2, 2))),
+        "composite": (lambda sigmas, features: ops.composite(sigmas, features, *rays, 0.0), leaves((4,), (4, 2))),
+    }
+
+
+@pytest.mark.parametrize("name", functions_and_inputs())
+def test_forward_mode_agrees_with_finite_differences(name: str) -> None:
+    function, inputs = functions_and_inputs()[name]
+    assert gradcheck(function, inputs, check_forward_ad=True, check_batched_forward_grad=True)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
 
 
 def test_compositing_in_both_modes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -130,8 +131,8 @@ def differentiable(
 
         return missing
 
-    types = [argument.type.str() for argument in getattr(torch.ops.hashgrid, name).default._schema.arguments]
-    is_list = [kind == "Tensor[]" for kind in types if "Tensor" in kind]
+    kinds = [argument.type.str() for argument in getattr(torch.ops.hashgrid, name).default._schema.arguments]
+    is_list = [kind == "Tensor[]" for kind in kinds if "Tensor" in kind]
     n, has_lists = len(is_list), any(is_list)
 
     def run(*tensors_and_static: Any) -> Any:
@@ -139,7 +140,7 @@ def differentiable(
         tensors = nested(flat, static.sizes) if has_lists else flat
         return getattr(_extension.ops(), name)(*tensors, *static.options)
 
-    function = make_function(run, backward, jvp, n_kept)
+    function = make_function(name, run, backward, jvp, n_kept)
     plain_apply = _plain_apply(function)
 
     def call(*arguments: Any) -> Any:
@@ -161,24 +162,24 @@ def differentiable(
     def registered_backward(ctx: Any, *grads: Tensor) -> Any:
         needs: list[bool] = []
         for need, size in zip(ctx.needs_input_grad, ctx.static.sizes or (None,) * n, strict=False):
-            # of a list one flag each or one for all
-            needs += (
-                map(bool, need) if isinstance(need, (list, tuple)) else [bool(need)] * (1 if size is None else size)
-            )
+            flags = need if isinstance(need, (list, tuple)) else [need] * (1 if size is None else size)
+            needs += map(bool, flags)  # of a list one flag each or one for all
         results = _pull_back(ctx, backward, needs, grads)
-        return *nested(results, ctx.static.sizes), *(None for _ in types[n:])
+        return *nested(results, ctx.static.sizes), *(None for _ in kinds[n:])
 
     torch.library.register_autograd(f"hashgrid::{name}", registered_backward, setup_context=setup_context)
     return call
 
 
 def make_function(
+    name: str,
     run: Callable[..., Any],
     backward: Callable[..., Gradients],
     jvp: Callable[..., Any] = no_forward_mode,
     n_kept: int = 0,
 ) -> type[Function]:
-    """An autograd function of tensors, those of lists each by itself, and a `Static`; see `differentiable`."""
+    """An autograd function of tensors, those of lists each by itself, and a `Static`; see `differentiable`. Graphs show
+    ``name``."""
 
     class Made(Function):
         forward = staticmethod(run)
@@ -204,7 +205,7 @@ def make_function(
             results = jvp(nested(ctx.saved_tensors, ctx.static.sizes), ctx.static.options, *tangents[:-1])
             return results if isinstance(results, Tensor) else tuple(results)
 
-    return Made
+    return types.new_class(name.title().replace("_", ""), (Made,))
 
 
 def _pull_back(ctx: Any, backward: Callable[..., Gradients], needs: Sequence[bool], grads: Sequence[Any]) -> list[Any]:
