@@ -127,11 +127,8 @@ def test_forward_mode_goes_as_far_as_there_are_kernels() -> None:
     levels = make_level_table(2, n_levels=2, log2_hashmap_size=4, base_resolution=2, max_resolution=4)
     x, table = torch.rand(3, 2), torch.rand(levels.n_entries, 2)
 
-    def encode(x: Tensor, **options: Any) -> Tensor:
-        return _ngp.hash_encode_into(x, table, levels, **options)
-
     with pytest.raises(NotImplementedError, match=r"no forward-mode derivative of that order"):
-        jacfwd(lambda x: encode(x, half_table=table.half()))(x)
+        jacfwd(lambda x: _ngp.hash_encode_into(x, table, levels, half_table=table.half()))(x)
     with pytest.raises(RuntimeError, match="hash_encode can be differentiated twice, not three times"):
         jacfwd(jacrev(jacrev(lambda x: ops.hash_encode(x, table, levels, "smoothstep").sum())))(x)
 
@@ -151,6 +148,23 @@ def test_compositing_and_losses_are_batched() -> None:
         for library in (ops, reference)
     )
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_forward_mode_reads_half_tables(backend: str) -> None:
+    sizes = {"n_levels": 2, "log2_hashmap_size": 6, "base_resolution": 2, "max_resolution": 4}
+    grid = HashGrid(2, **sizes, compute_dtype=torch.float16, accumulate_grad=True, backend=backend)
+    nn.init.normal_(grid.table)
+    x, exact = torch.rand(4, 2), HashGrid(2, **sizes, backend="reference")
+    exact.load_state_dict({"table": grid.table.half().float()})
+    torch.testing.assert_close(jacfwd(grid)(x), jacrev(exact)(x))
+    direction = torch.randn_like(grid.table)  # features are linear in the table
+    tangent = jvp(lambda table: encode(grid, x, table), (grid.table.detach(),), (direction,))[1]
+    torch.testing.assert_close(tangent, encode(exact, x, direction))
+
+
+def encode(grid: HashGrid, x: Tensor, table: Tensor) -> Tensor:
+    return functional_call(grid, {"table": table}, (x,))
 
 
 def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -223,6 +237,8 @@ def test_second_derivatives_of_parameters(compute_dtype: torch.dtype | None) -> 
             grad(eikonal)(params, x),
             jacrev(jacrev(lambda params: functional_call(mlp, params, (x,)).sum()))(params),
             vmap(jacrev(jacrev(lambda x: mlp(x)[0])))(x),
+            vmap(hessian(lambda x: mlp(x)[0]))(x),
+            jacfwd(mlp)(x),
         ]
 
     # gradients of the kernels are rounded, those of the reference are not
