@@ -298,3 +298,32 @@ def test_no_text_names_another_distribution() -> None:
     for text in (f"pip install {name}", f"pip install -U '{name}[nerf]'", f"see {name}[sdf]", f"uv add {name}"):
         assert wrong.search(text), text
     assert not wrong.search("pip install torch-hashgrid; pip install 'torch-hashgrid[nerf]'; import hashgrid")
+
+
+BARE = """
+import sys
+for name in ("tyro", "tqdm", "imageio", "PIL", "safetensors", "matplotlib", "igl", "scipy", "skimage", "trimesh"):
+    sys.modules[name] = None  # as if it were not installed
+from hashgrid.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--help"], "train a radiance field on posed photographs"),
+        (["info"], "CPU kernels"),
+        (["bench", "--help"], "--no-compile"),
+        (["nerf", "scene"], "`tyro` is needed here, but not installed; pip install 'torch-hashgrid[apps]'"),
+        (["image", "--help"], "`tyro` is needed here, but not installed; pip install 'torch-hashgrid[apps]'"),
+    ],
+    ids=" ".join,
+)
+def test_commands_without_the_extra(arguments: list[str], message: str) -> None:
+    """What needs torch and NumPy alone runs, the rest says in one sentence what to install."""
+    done = subprocess.run([sys.executable, "-c", BARE, *arguments], capture_output=True, text=True)
+    missing = "tyro" in message
+    assert done.returncode == (1 if missing else 0)
+    assert message in (done.stderr if missing else done.stdout)
+    assert not missing or done.stderr.count("\n") == 1
