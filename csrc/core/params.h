@@ -222,6 +222,7 @@ struct CompositeParams {
   double early_stop_eps;
   DType dtype;  // of every array of reals: kFloat32 or kFloat64
   bool second_order;
+  bool are_alphas;               // `sigmas`, their tangents and gradients are of alphas
   const void* sigmas;            // [n_samples]
   const void* features;          // [n_samples, n_features]
   const void* t_starts;          // [n_samples]
@@ -230,17 +231,19 @@ struct CompositeParams {
   const void* tangent_sigmas;    // [n_samples] or null: zero
   const void* tangent_features;  // [n_samples, n_features] or null: zero
 
-  void* ray_features;  // [n_rays, n_features]
-  void* opacities;     // [n_rays]
-  void* depths;        // [n_rays]
-  void* weights;       // [n_samples]
-  void* distortion;    // [n_rays]
+  void* ray_features;    // [n_rays, n_features]
+  void* opacities;       // [n_rays]
+  void* depths;          // [n_rays]
+  void* weights;         // [n_samples]
+  void* distortion;      // [n_rays]
+  void* transmittances;  // [n_samples] or null
 
   const void* grad_ray_features;  // as the outputs, each null: zero
   const void* grad_opacities;
   const void* grad_depths;
   const void* grad_weights;
   const void* grad_distortion;
+  const void* grad_transmittances;
   void* grad_sigmas;    // [n_samples]
   void* grad_features;  // [n_samples, n_features]
 
@@ -406,8 +409,8 @@ struct PixelLossParams {
 enum class Activation : int32_t { kNone, kReLU, kLeakyReLU, kSiLU, kSoftplus, kSigmoid, kTanh, kExp, kSine };
 
 // What the matrix products multiply; sums are float32, or float64 for kFloat64 tensors. Numbered as the ops' argument
-// `factors`, hashgrid.util.choices.FACTORS. float16 ends at 6e-8, where gradients begin: only activations and weights are
-// rounded to it; gradients keep its 11 bits and an exponent of their own.
+// `factors`, hashgrid.util.choices.FACTORS. float16 ends at 6e-8, where gradients begin: only activations and weights
+// are rounded to it; gradients keep its 11 bits and an exponent of their own.
 enum class MlpFactors : int32_t { kReal, kBFloat16, kFloat16 };
 
 constexpr int kMaxMlpLayers = 9;   // 8 hidden ones and the output

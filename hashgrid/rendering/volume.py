@@ -100,7 +100,8 @@ def composite_samples(
     sigmas: Tensor, colors: Tensor, samples: RaySamples, marching: Marching, background: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Colour [R, 3], opacity [R] and depth [R] of rays from densities [S] and colours [S, 3] of their samples."""
-    return composite(sigmas, colors, samples, early_stop_eps=marching.early_stop_eps, background=background)[:3]
+    colors, opacities, depths, *_ = composite(sigmas, colors, samples, marching.early_stop_eps, background)
+    return colors, opacities, depths
 
 
 @torch.no_grad()

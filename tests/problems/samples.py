@@ -197,22 +197,24 @@ def _samples() -> tuple[Tensor, Tensor, Tensor]:
 def _composite() -> Iterator[Arguments]:
     t_starts, t_ends, packed_info = _samples()
     sigmas = torch.rand(len(t_starts)).requires_grad_()
-    yield sigmas, _leaf(len(t_starts), N_CHANNELS), t_starts, t_ends, packed_info, 1e-4
+    for are_alphas in (False, True):
+        yield sigmas, _leaf(len(t_starts), N_CHANNELS), t_starts, t_ends, packed_info, 1e-4, are_alphas, are_alphas
 
 
 def _composite_gradients() -> tuple[Tensor | None, ...]:
     n_samples = len(_samples()[0])
-    return torch.randn(N_RAYS, N_CHANNELS), torch.randn(N_RAYS), None, torch.randn(n_samples), torch.randn(N_RAYS)
+    of_rays = torch.randn(N_RAYS, N_CHANNELS), torch.randn(N_RAYS), None
+    return *of_rays, torch.randn(n_samples), torch.randn(N_RAYS), torch.randn(n_samples)
 
 
 def _composite_backward() -> Iterator[Arguments]:
-    for sigmas, features, *rest in _composite():
+    for sigmas, features, *rest, _ in _composite():
         grads = tuple(g if g is None else g.requires_grad_() for g in _composite_gradients())
         yield *grads, sigmas, features, *rest
 
 
 def _composite_backward_backward() -> Iterator[Arguments]:
-    for sigmas, features, *rest in _composite():
+    for sigmas, features, *rest, _ in _composite():
         cotangents = torch.randn(len(sigmas)), torch.randn(len(sigmas), N_CHANNELS)
         yield *cotangents, *_composite_gradients(), sigmas.detach(), features.detach(), *rest
 
