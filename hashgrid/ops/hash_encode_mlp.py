@@ -12,7 +12,7 @@ from hashgrid.autograd import is_recorded
 from hashgrid.levels import LevelTable
 from hashgrid.ops._flatten import flatten, unflatten
 from hashgrid.ops.hash_encode import hash_encode, options_of
-from hashgrid.ops.mlp import check_network, mlp
+from hashgrid.ops.mlp import check_network, fold_softplus_beta, mlp
 from hashgrid.precision import at_least_fp32, product_dtype
 from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
@@ -30,6 +30,7 @@ def hash_encode_mlp(
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
+    softplus_beta: float = 1.0,
 ) -> Tensor:
     """``mlp(hash_encode(positions, ...), ...)``, for arguments see `hash_encode` and `mlp`.
 
@@ -49,11 +50,12 @@ def hash_encode_mlp(
     tensors = [positions, table, *weights, *biases, *([] if level_weights is None else [level_weights])]
     if is_recorded(*tensors) or not _have_one_dtype(at_least_fp32(positions), table, *weights, *biases):
         encoded = hash_encode(positions, table, levels, interpolation, bounds, level_weights, shadow)
-        return mlp(encoded, weights, biases or None, activation, output_activation, compute_dtype)
+        return mlp(encoded, weights, biases or None, activation, output_activation, compute_dtype, softplus_beta)
     check_option("interpolation", interpolation, INTERPOLATIONS)
     check_option("bounds", bounds, BOUNDS)
     width = levels.n_levels * table.shape[-1]
     check_network(width, weights, biases, activation, output_activation, compute_dtype)
+    weights, biases = fold_softplus_beta(weights, biases, activation, softplus_beta)
     positions, products = at_least_fp32(positions), product_dtype(compute_dtype, weights[0])
     y = _extension.ops().hash_encode_mlp(
         flatten(positions, levels.n_input_dims, "positions"),

@@ -41,8 +41,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
     "silu": F.silu,
-    # beyond 40 the identity is exact in fp64; PyTorch's default of 20 is not
-    "softplus": lambda x: F.softplus(x, threshold=40),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "exp": lambda x: apply(_ClampedGradientExp, x),
@@ -50,6 +48,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activate(x: Tensor, activation: str) -> Tensor:
+def activate(x: Tensor, activation: str, softplus_beta: float = 1.0) -> Tensor:
     """Apply the activation called ``activation`` elementwise."""
+    if activation == "softplus":  # beyond 40 the identity is exact in fp64; PyTorch's default of 20 is not
+        return F.softplus(x, softplus_beta, threshold=40)
     return _FUNCTIONS[check_option("activation", activation, ACTIVATIONS)](x)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hashgrid.precision import at_least_fp32, product_dtype, without_autocast
 from hashgrid.reference.activation import activate
 from hashgrid.reference.straight_through import straight_through
+from hashgrid.util.choices import check_softplus_beta
 
 
 def mlp(
@@ -20,6 +21,7 @@ def mlp(
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
+    softplus_beta: float = 1.0,
 ) -> Tensor:
     """``output_activation(W_n ... activation(W_1 x + b_1) ... + b_n)``, twice differentiable to every tensor.
 
@@ -34,6 +36,7 @@ def mlp(
         output_activation: of the last layer, from the same set.
         compute_dtype: both factors of each forward product are rounded to it, beyond float16's 65504 to infinity; sums,
             biases, activations and gradients keep the dtype of the weights, hence also their range.
+        softplus_beta: of a hidden "softplus", ``log(1 + exp(beta x)) / beta``.
 
     Returns:
         [..., out] in the dtype of the weights, at least fp32.
@@ -42,10 +45,11 @@ def mlp(
         ValueError: shapes do not chain, or an activation is unknown.
     """
     _check_arguments(x, weights, biases)
+    check_softplus_beta(activation, softplus_beta)
     weights = [at_least_fp32(weight) for weight in weights]
     biases = None if biases is None else [at_least_fp32(bias) for bias in biases]
     compute_dtype = product_dtype(compute_dtype, weights[0])
-    return _layers(x.to(weights[0].dtype), weights, biases, activation, output_activation, compute_dtype)
+    return _layers(x.to(weights[0].dtype), weights, biases, activation, output_activation, compute_dtype, softplus_beta)
 
 
 @without_autocast
@@ -56,11 +60,13 @@ def _layers(
     activation: str,
     output_activation: str,
     compute_dtype: torch.dtype | None,
+    softplus_beta: float,
 ) -> Tensor:
     for layer, weight in enumerate(weights):
         bias = None if biases is None else biases[layer]
         y = F.linear(_round(y, compute_dtype), _round(weight, compute_dtype), bias)
-        y = activate(y, activation if layer < len(weights) - 1 else output_activation)
+        hidden = layer < len(weights) - 1
+        y = activate(y, activation, softplus_beta) if hidden else activate(y, output_activation)
     return y
 
 

@@ -42,6 +42,19 @@ def exactly_one(**values: T | None) -> tuple[str, T]:
     return given[0]
 
 
+def check_softplus_beta(activation: str, beta: float) -> float:
+    """Return ``beta``, of the hidden activation called ``activation``.
+
+    Raises:
+        ValueError: it is not positive, or is not 1 where the activation has none.
+    """
+    if not beta > 0:
+        raise ValueError(f"`softplus_beta` must be positive, got {beta}")
+    if beta != 1 and activation != "softplus":
+        raise ValueError(f"`softplus_beta` must be 1 unless `activation` is 'softplus', got {beta} and {activation!r}")
+    return beta
+
+
 def as_integer(name: str, value: Any) -> int:
     """``value`` as Python's own integer. Those of NumPy are the same numbers, but wrap where they are multiplied.
 
