@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
+#include "core/levels.h"
+
 namespace hashgrid {
 
-constexpr int kMaxDims = 7;
 constexpr int kMaxFeatures = 8;  // per level
-constexpr int kMaxLevels = 64;
 constexpr int kMaxCorners = 1 << kMaxDims;
 constexpr int kMaxShDegree = 8;
 constexpr int kMaxFrequencies = 64;
@@ -19,39 +19,28 @@ enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 enum class Interpolation : int32_t { kLinear, kSmoothstep, kNearest };
 enum class Bounds : int32_t { kClamp, kZero, kNone };
 
-// How a raw 32-bit index becomes an entry of its level; all three equal `index % size`.
-enum class IndexWrap : int32_t {
-  kMask,  // size is a power of two
-  kOnce,  // index < 2 * size is known: one conditional subtraction
-  kModulo,
-};
-
-struct GridLevel {
-  float scale;          // cells per unit length
-  uint32_t resolution;  // vertices per axis
-  uint32_t size;        // entries
-  int64_t offset;       // first entry
-  bool hashed;
-  IndexWrap wrap;
-};
-
-struct HashEncodeParams {
+// What reading features of a grid takes.
+struct GridParams {
   int64_t n_points;
   int64_t n_entries;
   int32_t n_dims;
   int32_t n_levels;
   int32_t n_features;
-  int32_t n_shards;  // backward: each level's table is split into this many ranges of entries
-  float shift;       // added to scale * x
-  DType dtype;       // of positions, outputs and gradients: kFloat32 or kFloat64
+  float shift;  // added to scale * x
+  DType dtype;  // of positions, outputs and gradients: kFloat32 or kFloat64
   DType table_dtype;
   Interpolation interpolation;
   Bounds bounds;
-  GridLevel levels[kMaxLevels];
-  const void* positions;      // [n_points, n_dims]
-  const void* table;          // [n_entries, n_features]
-  const void* level_weights;  // [n_levels] or null: all ones
-  void* y;                    // [n_points, n_levels * n_features]
+  bool per_axis;                 // scales and resolutions are those of HashEncodeParams::axes
+  GridLevel levels[kMaxLevels];  // with `per_axis`, of the first axis
+  const void* positions;         // [n_points, n_dims]
+  const void* table;             // [n_entries, n_features]
+  const void* level_weights;     // [n_levels] or null: all ones
+};
+
+struct HashEncodeParams : GridParams {
+  GridAxes axes;  // with `per_axis`
+  void* y;        // [n_points, n_levels * n_features]
 
   const void* grad_y;         // [n_points, n_levels * n_features]
   void* grad_positions;       // [n_points, n_dims] or null
@@ -65,15 +54,15 @@ struct HashEncodeParams {
   const void* grad_grad_level_weights;  // [n_levels]
   void* grad_grad_y;                    // [n_points, n_levels * n_features]
 
-  bool accumulate;  // CPU: add to grad_table instead of overwriting it
-
   // Workspace of CUDA. With `fixed`, table gradients are summed in integers, which no order changes: contributions are
   // scaled by a power of two that keeps the sum of all of them below 2^62.
   int64_t* fixed;            // [n_entries, n_features] zeros, or null: sums as they come
   uint32_t* largest;         // [1] zero; receives the bits of the largest contribution's magnitude, in fp32
   void* grad_level_weights;  // [n_levels] sum of the chunks
 
-  // Workspace of the CPU, fp32 only.
+  // Workspace of the CPU; from current_level on, fp32 only.
+  bool accumulate;            // add to grad_table instead of overwriting it
+  int32_t n_shards;           // backward: each level's table is split into this many ranges of entries
   int32_t current_level;      // backward to positions: the level this pass adds
   int64_t soa_stride;         // n_points rounded up to a multiple of every vector width
   float* soa_positions;       // [n_dims, soa_stride], bounds applied, 0 where not finite

@@ -106,8 +106,8 @@ inline PackedRays check_back_to_back(const int64_t* info, int64_t n_rays, int64_
     total += count;
     longest = longest < count ? count : longest;
   }
-  STD_TORCH_CHECK(total <= n_samples, "`packed_info` must count up to ", n_samples, " samples, those of `t_starts`, got ",
-                  total);
+  STD_TORCH_CHECK(total <= n_samples, "`packed_info` must count up to ", n_samples,
+                  " samples, those of `t_starts`, got ", total);
   return {total, longest};
 }
 

@@ -9,9 +9,8 @@
 // Torch makes a string of its argument; that of 2.10 does so before the argument is expanded.
 #define HASHGRID_EXPANDED_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
 
-// The levels of a grid, as hashgrid.levels.LevelTable holds them.
-#define HASHGRID_LEVELS_SCHEMA \
-  "float[] scales, int[] resolutions, float shift, int[] offsets, int[] sizes, int[] hashed, "
+// The levels of a grid, as hashgrid.levels.LevelTable.arguments holds them; ops/levels.h reads them.
+#define HASHGRID_LEVELS_SCHEMA "float[] scales, int[] geometry, "
 
 // `sigmas` of composite are densities, or alphas.
 #define HASHGRID_COMPOSITE_SCHEMA                                                        \

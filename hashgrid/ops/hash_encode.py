@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,16 +78,12 @@ def hash_encode(
 
 def options_of(levels: LevelTable, interpolation: str, bounds: str) -> tuple[Any, ...]:
     """The arguments of the ops that are no tensors, in schema order."""
-    return (
-        list(levels.scales),
-        list(levels.resolutions),
-        levels.shift,
-        list(levels.offsets),
-        list(levels.sizes),
-        [int(hashed) for hashed in levels.hashed],
-        INTERPOLATIONS.index(interpolation),
-        BOUNDS.index(bounds),
-    )
+    return *levels.arguments, INTERPOLATIONS.index(interpolation), BOUNDS.index(bounds)
+
+
+def n_levels_of(scales: Sequence[float], geometry: Sequence[int]) -> int:
+    """Return the number of levels in what ops take: D scales and D + 3 integers each, and the shift."""
+    return (len(geometry) - (len(scales) - 1)) // 3
 
 
 def _deterministic() -> bool:
@@ -175,13 +172,13 @@ def _register() -> None:
     """Fake kernels and autograd of ``torch.ops.hashgrid.hash_encode``."""
 
     @torch.library.register_fake("hashgrid::hash_encode")
-    def _(positions, table, level_weights, scales, *options):
-        return positions.new_empty(positions.shape[0], len(scales) * table.shape[1])
+    def _(positions, table, level_weights, scales, geometry, *options):
+        return positions.new_empty(positions.shape[0], n_levels_of(scales, geometry) * table.shape[1])
 
     @torch.library.register_fake("hashgrid::hash_encode_backward")
-    def _(grad_y, positions, table, level_weights, scales, *options):
+    def _(grad_y, positions, table, level_weights, scales, geometry, *options):
         need_positions, need_table, need_level_weights, _ = options[-4:]
-        n_levels = len(scales) if need_level_weights else 0
+        n_levels = n_levels_of(scales, geometry) if need_level_weights else 0
         return (
             positions.new_empty(positions.shape[0] if need_positions else 0, positions.shape[1]),
             positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
@@ -193,13 +190,13 @@ def _register() -> None:
         return None
 
     @torch.library.register_fake("hashgrid::hash_encode_backward_backward")
-    def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, *options):
+    def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, geometry, *options):
         need_positions, need_table, need_level_weights, _ = options[-4:]
         return (
             torch.empty_like(grad_y),
             positions.new_empty(positions.shape[0] if need_positions else 0, positions.shape[1]),
             positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
-            positions.new_empty(len(scales) if need_level_weights else 0),
+            positions.new_empty(n_levels_of(scales, geometry) if need_level_weights else 0),
         )
 
     def setup_context(ctx, inputs, output) -> None:

@@ -78,8 +78,7 @@ def _have_one_dtype(*tensors: Tensor) -> bool:
 
 def _register() -> None:
     @torch.library.register_fake("hashgrid::hash_encode_mlp")
-    def _(positions, table, level_weights, scales, *options):
-        weights = options[7]
+    def _(positions, table, level_weights, scales, geometry, interpolation, bounds, weights, *options):
         return positions.new_empty(positions.shape[0], weights[-1].shape[0])
 
 
