@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/hash_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

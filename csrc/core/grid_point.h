@@ -6,7 +6,7 @@
 #include "core/grid.h"
 #include "core/interpolation.h"
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/hash_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

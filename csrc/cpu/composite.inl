@@ -2,6 +2,8 @@
 //
 // Rays are taken in groups of about kCompositeGroup samples. The exponentials of a group are vector code over its flat
 // samples, the sums along each ray are scalar. One code serves fp32, fp64 and, with dual numbers, the second order.
+#include "core/composite_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

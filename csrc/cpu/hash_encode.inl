@@ -6,6 +6,8 @@
 // level's rows (4 MB at T = 19, F = 2) stay in the cache; positions are transposed to [n_dims, n_points] and features
 // to [n_levels, n_points, F] for that. fp64 and what is rare of the second order are in hash_encode_scalar.inl,
 // the second order of position gradients in hash_encode_second.inl.
+#include "core/hash_encode_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -2,6 +2,7 @@
 //
 // T is the type of positions and gradients. Products and a point's sums are in double for either: the second order
 // adds up to 2^D F L terms of either sign. Only the cell is found in T, so that every pass finds the same one.
+#include "core/hash_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

@@ -4,6 +4,7 @@
 // With w_c the weight of corner c, q_c = grad_y . T_c and a_c = sum_d v_d dw_c/dx_d, the three are sum_c a_c T_c,
 // sum_c q_c grad a_c and a_c grad_y. Factors of w_c are carried as value and derivative along v; the derivative of
 // their product is a_c. Two cores, D = 3, L = 16, F = 2, T = 18: see docs/kernels.md.
+#include "core/hash_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

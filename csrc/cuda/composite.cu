@@ -10,6 +10,7 @@
 // gradients of the samples it claims are NaN. Raising would need to wait for the device in every call.
 #include "cuda/launch.cuh"
 
+#include "core/composite_params.h"
 #include "cuda/samples.cuh"
 
 namespace hashgrid {

@@ -2,11 +2,34 @@
 // Pointers of the params are device pointers. A launch that fails throws std::runtime_error.
 #pragma once
 
-#include "core/params.h"
+#include <cstdint>
 
 typedef struct CUstream_st* cudaStream_t;
 
 namespace hashgrid {
+
+struct AdamStepList;
+struct AdamStepParams;
+struct CompositeParams;
+struct CounterUniformParams;
+struct FrequencyEncodeParams;
+struct GridParams;
+struct HashEncodeParams;
+struct MarchRaysParams;
+struct MlpParams;
+struct OccupancyPointsParams;
+struct OccupancyUpdateParams;
+struct OccupancyValuesParams;
+struct OccupancyVisibleParams;
+struct PixelLossParams;
+struct RayAabbParams;
+struct RenderRaysParams;
+struct SamplePositionsParams;
+struct SampleRaysParams;
+struct ShEncodeParams;
+struct SphereTraceParams;
+struct VisibleSamplesParams;
+struct WindowSamplesParams;
 
 void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream);
 // Adds to grad_table. With `fixed`, to that instead (see HashEncodeParams), and the result is the same in any order.

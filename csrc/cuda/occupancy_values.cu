@@ -2,6 +2,7 @@
 // occupancy_points.cu, the grid, its network and the step in one kernel. No point and no feature goes through memory.
 #include "cuda/hash_encode_tiles.cuh"
 
+#include "core/occupancy_values_params.h"
 #include "core/field_box.h"
 #include "core/occupancy.h"
 

@@ -5,6 +5,7 @@
 // A lane follows a ray from sample to sample, and 32 lanes evaluate their samples together on tensor cores. Lanes whose
 // rays have ended wait until there are some, and take the next rays together.
 #include "cuda/hash_encode_tiles.cuh"
+#include "core/render_rays_params.h"
 #include "cuda/radiance_tiles.cuh"
 
 #include "core/field_box.h"

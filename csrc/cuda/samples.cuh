@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/ray.h"
+#include "core/visible_samples_params.h"
 #include "core/volume.h"
 #include "cuda/warp.cuh"
 

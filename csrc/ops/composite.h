@@ -1,6 +1,7 @@
 // composite: what the CPU and the CUDA ops check, allocate and fill in alike.
 #pragma once
 
+#include "core/composite_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // hash_encode: what the CPU and the CUDA ops check and fill in alike.
 #pragma once
 
+#include "core/hash_encode_params.h"
 #include "ops/checks.h"
 #include "ops/levels.h"
 

@@ -1,6 +1,7 @@
 // The levels of a grid as they cross the boundary from Python.
 #pragma once
 
+#include "core/hash_encode_params.h"
 #include "ops/checks.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // Checks shared by the ops that take rays, and allocation.
 #pragma once
 
+#include "core/march_rays_params.h"
 #include "ops/checks.h"
 #include "ops/memory.h"
 

@@ -1,4 +1,5 @@
 // occupancy_values: checks, allocation and launch. The Python side asks for it only where there is a kernel.
+#include "core/occupancy_values_params.h"
 #include "ops/cuda/device.h"
 #include "ops/hash_encode_mlp.h"
 #include "ops/occupancy_points.h"

@@ -1,4 +1,5 @@
 // render_rays: checks, allocation and launch. The Python side asks for it only where there is a kernel.
+#include "core/render_rays_params.h"
 #include "ops/cuda/device.h"
 #include "ops/hash_encode_mlp.h"
 #include "ops/march_rays.h"
