@@ -66,7 +66,8 @@ inline LaunchShape points_and_levels(const HashEncodeParams& p, int log2_levels)
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Thread: point_and_level.
+// Thread: a point at a level (point_and_level), on its own. Reads 2^D rows of the table, all before it uses one, and
+// adds them up in the order of corners; writes kF numbers of y.
 template <typename T, typename Element, int kDims, int kF>
 __global__ void hash_encode_forward_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   const auto [n, l] = point_and_level(log2_levels);
@@ -125,7 +126,8 @@ __device__ inline void record_largest(const HashEncodeParams& p, float largest) 
   if (largest != 0.0f) atomicMax(p.largest, __float_as_uint(largest));
 }
 
-// Thread: point_and_level. Any number of dimensions, any kind of sum.
+// Thread: a point at a level (point_and_level), on its own; it adds to 2^D rows of the table, in an order that only
+// kAddFixed makes without effect. Any number of dimensions, axes that may differ, any kind of sum.
 template <typename T, int kF, TableSum kSum>
 __global__ void hash_encode_backward_table_any_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   const auto [n, l] = point_and_level(log2_levels);
@@ -195,8 +197,8 @@ __device__ inline void sum_run(const Run& run, float (&values)[kCount]) {
   }
 }
 
-// Thread: point_and_level; the first lane of each run of them in a cell adds to the table. fp32, grad_table begins at a
-// multiple of 16 bytes.
+// Thread: a point at a level (point_and_level). Neighbouring lanes in one cell exchange their values, by halves of the
+// run, and the first of them adds to the table, in any order. fp32, grad_table begins at a multiple of 16 bytes.
 template <int kDims, int kF>
 __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   constexpr int kCorners = 1 << kDims, kBatch = kCorners * kF <= 32 ? kCorners : 32 / kF;
@@ -256,7 +258,8 @@ __global__ void hash_encode_add_fixed_kernel(HASHGRID_PARAMS HashEncodeParams p)
 
 // ---- gradient to positions ---------------------------------------------------------------------------------------
 
-// Thread: one point. The sum over levels is taken in level order.
+// Thread: one point, on its own; it walks over the levels and the corners of each, sums stay in registers, in that
+// order.
 template <typename T, typename Element, int kDims, int kF>
 __global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   using A = typename Arithmetic<T, kDims>::Type;
@@ -311,7 +314,8 @@ __device__ inline double block_sum(double value, double* shared) {
   return total;
 }
 
-// Block: chunk blockIdx.x of kLevelWeightPoints points at level blockIdx.y. Sums are in fp64.
+// Block: chunk blockIdx.x of kLevelWeightPoints points at level blockIdx.y. A thread adds up every kThreads-th point in
+// their order, the block its threads by halves in shared memory. Sums are in fp64; axes may differ.
 template <typename T, typename Element>
 __global__ void hash_encode_backward_level_weights_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   __shared__ double shared[kThreads];
