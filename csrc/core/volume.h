@@ -85,7 +85,7 @@ template <typename A>
 struct RaySuffix {
   A weight = A(0.0);    // sum w_j
   A spread = A(0.0);    // sum w_j (m_j - m)
-  A gradient = A(0.0);  // sum w_j dL/dw_j
+  A gradient = A(0.0);  // what thickness_gradient or alpha_gradient carries
   double middle = 0.0;
 };
 
@@ -104,20 +104,45 @@ HASHGRID_HD A weight_gradient(A grad_weight, A w, A spread, T step, double middl
          A(static_cast<double>(grads.distortion)) * both;
 }
 
-// dL / d(sigma dt) of one sample. `passed` = exp(-sigma dt); `spread` as composite_step left it; `grad_weight` is
-// dL/dw through the features and the weight itself.
+// What a sample's own gradient is made of: its transmittance T, alpha and 1 - alpha, and dL/dT but for what comes
+// through its weight and the samples behind.
+template <typename V>
+struct SampleTerms {
+  V transmittance, alpha, passed;
+  V grad_transmittance;
+};
+
+// dL / d(sigma dt) of a sample, of which `grad` is dL/dw. `*behind` is sum (w_j dL/dw_j + T_j dL/dT_j) over the samples
+// behind it, and receives that of the sample in front.
+template <typename V, typename A>
+HASHGRID_HD A thickness_gradient(const SampleTerms<V>& s, V weight, A grad, bool has_grad_transmittance, A* behind) {
+  const A result = grad * A(s.transmittance * s.passed) - *behind;
+  *behind += grad * A(weight);
+  if (has_grad_transmittance) *behind += A(s.transmittance) * A(s.grad_transmittance);
+  return result;
+}
+
+// dL / d alpha likewise. Here `*behind` is dL/dT in front of the next sample:
+//   V_i = dL/dT_i + alpha_i dL/dw_i + (1 - alpha_i) V_{i+1},   dL/d alpha_i = T_i (dL/dw_i - V_{i+1}).
+// Nothing is divided by 1 - alpha: an alpha of 1 has the gradient of its limit.
+template <typename V, typename A>
+HASHGRID_HD A alpha_gradient(const SampleTerms<V>& s, A grad, A* behind) {
+  const A result = A(s.transmittance) * (grad - *behind);
+  *behind = A(s.grad_transmittance) + A(s.alpha) * grad + A(s.passed) * *behind;
+  return result;
+}
+
+// dL/dw of a sample, back to front; `spread` as composite_step left it, `grad_weight` is dL/dw through the features and
+// the weight itself.
 template <typename V, typename T, typename A>
-HASHGRID_HD V composite_step_reverse(V transmittance, V passed, V weight, V spread, V grad_weight, T step, T middle,
-                                     const RayGradients<T>& grads, RaySuffix<A>* suffix) {
+HASHGRID_HD A weight_gradient_reverse(V weight, V spread, V grad_weight, T step, T middle, const RayGradients<T>& grads,
+                                      RaySuffix<A>* suffix) {
   const double m = static_cast<double>(middle);
   suffix->spread += suffix->weight * A(suffix->middle - m);
   suffix->middle = m;
   const A w = A(weight);
-  const A grad = weight_gradient(A(grad_weight), w, A(spread) + suffix->spread, step, m, grads);
-  const A result = grad * A(transmittance * passed) - suffix->gradient;
-  suffix->gradient += grad * w;
   suffix->weight += w;
-  return V(result);
+  return weight_gradient(A(grad_weight), w, A(spread) + suffix->spread, step, m, grads);
 }
 
 }  // namespace HASHGRID_ISA

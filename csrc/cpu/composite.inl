@@ -2,6 +2,8 @@
 //
 // Rays are taken in groups of about kCompositeGroup samples. The exponentials of a group are vector code over its flat
 // samples, the sums along each ray are scalar. One code serves fp32, fp64 and, with dual numbers, the second order.
+#include "core/composite_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
@@ -10,8 +12,8 @@ template <typename V>
 struct CompositeScratch {
   V* thickness;      // sigma dt; then unused
   V* transmittance;  // holds the sums of thickness in front before it is exponentiated
-  V* alpha;          // 1 - exp(-sigma dt)
-  V* passed;         // exp(-sigma dt)
+  V* alpha;          // 1 - exp(-sigma dt), or as given
+  V* passed;         // 1 - alpha
   V* weight;
   V* spread;
 };
@@ -76,18 +78,30 @@ static inline void for_each_ray(const CompositeParams& p, int64_t begin, int64_t
     int64_t count = 0, next = ray;
     do {
       const int64_t n = p.packed_info[2 * next + 1];
-      A in_front = A(0.0);
-      for (int64_t i = count; i < count + n; ++i) {
-        const V sigma = read_value<V>(p.sigmas, p.tangent_sigmas, first + i);
-        s.thickness[i] = sigma * V(t_ends[first + i] - t_starts[first + i]);
-        s.transmittance[i] = V(in_front);
-        in_front += A(s.thickness[i]);
+      if (p.are_alphas) {
+        A in_front = A(1.0);
+        for (int64_t i = count; i < count + n; ++i) {
+          s.alpha[i] = read_value<V>(p.sigmas, p.tangent_sigmas, first + i);
+          s.passed[i] = V(T(1)) - s.alpha[i];
+          s.transmittance[i] = V(in_front);
+          in_front = in_front * (A(1.0) - A(s.alpha[i]));
+        }
+      } else {
+        A in_front = A(0.0);
+        for (int64_t i = count; i < count + n; ++i) {
+          const V sigma = read_value<V>(p.sigmas, p.tangent_sigmas, first + i);
+          s.thickness[i] = sigma * V(t_ends[first + i] - t_starts[first + i]);
+          s.transmittance[i] = V(in_front);
+          in_front += A(s.thickness[i]);
+        }
       }
       count += n;
       ++next;
     } while (next < end && count + p.packed_info[2 * next + 1] <= kCompositeGroup);
-    for (int64_t i = count; i < count + kLanes; ++i) s.thickness[i] = s.transmittance[i] = V(T(0));
-    exponentiate(s, count);
+    if (!p.are_alphas) {
+      for (int64_t i = count; i < count + kLanes; ++i) s.thickness[i] = s.transmittance[i] = V(T(0));
+      exponentiate(s, count);
+    }
     for (int64_t offset = 0; ray < next; ++ray) {
       const int64_t n = p.packed_info[2 * ray + 1];
       body(ray, first + offset, n, offset);
@@ -139,6 +153,11 @@ static void composite_forward_typed(const CompositeParams& p, int64_t begin, int
       }
     });
     for (int64_t i = n; i < count; ++i) weights[i] = T(0);
+    if (p.transmittances != nullptr) {
+      T* transmittances = static_cast<T*>(p.transmittances) + first;
+      for (int64_t i = 0; i < n; ++i) transmittances[i] = written(s.transmittance[offset + i]);
+      for (int64_t i = n; i < count; ++i) transmittances[i] = T(0);
+    }
     if constexpr (kC > 0) {
       for (int c = 0; c < kC; ++c) row[c] = written(fixed[c]);
     }
@@ -191,9 +210,17 @@ static void composite_backward_typed(const CompositeParams& p, int64_t begin, in
       }
       const T step = t_ends[first + i] - t_starts[first + i];
       const T middle = (t_starts[first + i] + t_ends[first + i]) / T(2);
-      const V grad = composite_step_reverse<V, T, A>(s.transmittance[offset + i], s.passed[offset + i], weight,
-                                                     s.spread[offset + i], grad_weight, step, middle, grads, &suffix);
-      grad_sigmas[i] = written(grad * V(step));
+      const A grad =
+          weight_gradient_reverse<V, T, A>(weight, s.spread[offset + i], grad_weight, step, middle, grads, &suffix);
+      const SampleTerms<V> terms = {s.transmittance[offset + i], s.alpha[offset + i], s.passed[offset + i],
+                                    V(read_or_zero<T>(p.grad_transmittances, first + i))};
+      if (p.are_alphas) {
+        grad_sigmas[i] = written(V(alpha_gradient(terms, grad, &suffix.gradient)));
+      } else {
+        const bool has_grad_transmittance = p.grad_transmittances != nullptr;
+        const A of_thickness = thickness_gradient(terms, weight, grad, has_grad_transmittance, &suffix.gradient);
+        grad_sigmas[i] = written(V(of_thickness) * V(step));
+      }
     }
   });
 }

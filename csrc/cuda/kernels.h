@@ -2,11 +2,34 @@
 // Pointers of the params are device pointers. A launch that fails throws std::runtime_error.
 #pragma once
 
-#include "core/params.h"
+#include <cstdint>
 
 typedef struct CUstream_st* cudaStream_t;
 
 namespace hashgrid {
+
+struct AdamStepList;
+struct AdamStepParams;
+struct CompositeParams;
+struct CounterUniformParams;
+struct FrequencyEncodeParams;
+struct GridParams;
+struct HashEncodeParams;
+struct MarchRaysParams;
+struct MlpParams;
+struct OccupancyPointsParams;
+struct OccupancyUpdateParams;
+struct OccupancyValuesParams;
+struct OccupancyVisibleParams;
+struct PixelLossParams;
+struct RayAabbParams;
+struct RenderRaysParams;
+struct SamplePositionsParams;
+struct SampleRaysParams;
+struct ShEncodeParams;
+struct SphereTraceParams;
+struct VisibleSamplesParams;
+struct WindowSamplesParams;
 
 void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream);
 // Adds to grad_table. With `fixed`, to that instead (see HashEncodeParams), and the result is the same in any order.
@@ -40,9 +63,9 @@ void launch_mlp_forward(const MlpParams& p, cudaStream_t stream);
 void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
 // Whether a grid and the network behind it have a kernel in common: 2 or 3 dimensions, an even number of features, fp32
 // positions, 16-bit factors, a table of fp32 or their type, layers up to 128 wide, tensor cores.
-bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p);
+bool has_hash_encode_mlp(const GridParams& grid, const MlpParams& p);
 // `p` is planned by plan_mlp, here and below.
-void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
+void launch_hash_encode_mlp(const GridParams& grid, const MlpParams& p, cudaStream_t stream);
 // Whether two networks have kernels as one: 16-bit factors, 16 outputs of the density network, an even number of ray
 // features, layers up to 64 wide, tensor cores.
 bool has_radiance_mlp(const MlpParams& p);
@@ -50,17 +73,17 @@ void launch_radiance_mlp_forward(const MlpParams& p, cudaStream_t stream);
 // As launch_mlp_backward.
 void launch_radiance_mlp_backward(const MlpParams& p, cudaStream_t stream);
 // Whether they and a grid have one: as for one network, with 3 dimensions.
-bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p);
-void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
+bool has_radiance_field(const GridParams& grid, const MlpParams& p);
+void launch_radiance_field(const GridParams& grid, const MlpParams& p, cudaStream_t stream);
 // Whether there is a kernel for rays through such a field: three colours.
-bool has_render_rays(const HashEncodeParams& grid, const MlpParams& networks);
+bool has_render_rays(const GridParams& grid, const MlpParams& networks);
 // Fills colors, opacities, depths and n_evaluated.
-void launch_render_rays(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p,
+void launch_render_rays(const GridParams& grid, const MlpParams& networks, const RenderRaysParams& p,
                         cudaStream_t stream);
 // Whether there is a kernel for the density of cells: as for `hash_encode_mlp`, with 3 dimensions, layers up to 64
 // wide.
-bool has_occupancy_values(const HashEncodeParams& grid, const MlpParams& network);
-void launch_occupancy_values(const HashEncodeParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
+bool has_occupancy_values(const GridParams& grid, const MlpParams& network);
+void launch_occupancy_values(const GridParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
                              cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_sample_positions(const SamplePositionsParams& p, cudaStream_t stream);

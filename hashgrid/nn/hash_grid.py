@@ -24,9 +24,9 @@ class HashGrid(nn.Module):
         n_levels: levels L.
         n_features_per_level: features F of a table entry: 1, 2, 4 or 8.
         log2_hashmap_size: a level has at most 2 to this power entries; coarse levels that need fewer are dense.
-        base_resolution: resolution of the coarsest level.
-        max_resolution: resolution of the finest level.
-        per_level_scale: growth from level to level; when given, it wins over ``max_resolution``.
+        base_resolution: resolution of the coarsest level, one for all axes or one each.
+        max_resolution: resolution of the finest level, likewise.
+        per_level_scale: growth from level to level, likewise; when given, it wins over ``max_resolution``.
         interpolation: ``"linear"``, ``"smoothstep"`` or ``"nearest"``.
         convention: how scales are rounded, ``"tcnn"`` or ``"paper"``.
         bounds: outside [0, 1], ``"clamp"`` uses the border value, ``"zero"`` gives zeros, ``"none"`` extrapolates.
@@ -62,9 +62,9 @@ class HashGrid(nn.Module):
         n_levels: int = 16,
         n_features_per_level: int = 2,
         log2_hashmap_size: int = 19,
-        base_resolution: int = 16,
-        max_resolution: float | None = 2048,
-        per_level_scale: float | None = None,
+        base_resolution: int | Sequence[int] = 16,
+        max_resolution: float | Sequence[float] | None = 2048,
+        per_level_scale: float | Sequence[float] | None = None,
         interpolation: str = "linear",
         convention: str = "tcnn",
         bounds: str = "clamp",

@@ -16,7 +16,7 @@ from hashgrid.levels import LevelTable, make_level_table
 from hashgrid.nn.occupancy_grid import _frustum_planes
 from hashgrid.ops import _ngp
 from problems.adam_step import State, check_state, sparse_gradient
-from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
+from problems.composite import check_composite_budget, composite_and_derivatives, make_samples, with_alphas
 from problems.hash_encode import orders_of, safe_positions
 from problems.march_rays import scene
 from problems.mlp_on_host import MlpOnHost, check_fused, check_plain
@@ -291,11 +291,13 @@ def packed(n_rays: int, dtype: torch.dtype, density: float) -> dict[str, Tensor]
 
 def composite_case(n: int) -> None:
     """Of a few rays, a sum is one number and PyTorch's error luck: there many draws share a budget."""
-    for n_features, density in ((3, 0.1), (5, 20.0)) if n < MANY else ((3, 1.0),):
+    kinds = ((3, 0.1, False), (5, 20.0, False), (3, 20.0, True)) if n < MANY else ((3, 1.0, False),)
+    for n_features, density, of_alphas in kinds:
         draws = []
         for _ in range(16 if n < 32 else 1):
             samples = packed(n, torch.float32, density)
             samples["features"] = torch.rand(len(samples["sigmas"]), n_features)
+            samples = with_alphas(samples) if of_alphas else samples
             exact = composite_and_derivatives(reference.composite, samples, torch.float64)
             theirs = composite_and_derivatives(reference.composite, samples, torch.float32)
             draws.append((composite_and_derivatives(ops.composite, samples, torch.float32), theirs, exact))

@@ -19,6 +19,8 @@ LEVELS = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=4,
 LINEAR = encoding_options(LEVELS, "linear", "clamp")
 SMOOTHSTEP = encoding_options(LEVELS, "smoothstep", "zero")
 NEAREST = encoding_options(LEVELS, "nearest", "none")
+BOX = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=(4, 5, 2), max_resolution=(16, 9, 4))
+BOXED = encoding_options(BOX, "smoothstep", "clamp")
 RESOLUTION = (4, 5, 6)
 N_CELLS = 2 * 4 * 5 * 6  # two cascades
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
@@ -35,6 +37,7 @@ def _hash_encode() -> Iterator[Arguments]:
         yield positions, table, None, *options
         yield positions, table, torch.rand(3, dtype=dtype).requires_grad_(), *options
     yield torch.rand(N_POINTS, 3), _leaf(LEVELS.n_entries, 4), None, *LINEAR  # as in training: the table only
+    yield torch.rand(N_POINTS, 3).requires_grad_(), _leaf(BOX.n_entries, 2), None, *BOXED
 
 
 def _hash_encode_backward() -> Iterator[Arguments]:
@@ -47,6 +50,8 @@ def _hash_encode_backward() -> Iterator[Arguments]:
         yield _leaf(N_POINTS, 6, dtype=dtype), positions, table, weights, *options, True, True, True, False
     positions, table = torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
     yield torch.randn(N_POINTS, 6), positions, table, None, *LINEAR, False, True, False, False
+    table, weights = torch.randn(BOX.n_entries, 2), torch.rand(3)
+    yield torch.randn(N_POINTS, 6), positions, table, weights, *BOXED, True, True, True, False
 
 
 def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
@@ -61,6 +66,9 @@ def _hash_encode_backward_backward() -> Iterator[Arguments]:
     cotangents = torch.randn(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2), torch.randn(3)
     yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True, True, False
     yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, False, True, False, False
+    table = torch.randn(BOX.n_entries, 2)
+    yield cotangents[0], None, None, grad_y, positions, table, None, *BOXED, True, True, False, False
+    table = torch.randn(LEVELS.n_entries, 2)
     tensors = [t.double() for t in (*cotangents, grad_y, positions, table, torch.rand(3))]
     yield *tensors, *NEAREST, True, True, True, False
 
@@ -82,6 +90,8 @@ def _hash_encode_mlp() -> Iterator[Arguments]:
         for rows, biases in ((table, []), (table.to(half), [torch.randn(16), torch.randn(5)])):
             for factors in (1, 2):
                 yield torch.rand(N_POINTS, 3), rows, None, *options, weights, biases, 1, 0, factors
+    weights = [torch.randn(16, 6), torch.randn(5, 16)]
+    yield torch.rand(N_POINTS, 3), torch.randn(BOX.n_entries, 2), None, *BOXED, weights, [], 1, 0, 2
 
 
 def _radiance_field() -> Iterator[Arguments]:
@@ -197,22 +207,24 @@ def _samples() -> tuple[Tensor, Tensor, Tensor]:
 def _composite() -> Iterator[Arguments]:
     t_starts, t_ends, packed_info = _samples()
     sigmas = torch.rand(len(t_starts)).requires_grad_()
-    yield sigmas, _leaf(len(t_starts), N_CHANNELS), t_starts, t_ends, packed_info, 1e-4
+    for are_alphas in (False, True):
+        yield sigmas, _leaf(len(t_starts), N_CHANNELS), t_starts, t_ends, packed_info, 1e-4, are_alphas, are_alphas
 
 
 def _composite_gradients() -> tuple[Tensor | None, ...]:
     n_samples = len(_samples()[0])
-    return torch.randn(N_RAYS, N_CHANNELS), torch.randn(N_RAYS), None, torch.randn(n_samples), torch.randn(N_RAYS)
+    of_rays = torch.randn(N_RAYS, N_CHANNELS), torch.randn(N_RAYS), None
+    return *of_rays, torch.randn(n_samples), torch.randn(N_RAYS), torch.randn(n_samples)
 
 
 def _composite_backward() -> Iterator[Arguments]:
-    for sigmas, features, *rest in _composite():
+    for sigmas, features, *rest, _ in _composite():
         grads = tuple(g if g is None else g.requires_grad_() for g in _composite_gradients())
         yield *grads, sigmas, features, *rest
 
 
 def _composite_backward_backward() -> Iterator[Arguments]:
-    for sigmas, features, *rest in _composite():
+    for sigmas, features, *rest, _ in _composite():
         cotangents = torch.randn(len(sigmas)), torch.randn(len(sigmas), N_CHANNELS)
         yield *cotangents, *_composite_gradients(), sigmas.detach(), features.detach(), *rest
 
