@@ -15,6 +15,8 @@ from hashgrid.nn import (
     RaySamples,
     SphericalHarmonics,
     composite,
+    derivatives_along,
+    value_and_laplacian,
 )
 from hashgrid.util.threads import follow_environment, own_threads
 from hashgrid.version import __version__
@@ -32,9 +34,11 @@ __all__ = [
     "SphericalHarmonics",
     "__version__",
     "composite",
+    "derivatives_along",
     "make_level_table",
     "ops",
     "optim",
     "own_threads",
     "reference",
+    "value_and_laplacian",
 ]

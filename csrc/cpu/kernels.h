@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/jet_params.h"
 #include "core/params.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -60,6 +61,11 @@ struct KernelTable {
   RangeKernel<MlpParams> mlp_backward;                                  // units: partial sums
   RangeKernel<MlpParams> mlp_second;                                    // units: partial sums
   RangeKernel<MlpParams> mlp_reduce;                                    // units: output rows of all layers
+  RangeKernel<MlpJetParams> mlp_jet_forward;                            // units: blocks of n_block points
+  RangeKernel<MlpJetParams> mlp_jet_backward;                           // units: partial sums
+  RangeKernel<HashEncodeJetParams> hash_encode_jet_forward;             // units: points
+  RangeKernel<HashEncodeJetParams> hash_encode_jet_backward_points;     // units: points
+  RangeKernel<HashEncodeJetParams> hash_encode_jet_backward_table;      // units: (level, shard)
   bool has_bfloat16_products;                                           // mlp_* take MlpParams::halves
 };
 

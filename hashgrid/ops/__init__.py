@@ -5,9 +5,11 @@ from hashgrid.ops.composite import composite
 from hashgrid.ops.counter_uniform import counter_uniform
 from hashgrid.ops.frequency_encode import frequency_encode
 from hashgrid.ops.hash_encode import hash_encode
+from hashgrid.ops.hash_encode_jet import hash_encode_jet
 from hashgrid.ops.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops.march_rays import march_rays, march_rays_fixed
 from hashgrid.ops.mlp import mlp
+from hashgrid.ops.mlp_jet import mlp_jet
 from hashgrid.ops.occupancy_points import occupancy_points
 from hashgrid.ops.occupancy_update import occupancy_update
 from hashgrid.ops.occupancy_values import occupancy_values
@@ -32,10 +34,12 @@ __all__ = [
     "counter_uniform",
     "frequency_encode",
     "hash_encode",
+    "hash_encode_jet",
     "hash_encode_mlp",
     "march_rays",
     "march_rays_fixed",
     "mlp",
+    "mlp_jet",
     "occupancy_points",
     "occupancy_update",
     "occupancy_values",

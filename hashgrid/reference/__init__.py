@@ -7,9 +7,11 @@ from hashgrid.reference.adam_step import adam_step, adam_step_foreach
 from hashgrid.reference.composite import composite
 from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode
+from hashgrid.reference.hash_encode_jet import hash_encode_jet
 from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
 from hashgrid.reference.march_rays import march_rays, march_rays_fixed
 from hashgrid.reference.mlp import mlp
+from hashgrid.reference.mlp_jet import mlp_jet
 from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
 from hashgrid.reference.occupancy_values import occupancy_values
@@ -35,10 +37,12 @@ __all__ = [
     "counter_uniform",
     "frequency_encode",
     "hash_encode",
+    "hash_encode_jet",
     "hash_encode_mlp",
     "march_rays",
     "march_rays_fixed",
     "mlp",
+    "mlp_jet",
     "occupancy_points",
     "occupancy_update",
     "occupancy_values",
