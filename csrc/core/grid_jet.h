@@ -106,13 +106,16 @@ HASHGRID_HD void write_jet(const HashEncodeJetParams& p, const GridPoint<T, kDim
     const T* direction = static_cast<const T*>(p.directions) + (n * p.n_directions + k) * n_dims;
     Jet<A> total[kMaxFeatures];
     const A start = point.state == PointState::kNotFinite ? A(nan) : A(0);
-    for (int f = 0; f < grid.n_features; ++f) total[f] = {start, start, start};
+    HASHGRID_UNROLL
+    for (int f = 0; f < kMaxFeatures; ++f) total[f] = {start, start, start};
     if (point.state == PointState::kInside) {
       const LevelJet<A, kDims> level = level_jet<A>(grid, grid.levels[l], point, direction);
       for (uint32_t c = 0; c < n_corners; ++c) {
         const Jet<A> weight = corner_jet(level, c);
         const int64_t entry = first_feature(grid, grid.levels[l], level.cell, c);
-        for (int f = 0; f < grid.n_features; ++f) {
+        HASHGRID_UNROLL
+        for (int f = 0; f < kMaxFeatures; ++f) {
+          if (f >= grid.n_features) break;
           const A value = load(entry + f);
           total[f].value += weight.value * value;
           total[f].first += weight.first * value;
@@ -120,7 +123,9 @@ HASHGRID_HD void write_jet(const HashEncodeJetParams& p, const GridPoint<T, kDim
         }
       }
     }
-    for (int f = 0; f < grid.n_features; ++f) {
+    HASHGRID_UNROLL
+    for (int f = 0; f < kMaxFeatures; ++f) {
+      if (f >= grid.n_features) break;
       const int64_t at = jet_row(grid, n, p.n_directions, k, l) + f;
       static_cast<T*>(p.first)[at] = static_cast<T>(total[f].first);
       static_cast<T*>(p.second)[at] = static_cast<T>(total[f].second);

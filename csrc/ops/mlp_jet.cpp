@@ -56,19 +56,13 @@ std::tuple<Tensor, Tensor, Tensor> mlp_jet_cpu(const Tensor& x, const Tensor& di
                                                const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                                                int64_t activation, int64_t output_activation) {
   MlpJetParams p = make_mlp_jet_params(x, directions, accelerations, weights, biases, activation, output_activation);
-  const int64_t n_out = p.mlp.layers[p.mlp.n_layers - 1].n_out;
-  Tensor y = empty(x, {p.mlp.n_rows, n_out});
-  Tensor first = empty(x, {p.mlp.n_rows, p.n_directions, n_out});
-  Tensor second = empty(x, {p.mlp.n_rows, p.n_directions, n_out});
-  if (p.mlp.n_rows == 0) return {y, first, second};
-  p.mlp.y = y.mutable_data_ptr();
-  p.first = first.mutable_data_ptr();
-  p.second = second.mutable_data_ptr();
+  auto results = make_jet_results(x, p);
+  if (p.mlp.n_rows == 0) return results;
   Mlp mlp = make_mlp(p.mlp);
   choose_jet_block(mlp, false, p);
   pack_weights(mlp, x, true, false);
   run_jets(kernels().mlp_jet_forward, mlp, p, mlp.p.n_blocks);
-  return {y, first, second};
+  return results;
 }
 
 // Gradients of x, directions, accelerations and of all parameters in one buffer: weights, then biases, in layer order.

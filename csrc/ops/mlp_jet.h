@@ -20,6 +20,18 @@ inline MlpJetParams make_mlp_jet_params(const Tensor& x, const Tensor& direction
   return p;
 }
 
+// Values [N, out], first and second derivatives [N, K, out].
+inline std::tuple<Tensor, Tensor, Tensor> make_jet_results(const Tensor& x, MlpJetParams& p) {
+  const int64_t n_out = p.mlp.layers[p.mlp.n_layers - 1].n_out;
+  Tensor y = empty(x, {p.mlp.n_rows, n_out});
+  Tensor first = empty(x, {p.mlp.n_rows, p.n_directions, n_out});
+  Tensor second = empty(x, {p.mlp.n_rows, p.n_directions, n_out});
+  p.mlp.y = y.mutable_data_ptr();
+  p.first = first.mutable_data_ptr();
+  p.second = second.mutable_data_ptr();
+  return {y, first, second};
+}
+
 inline void set_jet_gradients(const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_first,
                               const std::optional<Tensor>& grad_second, const Tensor& x, MlpJetParams& p) {
   const int64_t n_out = p.mlp.layers[p.mlp.n_layers - 1].n_out;

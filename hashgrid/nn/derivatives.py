@@ -41,7 +41,7 @@ def derivatives_along(field: Stage, x: Tensor, directions: Tensor) -> tuple[Tens
         directions = directions.expand(*x.shape[:-1], *directions.shape)
     if directions.dim() != x.dim() + 1 or directions.shape[:-2] != x.shape[:-1] or directions.shape[-1] != x.shape[-1]:
         each = ", ".join(map(str, (*x.shape[:-1], "K", x.shape[-1])))
-        raise ValueError(f"`directions` must have shape [K, D] or [{each}], got {list(directions.shape)}")
+        raise ValueError(f"`directions` must have shape [K, {x.shape[-1]}] or [{each}], got {list(directions.shape)}")
     values, first, second = x, directions.to(x.dtype), None
     for stage in _stages(field):
         values, first, second = (getattr(stage, "jet", None) or _jet_of(stage))(values, first, second)

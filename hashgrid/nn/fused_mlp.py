@@ -137,9 +137,7 @@ class FusedMLP(nn.Module):
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
         return backend_ops(self.backend).mlp(x, **self.op_arguments())
 
-    def jet(
-        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def jet(self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs [..., out] of ``x`` [..., in], first and second derivatives [..., K, out] along ``directions``
         [..., K, in], whatever autocast says: :func:`hashgrid.ops.mlp_jet`. What `derivatives_along` calls.
 

@@ -119,9 +119,7 @@ class HashGrid(nn.Module):
             **self.op_arguments(x, level_weights), known=known, grad_buffer=self._grad_buffer()
         )
 
-    def jet(
-        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def jet(self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Features [..., L * F] of ``x`` [..., D], first and second derivatives [..., K, L * F] along ``directions``
         [..., K, D], read from the table itself where there is a shadow: :func:`hashgrid.ops.hash_encode_jet`. What
         `derivatives_along` calls. ``accelerations`` [..., K, D] are second derivatives of ``x`` that moves on a curve.

@@ -137,9 +137,7 @@ def _register() -> None:
 
     rows = ["positions", "directions"]
     register_vmap("hash_encode_jet", rows, (0, 1, 2))
-    register_vmap(
-        "hash_encode_jet_backward", ["grad_y", "grad_first", "grad_second", *rows], (0, 1), ["need_table"]
-    )
+    register_vmap("hash_encode_jet_backward", ["grad_y", "grad_first", "grad_second", *rows], (0, 1), ["need_table"])
 
 
 if _extension.module is not None:

@@ -41,7 +41,8 @@ def hash_encode_jet(
     """
     _check_arguments(positions, table, levels, interpolation, bounds, level_weights, None)
     batch, n_dims = positions.shape[:-1], levels.n_input_dims
-    v = at_least_fp32(along_each(directions, positions, "directions")).reshape(batch.numel(), -1, n_dims)  # [N, K, D]
+    v = at_least_fp32(along_each(directions, positions, "directions"))
+    v = v.reshape(batch.numel(), v.shape[-2], n_dims)  # [N, K, D]
     x, table = at_least_fp32(positions.reshape(-1, n_dims)), at_least_fp32(table)
 
     finite = x.isfinite().all(-1, keepdim=True)  # [N, 1]
@@ -67,8 +68,8 @@ def hash_encode_jet(
     if bounds == "zero":
         rows = [torch.where(inside.unsqueeze(-1), row, 0) for row in rows]
     y, first, second = (torch.where(finite.unsqueeze(-1), row, torch.nan) for row in rows)
-    n_out = y.shape[-1]
-    return y.reshape(*batch, n_out), first.reshape(*batch, -1, n_out), second.reshape(*batch, -1, n_out)
+    shape = *batch, *first.shape[1:]
+    return y.reshape(*batch, y.shape[-1]), first.reshape(shape), second.reshape(shape)
 
 
 def _corner_jets(x: Tensor, v: Tensor, levels: LevelTable, level: int, interpolation: str) -> Jet:

@@ -44,7 +44,7 @@ def jet_by_reverse_mode(
 def results_and_gradients(
     op: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Results of ``op(*inputs)`` computed in ``dtype``, and the gradients to all inputs of their sum with cotangents."""
+    """Results of ``op(*inputs)`` in ``dtype``, and the gradients to all inputs of their sum with cotangents."""
     leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]
     results = op(*leaves)
     total = sum((result * cotangent.to(dtype)).sum() for result, cotangent in zip(results, cotangents, strict=True))
@@ -52,20 +52,46 @@ def results_and_gradients(
     return [*(result.detach() for result in results), *grads]
 
 
-def sizes_of_sums(
+def check_jets(
+    ours: Callable[..., Sequence[Tensor]],
+    theirs: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    n_rows: int,
+    n_roundings: int = 8,
+) -> None:
+    """Results and gradients to all ``inputs``, of which the first ``n_rows`` have a row per point: nearly exact in
+    fp64, and in fp32 |ours - f64| <= 2 |PyTorch - f64| + ``n_roundings`` of the absolute terms that a sum adds up.
+    """
+    cotangents = [torch.rand(result.shape, dtype=torch.float64) for result in theirs(*inputs)]
+    exact = results_and_gradients(theirs, inputs, cotangents, torch.float64)
+    native = results_and_gradients(ours, inputs, cotangents, torch.float64)
+    for a, b in zip(native, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item() if b.numel() else 0)
+    pytorch = results_and_gradients(theirs, inputs, cotangents, torch.float32)
+    native = results_and_gradients(ours, inputs, cotangents, torch.float32)
+    sizes = _sizes_of_sums(theirs, inputs, cotangents, n_rows)
+    for i, (a, b, truth) in enumerate(zip(native, pytorch, exact, strict=True)):
+        assert a.shape == truth.shape and a.dtype == torch.float32
+        if truth.numel() == 0:
+            continue
+        size = truth.abs().max().item() if i < len(cotangents) + n_rows else sizes[i - len(cotangents) - n_rows]
+        error, budget = (a - truth).abs().max().item(), (b - truth).abs().max().item()
+        assert error <= 2 * budget + n_roundings * 2**-24 * size, f"tensor {i}: {error:.3g}, {budget:.3g}, {size:.3g}"
+
+
+def _sizes_of_sums(
     op: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], n_rows: int
 ) -> list[float]:
-    """Largest absolute value of each result and gradient; of a sum over rows, those of all inputs but the first
-    ``n_rows``, that of the absolute values it adds up."""
+    """For each input beyond ``n_rows``, whose gradient is a sum over rows: the largest sum of absolute terms."""
 
     def of_row(rows: tuple[Tensor, ...], params: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]) -> Tensor:
         results = op(*(row.unsqueeze(0) for row in rows), *params)
         return sum((result[0] * cotangent).sum() for result, cotangent in zip(results, cotangents, strict=True))
 
-    exact = results_and_gradients(op, inputs, cotangents, torch.float64)
-    if len(inputs[0]) == 0:
-        return [0.0] * len(exact)
     per_row = torch.func.vmap(torch.func.grad(of_row, argnums=1), (0, None, 0))
-    terms = per_row(tuple(inputs[:n_rows]), tuple(inputs[n_rows:]), tuple(cotangents))
-    sums = [term.abs().sum(0) for term in terms]
-    return [tensor.abs().max().item() for tensor in (*exact[: len(cotangents) + n_rows], *sums)]
+    totals = [torch.zeros_like(param) for param in inputs[n_rows:]]
+    for begin in range(0, len(inputs[0]), 256):
+        rows, of_rows = (tuple(t[begin : begin + 256] for t in group) for group in (inputs[:n_rows], cotangents))
+        for total, term in zip(totals, per_row(rows, tuple(inputs[n_rows:]), of_rows), strict=True):
+            total += term.abs().sum(0)
+    return [total.max().item() for total in totals]
