@@ -13,24 +13,24 @@ namespace HASHGRID_ISA {
 constexpr int kJetThreads = 128;
 
 // Thread: point; blockIdx.y: level.
-template <typename T, typename Element, int kDims>
+template <typename T, int kDims>
 __global__ void hash_encode_jet_forward_kernel(HASHGRID_PARAMS HashEncodeJetParams p) {
   typedef typename Arithmetic<T, kDims>::Type A;
   const int64_t n = global_thread();
   if (n >= p.grid.n_points) return;
-  const Element* table = static_cast<const Element*>(p.grid.table);
+  const T* table = static_cast<const T*>(p.grid.table);
   write_jet<A>(p, load_point<T, kDims>(p.grid, n), n, static_cast<int>(blockIdx.y), std::numeric_limits<T>::quiet_NaN(),
-               [=](int64_t i) { return static_cast<A>(to_real(table[i])); });
+               [=](int64_t i) { return static_cast<A>(table[i]); });
 }
 
 // Thread: point.
-template <typename T, typename Element, int kDims>
+template <typename T, int kDims>
 __global__ void hash_encode_jet_backward_points_kernel(HASHGRID_PARAMS HashEncodeJetParams p) {
   typedef typename Arithmetic<T, kDims>::Type A;
   const int64_t n = global_thread();
   if (n >= p.grid.n_points) return;
-  const Element* table = static_cast<const Element*>(p.grid.table);
-  pull_back_jet<A>(p, load_point<T, kDims>(p.grid, n), n, [=](int64_t i) { return static_cast<A>(to_real(table[i])); });
+  const T* table = static_cast<const T*>(p.grid.table);
+  pull_back_jet<A>(p, load_point<T, kDims>(p.grid, n), n, [=](int64_t i) { return static_cast<A>(table[i]); });
 }
 
 // Thread: point; blockIdx.y: level.
@@ -47,18 +47,13 @@ __global__ void hash_encode_jet_backward_table_kernel(HASHGRID_PARAMS HashEncode
   });
 }
 
-// launch(T, Element, dims) with types as values: planes and space in fp32 know their dimensions.
+// launch(T, dims) with types as values: planes and space in fp32 know their dimensions.
 template <typename Launch>
 void with_jet_types(const HashEncodeParams& p, Launch launch) {
-  if (p.dtype == DType::kFloat64) return launch(double(), double(), std::integral_constant<int, 0>());
-  const auto with_dims = [&](auto element) {
-    if (p.n_dims == 2) return launch(float(), element, std::integral_constant<int, 2>());
-    if (p.n_dims == 3) return launch(float(), element, std::integral_constant<int, 3>());
-    launch(float(), element, std::integral_constant<int, 0>());
-  };
-  if (p.table_dtype == DType::kFloat16) return with_dims(Float16());
-  if (p.table_dtype == DType::kBFloat16) return with_dims(BFloat16());
-  with_dims(float());
+  if (p.dtype == DType::kFloat64) return launch(double(), std::integral_constant<int, 0>());
+  if (p.n_dims == 2) return launch(float(), std::integral_constant<int, 2>());
+  if (p.n_dims == 3) return launch(float(), std::integral_constant<int, 3>());
+  launch(float(), std::integral_constant<int, 0>());
 }
 
 }  // namespace HASHGRID_ISA
@@ -66,23 +61,21 @@ void with_jet_types(const HashEncodeParams& p, Launch launch) {
 using namespace HASHGRID_ISA;
 
 void launch_hash_encode_jet_forward(const HashEncodeJetParams& p, cudaStream_t stream) {
-  with_jet_types(p.grid, [&](auto real, auto element, auto dims) {
-    HASHGRID_LAUNCH((hash_encode_jet_forward_kernel<decltype(real), decltype(element), decltype(dims)::value>),
+  with_jet_types(p.grid, [&](auto real, auto dims) {
+    HASHGRID_LAUNCH((hash_encode_jet_forward_kernel<decltype(real), decltype(dims)::value>),
                     blocks_of(p.grid.n_points, kJetThreads, static_cast<unsigned>(p.grid.n_levels)), stream, p);
   });
 }
 
 void launch_hash_encode_jet_backward_points(const HashEncodeJetParams& p, cudaStream_t stream) {
-  with_jet_types(p.grid, [&](auto real, auto element, auto dims) {
-    HASHGRID_LAUNCH((hash_encode_jet_backward_points_kernel<decltype(real), decltype(element), decltype(dims)::value>),
+  with_jet_types(p.grid, [&](auto real, auto dims) {
+    HASHGRID_LAUNCH((hash_encode_jet_backward_points_kernel<decltype(real), decltype(dims)::value>),
                     blocks_of(p.grid.n_points, kJetThreads), stream, p);
   });
 }
 
 void launch_hash_encode_jet_backward_table(const HashEncodeJetParams& p, cudaStream_t stream) {
-  HashEncodeParams gradient = p.grid;
-  gradient.table_dtype = p.grid.dtype;  // the table itself is not read
-  with_jet_types(gradient, [&](auto real, auto, auto dims) {
+  with_jet_types(p.grid, [&](auto real, auto dims) {
     HASHGRID_LAUNCH((hash_encode_jet_backward_table_kernel<decltype(real), decltype(dims)::value>),
                     blocks_of(p.grid.n_points, kJetThreads, static_cast<unsigned>(p.grid.n_levels)), stream, p);
   });

@@ -14,6 +14,7 @@ inline HashEncodeJetParams make_hash_encode_jet_params(const Tensor& positions, 
                                                        int64_t bounds) {
   HashEncodeJetParams p = {};
   p.grid = make_hash_encode_params(positions, table, std::nullopt, levels, interpolation, bounds);
+  check_dtype(table, "table", positions.scalar_type());
   p.n_directions = count_directions(directions);
   p.directions = jet_rows(directions, "directions", positions, p.n_directions, p.grid.n_dims);
   return p;

@@ -74,17 +74,15 @@ def _stages(field: Stage) -> Iterator[Stage]:
 def _jet_of(stage: Stage) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]:
     """The method ``jet`` of a stage made of PyTorch's ops."""
 
-    def slope(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(stage, (x,), (v,))
+    def slope(x: Tensor, v: Tensor) -> Tensor:
+        return torch.func.jvp(stage, (x,), (v,))[1]
 
     def jet(x: Tensor, directions: Tensor, accelerations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         values, first, second = stage(x), [], []
         for k, v in enumerate(directions.unbind(-2)):
-            (_, along), (_, bend) = torch.func.jvp(lambda x, v=v: slope(x, v), (x,), (v,))
-            if accelerations is not None:
-                bend = bend + slope(x, accelerations[..., k, :])[1]
-            first.append(along)
-            second.append(bend)
+            along = torch.func.jvp(lambda x, v=v: slope(x, v), (x,), (v,))  # of the slope: itself and its derivative
+            first.append(along[0])
+            second.append(along[1] if accelerations is None else along[1] + slope(x, accelerations[..., k, :]))
         return values, torch.stack(first, dim=-2), torch.stack(second, dim=-2)
 
     return jet

@@ -129,8 +129,9 @@ def _register() -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:3])
 
-    def backward(ctx, *grads):
-        results = _backward(*grads, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3])
+    def backward(ctx, grad_y, grad_first, grad_second):
+        needs = ctx.needs_input_grad[:3]
+        results = _backward(grad_y, grad_first, grad_second, *ctx.saved_tensors, ctx.options, needs)
         return *results, *(None for _ in ctx.options)
 
     torch.library.register_autograd("hashgrid::hash_encode_jet", backward, setup_context=setup_context)

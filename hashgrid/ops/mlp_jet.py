@@ -123,7 +123,8 @@ class _MlpJet(Function):
         needs = (*asked, any(asked_params))
 
         def compute(*tensors):
-            return _backward(tensors[:3], *tensors[3:6], tensors[6:], n, ctx.options, needs)
+            x, directions, accelerations, *params = tensors[3:]
+            return _backward(tensors[:3], x, directions, accelerations, params, n, ctx.options, needs)
 
         results = no_third_derivative("mlp_jet", compute, *grads, x, directions, accelerations, *params)
         kept = (g if need else None for g, need in zip(results, (*asked, *asked_params), strict=True))

@@ -145,17 +145,18 @@ def _mlp_backward_backward() -> Iterator[Arguments]:
 def _mlp_jet() -> Iterator[Arguments]:
     for bias in (False, True):
         x, weights, biases = _mlp_params(bias)
+        weights = [(0.3 * weight.detach()).requires_grad_() for weight in weights]  # derivatives multiply them up
         accelerations = _leaf(N_POINTS, 2, 5) if bias else None
         yield x, _leaf(N_POINTS, 2, 5), accelerations, weights, biases, 8 if bias else 6, 5 if bias else 0
 
 
 def _mlp_jet_backward() -> Iterator[Arguments]:
-    for bias in (False, True):
-        x, weights, biases = _mlp_params(bias)
+    for x, directions, accelerations, weights, biases, *options in _mlp_jet():
+        every = accelerations is not None
+        grads = torch.randn(N_POINTS, 3), torch.randn(N_POINTS, 2, 3) if every else None, torch.randn(N_POINTS, 2, 3)
+        rows = x.detach(), directions.detach(), accelerations.detach() if every else None
         params = [p.detach() for p in weights], [p.detach() for p in biases]
-        grads = torch.randn(N_POINTS, 3), torch.randn(N_POINTS, 2, 3) if bias else None, torch.randn(N_POINTS, 2, 3)
-        along = torch.randn(N_POINTS, 2, 5), torch.randn(N_POINTS, 2, 5) if bias else None
-        yield *grads, x.detach(), *along, *params, 8 if bias else 6, 5 if bias else 0, bias, bias, bias, True
+        yield *grads, *rows, *params, *options, every, every, every, True
 
 
 def _hash_encode_jet() -> Iterator[Arguments]:
