@@ -130,8 +130,9 @@ def _register() -> None:
         ctx.save_for_backward(*inputs[:3])
 
     def backward(ctx, grad_y, grad_first, grad_second):
+        positions, directions, table = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        results = _backward(grad_y, grad_first, grad_second, *ctx.saved_tensors, ctx.options, needs)
+        results = _backward(grad_y, grad_first, grad_second, positions, directions, table, ctx.options, needs)
         return *results, *(None for _ in ctx.options)
 
     torch.library.register_autograd("hashgrid::hash_encode_jet", backward, setup_context=setup_context)
