@@ -83,10 +83,27 @@ def test_a_module_may_bring_its_own_jet() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_a_loss_with_a_laplacian_compiles_in_one_graph() -> None:
+    field = make_field("encoded", "native")
+    x = torch.rand(9, 2, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        values, laplacian = value_and_laplacian(field, x)
+        return (values - laplacian).square().mean()
+
+    expected = torch.autograd.grad(loss(x), list(field.parameters()))
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(x), list(field.parameters())), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_bad_input() -> None:
     mlp, x = FusedMLP(2, 1), torch.rand(5, 2)
     with pytest.raises(ValueError, match=r"`directions` must have shape \[K, 2\] or \[5, K, 2\], got \[2, 3\]"):
         derivatives_along(mlp, x, torch.ones(2, 3))
+    with pytest.raises(NotImplementedError, match="native kernels inside of <lambda>: give it a method `jet`"):
+        derivatives_along(lambda x: mlp(2 * x - 1), x, torch.eye(2))
     with pytest.raises(ValueError, match="`compute_dtype` must be None for derivatives along directions, got torch.bf"):
         value_and_laplacian(FusedMLP(2, 1, compute_dtype=torch.bfloat16), x)
 

@@ -36,6 +36,7 @@ def derivatives_along(field: Stage, x: Tensor, directions: Tensor) -> tuple[Tens
 
     Raises:
         ValueError: a shape does not fit, or a part multiplies in half precision.
+        NotImplementedError: native kernels are inside of something that has no method ``jet``.
     """
     if directions.dim() == 2 and directions.shape[-1:] == x.shape[-1:]:
         directions = directions.expand(*x.shape[:-1], *directions.shape)
@@ -80,7 +81,14 @@ def _jet_of(stage: Stage) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Ten
     def jet(x: Tensor, directions: Tensor, accelerations: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         values, first, second = stage(x), [], []
         for k, v in enumerate(directions.unbind(-2)):
-            along = torch.func.jvp(lambda x, v=v: slope(x, v), (x,), (v,))  # of the slope: itself and its derivative
+            try:
+                along = torch.func.jvp(lambda x, v=v: slope(x, v), (x,), (v,))  # of the slope: itself, its derivative
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"`field` must be modules with a method `jet` or PyTorch's own ops, got native kernels inside of"
+                    f" {getattr(stage, '__name__', type(stage).__name__)}: give it a method `jet`, pass its parts as"
+                    f' nn.Sequential, or use `backend="reference"`'
+                ) from error
             first.append(along[0])
             second.append(along[1] if accelerations is None else along[1] + slope(x, accelerations[..., k, :]))
         return values, torch.stack(first, dim=-2), torch.stack(second, dim=-2)

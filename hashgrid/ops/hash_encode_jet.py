@@ -57,7 +57,11 @@ def hash_encode_jet(
     flat = flatten(positions, levels.n_input_dims, "positions")
     along = flatten_directions(directions, positions, "directions").to(positions.dtype)
     options = options_of(levels, interpolation, bounds)
-    results = apply(_HashEncodeJet, flat, along, at_least_fp32(table).contiguous(), options)
+    tensors = flat, along, at_least_fp32(table).contiguous()
+    if torch.compiler.is_compiling():  # Dynamo does not trace a Function that is applied in the backward of another
+        results = _extension.ops().hash_encode_jet(*tensors, *options)
+    else:
+        results = apply(_HashEncodeJet, *tensors, options)
     if level_weights is not None:
         factors = at_least_fp32(level_weights).to(positions.dtype).repeat_interleave(table.shape[1])
         results = tuple(result * factors for result in results)
