@@ -121,6 +121,16 @@ FAULTS = {
         *("core/pixels.h", "counter_uniform(key, index + 3)"),
         *('counter_uniform(key, index + (hashgrid_on_host::planted("draw") ? 2 : 3))', "sample_rays_case(255)", WRONG),
     ),
+    "bend of a jet": (
+        *("cuda/mlp_jet.cu", "f.first * of_slope + T(2) * turned * of_bend;"),
+        'f.first * of_slope + T(hashgrid_on_host::planted("bend of a jet") ? 1 : 2) * turned * of_bend;',
+        *("mlp_jet_case(7)", WRONG),
+    ),
+    "jets of two axes": (
+        *("core/grid_jet.h", "a.second * b.value + A(2) * a.first * b.first"),
+        'a.second * b.value + A(hashgrid_on_host::planted("jets of two axes") ? 1 : 2) * a.first * b.first',
+        *("hash_encode_jet_case(7)", WRONG),
+    ),
     "barrier in front of a product of mlp": (
         "cuda/mlp_plain.cuh",
         *without("barrier in front of a product of mlp", "__syncthreads();\n#pragma unroll\n    for (int d = 0;"),
@@ -169,7 +179,7 @@ print(json.dumps(outcomes))
 def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
     """Of each check of a fault, and of all without one, "": exit status and output, in a process of its own."""
     out = HOST_BUILD.parent / "host_faults"
-    only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "occupancy_values")
+    only = ("hash_encode", "hash_encode_jet", "march_rays", "mlp", "mlp_jet", "occupancy_update", "occupancy_values")
     only += ("radiance_mlp", "render_rays", "sample_rays")
     module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)
     checks = {name: (name, [fault[3] if "." in fault[3] else f"cases.{fault[3]}"]) for name, fault in FAULTS.items()}

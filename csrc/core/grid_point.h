@@ -71,6 +71,30 @@ HASHGRID_HD AxisLevel axis_level(const HashEncodeParams& p, int l) {
   return out;
 }
 
+// A level of either kind. What differs from axis to axis is read from the params where it is used: arrays of it would
+// take registers from grids whose axes are alike.
+struct AnyLevel : GridLevel {
+  const GridAxes& axes;
+  bool per_axis;
+  int first;  // of its axes
+};
+HASHGRID_HD float scale_on(const AnyLevel& level, int axis) {
+  return level.per_axis ? level.axes.scales[level.first + axis] : level.scale;
+}
+HASHGRID_HD uint32_t resolution_on(const AnyLevel& level, int axis) {
+  return level.per_axis ? level.axes.resolutions[level.first + axis] : level.resolution;
+}
+
+// Level l. Axes may differ only where the dimensions are known at run time alone: grids of such levels go there.
+template <int kDims>
+HASHGRID_HD decltype(auto) level_of(const HashEncodeParams& p, int l) {
+  if constexpr (kDims > 0) {
+    return (p.levels[l]);
+  } else {
+    return AnyLevel{p.levels[l], p.axes, p.per_axis, l * p.n_dims};
+  }
+}
+
 template <typename A, typename T, int kDims, class Level>
 HASHGRID_HD GridCell<A, kDims> find_cell(const GridParams& p, const Level& level, const GridPoint<T, kDims>& point) {
   GridCell<A, kDims> cell;

@@ -25,6 +25,9 @@ using RangeKernel = void (*)(const Params& params, int64_t begin, int64_t end);
   X(HashEncodeParams, hash_encode_second_level)              /* chunks of kLevelChunk points */         \
   X(HashEncodeParams, hash_encode_finish_second)             /* points */                               \
   X(HashEncodeParams, hash_encode_second_table)              /* (level, shard) */                       \
+  X(HashEncodeJetParams, hash_encode_jet_forward)            /* points */                               \
+  X(HashEncodeJetParams, hash_encode_jet_backward_points)    /* points */                               \
+  X(HashEncodeJetParams, hash_encode_jet_backward_table)     /* (level, shard) */                       \
   X(ShEncodeParams, sh_encode_forward)                       /* points */                               \
   X(ShEncodeParams, sh_encode_backward)                      /* points */                               \
   X(FrequencyEncodeParams, frequency_encode_forward)         /* inputs, points times dimensions */      \
@@ -58,7 +61,9 @@ using RangeKernel = void (*)(const Params& params, int64_t begin, int64_t end);
   X(MlpParams, mlp_forward)                                  /* blocks of n_block rows */               \
   X(MlpParams, mlp_backward)                                 /* partial sums */                         \
   X(MlpParams, mlp_second)                                   /* partial sums */                         \
-  X(MlpParams, mlp_reduce)                                   /* output rows of all layers */
+  X(MlpParams, mlp_reduce)                                   /* output rows of all layers */            \
+  X(MlpJetParams, mlp_jet_forward)                           /* blocks of n_block points */             \
+  X(MlpJetParams, mlp_jet_backward)                          /* partial sums */
 
 #define HASHGRID_DECLARE(Params, name) struct Params;
 HASHGRID_CPU_KERNELS(HASHGRID_DECLARE)

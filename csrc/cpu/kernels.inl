@@ -1,11 +1,13 @@
 // Every range kernel, compiled once per instruction set. Standard headers are included by kernels_<isa>.cpp before
 // the target pragma; nothing here may add a static initialiser.
 #include "core/activation.h"
+#include "core/activation_jet.h"
 #include "core/adam.h"
 #include "core/bfloat16.h"
 #include "core/dual.h"
 #include "core/frequency.h"
 #include "core/grid.h"
+#include "core/grid_jet.h"
 #include "core/grid_point.h"
 #include "core/interpolation.h"
 #include "core/occupancy.h"
@@ -24,6 +26,7 @@
 #include "cpu/hash_encode.inl"
 #include "cpu/hash_encode_scalar.inl"
 #include "cpu/hash_encode_second.inl"
+#include "cpu/hash_encode_jet.inl"
 #include "cpu/sh_encode.inl"
 #include "cpu/frequency_encode.inl"
 #include "cpu/ray_aabb.inl"
@@ -45,6 +48,7 @@
 #include "cpu/mlp_factors.inl"
 #include "cpu/mlp.inl"
 #include "cpu/mlp_second.inl"
+#include "cpu/mlp_jet.inl"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

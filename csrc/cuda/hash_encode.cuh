@@ -30,18 +30,6 @@ struct Arithmetic<float, 4> {
   typedef float Type;
 };
 
-// ---- levels ------------------------------------------------------------------------------------------------------
-
-// Level l. Axes may differ only where the dimensions are known at run time alone: grids of such levels go there.
-template <int kDims>
-__device__ inline decltype(auto) level_of(const HashEncodeParams& p, int l) {
-  if constexpr (kDims > 0) {
-    return (p.levels[l]);
-  } else {
-    return axis_level(p, l);
-  }
-}
-
 // ---- corners -----------------------------------------------------------------------------------------------------
 
 // use(c, entry) for every corner of a cell, `entry` being its row within the level.

@@ -14,8 +14,10 @@ struct CompositeParams;
 struct CounterUniformParams;
 struct FrequencyEncodeParams;
 struct GridParams;
+struct HashEncodeJetParams;
 struct HashEncodeParams;
 struct MarchRaysParams;
+struct MlpJetParams;
 struct MlpParams;
 struct OccupancyPointsParams;
 struct OccupancyUpdateParams;
@@ -41,6 +43,11 @@ int64_t hash_encode_level_chunks(int64_t n_points);
 void launch_hash_encode_second_points(const HashEncodeParams& p, cudaStream_t stream);
 void launch_hash_encode_second_table(const HashEncodeParams& p, cudaStream_t stream);
 
+void launch_hash_encode_jet_forward(const HashEncodeJetParams& p, cudaStream_t stream);
+void launch_hash_encode_jet_backward_points(const HashEncodeJetParams& p, cudaStream_t stream);
+// Adds to grad_table.
+void launch_hash_encode_jet_backward_table(const HashEncodeJetParams& p, cudaStream_t stream);
+
 void launch_sh_encode_forward(const ShEncodeParams& p, cudaStream_t stream);
 void launch_sh_encode_backward(const ShEncodeParams& p, cudaStream_t stream);
 void launch_frequency_encode_forward(const FrequencyEncodeParams& p, cudaStream_t stream);
@@ -61,6 +68,10 @@ MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params);
 void launch_mlp_forward(const MlpParams& p, cudaStream_t stream);
 // Fills grad_x and grad_params, each unless it is null.
 void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
+// Along directions, without tensor cores; the same steps.
+MlpWorkspace plan_mlp_jet(MlpJetParams& p, bool backward, bool need_params);
+void launch_mlp_jet_forward(const MlpJetParams& p, cudaStream_t stream);
+void launch_mlp_jet_backward(const MlpJetParams& p, cudaStream_t stream);
 // Whether a grid and the network behind it have a kernel in common: 2 or 3 dimensions, an even number of features, fp32
 // positions, 16-bit factors, a table of fp32 or their type, layers up to 128 wide, tensor cores.
 bool has_hash_encode_mlp(const GridParams& grid, const MlpParams& p);

@@ -39,6 +39,13 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "level_weights, " HASHGRID_LEVELS_SCHEMA
       "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights, "
       "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("hash_encode_jet(Tensor positions, Tensor directions, Tensor table, " HASHGRID_LEVELS_SCHEMA
+        "int interpolation, int bounds) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "hash_encode_jet_backward(Tensor? grad_y, Tensor? grad_first, Tensor? grad_second, Tensor positions, "
+      "Tensor directions, Tensor table, " HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds, bool need_positions, bool need_directions, bool need_table, bool deterministic) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def("sh_encode(Tensor directions, int degree) -> Tensor");
   m.def("sh_encode_backward(Tensor grad_y, Tensor directions, int degree) -> Tensor");
   m.def("frequency_encode(Tensor x, int n_frequencies) -> Tensor");
@@ -97,6 +104,13 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "mlp_backward_backward(Tensor cotangent, Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, "
       "int activation, int output_activation, bool need_grad_y, bool need_x, bool need_params) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mlp_jet(Tensor x, Tensor directions, Tensor? accelerations, Tensor[] weights, Tensor[] biases, int activation, "
+      "int output_activation) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mlp_jet_backward(Tensor? grad_y, Tensor? grad_first, Tensor? grad_second, Tensor x, Tensor directions, "
+      "Tensor? accelerations, Tensor[] weights, Tensor[] biases, int activation, int output_activation, bool need_x, "
+      "bool need_directions, bool need_accelerations, bool need_params) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("hash_encode_mlp(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
         "int interpolation, int bounds, Tensor[] weights, Tensor[] biases, int activation, int output_activation, "
         "int factors) -> Tensor");

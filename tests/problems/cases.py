@@ -18,7 +18,9 @@ from hashgrid.ops import _ngp
 from problems.adam_step import State, check_state, sparse_gradient
 from problems.composite import check_composite_budget, composite_and_derivatives, make_samples, with_alphas
 from problems.hash_encode import orders_of, safe_positions
+from problems.jets import check_jets
 from problems.march_rays import scene
+from problems.mlp import make_params
 from problems.mlp_on_host import MlpOnHost, check_fused, check_plain
 from problems.occupancy import AABB, make_cameras, make_state
 from problems.occupancy_values import cells_of_field, values_in_parts
@@ -125,6 +127,15 @@ def hash_encode_case(n: int) -> None:
     assert (ours - truth).abs().max() <= allowed
 
 
+def hash_encode_jet_case(n: int) -> None:
+    levels = make_level_table(3, n_levels=3, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
+    inputs = [safe_positions(levels, n), torch.randn(n, 2, 3), torch.randn(levels.n_entries, 2)]
+    ours, theirs = (
+        lambda *inputs, op=library.hash_encode_jet: op(*inputs, levels, "smoothstep") for library in (ops, reference)
+    )
+    check_jets(ours, theirs, [tensor.double() for tensor in inputs], 2)
+
+
 def sh_encode_case(n: int) -> None:
     directions = torch.nn.functional.normalize(torch.randn(n, 3), dim=-1)
     check_derivatives(lambda d: ops.sh_encode(d, 4), lambda d: reference.sh_encode(d, 4), [directions])
@@ -144,6 +155,16 @@ def mlp_case(n: int) -> None:
         problem = MlpOnHost([17, 32, 3], n, True, activation, "sigmoid")
         check_fused(problem)
         check_plain(problem)
+
+
+def mlp_jet_case(n: int) -> None:
+    weights, biases = make_params([17, 32, 3], True)
+    inputs = [torch.rand(n, 17), torch.randn(n, 2, 17), torch.randn(n, 2, 17)]
+    ours, theirs = (
+        lambda x, v, a, *params, op=library.mlp_jet: op(x, v, params[:2], params[2:], "sine", "sigmoid", a)
+        for library in (ops, reference)
+    )
+    check_jets(ours, theirs, [*(tensor.double() for tensor in inputs), *weights, *biases], 3, 40)
 
 
 def hash_encode_mlp_case(n: int) -> None:
@@ -383,6 +404,7 @@ def adam_step_case(n: int, width: int = 2) -> None:
 
 CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
+    *(hash_encode_jet_case, mlp_jet_case),
     *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case, render_rays_case),
     *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(sample_positions_case, composite_case, pixel_loss_case, visible_samples_case, window_samples_case),

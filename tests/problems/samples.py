@@ -152,6 +152,36 @@ def _mlp_backward_backward() -> Iterator[Arguments]:
         yield cotangent, grad_y, x.detach(), *params, 4, 6, True, False, True
 
 
+def _mlp_jet() -> Iterator[Arguments]:
+    for bias in (False, True):
+        x, weights, biases = _mlp_params(bias)
+        weights = [(0.3 * weight.detach()).requires_grad_() for weight in weights]  # derivatives multiply them up
+        accelerations = _leaf(N_POINTS, 2, 5) if bias else None
+        yield x, _leaf(N_POINTS, 2, 5), accelerations, weights, biases, 8 if bias else 6, 5 if bias else 0
+
+
+def _mlp_jet_backward() -> Iterator[Arguments]:
+    for x, directions, accelerations, weights, biases, *options in _mlp_jet():
+        every = accelerations is not None
+        grads = torch.randn(N_POINTS, 3), torch.randn(N_POINTS, 2, 3) if every else None, torch.randn(N_POINTS, 2, 3)
+        rows = x.detach(), directions.detach(), accelerations.detach() if every else None
+        params = [p.detach() for p in weights], [p.detach() for p in biases]
+        yield *grads, *rows, *params, *options, every, every, every, True
+
+
+def _hash_encode_jet() -> Iterator[Arguments]:
+    for dtype, options in ((torch.float32, LINEAR), (torch.float32, SMOOTHSTEP), (torch.float64, NEAREST)):
+        positions = torch.rand(N_POINTS, 3, dtype=dtype).requires_grad_()
+        yield positions, _leaf(N_POINTS, 2, 3, dtype=dtype), _leaf(LEVELS.n_entries, 2, dtype=dtype), *options
+
+
+def _hash_encode_jet_backward() -> Iterator[Arguments]:
+    for needs in ((True, True, True), (False, False, True)):
+        grads = torch.randn(N_POINTS, 6) if needs[0] else None, *torch.randn(2, N_POINTS, 2, 6)
+        positions, table = torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
+        yield *grads, positions, torch.randn(N_POINTS, 2, 3), table, *SMOOTHSTEP, *needs, False
+
+
 def _sh_encode() -> Iterator[Arguments]:
     for degree, dtype in ((1, torch.float32), (4, torch.float64)):
         yield torch.nn.functional.normalize(torch.randn(N_POINTS, 3, dtype=dtype), dim=1).requires_grad_(), degree
@@ -317,12 +347,16 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "hash_encode_backward": _hash_encode_backward,
     "hash_encode_accumulate_table_gradient": _hash_encode_accumulate_table_gradient,
     "hash_encode_backward_backward": _hash_encode_backward_backward,
+    "hash_encode_jet": _hash_encode_jet,
+    "hash_encode_jet_backward": _hash_encode_jet_backward,
     "hash_encode_mlp": _hash_encode_mlp,
     "radiance_mlp": _radiance_mlp,
     "radiance_mlp_backward": _radiance_mlp_backward,
     "mlp": _mlp,
     "mlp_backward": _mlp_backward,
     "mlp_backward_backward": _mlp_backward_backward,
+    "mlp_jet": _mlp_jet,
+    "mlp_jet_backward": _mlp_jet_backward,
     "sh_encode": _sh_encode,
     "sh_encode_backward": _sh_encode_backward,
     "frequency_encode": _frequency_encode,
