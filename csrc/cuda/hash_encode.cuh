@@ -32,13 +32,27 @@ struct Arithmetic<float, 4> {
 
 // ---- levels ------------------------------------------------------------------------------------------------------
 
+// A level of either kind. What differs from axis to axis is read from the params where it is used: arrays of it would
+// take registers from grids whose axes are alike.
+struct AnyLevel : GridLevel {
+  const GridAxes& axes;
+  bool per_axis;
+  int first;  // of its axes
+};
+__device__ inline float scale_on(const AnyLevel& level, int axis) {
+  return level.per_axis ? level.axes.scales[level.first + axis] : level.scale;
+}
+__device__ inline uint32_t resolution_on(const AnyLevel& level, int axis) {
+  return level.per_axis ? level.axes.resolutions[level.first + axis] : level.resolution;
+}
+
 // Level l. Axes may differ only where the dimensions are known at run time alone: grids of such levels go there.
 template <int kDims>
 __device__ inline decltype(auto) level_of(const HashEncodeParams& p, int l) {
   if constexpr (kDims > 0) {
     return (p.levels[l]);
   } else {
-    return axis_level(p, l);
+    return AnyLevel{p.levels[l], p.axes, p.per_axis, l * p.n_dims};
   }
 }
 
