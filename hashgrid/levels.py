@@ -35,6 +35,7 @@ class LevelTable:
         hashed: whether the level is hashed; dense levels are row-major with x fastest, ``x + y r_x + z r_x r_y + ...``.
         arguments: what ops take: the scales with the shift last, and a row per level of D resolutions, offset, size and
             hashed.
+        per_axis: whether axes of a level differ.
     """
 
     n_input_dims: int
@@ -45,6 +46,7 @@ class LevelTable:
     sizes: tuple[int, ...]
     hashed: tuple[bool, ...]
     arguments: tuple[tuple[float, ...], tuple[int, ...]] = field(init=False, repr=False, compare=False)
+    per_axis: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.scales)
@@ -66,7 +68,9 @@ class LevelTable:
             raise ValueError("`sizes` and `resolutions` must be positive and `offsets` non-negative")
         if max(self.sizes) >= 2**31 or max(map(max, self.resolutions)) >= 2**32:
             raise ValueError("`sizes` must be below 2^31 and `resolutions` below 2^32")
-        if self.per_axis and n * self.n_input_dims > MAX_AXES:
+        per_axis = any(len(set(row)) > 1 for row in (*self.scales, *self.resolutions))
+        object.__setattr__(self, "per_axis", per_axis)
+        if per_axis and n * self.n_input_dims > MAX_AXES:
             raise ValueError(
                 f"axes may differ in grids of up to {MAX_AXES} levels times dimensions, got {n} levels of"
                 f" {self.n_input_dims} dimensions; use fewer levels"
@@ -84,11 +88,6 @@ class LevelTable:
     def n_entries(self) -> int:
         """Rows the feature table must have."""
         return max(offset + size for offset, size in zip(self.offsets, self.sizes, strict=True))
-
-    @property
-    def per_axis(self) -> bool:
-        """Whether axes of a level differ."""
-        return any(len(set(row)) > 1 for row in (*self.scales, *self.resolutions))
 
 
 def _per_axis(name: str, value: Any, n: int) -> tuple[Any, ...]:

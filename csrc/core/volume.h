@@ -104,31 +104,24 @@ HASHGRID_HD A weight_gradient(A grad_weight, A w, A spread, T step, double middl
          A(static_cast<double>(grads.distortion)) * both;
 }
 
-// What a sample's own gradient is made of: its transmittance T, alpha and 1 - alpha, and dL/dT but for what comes
-// through its weight and the samples behind.
-template <typename V>
-struct SampleTerms {
-  V transmittance, alpha, passed;
-  V grad_transmittance;
-};
-
-// dL / d(sigma dt) of a sample, of which `grad` is dL/dw. `*behind` is sum (w_j dL/dw_j + T_j dL/dT_j) over the samples
-// behind it, and receives that of the sample in front.
+// dL / d(sigma dt) of a sample, of which `grad` is dL/dw and `passed` 1 - alpha. `*behind` is sum (w_j dL/dw_j +
+// T_j dL/dT_j) over the samples behind it, and receives that of the sample in front but for this one's T dL/dT, which
+// the caller adds where there is any.
 template <typename V, typename A>
-HASHGRID_HD A thickness_gradient(const SampleTerms<V>& s, V weight, A grad, bool has_grad_transmittance, A* behind) {
-  const A result = grad * A(s.transmittance * s.passed) - *behind;
+HASHGRID_HD A thickness_gradient(V transmittance, V passed, V weight, A grad, A* behind) {
+  const A result = grad * A(transmittance * passed) - *behind;
   *behind += grad * A(weight);
-  if (has_grad_transmittance) *behind += A(s.transmittance) * A(s.grad_transmittance);
   return result;
 }
 
-// dL / d alpha likewise. Here `*behind` is dL/dT in front of the next sample:
+// dL / d alpha likewise. Here `*behind` is V, dL/dT in front of the next sample, which receives, but for the caller's
+// dL/dT_i, that in front of this one:
 //   V_i = dL/dT_i + alpha_i dL/dw_i + (1 - alpha_i) V_{i+1},   dL/d alpha_i = T_i (dL/dw_i - V_{i+1}).
 // Nothing is divided by 1 - alpha: an alpha of 1 has the gradient of its limit.
 template <typename V, typename A>
-HASHGRID_HD A alpha_gradient(const SampleTerms<V>& s, A grad, A* behind) {
-  const A result = A(s.transmittance) * (grad - *behind);
-  *behind = A(s.grad_transmittance) + A(s.alpha) * grad + A(s.passed) * *behind;
+HASHGRID_HD A alpha_gradient(V transmittance, V alpha, V passed, A grad, A* behind) {
+  const A result = A(transmittance) * (grad - *behind);
+  *behind = A(alpha) * grad + A(passed) * *behind;
   return result;
 }
 

@@ -167,8 +167,8 @@ static void composite_forward_typed(const CompositeParams& p, int64_t begin, int
   });
 }
 
-template <typename V, int kC>
-static void composite_backward_typed(const CompositeParams& p, int64_t begin, int64_t end) {
+template <typename V, int kC, bool kAlphas>
+static void composite_backward_instance(const CompositeParams& p, int64_t begin, int64_t end) {
   typedef typename RealOf<V>::Type T;
   typedef typename SumOf<V>::Type A;
   const int64_t n_features = kC > 0 ? kC : p.n_features;
@@ -195,6 +195,8 @@ static void composite_backward_typed(const CompositeParams& p, int64_t begin, in
     } else {
       row = p.grad_ray_features != nullptr ? static_cast<const T*>(p.grad_ray_features) + ray * n_features : nullptr;
     }
+    const T* grad_transmittances =
+        p.grad_transmittances != nullptr ? static_cast<const T*>(p.grad_transmittances) + first : nullptr;
     RaySuffix<A> suffix;
     for (int64_t i = n - 1; i >= 0; --i) {
       const V weight = s.weight[offset + i];
@@ -212,17 +214,25 @@ static void composite_backward_typed(const CompositeParams& p, int64_t begin, in
       const T middle = (t_starts[first + i] + t_ends[first + i]) / T(2);
       const A grad =
           weight_gradient_reverse<V, T, A>(weight, s.spread[offset + i], grad_weight, step, middle, grads, &suffix);
-      const SampleTerms<V> terms = {s.transmittance[offset + i], s.alpha[offset + i], s.passed[offset + i],
-                                    V(read_or_zero<T>(p.grad_transmittances, first + i))};
-      if (p.are_alphas) {
-        grad_sigmas[i] = written(V(alpha_gradient(terms, grad, &suffix.gradient)));
+      const V transmittance = s.transmittance[offset + i], passed = s.passed[offset + i];
+      if constexpr (kAlphas) {
+        const A grad_alpha = alpha_gradient(transmittance, s.alpha[offset + i], passed, grad, &suffix.gradient);
+        grad_sigmas[i] = written(V(grad_alpha));
+        if (grad_transmittances != nullptr) suffix.gradient += A(static_cast<double>(grad_transmittances[i]));
       } else {
-        const bool has_grad_transmittance = p.grad_transmittances != nullptr;
-        const A of_thickness = thickness_gradient(terms, weight, grad, has_grad_transmittance, &suffix.gradient);
-        grad_sigmas[i] = written(V(of_thickness) * V(step));
+        const A grad_thickness = thickness_gradient(transmittance, passed, weight, grad, &suffix.gradient);
+        grad_sigmas[i] = written(V(grad_thickness) * V(step));
+        if (grad_transmittances != nullptr)
+          suffix.gradient += A(transmittance) * A(static_cast<double>(grad_transmittances[i]));
       }
     }
   });
+}
+
+template <typename V, int kC>
+static void composite_backward_typed(const CompositeParams& p, int64_t begin, int64_t end) {
+  if (p.are_alphas) return composite_backward_instance<V, kC, true>(p, begin, end);
+  composite_backward_instance<V, kC, false>(p, begin, end);
 }
 
 static void composite_forward_range(const CompositeParams& p, int64_t begin, int64_t end) {

@@ -100,8 +100,11 @@ __device__ inline void add_features(const CompositeParams& p, const V& weight, i
   }
 }
 
-// Warp: one ray. weights [n_samples], ray_features [n_rays, n_features], the rest [n_rays]. kC: number of features, 0
-// when only known at run time; with it, lanes sum the features of their own samples first.
+// Warp: one ray, front to back, 32 samples at a time, a lane for each; lanes exchange registers, nothing else is
+// shared. Sums along the ray are scans over the lanes (next_group). Those over the ray are of each lane's samples in
+// their order, then of the lanes by halves; with kC = 0 a lane takes a channel instead and adds samples in their order.
+// Writes weights [n_samples], transmittances [n_samples] where they are asked for, ray_features [n_rays, n_features],
+// the rest [n_rays]. kC: number of features, 0 when only known at run time.
 template <typename V, int kC, bool kAlphas>
 __global__ void composite_forward_kernel(HASHGRID_PARAMS CompositeParams p) {
   typedef typename RealOf<V>::Type T;
@@ -114,7 +117,6 @@ __global__ void composite_forward_kernel(HASHGRID_PARAMS CompositeParams p) {
   const int64_t count = range.valid ? range.count : 0;
   const int64_t n_features = kC > 0 ? kC : p.n_features;
   T* weights = static_cast<T*>(p.weights) + range.first;
-  T* transmittances = p.transmittances != nullptr ? static_cast<T*>(p.transmittances) + range.first : nullptr;
   T* row = static_cast<T*>(p.ray_features) + ray * n_features;
   if (kC == 0 || !range.valid) {
     for (int64_t c = lane; c < n_features; c += kWarpSize) row[c] = range.valid ? T(0) : nan;
@@ -127,7 +129,9 @@ __global__ void composite_forward_kernel(HASHGRID_PARAMS CompositeParams p) {
   for (bool visible = true; visible && start < count; start += kWarpSize) {
     const Group<V> g = next_group<V, kAlphas>(p, range, start, &carry);
     if (g.exists) weights[start + lane] = written(g.weight);
-    if (g.counts && transmittances != nullptr) transmittances[start + lane] = written(g.transmittance);
+    if (p.transmittances != nullptr && g.counts) {
+      static_cast<T*>(p.transmittances)[range.first + start + lane] = written(g.transmittance);
+    }
     if (g.counts) {
       const A w = A(g.weight);
       depth += w * A(static_cast<double>(g.sample.middle));
@@ -146,7 +150,7 @@ __global__ void composite_forward_kernel(HASHGRID_PARAMS CompositeParams p) {
   }
   for (int64_t i = lane; !range.valid && i < range.count; i += kWarpSize) {
     weights[i] = nan;
-    if (transmittances != nullptr) transmittances[i] = nan;
+    if (p.transmittances != nullptr) static_cast<T*>(p.transmittances)[range.first + i] = nan;
   }
   depth = sum_of_lanes(depth);
   distortion = sum_of_lanes(distortion);
@@ -165,8 +169,10 @@ __global__ void composite_forward_kernel(HASHGRID_PARAMS CompositeParams p) {
 
 // ---- gradients ---------------------------------------------------------------------------------------------------
 
-// Warp: one ray, front to back for transmittance and spread, which go to `saved` [2, n_samples], then back to front.
-// Each lane reads what it wrote itself. grad_sigmas [n_samples], grad_features [n_samples, n_features].
+// Warp: one ray, 32 samples at a time, a lane for each; lanes exchange registers, nothing else is shared. Front to back
+// for transmittance and spread, which go to `saved` [2, n_samples], then back to front for the sums over the samples
+// behind, which are scans from the last lane on; each lane reads what it wrote itself. Writes grad_sigmas [n_samples]
+// and grad_features [n_samples, n_features].
 template <typename V, int kC, bool kAlphas>
 __global__ void composite_backward_kernel(HASHGRID_PARAMS CompositeParams p) {
   typedef typename RealOf<V>::Type T;
@@ -251,8 +257,8 @@ __global__ void composite_backward_kernel(HASHGRID_PARAMS CompositeParams p) {
     A gradient_from;  // see thickness_gradient and alpha_gradient
     if constexpr (kAlphas) {
       const A alpha = A(sample.thickness);  // 0 in lanes without a sample: they pass on what is behind them
-      gradient_from =
-          recurrence_from_lane(A(1.0) - alpha, grad_transmittance + (counts ? alpha * grad : A(0.0)), suffix.gradient);
+      const A term = grad_transmittance + (counts ? alpha * grad : A(0.0));
+      gradient_from = recurrence_from_lane(A(1.0) - alpha, term, suffix.gradient);
     } else {
       A term = counts ? grad * w : A(0.0);
       if (p.grad_transmittances != nullptr && counts) term += A(transmittance) * grad_transmittance;
