@@ -29,12 +29,13 @@ def mlp_jet(
     activation: str = "relu",
     output_activation: str = "none",
     accelerations: Tensor | None = None,
+    operators: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values of `mlp` with their first and second derivatives along directions, in one forward pass.
 
-    The sum of the second derivatives along the axes is the Laplacian. Differentiable once in every tensor, hence a loss
-    may hold all three results. Sums are fp32 (fp64 for fp64 weights); gradients have the same bits for any number of
-    threads. The backward keeps inputs and weights and computes hidden layers again.
+    Differentiable once in every tensor but ``operators``, hence a loss may hold all three results. Sums are fp32 (fp64
+    for fp64 weights); gradients have the same bits for any number of threads. The backward keeps inputs and weights and
+    computes hidden layers again.
 
     Args:
         x: [..., in], taken in the dtype of the weights.
@@ -45,9 +46,13 @@ def mlp_jet(
         output_activation: of the last layer, from the same set.
         accelerations: like ``directions``, second derivatives of ``x`` where it is the output of something curved: the
             derivatives are then those of ``mlp(x + s directions + s^2 / 2 accelerations)`` at s = 0.
+        operators: [M, K], sums ``operators[m, k]`` times the second derivative along direction k instead of giving
+            each; ones [1, K] along the axes make the Laplacian. Fewer of them cost less. ``accelerations`` are then M,
+            in the same sums.
 
     Returns:
-        Values [..., out], first and second derivatives [..., K, out].
+        Values [..., out], first derivatives [..., K, out], second ones [..., K, out], or [..., M, out] with
+        ``operators``.
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
@@ -63,16 +68,16 @@ def mlp_jet(
     bent = None
     if accelerations is not None:
         bent = flatten_directions(accelerations, x, "accelerations").to(dtype)
-        if bent.shape != along.shape:
-            raise ValueError(f"`accelerations` must be as many as `directions`, {along.shape[1]}, got {bent.shape[1]}")
+    sums = None if operators is None else operators.to(dtype).contiguous()
+    check_operators(operators, along.shape[1], None if bent is None else bent.shape[1])
     flat = x.to(dtype).reshape(-1, x.shape[-1]).contiguous()
     options = ACTIVATIONS.index(activation), ACTIVATIONS.index(output_activation)
     params = [param.contiguous() for param in (*weights, *biases)]
     if torch.compiler.is_compiling():  # Dynamo shifts the arguments of a Function whose forward takes *params
         n = len(weights)
-        results = _extension.ops().mlp_jet(flat, along, bent, params[:n], params[n:], *options)
+        results = _extension.ops().mlp_jet(flat, along, bent, sums, params[:n], params[n:], *options)
     else:
-        results = apply(_MlpJet, flat, along, bent, len(weights), options, *params)
+        results = apply(_MlpJet, flat, along, bent, sums, len(weights), options, *params)
     return unflatten_jet(results, batch)
 
 
@@ -94,8 +99,28 @@ def flatten_directions(directions: Tensor, x: Tensor, name: str) -> Tensor:
     return directions.reshape(batch.numel(), n_directions, width).contiguous()
 
 
+def check_operators(operators: Tensor | None, n_directions: int, n_accelerations: int | None) -> None:
+    """Whether ``operators`` sum up second derivatives along so many directions, and accelerations are as many.
+
+    Raises:
+        ValueError: they do not.
+    """
+    n_seconds, what = n_directions, "`directions`"
+    if operators is not None:
+        if operators.dim() != 2 or operators.shape[1] != n_directions or not 1 <= len(operators) <= MAX_DIRECTIONS:
+            raise ValueError(
+                f"`operators` must have shape [M, {n_directions}] with M in 1..{MAX_DIRECTIONS},"
+                f" got {list(operators.shape)}"
+            )
+        if operators.requires_grad:
+            raise ValueError("`operators` must be constants, got a tensor that requires grad; detach it")
+        n_seconds, what = len(operators), "`operators`"
+    if n_accelerations not in (None, n_seconds):
+        raise ValueError(f"`accelerations` must be as many as {what}, {n_seconds}, got {n_accelerations}")
+
+
 def unflatten_jet(results: Sequence[Tensor], batch: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """Results [N, C], [N, K, C], [N, K, C] of an op with the dimensions ``batch`` in place of the first."""
+    """Results [N, C], [N, K, C], [N, M, C] of an op with the dimensions ``batch`` in place of the first."""
     y, first, second = results
     if len(batch) == 1:
         return y, first, second
@@ -104,32 +129,33 @@ def unflatten_jet(results: Sequence[Tensor], batch: torch.Size) -> tuple[Tensor,
 
 class _MlpJet(Function):
     @staticmethod
-    def forward(x, directions, accelerations, n_layers, options, *params):  # type: ignore[override]
-        return _extension.ops().mlp_jet(x, directions, accelerations, params[:n_layers], params[n_layers:], *options)
+    def forward(x, directions, accelerations, operators, n_layers, options, *params):  # type: ignore[override]
+        rows = x, directions, accelerations, operators
+        return _extension.ops().mlp_jet(*rows, params[:n_layers], params[n_layers:], *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-        x, directions, accelerations, ctx.n_layers, ctx.options, *params = inputs
+        x, directions, accelerations, operators, ctx.n_layers, ctx.options, *params = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, directions, accelerations, *params)
+        ctx.save_for_backward(x, directions, accelerations, operators, *params)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[override]
-        x, directions, accelerations, *params = ctx.saved_tensors
+        x, directions, accelerations, operators, *params = ctx.saved_tensors
         n = ctx.n_layers
-        n_rows = 2 if accelerations is None else 3  # of the inputs that are tensors
+        n_rows = 2 + (accelerations is not None) + (operators is not None)  # inputs before params that are tensors
         asked = [need and is_asked_for(ctx, i) for i, need in enumerate(ctx.needs_input_grad[:3])]
-        asked_params = [need and is_asked_for(ctx, n_rows + i) for i, need in enumerate(ctx.needs_input_grad[5:])]
+        asked_params = [need and is_asked_for(ctx, n_rows + i) for i, need in enumerate(ctx.needs_input_grad[6:])]
         needs = (*asked, any(asked_params))
 
         def compute(*tensors):
             x, directions, accelerations, *params = tensors[3:]
-            return _backward(tensors[:3], x, directions, accelerations, params, n, ctx.options, needs)
+            return _backward(tensors[:3], x, directions, accelerations, operators, params, n, ctx.options, needs)
 
         results = no_third_derivative("mlp_jet", compute, *grads, x, directions, accelerations, *params)
         kept = (g if need else None for g, need in zip(results, (*asked, *asked_params), strict=True))
         of_x, of_directions, of_accelerations, *of_params = kept
-        return of_x, of_directions, of_accelerations, None, None, *of_params
+        return of_x, of_directions, of_accelerations, None, None, None, *of_params
 
 
 def _backward(
@@ -137,6 +163,7 @@ def _backward(
     x: Tensor,
     directions: Tensor,
     accelerations: Tensor | None,
+    operators: Tensor | None,
     params: Sequence[Tensor],
     n_layers: int,
     options: Sequence[Any],
@@ -147,7 +174,7 @@ def _backward(
         return (None,) * (3 + len(params))
     kept = [None if grad is None else grad.to(x.dtype).contiguous() for grad in grads]
     *of_inputs, of_params = _extension.ops().mlp_jet_backward(
-        *kept, x, directions, accelerations, params[:n_layers], params[n_layers:], *options, *needs
+        *kept, x, directions, accelerations, operators, params[:n_layers], params[n_layers:], *options, *needs
     )
     parts = split_gradient(of_params, params) if needs[3] else [None] * len(params)
     return *(grad if need else None for grad, need in zip(of_inputs, needs, strict=False)), *parts
@@ -157,35 +184,36 @@ def _register() -> None:
     """Fake kernels and autograd of ``torch.ops.hashgrid.mlp_jet``."""
 
     @torch.library.register_fake("hashgrid::mlp_jet")
-    def _(x, directions, accelerations, weights, biases, *options):
-        n_out = weights[-1].shape[0]
-        shape = x.shape[0], directions.shape[1], n_out
-        return x.new_empty(x.shape[0], n_out), x.new_empty(shape), x.new_empty(shape)
+    def _(x, directions, accelerations, operators, weights, biases, *options):
+        n, n_out, n_directions = x.shape[0], weights[-1].shape[0], directions.shape[1]
+        n_seconds = n_directions if operators is None else operators.shape[0]
+        return x.new_empty(n, n_out), x.new_empty(n, n_directions, n_out), x.new_empty(n, n_seconds, n_out)
 
     @torch.library.register_fake("hashgrid::mlp_jet_backward")
-    def _(grad_y, grad_first, grad_second, x, directions, accelerations, weights, biases, *options):
+    def _(grad_y, grad_first, grad_second, x, directions, accelerations, operators, weights, biases, *options):
+        n_seconds = directions.shape[1] if operators is None else operators.shape[0]
         *_, need_x, need_directions, need_accelerations, need_params = options
         n_params = sum(param.numel() for param in (*weights, *biases)) if need_params else 0
         return (
             x.new_empty(x.shape[0] if need_x else 0, x.shape[1]),
             x.new_empty(x.shape[0] if need_directions else 0, *directions.shape[1:]),
-            x.new_empty(x.shape[0] if need_accelerations else 0, *directions.shape[1:]),
+            x.new_empty(x.shape[0] if need_accelerations else 0, n_seconds, x.shape[1]),
             x.new_empty(n_params),
         )
 
     def setup_context(ctx, inputs, output) -> None:
-        x, directions, accelerations, weights, biases, *ctx.options = inputs
+        x, directions, accelerations, operators, weights, biases, *ctx.options = inputs
         ctx.n_layers = len(weights)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, directions, accelerations, *weights, *biases)
+        ctx.save_for_backward(x, directions, accelerations, operators, *weights, *biases)
 
     def backward(ctx, *grads):
-        x, directions, accelerations, *params = ctx.saved_tensors
+        x, directions, accelerations, operators, *params = ctx.saved_tensors
         n = ctx.n_layers
-        need_params = any(any(need) if isinstance(need, (list, tuple)) else need for need in ctx.needs_input_grad[3:5])
+        need_params = any(any(need) if isinstance(need, (list, tuple)) else need for need in ctx.needs_input_grad[4:6])
         needs = (*ctx.needs_input_grad[:3], need_params)
-        results = _backward(grads, x, directions, accelerations, params, n, ctx.options, needs)
-        return *results[:3], list(results[3 : 3 + n]), list(results[3 + n :]), *(None for _ in ctx.options)
+        results = _backward(grads, x, directions, accelerations, operators, params, n, ctx.options, needs)
+        return *results[:3], None, list(results[3 : 3 + n]), list(results[3 + n :]), *(None for _ in ctx.options)
 
     torch.library.register_autograd("hashgrid::mlp_jet", backward, setup_context=setup_context)
 

@@ -21,6 +21,7 @@ def mlp_jet(
     activation: str = "relu",
     output_activation: str = "none",
     accelerations: Tensor | None = None,
+    operators: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values of `mlp` with their first and second derivatives along directions, by forward-mode differentiation.
 
@@ -32,9 +33,12 @@ def mlp_jet(
         activation: of the hidden layers, as in `mlp`.
         output_activation: of the last layer, from the same set.
         accelerations: like ``directions``, second derivatives of ``x`` where it is the output of something curved.
+        operators: [M, K], sums ``operators[m, k]`` times the second derivative along direction k instead of giving
+            each; ``accelerations`` are then M, in the same sums.
 
     Returns:
-        Values [..., out], first and second derivatives [..., K, out].
+        Values [..., out], first derivatives [..., K, out], second ones [..., K, out], or [..., M, out] with
+        ``operators``.
 
     Raises:
         ValueError: shapes do not chain, or an activation is unknown.
@@ -47,9 +51,17 @@ def mlp_jet(
     dtype = weights[0].dtype
     first = along_each(directions, x, "directions").to(dtype)
     second = None if accelerations is None else along_each(accelerations, x, "accelerations").to(dtype)
-    if second is not None and second.shape != first.shape:
-        raise ValueError(f"`accelerations` must be as many as `directions`, {first.shape[-2]}, got {second.shape[-2]}")
-    return _layers(x.to(dtype), first, second, weights, biases, activation, output_activation)
+    n_seconds, what = first.shape[-2], "`directions`"
+    if operators is not None:
+        if operators.dim() != 2 or operators.shape[1] != n_seconds or len(operators) == 0:
+            raise ValueError(f"`operators` must have shape [M, {n_seconds}], got {list(operators.shape)}")
+        operators = operators.to(dtype)
+        n_seconds, what = len(operators), "`operators`"
+    if second is None:
+        second = first.new_zeros(*first.shape[:-2], n_seconds, first.shape[-1])
+    elif second.shape[-2] != n_seconds:
+        raise ValueError(f"`accelerations` must be as many as {what}, {n_seconds}, got {second.shape[-2]}")
+    return _layers(x.to(dtype), first, second, operators, weights, biases, activation, output_activation)
 
 
 def along_each(directions: Tensor, x: Tensor, name: str) -> Tensor:
@@ -71,7 +83,8 @@ def along_each(directions: Tensor, x: Tensor, name: str) -> Tensor:
 def _layers(
     a: Tensor,
     first: Tensor,
-    second: Tensor | None,
+    second: Tensor,
+    operators: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] | None,
     activation: str,
@@ -82,15 +95,15 @@ def _layers(
         if biases is not None:
             z = z + biases[layer]
         first = first @ weight.t()
-        second = torch.zeros_like(first) if second is None else second @ weight.t()
+        second = second @ weight.t()
         name = activation if layer < len(weights) - 1 else output_activation
         if name == "none":
             a = z
             continue
         a = activate(z, name)
         slope, bend = (derivative.unsqueeze(-2) for derivative in _DERIVATIVES[name](z))  # [..., 1, out]
-        first, second = slope * first, bend * first.square() + slope * second
-    assert second is not None
+        squares = first.square() if operators is None else operators @ first.square()
+        first, second = slope * first, bend * squares + slope * second
     return a, first, second
 
 
