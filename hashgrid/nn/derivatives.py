@@ -22,9 +22,11 @@ def derivatives_along(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values of ``field`` at ``x`` and its first and second derivatives along ``directions``.
 
-    `FusedMLP` and `HashGrid` have a method ``jet`` that runs on the native kernels; a module of your own may have one,
-    too, with the same arguments and results. `NetworkWithInputEncoding` and `nn.Sequential` go through their parts one
-    after the other. Everything else is differentiated by `torch.func.jvp` and must be made of PyTorch's own ops.
+    `FusedMLP` and `HashGrid` have a method ``jet(x, directions, accelerations, operators)`` that runs on the native
+    kernels; a module of your own may have one, too: of inputs [..., D] that move with first derivatives [..., K, D] and
+    second ones [..., M, D] (None: zero) it makes values, first and second derivatives of its outputs.
+    `NetworkWithInputEncoding` and `nn.Sequential` go through their parts one after the other. Everything else is
+    differentiated by `torch.func.jvp` and must be made of PyTorch's own ops.
 
     Args:
         field: maps points [..., D] to [..., C], each by itself.
