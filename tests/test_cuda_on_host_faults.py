@@ -136,8 +136,8 @@ FAULTS = {
         *('counter_uniform(key, index + (hashgrid_on_host::planted("draw") ? 2 : 3))', "sample_rays_case(255)", WRONG),
     ),
     "bend of a jet": (
-        *("cuda/mlp_jet.cu", "f.first * of_slope + T(2) * turned * of_bend;"),
-        'f.first * of_slope + T(hashgrid_on_host::planted("bend of a jet") ? 1 : 2) * turned * of_bend;',
+        *("cuda/mlp_jet.cu", "f.first * of_slope + T(2) * turned *"),
+        'f.first * of_slope + T(hashgrid_on_host::planted("bend of a jet") ? 1 : 2) * turned *',
         *("mlp_jet_case(7)", WRONG),
     ),
     "jets of two axes": (

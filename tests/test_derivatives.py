@@ -46,6 +46,10 @@ def test_every_field_has_the_derivatives_of_reverse_mode(kind: str, backend: str
     expected = jet_by_reverse_mode(plain, x, directions)
     for a, b in zip(jets, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    operators = torch.randn(2, 3, dtype=torch.float64)
+    summed = derivatives_along(field, x, directions, operators)
+    for a, b in zip(summed, (*expected[:2], operators @ expected[2]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
     for results in (jets, expected):
         sum(result.square().mean() for result in results).backward()
     for a, b in zip(field.parameters(), plain.parameters(), strict=True):
@@ -69,18 +73,23 @@ def test_a_module_may_bring_its_own_jet() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 2 * x - 1
 
-        def jet(self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None) -> tuple[Tensor, ...]:
-            zero = torch.zeros_like(directions)
-            return 2 * x - 1, 2 * directions, zero if accelerations is None else 2 * accelerations
+        def jet(
+            self, x: Tensor, directions: Tensor, accelerations: Tensor | None, operators: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            """Bends nothing."""
+            if accelerations is None:
+                accelerations = torch.zeros_like(directions if operators is None else operators @ directions)
+            return 2 * x - 1, 2 * directions, 2 * accelerations
 
     mlp = FusedMLP(2, 1, 16, activation="tanh").double()
     x, axes = torch.rand(5, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
-    for a, b in zip(
-        derivatives_along(nn.Sequential(Centred(), mlp), x, axes),
-        derivatives_along(lambda x: mlp.to_sequential()(2 * x - 1), x, axes),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    for operators in (None, torch.tensor([[1.0, -1.0]])):
+        for a, b in zip(
+            derivatives_along(nn.Sequential(Centred(), mlp), x, axes, operators),
+            derivatives_along(lambda x: mlp.to_sequential()(2 * x - 1), x, axes, operators),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
 
 
 def test_a_loss_with_a_laplacian_compiles_in_one_graph() -> None:

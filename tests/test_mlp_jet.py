@@ -84,6 +84,36 @@ def test_softplus_of_another_beta() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("n_seconds", [1, 2, 5])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
+def test_operators_sum_up_second_derivatives(n_seconds: int, activation: str) -> None:
+    """As the second derivatives themselves do, results and gradients; and as in the reference, in any dtype."""
+    weights, biases = make_params([4, 31, 33, 3], True)
+    operators = torch.randn(n_seconds, 3, dtype=torch.float64)
+    rows = [(4,), (3, 4), (n_seconds, 4)]
+    inputs = [*(torch.randn(77, *shape, dtype=torch.float64) for shape in rows), *weights, *biases]
+
+    def summed(op: Any, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, v, a, *params = inputs
+        return op(x, v, params[:3], params[3:], activation, "tanh", a, operators)
+
+    check_jets(partial(summed, ops.mlp_jet), partial(summed, reference.mlp_jet), inputs, 3, 72)
+
+    def apart(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, v, a, *params = inputs
+        both = torch.cat((v, a), 1)
+        y, first, second = ops.mlp_jet(x, both, params[:3], params[3:], activation, "tanh")
+        return y, first[:, :3], operators @ second[:, :3] + first[:, 3:]
+
+    shapes = (77, 3), (77, 3, 3), (77, n_seconds, 3)
+    cotangents = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    runs = (
+        results_and_gradients(op, inputs, cotangents, torch.float64) for op in (partial(summed, ops.mlp_jet), apart)
+    )
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 * b.abs().max().item())
+
+
 @pytest.mark.parametrize("activation", ["tanh", "sine", "silu", "softplus"])
 def test_gradcheck_of_a_loss_with_a_laplacian(activation: str) -> None:
     inputs, n_rows = problem([2, 9, 9, 1], 6, 2, False)
@@ -237,10 +267,16 @@ def test_bad_input(op: Any) -> None:
         op(x, torch.ones(4, 2, 3), weights)
     with pytest.raises(ValueError, match="`accelerations` must be as many as `directions`, 2, got 1"):
         op(x, torch.ones(2, 3), weights, accelerations=torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"`operators` must have shape \[M, 2\].*, got \[1, 3\]"):
+        op(x, torch.ones(2, 3), weights, operators=torch.ones(1, 3))
+    with pytest.raises(ValueError, match="`accelerations` must be as many as `operators`, 1, got 2"):
+        op(x, torch.ones(2, 3), weights, accelerations=torch.ones(2, 3), operators=torch.ones(1, 2))
     with pytest.raises(ValueError, match=r"`weights\[0\]` must have shape \[out, 3\], got \[1, 2\]"):
         op(x, torch.ones(2, 3), [torch.rand(1, 2)])
     with pytest.raises(ValueError, match="`activation` must be"):
         op(x, torch.ones(2, 3), weights, activation="gelu")
     if op is ops.mlp_jet:
+        with pytest.raises(ValueError, match="`operators` must be constants"):
+            op(x, torch.ones(2, 3), weights, operators=torch.ones(1, 2, requires_grad=True))
         with pytest.raises(ValueError, match="`directions` must be 1 to 64 per point, got 65"):
             op(x, torch.ones(65, 3), weights)

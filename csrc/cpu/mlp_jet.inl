@@ -9,10 +9,12 @@
 //
 //     of z'': f' g''      of z': f' g' + 2 f'' z' g''      of z: f' g + f'' (z' g' + z'' g'') + f''' z'^2 g''
 //
-// summed over directions where they meet in z. One thread takes a block of points through all layers: their 1 + 2 K
-// slabs lie below each other, so that a layer is one product of all of them with the same weights, and an activation
-// one pass over the block. A block's matrices stay in L2. Parameter gradients are summed over the points of a block in
-// the order of slabs, over the blocks of a partial sum, over partial sums; each order follows from the problem alone.
+// summed over directions where they meet in z. All of this is linear in the second derivatives, so that sums of them
+// over directions are carried in their place where only sums are wanted (Li et al. 2024, "forward Laplacian"); z'^2 is
+// then such a sum. One thread takes a block of points through all layers: their slabs lie below each other, so that a
+// layer is one product of all of them with the same weights, and an activation one pass over the block. A block's
+// matrices stay in L2. Parameter gradients are summed over the points of a block in the order of slabs, over the blocks
+// of a partial sum, over partial sums; each order follows from the problem alone.
 #include "core/mlp_jet_params.h"
 
 namespace hashgrid {
@@ -58,11 +60,45 @@ struct Slabs {
   HASHGRID_INLINE_METHOD T* slab(int64_t i) const { return data + i * points * stride; }
 };
 
+// What the second derivatives of a shape sum up, at one place of a block's slabs.
+template <typename T>
+struct JetSums {
+  typedef typename Lane<T>::Vec Vec;
+  JetShape shape;
+  int64_t slab;  // elements
+
+  // Second derivative m of the squares of first derivatives, which begin at `first`.
+  HASHGRID_INLINE_METHOD Vec squares(const T* first, int64_t m) const {
+    if (shape.operators == nullptr) {
+      const Vec slope = load_vector<Vec>(first + m * slab);
+      return slope * slope;
+    }
+    const T* weights = static_cast<const T*>(shape.operators) + m * shape.n_directions;
+    Vec total = {};
+    for (int64_t k = 0; k < shape.n_directions; ++k) {
+      const Vec slope = load_vector<Vec>(first + k * slab);
+      total += weights[k] * slope * slope;
+    }
+    return total;
+  }
+
+  // The gradients of all second derivatives, which begin at `second`, as far as they concern direction k.
+  HASHGRID_INLINE_METHOD Vec gradient(const T* second, int64_t k) const {
+    if (shape.operators == nullptr) return load_vector<Vec>(second + k * slab);
+    const T* weights = static_cast<const T*>(shape.operators) + k;
+    Vec total = {};
+    for (int64_t m = 0; m < shape.n_seconds; ++m) {
+      total += weights[m * shape.n_directions] * load_vector<Vec>(second + m * slab);
+    }
+    return total;
+  }
+};
+
 // Pre-activations to outputs; the companion takes the place of their values.
 template <typename T>
 struct JetPass {
   typedef typename Lane<T>::Vec Vec;
-  int n_directions;
+  JetShape shape;
   int64_t columns;
   Slabs<T> sums;
   Slabs<T> out;
@@ -70,7 +106,8 @@ struct JetPass {
   template <class Tag>
   void run(Tag) const {
     constexpr Activation kActivation = Tag::kValue;
-    const int64_t first = sums.points * sums.stride, second = (1 + n_directions) * first;
+    const int64_t slab = sums.points * sums.stride, seconds = (1 + shape.n_directions) * slab;
+    const JetSums<T> jets = {shape, slab};
     for (int64_t r = 0; r < sums.points; ++r) {
       for (int64_t c = 0; c < columns; c += Lane<T>::kWidth) {
         T* z = sums.data + r * sums.stride + c;
@@ -80,11 +117,10 @@ struct JetPass {
         const Derivatives<Vec> f = activation_derivatives<T>(value, companion, kActivation);
         store_vector(a, value);
         if (has_companion(kActivation)) store_vector(z, companion);
-        for (int64_t at = first; at < second; at += first) {
-          const int64_t bend = at + n_directions * first;
-          const Vec slope = load_vector<Vec>(z + at);
-          store_vector(a + at, f.first * slope);
-          store_vector(a + bend, f.second * slope * slope + f.first * load_vector<Vec>(z + bend));
+        for (int64_t at = slab; at < seconds; at += slab) store_vector(a + at, f.first * load_vector<Vec>(z + at));
+        for (int64_t m = 0; m < shape.n_seconds; ++m) {
+          const int64_t at = seconds + m * slab;
+          store_vector(a + at, f.second * jets.squares(z + slab, m) + f.first * load_vector<Vec>(z + at));
         }
       }
     }
@@ -95,7 +131,7 @@ struct JetPass {
 template <typename T>
 struct JetGradientPass {
   typedef typename Lane<T>::Vec Vec;
-  int n_directions;
+  JetShape shape;
   int64_t columns;
   Slabs<T> sums;     // as JetPass left them
   Slabs<T> outputs;  // values alone are read
@@ -104,7 +140,8 @@ struct JetGradientPass {
   template <class Tag>
   void run(Tag) const {
     constexpr Activation kActivation = Tag::kValue;
-    const int64_t first = sums.points * sums.stride, second = (1 + n_directions) * first;
+    const int64_t slab = sums.points * sums.stride, seconds = (1 + shape.n_directions) * slab;
+    const JetSums<T> jets = {shape, slab};
     for (int64_t r = 0; r < sums.points; ++r) {
       for (int64_t c = 0; c < columns; c += Lane<T>::kWidth) {
         const T* z = sums.data + r * sums.stride + c;
@@ -112,14 +149,17 @@ struct JetGradientPass {
         const Vec value = load_vector<Vec>(outputs.data + r * sums.stride + c);
         const Derivatives<Vec> f = activation_derivatives<T>(value, load_vector<Vec>(z), kActivation);
         Vec total = f.first * load_vector<Vec>(g);
-        for (int64_t at = first; at < second; at += first) {
-          const int64_t bend = at + n_directions * first;
-          const Vec slope = load_vector<Vec>(z + at);
-          const Vec of_slope = load_vector<Vec>(g + at), of_bend = load_vector<Vec>(g + bend);
-          const Vec turned = f.second * slope;
-          total += turned * of_slope + (f.third * slope * slope + f.second * load_vector<Vec>(z + bend)) * of_bend;
-          store_vector(g + at, f.first * of_slope + T(2) * turned * of_bend);
-          store_vector(g + bend, f.first * of_bend);
+        for (int64_t k = 0; k < shape.n_directions; ++k) {
+          const int64_t at = (1 + k) * slab;
+          const Vec turned = f.second * load_vector<Vec>(z + at), of_slope = load_vector<Vec>(g + at);
+          total += turned * of_slope;
+          store_vector(g + at, f.first * of_slope + T(2) * turned * jets.gradient(g + seconds, k));
+        }
+        for (int64_t m = 0; m < shape.n_seconds; ++m) {
+          const int64_t at = seconds + m * slab;
+          const Vec of_bend = load_vector<Vec>(g + at);
+          total += (f.third * jets.squares(z + slab, m) + f.second * load_vector<Vec>(z + at)) * of_bend;
+          store_vector(g + at, f.first * of_bend);
         }
         store_vector(g, total);
       }
@@ -181,7 +221,7 @@ static void jet_product(const MlpJetParams& p, int l, const BlockRows& block, co
   typedef RealFactors<T> F;
   typedef StoreSums<typename F::Product> Store;
   const BlockRows values = {0, block.padded, block.padded};
-  const int64_t n_rows = 2 * p.n_directions * block.padded;
+  const int64_t n_rows = (p.shape.n_slabs - 1) * block.padded;
   forward_product<F, true>(p.mlp, l, values, rows_of(in), Store{out.data, out.stride}, prefetch);
   forward_product<F, false>(p.mlp, l, BlockRows{0, n_rows, n_rows}, rows_of(Slabs<T>{in.slab(1), in.stride, 0}),
                             Store{out.slab(1), out.stride}, prefetch);
@@ -194,8 +234,8 @@ static Slabs<T> run_jet_layers(const MlpJetParams& p, const BlockRows& block, Pr
   const int64_t n_in = mlp.layers[0].n_in;
   Slabs<T> in = slabs_at<T>(p, p.input[0], n_in, block);
   import_slabs<T>(mlp.x, n_in, block, 1, 0, false, in);
-  import_slabs<T>(p.directions, n_in, block, p.n_directions, 1, false, in);
-  import_slabs<T>(p.accelerations, n_in, block, p.n_directions, 1 + p.n_directions, false, in);
+  import_slabs<T>(p.directions, n_in, block, p.shape.n_directions, 1, false, in);
+  import_slabs<T>(p.accelerations, n_in, block, p.shape.n_seconds, 1 + p.shape.n_directions, false, in);
   for (int l = 0; l < mlp.n_layers; ++l) {
     const bool last = l + 1 == mlp.n_layers;
     const int64_t n_out = mlp.layers[l].n_out;
@@ -203,7 +243,7 @@ static Slabs<T> run_jet_layers(const MlpJetParams& p, const BlockRows& block, Pr
     jet_product(p, l, block, in, sums, prefetch);
     if (last && mlp.output_activation == Activation::kNone) return sums;
     const Slabs<T> out = slabs_at<T>(p, last ? p.staging[0] : p.input[l + 1], n_out, block);
-    with_activation(last ? mlp.output_activation : mlp.activation, JetPass<T>{p.n_directions, n_out, sums, out});
+    with_activation(last ? mlp.output_activation : mlp.activation, JetPass<T>{p.shape, n_out, sums, out});
     in = out;
   }
   return in;
@@ -218,8 +258,8 @@ static void mlp_jet_forward_blocks(const MlpJetParams& p, int64_t begin, int64_t
     const BlockRows block = block_rows(p.mlp, b);
     const Slabs<T> out = run_jet_layers<T>(p, block, &none);
     export_slabs(out, 0, n_out, block, 1, p.mlp.y);
-    export_slabs(out, 1, n_out, block, p.n_directions, p.first);
-    export_slabs(out, 1 + p.n_directions, n_out, block, p.n_directions, p.second);
+    export_slabs(out, 1, n_out, block, p.shape.n_directions, p.first);
+    export_slabs(out, 1 + p.shape.n_directions, n_out, block, p.shape.n_seconds, p.second);
   }
 }
 
@@ -240,9 +280,10 @@ static void mlp_jet_backward_block(const MlpJetParams& p, int64_t b, T* partial)
   typedef RealFactors<T> F;
   typedef StoreSums<typename F::Product> Store;
   const MlpParams& mlp = p.mlp;
-  const int K = p.n_directions, last = mlp.n_layers - 1;
+  const int64_t K = p.shape.n_directions, M = p.shape.n_seconds;
+  const int last = mlp.n_layers - 1;
   const BlockRows block = block_rows(mlp, b);
-  const int64_t n_rows = (1 + 2 * K) * block.padded;
+  const int64_t n_rows = p.shape.n_slabs * block.padded;
   const BlockRows rows = {0, n_rows, n_rows};
   Prefetch none;
   none.range = Prefetch::kRanges;
@@ -253,10 +294,10 @@ static void mlp_jet_backward_block(const MlpJetParams& p, int64_t b, T* partial)
   Slabs<T> gradient = slabs_at<T>(p, p.staging[slot], n_out, block);
   import_slabs<T>(mlp.grad_y, n_out, block, 1, 0, true, gradient);
   import_slabs<T>(p.grad_first, n_out, block, K, 1, true, gradient);
-  import_slabs<T>(p.grad_second, n_out, block, K, 1 + K, true, gradient);
+  import_slabs<T>(p.grad_second, n_out, block, M, 1 + K, true, gradient);
   if (mlp.output_activation != Activation::kNone) {
     const Slabs<T> sums = slabs_at<T>(p, p.sums[last], n_out, block);
-    with_activation(mlp.output_activation, JetGradientPass<T>{K, n_out, sums, outputs, gradient});
+    with_activation(mlp.output_activation, JetGradientPass<T>{p.shape, n_out, sums, outputs, gradient});
   }
   for (int l = last; l >= 0; --l) {
     const MlpLayer& layer = mlp.layers[l];
@@ -271,14 +312,14 @@ static void mlp_jet_backward_block(const MlpJetParams& p, int64_t b, T* partial)
     backward_product<F>(mlp, l, rows, rows_of(gradient), Store{below.data, below.stride}, &none);
     if (l > 0) {
       const Slabs<T> sums = slabs_at<T>(p, p.sums[l - 1], layer.n_in, block);
-      with_activation(mlp.activation, JetGradientPass<T>{K, layer.n_in, sums, in, below});
+      with_activation(mlp.activation, JetGradientPass<T>{p.shape, layer.n_in, sums, in, below});
     }
     gradient = below;
   }
   const int64_t n_in = mlp.layers[0].n_in;
   export_slabs(gradient, 0, n_in, block, 1, mlp.grad_x);
   export_slabs(gradient, 1, n_in, block, K, p.grad_directions);
-  export_slabs(gradient, 1 + K, n_in, block, K, p.grad_accelerations);
+  export_slabs(gradient, 1 + K, n_in, block, M, p.grad_accelerations);
 }
 
 template <typename T>

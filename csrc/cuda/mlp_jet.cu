@@ -2,7 +2,7 @@
 // chunk of points, and a launch per activation; the formulas are those of core/activation_jet.h, derived in
 // cpu/mlp_jet.inl.
 //
-// A chunk's slabs lie in global memory, [1 + 2 K, points, columns] unpadded: values, first derivatives, second ones. A
+// A chunk's slabs lie in global memory, [n_slabs, points, columns] unpadded, in the order of JetShape. A
 // layer is one product of all slabs with the same weights. Partial sums of parameter gradients run over slices of the
 // slabs' rows, are added to chunk by chunk in stream order, and are reduced in a fixed order: the same bits in every
 // run.
@@ -14,8 +14,8 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
-// Rows of user memory: values [points, columns], derivatives [points, K, columns]; null: zeros to read, nothing to
-// write.
+// Rows of user memory: values [points, columns], first derivatives [points, n_directions, columns], second ones
+// [points, n_seconds, columns]; null: zeros to read, nothing to write.
 template <typename T>
 struct JetRows {
   T* values;
@@ -24,50 +24,71 @@ struct JetRows {
 };
 
 template <typename T>
-JetRows<T> jet_rows(void* values, void* first, void* second, int64_t begin, int64_t n_directions, int64_t columns) {
+JetRows<T> jet_rows(void* values, void* first, void* second, int64_t begin, const JetShape& shape, int64_t columns) {
   const auto advance = [&](void* rows, int64_t per_point) {
     return rows == nullptr ? nullptr : static_cast<T*>(rows) + begin * per_point * columns;
   };
-  return {advance(values, 1), advance(first, n_directions), advance(second, n_directions)};
+  return {advance(values, 1), advance(first, shape.n_directions), advance(second, shape.n_seconds)};
 }
 
-// Address of element i of slabs [1 + 2 n_directions, n_points, columns] in user memory, or null.
+// Address of element i of slabs [n_slabs, n_points, columns] in user memory, or null.
 template <typename T>
-__device__ inline T* jet_element(const JetRows<T>& rows, int64_t n_points, int64_t n_directions, int64_t columns,
+__device__ inline T* jet_element(const JetRows<T>& rows, int64_t n_points, const JetShape& shape, int64_t columns,
                                  int64_t i) {
   const int64_t column = i % columns, point = i / columns % n_points, slab = i / columns / n_points;
   if (slab == 0) return rows.values == nullptr ? nullptr : rows.values + point * columns + column;
-  const bool second = slab > n_directions;
+  const bool second = slab > shape.n_directions;
   T* derivatives = second ? rows.second : rows.first;
-  const int64_t k = slab - 1 - (second ? n_directions : 0);
-  return derivatives == nullptr ? nullptr : derivatives + (point * n_directions + k) * columns + column;
+  if (derivatives == nullptr) return nullptr;
+  const int64_t k = slab - 1 - (second ? shape.n_directions : 0);
+  return derivatives + (point * (second ? shape.n_seconds : shape.n_directions) + k) * columns + column;
 }
 
 // Thread: one element of the slabs.
 template <typename T>
-__global__ void mlp_jet_import_kernel(JetRows<T> rows, int64_t n_points, int64_t n_directions, int64_t columns,
-                                      T* slabs) {
+__global__ void mlp_jet_import_kernel(JetRows<T> rows, int64_t n_points, JetShape shape, int64_t columns, T* slabs) {
   const int64_t i = global_thread();
-  if (i >= (1 + 2 * n_directions) * n_points * columns) return;
-  const T* from = jet_element(rows, n_points, n_directions, columns, i);
+  if (i >= shape.n_slabs * n_points * columns) return;
+  const T* from = jet_element(rows, n_points, shape, columns, i);
   slabs[i] = from == nullptr ? T(0) : *from;
 }
 
 // Thread: one element of the slabs.
 template <typename T>
-__global__ void mlp_jet_export_kernel(const T* slabs, int64_t n_points, int64_t n_directions, int64_t columns,
+__global__ void mlp_jet_export_kernel(const T* slabs, int64_t n_points, JetShape shape, int64_t columns,
                                       JetRows<T> rows) {
   const int64_t i = global_thread();
-  if (i >= (1 + 2 * n_directions) * n_points * columns) return;
-  T* to = jet_element(rows, n_points, n_directions, columns, i);
+  if (i >= shape.n_slabs * n_points * columns) return;
+  T* to = jet_element(rows, n_points, shape, columns, i);
   if (to != nullptr) *to = slabs[i];
 }
 
-// Thread: one of `slab` values and its derivatives along all directions, from pre-activations to outputs. The companion
-// takes the value's place among the pre-activations.
+// What second derivative m sums up of the squares of first derivatives, `slab` apart from `first` on.
 template <typename T>
-__global__ void mlp_jet_activate_kernel(T* sums, T* outputs, int64_t slab, int64_t n_directions,
-                                        Activation activation) {
+__device__ inline T jet_squares(const JetShape& shape, const T* first, int64_t slab, int64_t m) {
+  if (shape.operators == nullptr) return first[m * slab] * first[m * slab];
+  const T* weights = static_cast<const T*>(shape.operators) + m * shape.n_directions;
+  T total = T(0);
+#pragma unroll 1  // directions are few
+  for (int64_t k = 0; k < shape.n_directions; ++k) total += weights[k] * first[k * slab] * first[k * slab];
+  return total;
+}
+
+// What of the gradients of second derivatives, `slab` apart from `second` on, concerns direction k.
+template <typename T>
+__device__ inline T jet_gradient(const JetShape& shape, const T* second, int64_t slab, int64_t k) {
+  if (shape.operators == nullptr) return second[k * slab];
+  const T* weights = static_cast<const T*>(shape.operators) + k;
+  T total = T(0);
+#pragma unroll 1
+  for (int64_t m = 0; m < shape.n_seconds; ++m) total += weights[m * shape.n_directions] * second[m * slab];
+  return total;
+}
+
+// Thread: one of `slab` values and its derivatives, from pre-activations to outputs. The companion takes the value's
+// place among the pre-activations.
+template <typename T>
+__global__ void mlp_jet_activate_kernel(T* sums, T* outputs, int64_t slab, JetShape shape, Activation activation) {
   const int64_t i = global_thread();
   if (i >= slab) return;
   const T z = sums[i], value = activate(z, activation);
@@ -75,28 +96,36 @@ __global__ void mlp_jet_activate_kernel(T* sums, T* outputs, int64_t slab, int64
   const Derivatives<T> f = activation_derivatives<T>(value, companion, activation);
   outputs[i] = value;
   sums[i] = companion;
-  for (int64_t k = 1; k <= n_directions; ++k) {
-    const int64_t at = i + k * slab, bend = at + n_directions * slab;
-    const T slope = sums[at];
-    outputs[at] = f.first * slope;
-    outputs[bend] = f.second * slope * slope + f.first * sums[bend];
+  for (int64_t k = 1; k <= shape.n_directions; ++k) outputs[i + k * slab] = f.first * sums[i + k * slab];
+#pragma unroll 1
+  for (int64_t m = 0; m < shape.n_seconds; ++m) {
+    const int64_t at = i + (1 + shape.n_directions + m) * slab;
+    outputs[at] = f.second * jet_squares(shape, sums + i + slab, slab, m) + f.first * sums[at];
   }
 }
 
 // Thread: the same on the way back, gradients of outputs to those of pre-activations, in place.
 template <typename T>
-__global__ void mlp_jet_derivative_kernel(const T* sums, const T* values, T* gradient, int64_t slab,
-                                          int64_t n_directions, Activation activation) {
+__global__ void mlp_jet_derivative_kernel(const T* sums, const T* values, T* gradient, int64_t slab, JetShape shape,
+                                          Activation activation) {
   const int64_t i = global_thread();
   if (i >= slab) return;
   const Derivatives<T> f = activation_derivatives<T>(values[i], sums[i], activation);
+  const int64_t seconds = i + (1 + shape.n_directions) * slab;
   T total = f.first * gradient[i];
-  for (int64_t k = 1; k <= n_directions; ++k) {
-    const int64_t at = i + k * slab, bend = at + n_directions * slab;
-    const T slope = sums[at], of_slope = gradient[at], of_bend = gradient[bend], turned = f.second * slope;
-    total += turned * of_slope + (f.third * slope * slope + f.second * sums[bend]) * of_bend;
-    gradient[at] = f.first * of_slope + T(2) * turned * of_bend;
-    gradient[bend] = f.first * of_bend;
+#pragma unroll 1
+  for (int64_t k = 0; k < shape.n_directions; ++k) {
+    const int64_t at = i + (1 + k) * slab;
+    const T turned = f.second * sums[at], of_slope = gradient[at];
+    total += turned * of_slope;
+    gradient[at] = f.first * of_slope + T(2) * turned * jet_gradient<T>(shape, gradient + seconds, slab, k);
+  }
+#pragma unroll 1
+  for (int64_t m = 0; m < shape.n_seconds; ++m) {
+    const int64_t at = seconds + m * slab;
+    const T of_bend = gradient[at];
+    total += (f.third * jet_squares(shape, sums + i + slab, slab, m) + f.second * sums[at]) * of_bend;
+    gradient[at] = f.first * of_bend;
   }
   gradient[i] = total;
 }
@@ -105,7 +134,7 @@ __global__ void mlp_jet_derivative_kernel(const T* sums, const T* values, T* gra
 
 // Slabs of a chunk of n_points. Returns their size in bytes.
 inline int64_t lay_out_jets(MlpJetParams& p, int64_t n_points, bool backward) {
-  const int64_t column = (1 + 2 * p.n_directions) * n_points * (p.mlp.dtype == DType::kFloat64 ? 8 : 4);
+  const int64_t column = p.shape.n_slabs * n_points * (p.mlp.dtype == DType::kFloat64 ? 8 : 4);
   const int64_t widest = widest_of(p.mlp);
   MlpLayout scratch;
   // A forward alternates between two inputs and overwrites the sums; a backward keeps all.
@@ -135,7 +164,7 @@ void launch_jet_product(const MlpJetParams& p, int l, int64_t n_points, const T*
   q.round_a = q.round_b = Rounding::kNone;
   q.activation = Activation::kNone;
   launch_product<ProductKind::kForward>(q, 1, stream);
-  q.n_rows = 2 * p.n_directions * n_points;
+  q.n_rows = (p.shape.n_slabs - 1) * n_points;
   q.a += n_points * layer.n_in;
   q.result += n_points * layer.n_out;
   q.bias = nullptr;
@@ -146,11 +175,12 @@ void launch_jet_product(const MlpJetParams& p, int l, int64_t n_points, const T*
 template <typename T>
 T* launch_jet_layers(const MlpJetParams& p, int64_t first, int64_t n_points, cudaStream_t stream) {
   const MlpParams& mlp = p.mlp;
-  const int64_t K = p.n_directions, n_in = mlp.layers[0].n_in, rows = (1 + 2 * K) * n_points;
+  const JetShape& shape = p.shape;
+  const int64_t n_in = mlp.layers[0].n_in, rows = shape.n_slabs * n_points;
   T* in = in_scratch<T>(mlp, p.input[0]);
   const JetRows<T> user = jet_rows<T>(const_cast<void*>(mlp.x), const_cast<void*>(p.directions),
-                                      const_cast<void*>(p.accelerations), first, K, n_in);
-  HASHGRID_LAUNCH(mlp_jet_import_kernel<T>, blocks_of(rows * n_in, kThreads), stream, user, n_points, K, n_in, in);
+                                      const_cast<void*>(p.accelerations), first, shape, n_in);
+  HASHGRID_LAUNCH(mlp_jet_import_kernel<T>, blocks_of(rows * n_in, kThreads), stream, user, n_points, shape, n_in, in);
   for (int l = 0; l < mlp.n_layers; ++l) {
     const bool last = l + 1 == mlp.n_layers;
     const int64_t slab = n_points * mlp.layers[l].n_out;
@@ -159,7 +189,8 @@ T* launch_jet_layers(const MlpJetParams& p, int64_t first, int64_t n_points, cud
     const Activation activation = last ? mlp.output_activation : mlp.activation;
     if (last && activation == Activation::kNone) return sums;
     T* outputs = in_scratch<T>(mlp, last ? p.staging[0] : p.input[l + 1]);
-    HASHGRID_LAUNCH(mlp_jet_activate_kernel<T>, blocks_of(slab, kThreads), stream, sums, outputs, slab, K, activation);
+    HASHGRID_LAUNCH(mlp_jet_activate_kernel<T>, blocks_of(slab, kThreads), stream, sums, outputs, slab, shape,
+                    activation);
     in = outputs;
   }
   return in;
@@ -167,13 +198,14 @@ T* launch_jet_layers(const MlpJetParams& p, int64_t first, int64_t n_points, cud
 
 template <typename T>
 void launch_jet_forward(const MlpJetParams& p, cudaStream_t stream) {
-  const int64_t K = p.n_directions, n_out = p.mlp.layers[p.mlp.n_layers - 1].n_out;
+  const JetShape& shape = p.shape;
+  const int64_t n_out = p.mlp.layers[p.mlp.n_layers - 1].n_out;
   for (int64_t first = 0; first < p.mlp.n_rows; first += p.mlp.n_block) {
     const int64_t n_points = std::min<int64_t>(p.mlp.n_block, p.mlp.n_rows - first);
     const T* results = launch_jet_layers<T>(p, first, n_points, stream);
-    const JetRows<T> user = jet_rows<T>(p.mlp.y, p.first, p.second, first, K, n_out);
-    HASHGRID_LAUNCH(mlp_jet_export_kernel<T>, blocks_of((1 + 2 * K) * n_points * n_out, kThreads), stream, results,
-                    n_points, K, n_out, user);
+    const JetRows<T> user = jet_rows<T>(p.mlp.y, p.first, p.second, first, shape, n_out);
+    HASHGRID_LAUNCH(mlp_jet_export_kernel<T>, blocks_of(shape.n_slabs * n_points * n_out, kThreads), stream, results,
+                    n_points, shape, n_out, user);
   }
 }
 
@@ -186,7 +218,7 @@ void launch_jet_parameter_gradient(const MlpJetParams& p, int l, int64_t n_point
   Product<T> q = {};
   q.n_rows = layer.n_out;
   q.n_columns = layer.n_in;
-  q.n_depth = (1 + 2 * p.n_directions) * n_points;
+  q.n_depth = p.shape.n_slabs * n_points;
   q.a = gradient;
   q.b = input;
   q.result = partials + layer.grad_weight;
@@ -206,22 +238,24 @@ void launch_jet_parameter_gradient(const MlpJetParams& p, int l, int64_t n_point
 template <typename T>
 void launch_jet_backward(const MlpJetParams& p, cudaStream_t stream) {
   const MlpParams& mlp = p.mlp;
-  const int64_t K = p.n_directions, n_in = mlp.layers[0].n_in;
+  const JetShape& shape = p.shape;
+  const int64_t n_in = mlp.layers[0].n_in;
   const int last = mlp.n_layers - 1;
   const int64_t n_out = mlp.layers[last].n_out;
   const bool need_inputs = mlp.grad_x != nullptr || p.grad_directions != nullptr || p.grad_accelerations != nullptr;
   for (int64_t first = 0; first < mlp.n_rows; first += mlp.n_block) {
-    const int64_t n_points = std::min<int64_t>(mlp.n_block, mlp.n_rows - first), rows = (1 + 2 * K) * n_points;
+    const int64_t n_points = std::min<int64_t>(mlp.n_block, mlp.n_rows - first), rows = shape.n_slabs * n_points;
     const T* results = launch_jet_layers<T>(p, first, n_points, stream);
     int slot = 1;
     T* gradient = in_scratch<T>(mlp, p.staging[slot]);
     const JetRows<T> given = jet_rows<T>(const_cast<void*>(mlp.grad_y), const_cast<void*>(p.grad_first),
-                                         const_cast<void*>(p.grad_second), first, K, n_out);
-    HASHGRID_LAUNCH(mlp_jet_import_kernel<T>, blocks_of(rows * n_out, kThreads), stream, given, n_points, K, n_out,
+                                         const_cast<void*>(p.grad_second), first, shape, n_out);
+    HASHGRID_LAUNCH(mlp_jet_import_kernel<T>, blocks_of(rows * n_out, kThreads), stream, given, n_points, shape, n_out,
                     gradient);
     if (mlp.output_activation != Activation::kNone) {
       HASHGRID_LAUNCH(mlp_jet_derivative_kernel<T>, blocks_of(n_points * n_out, kThreads), stream,
-                      in_scratch<T>(mlp, p.sums[last]), results, gradient, n_points * n_out, K, mlp.output_activation);
+                      in_scratch<T>(mlp, p.sums[last]), results, gradient, n_points * n_out, shape,
+                      mlp.output_activation);
     }
     for (int l = last; l >= 0; --l) {
       const MlpLayer& layer = mlp.layers[l];
@@ -245,11 +279,11 @@ void launch_jet_backward(const MlpJetParams& p, cudaStream_t stream) {
       if (l == 0) break;
       const int64_t slab = n_points * layer.n_in;
       HASHGRID_LAUNCH(mlp_jet_derivative_kernel<T>, blocks_of(slab, kThreads), stream,
-                      in_scratch<T>(mlp, p.sums[l - 1]), in, gradient, slab, K, mlp.activation);
+                      in_scratch<T>(mlp, p.sums[l - 1]), in, gradient, slab, shape, mlp.activation);
     }
     if (!need_inputs) continue;
-    const JetRows<T> user = jet_rows<T>(mlp.grad_x, p.grad_directions, p.grad_accelerations, first, K, n_in);
-    HASHGRID_LAUNCH(mlp_jet_export_kernel<T>, blocks_of(rows * n_in, kThreads), stream, gradient, n_points, K, n_in,
+    const JetRows<T> user = jet_rows<T>(mlp.grad_x, p.grad_directions, p.grad_accelerations, first, shape, n_in);
+    HASHGRID_LAUNCH(mlp_jet_export_kernel<T>, blocks_of(rows * n_in, kThreads), stream, gradient, n_points, shape, n_in,
                     user);
   }
   if (mlp.grad_params != nullptr) launch_reduce<T, PlainTarget>(mlp, stream);
@@ -260,14 +294,13 @@ void launch_jet_backward(const MlpJetParams& p, cudaStream_t stream) {
 using namespace HASHGRID_ISA;
 
 MlpWorkspace plan_mlp_jet(MlpJetParams& p, bool backward, bool need_params) {
-  const int64_t slabs = 1 + 2 * p.n_directions;
   const int64_t per_tile = std::max<int64_t>(1, lay_out_jets(p, kProductTile, backward));
   const int64_t tiles =
       std::max<int64_t>(1, std::min(divide_up(p.mlp.n_rows, kProductTile), kMaxChunkBytes / per_tile));
   p.mlp.n_block = static_cast<int32_t>(tiles * kProductTile);
   p.mlp.n_blocks = divide_up(p.mlp.n_rows, p.mlp.n_block);
   MlpWorkspace workspace = {0, lay_out_jets(p, p.mlp.n_block, backward), 0};
-  if (backward && need_params) workspace.partials = plan_plain_partials(p.mlp, slabs * p.mlp.n_block);
+  if (backward && need_params) workspace.partials = plan_plain_partials(p.mlp, p.shape.n_slabs * p.mlp.n_block);
   return workspace;
 }
 

@@ -8,9 +8,9 @@ namespace {
 
 constexpr int64_t kJetBlockBytes = 2 * kBlockBytes;  // of a block's matrices: inside L2, with tall enough products
 
-// Matrices of a block of `n_points`, of which there are 1 + 2 n_directions slabs. Returns their size in bytes.
+// Matrices of a block of `n_points`, of which there are n_slabs slabs. Returns their size in bytes.
 int64_t lay_out_jets(const Mlp& mlp, int64_t n_points, bool backward, MlpJetParams& p) {
-  const int64_t column = (1 + 2 * p.n_directions) * n_points * mlp.element;
+  const int64_t column = p.shape.n_slabs * n_points * mlp.element;
   const int last = p.mlp.n_layers - 1;
   MlpLayout scratch;
   int64_t widest = 0;
@@ -53,9 +53,11 @@ void run_jets(RangeKernel<MlpJetParams> kernel, const Mlp& mlp, const MlpJetPara
 
 std::tuple<Tensor, Tensor, Tensor> mlp_jet_cpu(const Tensor& x, const Tensor& directions,
                                                const std::optional<Tensor>& accelerations,
+                                               const std::optional<Tensor>& operators,
                                                const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                                                int64_t activation, int64_t output_activation) {
-  MlpJetParams p = make_mlp_jet_params(x, directions, accelerations, weights, biases, activation, output_activation);
+  MlpJetParams p =
+      make_mlp_jet_params(x, directions, accelerations, operators, weights, biases, activation, output_activation);
   auto results = make_jet_results(x, p);
   if (p.mlp.n_rows == 0) return results;
   Mlp mlp = make_mlp(p.mlp);
@@ -69,16 +71,16 @@ std::tuple<Tensor, Tensor, Tensor> mlp_jet_cpu(const Tensor& x, const Tensor& di
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_jet_backward_cpu(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_first,
     const std::optional<Tensor>& grad_second, const Tensor& x, const Tensor& directions,
-    const std::optional<Tensor>& accelerations, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
-    int64_t activation, int64_t output_activation, bool need_x, bool need_directions, bool need_accelerations,
-    bool need_params) {
-  MlpJetParams p = make_mlp_jet_params(x, directions, accelerations, weights, biases, activation, output_activation);
+    const std::optional<Tensor>& accelerations, const std::optional<Tensor>& operators,
+    const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t activation,
+    int64_t output_activation, bool need_x, bool need_directions, bool need_accelerations, bool need_params) {
+  MlpJetParams p =
+      make_mlp_jet_params(x, directions, accelerations, operators, weights, biases, activation, output_activation);
   set_jet_gradients(grad_y, grad_first, grad_second, x, p);
   MlpJetGradients grads = make_jet_gradients(x, need_x, need_directions, need_accelerations, need_params, p);
   Mlp mlp = make_mlp(p.mlp);
   choose_jet_block(mlp, true, p);
-  const int64_t slabs = 1 + 2 * p.n_directions;
-  const int64_t n_outputs = lay_out_partials(mlp, mlp.p.n_rows * slabs);
+  const int64_t n_outputs = lay_out_partials(mlp, mlp.p.n_rows * p.shape.n_slabs);
   if (need_params) mlp.p.partials = allocate(x, mlp.p.partial_size * mlp.p.n_partials, mlp.keep);
   const bool needed = need_x || need_directions || need_accelerations || need_params;
   if (mlp.p.n_rows > 0 && needed) pack_weights(mlp, x, true, true);

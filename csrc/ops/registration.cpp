@@ -105,11 +105,13 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "int activation, int output_activation, bool need_grad_y, bool need_x, bool need_params) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
-      "mlp_jet(Tensor x, Tensor directions, Tensor? accelerations, Tensor[] weights, Tensor[] biases, int activation, "
+      "mlp_jet(Tensor x, Tensor directions, Tensor? accelerations, Tensor? operators, Tensor[] weights, Tensor[] "
+      "biases, int activation, "
       "int output_activation) -> (Tensor, Tensor, Tensor)");
   m.def(
       "mlp_jet_backward(Tensor? grad_y, Tensor? grad_first, Tensor? grad_second, Tensor x, Tensor directions, "
-      "Tensor? accelerations, Tensor[] weights, Tensor[] biases, int activation, int output_activation, bool need_x, "
+      "Tensor? accelerations, Tensor? operators, Tensor[] weights, Tensor[] biases, int activation, int "
+      "output_activation, bool need_x, "
       "bool need_directions, bool need_accelerations, bool need_params) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("hash_encode_mlp(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
         "int interpolation, int bounds, Tensor[] weights, Tensor[] biases, int activation, int output_activation, "

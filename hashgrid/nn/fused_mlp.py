@@ -149,9 +149,12 @@ class FusedMLP(nn.Module):
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
         return backend_ops(self.backend).mlp(x, **self.op_arguments())
 
-    def jet(self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs [..., out] of ``x`` [..., in], first and second derivatives [..., K, out] along ``directions``
-        [..., K, in], whatever autocast says: :func:`hashgrid.ops.mlp_jet`. What `derivatives_along` calls.
+        [..., K, in], the second ones summed up by ``operators`` [M, K] if given, whatever autocast says:
+        :func:`hashgrid.ops.mlp_jet`. What `derivatives_along` calls.
 
         Raises:
             ValueError: a shape does not fit, or ``compute_dtype`` is of half precision.
@@ -160,7 +163,9 @@ class FusedMLP(nn.Module):
             raise ValueError(f"`compute_dtype` must be None for derivatives along directions, got {self.compute_dtype}")
         arguments = self.op_arguments()
         del arguments["compute_dtype"]
-        return backend_ops(self.backend).mlp_jet(x, directions, **arguments, accelerations=accelerations)
+        return backend_ops(self.backend).mlp_jet(
+            x, directions, **arguments, accelerations=accelerations, operators=operators
+        )
 
     def op_arguments(self) -> dict[str, Any]:
         """What :func:`hashgrid.ops.mlp` takes besides its inputs."""

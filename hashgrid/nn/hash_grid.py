@@ -122,10 +122,13 @@ class HashGrid(nn.Module):
             return backend_ops(self.backend).hash_encode(**arguments)
         return ngp_ops(self.backend).hash_encode_into(**arguments, precomputed=precomputed, grad_buffer=buffer)
 
-    def jet(self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Features [..., L * F] of ``x`` [..., D], first and second derivatives [..., K, L * F] along ``directions``
         [..., K, D], read from the table itself where there is a half one: :func:`hashgrid.ops.hash_encode_jet`. What
-        `derivatives_along` calls. ``accelerations`` [..., K, D] are second derivatives of ``x`` that moves on a curve.
+        `derivatives_along` calls. ``accelerations`` [..., K, D] are second derivatives of ``x`` that moves on a curve;
+        ``operators`` [M, K] sum second derivatives up, and accelerations are then M.
 
         Raises:
             ValueError: a shape does not fit.
@@ -134,10 +137,9 @@ class HashGrid(nn.Module):
         y, first, second = backend_ops(self.backend).hash_encode_jet(
             x, along, self.table, self.levels, self.interpolation, self.bounds
         )
-        if accelerations is None:
-            return y, first, second
         n = directions.shape[-2]
-        return y, first[..., :n, :], second[..., :n, :] + first[..., n:, :]
+        second = second[..., :n, :] if operators is None else operators @ second[..., :n, :]
+        return y, first[..., :n, :], second if accelerations is None else second + first[..., n:, :]
 
     def op_arguments(self, x: Tensor, level_weights: Tensor | None = None) -> dict[str, Any]:
         """Arguments of :func:`hashgrid.ops._ngp.hash_encode_into` for these positions.

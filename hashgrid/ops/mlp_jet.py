@@ -26,13 +26,14 @@ def mlp_jet(
     activation: str = "relu",
     output_activation: str = "none",
     accelerations: Tensor | None = None,
+    operators: Tensor | None = None,
     softplus_beta: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values of `mlp` with their first and second derivatives along directions, in one forward pass.
 
-    The sum of the second derivatives along the axes is the Laplacian. Differentiable once in every tensor, hence a loss
-    may hold all three results. Sums are fp32 (fp64 for fp64 weights); gradients have the same bits for any number of
-    threads. The backward keeps inputs and weights and computes hidden layers again.
+    Differentiable once in every tensor but ``operators``, hence a loss may hold all three results. Sums are fp32 (fp64
+    for fp64 weights); gradients have the same bits for any number of threads. The backward keeps inputs and weights and
+    computes hidden layers again.
 
     Args:
         x: [..., in], taken in the dtype of the weights.
@@ -43,10 +44,14 @@ def mlp_jet(
         output_activation: of the last layer, from the same set.
         accelerations: like ``directions``, second derivatives of ``x`` where it is the output of something curved: the
             derivatives are then those of ``mlp(x + s directions + s^2 / 2 accelerations)`` at s = 0.
+        operators: [M, K], sums ``operators[m, k]`` times the second derivative along direction k instead of giving
+            each; ones [1, K] along the axes make the Laplacian. Fewer of them cost less. ``accelerations`` are then M,
+            in the same sums.
         softplus_beta: as in `mlp`.
 
     Returns:
-        Values [..., out], first and second derivatives [..., K, out].
+        Values [..., out], first derivatives [..., K, out], second ones [..., K, out], or [..., M, out] with
+        ``operators``.
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
@@ -63,12 +68,12 @@ def mlp_jet(
     bent = None
     if accelerations is not None:
         bent = flatten_directions(accelerations, x, "accelerations").to(dtype)
-        if bent.shape != along.shape:
-            raise ValueError(f"`accelerations` must be as many as `directions`, {along.shape[1]}, got {bent.shape[1]}")
+    sums = None if operators is None else operators.detach().to(dtype).contiguous()
+    check_operators(operators, along.shape[1], None if bent is None else bent.shape[1])
     flat = x.to(dtype).reshape(-1, x.shape[-1]).contiguous()
     options = ACTIVATIONS.index(activation), ACTIVATIONS.index(output_activation)
     params = [param.contiguous() for param in (*weights, *biases)]
-    results = _mlp_jet(flat, along, bent, params[: len(weights)], params[len(weights) :], *options)
+    results = _mlp_jet(flat, along, bent, sums, params[: len(weights)], params[len(weights) :], *options)
     return unflatten_jet(results, batch)
 
 
@@ -90,27 +95,47 @@ def flatten_directions(directions: Tensor, x: Tensor, name: str) -> Tensor:
     return directions.reshape(batch.numel(), n_directions, width).contiguous()
 
 
+def check_operators(operators: Tensor | None, n_directions: int, n_accelerations: int | None) -> None:
+    """Whether ``operators`` sum up second derivatives along so many directions, and accelerations are as many.
+
+    Raises:
+        ValueError: they do not.
+    """
+    n_seconds, what = n_directions, "`directions`"
+    if operators is not None:
+        if operators.dim() != 2 or operators.shape[1] != n_directions or not 1 <= len(operators) <= MAX_DIRECTIONS:
+            raise ValueError(
+                f"`operators` must have shape [M, {n_directions}] with M in 1..{MAX_DIRECTIONS},"
+                f" got {list(operators.shape)}"
+            )
+        if operators.requires_grad:
+            raise ValueError("`operators` must be constants, got a tensor that requires grad; detach it")
+        n_seconds, what = len(operators), "`operators`"
+    if n_accelerations not in (None, n_seconds):
+        raise ValueError(f"`accelerations` must be as many as {what}, {n_seconds}, got {n_accelerations}")
+
+
 def unflatten_jet(results: Sequence[Tensor], batch: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """Results [N, C], [N, K, C], [N, K, C] of an op with the dimensions ``batch`` in place of the first."""
+    """Results [N, C], [N, K, C], [N, M, C] of an op with the dimensions ``batch`` in place of the first."""
     y, first, second = results
     if len(batch) == 1:
         return y, first, second
     return unflatten(y, batch), first.reshape(*batch, *first.shape[1:]), second.reshape(*batch, *second.shape[1:])
 
 
-# Tensors (x, directions, accelerations, weights, biases).
+# Tensors (x, directions, accelerations, operators, weights, biases); operators are constants.
 def _gradients(
     needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], *grads: Tensor | None
 ) -> Gradients:
     *rows, weights, biases = tensors
-    need_params = any(needs[3:])
+    need_params = any(needs[4:])
 
     def compute(*tensors: Any) -> Gradients:
-        of_results, rows, params = tensors[:3], tensors[3:6], tensors[6:]
+        of_results, rows, params = tensors[:3], tensors[3:7], tensors[7:]
         *of_rows, of_params = _extension.ops().mlp_jet_backward(
             *of_results, *rows, params[: len(weights)], params[len(weights) :], *options, *needs[:3], need_params
         )
-        return *of_rows, *(split_gradient(of_params, params) if need_params else (None for _ in params))
+        return *of_rows, None, *(split_gradient(of_params, params) if need_params else (None for _ in params))
 
     kept = [None if grad is None else grad.contiguous() for grad in grads]
     return no_third_derivative("mlp_jet", compute, *kept, *rows, *weights, *biases)
@@ -123,19 +148,20 @@ def _register() -> None:
     """Fake kernels of ``torch.ops.hashgrid.mlp_jet`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::mlp_jet")
-    def _(x, directions, accelerations, weights, biases, *options):
-        n_out = weights[-1].shape[0]
-        shape = x.shape[0], directions.shape[1], n_out
-        return x.new_empty(x.shape[0], n_out), x.new_empty(shape), x.new_empty(shape)
+    def _(x, directions, accelerations, operators, weights, biases, *options):
+        n, n_out, n_directions = x.shape[0], weights[-1].shape[0], directions.shape[1]
+        n_seconds = n_directions if operators is None else operators.shape[0]
+        return x.new_empty(n, n_out), x.new_empty(n, n_directions, n_out), x.new_empty(n, n_seconds, n_out)
 
     @torch.library.register_fake("hashgrid::mlp_jet_backward")
-    def _(grad_y, grad_first, grad_second, x, directions, accelerations, weights, biases, *options):
+    def _(grad_y, grad_first, grad_second, x, directions, accelerations, operators, weights, biases, *options):
+        n_seconds = directions.shape[1] if operators is None else operators.shape[0]
         *_, need_x, need_directions, need_accelerations, need_params = options
         n_params = sum(param.numel() for param in (*weights, *biases)) if need_params else 0
         return (
             x.new_empty(x.shape[0] if need_x else 0, x.shape[1]),
             x.new_empty(x.shape[0] if need_directions else 0, *directions.shape[1:]),
-            x.new_empty(x.shape[0] if need_accelerations else 0, *directions.shape[1:]),
+            x.new_empty(x.shape[0] if need_accelerations else 0, n_seconds, x.shape[1]),
             x.new_empty(n_params),
         )
 

@@ -21,6 +21,7 @@ def mlp_jet(
     activation: str = "relu",
     output_activation: str = "none",
     accelerations: Tensor | None = None,
+    operators: Tensor | None = None,
     softplus_beta: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values of `mlp` with their first and second derivatives along directions, by forward-mode differentiation.
@@ -33,10 +34,13 @@ def mlp_jet(
         activation: of the hidden layers, as in `mlp`.
         output_activation: of the last layer, from the same set.
         accelerations: like ``directions``, second derivatives of ``x`` where it is the output of something curved.
+        operators: [M, K], sums ``operators[m, k]`` times the second derivative along direction k instead of giving
+            each; ``accelerations`` are then M, in the same sums.
         softplus_beta: as in `mlp`.
 
     Returns:
-        Values [..., out], first and second derivatives [..., K, out].
+        Values [..., out], first derivatives [..., K, out], second ones [..., K, out], or [..., M, out] with
+        ``operators``.
 
     Raises:
         ValueError: shapes do not chain, or an activation is unknown.
@@ -50,9 +54,17 @@ def mlp_jet(
     dtype = weights[0].dtype
     first = along_each(directions, x, "directions").to(dtype)
     second = None if accelerations is None else along_each(accelerations, x, "accelerations").to(dtype)
-    if second is not None and second.shape != first.shape:
-        raise ValueError(f"`accelerations` must be as many as `directions`, {first.shape[-2]}, got {second.shape[-2]}")
-    return _layers(x.to(dtype), first, second, weights, biases, activation, output_activation, softplus_beta)
+    n_seconds, what = first.shape[-2], "`directions`"
+    if operators is not None:
+        if operators.dim() != 2 or operators.shape[1] != n_seconds or len(operators) == 0:
+            raise ValueError(f"`operators` must have shape [M, {n_seconds}], got {list(operators.shape)}")
+        operators = operators.to(dtype)
+        n_seconds, what = len(operators), "`operators`"
+    if second is None:
+        second = first.new_zeros(*first.shape[:-2], n_seconds, first.shape[-1])
+    elif second.shape[-2] != n_seconds:
+        raise ValueError(f"`accelerations` must be as many as {what}, {n_seconds}, got {second.shape[-2]}")
+    return _layers(x.to(dtype), first, second, operators, weights, biases, activation, output_activation, softplus_beta)
 
 
 def along_each(directions: Tensor, x: Tensor, name: str) -> Tensor:
@@ -74,7 +86,8 @@ def along_each(directions: Tensor, x: Tensor, name: str) -> Tensor:
 def _layers(
     a: Tensor,
     first: Tensor,
-    second: Tensor | None,
+    second: Tensor,
+    operators: Tensor | None,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] | None,
     activation: str,
@@ -86,15 +99,15 @@ def _layers(
         if biases is not None:
             z = z + biases[layer]
         first = first @ weight.t()
-        second = torch.zeros_like(first) if second is None else second @ weight.t()
+        second = second @ weight.t()
         name, beta = (activation, softplus_beta) if layer < len(weights) - 1 else (output_activation, 1.0)
         if name == "none":
             a = z
             continue
         a = activate(z, name, beta)
         slope, bend = (derivative.unsqueeze(-2) for derivative in _DERIVATIVES[name](beta * z))  # [..., 1, out]
-        first, second = slope * first, beta * bend * first.square() + slope * second
-    assert second is not None
+        squares = first.square() if operators is None else operators @ first.square()
+        first, second = slope * first, beta * bend * squares + slope * second
     return a, first, second
 
 

@@ -163,12 +163,16 @@ def mlp_case(n: int) -> None:
 
 def mlp_jet_case(n: int) -> None:
     weights, biases = make_params([17, 32, 3], True)
-    inputs = [torch.rand(n, 17), torch.randn(n, 2, 17), torch.randn(n, 2, 17)]
-    ours, theirs = (
-        lambda x, v, a, *params, op=library.mlp_jet: op(x, v, params[:2], params[2:], "sine", "sigmoid", a)
-        for library in (ops, reference)
-    )
-    check_jets(ours, theirs, [*(tensor.double() for tensor in inputs), *weights, *biases], 3, 40)
+    for operators in (None, torch.randn(3, 2)):
+        n_seconds = 2 if operators is None else 3
+        inputs = [torch.rand(n, 17), torch.randn(n, 2, 17), torch.randn(n, n_seconds, 17)]
+        ours, theirs = (
+            lambda x, v, a, *params, op=library.mlp_jet, operators=operators: op(
+                x, v, params[:2], params[2:], "sine", "sigmoid", a, operators
+            )
+            for library in (ops, reference)
+        )
+        check_jets(ours, theirs, [*(tensor.double() for tensor in inputs), *weights, *biases], 3, 40)
 
 
 def hash_encode_mlp_case(n: int) -> None:

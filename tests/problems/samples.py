@@ -157,14 +157,16 @@ def _mlp_jet() -> Iterator[Arguments]:
         x, weights, biases = _mlp_params(bias)
         weights = [(0.3 * weight.detach()).requires_grad_() for weight in weights]  # derivatives multiply them up
         accelerations = _leaf(N_POINTS, 2, 5) if bias else None
-        yield x, _leaf(N_POINTS, 2, 5), accelerations, weights, biases, 8 if bias else 6, 5 if bias else 0
+        yield x, _leaf(N_POINTS, 2, 5), accelerations, None, weights, biases, 8 if bias else 6, 5 if bias else 0
+        yield x, _leaf(N_POINTS, 2, 5), None, torch.randn(1, 2), weights, biases, 4, 0
 
 
 def _mlp_jet_backward() -> Iterator[Arguments]:
-    for x, directions, accelerations, weights, biases, *options in _mlp_jet():
-        every = accelerations is not None
-        grads = torch.randn(N_POINTS, 3), torch.randn(N_POINTS, 2, 3) if every else None, torch.randn(N_POINTS, 2, 3)
-        rows = x.detach(), directions.detach(), accelerations.detach() if every else None
+    for x, directions, accelerations, operators, weights, biases, *options in _mlp_jet():
+        every, n_seconds = accelerations is not None, 2 if operators is None else 1
+        of_first = torch.randn(N_POINTS, 2, 3) if every else None
+        grads = torch.randn(N_POINTS, 3), of_first, torch.randn(N_POINTS, n_seconds, 3)
+        rows = x.detach(), directions.detach(), accelerations.detach() if every else None, operators
         params = [p.detach() for p in weights], [p.detach() for p in biases]
         yield *grads, *rows, *params, *options, every, every, every, True
 
