@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from hashgrid import Frequency, FusedMLP, HashGrid, SphericalHarmonics, ops, reference
@@ -129,11 +129,8 @@ def test_forward_mode_goes_as_far_as_there_are_kernels() -> None:
     levels = make_level_table(2, n_levels=2, log2_hashmap_size=4, base_resolution=2, max_resolution=4)
     x, table = torch.rand(3, 2), torch.rand(levels.n_entries, 2)
 
-    def encode(x: Tensor, **options: Any) -> Tensor:
-        return _ngp.hash_encode_into(x, table, levels, **options)
-
     with pytest.raises(NotImplementedError, match=r"no forward-mode derivative of that order"):
-        jacfwd(lambda x: encode(x, half_table=table.half()))(x)
+        jacfwd(lambda x: _ngp.hash_encode_into(x, table, levels, half_table=table.half()))(x)
     with pytest.raises(RuntimeError, match="hash_encode can be differentiated twice, not three times"):
         jacfwd(jacrev(jacrev(lambda x: ops.hash_encode(x, table, levels, "smoothstep").sum())))(x)
 
@@ -155,6 +152,60 @@ def test_compositing_and_losses_are_batched() -> None:
         for library in (ops, reference)
     )
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_forward_mode_reads_half_tables(backend: str) -> None:
+    sizes = {"n_levels": 2, "log2_hashmap_size": 6, "base_resolution": 2, "max_resolution": 4}
+    grid = HashGrid(2, **sizes, compute_dtype=torch.float16, accumulate_grad=True, backend=backend)
+    nn.init.normal_(grid.table)
+    x, exact = torch.rand(4, 2), HashGrid(2, **sizes, backend="reference")
+    exact.load_state_dict({"table": grid.table.half().float()})
+    torch.testing.assert_close(jacfwd(grid)(x), jacrev(exact)(x))
+    direction = torch.randn_like(grid.table)  # features are linear in the table
+    tangent = jvp(lambda table: encode(grid, x, table), (grid.table.detach(),), (direction,))[1]
+    torch.testing.assert_close(tangent, encode(exact, x, direction))
+
+
+def encode(grid: HashGrid, x: Tensor, table: Tensor) -> Tensor:
+    return functional_call(grid, {"table": table}, (x,))
+
+
+def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
+    return [torch.rand(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def functions_and_inputs() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
+    levels = make_level_table(2, n_levels=2, log2_hashmap_size=3, base_resolution=2, max_resolution=4)
+    positions = torch.tensor([[0.11, 0.29], [0.67, 0.83], [0.42, 0.57]], dtype=torch.float64).requires_grad_()
+    t_starts = torch.arange(4.0, dtype=torch.float64)
+    rays = (t_starts, t_starts + 0.5, torch.tensor([[0, 3], [3, 1]]))
+    return {
+        "hash_encode": (
+            lambda x, table, weights: ops.hash_encode(x, table, levels, "smoothstep", level_weights=weights),
+            [positions, *leaves((levels.n_entries, 1), (2,))],
+        ),
+        "mlp": (
+            lambda x, a, b, bias, last: ops.mlp(x, [a, b], [bias, last], "tanh", "sigmoid"),
+            leaves((3, 2), (4, 2), (2, 4), (4,), (2,)),
+        ),
+        "sh_encode": (lambda x: ops.sh_encode(x, 3), leaves((2, 3))),
+        "frequency_encode": (lambda x: ops.frequency_encode(x, 2), leaves((2, 2))),
+        "composite": (lambda sigmas, features: ops.composite(sigmas, features, *rays, 0.0), leaves((4,), (4, 2))),
+        "composite of alphas": (
+            lambda alphas, features: ops.composite(
+                None, features, *rays, 0.0, alphas=alphas, return_transmittances=True
+            ),
+            leaves((4,), (4, 2)),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", functions_and_inputs())
+def test_forward_mode_agrees_with_finite_differences(name: str) -> None:
+    function, inputs = functions_and_inputs()[name]
+    assert gradcheck(function, inputs, check_forward_ad=True, check_batched_forward_grad=True)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
 
 
 @pytest.mark.parametrize("name", ["sigmas", "alphas"])
@@ -202,6 +253,8 @@ def test_second_derivatives_of_parameters(compute_dtype: torch.dtype | None) -> 
             grad(eikonal)(params, x),
             jacrev(jacrev(lambda params: functional_call(mlp, params, (x,)).sum()))(params),
             vmap(jacrev(jacrev(lambda x: mlp(x)[0])))(x),
+            vmap(hessian(lambda x: mlp(x)[0]))(x),
+            jacfwd(mlp)(x),
         ]
 
     # gradients of the kernels are rounded, those of the reference are not

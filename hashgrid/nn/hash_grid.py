@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
+from hashgrid.maths import straight_through
 from hashgrid.ops._autograd import has_tangents, is_transformed
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.ops._half_table import is_current, mark_current, mark_unknown, moving_parameter, watch
@@ -116,11 +117,14 @@ class HashGrid(nn.Module):
             ValueError: a shape does not fit.
         """
         arguments = self.op_arguments(x, level_weights)
-        buffer = self._grad_buffer()
-        if arguments["half_table"] is None and precomputed is None and buffer is None:
-            del arguments["half_table"]
+        half_table, buffer = arguments.pop("half_table"), self._grad_buffer()
+        if half_table is not None and has_tangents():  # only the public op has a forward mode
+            arguments["table"], half_table = straight_through(half_table, self.table), None
+        if half_table is None and precomputed is None and buffer is None:
             return backend_ops(self.backend).hash_encode(**arguments)
-        return ngp_ops(self.backend).hash_encode_into(**arguments, precomputed=precomputed, grad_buffer=buffer)
+        return ngp_ops(self.backend).hash_encode_into(
+            **arguments, half_table=half_table, precomputed=precomputed, grad_buffer=buffer
+        )
 
     def jet(
         self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
@@ -180,7 +184,8 @@ class HashGrid(nn.Module):
         """The half table with the values the table has now."""
         if self.half_table is None:
             return None
-        if torch.compiler.is_compiling():  # versions cannot be looked at inside a graph: it casts each time
+        # versions cannot be looked at inside a graph, and `torch.func` allows no writes: both cast each time
+        if torch.compiler.is_compiling() or is_transformed() or has_tangents():
             return self.table.detach().to(self.compute_dtype)
         if not is_current(self.half_table, self.table):
             self.refresh_half_table()

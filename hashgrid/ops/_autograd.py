@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -40,7 +41,12 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
         if not has_forward_mode and any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
             no_forward_mode()
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+    return _plain_apply(function)(*unwrap_dead_wrappers(args))
+
+
+def _plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """PyTorch's own apply, behind that of Python."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def no_forward_mode(*arguments: Any) -> NoReturn:
@@ -125,60 +131,70 @@ def differentiable(
 
         return missing
 
-    types = [argument.type.str() for argument in getattr(torch.ops.hashgrid, name).default._schema.arguments]
-    is_list = [kind == "Tensor[]" for kind in types if "Tensor" in kind]
+    kinds = [argument.type.str() for argument in getattr(torch.ops.hashgrid, name).default._schema.arguments]
+    is_list = [kind == "Tensor[]" for kind in kinds if "Tensor" in kind]
     n, has_lists = len(is_list), any(is_list)
 
     def run(*tensors_and_static: Any) -> Any:
         *flat, static = tensors_and_static
-        return getattr(_extension.ops(), name)(*nested(flat, static.sizes), *static.options)
+        tensors = nested(flat, static.sizes) if has_lists else flat
+        return getattr(_extension.ops(), name)(*tensors, *static.options)
 
-    function = make_function(run, backward, jvp, n_kept)
+    function = make_function(name, run, backward, jvp, n_kept)
+    plain_apply = _plain_apply(function)
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():  # Dynamo knows no function with a forward mode
             return getattr(_extension.ops(), name)(*arguments)
-        if not has_lists:
-            return apply(function, *arguments[:n], Static(None, arguments[n:]))
-        flat, sizes = _flat(arguments[:n])
-        return apply(function, *flat, Static(sizes, arguments[n:]))
+        flat, sizes = _flat(arguments[:n]) if has_lists else (arguments[:n], None)
+        if is_transformed() or has_tangents():
+            return apply(function, *flat, Static(sizes, arguments[n:]))
+        if torch.is_grad_enabled():
+            for tensor in flat:
+                if tensor is not None and tensor.requires_grad:
+                    return plain_apply(*unwrap_dead_wrappers((*flat, Static(sizes, arguments[n:]))))
+        return getattr(_extension.ops(), name)(*arguments)  # as in most backward passes
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         flat, sizes = _flat(inputs[:n]) if has_lists else (inputs[:n], None)
         function.setup_context(ctx, (*flat, Static(sizes, inputs[n:])), output)
 
     def registered_backward(ctx: Any, *grads: Tensor) -> Any:
-        needs, _ = _flat(ctx.needs_input_grad[:n], ctx.static.sizes)
-        results = _pull_back(ctx, backward, [bool(need) for need in needs], grads)
-        return *nested(results, ctx.static.sizes), *(None for _ in types[n:])
+        needs: list[bool] = []
+        for need, size in zip(ctx.needs_input_grad, ctx.static.sizes or (None,) * n, strict=False):
+            flags = need if isinstance(need, (list, tuple)) else [need] * (1 if size is None else size)
+            needs += map(bool, flags)  # of a list one flag each or one for all
+        results = _pull_back(ctx, backward, needs, grads)
+        return *nested(results, ctx.static.sizes), *(None for _ in kinds[n:])
 
     torch.library.register_autograd(f"hashgrid::{name}", registered_backward, setup_context=setup_context)
     return call
 
 
 def make_function(
+    name: str,
     run: Callable[..., Any],
     backward: Callable[..., Gradients],
     jvp: Callable[..., Any] = no_forward_mode,
     n_kept: int = 0,
 ) -> type[Function]:
-    """An autograd function of tensors, those of lists each by itself, and a `Static`; see `differentiable`."""
+    """An autograd function of tensors, those of lists each by itself, and a `Static`; see `differentiable`. Graphs show
+    ``name``."""
 
     class Made(Function):
-        @staticmethod
-        def forward(*arguments):  # type: ignore[override]
-            return run(*arguments)
+        forward = staticmethod(run)
 
         @staticmethod
         def setup_context(ctx, inputs, output) -> None:  # type: ignore[override]
-            *flat, ctx.static = inputs
+            ctx.static = inputs[-1]
             ctx.set_materialize_grads(False)
+            tensors = inputs[:-1]
             if n_kept:
                 ctx.mark_non_differentiable(*output[1:])
-                flat += output[-n_kept:]
-            ctx.save_for_backward(*flat)
+                tensors += tuple(output[-n_kept:])
+            ctx.save_for_backward(*tensors)
             if has_tangents():
-                ctx.save_for_forward(*flat)
+                ctx.save_for_forward(*tensors)
 
         @staticmethod
         def backward(ctx, *grads):  # type: ignore[override]
@@ -189,31 +205,35 @@ def make_function(
             results = jvp(nested(ctx.saved_tensors, ctx.static.sizes), ctx.static.options, *tangents[:-1])
             return results if isinstance(results, Tensor) else tuple(results)
 
-    return Made
+    return types.new_class(name.title().replace("_", ""), (Made,))
 
 
 def _pull_back(ctx: Any, backward: Callable[..., Gradients], needs: Sequence[bool], grads: Sequence[Any]) -> list[Any]:
-    saved = ctx.saved_tensors
-    index, asked = 0, []  # PyTorch counts tensors, None is none
-    for tensor, need in zip(saved, needs, strict=False):
-        asked.append(need and tensor is not None and is_asked_for(ctx, index))
-        index += tensor is not None
-    if not any(asked) or all(grad is None for grad in grads):
-        return [None] * len(asked)
-    results = backward(asked, nested(saved, ctx.static.sizes), ctx.static.options, *grads)
-    return [grad if need else None for grad, need in zip(results, asked, strict=True)]
+    if all(grad is None for grad in grads):
+        return [None] * len(needs)
+    saved, static = ctx.saved_tensors, ctx.static
+    if sum(needs) > 1:  # the pass would not be here for none of them
+        index, asked = 0, []  # PyTorch counts tensors, None is none
+        for need, tensor in zip(needs, saved, strict=False):
+            asked.append(need and is_asked_for(ctx, index))
+            index += tensor is not None
+        needs = asked
+    results = backward(needs, nested(saved, static.sizes), static.options, *grads)
+    return [grad if need else None for grad, need in zip(results, needs, strict=True)]
 
 
-def _flat(arguments: Sequence[Any], sizes: Sequence[int | None] | None = None) -> tuple[list[Any], Any]:
-    """Arguments and those in lists side by side, and the lengths of the lists, None for what is none. One flag for a
-    whole list, as PyTorch may give, is repeated by ``sizes``."""
+def _flat(arguments: Sequence[Any]) -> tuple[list[Any], tuple[int | None, ...]]:
+    """Arguments and those in lists side by side, and the lengths of the lists, None for what is none."""
     flat: list[Any] = []
-    for argument, size in zip(arguments, sizes or (None,) * len(arguments), strict=False):
+    sizes: list[int | None] = []
+    for argument in arguments:
         if isinstance(argument, (list, tuple)):
             flat += argument
+            sizes.append(len(argument))
         else:
-            flat += [argument] * (1 if size is None else size)
-    return flat, tuple(len(x) if isinstance(x, (list, tuple)) else None for x in arguments)
+            flat.append(argument)
+            sizes.append(None)
+    return flat, tuple(sizes)
 
 
 def nested(flat: Sequence[Any], sizes: Sequence[int | None] | None) -> Sequence[Any]:
@@ -222,7 +242,7 @@ def nested(flat: Sequence[Any], sizes: Sequence[int | None] | None) -> Sequence[
         return flat
     arguments, first = [], 0
     for size in sizes:
-        arguments.append(flat[first] if size is None else list(flat[first : first + size]))
+        arguments.append(flat[first] if size is None else flat[first : first + size])
         first += 1 if size is None else size
     return [*arguments, *flat[first:]]
 

@@ -152,7 +152,7 @@ def _along_gradients(
     return *of_directions, *of_inputs, None, None, None
 
 
-_Along = make_function(_run_along, _along_gradients)
+_Along = make_function("composite_along", _run_along, _along_gradients)
 _composite = differentiable("composite", _gradients, _tangent)
 _composite_backward = differentiable("composite_backward", _gradient_gradients, _gradient_tangents)
 

@@ -160,7 +160,7 @@ def _along_gradients(
     return grads
 
 
-_Along = make_function(_run_along, _along_gradients)
+_Along = make_function("hash_encode_along", _run_along, _along_gradients)
 _encode = differentiable("hash_encode", _gradients, _tangent)
 _encode_backward = differentiable("hash_encode_backward", _gradient_gradients, _gradient_tangents)
 

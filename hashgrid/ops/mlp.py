@@ -279,7 +279,7 @@ def _compute_second_order(
     return [next(second) if want else None for want in wanted]
 
 
-_Along = make_function(_run_along, _along_gradients)
+_Along = make_function("mlp_along", _run_along, _along_gradients)
 _mlp = differentiable("mlp", _gradients, _tangent)
 _mlp_backward = differentiable("mlp_backward", _gradient_gradients, _gradient_tangents)
 
