@@ -14,6 +14,8 @@ from hashgrid.nn import (
     OccupancyGrid,
     RaySamples,
     SphericalHarmonics,
+    derivatives_along,
+    value_and_laplacian,
 )
 from hashgrid.rendering.composite import composite
 from hashgrid.util.threads import follow_environment, own_threads
@@ -32,9 +34,11 @@ __all__ = [
     "SphericalHarmonics",
     "__version__",
     "composite",
+    "derivatives_along",
     "make_level_table",
     "ops",
     "optim",
     "own_threads",
     "reference",
+    "value_and_laplacian",
 ]

@@ -92,8 +92,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
     "silu": F.silu,
-    # beyond 40 the identity is exact in fp64; PyTorch's default of 20 is not
-    "softplus": lambda x: F.softplus(x, threshold=40),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "exp": _exp,
@@ -101,8 +99,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activate(x: Tensor, activation: str) -> Tensor:
+def activate(x: Tensor, activation: str, softplus_beta: float = 1.0) -> Tensor:
     """Applies the activation called ``activation`` elementwise."""
+    if activation == "softplus":  # beyond 40 the identity is exact in fp64; PyTorch's default of 20 is not
+        return F.softplus(x, softplus_beta, threshold=40)
     return _ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)](x)
 
 
@@ -113,8 +113,10 @@ def layers(
     activation: str,
     output_activation: str,
     compute_dtype: torch.dtype | None,
+    softplus_beta: float = 1.0,
 ) -> Tensor:
-    """Outputs [..., out] of a multilayer perceptron for ``x`` [..., in], all in one dtype.
+    """Outputs [..., out] of a multilayer perceptron for ``x`` [..., in], all in one dtype; ``softplus_beta`` is of the
+    hidden activation.
 
     ``compute_dtype`` rounds both factors of each product, which is exact before it is summed; gradients pass the
     rounding unchanged.
@@ -122,7 +124,8 @@ def layers(
     for layer, weight in enumerate(weights):
         bias = None if biases is None else biases[layer]
         x = F.linear(_rounded(x, compute_dtype), _rounded(weight, compute_dtype), bias)
-        x = activate(x, activation if layer < len(weights) - 1 else output_activation)
+        is_hidden = layer < len(weights) - 1
+        x = activate(x, activation, softplus_beta) if is_hidden else activate(x, output_activation)
     return x
 
 

@@ -7,10 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from problems.composite import brute_force_composite, check_composite_budget, composite_and_derivatives, make_samples
+from problems.composite import (
+    brute_force_composite,
+    check_composite_budget,
+    composite_and_derivatives,
+    composite_of_products,
+    make_samples,
+    with_alphas,
+)
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -23,12 +31,16 @@ pytestmark = pytest.mark.every_kernel
 COUNTS = [[3, 0, 7, 1, 0, 33, 8], [700] * 6, [0, 0], [2000, 3, 1], [1], [16] * 65]
 
 
-@pytest.mark.parametrize("n_features", [0, 1, 3, 5])
+@pytest.mark.parametrize(("n_features", "of_alphas"), [(0, False), (1, False), (3, False), (5, False), (3, True)])
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
-def test_composite_matches_reference(counts: list[int], n_features: int) -> None:
+def test_composite_matches_reference(counts: list[int], n_features: int, of_alphas: bool) -> None:
+    def draw(density: float, dtype: torch.dtype) -> dict:
+        samples = make_samples(counts, dtype, density)
+        samples["features"] = torch.rand(len(samples["sigmas"]), n_features, dtype=dtype)
+        return with_alphas(samples) if of_alphas else samples
+
     for density in (0.1, 20.0):
-        samples = make_samples(counts, density=density)
-        samples["features"] = torch.rand(len(samples["sigmas"]), n_features, dtype=torch.float64)
+        samples = draw(density, torch.float64)
         exact = composite_and_derivatives(reference.composite, samples, torch.float64)
         for a, b in zip(composite_and_derivatives(ops.composite, samples, torch.float64), exact, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -37,8 +49,7 @@ def test_composite_matches_reference(counts: list[int], n_features: int) -> None
     for density in (0.1, 20.0):
         draws = []
         for _ in range(8 if len(counts) < 16 else 1):
-            samples = make_samples(counts, torch.float32, density)
-            samples["features"] = torch.rand(len(samples["sigmas"]), n_features)
+            samples = draw(density, torch.float32)
             draws.append(
                 [
                     composite_and_derivatives(ops.composite, samples, torch.float32),
@@ -78,6 +89,59 @@ def test_composite_gradients_match_finite_differences(early_stop_eps: float) -> 
     inputs = (samples["sigmas"].requires_grad_(), samples["features"].requires_grad_())
     assert gradcheck(run, inputs)
     assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("library", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize(("early_stop_eps", "expected"), [(0.0, [-1.0, 0.35, 0.0]), (1e-4, [-1.0, 1.4, 0.0])])
+def test_composite_gradient_at_an_alpha_of_one(library: ModuleType, early_stop_eps: float, expected: list) -> None:
+    """w = [a0, (1 - a0) a1, (1 - a0) (1 - a1) a2] and its gradient by hand; with 1e-4 the last sample is hidden."""
+    alphas = torch.tensor([0.3, 1.0, 0.5], requires_grad=True)
+    t = torch.arange(3.0)
+    packed_info = torch.tensor([[0, 3]])
+    weights = library.composite(None, torch.ones(3, 1), t, t + 1, packed_info, early_stop_eps, alphas=alphas)[3]
+    torch.testing.assert_close(weights, torch.tensor([0.3, 0.7, 0.0]))
+    (gradient,) = torch.autograd.grad(weights, alphas, torch.tensor([1.0, 2, 3]))
+    torch.testing.assert_close(gradient, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("library", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize("early_stop_eps", [0.0, 1e-4, 0.3])
+def test_composite_of_alphas_is_that_of_products(library: ModuleType, early_stop_eps: float) -> None:
+    """All derivatives up to the second, with alphas of 0 and 1 among them, by PyTorch through a product per sample."""
+    samples = with_alphas(make_samples([3, 0, 7, 1, 2, 34], density=5))
+    samples["alphas"][[1, 5, 12, 20]] = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+
+    def products(sigmas: None, alphas: Tensor, early_stop_eps: float, return_transmittances: bool, **samples):
+        return composite_of_products(alphas, samples, early_stop_eps)
+
+    actual, expected = (
+        composite_and_derivatives(run, samples, torch.float64, early_stop_eps=early_stop_eps)
+        for run in (library.composite, products)
+    )
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_composite_of_alphas_gradients_match_finite_differences() -> None:
+    samples = with_alphas(make_samples([3, 0, 4], density=8))
+
+    def run(alphas: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        inputs = {"alphas": alphas, "features": features}
+        return ops.composite(**samples | inputs, early_stop_eps=0.01, return_transmittances=True)
+
+    inputs = (samples["alphas"].requires_grad_(), samples["features"].requires_grad_())
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("library", [ops, reference], ids=["ops", "reference"])
+def test_composite_takes_either_densities_or_alphas(library: ModuleType) -> None:
+    samples = make_samples([2, 3])
+    for given in ({"alphas": samples["sigmas"]}, {"sigmas": None}):
+        with pytest.raises(ValueError, match="exactly one of `sigmas` and `alphas` must be given"):
+            library.composite(**samples | given)
+    with pytest.raises((RuntimeError, ValueError), match=r"`alphas` must have shape \[S\], got \[5, 1\]"):
+        library.composite(**samples | {"sigmas": None, "alphas": torch.zeros(5, 1)})
 
 
 @pytest.mark.parametrize("name", ["sigmas", "features"])
@@ -150,7 +214,8 @@ def test_composite_does_not_depend_on_the_number_of_threads() -> None:
         results = []
         for n_threads in (1, 2, 16):
             torch.set_num_threads(n_threads)
-            results.append(composite_and_derivatives(ops.composite, samples, torch.float32))
+            kinds = (samples, with_alphas(samples))
+            results.append([x for kind in kinds for x in composite_and_derivatives(ops.composite, kind, torch.float32)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -197,7 +262,7 @@ def test_composite_registered_autograd_is_the_public_one() -> None:
     samples = make_samples([3, 0, 4])
 
     def run(sigmas: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        return torch.ops.hashgrid.composite(sigmas, features, *list(samples.values())[2:], 1e-4)
+        return torch.ops.hashgrid.composite(sigmas, features, *list(samples.values())[2:], 1e-4, False, True)
 
     inputs = (samples["sigmas"].requires_grad_(), samples["features"].requires_grad_())
     assert gradcheck(run, inputs)
@@ -223,7 +288,7 @@ def test_composite_errors_name_contract_and_actual(changes: dict, message: str) 
 @pytest.mark.parametrize(
     ("packed_info", "message"),
     [
-        ([[0, 6]], "`packed_info` must count up to 5 samples, those of `sigmas`, got 6"),
+        ([[0, 6]], "`packed_info` must count up to 5 samples, those of `t_starts`, got 6"),
         ([[0, 2], [3, 2]], "back to back, in order: ray 1 must start at 2, got start 3"),
         ([[0, 6], [6, -1]], "back to back, in order: ray 1 .* count -1"),
     ],
@@ -317,6 +382,20 @@ def test_background_fills_what_the_samples_let_through(shape: tuple[int, ...], b
     assert torch.equal(filled[0][1], background.expand(7, 3)[1])
     with pytest.raises(ValueError, match=r"`background` must have shape \[3\] or \[7, 3\], got \[4\]"):
         hashgrid.composite(samples["sigmas"], samples["features"], rays, background=torch.zeros(4))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_alphas_of_densities_composite_as_these(backend: str) -> None:
+    samples = make_samples([3, 0, 7], density=2)
+    rays = hashgrid.RaySamples(
+        samples["t_starts"], samples["t_ends"], torch.zeros(0, dtype=torch.int64), samples["packed_info"], backend
+    )
+    *expected, transmittances = hashgrid.composite(
+        samples["sigmas"], samples["features"], rays, return_transmittances=True
+    )
+    alphas = with_alphas(samples)["alphas"]
+    torch.testing.assert_close(hashgrid.composite(None, samples["features"], rays, alphas=alphas), tuple(expected))
+    torch.testing.assert_close(transmittances * alphas, expected[3])
 
 
 def test_samples_know_their_positions_and_visible_part() -> None:

@@ -120,6 +120,21 @@ def launch_hash_encode_mlp_instances() -> None:
         assert torch.equal(y, ops.mlp(encoded, weights, activation=activation, compute_dtype=dtype))
 
 
+def launch_hash_encode_jet_instances() -> None:
+    """Dimensions known to the compiler and others."""
+    for n_dims, dtype in itertools.product((2, 3, 4), DTYPES):
+        levels = make_level_table(n_dims, n_levels=3, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
+        tensors = safe_positions(levels, 9), torch.randn(9, 2, n_dims), torch.randn(levels.n_entries, 2)
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+        runs = []
+        for library in (ops, reference):
+            results = library.hash_encode_jet(*leaves, levels, "smoothstep")
+            grads = torch.autograd.grad(sum(result.square().sum() for result in results), leaves)
+            runs.append([*results, *grads])
+        for a, b in zip(*runs, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * b.abs().max().item())
+
+
 def launch_other_instances() -> None:
     directions = torch.nn.functional.normalize(torch.randn(9, 3), dim=-1)
     for dtype in DTYPES:
@@ -150,6 +165,7 @@ def test_every_instance_is_launched(emulated: ModuleType) -> None:
     before = emulated.instances()
     launch_hash_encode_instances()
     launch_hash_encode_mlp_instances()
+    launch_hash_encode_jet_instances()
     launch_other_instances()
     missing = [name for name, count in emulated.instances().items() if count == before[name]]
     assert len(before) > 200 and not missing

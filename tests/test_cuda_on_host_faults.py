@@ -62,6 +62,20 @@ FAULTS = {
         *(instead("run", "if (distance < run.length) values[i] += other;", "values[i] += other;"),),
         *("hash_encode_case(257)", WRONG),
     ),
+    "axis": (
+        *("core/grid_point.h", "level.axes.scales[level.first + axis]"),
+        *('level.axes.scales[level.first + (hashgrid_on_host::planted("axis") ? 0 : axis)]',),
+        *("hash_encode_case(257)", WRONG),
+    ),
+    "samples behind an alpha": (
+        *("cuda/warp.cuh", "summand = summand + factor * other_summand;"),
+        *(
+            instead(
+                "samples behind an alpha", "summand = summand + factor * other_summand;", "summand += other_summand;"
+            ),
+        ),
+        *("composite_case(33)", WRONG),
+    ),
     "barrier of hash_encode": (
         "cuda/hash_encode.cu",
         *without("barrier of hash_encode", "__syncthreads();\n    if (static_cast<int>(threadIdx.x) < half)"),
@@ -121,6 +135,16 @@ FAULTS = {
         *("core/pixels.h", "counter_uniform(key, index + 3)"),
         *('counter_uniform(key, index + (hashgrid_on_host::planted("draw") ? 2 : 3))', "sample_rays_case(255)", WRONG),
     ),
+    "bend of a jet": (
+        *("cuda/mlp_jet.cu", "f.first * of_slope + T(2) * turned *"),
+        'f.first * of_slope + T(hashgrid_on_host::planted("bend of a jet") ? 1 : 2) * turned *',
+        *("mlp_jet_case(7)", WRONG),
+    ),
+    "jets of two axes": (
+        *("core/grid_jet.h", "a.second * b.value + A(2) * a.first * b.first"),
+        'a.second * b.value + A(hashgrid_on_host::planted("jets of two axes") ? 1 : 2) * a.first * b.first',
+        *("hash_encode_jet_case(7)", WRONG),
+    ),
     "barrier in front of a product of mlp": (
         "cuda/mlp_plain.cuh",
         *without("barrier in front of a product of mlp", "__syncthreads();\n#pragma unroll\n    for (int d = 0;"),
@@ -169,7 +193,8 @@ print(json.dumps(outcomes))
 def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
     """Of each check of a fault, and of all without one, "": exit status and output, in a process of its own."""
     out = HOST_BUILD.parent / "host_faults"
-    only = ("hash_encode", "march_rays", "mlp", "occupancy_update", "occupancy_values")
+    only = ("composite", "hash_encode", "hash_encode_jet", "march_rays", "mlp", "mlp_jet")
+    only += ("occupancy_update", "occupancy_values")
     only += ("radiance_mlp", "render_rays", "sample_rays")
     module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)
     checks = {name: (name, [fault[3] if "." in fault[3] else f"cases.{fault[3]}"]) for name, fault in FAULTS.items()}

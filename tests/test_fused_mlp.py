@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import hashgrid
 from hashgrid import FusedMLP
@@ -61,7 +62,7 @@ def test_sequential_round_trip(activation: str, bias: bool) -> None:
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Tanh()), "one activation after each"),
         (nn.Sequential(nn.Linear(2, 2), nn.GELU()), "GELU"),
         (nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(0.2)), "slope 0.01, got 0.2"),
-        (nn.Sequential(nn.Linear(2, 2), nn.Softplus(2)), "beta 1, got 2"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Softplus(2)), "after the last layer must have beta 1, got 2"),
         (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)), "same activation"),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False)), "biases in all layers or in none"),
     ],
@@ -69,6 +70,37 @@ def test_sequential_round_trip(activation: str, bias: bool) -> None:
 def test_from_sequential_refuses(model: nn.Sequential, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FusedMLP.from_sequential(model)
+
+
+@pytest.mark.parametrize("n_hidden", [0, 1, 3])
+def test_softplus_with_a_beta_is_that_of_torch(n_hidden: int) -> None:
+    """Value, gradients and the gradients of a gradient's norm, in fp64, of pre-activations beyond the corner too."""
+    layers: list[nn.Module] = []
+    for layer in range(n_hidden):
+        layers += [nn.Linear(8 if layer else 3, 8), nn.Softplus(100, threshold=40)]
+    model = nn.Sequential(*layers, nn.Linear(8 if n_hidden else 3, 2)).double()
+    mlp = FusedMLP.from_sequential(model)
+    assert mlp.softplus_beta == (100 if n_hidden else 1)
+    assert repr(mlp.to_sequential()) == repr(model)
+    results = []
+    for network, params in ((mlp, [*mlp.weights, *mlp.biases]), (model, list(model.parameters()))):
+        torch.manual_seed(0)
+        x = torch.randn(50, 3, dtype=torch.float64, requires_grad=True)
+        y = network(x)
+        first = torch.autograd.grad(y.square().sum(), [x, *params], create_graph=True)
+        loss = (first[0].norm(dim=-1) - 1).square().sum()
+        second = torch.autograd.grad(loss, [x, *params], allow_unused=True, materialize_grads=True)
+        results.append(
+            [y, *(sorted_grads(first, n_hidden, network is mlp)), *sorted_grads(second, n_hidden, network is mlp)]
+        )
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
+
+
+def sorted_grads(grads: Sequence[Tensor], n_hidden: int, of_ours: bool) -> list[Tensor]:
+    """Of x, then of weight and bias of each layer: ours come as all weights, then all biases."""
+    x, *params = grads
+    n = n_hidden + 1
+    return [x, *(params[i + n * j] for i in range(n) for j in range(2))] if of_ours else [x, *params]
 
 
 def test_from_sequential_takes_nested_and_linear_models() -> None:
@@ -151,6 +183,8 @@ def test_backends_train_alike(compute_dtype: torch.dtype | None) -> None:
             r"`compute_dtype` must be .*torch.float16 or torch.float32, got torch.float64",
         ),
         ({"backend": "fast"}, r"`backend` must be one of"),
+        ({"activation": "softplus", "softplus_beta": 0}, "`softplus_beta` must be positive, got 0"),
+        ({"softplus_beta": 100}, "`softplus_beta` must be 1 unless `activation` is 'softplus', got 100 and 'relu'"),
     ],
 )
 def test_constructor_refuses(arguments: dict, message: str) -> None:

@@ -105,12 +105,30 @@ def test_positions_outside_follow_the_bounds(n_input_dims: int, interpolation: s
         {"log2_hashmap_size": 2},
         {"per_level_scale": 1.0},
         {"per_level_scale": 0.9, "base_resolution": 9},
+        {"base_resolution": (3, 5, 2), "per_level_scale": (1.7, 1.2, 2.3)},
+        {"base_resolution": (16, 16, 4), "per_level_scale": None, "max_resolution": (64, 128, 4)},
     ],
     ids=str,
 )
 def test_level_geometries(options: dict) -> None:
     levels = make_levels(3, **options)
     compare(levels, safe_positions(levels, 500), 2)
+
+
+@pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
+@pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
+@pytest.mark.parametrize("n_input_dims", range(2, 8))
+def test_axes_that_differ(n_input_dims: int, interpolation: str, bounds: str) -> None:
+    """Of a plane with a time axis, a box that is no cube: another scale and resolution on every axis."""
+    levels = make_levels(n_input_dims, base_resolution=[3, 5, 2, 4, 3, 2, 6][:n_input_dims])
+    assert levels.per_axis and (n_input_dims > 3 or not levels.hashed[0])
+    x = safe_positions(levels, 200 if n_input_dims < 5 else 60, -0.2, 1.2, clamp=bounds == "clamp")
+    compare(levels, x, 2, level_weights=True, interpolation=interpolation, bounds=bounds)
+
+
+def test_axes_given_alike_are_those_of_one_number() -> None:
+    levels, same = make_levels(3), make_levels(3, base_resolution=(3, 3, 3), per_level_scale=(1.7, 1.7, 1.7))
+    assert same == levels and not same.per_axis
 
 
 def test_levels_with_gaps_leave_them_without_gradient() -> None:
@@ -240,7 +258,7 @@ def test_table_gradient_has_the_same_bits_for_any_number_of_threads(n_input_dims
 def test_continuous_across_cell_borders(interpolation: str, dtype: torch.dtype) -> None:
     levels = make_levels(2, n_levels=1, base_resolution=20)
     table = torch.randn(levels.n_entries, 2, dtype=dtype)
-    border = (torch.arange(1, 19, dtype=torch.float64) - levels.shift + 0.0) / levels.scales[0]
+    border = (torch.arange(1, 19, dtype=torch.float64) - levels.shift + 0.0) / levels.scales[0][0]
     border = border.to(dtype)
     values = []
     x = border
@@ -251,7 +269,7 @@ def test_continuous_across_cell_borders(interpolation: str, dtype: torch.dtype) 
         values.append(ops.hash_encode(points, table, levels, interpolation))
         x = x.nextafter(torch.ones_like(x))
     steps = torch.stack(values).diff(dim=0).abs()
-    assert steps.max() <= 20 * levels.scales[0] * torch.finfo(dtype).eps
+    assert steps.max() <= 20 * levels.scales[0][0] * torch.finfo(dtype).eps
 
 
 def test_two_forwards_before_one_backward() -> None:
@@ -340,13 +358,9 @@ def test_registered_op_is_twice_differentiable() -> None:
     x = safe_positions(levels, 3).double().requires_grad_()
     table = torch.randn(levels.n_entries, 2, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(2, dtype=torch.float64, requires_grad=True)
-    options = (
-        list(levels.scales), list(levels.resolutions), levels.shift, list(levels.offsets), list(levels.sizes),
-        [int(hashed) for hashed in levels.hashed], 1, 0,
-    )  # fmt: skip
 
     def function(x: Tensor, table: Tensor, weights: Tensor) -> Tensor:
-        return torch.ops.hashgrid.hash_encode(x, table, weights, *options)
+        return torch.ops.hashgrid.hash_encode(x, table, weights, *levels.arguments, 1, 0)
 
     assert gradcheck(function, (x, table, weights)) and gradgradcheck(function, (x, table, weights))
 
@@ -373,6 +387,11 @@ def test_functional_grad() -> None:
         torch.testing.assert_close(a, b)
 
 
+def one_or_each(numbers: st.SearchStrategy, n: int) -> st.SearchStrategy:
+    """A number for all axes, or one each."""
+    return numbers | st.lists(numbers, min_size=n, max_size=n)
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_configuration_matches_reference_in_fp64(data) -> None:
@@ -381,8 +400,8 @@ def test_any_configuration_matches_reference_in_fp64(data) -> None:
         n_input_dims,
         n_levels=data.draw(st.integers(1, 8)),
         log2_hashmap_size=data.draw(st.integers(0, 11)),
-        base_resolution=data.draw(st.integers(1, 24)),
-        per_level_scale=data.draw(st.floats(0.8, 2.5)),
+        base_resolution=data.draw(one_or_each(st.integers(1, 24), n_input_dims)),
+        per_level_scale=data.draw(one_or_each(st.floats(0.8, 2.5), n_input_dims)),
         convention=data.draw(st.sampled_from(["tcnn", "paper"])),
     )
     n_features = data.draw(st.sampled_from([1, 2, 4, 8]))
@@ -409,7 +428,7 @@ def test_any_configuration_matches_reference_in_fp64(data) -> None:
         scale = value.abs().max().item() if value.numel() else 1.0
         # A derivative to x is a difference of terms as large as the level's scale, of a one-entry table exactly 0. Per
         # derivative the weights' magnitudes sum up to 3 times the scale: slopes of a smoothstep are at most 1.5.
-        magnitude = magnitudes * (3 * max(levels.scales)) ** order.get(name, 0)
+        magnitude = magnitudes * (3 * max(map(max, levels.scales))) ** order.get(name, 0)
         rounding = torch.finfo(torch.float64).eps * n_additions * magnitude
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-9 * max(scale, 1.0) + rounding, msg=name)
 

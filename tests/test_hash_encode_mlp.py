@@ -88,6 +88,17 @@ def test_other_shapes_and_dtypes(n_dims: int, n_features: int, dtype: torch.dtyp
         assert torch.equal(y, two_ops(ops, x, table, levels, layers, half_table=half_table))
 
 
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_axes_that_differ(n_dims: int) -> None:
+    levels = make_level_table(n_dims, 5, 9, (5, 9, 3)[:n_dims], (60, 30, 8)[:n_dims])
+    assert levels.per_axis
+    x, table = torch.rand(100, n_dims), torch.randn(levels.n_entries, 2)
+    layers = make_network(levels.n_levels * 2, "density")
+    y = ops.hash_encode_mlp(x, table, levels, **layers, compute_dtype=BF16)
+    assert torch.equal(y, two_ops(ops, x, table, levels, layers, compute_dtype=BF16))
+    torch.testing.assert_close(y, two_ops(reference, x, table, levels, layers), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
 @pytest.mark.parametrize("bounds", ["clamp", "zero", "none"])
 @pytest.mark.parametrize("half", [None, BF16, FP16], ids=["fp32", "bf16", "fp16"])

@@ -37,6 +37,22 @@ def test_matches_reference(activation: str, widths: list[int]) -> None:
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_softplus_with_a_beta_matches_reference(bias: bool, compute_dtype: torch.dtype | None) -> None:
+    for n in (0, 7, 129):
+        x, weights, biases, grad_y = make_batch([32, 64, 64, 16], n, bias)
+        activations = "softplus", "softplus"
+        exact, pytorch = (
+            mlp_and_gradients(reference.mlp, dtype, x, weights, biases, grad_y, *activations, products, 100.0)
+            for dtype, products in ((torch.float64, None), (torch.float32, compute_dtype))
+        )
+        ours = mlp_and_gradients(ops.mlp, torch.float32, x, weights, biases, grad_y, *activations, compute_dtype, 100.0)
+        check_mlp_budget(
+            ours, pytorch, exact, UNITS[compute_dtype], sums_of_terms(x, weights, biases, grad_y, "relu", "softplus")
+        )
+
+
 @pytest.mark.parametrize("n_hidden", range(9))
 @pytest.mark.parametrize("compute_dtype", [None, BF16, FP16])
 def test_matches_reference_at_any_depth(n_hidden: int, compute_dtype: torch.dtype | None) -> None:

@@ -90,7 +90,7 @@ def test_no_samples() -> None:
         ({"features": torch.zeros(5)}, r"`features` must have shape \[5, C\], got \[5\]"),
         ({"t_ends": torch.zeros(4)}, r"`t_ends` must have shape \[5\], got \[4\]"),
         ({"packed_info": torch.zeros(2)}, r"`packed_info` must have shape \[R, 2\], got \[2\]"),
-        ({"packed_info": torch.tensor([[0, 6]])}, "`packed_info` must count up to 5 samples, those of `sigmas`, got 6"),
+        ({"packed_info": torch.tensor([[0, 6]])}, "`packed_info` must count up to 5 samples, .* `t_starts`, got 6"),
     ],
 )
 def test_errors_name_contract_and_actual(changes: dict, message: str) -> None:

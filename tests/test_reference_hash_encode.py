@@ -28,7 +28,7 @@ def brute_force(x: list[float], table: list[list[float]], levels: LevelTable, in
     """One point with Python floats and integers, straight from the definition."""
     y = []
     for level in range(levels.n_levels):
-        p = [levels.scales[level] * coordinate + levels.shift for coordinate in x]
+        p = [scale * coordinate + levels.shift for scale, coordinate in zip(levels.scales[level], x, strict=True)]
         cell = [math.floor(v) for v in p]
         f = [v - c for v, c in zip(p, cell, strict=True)]
         if interpolation == "smoothstep":
@@ -44,17 +44,20 @@ def brute_force(x: list[float], table: list[list[float]], levels: LevelTable, in
                 for coordinate, prime in zip(vertex, PRIMES, strict=False):
                     index ^= coordinate * prime % 2**32
             else:
-                index = sum(v * levels.resolutions[level] ** d for d, v in enumerate(vertex)) % 2**32
+                index = sum(v * math.prod(levels.resolutions[level][:d]) for d, v in enumerate(vertex)) % 2**32
             entry = table[levels.offsets[level] + index % levels.sizes[level]]
             total = [t + weight * e for t, e in zip(total, entry, strict=True)]
         y += total
     return y
 
 
+@pytest.mark.parametrize("per_axis", [False, True])
 @pytest.mark.parametrize("n_input_dims", range(1, 8))
 @pytest.mark.parametrize("interpolation", ["linear", "smoothstep", "nearest"])
-def test_values_match_plain_python(n_input_dims: int, interpolation: str) -> None:
-    levels = small_levels(n_input_dims)
+def test_values_match_plain_python(n_input_dims: int, interpolation: str, per_axis: bool) -> None:
+    sizes = {"base_resolution": [3, 5, 2, 4, 3, 2, 6][:n_input_dims]} if per_axis else {}
+    levels = small_levels(n_input_dims, **sizes)
+    assert levels.per_axis == (per_axis and n_input_dims > 1)
     assert any(levels.hashed) or n_input_dims == 1
     table = torch.randn(levels.n_entries, 2, dtype=torch.float64)
     # outside [0, 1] as well: "none" wraps negative cells
@@ -128,7 +131,7 @@ def test_huge_positions_are_defined(magnitude: float) -> None:
     levels = small_levels(3)
     table = torch.randn(levels.n_entries, 2)
     y = hash_encode(torch.full((2, 3), -magnitude), table, levels, bounds="none")
-    overflows = magnitude * max(levels.scales) > torch.finfo(torch.float32).max
+    overflows = magnitude * max(map(max, levels.scales)) > torch.finfo(torch.float32).max
     # a mean of table entries; where the product with the scale overflows, it may be NaN
     assert y.shape == (2, 6) and ((y.abs() <= table.abs().max()) | (y.isnan() & overflows)).all()
 

@@ -58,7 +58,7 @@ def interpolate(levels: LevelTable, table: Tensor, x: Tensor, smooth: bool = Fal
     """The sum over the corners of a cell as textbooks have it: dense levels, float64, differentiable any number of
     times."""
     features = []
-    for scale, resolution, offset in zip(levels.scales, levels.resolutions, levels.offsets, strict=True):
+    for (scale, *_), (resolution, *_), offset in zip(levels.scales, levels.resolutions, levels.offsets, strict=True):
         position = x.double() * scale + levels.shift
         cell = position.detach().floor()
         f = position - cell

@@ -20,12 +20,14 @@ class Field(nn.Module):
     def __init__(self, backend: str) -> None:
         super().__init__()
         self.grid = HashGrid(
-            3, n_levels=3, log2_hashmap_size=6, base_resolution=4, max_resolution=16, interpolation="smoothstep",
-            backend=backend, accumulate_grad=True,
+            3, n_levels=3, log2_hashmap_size=6, base_resolution=4, max_resolution=(16, 16, 8),
+            interpolation="smoothstep", backend=backend, accumulate_grad=True,
         )  # fmt: skip
         self.frequency = Frequency(3, 2, backend=backend)
         self.directions = SphericalHarmonics(2, backend=backend)
-        self.mlp = FusedMLP(6 + 12 + 4, 2, 8, 2, activation="softplus", bias=True, backend=backend)
+        self.mlp = FusedMLP(
+            6 + 12 + 4, 2, 8, 2, activation="softplus", bias=True, softplus_beta=2.0, backend=backend
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(torch.cat([self.grid(x), self.frequency(x), self.directions(x)], dim=-1))
@@ -140,8 +142,10 @@ def test_compositing_and_losses_are_batched() -> None:
     rest = (t_starts, t_starts + 0.5, packed_info)
 
     def loss(library: Any, sigmas: Tensor, features: Tensor) -> Tensor:
-        rendered, opacities, depths, weights, distortion = library.composite(sigmas, features, *rest, 1e-4)
-        return rendered.square().sum() + (opacities * depths).sum() + distortion.sum()
+        rendered, opacities, depths, weights, distortion, transmittances = library.composite(
+            sigmas, features, *rest, 1e-4, return_transmittances=True
+        )
+        return rendered.square().sum() + (opacities * depths).sum() + distortion.sum() + transmittances.square().sum()
 
     got, expected = (
         vmap(grad(lambda s, f, library=library: loss(library, s, f), argnums=(0, 1)))(sigmas, features)
@@ -188,6 +192,12 @@ def functions_and_inputs() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]
         "sh_encode": (lambda x: ops.sh_encode(x, 3), leaves((2, 3))),
         "frequency_encode": (lambda x: ops.frequency_encode(x, 2), leaves((2, 2))),
         "composite": (lambda sigmas, features: ops.composite(sigmas, features, *rays, 0.0), leaves((4,), (4, 2))),
+        "composite of alphas": (
+            lambda alphas, features: ops.composite(
+                None, features, *rays, 0.0, alphas=alphas, return_transmittances=True
+            ),
+            leaves((4,), (4, 2)),
+        ),
     }
 
 
@@ -198,22 +208,28 @@ def test_forward_mode_agrees_with_finite_differences(name: str) -> None:
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
 
 
-def test_compositing_in_both_modes() -> None:
+@pytest.mark.parametrize("name", ["sigmas", "alphas"])
+@pytest.mark.parametrize("return_transmittances", [False, True])
+def test_compositing_in_both_modes(name: str, return_transmittances: bool) -> None:
     t_starts = torch.arange(6.0, dtype=torch.float64)
     rest = (t_starts, t_starts + 0.5, torch.tensor([[0, 4], [4, 2]]), 1e-4)
-    sigmas, features = torch.rand(6, dtype=torch.float64), torch.rand(6, 2, dtype=torch.float64)
+    densities, features = torch.rand(6, dtype=torch.float64), torch.rand(6, 2, dtype=torch.float64)
 
     def results(library: Any) -> list[Any]:
-        def loss(sigmas: Tensor, features: Tensor) -> Tensor:
-            rendered, opacities, depths, weights, distortion = library.composite(sigmas, features, *rest)
-            products = (opacities * depths).sum() + distortion.square().sum() + weights.square().sum()
-            return rendered.square().sum() + products
+        def composite(densities: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+            given = {"sigmas": None, name: densities, "return_transmittances": return_transmittances}
+            return library.composite(given.pop("sigmas"), features, *rest, **given)
+
+        def loss(densities: Tensor, features: Tensor) -> Tensor:
+            rendered, opacities, depths, *others = composite(densities, features)
+            squares = sum(output.square().sum() for output in (rendered, *others))
+            return (opacities * depths).sum() + squares
 
         both = (0, 1)
         return [
-            jacfwd(lambda sigmas: library.composite(sigmas, features, *rest))(sigmas),
-            hessian(loss, argnums=both)(sigmas, features),
-            jacrev(jacfwd(loss, argnums=both), argnums=both)(sigmas, features),
+            jacfwd(lambda densities: composite(densities, features))(densities),
+            hessian(loss, argnums=both)(densities, features),
+            jacrev(jacfwd(loss, argnums=both), argnums=both)(densities, features),
         ]
 
     torch.testing.assert_close(results(ops), results(reference))

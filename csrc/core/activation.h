@@ -5,7 +5,7 @@
 
 #include "core/elementary.h"
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/mlp_params.h"
 
 namespace hashgrid {
 

@@ -5,10 +5,15 @@
 #include <cstdint>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/hash_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
+
+HASHGRID_HD float scale_on(const GridLevel& level, int) { return level.scale; }
+HASHGRID_HD float scale_on(const AxisLevel& level, int axis) { return level.scale[axis]; }
+HASHGRID_HD uint32_t resolution_on(const GridLevel& level, int) { return level.resolution; }
+HASHGRID_HD uint32_t resolution_on(const AxisLevel& level, int axis) { return level.resolution[axis]; }
 
 // One factor per dimension; the first is 1 so that x-neighbours share a cache line.
 HASHGRID_HD uint32_t hash_prime(int dim) {
@@ -19,7 +24,8 @@ HASHGRID_HD uint32_t hash_prime(int dim) {
 
 // All wraps but the modulo, without branches: loads of several corners, and of several levels in a warp, go out
 // together.
-HASHGRID_HD uint32_t wrap_without_modulo(uint32_t index, const GridLevel& level) {
+template <class Level>
+HASHGRID_HD uint32_t wrap_without_modulo(uint32_t index, const Level& level) {
   // Below 0, as unsigned, is above everything.
   const uint32_t masked = level.wrap == IndexWrap::kMask ? index & (level.size - 1u) : index;
   const uint32_t below = masked - level.size;
@@ -28,8 +34,8 @@ HASHGRID_HD uint32_t wrap_without_modulo(uint32_t index, const GridLevel& level)
 
 // `cell` [n_dims] plus the corner's bits gives the vertex; the result is local to the level, and not yet wrapped. kDims
 // is n_dims, or 0.
-template <int kDims = 0>
-HASHGRID_HD uint32_t unwrapped_index(const GridLevel& level, int n_dims, const uint32_t* cell, uint32_t corner) {
+template <int kDims = 0, class Level>
+HASHGRID_HD uint32_t unwrapped_index(const Level& level, int n_dims, const uint32_t* cell, uint32_t corner) {
   uint32_t hash = 0, sum = 0, stride = 1;
   HASHGRID_UNROLL
   for (int d = 0; d < (kDims > 0 ? kDims : kMaxDims); ++d) {
@@ -38,20 +44,20 @@ HASHGRID_HD uint32_t unwrapped_index(const GridLevel& level, int n_dims, const u
     const uint32_t term = vertex * (level.hashed ? hash_prime(d) : stride);
     hash ^= term;
     sum += term;
-    stride *= level.resolution;
+    stride *= resolution_on(level, d);
   }
   return level.hashed ? hash : sum;
 }
 
-template <int kDims = 0>
-HASHGRID_HD uint32_t grid_index(const GridLevel& level, int n_dims, const uint32_t* cell, uint32_t corner) {
+template <int kDims = 0, class Level>
+HASHGRID_HD uint32_t grid_index(const Level& level, int n_dims, const uint32_t* cell, uint32_t corner) {
   const uint32_t index = unwrapped_index<kDims>(level, n_dims, cell, corner);
   return level.wrap == IndexWrap::kModulo ? index % level.size : wrap_without_modulo(index, level);
 }
 
 // grid_index of all corners of a cell.
-template <int kDims>
-HASHGRID_HD void grid_indices(const GridLevel& level, const uint32_t* cell, uint32_t (&entries)[1 << kDims]) {
+template <int kDims, class Level>
+HASHGRID_HD void grid_indices(const Level& level, const uint32_t* cell, uint32_t (&entries)[1 << kDims]) {
   HASHGRID_UNROLL
   for (uint32_t c = 0; c < 1u << kDims; ++c) {
     entries[c] = wrap_without_modulo(unwrapped_index<kDims>(level, kDims, cell, c), level);

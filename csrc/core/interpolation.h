@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/hash_encode_params.h"
 #include "core/ray.h"
 
 namespace hashgrid {

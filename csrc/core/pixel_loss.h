@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/pixel_loss_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

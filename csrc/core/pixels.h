@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/sample_rays_params.h"
 #include "core/ray.h"
 
 namespace hashgrid {

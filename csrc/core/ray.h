@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/march_rays_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

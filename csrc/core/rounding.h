@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/mlp_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

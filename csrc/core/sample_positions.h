@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/sample_positions_params.h"
 #include "core/ray.h"
 
 namespace hashgrid {

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/sphere_trace_params.h"
 #include "core/ray.h"
 
 namespace hashgrid {

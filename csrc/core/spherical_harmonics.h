@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "core/macros.h"
-#include "core/params.h"
+#include "core/sh_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {

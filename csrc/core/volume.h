@@ -85,7 +85,7 @@ template <typename A>
 struct RaySuffix {
   A weight = A(0.0);    // sum w_j
   A spread = A(0.0);    // sum w_j (m_j - m)
-  A gradient = A(0.0);  // sum w_j dL/dw_j
+  A gradient = A(0.0);  // what thickness_gradient or alpha_gradient carries
   double middle = 0.0;
 };
 
@@ -104,20 +104,38 @@ HASHGRID_HD A weight_gradient(A grad_weight, A w, A spread, T step, double middl
          A(static_cast<double>(grads.distortion)) * both;
 }
 
-// dL / d(sigma dt) of one sample. `passed` = exp(-sigma dt); `spread` as composite_step left it; `grad_weight` is
-// dL/dw through the features and the weight itself.
+// dL / d(sigma dt) of a sample, of which `grad` is dL/dw and `passed` 1 - alpha. `*behind` is sum (w_j dL/dw_j +
+// T_j dL/dT_j) over the samples behind it, and receives that of the sample in front but for this one's T dL/dT, which
+// the caller adds where there is any.
+template <typename V, typename A>
+HASHGRID_HD A thickness_gradient(V transmittance, V passed, V weight, A grad, A* behind) {
+  const A result = grad * A(transmittance * passed) - *behind;
+  *behind += grad * A(weight);
+  return result;
+}
+
+// dL / d alpha likewise. Here `*behind` is V, dL/dT in front of the next sample, which receives, but for the caller's
+// dL/dT_i, that in front of this one:
+//   V_i = dL/dT_i + alpha_i dL/dw_i + (1 - alpha_i) V_{i+1},   dL/d alpha_i = T_i (dL/dw_i - V_{i+1}).
+// Nothing is divided by 1 - alpha: an alpha of 1 has the gradient of its limit.
+template <typename V, typename A>
+HASHGRID_HD A alpha_gradient(V transmittance, V alpha, V passed, A grad, A* behind) {
+  const A result = A(transmittance) * (grad - *behind);
+  *behind = A(alpha) * grad + A(passed) * *behind;
+  return result;
+}
+
+// dL/dw of a sample, back to front; `spread` as composite_step left it, `grad_weight` is dL/dw through the features and
+// the weight itself.
 template <typename V, typename T, typename A>
-HASHGRID_HD V composite_step_reverse(V transmittance, V passed, V weight, V spread, V grad_weight, T step, T middle,
-                                     const RayGradients<T>& grads, RaySuffix<A>* suffix) {
+HASHGRID_HD A weight_gradient_reverse(V weight, V spread, V grad_weight, T step, T middle, const RayGradients<T>& grads,
+                                      RaySuffix<A>* suffix) {
   const double m = static_cast<double>(middle);
   suffix->spread += suffix->weight * A(suffix->middle - m);
   suffix->middle = m;
   const A w = A(weight);
-  const A grad = weight_gradient(A(grad_weight), w, A(spread) + suffix->spread, step, m, grads);
-  const A result = grad * A(transmittance * passed) - suffix->gradient;
-  suffix->gradient += grad * w;
   suffix->weight += w;
-  return V(result);
+  return weight_gradient(A(grad_weight), w, A(spread) + suffix->spread, step, m, grads);
 }
 
 }  // namespace HASHGRID_ISA

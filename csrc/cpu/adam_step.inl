@@ -1,6 +1,8 @@
 // Adam on the CPU. The gradient is streamed; of rows without gradient nothing else is touched, so that a step over a
 // sparsely used table costs little more than reading its gradient. Every element goes through the same vector code,
 // tails included: results do not depend on how the rows are split over threads.
+#include "core/adam_step_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

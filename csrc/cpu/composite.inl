@@ -2,6 +2,8 @@
 //
 // Rays are taken in groups of about kCompositeGroup samples. The exponentials of a group are vector code over its flat
 // samples, the sums along each ray are scalar. One code serves fp32, fp64 and, with dual numbers, the second order.
+#include "core/composite_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
@@ -10,8 +12,8 @@ template <typename V>
 struct CompositeScratch {
   V* thickness;      // sigma dt; then unused
   V* transmittance;  // holds the sums of thickness in front before it is exponentiated
-  V* alpha;          // 1 - exp(-sigma dt)
-  V* passed;         // exp(-sigma dt)
+  V* alpha;          // 1 - exp(-sigma dt), or as given
+  V* passed;         // 1 - alpha
   V* weight;
   V* spread;
 };
@@ -76,18 +78,30 @@ static inline void for_each_ray(const CompositeParams& p, int64_t begin, int64_t
     int64_t count = 0, next = ray;
     do {
       const int64_t n = p.packed_info[2 * next + 1];
-      A in_front = A(0.0);
-      for (int64_t i = count; i < count + n; ++i) {
-        const V sigma = read_value<V>(p.sigmas, p.tangent_sigmas, first + i);
-        s.thickness[i] = sigma * V(t_ends[first + i] - t_starts[first + i]);
-        s.transmittance[i] = V(in_front);
-        in_front += A(s.thickness[i]);
+      if (p.are_alphas) {
+        A in_front = A(1.0);
+        for (int64_t i = count; i < count + n; ++i) {
+          s.alpha[i] = read_value<V>(p.sigmas, p.tangent_sigmas, first + i);
+          s.passed[i] = V(T(1)) - s.alpha[i];
+          s.transmittance[i] = V(in_front);
+          in_front = in_front * (A(1.0) - A(s.alpha[i]));
+        }
+      } else {
+        A in_front = A(0.0);
+        for (int64_t i = count; i < count + n; ++i) {
+          const V sigma = read_value<V>(p.sigmas, p.tangent_sigmas, first + i);
+          s.thickness[i] = sigma * V(t_ends[first + i] - t_starts[first + i]);
+          s.transmittance[i] = V(in_front);
+          in_front += A(s.thickness[i]);
+        }
       }
       count += n;
       ++next;
     } while (next < end && count + p.packed_info[2 * next + 1] <= kCompositeGroup);
-    for (int64_t i = count; i < count + kLanes; ++i) s.thickness[i] = s.transmittance[i] = V(T(0));
-    exponentiate(s, count);
+    if (!p.are_alphas) {
+      for (int64_t i = count; i < count + kLanes; ++i) s.thickness[i] = s.transmittance[i] = V(T(0));
+      exponentiate(s, count);
+    }
     for (int64_t offset = 0; ray < next; ++ray) {
       const int64_t n = p.packed_info[2 * ray + 1];
       body(ray, first + offset, n, offset);
@@ -139,6 +153,11 @@ static void composite_forward_typed(const CompositeParams& p, int64_t begin, int
       }
     });
     for (int64_t i = n; i < count; ++i) weights[i] = T(0);
+    if (p.transmittances != nullptr) {
+      T* transmittances = static_cast<T*>(p.transmittances) + first;
+      for (int64_t i = 0; i < n; ++i) transmittances[i] = written(s.transmittance[offset + i]);
+      for (int64_t i = n; i < count; ++i) transmittances[i] = T(0);
+    }
     if constexpr (kC > 0) {
       for (int c = 0; c < kC; ++c) row[c] = written(fixed[c]);
     }
@@ -148,8 +167,8 @@ static void composite_forward_typed(const CompositeParams& p, int64_t begin, int
   });
 }
 
-template <typename V, int kC>
-static void composite_backward_typed(const CompositeParams& p, int64_t begin, int64_t end) {
+template <typename V, int kC, bool kAlphas>
+static void composite_backward_instance(const CompositeParams& p, int64_t begin, int64_t end) {
   typedef typename RealOf<V>::Type T;
   typedef typename SumOf<V>::Type A;
   const int64_t n_features = kC > 0 ? kC : p.n_features;
@@ -176,6 +195,8 @@ static void composite_backward_typed(const CompositeParams& p, int64_t begin, in
     } else {
       row = p.grad_ray_features != nullptr ? static_cast<const T*>(p.grad_ray_features) + ray * n_features : nullptr;
     }
+    const T* grad_transmittances =
+        p.grad_transmittances != nullptr ? static_cast<const T*>(p.grad_transmittances) + first : nullptr;
     RaySuffix<A> suffix;
     for (int64_t i = n - 1; i >= 0; --i) {
       const V weight = s.weight[offset + i];
@@ -191,11 +212,27 @@ static void composite_backward_typed(const CompositeParams& p, int64_t begin, in
       }
       const T step = t_ends[first + i] - t_starts[first + i];
       const T middle = (t_starts[first + i] + t_ends[first + i]) / T(2);
-      const V grad = composite_step_reverse<V, T, A>(s.transmittance[offset + i], s.passed[offset + i], weight,
-                                                     s.spread[offset + i], grad_weight, step, middle, grads, &suffix);
-      grad_sigmas[i] = written(grad * V(step));
+      const A grad =
+          weight_gradient_reverse<V, T, A>(weight, s.spread[offset + i], grad_weight, step, middle, grads, &suffix);
+      const V transmittance = s.transmittance[offset + i], passed = s.passed[offset + i];
+      if constexpr (kAlphas) {
+        const A grad_alpha = alpha_gradient(transmittance, s.alpha[offset + i], passed, grad, &suffix.gradient);
+        grad_sigmas[i] = written(V(grad_alpha));
+        if (grad_transmittances != nullptr) suffix.gradient += A(static_cast<double>(grad_transmittances[i]));
+      } else {
+        const A grad_thickness = thickness_gradient(transmittance, passed, weight, grad, &suffix.gradient);
+        grad_sigmas[i] = written(V(grad_thickness) * V(step));
+        if (grad_transmittances != nullptr)
+          suffix.gradient += A(transmittance) * A(static_cast<double>(grad_transmittances[i]));
+      }
     }
   });
+}
+
+template <typename V, int kC>
+static void composite_backward_typed(const CompositeParams& p, int64_t begin, int64_t end) {
+  if (p.are_alphas) return composite_backward_instance<V, kC, true>(p, begin, end);
+  composite_backward_instance<V, kC, false>(p, begin, end);
 }
 
 static void composite_forward_range(const CompositeParams& p, int64_t begin, int64_t end) {

@@ -1,4 +1,6 @@
 // Counter-based random numbers on the CPU.
+#include "core/counter_uniform_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

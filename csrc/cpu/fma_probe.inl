@@ -1,4 +1,6 @@
 // Multiply-adds that touch no memory: what the units of this instruction set can do, for benchmarks to compare with.
+#include "core/fma_probe_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -1,3 +1,4 @@
+#include "core/fma_probe_params.h"
 #include "cpu/fma_rate.h"
 
 #include <algorithm>

@@ -1,5 +1,7 @@
 // Frequency encoding on the CPU. The arguments 2^k x of a block are laid out in output order first; sines and cosines
 // are then taken of full vectors, whatever the number of frequencies.
+#include "core/frequency_encode_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

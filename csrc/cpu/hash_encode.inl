@@ -6,6 +6,8 @@
 // level's rows (4 MB at T = 19, F = 2) stay in the cache; positions are transposed to [n_dims, n_points] and features
 // to [n_levels, n_points, F] for that. fp64 and what is rare of the second order are in hash_encode_scalar.inl,
 // the second order of position gradients in hash_encode_second.inl.
+#include "core/hash_encode_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
@@ -29,11 +31,11 @@ static inline int64_t min_count(int64_t a, int64_t b) { return a < b ? a : b; }
 // One axis: each of the first 2^kDim corners splits into its lower and its upper neighbour. Recursive, not a loop, so
 // that corners stay in registers.
 template <int kDim, int kDims>
-static inline void split_corners(const HashEncodeParams& p, const GridLevel& level, int64_t i, uint32_t dense_stride,
+static inline void split_corners(const HashEncodeParams& p, const AxisLevel& level, int64_t i, uint32_t dense_stride,
                                  CornerGroup* group, VecU* index, VecF* weight) {
   if constexpr (kDim < kDims) {
     const VecF scaled =
-        multiply_add(splat(level.scale), load(p.soa_positions + kDim * p.soa_stride + i), splat(p.shift));
+        multiply_add(splat(level.scale[kDim]), load(p.soa_positions + kDim * p.soa_stride + i), splat(p.shift));
     // The limit keeps the conversion defined and the fraction in [0, 1); positions inside [0, 1] never reach it.
     const VecF position = clamp(scaled, -1073741824.0f, 1073741824.0f);
     VecI cell;
@@ -65,13 +67,13 @@ static inline void split_corners(const HashEncodeParams& p, const GridLevel& lev
       weight[c + kHalf] = weight[c] * upper;
       weight[c] = weight[c] * lower;
     }
-    split_corners<kDim + 1, kDims>(p, level, i, dense_stride * level.resolution, group, index, weight);
+    split_corners<kDim + 1, kDims>(p, level, i, dense_stride * level.resolution[kDim], group, index, weight);
   }
 }
 
 // Corners of points [i, i + kLanes).
 template <int kDims>
-static void compute_corners(const HashEncodeParams& p, const GridLevel& level, int64_t i, CornerGroup* group) {
+static void compute_corners(const HashEncodeParams& p, const AxisLevel& level, int64_t i, CornerGroup* group) {
   constexpr int kCorners = 1 << kDims;
   VecU index[kCorners];
   VecF weight[kCorners];
@@ -100,7 +102,7 @@ static void compute_corners(const HashEncodeParams& p, const GridLevel& level, i
   for (int c = 0; c < kCorners; ++c) store(group->corner[c].weight, weight[c]);
 }
 
-using ComputeCorners = void (*)(const HashEncodeParams&, const GridLevel&, int64_t, CornerGroup*);
+using ComputeCorners = void (*)(const HashEncodeParams&, const AxisLevel&, int64_t, CornerGroup*);
 
 static ComputeCorners pick_compute_corners(int n_dims) {
   constexpr ComputeCorners kByDims[kMaxDims] = {&compute_corners<1>, &compute_corners<2>, &compute_corners<3>,
@@ -431,14 +433,14 @@ static inline int64_t element_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-static inline const char* level_rows(const HashEncodeParams& p, const GridLevel& level) {
+static inline const char* level_rows(const HashEncodeParams& p, const AxisLevel& level) {
   return static_cast<const char*>(p.table) + level.offset * p.n_features * element_size(p.table_dtype);
 }
 
 // Points [begin, end) of one level; calls `use(group, i, count)` for each group of kLanes points whose rows are on
 // their way to the cache; it may write to the group.
 template <typename Use>
-static inline void for_each_group(const HashEncodeParams& p, const GridLevel& level, ComputeCorners compute,
+static inline void for_each_group(const HashEncodeParams& p, const AxisLevel& level, ComputeCorners compute,
                                   int64_t begin, int64_t end, const char* rows, int row_bytes, Use use) {
   CornerGroup ring[kRing];
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
@@ -642,9 +644,10 @@ static void hash_encode_forward_range(const HashEncodeParams& p, int64_t begin, 
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t l = unit / n_chunks;
     const int64_t first = unit % n_chunks * kLevelChunk;
-    const char* rows = level_rows(p, p.levels[l]);
+    const AxisLevel level = axis_level(p, l);
+    const char* rows = level_rows(p, level);
     float* out = p.level_features + l * p.level_stride;
-    for_each_group(p, p.levels[l], compute, first, min_count(first + kLevelChunk, p.n_points), rows, row_bytes,
+    for_each_group(p, level, compute, first, min_count(first + kLevelChunk, p.n_points), rows, row_bytes,
                    [&](const CornerGroup& group, int64_t i, int count) {
                      rows_of.interpolate(group, n_corners, rows, count, out + i * p.n_features);
                    });
@@ -769,7 +772,7 @@ static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64
   const int row_bytes = static_cast<int>(p.n_features * sizeof(float));
   for (int64_t unit = begin; unit < end; ++unit) {
     const Shard shard = shard_of(p, unit);
-    const GridLevel& level = p.levels[shard.level];
+    const AxisLevel level = axis_level(p, shard.level);
     float* rows = static_cast<float*>(p.grad_table) + level.offset * p.n_features;
     if (!p.accumulate) {
       std::memset(rows + static_cast<int64_t>(shard.low) * p.n_features, 0,
@@ -792,12 +795,12 @@ static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64
 
 static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return scalar_backward_table<double>(p, begin, end);
-  scatter_units(p, begin, end, [](const GridLevel&, int64_t, CornerGroup*) {});
+  scatter_units(p, begin, end, [](const AxisLevel&, int64_t, CornerGroup*) {});
 }
 
 // d y / dx of kLanes points at one level from the corner dots, added to soa_grad_positions.
 template <int kDims>
-static void add_position_gradient(const HashEncodeParams& p, const GridLevel& level, const CornerGroup& group,
+static void add_position_gradient(const HashEncodeParams& p, const AxisLevel& level, const CornerGroup& group,
                                   const float (*dots)[kLanes], int64_t i) {
   const bool smooth = p.interpolation == Interpolation::kSmoothstep;
   VecF upper[kDims], lower[kDims];
@@ -821,13 +824,13 @@ static void add_position_gradient(const HashEncodeParams& p, const GridLevel& le
       total += difference;
     }
     const VecF f = load(group.fraction[e]);
-    const VecF first = smooth ? 6.0f * f * (1.0f - f) * level.scale : splat(level.scale);
+    const VecF first = smooth ? 6.0f * f * (1.0f - f) * level.scale[e] : splat(level.scale[e]);
     float* out = p.soa_grad_positions + e * p.soa_stride + i;
     store(out, load(out) + total * first);
   }
 }
 
-using AddPositionGradient = void (*)(const HashEncodeParams&, const GridLevel&, const CornerGroup&,
+using AddPositionGradient = void (*)(const HashEncodeParams&, const AxisLevel&, const CornerGroup&,
                                      const float (*)[kLanes], int64_t);
 
 static AddPositionGradient pick_add_position_gradient(int n_dims) {
@@ -843,7 +846,7 @@ static void hash_encode_backward_positions_range(const HashEncodeParams& p, int6
   const RowKernels rows_of = pick_row_kernels(p);
   const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
-  const GridLevel& level = p.levels[p.current_level];
+  const AxisLevel level = axis_level(p, p.current_level);
   const char* rows = level_rows(p, level);
   const AddPositionGradient add_gradient = pick_add_position_gradient(p.n_dims);
   const float* grad = p.level_features + p.current_level * p.level_stride;

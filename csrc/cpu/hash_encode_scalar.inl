@@ -2,6 +2,7 @@
 //
 // T is the type of positions and gradients. Products and a point's sums are in double for either: the second order
 // adds up to 2^D F L terms of either sign. Only the cell is found in T, so that every pass finds the same one.
+#include "core/hash_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -19,8 +20,20 @@ static inline double load_feature(const void* table, DType dtype, int64_t i) {
   }
 }
 
+// All levels of a grid, of either kind.
+struct AxisLevels {
+  AxisLevel level[kMaxLevels];
+};
+
+static AxisLevels all_levels(const HashEncodeParams& p) {
+  AxisLevels levels;
+  for (int l = 0; l < p.n_levels; ++l) levels.level[l] = axis_level(p, l);
+  return levels;
+}
+
 template <typename T>
 static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const AxisLevels levels = all_levels(p);
   const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   for (int64_t n = begin; n < end; ++n) {
@@ -30,10 +43,10 @@ static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end
     for (int64_t k = 0; k < row; ++k) y[k] = finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
-      const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
+      const GridCell<double, 0> cell = find_cell<double>(p, levels.level[l], point);
       for (uint32_t c = 0; c < n_corners; ++c) {
         const double weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, l);
-        const int64_t first = first_feature(p, p.levels[l], cell, c);
+        const int64_t first = first_feature(p, levels.level[l], cell, c);
         for (int f = 0; f < p.n_features; ++f) {
           y[l * p.n_features + f] += weight * load_feature(p.table, p.table_dtype, first + f);
         }
@@ -58,7 +71,7 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
   T* grad_table = static_cast<T*>(p.grad_table);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Shard shard = shard_of(p, unit);
-    const GridLevel& level = p.levels[shard.level];
+    const AxisLevel level = axis_level(p, shard.level);
     if (!p.accumulate) zero_shard<T>(p, shard);
     for (int64_t n = 0; n < p.n_points; ++n) {
       const GridPoint<T, 0> point = load_point<T>(p, n);
@@ -78,6 +91,7 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
 
 template <typename T>
 static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const AxisLevels levels = all_levels(p);
   const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   for (int64_t n = begin; n < end; ++n) {
@@ -87,16 +101,17 @@ static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, 
     const GridPoint<T, 0> point = load_point<T>(p, n);
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
-      const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
-      const double factor = level_weight<T>(p, l) * p.levels[l].scale;
+      const GridCell<double, 0> cell = find_cell<double>(p, levels.level[l], point);
+      double factor[kMaxDims];
+      for (int d = 0; d < p.n_dims; ++d) factor[d] = level_weight<T>(p, l) * levels.level[l].scale[d];
       for (uint32_t c = 0; c < n_corners; ++c) {
-        const int64_t first = first_feature(p, p.levels[l], cell, c);
+        const int64_t first = first_feature(p, levels.level[l], cell, c);
         double dot = 0.0;
         for (int f = 0; f < p.n_features; ++f) {
           dot += grad_y[l * p.n_features + f] * load_feature(p.table, p.table_dtype, first + f);
         }
         for (int d = 0; d < p.n_dims; ++d) {
-          if (!point.stopped[d]) grad_x[d] += factor * corner_weight_first(cell.weights, c, d) * dot;
+          if (!point.stopped[d]) grad_x[d] += factor[d] * corner_weight_first(cell.weights, c, d) * dot;
         }
       }
     }
@@ -105,6 +120,7 @@ static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, 
 
 template <typename T>
 static void backward_level_weights(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const AxisLevels levels = all_levels(p);
   const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -116,11 +132,11 @@ static void backward_level_weights(const HashEncodeParams& p, int64_t begin, int
       if (point.state != PointState::kInside) continue;
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row;
       for (int l = 0; l < p.n_levels; ++l) {
-        const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
+        const GridCell<double, 0> cell = find_cell<double>(p, levels.level[l], point);
         double total = 0.0;
         for (uint32_t c = 0; c < n_corners; ++c) {
           const double weight = corner_weight(cell.weights, c, -1, -1);
-          const int64_t first = first_feature(p, p.levels[l], cell, c);
+          const int64_t first = first_feature(p, levels.level[l], cell, c);
           for (int f = 0; f < p.n_features; ++f) {
             total += weight * grad_y[l * p.n_features + f] * load_feature(p.table, p.table_dtype, first + f);
           }
@@ -138,6 +154,7 @@ static void hash_encode_backward_level_weights_range(const HashEncodeParams& p, 
 
 template <typename T>
 static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end) {
+  const AxisLevels levels = all_levels(p);
   const uint32_t n_corners = n_corners_of(p, p.n_dims);
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const T* grad_grad_positions = static_cast<const T*>(p.grad_grad_positions);
@@ -158,13 +175,13 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
       if (point.state != PointState::kInside) continue;
       double total_x[kMaxDims] = {};
       for (int l = 0; l < p.n_levels; ++l) {
-        const GridCell<double, 0> cell = find_cell<double>(p, p.levels[l], point);
+        const GridCell<double, 0> cell = find_cell<double>(p, levels.level[l], point);
         const double m = level_weight<T>(p, l);
         const double u_level = u != nullptr ? u[l] : 0.0;
         double total_y[kMaxFeatures] = {};
         for (uint32_t c = 0; c < n_corners; ++c) {
-          const SecondOrderCorner<double, 0> corner = second_order_corner(p.levels[l], point, cell, c, v);
-          const int64_t first = first_feature(p, p.levels[l], cell, c);
+          const SecondOrderCorner<double, 0> corner = second_order_corner(levels.level[l], point, cell, c, v);
+          const int64_t first = first_feature(p, levels.level[l], cell, c);
           for (int f = 0; f < p.n_features; ++f) {
             const double value = load_feature(p.table, p.table_dtype, first + f);
             const double table_cotangent = grad_grad_table != nullptr ? grad_grad_table[first + f] : 0.0;
@@ -200,7 +217,7 @@ static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) 
   T* grad_table = static_cast<T*>(p.grad_table);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Shard shard = shard_of(p, unit);
-    const GridLevel& level = p.levels[shard.level];
+    const AxisLevel level = axis_level(p, shard.level);
     if (!p.accumulate) zero_shard<T>(p, shard);
     const double m = level_weight<T>(p, shard.level);
     const double u_level = u != nullptr ? u[shard.level] : 0.0;

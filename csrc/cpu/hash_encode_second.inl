@@ -4,6 +4,7 @@
 // With w_c the weight of corner c, q_c = grad_y . T_c and a_c = sum_d v_d dw_c/dx_d, the three are sum_c a_c T_c,
 // sum_c q_c grad a_c and a_c grad_y. Factors of w_c are carried as value and derivative along v; the derivative of
 // their product is a_c. Two cores, D = 3, L = 16, F = 2, T = 18: see docs/kernels.md.
+#include "core/hash_encode_params.h"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
@@ -16,12 +17,11 @@ struct AxisGroup {
 };
 
 template <int kDims>
-static inline void load_axes(const HashEncodeParams& p, const GridLevel& level, const CornerGroup& group, int64_t i,
+static inline void load_axes(const HashEncodeParams& p, const AxisLevel& level, const CornerGroup& group, int64_t i,
                              AxisGroup* axes) {
-  const VecF scale = splat(level.scale);
 #pragma GCC unroll 8
   for (int d = 0; d < kDims; ++d) {
-    const VecF f = load(group.fraction[d]);
+    const VecF f = load(group.fraction[d]), scale = splat(level.scale[d]);
     const VecF v = load(p.soa_cotangents + d * p.soa_stride + i);
     const bool smooth = p.interpolation == Interpolation::kSmoothstep;
     axes[d].upper = smooth ? f * f * (3.0f - 2.0f * f) : f;
@@ -56,7 +56,7 @@ static inline void store_along(const AxisGroup* axes, CornerGroup* group) {
 }
 
 template <int kDims>
-static void weigh_along(const HashEncodeParams& p, const GridLevel& level, int64_t i, CornerGroup* group) {
+static void weigh_along(const HashEncodeParams& p, const AxisLevel& level, int64_t i, CornerGroup* group) {
   AxisGroup axes[kDims];
   load_axes<kDims>(p, level, *group, i, axes);
   store_along<kDims>(axes, group);
@@ -64,7 +64,7 @@ static void weigh_along(const HashEncodeParams& p, const GridLevel& level, int64
 
 // sum_c q_c grad a_c of kLanes points, added to soa_grad_positions; a_c into the group's weights.
 template <int kDims>
-static void add_second_position_gradient(const HashEncodeParams& p, const GridLevel& level, const float (*dots)[kLanes],
+static void add_second_position_gradient(const HashEncodeParams& p, const AxisLevel& level, const float (*dots)[kLanes],
                                          int64_t i, CornerGroup* group) {
   AxisGroup axes[kDims];
   load_axes<kDims>(p, level, *group, i, axes);
@@ -94,8 +94,8 @@ static void add_second_position_gradient(const HashEncodeParams& p, const GridLe
 }
 
 struct SecondKernels {
-  void (*weigh)(const HashEncodeParams&, const GridLevel&, int64_t, CornerGroup*);
-  void (*add_position_gradient)(const HashEncodeParams&, const GridLevel&, const float (*)[kLanes], int64_t,
+  void (*weigh)(const HashEncodeParams&, const AxisLevel&, int64_t, CornerGroup*);
+  void (*add_position_gradient)(const HashEncodeParams&, const AxisLevel&, const float (*)[kLanes], int64_t,
                                 CornerGroup*);
 };
 
@@ -118,7 +118,7 @@ static void hash_encode_second_level_range(const HashEncodeParams& p, int64_t be
   const SecondKernels second = pick_second_kernels(p.n_dims);
   const int row_bytes = static_cast<int>(p.n_features * element_size(p.table_dtype));
   const int n_corners = static_cast<int>(n_corners_of(p, p.n_dims));
-  const GridLevel& level = p.levels[p.current_level];
+  const AxisLevel level = axis_level(p, p.current_level);
   const char* rows = level_rows(p, level);
   const int64_t offset = p.current_level * p.level_stride;
   float dots[kMaxCorners][kLanes] = {};
@@ -149,7 +149,7 @@ static void hash_encode_second_table_range(const HashEncodeParams& p, int64_t be
   if (p.soa_cotangents == nullptr) return second_table<float>(p, begin, end);
   const SecondKernels second = pick_second_kernels(p.n_dims);
   scatter_units(p, begin, end,
-                [&](const GridLevel& level, int64_t i, CornerGroup* group) { second.weigh(p, level, i, group); });
+                [&](const AxisLevel& level, int64_t i, CornerGroup* group) { second.weigh(p, level, i, group); });
 }
 
 }  // namespace HASHGRID_ISA

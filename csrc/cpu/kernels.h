@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "core/params.h"
-
 #if defined(__x86_64__) || defined(_M_X64)
 #define HASHGRID_X86 1
 #endif
@@ -14,53 +12,68 @@ namespace hashgrid {
 template <typename Params>
 using RangeKernel = void (*)(const Params& params, int64_t begin, int64_t end);
 
+// X(params, name) for every kernel, name_range(params, begin, end), with its work units.
+#define HASHGRID_CPU_KERNELS(X)                                                                         \
+  X(HashEncodeParams, hash_encode_prepare)                   /* points */                               \
+  X(HashEncodeParams, hash_encode_forward)                   /* (level, chunk of kLevelChunk points) */ \
+  X(HashEncodeParams, hash_encode_finish_forward)            /* points */                               \
+  X(HashEncodeParams, hash_encode_backward_table)            /* (level, shard) */                       \
+  X(HashEncodeParams, hash_encode_backward_positions)        /* chunks of kLevelChunk points */         \
+  X(HashEncodeParams, hash_encode_finish_backward_positions) /* points */                               \
+  X(HashEncodeParams, hash_encode_backward_level_weights)    /* chunks of kLevelWeightChunk points */   \
+  X(HashEncodeParams, hash_encode_second_points)             /* chunks of kLevelWeightChunk points */   \
+  X(HashEncodeParams, hash_encode_second_level)              /* chunks of kLevelChunk points */         \
+  X(HashEncodeParams, hash_encode_finish_second)             /* points */                               \
+  X(HashEncodeParams, hash_encode_second_table)              /* (level, shard) */                       \
+  X(HashEncodeJetParams, hash_encode_jet_forward)            /* points */                               \
+  X(HashEncodeJetParams, hash_encode_jet_backward_points)    /* points */                               \
+  X(HashEncodeJetParams, hash_encode_jet_backward_table)     /* (level, shard) */                       \
+  X(ShEncodeParams, sh_encode_forward)                       /* points */                               \
+  X(ShEncodeParams, sh_encode_backward)                      /* points */                               \
+  X(FrequencyEncodeParams, frequency_encode_forward)         /* inputs, points times dimensions */      \
+  X(FrequencyEncodeParams, frequency_encode_backward)        /* inputs */                               \
+  X(AdamStepParams, adam_step)                               /* rows if skip_zero, else elements */     \
+  X(RayAabbParams, ray_aabb)                                 /* rays */                                 \
+  X(SphereTraceParams, sphere_trace)                         /* points */                               \
+  X(MarchRaysParams, march_rays_bricks)                      /* cascades */                             \
+  X(MarchRaysParams, march_rays_begin)                       /* rays */                                 \
+  X(MarchRaysParams, march_rays)                             /* rays */                                 \
+  X(MarchRaysParams, march_rays_write)                       /* rays */                                 \
+  X(CompositeParams, composite_forward)                      /* rays */                                 \
+  X(CompositeParams, composite_backward)                     /* rays */                                 \
+  X(VisibleSamplesParams, visible_samples_count)             /* rays */                                 \
+  X(VisibleSamplesParams, visible_samples_write)             /* rays */                                 \
+  X(WindowSamplesParams, window_samples_count)               /* rays */                                 \
+  X(WindowSamplesParams, window_samples_write)               /* rays */                                 \
+  X(FmaProbeParams, fma_probe)                               /* repetitions */                          \
+  X(CounterUniformParams, counter_uniform)                   /* numbers */                              \
+  X(SamplePositionsParams, sample_positions)                 /* samples */                              \
+  X(SampleRaysParams, sample_rays)                           /* rays */                                 \
+  X(PixelLossParams, pixel_loss)                             /* chunks of kLossChunk rays */            \
+  X(PixelLossParams, pixel_loss_sum)                         /* one unit */                             \
+  X(OccupancyPointsParams, occupancy_points)                 /* points */                               \
+  X(OccupancyVisibleParams, occupancy_visible)               /* blocks of kVisibleBlock^3 cells */      \
+  X(OccupancyUpdateParams, occupancy_update_decay)           /* cells */                                \
+  X(OccupancyUpdateParams, occupancy_update_raise)           /* samples */                              \
+  X(OccupancyUpdateParams, occupancy_update_sum)             /* chunks of kOccupancyChunk cells */      \
+  X(OccupancyUpdateParams, occupancy_update_pack)            /* bytes of the bits */                    \
+  X(MlpParams, mlp_pack)                                     /* layers */                               \
+  X(MlpParams, mlp_forward)                                  /* blocks of n_block rows */               \
+  X(MlpParams, mlp_backward)                                 /* partial sums */                         \
+  X(MlpParams, mlp_second)                                   /* partial sums */                         \
+  X(MlpParams, mlp_reduce)                                   /* output rows of all layers */            \
+  X(MlpJetParams, mlp_jet_forward)                           /* blocks of n_block points */             \
+  X(MlpJetParams, mlp_jet_backward)                          /* partial sums */
+
+#define HASHGRID_DECLARE(Params, name) struct Params;
+HASHGRID_CPU_KERNELS(HASHGRID_DECLARE)
+#undef HASHGRID_DECLARE
+
 struct KernelTable {
-  RangeKernel<HashEncodeParams> hash_encode_prepare;                    // units: points
-  RangeKernel<HashEncodeParams> hash_encode_forward;                    // units: (level, chunk of kLevelChunk points)
-  RangeKernel<HashEncodeParams> hash_encode_finish_forward;             // units: points
-  RangeKernel<HashEncodeParams> hash_encode_backward_table;             // units: (level, shard)
-  RangeKernel<HashEncodeParams> hash_encode_backward_positions;         // units: chunks of kLevelChunk points
-  RangeKernel<HashEncodeParams> hash_encode_finish_backward_positions;  // units: points
-  RangeKernel<HashEncodeParams> hash_encode_backward_level_weights;     // units: chunks of kLevelWeightChunk points
-  RangeKernel<HashEncodeParams> hash_encode_second_points;              // units: chunks of kLevelWeightChunk points
-  RangeKernel<HashEncodeParams> hash_encode_second_level;               // units: chunks of kLevelChunk points
-  RangeKernel<HashEncodeParams> hash_encode_finish_second;              // units: points
-  RangeKernel<HashEncodeParams> hash_encode_second_table;               // units: (level, shard)
-  RangeKernel<ShEncodeParams> sh_encode_forward;                        // units: points
-  RangeKernel<ShEncodeParams> sh_encode_backward;                       // units: points
-  RangeKernel<FrequencyEncodeParams> frequency_encode_forward;          // units: inputs, points times dimensions
-  RangeKernel<FrequencyEncodeParams> frequency_encode_backward;         // units: inputs
-  RangeKernel<AdamStepParams> adam_step;                                // units: rows if skip_zero, else elements
-  RangeKernel<RayAabbParams> ray_aabb;                                  // units: rays
-  RangeKernel<SphereTraceParams> sphere_trace;                          // units: points
-  RangeKernel<MarchRaysParams> march_rays_bricks;                       // units: cascades
-  RangeKernel<MarchRaysParams> march_rays_begin;                        // units: rays
-  RangeKernel<MarchRaysParams> march_rays;                              // units: rays
-  RangeKernel<MarchRaysParams> march_rays_write;                        // units: rays
-  RangeKernel<CompositeParams> composite_forward;                       // units: rays
-  RangeKernel<CompositeParams> composite_backward;                      // units: rays
-  RangeKernel<VisibleSamplesParams> visible_samples_count;              // units: rays
-  RangeKernel<VisibleSamplesParams> visible_samples_write;              // units: rays
-  RangeKernel<WindowSamplesParams> window_samples_count;                // units: rays
-  RangeKernel<WindowSamplesParams> window_samples_write;                // units: rays
-  RangeKernel<FmaProbeParams> fma_probe;                                // units: repetitions
-  RangeKernel<CounterUniformParams> counter_uniform;                    // units: numbers
-  RangeKernel<SamplePositionsParams> sample_positions;                  // units: samples
-  RangeKernel<SampleRaysParams> sample_rays;                            // units: rays
-  RangeKernel<PixelLossParams> pixel_loss;                              // units: chunks of kLossChunk rays
-  RangeKernel<PixelLossParams> pixel_loss_sum;                          // one unit
-  RangeKernel<OccupancyPointsParams> occupancy_points;                  // units: points
-  RangeKernel<OccupancyVisibleParams> occupancy_visible;                // units: blocks of kVisibleBlock^3 cells
-  RangeKernel<OccupancyUpdateParams> occupancy_update_decay;            // units: cells
-  RangeKernel<OccupancyUpdateParams> occupancy_update_raise;            // units: samples
-  RangeKernel<OccupancyUpdateParams> occupancy_update_sum;              // units: chunks of kOccupancyChunk cells
-  RangeKernel<OccupancyUpdateParams> occupancy_update_pack;             // units: bytes of the bits
-  RangeKernel<MlpParams> mlp_pack;                                      // units: layers
-  RangeKernel<MlpParams> mlp_forward;                                   // units: blocks of n_block rows
-  RangeKernel<MlpParams> mlp_backward;                                  // units: partial sums
-  RangeKernel<MlpParams> mlp_second;                                    // units: partial sums
-  RangeKernel<MlpParams> mlp_reduce;                                    // units: output rows of all layers
-  bool has_bfloat16_products;                                           // mlp_* take MlpParams::halves
+#define HASHGRID_POINTER(Params, name) RangeKernel<Params> name;
+  HASHGRID_CPU_KERNELS(HASHGRID_POINTER)
+#undef HASHGRID_POINTER
+  bool has_bfloat16_products;  // mlp_* take MlpParams::halves
 };
 
 constexpr int kMaxLanes = 16;    // of any instruction set

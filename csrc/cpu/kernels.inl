@@ -1,11 +1,13 @@
 // Every range kernel, compiled once per instruction set. Standard headers are included by kernels_<isa>.cpp before
 // the target pragma; nothing here may add a static initialiser.
 #include "core/activation.h"
+#include "core/activation_jet.h"
 #include "core/adam.h"
 #include "core/bfloat16.h"
 #include "core/dual.h"
 #include "core/frequency.h"
 #include "core/grid.h"
+#include "core/grid_jet.h"
 #include "core/grid_point.h"
 #include "core/interpolation.h"
 #include "core/occupancy.h"
@@ -24,6 +26,7 @@
 #include "cpu/hash_encode.inl"
 #include "cpu/hash_encode_scalar.inl"
 #include "cpu/hash_encode_second.inl"
+#include "cpu/hash_encode_jet.inl"
 #include "cpu/sh_encode.inl"
 #include "cpu/frequency_encode.inl"
 #include "cpu/ray_aabb.inl"
@@ -45,57 +48,16 @@
 #include "cpu/mlp_factors.inl"
 #include "cpu/mlp.inl"
 #include "cpu/mlp_second.inl"
+#include "cpu/mlp_jet.inl"
 
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
 static const KernelTable kTable = {
-    &hash_encode_prepare_range,
-    &hash_encode_forward_range,
-    &hash_encode_finish_forward_range,
-    &hash_encode_backward_table_range,
-    &hash_encode_backward_positions_range,
-    &hash_encode_finish_backward_positions_range,
-    &hash_encode_backward_level_weights_range,
-    &hash_encode_second_points_range,
-    &hash_encode_second_level_range,
-    &hash_encode_finish_second_range,
-    &hash_encode_second_table_range,
-    &sh_encode_forward_range,
-    &sh_encode_backward_range,
-    &frequency_encode_forward_range,
-    &frequency_encode_backward_range,
-    &adam_step_range,
-    &ray_aabb_range,
-    &sphere_trace_range,
-    &march_rays_bricks_range,
-    &march_rays_begin_range,
-    &march_rays_range,
-    &march_rays_write_range,
-    &composite_forward_range,
-    &composite_backward_range,
-    &visible_samples_count_range,
-    &visible_samples_write_range,
-    &window_samples_count_range,
-    &window_samples_write_range,
-    &fma_probe_range,
-    &counter_uniform_range,
-    &sample_positions_range,
-    &sample_rays_range,
-    &pixel_loss_range,
-    &pixel_loss_sum_range,
-    &occupancy_points_range,
-    &occupancy_visible_range,
-    &occupancy_update_decay_range,
-    &occupancy_update_raise_range,
-    &occupancy_update_sum_range,
-    &occupancy_update_pack_range,
-    &mlp_pack_range,
-    &mlp_forward_range,
-    &mlp_backward_range,
-    &mlp_second_range,
-    &mlp_reduce_range,
-    kHasBFloat16Products,
+#define HASHGRID_ENTRY(Params, name) &name##_range,
+    HASHGRID_CPU_KERNELS(HASHGRID_ENTRY)
+#undef HASHGRID_ENTRY
+        kHasBFloat16Products,
 };
 
 }  // namespace HASHGRID_ISA

@@ -4,6 +4,8 @@
 // such groups: what one visit computes depends on the one before, and the other group fills the time. Every lane does
 // exactly the arithmetic of march_ray in core/ray.h, so which rays share a vector does not show in the result.
 // fp64, and rays of so many steps that a float cannot count them, use march_ray itself.
+#include "core/march_rays_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -1,6 +1,8 @@
 // Multilayer perceptron on the CPU, fused over blocks of rows: a block's activations and gradients stay in the cache
 // while it passes through all layers. The backward runs the forward again, block by block, rather than reading
 // activations from memory.
+#include "core/mlp_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -1,4 +1,6 @@
 // Matrices of a block of rows: how factors are kept, passes over them, and what becomes of the sums of a product.
+#include "core/mlp_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -11,6 +11,8 @@
 //
 // bfloat16 instructions multiply pairs along the depth. For the first two products these are neighbours in a row; for
 // the third they are neighbours in a column, so that each block is also kept with two rows interleaved (`pairs`).
+#include "core/mlp_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -13,6 +13,8 @@
 //     du = s'(z) dt'            dz = s''(z) u dt' + s'(z) da'
 //
 // One block's matrices, twice the first order's, stay in L2: 32-64-64-1 with ReLU, two cores (Zen 5), 117 ns per row.
+#include "core/mlp_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

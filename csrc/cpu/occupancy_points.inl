@@ -1,4 +1,6 @@
 // Points in the cells of an occupancy grid, on the CPU.
+#include "core/occupancy_points_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -1,4 +1,6 @@
 // Update of the occupancy grid on the CPU (Müller et al. 2022, appendix E.2).
+#include "core/occupancy_update_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -2,6 +2,8 @@
 //
 // Per block of cells, the views whose frustum meets the sphere around the block; per cell, the first of these whose
 // frustum meets the sphere around the cell. The view that saw the latest cell is asked first.
+#include "core/occupancy_visible_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

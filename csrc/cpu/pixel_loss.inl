@@ -1,4 +1,6 @@
 // Loss of composited pixels on the CPU.
+#include "core/pixel_loss_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

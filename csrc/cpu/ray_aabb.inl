@@ -1,4 +1,6 @@
 // Intersection of rays with a box on the CPU.
+#include "core/ray_aabb_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

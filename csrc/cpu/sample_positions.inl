@@ -1,4 +1,6 @@
 // Middles of samples in space, on the CPU.
+#include "core/sample_positions_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

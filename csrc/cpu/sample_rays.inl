@@ -1,4 +1,6 @@
 // Rays through random pixels on the CPU.
+#include "core/sample_rays_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -1,4 +1,6 @@
 // Spherical harmonics on the CPU: kLanes directions advance together, their channels are transposed on the way out.
+#include "core/sh_encode_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

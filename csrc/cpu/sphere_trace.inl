@@ -1,4 +1,6 @@
 // One step of sphere tracing on the CPU.
+#include "core/sphere_trace_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -1,4 +1,6 @@
 // Which samples compositing will count, on the CPU. Transmittances are the bits composite.inl computes.
+#include "core/visible_samples_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

@@ -1,4 +1,6 @@
 // Samples of a window along rays that are not opaque yet, on the CPU.
+#include "core/window_samples_params.h"
+
 namespace hashgrid {
 namespace HASHGRID_ISA {
 

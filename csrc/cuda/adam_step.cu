@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "core/adam_step_params.h"
 #include "core/adam.h"
 #include "core/bfloat16.h"
 

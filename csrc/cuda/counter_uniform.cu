@@ -1,6 +1,7 @@
 // Counter-based random numbers on CUDA: one thread per number.
 #include "cuda/launch.cuh"
 
+#include "core/counter_uniform_params.h"
 #include "core/ray.h"
 
 namespace hashgrid {

@@ -2,6 +2,7 @@
 // their input. Backward: one thread per input, sums over its frequencies in order.
 #include "cuda/launch.cuh"
 
+#include "core/frequency_encode_params.h"
 #include "core/frequency.h"
 
 namespace hashgrid {

@@ -4,8 +4,9 @@
 // blocks in flight work on a few levels whose rows (4 MB each at T = 19, F = 2) stay in the L2 cache; the levels of a
 // group share a warp, so that together they fill sectors of y. Gradients to positions and the second order: one thread
 // per point, which walks over the levels and keeps its sums in registers.
-// fp32 is specialised for 2, 3 and 4 dimensions; other dimensions, and fp64 (for checks), read their number from the
-// params. Cells are computed again in every pass: storing d y / d x would take D times the memory of y.
+// fp32 is specialised for 2, 3 and 4 dimensions whose axes are alike; other dimensions, axes that differ, and fp64 (for
+// checks), read their number from the params. Cells are computed again in every pass: storing d y / d x would take D
+// times the memory of y.
 #include "cuda/hash_encode.cuh"
 
 #include "cuda/atomics.cuh"
@@ -65,13 +66,14 @@ inline LaunchShape points_and_levels(const HashEncodeParams& p, int log2_levels)
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Thread: point_and_level.
+// Thread: a point at a level (point_and_level), on its own. Reads 2^D rows of the table, all before it uses one, and
+// adds them up in the order of corners; writes kF numbers of y.
 template <typename T, typename Element, int kDims, int kF>
 __global__ void hash_encode_forward_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   const auto [n, l] = point_and_level(log2_levels);
   if (n >= p.n_points || l >= p.n_levels) return;
   T total[kF];
-  interpolate<T, Element>(p, l, p.levels[l], load_point<T, kDims>(p, n), kF, 0, total);
+  interpolate<T, Element>(p, l, level_of<kDims>(p, l), load_point<T, kDims>(p, n), kF, 0, total);
   store_row<T, kF>(static_cast<T*>(p.y) + (n * p.n_levels + l) * kF, total);
 }
 
@@ -124,12 +126,13 @@ __device__ inline void record_largest(const HashEncodeParams& p, float largest) 
   if (largest != 0.0f) atomicMax(p.largest, __float_as_uint(largest));
 }
 
-// Thread: point_and_level. Any number of dimensions, any kind of sum.
+// Thread: a point at a level (point_and_level), on its own; it adds to 2^D rows of the table, in an order that only
+// kAddFixed makes without effect. Any number of dimensions, axes that may differ, any kind of sum.
 template <typename T, int kF, TableSum kSum>
 __global__ void hash_encode_backward_table_any_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   const auto [n, l] = point_and_level(log2_levels);
   if (n >= p.n_points || l >= p.n_levels) return;
-  const GridLevel level = p.levels[l];
+  const auto level = level_of<0>(p, l);
   const GridPoint<T, 0> point = load_point<T, 0>(p, n);
   if (point.state != PointState::kInside) return;
   T grad[kF];
@@ -194,8 +197,8 @@ __device__ inline void sum_run(const Run& run, float (&values)[kCount]) {
   }
 }
 
-// Thread: point_and_level; the first lane of each run of them in a cell adds to the table. fp32, grad_table begins at a
-// multiple of 16 bytes.
+// Thread: a point at a level (point_and_level). Neighbouring lanes in one cell exchange their values, by halves of the
+// run, and the first of them adds to the table, in any order. fp32, grad_table begins at a multiple of 16 bytes.
 template <int kDims, int kF>
 __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodeParams p, int log2_levels) {
   constexpr int kCorners = 1 << kDims, kBatch = kCorners * kF <= 32 ? kCorners : 32 / kF;
@@ -255,7 +258,8 @@ __global__ void hash_encode_add_fixed_kernel(HASHGRID_PARAMS HashEncodeParams p)
 
 // ---- gradient to positions ---------------------------------------------------------------------------------------
 
-// Thread: one point. The sum over levels is taken in level order.
+// Thread: one point, on its own; it walks over the levels and the corners of each, sums stay in registers, in that
+// order.
 template <typename T, typename Element, int kDims, int kF>
 __global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   using A = typename Arithmetic<T, kDims>::Type;
@@ -267,9 +271,9 @@ __global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncode
   A total[kSize] = {};
   const bool active = point.state == PointState::kInside && p.interpolation != Interpolation::kNearest;
   for (int l = 0; active && l < p.n_levels; ++l) {
-    const GridLevel level = p.levels[l];
+    const auto level = level_of<kDims>(p, l);
     const GridCell<A, kDims> cell = find_cell<A>(p, level, point);
-    const A factor = static_cast<A>(level_weight<T>(p, l)) * static_cast<A>(level.scale);
+    const A m = static_cast<A>(level_weight<T>(p, l));
     T grad[kF];
     load_row<T, kF>(static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * kF, grad);
     for_each_row<kDims, kF, Element>(p, level, cell, kF, 0, [&](uint32_t c, const A* row) {
@@ -278,7 +282,8 @@ __global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncode
       for (int f = 0; f < kF; ++f) dot += static_cast<A>(grad[f]) * row[f];
 #pragma unroll
       for (int d = 0; d < kSize; ++d) {
-        if (d < n_dims) total[d] += factor * corner_weight_first(cell.weights, c, d) * dot;
+        if (d < n_dims)
+          total[d] += m * static_cast<A>(scale_on(level, d)) * corner_weight_first(cell.weights, c, d) * dot;
       }
     });
   }
@@ -309,12 +314,13 @@ __device__ inline double block_sum(double value, double* shared) {
   return total;
 }
 
-// Block: chunk blockIdx.x of kLevelWeightPoints points at level blockIdx.y. Sums are in fp64.
+// Block: chunk blockIdx.x of kLevelWeightPoints points at level blockIdx.y. A thread adds up every kThreads-th point in
+// their order, the block its threads by halves in shared memory. Sums are in fp64; axes may differ.
 template <typename T, typename Element>
 __global__ void hash_encode_backward_level_weights_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   __shared__ double shared[kThreads];
   const int l = blockIdx.y;
-  const GridLevel level = p.levels[l];
+  const auto level = level_of<0>(p, l);
   double total = 0.0;
   const int64_t first_point = static_cast<int64_t>(blockIdx.x) * kLevelWeightPoints;
   for (int64_t n = first_point + threadIdx.x; n < first_point + kLevelWeightPoints && n < p.n_points; n += blockDim.x) {
@@ -364,7 +370,7 @@ __global__ void hash_encode_second_points_kernel(HASHGRID_PARAMS HashEncodeParam
   for (int l = 0; l < p.n_levels; ++l) {
     A total_y[kMaxFeatures] = {};
     if (point.state == PointState::kInside) {
-      const GridLevel level = p.levels[l];
+      const auto level = level_of<kDims>(p, l);
       const GridCell<A, kDims> cell = find_cell<A>(p, level, point);
       const A m = level_weight<T>(p, l), u_level = u != nullptr ? u[l] : T(0);
       const uint32_t n_corners = n_corners_of(p, n_dims);
@@ -408,7 +414,7 @@ template <typename T, typename Element>
 __global__ void hash_encode_second_level_weights_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   __shared__ double shared[kThreads];
   const int l = blockIdx.y;
-  const GridLevel level = p.levels[l];
+  const auto level = level_of<0>(p, l);
   const T* table_cotangents = static_cast<const T*>(p.grad_grad_table);
   double total = 0.0;
   const int64_t first_point = static_cast<int64_t>(blockIdx.x) * kLevelWeightPoints;
@@ -434,8 +440,8 @@ __global__ void hash_encode_second_level_weights_kernel(HASHGRID_PARAMS HashEnco
 }
 
 // Factor of grad_y in the gradient of corner c's row, at level l.
-template <typename T, typename A, int kDims>
-__device__ inline A second_table_factor(const HashEncodeParams& p, int l, const GridLevel& level,
+template <typename T, typename A, int kDims, class Level>
+__device__ inline A second_table_factor(const HashEncodeParams& p, int l, const Level& level,
                                         const GridPoint<T, kDims>& point, const GridCell<A, kDims>& cell, uint32_t c,
                                         int64_t n) {
   const T* v = p.grad_grad_positions != nullptr ? static_cast<const T*>(p.grad_grad_positions) + n * n_dims_of<kDims>(p)
@@ -453,7 +459,7 @@ __global__ void hash_encode_second_table_any_kernel(HASHGRID_PARAMS HashEncodePa
   const int64_t n = global_thread();
   if (n >= p.n_points) return;
   const int l = blockIdx.y;
-  const GridLevel level = p.levels[l];
+  const auto level = level_of<0>(p, l);
   const GridPoint<T, 0> point = load_point<T, 0>(p, n);
   if (point.state != PointState::kInside) return;
   const T* grad_y = static_cast<const T*>(p.grad_y) + (n * p.n_levels + l) * p.n_features;
@@ -524,10 +530,10 @@ struct TypeOf {
   throw std::runtime_error(std::string(what) + " must be " + supported + ", got " + std::to_string(value));
 }
 
-// use(Constant<kDims>) for 2, 3, 4 and, as 0, all others.
+// use(Constant<kDims>) for 2, 3, 4 and, as 0, all others and axes that differ.
 template <typename Use>
 void with_dims(const HashEncodeParams& p, Use use) {
-  switch (p.n_dims) {
+  switch (p.per_axis ? 0 : p.n_dims) {
     case 2:
       return use(Constant<2>());
     case 3:
@@ -593,7 +599,7 @@ void launch_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
   const int log2_levels = log2_levels_of(p);
   const LaunchShape shape = points_and_levels(p, log2_levels);
   const bool specialised =
-      p.n_dims >= 2 && p.n_dims <= 4 && kSum == TableSum::kAdd && rows_are_aligned<4>(p.grad_table);
+      !p.per_axis && p.n_dims >= 2 && p.n_dims <= 4 && kSum == TableSum::kAdd && rows_are_aligned<4>(p.grad_table);
   with_features(p, [&](auto features) {
     constexpr int kF = decltype(features)::value;
     if (p.dtype == DType::kFloat64) {
@@ -616,7 +622,7 @@ void launch_second_table(const HashEncodeParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
   if (p.dtype == DType::kFloat64) {
     HASHGRID_LAUNCH((hash_encode_second_table_any_kernel<double, kSum>), shape, stream, p);
-  } else if (p.n_dims == 3 && kSum == TableSum::kAdd && rows_are_aligned<4>(p.grad_table)) {
+  } else if (!p.per_axis && p.n_dims == 3 && kSum == TableSum::kAdd && rows_are_aligned<4>(p.grad_table)) {
     with_features(p, [&](auto features) {
       HASHGRID_LAUNCH((hash_encode_second_table_kernel<decltype(features)::value>), shape, stream, p);
     });
@@ -709,7 +715,7 @@ void launch_hash_encode_second_points(const HashEncodeParams& p, cudaStream_t st
   } else {
     with_table(p, [&](auto table) {
       using Element = typename decltype(table)::Type;
-      if (p.n_dims == 3) {
+      if (!p.per_axis && p.n_dims == 3) {
         HASHGRID_LAUNCH((hash_encode_second_points_kernel<float, Element, 3>), shape, stream, p);
       } else {
         HASHGRID_LAUNCH((hash_encode_second_points_kernel<float, Element, 0>), shape, stream, p);

@@ -33,9 +33,9 @@ struct Arithmetic<float, 4> {
 // ---- corners -----------------------------------------------------------------------------------------------------
 
 // use(c, entry) for every corner of a cell, `entry` being its row within the level.
-template <int kDims, typename A, typename Use>
-__device__ inline void for_each_corner(const HashEncodeParams& p, const GridLevel& level,
-                                       const GridCell<A, kDims>& cell, Use use) {
+template <int kDims, typename A, class Level, typename Use>
+__device__ inline void for_each_corner(const GridParams& p, const Level& level, const GridCell<A, kDims>& cell,
+                                       Use use) {
   const uint32_t n_corners = n_corners_of(p, n_dims_of<kDims>(p));
   if constexpr (kDims == 0) {
     for (uint32_t c = 0; c < n_corners; ++c) use(c, grid_index(level, p.n_dims, cell.base, c));
@@ -52,8 +52,8 @@ __device__ inline void for_each_corner(const HashEncodeParams& p, const GridLeve
 // use(c, row) for every corner of a cell and kF features of its row of the table, from `feature` on; rows are
 // n_features long. Rows are loaded before any is used, as many at a time as fill 32 registers: the kernels wait for
 // memory, and a load that waits for the one before doubles that.
-template <int kDims, int kF, typename Element, typename A, typename Use>
-__device__ inline void for_each_row(const HashEncodeParams& p, const GridLevel& level, const GridCell<A, kDims>& cell,
+template <int kDims, int kF, typename Element, typename A, class Level, typename Use>
+__device__ inline void for_each_row(const GridParams& p, const Level& level, const GridCell<A, kDims>& cell,
                                     int n_features, int feature, Use use) {
   const Element* rows = static_cast<const Element*>(p.table) + level.offset * n_features + feature;
   const uint32_t n_corners = n_corners_of(p, n_dims_of<kDims>(p));
@@ -84,9 +84,9 @@ __device__ inline void for_each_row(const HashEncodeParams& p, const GridLevel& 
 
 // kF features of a point at level l, from `feature` on. The sum over corners is in T, its products fused: kernels that
 // encode on their way to something else have the bits of those that only encode.
-template <typename T, typename Element, int kDims, int kF>
-__device__ inline void interpolate(const HashEncodeParams& p, int l, const GridLevel& level,
-                                   const GridPoint<T, kDims>& point, int n_features, int feature, T (&total)[kF]) {
+template <typename T, typename Element, int kDims, int kF, class Level>
+__device__ inline void interpolate(const GridParams& p, int l, const Level& level, const GridPoint<T, kDims>& point,
+                                   int n_features, int feature, T (&total)[kF]) {
 #pragma unroll
   for (int f = 0; f < kF; ++f) {
     total[f] = point.state == PointState::kNotFinite ? std::numeric_limits<T>::quiet_NaN() : T(0);

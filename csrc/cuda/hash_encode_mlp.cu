@@ -8,7 +8,7 @@ namespace HASHGRID_ISA {
 // ---- kernel ------------------------------------------------------------------------------------------------------
 
 template <typename Element, class Half, int kDims, int kTiles, bool kReLU>
-__device__ inline void encode_and_pass(const HashEncodeParams& grid, const MlpParams& p) {
+__device__ inline void encode_and_pass(const GridParams& grid, const MlpParams& p) {
   const GridLevel* levels = share_levels(grid);
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kForwardWarps + warp_index()) * (kRowTiles * kTile);
   if (first >= p.n_rows) return;
@@ -21,14 +21,14 @@ __device__ inline void encode_and_pass(const HashEncodeParams& grid, const MlpPa
 // Warp: 32 points through grid and layers, each at most kTiles * 16 wide. kReLU: of the hidden layers.
 template <typename Element, class Half, int kDims, int kTiles, bool kReLU>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kTiles))
-    hash_encode_mlp_kernel(HASHGRID_PARAMS HashEncodeParams grid, HASHGRID_PARAMS MlpParams p) {
+    hash_encode_mlp_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) encode_and_pass<Element, Half, kDims, kTiles, kReLU>(grid, p);
 }
 
 // ---- choice of an instance ---------------------------------------------------------------------------------------
 
 template <typename Element, class Half, int kDims, int kTiles>
-void launch_hash_encode_mlp_instance(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_hash_encode_mlp_instance(const GridParams& grid, const MlpParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of_warps(p.n_rows, kRowTiles);
   if (p.activation == Activation::kReLU) {
     HASHGRID_LAUNCH_TOGETHER((hash_encode_mlp_kernel<Element, Half, kDims, kTiles, true>), shape, stream, grid, p);
@@ -38,7 +38,7 @@ void launch_hash_encode_mlp_instance(const HashEncodeParams& grid, const MlpPara
 }
 
 template <typename Element, class Half>
-void launch_hash_encode_mlp_of_types(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_hash_encode_mlp_of_types(const GridParams& grid, const MlpParams& p, cudaStream_t stream) {
   const bool narrow = widest_of(p) <= kMaxFusedWidth / 2;
   if (grid.n_dims == 2)
     return narrow ? launch_hash_encode_mlp_instance<Element, Half, 2, 4>(grid, p, stream)
@@ -48,7 +48,7 @@ void launch_hash_encode_mlp_of_types(const HashEncodeParams& grid, const MlpPara
 }
 
 template <class Half>
-void launch_hash_encode_mlp_of(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_hash_encode_mlp_of(const GridParams& grid, const MlpParams& p, cudaStream_t stream) {
   if (grid.table_dtype == DType::kFloat32) return launch_hash_encode_mlp_of_types<float, Half>(grid, p, stream);
   launch_hash_encode_mlp_of_types<Half, Half>(grid, p, stream);
 }
@@ -57,11 +57,11 @@ void launch_hash_encode_mlp_of(const HashEncodeParams& grid, const MlpParams& p,
 
 using namespace HASHGRID_ISA;
 
-bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p) {
+bool has_hash_encode_mlp(const GridParams& grid, const MlpParams& p) {
   return (grid.n_dims == 2 || grid.n_dims == 3) && has_tiles(grid, p.factors) && has_fused_layers(p);
 }
 
-void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_hash_encode_mlp(const GridParams& grid, const MlpParams& p, cudaStream_t stream) {
   launch_pack(p, stream);
   if (p.factors == MlpFactors::kFloat16) return launch_hash_encode_mlp_of<Float16>(grid, p, stream);
   launch_hash_encode_mlp_of<BFloat16>(grid, p, stream);

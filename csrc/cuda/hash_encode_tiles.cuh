@@ -16,7 +16,7 @@ constexpr int kRowTiles = 2;  // of a warp: two share each load of weights
 
 // The levels as a block keeps them: lanes of a warp are at four levels at a time, for which constant memory would take
 // turns.
-__device__ inline const GridLevel* share_levels(const HashEncodeParams& grid) {
+__device__ inline const GridLevel* share_levels(const GridParams& grid) {
   __shared__ GridLevel levels[kMaxLevels];
   for (int l = static_cast<int>(threadIdx.x); l < grid.n_levels; l += static_cast<int>(blockDim.x)) {
     levels[l] = grid.levels[l];
@@ -28,7 +28,7 @@ __device__ inline const GridLevel* share_levels(const HashEncodeParams& grid) {
 // Features of a warp's points, as factors; zeros behind the last column. point_of(row) is asked for the lane's rows, by
 // all lanes together.
 template <typename Element, class Half, int kDims, int kTiles, typename PointOf>
-__device__ inline void encode_factors(const HashEncodeParams& grid, const GridLevel* levels, PointOf point_of,
+__device__ inline void encode_factors(const GridParams& grid, const GridLevel* levels, PointOf point_of,
                                       Factors<Half, kTiles, kRowTiles>* factors) {
   GridPoint<float, kDims> points[kRowTiles][2];
 #pragma unroll
@@ -77,7 +77,7 @@ __device__ inline void encode_factors(const HashEncodeParams& grid, const GridLe
 
 // Those of the grid's positions `first` and on; rows behind the last point repeat it.
 template <typename Element, class Half, int kDims, int kTiles>
-__device__ inline void encode_positions(const HashEncodeParams& grid, const GridLevel* levels, int64_t first,
+__device__ inline void encode_positions(const GridParams& grid, const GridLevel* levels, int64_t first,
                                         Factors<Half, kTiles, kRowTiles>* factors) {
   const auto point_of = [&](int row) {
     return load_point<float, kDims>(grid, first + row < grid.n_points ? first + row : first);
@@ -86,7 +86,7 @@ __device__ inline void encode_positions(const HashEncodeParams& grid, const Grid
 }
 
 // The point at `position` [3] of lane `lane`; all lanes ask together.
-__device__ inline GridPoint<float, 3> point_of_lane(const HashEncodeParams& grid, const float* position, int lane) {
+__device__ inline GridPoint<float, 3> point_of_lane(const GridParams& grid, const float* position, int lane) {
   float x[3];
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) x[axis] = value_of_lane(position[axis], lane);
@@ -94,9 +94,9 @@ __device__ inline GridPoint<float, 3> point_of_lane(const HashEncodeParams& grid
 }
 
 // Of what such a kernel takes: the grid, and the type of its table beside that of the factors.
-inline bool has_tiles(const HashEncodeParams& grid, MlpFactors factors) {
+inline bool has_tiles(const GridParams& grid, MlpFactors factors) {
   const DType half = factors == MlpFactors::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
-  return grid.dtype == DType::kFloat32 && grid.n_features % 2 == 0 &&
+  return !grid.per_axis && grid.dtype == DType::kFloat32 && grid.n_features % 2 == 0 &&
          (grid.table_dtype == DType::kFloat32 || grid.table_dtype == half);
 }
 

@@ -2,11 +2,36 @@
 // Pointers of the params are device pointers. A launch that fails throws std::runtime_error.
 #pragma once
 
-#include "core/params.h"
+#include <cstdint>
 
 typedef struct CUstream_st* cudaStream_t;
 
 namespace hashgrid {
+
+struct AdamStepList;
+struct AdamStepParams;
+struct CompositeParams;
+struct CounterUniformParams;
+struct FrequencyEncodeParams;
+struct GridParams;
+struct HashEncodeJetParams;
+struct HashEncodeParams;
+struct MarchRaysParams;
+struct MlpJetParams;
+struct MlpParams;
+struct OccupancyPointsParams;
+struct OccupancyUpdateParams;
+struct OccupancyValuesParams;
+struct OccupancyVisibleParams;
+struct PixelLossParams;
+struct RayAabbParams;
+struct RenderRaysParams;
+struct SamplePositionsParams;
+struct SampleRaysParams;
+struct ShEncodeParams;
+struct SphereTraceParams;
+struct VisibleSamplesParams;
+struct WindowSamplesParams;
 
 void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream);
 // Adds to grad_table. With `fixed`, to that instead (see HashEncodeParams), and the result is the same in any order.
@@ -17,6 +42,11 @@ void launch_hash_encode_backward_level_weights(const HashEncodeParams& p, cudaSt
 int64_t hash_encode_level_chunks(int64_t n_points);
 void launch_hash_encode_second_points(const HashEncodeParams& p, cudaStream_t stream);
 void launch_hash_encode_second_table(const HashEncodeParams& p, cudaStream_t stream);
+
+void launch_hash_encode_jet_forward(const HashEncodeJetParams& p, cudaStream_t stream);
+void launch_hash_encode_jet_backward_points(const HashEncodeJetParams& p, cudaStream_t stream);
+// Adds to grad_table.
+void launch_hash_encode_jet_backward_table(const HashEncodeJetParams& p, cudaStream_t stream);
 
 void launch_sh_encode_forward(const ShEncodeParams& p, cudaStream_t stream);
 void launch_sh_encode_backward(const ShEncodeParams& p, cudaStream_t stream);
@@ -38,11 +68,15 @@ MlpWorkspace plan_mlp(MlpParams& p, bool backward, bool need_params);
 void launch_mlp_forward(const MlpParams& p, cudaStream_t stream);
 // Fills grad_x and grad_params, each unless it is null.
 void launch_mlp_backward(const MlpParams& p, cudaStream_t stream);
+// Along directions, without tensor cores; the same steps.
+MlpWorkspace plan_mlp_jet(MlpJetParams& p, bool backward, bool need_params);
+void launch_mlp_jet_forward(const MlpJetParams& p, cudaStream_t stream);
+void launch_mlp_jet_backward(const MlpJetParams& p, cudaStream_t stream);
 // Whether a grid and the network behind it have a kernel in common: 2 or 3 dimensions, an even number of features, fp32
 // positions, 16-bit factors, a table of fp32 or their type, layers up to 128 wide, tensor cores.
-bool has_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p);
+bool has_hash_encode_mlp(const GridParams& grid, const MlpParams& p);
 // `p` is planned by plan_mlp, here and below.
-void launch_hash_encode_mlp(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
+void launch_hash_encode_mlp(const GridParams& grid, const MlpParams& p, cudaStream_t stream);
 // Whether two networks have kernels as one: 16-bit factors, 16 outputs of the density network, an even number of ray
 // features, layers up to 64 wide, tensor cores.
 bool has_radiance_mlp(const MlpParams& p);
@@ -50,17 +84,17 @@ void launch_radiance_mlp_forward(const MlpParams& p, cudaStream_t stream);
 // As launch_mlp_backward.
 void launch_radiance_mlp_backward(const MlpParams& p, cudaStream_t stream);
 // Whether they and a grid have one: as for one network, with 3 dimensions.
-bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p);
-void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream);
+bool has_radiance_field(const GridParams& grid, const MlpParams& p);
+void launch_radiance_field(const GridParams& grid, const MlpParams& p, cudaStream_t stream);
 // Whether there is a kernel for rays through such a field: three colours.
-bool has_render_rays(const HashEncodeParams& grid, const MlpParams& networks);
+bool has_render_rays(const GridParams& grid, const MlpParams& networks);
 // Fills colors, opacities, depths and n_evaluated.
-void launch_render_rays(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p,
+void launch_render_rays(const GridParams& grid, const MlpParams& networks, const RenderRaysParams& p,
                         cudaStream_t stream);
 // Whether there is a kernel for the density of cells: as for `hash_encode_mlp`, with 3 dimensions, layers up to 64
 // wide.
-bool has_occupancy_values(const HashEncodeParams& grid, const MlpParams& network);
-void launch_occupancy_values(const HashEncodeParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
+bool has_occupancy_values(const GridParams& grid, const MlpParams& network);
+void launch_occupancy_values(const GridParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
                              cudaStream_t stream);
 void launch_counter_uniform(const CounterUniformParams& p, cudaStream_t stream);
 void launch_sample_positions(const SamplePositionsParams& p, cudaStream_t stream);

@@ -16,8 +16,8 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
-#include "core/params.h"
 #include "cuda/kernels.h"
 
 // Kernel parameters stay in constant memory, also where they are indexed. HASHGRID_CALLED: code that is called, not
@@ -39,6 +39,15 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t shared_bytes;
+};
+
+constexpr size_t kMaxParameterBytes = 4096;  // of a kernel, before CUDA 12.1
+
+template <typename Kernel>
+struct ParametersOf;
+template <typename... Params>
+struct ParametersOf<void(Params...)> {
+  static constexpr size_t bytes = (sizeof(Params) + ... + 0);
 };
 
 inline void check_cuda(cudaError_t status, const char* what) {
@@ -157,15 +166,28 @@ __device__ inline void store_row(T* target, const T* values) {
   type* name = reinterpret_cast<type*>(shared_bytes_)
 #endif
 
+#define HASHGRID_CHECK_PARAMETERS(kernel)                                                             \
+  static_assert(ParametersOf<std::remove_reference_t<decltype(kernel)>>::bytes <= kMaxParameterBytes, \
+                "a kernel's parameters must fit into 4096 bytes")
+
 // Launches `kernel` (in brackets where it has template arguments) and checks that the launch was accepted. A shape
 // without blocks launches nothing. HASHGRID_LAUNCH_TOGETHER is for kernels whose threads wait for each other or
 // exchange values; only the host emulation tells them apart, as it runs the others one thread after the other.
 #if defined(HASHGRID_ON_HOST)
-#define HASHGRID_LAUNCH(kernel, shape, stream, ...) HASHGRID_EMULATE(kernel, shape, false, __VA_ARGS__)
-#define HASHGRID_LAUNCH_TOGETHER(kernel, shape, stream, ...) HASHGRID_EMULATE(kernel, shape, true, __VA_ARGS__)
+#define HASHGRID_LAUNCH(kernel, shape, stream, ...)      \
+  do {                                                   \
+    HASHGRID_CHECK_PARAMETERS(kernel);                   \
+    HASHGRID_EMULATE(kernel, shape, false, __VA_ARGS__); \
+  } while (false)
+#define HASHGRID_LAUNCH_TOGETHER(kernel, shape, stream, ...) \
+  do {                                                       \
+    HASHGRID_CHECK_PARAMETERS(kernel);                       \
+    HASHGRID_EMULATE(kernel, shape, true, __VA_ARGS__);      \
+  } while (false)
 #else
 #define HASHGRID_LAUNCH(kernel, shape, stream, ...)                                                      \
   do {                                                                                                   \
+    HASHGRID_CHECK_PARAMETERS(kernel);                                                                   \
     const LaunchShape launch_shape = (shape);                                                            \
     if (launch_shape.grid.x == 0 || launch_shape.grid.y == 0) break;                                     \
     kernel<<<launch_shape.grid, launch_shape.block, launch_shape.shared_bytes, (stream)>>>(__VA_ARGS__); \

@@ -190,16 +190,9 @@ inline int64_t lay_out_chunk(MlpParams& p, int64_t n_block, bool backward) {
   return scratch.size;
 }
 
-// Workspace: a chunk's matrices and partial sums. Chunks and slices follow from the problem alone, hence the bits too.
-inline MlpWorkspace plan_plain(MlpParams& p, bool backward, bool need_params) {
-  const int64_t element = p.dtype == DType::kFloat64 ? 8 : 4;
-  const int64_t per_tile = std::max<int64_t>(1, lay_out_chunk(p, kProductTile, backward));
-  const int64_t tiles = std::max<int64_t>(1, std::min(divide_up(p.n_rows, kProductTile), kMaxChunkBytes / per_tile));
-  const int64_t n_block = std::min<int64_t>(tiles * kProductTile, int64_t{1} << 30);
-  p.n_block = static_cast<int32_t>(n_block);
-  p.n_blocks = divide_up(p.n_rows, n_block);
-  MlpWorkspace workspace = {0, lay_out_chunk(p, n_block, backward), 0};
-  if (!backward || !need_params) return workspace;
+// Partial sums of the parameter gradients over `n_rows` rows of a chunk. Returns their size in bytes. Slices follow
+// from the problem alone, hence the bits too.
+inline int64_t plan_plain_partials(MlpParams& p, int64_t n_rows) {
   int64_t n_weights = 0, n_biases = 0;
   for (int l = 0; l < p.n_layers; ++l) {
     p.layers[l].grad_weight = n_weights;
@@ -210,10 +203,22 @@ inline MlpWorkspace plan_plain(MlpParams& p, bool backward, bool need_params) {
     if (p.layers[l].bias != nullptr) n_biases += p.layers[l].n_out;
   }
   p.partial_size = n_weights + n_biases;
-  const int64_t fitting = std::max<int64_t>(1, kMaxPartialBytes / (p.partial_size * element));
-  p.n_partials = std::min({divide_up(n_block, kSliceRows), fitting, int64_t{kMaxPartials}});
-  p.n_slice = divide_up(n_block, p.n_partials);
-  workspace.partials = p.n_partials * p.partial_size * element;
+  const int64_t bytes = p.partial_size * (p.dtype == DType::kFloat64 ? 8 : 4);
+  const int64_t fitting = std::max<int64_t>(1, kMaxPartialBytes / bytes);
+  p.n_partials = std::min({divide_up(n_rows, kSliceRows), fitting, int64_t{kMaxPartials}});
+  p.n_slice = divide_up(n_rows, p.n_partials);
+  return p.n_partials * bytes;
+}
+
+// Workspace: a chunk's matrices and partial sums. Chunks follow from the problem alone, too.
+inline MlpWorkspace plan_plain(MlpParams& p, bool backward, bool need_params) {
+  const int64_t per_tile = std::max<int64_t>(1, lay_out_chunk(p, kProductTile, backward));
+  const int64_t tiles = std::max<int64_t>(1, std::min(divide_up(p.n_rows, kProductTile), kMaxChunkBytes / per_tile));
+  const int64_t n_block = std::min<int64_t>(tiles * kProductTile, int64_t{1} << 30);
+  p.n_block = static_cast<int32_t>(n_block);
+  p.n_blocks = divide_up(p.n_rows, n_block);
+  MlpWorkspace workspace = {0, lay_out_chunk(p, n_block, backward), 0};
+  if (backward && need_params) workspace.partials = plan_plain_partials(p, n_block);
   return workspace;
 }
 

@@ -1,6 +1,7 @@
 // Points in the cells of an occupancy grid, on CUDA: one thread per point.
 #include "cuda/launch.cuh"
 
+#include "core/occupancy_points_params.h"
 #include "core/occupancy.h"
 
 namespace hashgrid {

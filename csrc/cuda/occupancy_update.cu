@@ -6,6 +6,7 @@
 // through the host.
 #include "cuda/launch.cuh"
 
+#include "core/occupancy_update_params.h"
 #include "core/occupancy.h"
 #include "cuda/warp.cuh"
 

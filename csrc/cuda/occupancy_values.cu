@@ -2,6 +2,7 @@
 // occupancy_points.cu, the grid, its network and the step in one kernel. No point and no feature goes through memory.
 #include "cuda/hash_encode_tiles.cuh"
 
+#include "core/occupancy_values_params.h"
 #include "core/field_box.h"
 #include "core/occupancy.h"
 
@@ -12,7 +13,7 @@ constexpr int kValueTiles = 4;  // networks up to 64 wide
 
 // Body of occupancy_values_kernel, on its own so that it is left out where there are no such instructions.
 template <typename Element, class Half>
-__device__ inline void evaluate_cells(const HashEncodeParams& grid, const MlpParams& network,
+__device__ inline void evaluate_cells(const GridParams& grid, const MlpParams& network,
                                       const OccupancyValuesParams& p) {
   const GridLevel* levels = share_levels(grid);
   const OccupancyPointsParams& cells = p.points;
@@ -47,13 +48,13 @@ __device__ inline void evaluate_cells(const HashEncodeParams& grid, const MlpPar
 // Warp: 32 cells, one per lane. A cell that does not exist has the value NaN, which occupancy_update passes over.
 template <typename Element, class Half>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kValueTiles))
-    occupancy_values_kernel(HASHGRID_PARAMS HashEncodeParams grid, HASHGRID_PARAMS MlpParams network,
+    occupancy_values_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams network,
                             HASHGRID_PARAMS OccupancyValuesParams p) {
   if constexpr (kHasMma) evaluate_cells<Element, Half>(grid, network, p);
 }
 
 template <class Half>
-void launch_occupancy_values_of(const HashEncodeParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
+void launch_occupancy_values_of(const GridParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
                                 cudaStream_t stream) {
   const LaunchShape shape = blocks_of_warps(p.points.n_points, kRowTiles);
   if (grid.table_dtype == DType::kFloat32) {
@@ -67,12 +68,12 @@ void launch_occupancy_values_of(const HashEncodeParams& grid, const MlpParams& n
 
 using namespace HASHGRID_ISA;
 
-bool has_occupancy_values(const HashEncodeParams& grid, const MlpParams& network) {
+bool has_occupancy_values(const GridParams& grid, const MlpParams& network) {
   return grid.n_dims == 3 && has_tiles(grid, network.factors) && has_fused_layers(network) &&
          widest_of(network) <= kValueTiles * kTile;
 }
 
-void launch_occupancy_values(const HashEncodeParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
+void launch_occupancy_values(const GridParams& grid, const MlpParams& network, const OccupancyValuesParams& p,
                              cudaStream_t stream) {
   launch_pack(network, stream);
   if (network.factors == MlpFactors::kFloat16) return launch_occupancy_values_of<Float16>(grid, network, p, stream);

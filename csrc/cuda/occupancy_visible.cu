@@ -3,6 +3,7 @@
 // cache.
 #include "cuda/launch.cuh"
 
+#include "core/occupancy_visible_params.h"
 #include "core/occupancy.h"
 
 namespace hashgrid {

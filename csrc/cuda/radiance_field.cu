@@ -7,7 +7,7 @@ namespace hashgrid {
 namespace HASHGRID_ISA {
 
 template <typename Element, class Half>
-__device__ inline void evaluate_field(const HashEncodeParams& grid, const MlpParams& p) {
+__device__ inline void evaluate_field(const GridParams& grid, const MlpParams& p) {
   const GridLevel* levels = share_levels(grid);
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kForwardWarps + warp_index()) * (kRowTiles * kTile);
   if (first >= p.n_rows) return;
@@ -20,12 +20,12 @@ __device__ inline void evaluate_field(const HashEncodeParams& grid, const MlpPar
 // Warp: 32 points through grid and both networks; hidden layers are ReLU.
 template <typename Element, class Half>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kRadianceTiles))
-    radiance_field_kernel(HASHGRID_PARAMS HashEncodeParams grid, HASHGRID_PARAMS MlpParams p) {
+    radiance_field_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) evaluate_field<Element, Half>(grid, p);
 }
 
 template <class Half>
-void launch_radiance_field_of(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_radiance_field_of(const GridParams& grid, const MlpParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of_warps(p.n_rows, kRowTiles);
   if (grid.table_dtype == DType::kFloat32) {
     HASHGRID_LAUNCH_TOGETHER((radiance_field_kernel<float, Half>), shape, stream, grid, p);
@@ -38,11 +38,11 @@ void launch_radiance_field_of(const HashEncodeParams& grid, const MlpParams& p, 
 
 using namespace HASHGRID_ISA;
 
-bool has_radiance_field(const HashEncodeParams& grid, const MlpParams& p) {
+bool has_radiance_field(const GridParams& grid, const MlpParams& p) {
   return grid.n_dims == 3 && has_tiles(grid, p.factors) && has_radiance_tiles(p);
 }
 
-void launch_radiance_field(const HashEncodeParams& grid, const MlpParams& p, cudaStream_t stream) {
+void launch_radiance_field(const GridParams& grid, const MlpParams& p, cudaStream_t stream) {
   launch_pack(p, stream);
   if (p.factors == MlpFactors::kFloat16) return launch_radiance_field_of<Float16>(grid, p, stream);
   launch_radiance_field_of<BFloat16>(grid, p, stream);

@@ -1,6 +1,7 @@
 // Intersection of rays with a box on CUDA: one thread per ray.
 #include "cuda/launch.cuh"
 
+#include "core/ray_aabb_params.h"
 #include "core/ray.h"
 
 namespace hashgrid {

@@ -5,6 +5,7 @@
 // A lane follows a ray from sample to sample, and 32 lanes evaluate their samples together on tensor cores. Lanes whose
 // rays have ended wait until there are some, and take the next rays together.
 #include "cuda/hash_encode_tiles.cuh"
+#include "core/render_rays_params.h"
 #include "cuda/radiance_tiles.cuh"
 
 #include "core/field_box.h"
@@ -125,7 +126,7 @@ __device__ inline void add_sample(float sigma, const float* color, LaneRay* lane
 
 // Body of render_rays_kernel, on its own so that it is left out where there are no such instructions.
 template <typename Element, class Half>
-__device__ inline void render_rays(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p) {
+__device__ inline void render_rays(const GridParams& grid, const MlpParams& networks, const RenderRaysParams& p) {
   __shared__ RenderScene scene;
   if (threadIdx.x == 0) scene = {make_march_grid<float>(p.march), make_field_box(p.field_aabb)};
   const GridLevel* levels = share_levels(grid);  // with a barrier
@@ -170,7 +171,7 @@ __device__ inline void render_rays(const HashEncodeParams& grid, const MlpParams
 // their order. Transmittance, opacity and depth are sums in fp64, colours in fp32.
 template <typename Element, class Half>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, kRenderBlocks)
-    render_rays_kernel(HASHGRID_PARAMS HashEncodeParams grid, HASHGRID_PARAMS MlpParams networks,
+    render_rays_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams networks,
                        HASHGRID_PARAMS RenderRaysParams p) {
   if constexpr (kHasMma) render_rays<Element, Half>(grid, networks, p);
 }
@@ -183,7 +184,7 @@ inline LaunchShape render_shape(int64_t n_rays) {
 }
 
 template <class Half>
-void launch_render_rays_of(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p,
+void launch_render_rays_of(const GridParams& grid, const MlpParams& networks, const RenderRaysParams& p,
                            cudaStream_t stream) {
   const LaunchShape shape = render_shape(p.march.n_rays);
   if (grid.table_dtype == DType::kFloat32) {
@@ -197,11 +198,11 @@ void launch_render_rays_of(const HashEncodeParams& grid, const MlpParams& networ
 
 using namespace HASHGRID_ISA;
 
-bool has_render_rays(const HashEncodeParams& grid, const MlpParams& networks) {
+bool has_render_rays(const GridParams& grid, const MlpParams& networks) {
   return has_radiance_field(grid, networks) && networks.layers[networks.n_layers - 1].n_out == kColors;
 }
 
-void launch_render_rays(const HashEncodeParams& grid, const MlpParams& networks, const RenderRaysParams& p,
+void launch_render_rays(const GridParams& grid, const MlpParams& networks, const RenderRaysParams& p,
                         cudaStream_t stream) {
   launch_pack(networks, stream);
   launch_march_bricks(p.march, stream);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/ray.h"
+#include "core/visible_samples_params.h"
 #include "core/volume.h"
 #include "cuda/warp.cuh"
 
@@ -28,7 +29,7 @@ __device__ inline RayRange ray_range(const int64_t* packed_info, int64_t n_sampl
 template <typename V>
 struct LaneSample {
   typedef typename RealOf<V>::Type T;
-  V thickness;  // sigma dt
+  V thickness;  // sigma dt; alpha where alphas are given
   T step;       // dt
   T middle;
 };
@@ -43,15 +44,17 @@ __device__ inline Dual<T> thickness_of(const Dual<T>& sigma, T step) {
   return {rounded_multiply(sigma.value, step), sigma.tangent * step};
 }
 
-// Sample i of those arrays, zeros where it does not exist: in the lanes behind the end of a ray.
-template <typename V>
+// Sample i of those arrays, zeros where it does not exist: in the lanes behind the end of a ray. kAlphas: `sigmas` are
+// alphas.
+template <typename V, bool kAlphas = false>
 __device__ inline LaneSample<V> load_sample(const void* sigmas, const void* tangent_sigmas, const void* t_starts,
                                             const void* t_ends, int64_t i, bool exists) {
   typedef typename RealOf<V>::Type T;
   if (!exists) return {V(T(0)), T(0), T(0)};
   const T begin = static_cast<const T*>(t_starts)[i], end = static_cast<const T*>(t_ends)[i];
   const T step = end - begin;
-  return {thickness_of(read_value<V>(sigmas, tangent_sigmas, i), step), step, (begin + end) / T(2)};
+  const V value = read_value<V>(sigmas, tangent_sigmas, i);
+  return {kAlphas ? value : thickness_of(value, step), step, (begin + end) / T(2)};
 }
 
 // Transmittance in front of this lane's sample. `in_front` is the thickness in front of lane 0, and receives that in
@@ -62,6 +65,15 @@ __device__ inline V lane_transmittance(const V& thickness, A* in_front) {
   const A before = from_lane_in_front(up_to, *in_front);
   *in_front = broadcast(up_to, kWarpSize - 1);
   return exponential(-V(before));
+}
+
+// The same of alphas: `in_front` is the transmittance of lane 0.
+template <typename V, typename A>
+__device__ inline V lane_transmittance_of_alphas(const V& alpha, A* in_front) {
+  const A up_to = *in_front * product_up_to_lane(A(1.0) - A(alpha));
+  const A before = from_lane_in_front(up_to, *in_front);
+  *in_front = broadcast(up_to, kWarpSize - 1);
+  return V(before);
 }
 
 // Number of lanes in front of the first one whose sample does not count: it is hidden, or there is none.

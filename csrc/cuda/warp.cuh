@@ -69,6 +69,18 @@ __device__ inline A sum_up_to_lane(A value) {
   return value;
 }
 
+// Product over lanes 0 to this one.
+template <typename A>
+__device__ inline A product_up_to_lane(A value) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const A other = shuffle_up(value, distance);
+    if (lane >= distance) value = other * value;
+  }
+  return value;
+}
+
 // Sum over this lane to the last one.
 template <typename A>
 __device__ inline A sum_from_lane(A value) {
@@ -79,6 +91,23 @@ __device__ inline A sum_from_lane(A value) {
     if (lane + distance < kWarpSize) value = value + other;
   }
   return value;
+}
+
+// The recurrence x_i = summand_i + factor_i x_{i+1} from behind the last lane, where x is `last`, to this lane: maps of
+// x are composed as a sum is scanned.
+template <typename A>
+__device__ inline A recurrence_from_lane(A factor, A summand, const A& last) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const A other_factor = shuffle_down(factor, distance);
+    const A other_summand = shuffle_down(summand, distance);
+    if (lane + distance < kWarpSize) {
+      summand = summand + factor * other_summand;
+      factor = factor * other_factor;
+    }
+  }
+  return summand + factor * last;
 }
 
 // The neighbour's value, `edge` in the lane that has none. Shifting an inclusive sum instead of subtracting from it

@@ -2,6 +2,7 @@
 // second, once it is known where each ray's samples go, writes their indices and positions.
 #include "cuda/launch.cuh"
 
+#include "core/window_samples_params.h"
 #include "core/sample_positions.h"
 #include "cuda/samples.cuh"
 #include "cuda/scan.cuh"

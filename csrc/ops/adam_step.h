@@ -1,6 +1,7 @@
 // adam_step: what the CPU and the CUDA op check and fill in alike.
 #pragma once
 
+#include "core/adam_step_params.h"
 #include "ops/checks.h"
 
 namespace hashgrid {

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "core/params.h"
+#include "core/dtype.h"
 #include "ops/thread_pool.h"
 
 namespace hashgrid {

@@ -33,10 +33,11 @@ void clear_from(void* values, const CompositeParams& p, int64_t begin, int64_t w
   std::memset(static_cast<char*>(values) + begin * row_bytes, 0, (p.n_samples - begin) * row_bytes);
 }
 
-CompositeOutputs run_forward(CompositeParams* p, const Tensor& like) {
-  const CompositeOutputs outputs = allocate_outputs(like, p, false);
+CompositeOutputs run_forward(CompositeParams* p, const Tensor& like, bool need_transmittances) {
+  const CompositeOutputs outputs = allocate_outputs(like, p, false, need_transmittances);
   const int64_t n_samples = run(kernels().composite_forward, *p);
   clear_from(p->weights, *p, n_samples, 1);
+  if (need_transmittances) clear_from(p->transmittances, *p, n_samples, 1);
   return outputs;
 }
 
@@ -49,35 +50,41 @@ std::tuple<Tensor, Tensor> run_backward(CompositeParams* p, const Tensor& like) 
 }
 
 CompositeOutputs composite_cpu(const Tensor& sigmas, const Tensor& features, const Tensor& t_starts,
-                               const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps) {
-  CompositeParams p = make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
-  return run_forward(&p, sigmas);
+                               const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps, bool are_alphas,
+                               bool need_transmittances) {
+  CompositeParams p =
+      make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas);
+  return run_forward(&p, sigmas, need_transmittances);
 }
 
-std::tuple<Tensor, Tensor> composite_backward_cpu(const std::optional<Tensor>& grad_ray_features,
-                                                  const std::optional<Tensor>& grad_opacities,
-                                                  const std::optional<Tensor>& grad_depths,
-                                                  const std::optional<Tensor>& grad_weights,
-                                                  const std::optional<Tensor>& grad_distortion, const Tensor& sigmas,
-                                                  const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
-                                                  const Tensor& packed_info, double early_stop_eps) {
-  CompositeParams p = make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
-  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, sigmas, &p);
+std::tuple<Tensor, Tensor> composite_backward_cpu(
+    const std::optional<Tensor>& grad_ray_features, const std::optional<Tensor>& grad_opacities,
+    const std::optional<Tensor>& grad_depths, const std::optional<Tensor>& grad_weights,
+    const std::optional<Tensor>& grad_distortion, const std::optional<Tensor>& grad_transmittances,
+    const Tensor& sigmas, const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
+    const Tensor& packed_info, double early_stop_eps, bool are_alphas) {
+  CompositeParams p =
+      make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas);
+  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, grad_transmittances,
+                sigmas, &p);
   return run_backward(&p, sigmas);
 }
 
-// Cotangents of (grad_sigmas, grad_features), each optional, pulled back to the five gradients and to (sigmas,
+// Cotangents of (grad_sigmas, grad_features), each optional, pulled back to the six gradients and to (sigmas,
 // features). The Jacobian of a gradient is symmetric: both are derivatives along the cotangents.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_backward_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_backward_cpu(
     const std::optional<Tensor>& grad_grad_sigmas, const std::optional<Tensor>& grad_grad_features,
     const std::optional<Tensor>& grad_ray_features, const std::optional<Tensor>& grad_opacities,
     const std::optional<Tensor>& grad_depths, const std::optional<Tensor>& grad_weights,
-    const std::optional<Tensor>& grad_distortion, const Tensor& sigmas, const Tensor& features, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps) {
-  CompositeParams p = make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
-  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, sigmas, &p);
+    const std::optional<Tensor>& grad_distortion, const std::optional<Tensor>& grad_transmittances,
+    const Tensor& sigmas, const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
+    const Tensor& packed_info, double early_stop_eps, bool are_alphas) {
+  CompositeParams p =
+      make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas);
+  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, grad_transmittances,
+                sigmas, &p);
   set_tangents(grad_grad_sigmas, grad_grad_features, sigmas, &p);
-  return std::tuple_cat(run_forward(&p, sigmas), run_backward(&p, sigmas));
+  return std::tuple_cat(run_forward(&p, sigmas, p.grad_transmittances != nullptr), run_backward(&p, sigmas));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // counter_uniform: what the CPU and the CUDA op check, allocate and fill in alike.
 #pragma once
 
+#include "core/counter_uniform_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // frequency_encode: what the CPU and the CUDA ops check and fill in alike.
 #pragma once
 
+#include "core/frequency_encode_params.h"
 #include "ops/checks.h"
 
 namespace hashgrid {

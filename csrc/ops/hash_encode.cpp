@@ -59,11 +59,10 @@ Tensor sum_level_chunks(const Tensor& positions, const std::vector<double>& chun
 }
 
 Tensor hash_encode_cpu(const Tensor& positions, const Tensor& table, const std::optional<Tensor>& level_weights,
-                       const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-                       const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
-                       const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds) {
-  HashEncodeParams p = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+                       const std::vector<double>& scales, const std::vector<int64_t>& geometry, int64_t interpolation,
+                       int64_t bounds) {
+  HashEncodeParams p =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   Tensor y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   advise_huge_pages(y.mutable_data_ptr(), y.numel() * (p.dtype == DType::kFloat64 ? 8 : 4));
   p.y = y.mutable_data_ptr();
@@ -76,12 +75,10 @@ Tensor hash_encode_cpu(const Tensor& positions, const Tensor& table, const std::
 
 std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
     const Tensor& grad_y, const Tensor& positions, const Tensor& table, const std::optional<Tensor>& level_weights,
-    const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-    const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds, bool need_positions, bool need_table, bool need_level_weights,
-    bool /*deterministic*/) {
-  HashEncodeParams p = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+    const std::vector<double>& scales, const std::vector<int64_t>& geometry, int64_t interpolation, int64_t bounds,
+    bool need_positions, bool need_table, bool need_level_weights, bool /*deterministic*/) {
+  HashEncodeParams p =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   Tensor grad_positions = empty(positions, {need_positions ? p.n_points : 0, p.n_dims});
@@ -111,14 +108,10 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
 void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const std::optional<Tensor>& grad_grad_positions,
                                                const Tensor& grad_y, const Tensor& positions,
                                                const std::optional<Tensor>& level_weights,
-                                               const std::vector<double>& scales,
-                                               const std::vector<int64_t>& resolutions, double shift,
-                                               const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
-                                               const std::vector<int64_t>& hashed, int64_t interpolation,
-                                               int64_t bounds, bool /*deterministic*/) {
+                                               const std::vector<double>& scales, const std::vector<int64_t>& geometry,
+                                               int64_t interpolation, int64_t bounds, bool /*deterministic*/) {
   HashEncodeParams p =
-      make_hash_encode_params(positions, grad_table, level_weights,
-                              {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+      make_hash_encode_params(positions, grad_table, level_weights, {scales, geometry}, interpolation, bounds);
   check_dtype(grad_table, "grad_table", positions.scalar_type());
   check_grad_y(grad_y, positions, p);
   set_cotangents(grad_grad_positions, std::nullopt, std::nullopt, positions, p);
@@ -139,11 +132,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cpu(
     const std::optional<Tensor>& grad_grad_positions, const std::optional<Tensor>& grad_grad_table,
     const std::optional<Tensor>& grad_grad_level_weights, const Tensor& grad_y, const Tensor& positions,
     const Tensor& table, const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
-    const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
-    const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
-    bool need_positions, bool need_table, bool need_level_weights, bool /*deterministic*/) {
-  HashEncodeParams p = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+    const std::vector<int64_t>& geometry, int64_t interpolation, int64_t bounds, bool need_positions, bool need_table,
+    bool need_level_weights, bool /*deterministic*/) {
+  HashEncodeParams p =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   set_cotangents(grad_grad_positions, grad_grad_table, grad_grad_level_weights, positions, p);

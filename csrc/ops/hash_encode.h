@@ -1,30 +1,11 @@
 // hash_encode: what the CPU and the CUDA ops check and fill in alike.
 #pragma once
 
+#include "core/hash_encode_params.h"
 #include "ops/checks.h"
+#include "ops/levels.h"
 
 namespace hashgrid {
-
-inline IndexWrap wrap_of(const GridLevel& level, int64_t n_dims, Bounds bounds) {
-  if ((level.size & (level.size - 1)) == 0) return IndexWrap::kMask;
-  if (level.hashed || bounds == Bounds::kNone) return IndexWrap::kModulo;
-  // Vertices run to `resolution` when bounds hold, one past the last row.
-  double largest = 0.0, stride = 1.0;
-  for (int64_t d = 0; d < n_dims; ++d) {
-    largest += level.resolution * stride;
-    stride *= level.resolution;
-  }
-  return largest < 2.0 * level.size ? IndexWrap::kOnce : IndexWrap::kModulo;
-}
-
-struct Levels {
-  const std::vector<double>& scales;
-  const std::vector<int64_t>& resolutions;
-  double shift;
-  const std::vector<int64_t>& offsets;
-  const std::vector<int64_t>& sizes;
-  const std::vector<int64_t>& hashed;
-};
 
 inline HashEncodeParams make_hash_encode_params(const Tensor& positions, const Tensor& table,
                                                 const std::optional<Tensor>& level_weights, const Levels& levels,
@@ -50,29 +31,9 @@ inline HashEncodeParams make_hash_encode_params(const Tensor& positions, const T
   p.interpolation = static_cast<Interpolation>(interpolation);
   p.bounds = static_cast<Bounds>(bounds);
 
-  const size_t n_levels = levels.scales.size();
-  STD_TORCH_CHECK(n_levels >= 1 && n_levels <= static_cast<size_t>(kMaxLevels), "`scales` must have 1..", kMaxLevels,
-                  " values, got ", n_levels);
-  STD_TORCH_CHECK(levels.resolutions.size() == n_levels && levels.offsets.size() == n_levels &&
-                      levels.sizes.size() == n_levels && levels.hashed.size() == n_levels,
-                  "`resolutions`, `offsets`, `sizes` and `hashed` must have one value per level (", n_levels, ")");
-  p.n_levels = static_cast<int32_t>(n_levels);
-  p.shift = static_cast<float>(levels.shift);
-  for (size_t l = 0; l < n_levels; ++l) {
-    GridLevel& level = p.levels[l];
-    STD_TORCH_CHECK(levels.offsets[l] >= 0 && levels.sizes[l] >= 1 && levels.sizes[l] < (int64_t{1} << 31) &&
-                        levels.offsets[l] + levels.sizes[l] <= p.n_entries,
-                    "level ", l, " covers entries [", levels.offsets[l], ", ", levels.offsets[l] + levels.sizes[l],
-                    "), `table` has ", p.n_entries);
-    level.scale = static_cast<float>(levels.scales[l]);
-    level.resolution = static_cast<uint32_t>(levels.resolutions[l]);
-    level.offset = levels.offsets[l];
-    level.size = static_cast<uint32_t>(levels.sizes[l]);
-    level.hashed = levels.hashed[l] != 0;
-    level.wrap = wrap_of(level, p.n_dims, p.bounds);
-  }
+  set_levels(levels, p);
   if (level_weights.has_value()) {
-    check_shape(*level_weights, "level_weights", {static_cast<int64_t>(n_levels)});
+    check_shape(*level_weights, "level_weights", {p.n_levels});
     check_dtype(*level_weights, "level_weights", positions.scalar_type());
     STD_TORCH_CHECK(level_weights->is_contiguous(), "`level_weights` must be contiguous");
     p.level_weights = level_weights->const_data_ptr();

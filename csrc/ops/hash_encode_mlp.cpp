@@ -37,13 +37,12 @@ void pass_points(const HashEncodeParams& grid, const Mlp& mlp, void* y) {
 }
 
 Tensor hash_encode_mlp_cpu(const Tensor& positions, const Tensor& table, const std::optional<Tensor>& level_weights,
-                           const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-                           const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
-                           const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
-                           const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t activation,
-                           int64_t output_activation, int64_t factors) {
-  const HashEncodeParams grid = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+                           const std::vector<double>& scales, const std::vector<int64_t>& geometry,
+                           int64_t interpolation, int64_t bounds, const std::vector<Tensor>& weights,
+                           const std::vector<Tensor>& biases, int64_t activation, int64_t output_activation,
+                           int64_t factors) {
+  const HashEncodeParams grid =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   Mlp mlp = make_mlp(make_mlp_params(grid, positions, weights, biases, activation, output_activation, factors));
   const int64_t n_out = mlp.p.layers[mlp.p.n_layers - 1].n_out;
   Tensor y = empty(positions, {grid.n_points, n_out});

@@ -1,6 +1,7 @@
 // hash_encode_mlp: what the CPU and the CUDA ops fill in alike.
 #pragma once
 
+#include "core/mlp_params.h"
 #include "ops/hash_encode.h"
 #include "ops/mlp.h"
 

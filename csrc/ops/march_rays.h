@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/march_rays_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // mlp: what the CPU and the CUDA ops check and fill in alike.
 #pragma once
 
+#include "core/mlp_params.h"
 #include "ops/checks.h"
 
 namespace hashgrid {

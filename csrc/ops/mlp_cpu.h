@@ -136,10 +136,9 @@ inline void run_with_scratch(RangeKernel<MlpParams> kernel, const Mlp& mlp, int6
   });
 }
 
-// Runs a kernel over partial sums of the parameter gradients; grad_x [N, in] (or [0, in]) and all parameter gradients
-// in one buffer: weights, then biases, in layer order.
-inline std::tuple<Tensor, Tensor> run_backward(RangeKernel<MlpParams> kernel, MlpPass pass, Mlp& mlp, const Tensor& x,
-                                               bool need_x, bool need_params) {
+// Lays out a partial sum of the parameter gradients and fixes their number from the rows that products run over; like
+// everything that fixes the order of sums it derives from the problem alone. Returns the output rows of all layers.
+inline int64_t lay_out_partials(Mlp& mlp, int64_t n_rows) {
   MlpParams& p = mlp.p;
   MlpLayout partial;
   int64_t n_outputs = 0;
@@ -149,6 +148,17 @@ inline std::tuple<Tensor, Tensor> run_backward(RangeKernel<MlpParams> kernel, Ml
     if (layer.bias != nullptr) layer.grad_bias = partial.add(mlp.width_out(l) * mlp.element) / mlp.element;
     n_outputs += layer.n_out;
   }
+  p.n_partials = std::min({kMaxPartials, (n_rows + kRowsPerPartial - 1) / kRowsPerPartial, p.n_blocks});
+  p.n_partials = std::max<int64_t>(1, std::min(p.n_partials, std::max<int64_t>(4, kMaxPartialBytes / partial.size)));
+  p.partial_size = partial.size / mlp.element;
+  return n_outputs;
+}
+
+// Runs a kernel over partial sums of the parameter gradients; grad_x [N, in] (or [0, in]) and all parameter gradients
+// in one buffer: weights, then biases, in layer order.
+inline std::tuple<Tensor, Tensor> run_backward(RangeKernel<MlpParams> kernel, MlpPass pass, Mlp& mlp, const Tensor& x,
+                                               bool need_x, bool need_params) {
+  MlpParams& p = mlp.p;
   Tensor grad_x = empty(x, {need_x ? p.n_rows : 0, x.size(1)});
   Tensor grad_params = empty(x, {need_params ? mlp_parameters(p) : 0});
   if (need_x) {
@@ -156,11 +166,8 @@ inline std::tuple<Tensor, Tensor> run_backward(RangeKernel<MlpParams> kernel, Ml
     p.grad_x = grad_x.mutable_data_ptr();
   }
   choose_block(mlp, pass, need_params);
-  // Derived from the problem alone, like everything else that fixes the order of sums.
-  p.n_partials = std::min({kMaxPartials, (p.n_rows + kRowsPerPartial - 1) / kRowsPerPartial, p.n_blocks});
-  p.n_partials = std::max<int64_t>(1, std::min(p.n_partials, std::max<int64_t>(4, kMaxPartialBytes / partial.size)));
+  const int64_t n_outputs = lay_out_partials(mlp, p.n_rows);
   if (need_params) {
-    p.partial_size = partial.size / mlp.element;
     p.partials = allocate(x, p.partial_size * p.n_partials, mlp.keep);
     p.grad_params = grad_params.mutable_data_ptr();
   }

@@ -1,6 +1,7 @@
 // occupancy_points: what the CPU and the CUDA op check, allocate and fill in alike.
 #pragma once
 
+#include "core/occupancy_points_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // occupancy_update: what the CPU and the CUDA op check and fill in alike.
 #pragma once
 
+#include "core/occupancy_update_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // occupancy_visible: what the CPU and the CUDA op check, allocate and fill in alike.
 #pragma once
 
+#include "core/occupancy_visible_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

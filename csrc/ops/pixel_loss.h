@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "core/pixel_loss_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // ray_aabb: what the CPU and the CUDA op check, allocate and fill in alike.
 #pragma once
 
+#include "core/ray_aabb_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // Checks shared by the ops that take rays, and allocation.
 #pragma once
 
+#include "core/march_rays_params.h"
 #include "ops/checks.h"
 #include "ops/memory.h"
 
@@ -106,8 +107,8 @@ inline PackedRays check_back_to_back(const int64_t* info, int64_t n_rays, int64_
     total += count;
     longest = longest < count ? count : longest;
   }
-  STD_TORCH_CHECK(total <= n_samples, "`packed_info` must count up to ", n_samples, " samples, those of `sigmas`, got ",
-                  total);
+  STD_TORCH_CHECK(total <= n_samples, "`packed_info` must count up to ", n_samples,
+                  " samples, those of `t_starts`, got ", total);
   return {total, longest};
 }
 

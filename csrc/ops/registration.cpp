@@ -9,14 +9,16 @@
 // Torch makes a string of its argument; that of 2.10 does so before the argument is expanded.
 #define HASHGRID_EXPANDED_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
 
-// The levels of a grid, as hashgrid.levels.LevelTable holds them.
-#define HASHGRID_LEVELS_SCHEMA \
-  "float[] scales, int[] resolutions, float shift, int[] offsets, int[] sizes, int[] hashed, "
+// The levels of a grid, as hashgrid.levels.LevelTable.arguments holds them; ops/levels.h reads them.
+#define HASHGRID_LEVELS_SCHEMA "float[] scales, int[] geometry, "
 
-#define HASHGRID_SAMPLES_SCHEMA "Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps"
+// `sigmas` of composite are densities, or alphas.
+#define HASHGRID_COMPOSITE_SCHEMA                                                        \
+  "Tensor sigmas, Tensor features, Tensor t_starts, Tensor t_ends, Tensor packed_info, " \
+  "float early_stop_eps, bool are_alphas"
 #define HASHGRID_COMPOSITE_GRADIENTS_SCHEMA                                                        \
   "Tensor? grad_ray_features, Tensor? grad_opacities, Tensor? grad_depths, Tensor? grad_weights, " \
-  "Tensor? grad_distortion, "
+  "Tensor? grad_distortion, Tensor? grad_transmittances, "
 
 HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
   m.def("hash_encode(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
@@ -37,6 +39,13 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "level_weights, " HASHGRID_LEVELS_SCHEMA
       "int interpolation, int bounds, bool need_positions, bool need_table, bool need_level_weights, "
       "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("hash_encode_jet(Tensor positions, Tensor directions, Tensor table, " HASHGRID_LEVELS_SCHEMA
+        "int interpolation, int bounds) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "hash_encode_jet_backward(Tensor? grad_y, Tensor? grad_first, Tensor? grad_second, Tensor positions, "
+      "Tensor directions, Tensor table, " HASHGRID_LEVELS_SCHEMA
+      "int interpolation, int bounds, bool need_positions, bool need_directions, bool need_table, bool deterministic) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def("sh_encode(Tensor directions, int degree) -> Tensor");
   m.def("sh_encode_backward(Tensor grad_y, Tensor directions, int degree) -> Tensor");
   m.def("frequency_encode(Tensor x, int n_frequencies) -> Tensor");
@@ -57,15 +66,13 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "march_rays(Tensor rays_o, Tensor rays_d, Tensor aabb, Tensor bits, int[] resolution, int n_cascades, "
       "float step_size, float cone_angle, float near, float far, Tensor? limits, Tensor? counter, Tensor? n_rays, "
       "int max_samples_per_ray, int? n_samples) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("composite(Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
-        ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("composite_backward(" HASHGRID_COMPOSITE_GRADIENTS_SCHEMA
-        "Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA ") -> (Tensor, Tensor)");
+  m.def("composite(" HASHGRID_COMPOSITE_SCHEMA
+        ", bool need_transmittances) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("composite_backward(" HASHGRID_COMPOSITE_GRADIENTS_SCHEMA HASHGRID_COMPOSITE_SCHEMA ") -> (Tensor, Tensor)");
   m.def(
       "composite_backward_backward(Tensor? grad_grad_sigmas, Tensor? "
-      "grad_grad_features, " HASHGRID_COMPOSITE_GRADIENTS_SCHEMA
-      "Tensor sigmas, Tensor features, " HASHGRID_SAMPLES_SCHEMA
-      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "grad_grad_features, " HASHGRID_COMPOSITE_GRADIENTS_SCHEMA HASHGRID_COMPOSITE_SCHEMA
+      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "visible_samples(Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps) "
       "-> (Tensor, Tensor)");
@@ -97,6 +104,15 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "mlp_backward_backward(Tensor cotangent, Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, "
       "int activation, int output_activation, bool need_grad_y, bool need_x, bool need_params) "
       "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mlp_jet(Tensor x, Tensor directions, Tensor? accelerations, Tensor? operators, Tensor[] weights, Tensor[] "
+      "biases, int activation, "
+      "int output_activation) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mlp_jet_backward(Tensor? grad_y, Tensor? grad_first, Tensor? grad_second, Tensor x, Tensor directions, "
+      "Tensor? accelerations, Tensor? operators, Tensor[] weights, Tensor[] biases, int activation, int "
+      "output_activation, bool need_x, "
+      "bool need_directions, bool need_accelerations, bool need_params) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("hash_encode_mlp(Tensor positions, Tensor table, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
         "int interpolation, int bounds, Tensor[] weights, Tensor[] biases, int activation, int output_activation, "
         "int factors) -> Tensor");

@@ -1,6 +1,7 @@
 // sample_positions: what the CPU and the CUDA op check, allocate and fill in alike.
 #pragma once
 
+#include "core/sample_positions_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // sample_rays: what the CPU and the CUDA op check, allocate and fill in alike.
 #pragma once
 
+#include "core/sample_rays_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // sh_encode: what the CPU and the CUDA ops check and fill in alike.
 #pragma once
 
+#include "core/sh_encode_params.h"
 #include "ops/checks.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // sphere_trace: what the CPU and the CUDA op check, allocate and fill in alike.
 #pragma once
 
+#include "core/sphere_trace_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // visible_samples: what the CPU and the CUDA op check and fill in alike.
 #pragma once
 
+#include "core/visible_samples_params.h"
 #include "ops/rays.h"
 
 namespace hashgrid {

@@ -1,6 +1,7 @@
 // window_samples: what the CPU and the CUDA op check and fill in alike.
 #pragma once
 
+#include "core/window_samples_params.h"
 #include "ops/visible_samples.h"
 
 namespace hashgrid {

@@ -36,12 +36,12 @@ def all_levels_at_once(positions: Tensor, table: Tensor, levels: LevelTable) -> 
     device = positions.device
     scales = torch.tensor(levels.scales, dtype=positions.dtype, device=device)
     offsets, sizes = (torch.tensor(values, device=device) for values in (levels.offsets, levels.sizes))
-    place = positions.unsqueeze(1) * scales.view(-1, 1) + levels.shift  # [N, L, 3]
+    place = positions.unsqueeze(1) * scales + levels.shift  # [N, L, 3]
     cell = place.floor()
     fraction, cell = place - cell, cell.long()
     n_dense = sum(not hashed for hashed in levels.hashed)  # the coarse ones, which come first
     strides = (
-        torch.tensor([[r**d for d in range(3)] for r in levels.resolutions[:n_dense]], device=device).long().view(-1, 3)
+        torch.tensor([(1, x, x * y) for x, y, _ in levels.resolutions[:n_dense]], device=device).long().view(-1, 3)
     )
     dense = hashed = torch.zeros(1, 1, 1, dtype=torch.int64, device=device)
     weight = torch.ones(1, 1, 1, dtype=positions.dtype, device=device)

@@ -1,6 +1,7 @@
 """The modules; each takes ``backend="native"`` or ``"reference"``."""
 
 from hashgrid.geometry.rays import RaySamples
+from hashgrid.nn.derivatives import derivatives_along, value_and_laplacian
 from hashgrid.nn.encodings import Frequency, SphericalHarmonics
 from hashgrid.nn.fused_mlp import FusedMLP
 from hashgrid.nn.hash_grid import HashGrid
@@ -15,4 +16,6 @@ __all__ = [
     "OccupancyGrid",
     "RaySamples",
     "SphericalHarmonics",
+    "derivatives_along",
+    "value_and_laplacian",
 ]

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from hashgrid.maths import activate
 from hashgrid.ops._backend import backend_ops
 from hashgrid.ops._tensors import maths_dtype
-from hashgrid.util.choices import ACTIVATIONS, BACKENDS, FACTORS, as_integer, as_integers, check_option
+from hashgrid.util.choices import (
+    ACTIVATIONS,
+    BACKENDS,
+    FACTORS,
+    as_integer,
+    as_integers,
+    check_option,
+    check_softplus_beta,
+)
 
 MAX_HIDDEN_LAYERS = 8
 SIREN_FREQUENCY = 30.0  # omega_0 of Sitzmann et al. 2020
@@ -53,6 +61,8 @@ class FusedMLP(nn.Module):
             they are. Gradients need no loss scale with either; float16 rounds more finely, but values beyond 65504
             become infinite.
         backend: ``"native"`` or ``"reference"``.
+        softplus_beta: of a hidden ``"softplus"``, ``log(1 + exp(beta x)) / beta``; 100 makes the nearly sharp corner
+            that networks of signed distances have (Gropp et al. 2020).
 
     Attributes:
         weights: ParameterList of [out, in], one per layer.
@@ -76,6 +86,7 @@ class FusedMLP(nn.Module):
         bias: bool = False,
         compute_dtype: torch.dtype | None = None,
         backend: str = "native",
+        softplus_beta: float = 1.0,
     ) -> None:
         super().__init__()
         n_input_dims = as_integer("n_input_dims", n_input_dims)
@@ -96,6 +107,7 @@ class FusedMLP(nn.Module):
         self.n_hidden_layers = n_hidden_layers
         self.activation = check_option("activation", activation, ACTIVATIONS)
         self.output_activation = check_option("output_activation", output_activation, ACTIVATIONS)
+        self.softplus_beta = check_softplus_beta(activation, softplus_beta)
         self.compute_dtype = compute_dtype
         self.backend = check_option("backend", backend, BACKENDS)
         shapes = [(n_out, n_in) for n_in, n_out in zip(widths, widths[1:], strict=False)]
@@ -137,6 +149,24 @@ class FusedMLP(nn.Module):
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
         return backend_ops(self.backend).mlp(x, **self.op_arguments())
 
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs [..., out] of ``x`` [..., in], first and second derivatives [..., K, out] along ``directions``
+        [..., K, in], the second ones summed up by ``operators`` [M, K] if given, whatever autocast says:
+        :func:`hashgrid.ops.mlp_jet`. What `derivatives_along` calls.
+
+        Raises:
+            ValueError: a shape does not fit, or ``compute_dtype`` is of half precision.
+        """
+        if self.compute_dtype not in (None, torch.float32):
+            raise ValueError(f"`compute_dtype` must be None for derivatives along directions, got {self.compute_dtype}")
+        arguments = self.op_arguments()
+        del arguments["compute_dtype"]
+        return backend_ops(self.backend).mlp_jet(
+            x, directions, **arguments, accelerations=accelerations, operators=operators
+        )
+
     def op_arguments(self) -> dict[str, Any]:
         """What :func:`hashgrid.ops.mlp` takes besides its inputs."""
         return {
@@ -147,6 +177,7 @@ class FusedMLP(nn.Module):
             "compute_dtype": (
                 maths_dtype(self.weights[0]) if self.compute_dtype == torch.float32 else self.compute_dtype
             ),
+            "softplus_beta": self.softplus_beta,
         }
 
     @classmethod
@@ -160,22 +191,25 @@ class FusedMLP(nn.Module):
                 layers only.
         """
         linears: list[nn.Linear] = []
-        activations: list[str] = []  # what follows each linear layer
+        activations: list[tuple[str, float]] = []  # what follows each linear layer, with its beta
         for module in _flat_modules(model):
             if isinstance(module, nn.Linear):
                 linears.append(module)
-                activations.append("none")
+                activations.append(("none", 1.0))
             elif not linears:
                 raise ValueError(f"`model` must begin with nn.Linear, got {module}")
-            elif activations[-1] != "none":
+            elif activations[-1][0] != "none":
                 raise ValueError(f"`model` must have one activation after each nn.Linear, got {module} besides")
             else:
                 activations[-1] = _name_of(module)
         if not linears:
             raise ValueError("`model` must hold at least one nn.Linear, got none")
-        hidden, output = activations[:-1], activations[-1]
+        hidden, (output, output_beta) = activations[:-1], activations[-1]
         if len(set(hidden)) > 1:
             raise ValueError(f"`model` must have the same activation after every hidden layer, got {hidden}")
+        if output_beta != 1:
+            raise ValueError(f"nn.Softplus after the last layer must have beta 1, got {output_beta}")
+        activation, softplus_beta = hidden[0] if hidden else ("relu", 1.0)
         with_bias = [linear.bias is not None for linear in linears]
         if len(set(with_bias)) > 1:
             raise ValueError("`model` must have biases in all layers or in none; set the missing ones to zero")
@@ -184,11 +218,12 @@ class FusedMLP(nn.Module):
             linears[-1].out_features,
             [linear.out_features for linear in linears[:-1]],
             len(linears) - 1,
-            hidden[0] if hidden else "relu",
+            activation,
             output,
             with_bias[0],
             compute_dtype,
             backend,
+            softplus_beta,
         )
         mlp.to(device=linears[0].weight.device, dtype=linears[0].weight.dtype)
         mlp.load_state_dict(
@@ -209,8 +244,11 @@ class FusedMLP(nn.Module):
                 if has_bias:
                     linear.bias.copy_(self.biases[layer])
             modules.append(linear)
-            name = self.activation if layer < self.n_hidden_layers else self.output_activation
-            if name != "none":
+            hidden = layer < self.n_hidden_layers
+            name = self.activation if hidden else self.output_activation
+            if name == "softplus":
+                modules.append(nn.Softplus(self.softplus_beta if hidden else 1.0, threshold=40))
+            elif name != "none":
                 modules.append(_MODULES[name]() if name in _MODULES else Activation(name))
         return nn.Sequential(*modules)
 
@@ -218,6 +256,7 @@ class FusedMLP(nn.Module):
         sizes = f"{self.n_input_dims}, {self.n_output_dims}, n_neurons={self.n_neurons}"
         layers = f"n_hidden_layers={self.n_hidden_layers}, activation={self.activation!r}"
         output = f"output_activation={self.output_activation!r}, bias={len(self.biases) > 0}"
+        layers += f", softplus_beta={self.softplus_beta}" if self.softplus_beta != 1 else ""
         dtype = "" if self.compute_dtype is None else f", compute_dtype={self.compute_dtype}"
         return f"{sizes}, {layers}, {output}, backend={self.backend!r}{dtype}"
 
@@ -240,17 +279,15 @@ def _flat_modules(model: nn.Sequential) -> Iterator[nn.Module]:
             yield module
 
 
-def _name_of(module: nn.Module) -> str:
-    """The activation an ``nn.Module`` stands for."""
+def _name_of(module: nn.Module) -> tuple[str, float]:
+    """Return the name and the beta of the activation an ``nn.Module`` stands for."""
     if isinstance(module, nn.Identity):
-        return "none"
+        return "none", 1.0
     if isinstance(module, Activation):
-        return module.name
+        return module.name, 1.0
     for name, kind in _MODULES.items():
         if type(module) is kind:
             if isinstance(module, nn.LeakyReLU) and module.negative_slope != 0.01:
                 raise ValueError(f"nn.LeakyReLU must have slope 0.01, got {module.negative_slope}")
-            if isinstance(module, nn.Softplus) and module.beta != 1:
-                raise ValueError(f"nn.Softplus must have beta 1, got {module.beta}")
-            return name
+            return name, module.beta if isinstance(module, nn.Softplus) else 1.0
     raise ValueError(f"`model` may hold nn.Linear, nn.Identity and {[*_MODULES]}, got {module}")

@@ -25,9 +25,9 @@ class HashGrid(nn.Module):
         n_levels: levels L.
         n_features_per_level: features F of a table entry: 1, 2, 4 or 8.
         log2_hashmap_size: a level has at most 2 to this power entries; coarse levels that need fewer are dense.
-        base_resolution: resolution of the coarsest level.
-        max_resolution: resolution of the finest level.
-        per_level_scale: growth from level to level; when given, it wins over ``max_resolution``.
+        base_resolution: resolution of the coarsest level, one for all axes or one each.
+        max_resolution: resolution of the finest level, likewise.
+        per_level_scale: growth from level to level, likewise; when given, it wins over ``max_resolution``.
         interpolation: ``"linear"``, ``"smoothstep"`` or ``"nearest"``.
         convention: how scales are rounded, ``"tcnn"`` or ``"paper"``.
         bounds: outside [0, 1], ``"clamp"`` uses the border value, ``"zero"`` gives zeros, ``"none"`` extrapolates.
@@ -63,9 +63,9 @@ class HashGrid(nn.Module):
         n_levels: int = 16,
         n_features_per_level: int = 2,
         log2_hashmap_size: int = 19,
-        base_resolution: int = 16,
-        max_resolution: float | None = 2048,
-        per_level_scale: float | None = None,
+        base_resolution: int | Sequence[int] = 16,
+        max_resolution: float | Sequence[float] | None = 2048,
+        per_level_scale: float | Sequence[float] | None = None,
         interpolation: str = "linear",
         convention: str = "tcnn",
         bounds: str = "clamp",
@@ -125,6 +125,25 @@ class HashGrid(nn.Module):
         return ngp_ops(self.backend).hash_encode_into(
             **arguments, half_table=half_table, precomputed=precomputed, grad_buffer=buffer
         )
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [..., L * F] of ``x`` [..., D], first and second derivatives [..., K, L * F] along ``directions``
+        [..., K, D], read from the table itself where there is a half one: :func:`hashgrid.ops.hash_encode_jet`. What
+        `derivatives_along` calls. ``accelerations`` [..., K, D] are second derivatives of ``x`` that moves on a curve;
+        ``operators`` [M, K] sum second derivatives up, and accelerations are then M.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        along = directions if accelerations is None else torch.cat((directions, accelerations), dim=-2)
+        y, first, second = backend_ops(self.backend).hash_encode_jet(
+            x, along, self.table, self.levels, self.interpolation, self.bounds
+        )
+        n = directions.shape[-2]
+        second = second[..., :n, :] if operators is None else operators @ second[..., :n, :]
+        return y, first[..., :n, :], second if accelerations is None else second + first[..., n:, :]
 
     def op_arguments(self, x: Tensor, level_weights: Tensor | None = None) -> dict[str, Any]:
         """Arguments of :func:`hashgrid.ops._ngp.hash_encode_into` for these positions.

@@ -5,21 +5,24 @@ from hashgrid.ops.composite import composite
 from hashgrid.ops.counter_uniform import counter_uniform
 from hashgrid.ops.frequency_encode import frequency_encode
 from hashgrid.ops.hash_encode import hash_encode
+from hashgrid.ops.hash_encode_jet import hash_encode_jet
 from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.mlp import mlp
+from hashgrid.ops.mlp_jet import mlp_jet
 from hashgrid.ops.ray_aabb import ray_aabb
 from hashgrid.ops.sh_encode import sh_encode
-from hashgrid.ops.sphere_trace import SphereTrace, sphere_trace
+from hashgrid.ops.sphere_trace import sphere_trace
 
 __all__ = [
-    "SphereTrace",
     "adam_step",
     "composite",
     "counter_uniform",
     "frequency_encode",
     "hash_encode",
+    "hash_encode_jet",
     "march_rays",
     "mlp",
+    "mlp_jet",
     "ray_aabb",
     "sh_encode",
     "sphere_trace",

@@ -288,9 +288,15 @@ def added(terms: Sequence[Sequence[Any]]) -> Sequence[Any]:
 
 # ---- second derivatives ----------------------------------------------------------------------------------------------
 
+_TWICE = "can be differentiated twice, not three times"
+_JETS = f"{_TWICE}; a loss that holds second derivatives takes them from `hashgrid.derivatives_along`"
+_ONCE = "can be differentiated once, as its results are second derivatives already"
+_MESSAGES = {"mlp": _JETS, "hash_encode": _JETS, "mlp_jet": _ONCE, "hash_encode_jet": _ONCE}
+
 
 def no_third_derivative(name: str, compute: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """``compute(*tensors)``, the second derivative of the op ``name``; differentiating the result raises.
+    """``compute(*tensors)``, the second derivative of the op ``name``, of a jet the first; differentiating the result
+    raises.
 
     `torch.autograd.function.once_differentiable` would give zero, silently, where the cotangents are constant.
     """
@@ -308,9 +314,8 @@ class _Last(Function):
 
     @staticmethod
     def backward(ctx, *cotangents):  # type: ignore[override]
-        raise RuntimeError(
-            f'{ctx.name} can be differentiated twice, not three times; use `backend="reference"` for higher derivatives'
-        )
+        message = _MESSAGES.get(ctx.name, _TWICE)
+        raise RuntimeError(f'{ctx.name} {message}; for higher derivatives use `backend="reference"`')
 
     @staticmethod
     def jvp(ctx, *tangents):  # type: ignore[override]

@@ -12,54 +12,67 @@ from hashgrid import _extension
 from hashgrid.ops._autograd import Gradients, Static, added, apply, differentiable, make_function, no_third_derivative
 from hashgrid.ops._tensors import HALF_DTYPES, maths_dtype
 from hashgrid.ops._vmap import register_vmap
+from hashgrid.util.choices import exactly_one
 
-_N_OUTPUTS = 5
+_N_OUTPUTS = 6
 
 
 def composite(
-    sigmas: Tensor,
+    sigmas: Tensor | None,
     features: Tensor,
     t_starts: Tensor,
     t_ends: Tensor,
     packed_info: Tensor,
     early_stop_eps: float = 1e-4,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *,
+    alphas: Tensor | None = None,
+    return_transmittances: bool = False,
+) -> tuple[Tensor, ...]:
     """Composite the samples of every ray, front to back.
 
-    With ``dt = t_end - t_start``: ``alpha_i = 1 - exp(-sigma_i dt_i)``, ``T_i = exp(-sum_{j<i} sigma_j dt_j)`` and
-    ``w_i = T_i alpha_i``. A sample counts iff ``T_i >= early_stop_eps``; the others have weight and gradient exactly
-    zero. Twice differentiable to ``sigmas`` and ``features`` through all outputs, not to ``t_starts`` and ``t_ends``.
-    The sums along a ray are fp64, and all bits are the same for any number of threads.
+    With ``dt = t_end - t_start``: ``alpha_i = 1 - exp(-sigma_i dt_i)`` where densities are given,
+    ``T_i = prod_{j<i} (1 - alpha_j)`` and ``w_i = T_i alpha_i``. A sample counts iff ``T_i >= early_stop_eps``; the
+    others have weight, transmittance and gradient exactly zero. Twice differentiable to ``sigmas`` or ``alphas`` and
+    ``features`` through all outputs, not to ``t_starts`` and ``t_ends``; an alpha of exactly 1 has a gradient like any
+    other. The sums along a ray are fp64, and all bits are the same for any number of threads.
 
     Args:
-        sigmas: [S], densities, non-negative, fp32 or fp64 (half precision is read as fp32).
+        sigmas: [S], densities, non-negative, fp32 or fp64 (half precision is read as fp32); None with ``alphas``.
         features: [S, C], any C.
         t_starts: [S], distances along the ray.
         t_ends: [S].
         packed_info: [R, 2] int64, first sample and number of samples of each ray; rays lie back to back, in order.
             Samples behind those of the last ray belong to none: their weights and gradients are zero.
         early_stop_eps: smallest transmittance at which a sample counts.
+        alphas: [S], in [0, 1], instead of ``sigmas``, of the same dtypes.
+        return_transmittances: whether ``T`` is returned as well.
 
     Returns:
         features [R, C] ``sum w_i c_i``, opacities [R] ``sum w_i``, depths [R] ``sum w_i m_i`` with the midpoints ``m``,
-        weights [S], distortion [R] ``1/3 sum w_i^2 dt_i + 2 sum_i w_i sum_{j<i} w_j (m_i - m_j)``.
+        weights [S], distortion [R] ``1/3 sum w_i^2 dt_i + 2 sum_i w_i sum_{j<i} w_j (m_i - m_j)``, and
+        transmittances [S] with ``return_transmittances``.
 
     Raises:
+        ValueError: not exactly one of ``sigmas`` and ``alphas`` is given.
         RuntimeError: a shape or a dtype does not fit, or the rays do not lie back to back. On CUDA, where finding the
             latter out would mean waiting for the device, the outputs of such a ray are NaN instead.
     """
-    dtype = maths_dtype(sigmas)
+    _, density = exactly_one(sigmas=sigmas, alphas=alphas)
+    dtype = maths_dtype(density)
     if features.dtype in HALF_DTYPES:
         features = features.to(dtype)
     arguments = (
-        sigmas.to(dtype).contiguous(),
+        density.to(dtype).contiguous(),
         features.contiguous(),
         t_starts.detach().to(dtype).contiguous(),
         t_ends.detach().to(dtype).contiguous(),
         packed_info.contiguous(),
         early_stop_eps,
+        alphas is not None,
+        return_transmittances,
     )
-    return _composite(*arguments)
+    outputs = _composite(*arguments)
+    return outputs if return_transmittances else outputs[:-1]
 
 
 def _contiguous(tensors: Any) -> list[Tensor | None]:
@@ -67,13 +80,14 @@ def _contiguous(tensors: Any) -> list[Tensor | None]:
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
-# Tensors (sigmas, features, t_starts, t_ends, packed_info), of which the first two can be differentiated.
+# Tensors (sigmas or alphas, features, t_starts, t_ends, packed_info), of which the first two can be differentiated;
+# options (early_stop_eps, are_alphas), and need_transmittances where outputs are made.
 
 
 def _gradients(
     needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], *grads: Tensor | None
 ) -> Gradients:
-    return *_composite_backward(*_contiguous(grads), *tensors, *options), None, None, None
+    return *_composite_backward(*_contiguous(grads), *tensors, *options[:2]), None, None, None
 
 
 def _gradient_gradients(
@@ -117,15 +131,18 @@ def _run_along(*arguments: Any) -> Any:
     """The change of the outputs along directions of sigmas and features: the derivative of the inputs' gradients, times
     these directions, to the outputs' gradients, whatever the latter are."""
     *tensors, static = arguments
-    grads = (None,) * _N_OUTPUTS
+    *options, need_transmittances = static.options
+    grads: list[Tensor | None] = [None] * _N_OUTPUTS
+    if need_transmittances:  # their change is made where they have a gradient
+        grads[-1] = torch.zeros_like(tensors[2])
     second = _extension.ops().composite_backward_backward
-    return second(*tensors[:2], *grads, *tensors[2:], *static.options)[:_N_OUTPUTS]
+    return second(*tensors[:2], *grads, *tensors[2:], *options)[:_N_OUTPUTS]
 
 
 def _along_gradients(
     needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], *grads: Tensor | None
 ) -> Gradients:
-    directions, inputs, grads = tensors[:2], tensors[2:], tuple(_contiguous(grads))
+    directions, inputs, grads, options = tensors[:2], tensors[2:], tuple(_contiguous(grads)), options[:2]
     of_directions: Gradients = (None, None)
     of_inputs: Gradients = (None, None)
     if any(needs[:2]):
@@ -143,7 +160,7 @@ _composite_backward = differentiable("composite_backward", _gradient_gradients, 
 def _register() -> None:
     """Fake kernels of ``torch.ops.hashgrid.composite`` and its derivatives, and vmap over them."""
 
-    def outputs(sigmas, features, packed_info):
+    def outputs(sigmas, features, packed_info, n_transmittances):
         n_rays = packed_info.shape[0]
         return (
             sigmas.new_empty(n_rays, features.shape[1]),
@@ -151,11 +168,12 @@ def _register() -> None:
             sigmas.new_empty(n_rays),
             torch.empty_like(sigmas),
             sigmas.new_empty(n_rays),
+            sigmas.new_empty(n_transmittances),
         )
 
     @torch.library.register_fake("hashgrid::composite")
-    def _(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps):
-        return outputs(sigmas, features, packed_info)
+    def _(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas, need_transmittances):
+        return outputs(sigmas, features, packed_info, sigmas.shape[0] if need_transmittances else 0)
 
     @torch.library.register_fake("hashgrid::composite_backward")
     def _(*arguments):
@@ -164,8 +182,11 @@ def _register() -> None:
 
     @torch.library.register_fake("hashgrid::composite_backward_backward")
     def _(*arguments):
-        sigmas, features, _, _, packed_info, _ = arguments[_N_OUTPUTS + 2 :]
-        return *outputs(sigmas, features, packed_info), torch.empty_like(sigmas), torch.empty_like(features)
+        grad_transmittances = arguments[_N_OUTPUTS + 1]
+        sigmas, features, _, _, packed_info, *_ = arguments[_N_OUTPUTS + 2 :]
+        n_transmittances = 0 if grad_transmittances is None else grad_transmittances.shape[0]
+        first = outputs(sigmas, features, packed_info, n_transmittances)
+        return *first, torch.empty_like(sigmas), torch.empty_like(features)
 
     for name in ("composite", "composite_backward", "composite_backward_backward"):
         register_vmap(name)

@@ -67,6 +67,11 @@ def encoding_options(levels: LevelTable, interpolation: str, bounds: str) -> tup
     return *levels.arguments, INTERPOLATIONS.index(interpolation), BOUNDS.index(bounds)
 
 
+def n_levels_of(scales: Sequence[float], geometry: Sequence[int]) -> int:
+    """Number of levels in what ops take: D scales and D + 3 integers each, and the shift."""
+    return (len(geometry) - (len(scales) - 1)) // 3
+
+
 def is_deterministic() -> bool:
     """Whether CUDA has to sum the table's gradient in a way that no order changes; on the CPU it always is."""
     return torch.are_deterministic_algorithms_enabled()
@@ -137,7 +142,7 @@ def _run_along(*arguments: Any) -> Tensor:
     *tensors, static = arguments
     directions, inputs, options = tensors[:3], tensors[3:], static.options
     positions, table, _ = inputs
-    grad_y = positions.new_zeros(positions.shape[0], len(options[0]) * table.shape[1])
+    grad_y = positions.new_zeros(positions.shape[0], n_levels_of(*options[:2]) * table.shape[1])
     return _extension.ops().hash_encode_backward_backward(
         *directions, grad_y, *inputs, *options, False, False, False, is_deterministic()
     )[0]
@@ -164,13 +169,13 @@ def _register() -> None:
     """Fake kernels of ``torch.ops.hashgrid.hash_encode`` and its derivatives, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::hash_encode")
-    def _(positions, table, level_weights, scales, *options):
-        return positions.new_empty(positions.shape[0], len(scales) * table.shape[1])
+    def _(positions, table, level_weights, scales, geometry, *options):
+        return positions.new_empty(positions.shape[0], n_levels_of(scales, geometry) * table.shape[1])
 
     @torch.library.register_fake("hashgrid::hash_encode_backward")
-    def _(grad_y, positions, table, level_weights, scales, *options):
+    def _(grad_y, positions, table, level_weights, scales, geometry, *options):
         need_positions, need_table, need_level_weights, _ = options[-4:]
-        n_levels = len(scales) if need_level_weights else 0
+        n_levels = n_levels_of(scales, geometry) if need_level_weights else 0
         return (
             positions.new_empty(positions.shape[0] if need_positions else 0, positions.shape[1]),
             positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
@@ -182,13 +187,13 @@ def _register() -> None:
         return None
 
     @torch.library.register_fake("hashgrid::hash_encode_backward_backward")
-    def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, *options):
+    def _(v, grad_grad_table, u, grad_y, positions, table, level_weights, scales, geometry, *options):
         need_positions, need_table, need_level_weights, _ = options[-4:]
         return (
             torch.empty_like(grad_y),
             positions.new_empty(positions.shape[0] if need_positions else 0, positions.shape[1]),
             positions.new_empty(table.shape[0] if need_table else 0, table.shape[1]),
-            positions.new_empty(len(scales) if need_level_weights else 0),
+            positions.new_empty(n_levels_of(scales, geometry) if need_level_weights else 0),
         )
 
     needs = ("need_table", "need_level_weights")

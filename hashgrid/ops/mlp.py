@@ -24,7 +24,7 @@ from hashgrid.ops._autograd import (
 )
 from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten, without_autocast
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option
+from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option, check_softplus_beta
 
 MAX_LAYERS = 9
 SECOND_ORDER_DEVICES = ("cpu",)  # that have a kernel for it
@@ -37,6 +37,7 @@ def mlp(
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
+    softplus_beta: float = 1.0,
 ) -> Tensor:
     """``output_activation(W_n ... activation(W_1 x + b_1) ... + b_n)``, twice differentiable to every tensor.
 
@@ -59,6 +60,9 @@ def mlp(
             backward, and sums in fp32; None or the dtype of the weights rounds nothing. Of float16, gradients have the
             11 bits but not the range, so that they need no loss scale; activations and weights beyond 65504 become
             infinite.
+        softplus_beta: of a hidden "softplus", ``log(1 + exp(beta x)) / beta``. Kernels know softplus alone: they get
+            the first layer and the biases times ``beta``, the last layer over ``beta``, and those are what
+            ``compute_dtype`` rounds.
 
     Returns:
         [..., out] in the dtype of the weights, at least fp32.
@@ -72,6 +76,7 @@ def mlp(
     if x.dim() == 0:
         raise ValueError("`x` must have shape [..., in], got []")
     check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)
+    weights, biases = fold_softplus_beta(weights, biases, activation, softplus_beta)
     compute_dtype = product_dtype(compute_dtype, weights[0])
     batch = x.shape[:-1]
     flat = flatten(x.to(weights[0].dtype), weights[0].shape[1], "x")
@@ -115,6 +120,23 @@ def check_network(
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=False)):
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"`biases[{layer}]` must have shape [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def fold_softplus_beta(
+    weights: list[Tensor], biases: list[Tensor], activation: str, beta: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters with which a plain softplus makes the same network, ``beta`` times the hidden values.
+
+    Raises:
+        ValueError: ``beta`` is not positive, or hidden layers have another activation.
+    """
+    check_softplus_beta(activation, beta)
+    if beta == 1 or len(weights) == 1:
+        return weights, biases
+    return (
+        [weights[0] * beta, *weights[1:-1], weights[-1] / beta],
+        [*(bias * beta for bias in biases[:-1]), *biases[-1:]],
+    )
 
 
 def split_gradient(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor]:

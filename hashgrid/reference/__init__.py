@@ -8,9 +8,11 @@ from hashgrid.reference.composite import composite
 from hashgrid.reference.counter_uniform import counter_uniform
 from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode, hash_encode_into
+from hashgrid.reference.hash_encode_jet import hash_encode_jet
 from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
 from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
+from hashgrid.reference.mlp_jet import mlp_jet
 from hashgrid.reference.occupancy_points import occupancy_points
 from hashgrid.reference.occupancy_update import occupancy_update
 from hashgrid.reference.occupancy_values import occupancy_values
@@ -23,21 +25,22 @@ from hashgrid.reference.render_rays import render_rays
 from hashgrid.reference.sample_positions import sample_positions
 from hashgrid.reference.sample_rays import sample_rays
 from hashgrid.reference.sh_encode import sh_encode
-from hashgrid.reference.sphere_trace import SphereTrace, sphere_trace
+from hashgrid.reference.sphere_trace import sphere_trace
 from hashgrid.reference.visible_samples import visible_samples
 from hashgrid.reference.window_samples import window_samples
 
 __all__ = [
-    "SphereTrace",
     "adam_step",
     "composite",
     "counter_uniform",
     "frequency_encode",
     "hash_encode",
     "hash_encode_into",
+    "hash_encode_jet",
     "hash_encode_mlp",
     "march_rays",
     "mlp",
+    "mlp_jet",
     "occupancy_points",
     "occupancy_update",
     "occupancy_values",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 
 import torch
@@ -108,7 +109,8 @@ def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str)
     ``interpolation="nearest"`` has the lower corner only, [N, 1].
     """
     # through float64, where the product of two fp32 numbers is exact: that is fma(scale, x, shift) in fp32
-    p = (x.double() * levels.scales[level] + levels.shift).to(x.dtype)
+    scales = torch.tensor(levels.scales[level], dtype=torch.float64, device=x.device)
+    p = (x.double() * scales + levels.shift).to(x.dtype)
     corner = p.detach().floor()
     # saturates as in the kernels; the low 32 bits of this int64 are the uint32 cell
     cell = corner.clamp(-(2.0**30), 2.0**30).long()
@@ -125,7 +127,7 @@ def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str)
     hashed, combine = levels.hashed[level], operator.xor if levels.hashed[level] else operator.add
     corners: list[tuple[Tensor, Tensor]] = []
     for axis in range(levels.n_input_dims):
-        factor = HASH_FACTORS[axis] if hashed else levels.resolutions[level] ** axis
+        factor = HASH_FACTORS[axis] if hashed else math.prod(levels.resolutions[level][:axis])
         # |cell| <= 2^30, so that int64 holds the product
         ends = [((cell[:, axis] + step) * factor & UINT32_MASK, weight[:, axis]) for step, weight in steps]
         if axis == 0:

@@ -25,7 +25,8 @@ def hash_encode_mlp(
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
+    softplus_beta: float = 1.0,
 ) -> Tensor:
     """See :func:`hashgrid.ops._ngp.hash_encode_mlp`."""
     encoded = hash_encode_into(positions, table, levels, interpolation, bounds, level_weights, half_table)
-    return mlp(encoded, weights, biases, activation, output_activation, compute_dtype)
+    return mlp(encoded, weights, biases, activation, output_activation, compute_dtype, softplus_beta)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hashgrid.maths import layers
 from hashgrid.ops._tensors import at_least_fp32, product_dtype, without_autocast
+from hashgrid.util.choices import check_softplus_beta
 
 
 def mlp(
@@ -18,6 +19,7 @@ def mlp(
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
+    softplus_beta: float = 1.0,
 ) -> Tensor:
     """``output_activation(W_n ... activation(W_1 x + b_1) ... + b_n)``, twice differentiable to every tensor.
 
@@ -32,6 +34,7 @@ def mlp(
         output_activation: of the last layer, from the same set.
         compute_dtype: both factors of each forward product are rounded to it, beyond float16's 65504 to infinity; sums,
             biases, activations and gradients keep the dtype of the weights, hence also their range.
+        softplus_beta: of a hidden "softplus", ``log(1 + exp(beta x)) / beta``.
 
     Returns:
         [..., out] in the dtype of the weights, at least fp32.
@@ -40,10 +43,11 @@ def mlp(
         ValueError: shapes do not chain, or an activation is unknown.
     """
     _check_arguments(x, weights, biases)
+    check_softplus_beta(activation, softplus_beta)
     weights = [at_least_fp32(weight) for weight in weights]
     biases = None if biases is None else [at_least_fp32(bias) for bias in biases]
     compute_dtype = product_dtype(compute_dtype, weights[0])
-    return _layers(x.to(weights[0].dtype), weights, biases, activation, output_activation, compute_dtype)
+    return _layers(x.to(weights[0].dtype), weights, biases, activation, output_activation, compute_dtype, softplus_beta)
 
 
 _layers = without_autocast(layers)

@@ -72,5 +72,5 @@ def render_rays(
         output_activation,
         compute_dtype,
     )
-    rendered = composite(sigmas, colors, t_starts, t_ends, packed_info, early_stop_eps)[:3]
-    return *rendered, torch.tensor([len(positions)], device=positions.device)
+    rendered, opacities, depths, *_ = composite(sigmas, colors, t_starts, t_ends, packed_info, early_stop_eps)
+    return rendered, opacities, depths, torch.tensor([len(positions)], device=positions.device)

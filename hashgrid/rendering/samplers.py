@@ -236,10 +236,11 @@ class CoarseToFineSampler(StratifiedSampler):
         coarse = field.coarse or field
         unit_o, unit_d = coarse.unit(rays.origins), coarse.unit_direction(rays.directions)
         at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
-        out = composite(*coarse.radiance(at), samples, early_stop_eps=self.early_stop_eps)
-        seen = Rendered(*out, samples, samples.n_samples)
-        weights = seen.weights.detach().view(len(rays), self.n_samples)
-        fine = self.resample(edges, weights, jitter)
+        colors, opacities, depths, weights, distortion = composite(
+            *coarse.radiance(at), samples, early_stop_eps=self.early_stop_eps
+        )
+        seen = Rendered(colors, opacities, depths, weights, distortion, samples, samples.n_samples)
+        fine = self.resample(edges, weights.detach().view(len(rays), self.n_samples), jitter)
         return self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values), seen if field.coarse else None
 
     def resample(self, edges: Tensor, weights: Tensor, jitter: tuple[int, int] | None) -> Tensor:

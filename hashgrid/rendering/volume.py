@@ -43,8 +43,11 @@ def render(
         unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
         at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
     sigmas, colors = field.radiance(at, kept)
-    out = composite(sigmas, colors, samples, early_stop_eps=sampler.early_stop_eps, background=background)
-    return Rendered(*out, samples, n_evaluated + (coarse.n_evaluated if coarse is not None else 0), coarse)
+    n_evaluated += coarse.n_evaluated if coarse is not None else 0
+    colors, opacities, depths, weights, distortion = composite(
+        sigmas, colors, samples, early_stop_eps=sampler.early_stop_eps, background=background
+    )
+    return Rendered(colors, opacities, depths, weights, distortion, samples, n_evaluated, coarse)
 
 
 @torch.no_grad()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 BACKENDS = ("native", "reference")
 INTERPOLATIONS = ("linear", "smoothstep", "nearest")
@@ -25,6 +27,32 @@ def check_option(name: str, value: str, allowed: Collection[str]) -> str:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {tuple(allowed)}, got {value!r}")
     return value
+
+
+def exactly_one(**values: T | None) -> tuple[str, T]:
+    """Return the name and the value of the argument that is not None.
+
+    Raises:
+        ValueError: not exactly one is given.
+    """
+    given = [(name, value) for name, value in values.items() if value is not None]
+    if len(given) != 1:
+        names = " and ".join(f"`{name}`" for name in values)
+        raise ValueError(f"exactly one of {names} must be given, got {len(given)}")
+    return given[0]
+
+
+def check_softplus_beta(activation: str, beta: float) -> float:
+    """Return ``beta``, of the hidden activation called ``activation``.
+
+    Raises:
+        ValueError: it is not positive, or is not 1 where the activation has none.
+    """
+    if not beta > 0:
+        raise ValueError(f"`softplus_beta` must be positive, got {beta}")
+    if beta != 1 and activation != "softplus":
+        raise ValueError(f"`softplus_beta` must be 1 unless `activation` is 'softplus', got {beta} and {activation!r}")
+    return beta
 
 
 def as_integer(name: str, value: Any) -> int:

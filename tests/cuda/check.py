@@ -82,7 +82,7 @@ LOCAL_MEMORY = "|".join(
     (
         r"frequency_encode_\w+_kernel<double>",
         r"(hash_encode_mlp|radiance_field|radiance_mlp_forward|radiance_mlp_backward|render_rays)_kernel<.*>",
-        r"mlp_(fused_forward|fused_backward|activate|derivative)_kernel<.*>",
+        r"mlp_(fused_forward|fused_backward|activate|derivative|jet_activate)_kernel<.*>",
     )
 )
 

@@ -16,9 +16,11 @@ from hashgrid.levels import LevelTable, make_level_table
 from hashgrid.nn.occupancy_grid import _frustum_planes
 from hashgrid.ops import _ngp
 from problems.adam_step import State, check_state, sparse_gradient
-from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
+from problems.composite import check_composite_budget, composite_and_derivatives, make_samples, with_alphas
 from problems.hash_encode import orders_of, safe_positions
+from problems.jets import check_jets
 from problems.march_rays import scene
+from problems.mlp import make_params
 from problems.mlp_on_host import MlpOnHost, check_fused, check_plain
 from problems.occupancy import AABB, make_cameras, make_state
 from problems.occupancy_values import cells_of_field, values_in_parts
@@ -112,8 +114,12 @@ def hash_encode_case(n: int) -> None:
     inputs = [safe_positions(levels, n), torch.randn(levels.n_entries, 2), torch.rand(levels.n_levels)]
     for interpolation in ("linear", "smoothstep") if n < MANY else ("smoothstep",):
         check_derivatives(encode(ops, levels, interpolation), encode(reference, levels, interpolation), inputs)
+    box = make_level_table(3, 4, 8, base_resolution=(6, 3, 9), per_level_scale=(1.3, 1.7, 1.1))
+    of_box = [safe_positions(box, n), torch.randn(box.n_entries, 2), torch.rand(box.n_levels)]
+    check_derivatives(encode(ops, box, "smoothstep"), encode(reference, box, "smoothstep"), of_box)
     with deterministic():
         check_derivatives(encode(ops, levels, "linear"), encode(reference, levels, "linear"), inputs)
+        check_derivatives(encode(ops, box, "linear"), encode(reference, box, "linear"), of_box)
     # Neighbours on a line share cells.
     line = torch.lerp(*torch.rand(2, 1, 3), torch.linspace(0, 1, n)[:, None])
     table, grad_y = inputs[1].requires_grad_(), torch.randn(n, 16)
@@ -123,6 +129,15 @@ def hash_encode_case(n: int) -> None:
     )
     allowed = 2 * (theirs - truth).abs().max() + truth.abs().max() * torch.finfo(torch.float32).eps
     assert (ours - truth).abs().max() <= allowed
+
+
+def hash_encode_jet_case(n: int) -> None:
+    levels = make_level_table(3, n_levels=3, log2_hashmap_size=8, base_resolution=6, per_level_scale=1.3)
+    inputs = [safe_positions(levels, n), torch.randn(n, 2, 3), torch.randn(levels.n_entries, 2)]
+    ours, theirs = (
+        lambda *inputs, op=library.hash_encode_jet: op(*inputs, levels, "smoothstep") for library in (ops, reference)
+    )
+    check_jets(ours, theirs, [tensor.double() for tensor in inputs], 2)
 
 
 def sh_encode_case(n: int) -> None:
@@ -144,6 +159,20 @@ def mlp_case(n: int) -> None:
         problem = MlpOnHost([17, 32, 3], n, True, activation, "sigmoid")
         check_fused(problem)
         check_plain(problem)
+
+
+def mlp_jet_case(n: int) -> None:
+    weights, biases = make_params([17, 32, 3], True)
+    for operators in (None, torch.randn(3, 2)):
+        n_seconds = 2 if operators is None else 3
+        inputs = [torch.rand(n, 17), torch.randn(n, 2, 17), torch.randn(n, n_seconds, 17)]
+        ours, theirs = (
+            lambda x, v, a, *params, op=library.mlp_jet, operators=operators: op(
+                x, v, params[:2], params[2:], "sine", "sigmoid", a, operators
+            )
+            for library in (ops, reference)
+        )
+        check_jets(ours, theirs, [*(tensor.double() for tensor in inputs), *weights, *biases], 3, 40)
 
 
 def hash_encode_mlp_case(n: int) -> None:
@@ -291,11 +320,13 @@ def packed(n_rays: int, dtype: torch.dtype, density: float) -> dict[str, Tensor]
 
 def composite_case(n: int) -> None:
     """Of a few rays, a sum is one number and PyTorch's error luck: there many draws share a budget."""
-    for n_features, density in ((3, 0.1), (5, 20.0)) if n < MANY else ((3, 1.0),):
+    kinds = itertools.product(((3, 0.1), (5, 20.0)), (False, True)) if n < MANY else (((3, 1.0), False),)
+    for (n_features, density), of_alphas in kinds:
         draws = []
         for _ in range(16 if n < 32 else 1):
             samples = packed(n, torch.float32, density)
             samples["features"] = torch.rand(len(samples["sigmas"]), n_features)
+            samples = with_alphas(samples) if of_alphas else samples
             exact = composite_and_derivatives(reference.composite, samples, torch.float64)
             theirs = composite_and_derivatives(reference.composite, samples, torch.float32)
             draws.append((composite_and_derivatives(ops.composite, samples, torch.float32), theirs, exact))
@@ -381,6 +412,7 @@ def adam_step_case(n: int, width: int = 2) -> None:
 
 CASES = (
     *(hash_encode_case, sh_encode_case, frequency_encode_case, mlp_case),
+    *(hash_encode_jet_case, mlp_jet_case),
     *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case, render_rays_case),
     *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
     *(sample_positions_case, composite_case, pixel_loss_case, visible_samples_case, window_samples_case),

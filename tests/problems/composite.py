@@ -22,6 +22,12 @@ def make_samples(counts: list[int], dtype: torch.dtype = torch.float64, density:
     }
 
 
+def with_alphas(samples: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    """The same samples, of which the alphas are known instead of the densities."""
+    thickness = samples["sigmas"] * (samples["t_ends"] - samples["t_starts"])
+    return samples | {"sigmas": None, "alphas": -torch.expm1(-thickness)}
+
+
 def brute_force_composite(samples: dict[str, Tensor], early_stop_eps: float) -> tuple[Tensor, ...]:
     """Straight from the definition, one ray and sample at a time."""
     sigmas, t0, t1 = (samples[name].tolist() for name in ("sigmas", "t_starts", "t_ends"))
@@ -45,11 +51,40 @@ def brute_force_composite(samples: dict[str, Tensor], early_stop_eps: float) -> 
     return torch.stack(colours), scalars[0], scalars[1], weights, scalars[2]
 
 
-def composite_and_derivatives(composite, samples: dict[str, Tensor], dtype: torch.dtype, **options) -> list[Tensor]:
+def composite_of_products(alphas: Tensor, samples: dict, early_stop_eps: float) -> tuple[Tensor, ...]:
+    """The outputs from ``T_{i+1} = T_i (1 - alpha_i)``, one sample at a time, in ops that PyTorch differentiates."""
+    t0, t1, features = samples["t_starts"], samples["t_ends"], samples["features"]
+    middle = (t0 + t1) / 2
+    rows, weights, transmittances = [], [], []
+    zero = alphas.new_zeros(())
+    for start, count in samples["packed_info"].tolist():
+        through, row = torch.ones((), dtype=alphas.dtype), [torch.zeros_like(features[0]), zero, zero, zero]
+        w: list[Tensor] = []
+        for i in range(start, start + count):
+            counts = through >= early_stop_eps
+            transmittances.append(through if counts else zero)
+            w.append(transmittances[-1] * alphas[i])
+            spread = sum((w[j - start] * (middle[i] - middle[j]) for j in range(start, i)), zero)
+            terms = (
+                w[-1] * features[i],
+                w[-1],
+                w[-1] * middle[i],
+                w[-1] ** 2 * (t1[i] - t0[i]) / 3 + 2 * w[-1] * spread,
+            )
+            row = [total + term for total, term in zip(row, terms, strict=True)]
+            through = through * (1 - alphas[i])
+        rows.append(row)
+        weights += w
+    colours, opacities, depths, distortion = (torch.stack(column) for column in zip(*rows, strict=True))
+    return colours, opacities, depths, torch.stack(weights), distortion, torch.stack(transmittances)
+
+
+def composite_and_derivatives(composite, samples: dict, dtype: torch.dtype, **options) -> list[Tensor]:
     """Outputs, gradients and second derivatives in ``dtype``, for cotangents that do not depend on it."""
-    samples = {k: v.to(dtype) if v.is_floating_point() else v for k, v in samples.items()}
-    inputs = [samples[name].clone().requires_grad_() for name in ("sigmas", "features")]
-    outputs = composite(**samples | dict(zip(("sigmas", "features"), inputs, strict=True)), **options)
+    samples = {k: v.to(dtype) if v is not None and v.is_floating_point() else v for k, v in samples.items()}
+    names = ("sigmas" if samples["sigmas"] is not None else "alphas", "features")
+    inputs = [samples[name].clone().requires_grad_() for name in names]
+    outputs = composite(**samples | dict(zip(names, inputs, strict=True)), return_transmittances=True, **options)
     generator = torch.Generator().manual_seed(1)
 
     def random_like(tensors) -> list[Tensor]:

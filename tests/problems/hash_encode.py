@@ -27,7 +27,7 @@ def safe_positions(
         safe = ((x - 0).abs() > 1e-4).all(-1) & ((x - 1).abs() > 1e-4).all(-1)
         seen = x.double().clamp(0, 1) if clamp else x.double()
         for scale in levels.scales:
-            cell = seen * scale + levels.shift
+            cell = seen * torch.tensor(scale, dtype=torch.float64) + levels.shift
             safe &= ((cell - cell.round()).abs() >= margin).all(-1)
         accepted.append(x[safe])
     return torch.cat(accepted)[:n]
@@ -120,7 +120,7 @@ def check_huge_positions(magnitude: float, dtype: torch.dtype) -> None:
     far = torch.tensor([[-1, -1, -1], [1, 1, 1], [1, 0, 0], [0, -1, 0]], dtype=dtype)
     x = torch.where(far != 0, far * magnitude, torch.tensor([0.31, 0.42, 0.77], dtype=dtype)).requires_grad_()
     table = torch.randn(levels.n_entries, 2, dtype=dtype, requires_grad=True)
-    overflows = magnitude * max(levels.scales) > torch.finfo(dtype).max
+    overflows = magnitude * max(map(max, levels.scales)) > torch.finfo(dtype).max
     exact = [t.detach().double().requires_grad_() for t in (x, table)]
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     for bounds in ("clamp", "zero", "none"):

@@ -19,6 +19,8 @@ LEVELS = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=4,
 LINEAR = encoding_options(LEVELS, "linear", "clamp")
 SMOOTHSTEP = encoding_options(LEVELS, "smoothstep", "zero")
 NEAREST = encoding_options(LEVELS, "nearest", "none")
+BOX = make_level_table(3, n_levels=3, log2_hashmap_size=7, base_resolution=(4, 5, 2), max_resolution=(16, 9, 4))
+BOXED = encoding_options(BOX, "smoothstep", "clamp")
 RESOLUTION = (4, 5, 6)
 N_CELLS = 2 * 4 * 5 * 6  # two cascades
 AABB = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
@@ -35,6 +37,7 @@ def _hash_encode() -> Iterator[Arguments]:
         yield positions, table, None, *options
         yield positions, table, torch.rand(3, dtype=dtype).requires_grad_(), *options
     yield torch.rand(N_POINTS, 3), _leaf(LEVELS.n_entries, 4), None, *LINEAR  # as in training: the table only
+    yield torch.rand(N_POINTS, 3).requires_grad_(), _leaf(BOX.n_entries, 2), None, *BOXED
 
 
 def _hash_encode_backward() -> Iterator[Arguments]:
@@ -47,6 +50,8 @@ def _hash_encode_backward() -> Iterator[Arguments]:
         yield _leaf(N_POINTS, 6, dtype=dtype), positions, table, weights, *options, True, True, True, False
     positions, table = torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
     yield torch.randn(N_POINTS, 6), positions, table, None, *LINEAR, False, True, False, False
+    table, weights = torch.randn(BOX.n_entries, 2), torch.rand(3)
+    yield torch.randn(N_POINTS, 6), positions, table, weights, *BOXED, True, True, True, False
 
 
 def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
@@ -61,6 +66,9 @@ def _hash_encode_backward_backward() -> Iterator[Arguments]:
     cotangents = torch.randn(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2), torch.randn(3)
     yield *cotangents, grad_y, positions, table, torch.rand(3), *LINEAR, True, True, True, False
     yield cotangents[0], None, None, grad_y, positions, table, None, *LINEAR, False, True, False, False
+    table = torch.randn(BOX.n_entries, 2)
+    yield cotangents[0], None, None, grad_y, positions, table, None, *BOXED, True, True, False, False
+    table = torch.randn(LEVELS.n_entries, 2)
     tensors = [t.double() for t in (*cotangents, grad_y, positions, table, torch.rand(3))]
     yield *tensors, *NEAREST, True, True, True, False
 
@@ -82,6 +90,8 @@ def _hash_encode_mlp() -> Iterator[Arguments]:
         for rows, biases in ((table, []), (table.to(half), [torch.randn(16), torch.randn(5)])):
             for factors in (1, 2):
                 yield torch.rand(N_POINTS, 3), rows, None, *options, weights, biases, 1, 0, factors
+    weights = [torch.randn(16, 6), torch.randn(5, 16)]
+    yield torch.rand(N_POINTS, 3), torch.randn(BOX.n_entries, 2), None, *BOXED, weights, [], 1, 0, 2
 
 
 def _radiance_field() -> Iterator[Arguments]:
@@ -142,6 +152,38 @@ def _mlp_backward_backward() -> Iterator[Arguments]:
         yield cotangent, grad_y, x.detach(), *params, 4, 6, True, False, True
 
 
+def _mlp_jet() -> Iterator[Arguments]:
+    for bias in (False, True):
+        x, weights, biases = _mlp_params(bias)
+        weights = [(0.3 * weight.detach()).requires_grad_() for weight in weights]  # derivatives multiply them up
+        accelerations = _leaf(N_POINTS, 2, 5) if bias else None
+        yield x, _leaf(N_POINTS, 2, 5), accelerations, None, weights, biases, 8 if bias else 6, 5 if bias else 0
+        yield x, _leaf(N_POINTS, 2, 5), None, torch.randn(1, 2), weights, biases, 4, 0
+
+
+def _mlp_jet_backward() -> Iterator[Arguments]:
+    for x, directions, accelerations, operators, weights, biases, *options in _mlp_jet():
+        every, n_seconds = accelerations is not None, 2 if operators is None else 1
+        of_first = torch.randn(N_POINTS, 2, 3) if every else None
+        grads = torch.randn(N_POINTS, 3), of_first, torch.randn(N_POINTS, n_seconds, 3)
+        rows = x.detach(), directions.detach(), accelerations.detach() if every else None, operators
+        params = [p.detach() for p in weights], [p.detach() for p in biases]
+        yield *grads, *rows, *params, *options, every, every, every, True
+
+
+def _hash_encode_jet() -> Iterator[Arguments]:
+    for dtype, options in ((torch.float32, LINEAR), (torch.float32, SMOOTHSTEP), (torch.float64, NEAREST)):
+        positions = torch.rand(N_POINTS, 3, dtype=dtype).requires_grad_()
+        yield positions, _leaf(N_POINTS, 2, 3, dtype=dtype), _leaf(LEVELS.n_entries, 2, dtype=dtype), *options
+
+
+def _hash_encode_jet_backward() -> Iterator[Arguments]:
+    for needs in ((True, True, True), (False, False, True)):
+        grads = torch.randn(N_POINTS, 6) if needs[0] else None, *torch.randn(2, N_POINTS, 2, 6)
+        positions, table = torch.rand(N_POINTS, 3), torch.randn(LEVELS.n_entries, 2)
+        yield *grads, positions, torch.randn(N_POINTS, 2, 3), table, *SMOOTHSTEP, *needs, False
+
+
 def _sh_encode() -> Iterator[Arguments]:
     for degree, dtype in ((1, torch.float32), (4, torch.float64)):
         yield torch.nn.functional.normalize(torch.randn(N_POINTS, 3, dtype=dtype), dim=1).requires_grad_(), degree
@@ -197,22 +239,24 @@ def _samples() -> tuple[Tensor, Tensor, Tensor]:
 def _composite() -> Iterator[Arguments]:
     t_starts, t_ends, packed_info = _samples()
     sigmas = torch.rand(len(t_starts)).requires_grad_()
-    yield sigmas, _leaf(len(t_starts), N_CHANNELS), t_starts, t_ends, packed_info, 1e-4
+    for are_alphas in (False, True):
+        yield sigmas, _leaf(len(t_starts), N_CHANNELS), t_starts, t_ends, packed_info, 1e-4, are_alphas, are_alphas
 
 
 def _composite_gradients() -> tuple[Tensor | None, ...]:
     n_samples = len(_samples()[0])
-    return torch.randn(N_RAYS, N_CHANNELS), torch.randn(N_RAYS), None, torch.randn(n_samples), torch.randn(N_RAYS)
+    of_rays = torch.randn(N_RAYS, N_CHANNELS), torch.randn(N_RAYS), None
+    return *of_rays, torch.randn(n_samples), torch.randn(N_RAYS), torch.randn(n_samples)
 
 
 def _composite_backward() -> Iterator[Arguments]:
-    for sigmas, features, *rest in _composite():
+    for sigmas, features, *rest, _ in _composite():
         grads = tuple(g if g is None else g.requires_grad_() for g in _composite_gradients())
         yield *grads, sigmas, features, *rest
 
 
 def _composite_backward_backward() -> Iterator[Arguments]:
-    for sigmas, features, *rest in _composite():
+    for sigmas, features, *rest, _ in _composite():
         cotangents = torch.randn(len(sigmas)), torch.randn(len(sigmas), N_CHANNELS)
         yield *cotangents, *_composite_gradients(), sigmas.detach(), features.detach(), *rest
 
@@ -305,12 +349,16 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "hash_encode_backward": _hash_encode_backward,
     "hash_encode_accumulate_table_gradient": _hash_encode_accumulate_table_gradient,
     "hash_encode_backward_backward": _hash_encode_backward_backward,
+    "hash_encode_jet": _hash_encode_jet,
+    "hash_encode_jet_backward": _hash_encode_jet_backward,
     "hash_encode_mlp": _hash_encode_mlp,
     "radiance_mlp": _radiance_mlp,
     "radiance_mlp_backward": _radiance_mlp_backward,
     "mlp": _mlp,
     "mlp_backward": _mlp_backward,
     "mlp_backward_backward": _mlp_backward_backward,
+    "mlp_jet": _mlp_jet,
+    "mlp_jet_backward": _mlp_jet_backward,
     "sh_encode": _sh_encode,
     "sh_encode_backward": _sh_encode_backward,
     "frequency_encode": _frequency_encode,

@@ -8,26 +8,29 @@ namespace {
 
 CompositeParams make_params(const DeviceScope& device, const Tensor& sigmas, const Tensor& features,
                             const Tensor& t_starts, const Tensor& t_ends, const Tensor& packed_info,
-                            double early_stop_eps) {
+                            double early_stop_eps, bool are_alphas) {
   device.check(features, "features");
   device.check(t_starts, "t_starts");
   device.check(t_ends, "t_ends");
   device.check(packed_info, "packed_info");
-  return make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
+  return make_composite_params(sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas);
 }
 
 void check_gradients(const DeviceScope& device, const std::optional<Tensor>& grad_ray_features,
                      const std::optional<Tensor>& grad_opacities, const std::optional<Tensor>& grad_depths,
-                     const std::optional<Tensor>& grad_weights, const std::optional<Tensor>& grad_distortion) {
+                     const std::optional<Tensor>& grad_weights, const std::optional<Tensor>& grad_distortion,
+                     const std::optional<Tensor>& grad_transmittances) {
   device.check(grad_ray_features, "grad_ray_features");
   device.check(grad_opacities, "grad_opacities");
   device.check(grad_depths, "grad_depths");
   device.check(grad_weights, "grad_weights");
   device.check(grad_distortion, "grad_distortion");
+  device.check(grad_transmittances, "grad_transmittances");
 }
 
-CompositeOutputs run_forward(const DeviceScope& device, CompositeParams* p, const Tensor& like) {
-  const CompositeOutputs outputs = allocate_outputs(like, p, true);
+CompositeOutputs run_forward(const DeviceScope& device, CompositeParams* p, const Tensor& like,
+                             bool need_transmittances) {
+  const CompositeOutputs outputs = allocate_outputs(like, p, true, need_transmittances);
   launch_composite_forward(*p, device.stream());
   return outputs;
 }
@@ -42,41 +45,47 @@ std::tuple<Tensor, Tensor> run_backward(const DeviceScope& device, CompositePara
 }
 
 CompositeOutputs composite_cuda(const Tensor& sigmas, const Tensor& features, const Tensor& t_starts,
-                                const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps) {
+                                const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps, bool are_alphas,
+                                bool need_transmittances) {
   const DeviceScope device(sigmas);
-  CompositeParams p = make_params(device, sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
-  return run_forward(device, &p, sigmas);
+  CompositeParams p = make_params(device, sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas);
+  return run_forward(device, &p, sigmas, need_transmittances);
 }
 
-std::tuple<Tensor, Tensor> composite_backward_cuda(const std::optional<Tensor>& grad_ray_features,
-                                                   const std::optional<Tensor>& grad_opacities,
-                                                   const std::optional<Tensor>& grad_depths,
-                                                   const std::optional<Tensor>& grad_weights,
-                                                   const std::optional<Tensor>& grad_distortion, const Tensor& sigmas,
-                                                   const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
-                                                   const Tensor& packed_info, double early_stop_eps) {
+std::tuple<Tensor, Tensor> composite_backward_cuda(
+    const std::optional<Tensor>& grad_ray_features, const std::optional<Tensor>& grad_opacities,
+    const std::optional<Tensor>& grad_depths, const std::optional<Tensor>& grad_weights,
+    const std::optional<Tensor>& grad_distortion, const std::optional<Tensor>& grad_transmittances,
+    const Tensor& sigmas, const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
+    const Tensor& packed_info, double early_stop_eps, bool are_alphas) {
   const DeviceScope device(sigmas);
-  check_gradients(device, grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion);
-  CompositeParams p = make_params(device, sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
-  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, sigmas, &p);
+  check_gradients(device, grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion,
+                  grad_transmittances);
+  CompositeParams p = make_params(device, sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas);
+  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, grad_transmittances,
+                sigmas, &p);
   return run_backward(device, &p, sigmas);
 }
 
 // As on the CPU: derivatives along the cotangents of (grad_sigmas, grad_features).
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_backward_cuda(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> composite_backward_backward_cuda(
     const std::optional<Tensor>& grad_grad_sigmas, const std::optional<Tensor>& grad_grad_features,
     const std::optional<Tensor>& grad_ray_features, const std::optional<Tensor>& grad_opacities,
     const std::optional<Tensor>& grad_depths, const std::optional<Tensor>& grad_weights,
-    const std::optional<Tensor>& grad_distortion, const Tensor& sigmas, const Tensor& features, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& packed_info, double early_stop_eps) {
+    const std::optional<Tensor>& grad_distortion, const std::optional<Tensor>& grad_transmittances,
+    const Tensor& sigmas, const Tensor& features, const Tensor& t_starts, const Tensor& t_ends,
+    const Tensor& packed_info, double early_stop_eps, bool are_alphas) {
   const DeviceScope device(sigmas);
   device.check(grad_grad_sigmas, "grad_grad_sigmas");
   device.check(grad_grad_features, "grad_grad_features");
-  check_gradients(device, grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion);
-  CompositeParams p = make_params(device, sigmas, features, t_starts, t_ends, packed_info, early_stop_eps);
-  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, sigmas, &p);
+  check_gradients(device, grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion,
+                  grad_transmittances);
+  CompositeParams p = make_params(device, sigmas, features, t_starts, t_ends, packed_info, early_stop_eps, are_alphas);
+  set_gradients(grad_ray_features, grad_opacities, grad_depths, grad_weights, grad_distortion, grad_transmittances,
+                sigmas, &p);
   set_tangents(grad_grad_sigmas, grad_grad_features, sigmas, &p);
-  return std::tuple_cat(run_forward(device, &p, sigmas), run_backward(device, &p, sigmas));
+  return std::tuple_cat(run_forward(device, &p, sigmas, p.grad_transmittances != nullptr),
+                        run_backward(device, &p, sigmas));
 }
 
 }  // namespace

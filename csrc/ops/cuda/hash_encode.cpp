@@ -24,15 +24,14 @@ Tensor level_weight_gradient(const Tensor& positions, HashEncodeParams& p, Works
 }
 
 Tensor hash_encode_cuda(const Tensor& positions, const Tensor& any_table, const std::optional<Tensor>& level_weights,
-                        const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-                        const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
-                        const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds) {
+                        const std::vector<double>& scales, const std::vector<int64_t>& geometry, int64_t interpolation,
+                        int64_t bounds) {
   const DeviceScope device(positions);
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
-  HashEncodeParams p = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  HashEncodeParams p =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   Tensor y = empty(positions, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features});
   p.y = y.mutable_data_ptr();
   launch_hash_encode_forward(p, device.stream());
@@ -41,18 +40,17 @@ Tensor hash_encode_cuda(const Tensor& positions, const Tensor& any_table, const 
 
 std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cuda(
     const Tensor& any_grad_y, const Tensor& positions, const Tensor& any_table,
-    const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
-    const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
-    const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
-    bool need_positions, bool need_table, bool need_level_weights, bool deterministic) {
+    const std::optional<Tensor>& level_weights, const std::vector<double>& scales, const std::vector<int64_t>& geometry,
+    int64_t interpolation, int64_t bounds, bool need_positions, bool need_table, bool need_level_weights,
+    bool deterministic) {
   const DeviceScope device(positions);
   device.check(any_grad_y, "grad_y");
   const Tensor grad_y = aligned(any_grad_y);
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
-  HashEncodeParams p = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  HashEncodeParams p =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   Workspace workspace;
@@ -79,11 +77,8 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cuda(
 void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const std::optional<Tensor>& grad_grad_positions,
                                                 const Tensor& any_grad_y, const Tensor& positions,
                                                 const std::optional<Tensor>& level_weights,
-                                                const std::vector<double>& scales,
-                                                const std::vector<int64_t>& resolutions, double shift,
-                                                const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes,
-                                                const std::vector<int64_t>& hashed, int64_t interpolation,
-                                                int64_t bounds, bool deterministic) {
+                                                const std::vector<double>& scales, const std::vector<int64_t>& geometry,
+                                                int64_t interpolation, int64_t bounds, bool deterministic) {
   const DeviceScope device(positions);
   device.check(grad_table, "grad_table");
   device.check(grad_grad_positions, "grad_grad_positions");
@@ -91,8 +86,7 @@ void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const std::op
   const Tensor grad_y = aligned(any_grad_y);
   device.check(level_weights, "level_weights");
   HashEncodeParams p =
-      make_hash_encode_params(positions, grad_table, level_weights,
-                              {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+      make_hash_encode_params(positions, grad_table, level_weights, {scales, geometry}, interpolation, bounds);
   check_dtype(grad_table, "grad_table", positions.scalar_type());
   check_grad_y(grad_y, positions, p);
   set_cotangents(grad_grad_positions, std::nullopt, std::nullopt, positions, p);
@@ -111,9 +105,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cuda(
     const std::optional<Tensor>& grad_grad_positions, const std::optional<Tensor>& grad_grad_table,
     const std::optional<Tensor>& grad_grad_level_weights, const Tensor& any_grad_y, const Tensor& positions,
     const Tensor& any_table, const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
-    const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
-    const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed, int64_t interpolation, int64_t bounds,
-    bool need_positions, bool need_table, bool need_level_weights, bool deterministic) {
+    const std::vector<int64_t>& geometry, int64_t interpolation, int64_t bounds, bool need_positions, bool need_table,
+    bool need_level_weights, bool deterministic) {
   const DeviceScope device(positions);
   device.check(grad_grad_positions, "grad_grad_positions");
   device.check(grad_grad_table, "grad_grad_table");
@@ -123,8 +116,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hash_encode_backward_backward_cuda(
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
-  HashEncodeParams p = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  HashEncodeParams p =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   check_grad_y(grad_y, positions, p);
   p.grad_y = grad_y.const_data_ptr();
   set_cotangents(grad_grad_positions, grad_grad_table, grad_grad_level_weights, positions, p);

@@ -21,19 +21,17 @@ void launch_separately(HashEncodeParams grid, MlpParams p, const Tensor& positio
 
 Tensor hash_encode_mlp_cuda(const Tensor& positions, const Tensor& any_table,
                             const std::optional<Tensor>& level_weights, const std::vector<double>& scales,
-                            const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
-                            const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-                            int64_t interpolation, int64_t bounds, const std::vector<Tensor>& weights,
-                            const std::vector<Tensor>& biases, int64_t activation, int64_t output_activation,
-                            int64_t factors) {
+                            const std::vector<int64_t>& geometry, int64_t interpolation, int64_t bounds,
+                            const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t activation,
+                            int64_t output_activation, int64_t factors) {
   const DeviceScope device(positions);
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
   for (const Tensor& weight : weights) device.check(weight, "weights");
   for (const Tensor& bias : biases) device.check(bias, "biases");
-  const HashEncodeParams grid = make_hash_encode_params(
-      positions, table, level_weights, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  const HashEncodeParams grid =
+      make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   MlpParams p = make_mlp_params(grid, positions, weights, biases, activation, output_activation, factors);
   Tensor y = empty(positions, {p.n_rows, p.layers[p.n_layers - 1].n_out});
   p.y = y.mutable_data_ptr();

@@ -2,6 +2,7 @@
 // window_samples.
 #pragma once
 
+#include "core/visible_samples_params.h"
 #include "ops/cuda/device.h"
 
 namespace hashgrid {

@@ -1,4 +1,5 @@
 // occupancy_values: checks, allocation and launch. The Python side asks for it only where there is a kernel.
+#include "core/occupancy_values_params.h"
 #include "ops/cuda/device.h"
 #include "ops/hash_encode_mlp.h"
 #include "ops/occupancy_points.h"
@@ -9,10 +10,8 @@ namespace {
 Tensor occupancy_values_cuda(const Tensor& cells, const Tensor& aabb, const std::vector<int64_t>& resolution,
                              int64_t n_cascades, const std::optional<Tensor>& counter, const Tensor& field_aabb,
                              const Tensor& any_table, const std::vector<double>& scales,
-                             const std::vector<int64_t>& resolutions, double shift, const std::vector<int64_t>& offsets,
-                             const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-                             int64_t interpolation, int64_t bounds, const std::vector<Tensor>& weights, int64_t factors,
-                             double step_size) {
+                             const std::vector<int64_t>& geometry, int64_t interpolation, int64_t bounds,
+                             const std::vector<Tensor>& weights, int64_t factors, double step_size) {
   const DeviceScope device(aabb);
   device.check(cells, "cells");
   device.check(counter, "counter");
@@ -27,8 +26,8 @@ Tensor occupancy_values_cuda(const Tensor& cells, const Tensor& aabb, const std:
   p.step_size = static_cast<float>(step_size);
 
   Tensor positions = empty(aabb, {0, 3});  // the kernel makes them
-  const HashEncodeParams grid = make_hash_encode_params(
-      positions, table, std::nullopt, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  const HashEncodeParams grid =
+      make_hash_encode_params(positions, table, std::nullopt, {scales, geometry}, interpolation, bounds);
   MlpParams network = make_mlp_params(grid, positions, weights, {}, static_cast<int64_t>(Activation::kReLU),
                                       static_cast<int64_t>(Activation::kNone), factors);
   STD_TORCH_CHECK(has_occupancy_values(grid, network), "occupancy_values has no kernel", missing_tensor_cores(),

@@ -8,12 +8,13 @@
 namespace hashgrid {
 namespace {
 
-std::tuple<Tensor, Tensor> radiance_field_cuda(
-    const Tensor& positions, const Tensor& any_table, const Tensor& any_ray_features, const Tensor& rays,
-    const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-    const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds, const std::vector<Tensor>& density_weights,
-    const std::vector<Tensor>& color_weights, int64_t output_activation, int64_t factors) {
+std::tuple<Tensor, Tensor> radiance_field_cuda(const Tensor& positions, const Tensor& any_table,
+                                               const Tensor& any_ray_features, const Tensor& rays,
+                                               const std::vector<double>& scales, const std::vector<int64_t>& geometry,
+                                               int64_t interpolation, int64_t bounds,
+                                               const std::vector<Tensor>& density_weights,
+                                               const std::vector<Tensor>& color_weights, int64_t output_activation,
+                                               int64_t factors) {
   const DeviceScope device(positions);
   device.check(any_table, "table");
   device.check(any_ray_features, "ray_features");
@@ -21,8 +22,8 @@ std::tuple<Tensor, Tensor> radiance_field_cuda(
   for (const Tensor& weight : density_weights) device.check(weight, "density_weights");
   for (const Tensor& weight : color_weights) device.check(weight, "color_weights");
   const Tensor table = aligned(any_table), ray_features = aligned(any_ray_features);
-  const HashEncodeParams grid = make_hash_encode_params(
-      positions, table, std::nullopt, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  const HashEncodeParams grid =
+      make_hash_encode_params(positions, table, std::nullopt, {scales, geometry}, interpolation, bounds);
   const MlpParams density =
       make_mlp_params(grid, positions, density_weights, {}, static_cast<int64_t>(Activation::kReLU),
                       static_cast<int64_t>(Activation::kNone), factors);

@@ -1,4 +1,5 @@
 // render_rays: checks, allocation and launch. The Python side asks for it only where there is a kernel.
+#include "core/render_rays_params.h"
 #include "ops/cuda/device.h"
 #include "ops/hash_encode_mlp.h"
 #include "ops/march_rays.h"
@@ -12,11 +13,10 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor> render_rays_cuda(
     const Tensor& rays_o, const Tensor& rays_d, const Tensor& any_ray_features, const Tensor& aabb, const Tensor& bits,
     const std::vector<int64_t>& resolution, int64_t n_cascades, const Tensor& field_aabb, const Tensor& any_table,
-    const std::vector<double>& scales, const std::vector<int64_t>& resolutions, double shift,
-    const std::vector<int64_t>& offsets, const std::vector<int64_t>& sizes, const std::vector<int64_t>& hashed,
-    int64_t interpolation, int64_t bounds, const std::vector<Tensor>& density_weights,
-    const std::vector<Tensor>& color_weights, int64_t output_activation, int64_t factors, double step_size,
-    double cone_angle, double near, double far, int64_t max_samples_per_ray, double early_stop_eps) {
+    const std::vector<double>& scales, const std::vector<int64_t>& geometry, int64_t interpolation, int64_t bounds,
+    const std::vector<Tensor>& density_weights, const std::vector<Tensor>& color_weights, int64_t output_activation,
+    int64_t factors, double step_size, double cone_angle, double near, double far, int64_t max_samples_per_ray,
+    double early_stop_eps) {
   const DeviceScope device(rays_o);
   device.check(rays_d, "rays_d");
   device.check(any_ray_features, "ray_features");
@@ -39,8 +39,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> render_rays_cuda(
 
   // The kernel makes positions and knows the rays they belong to: no point is in memory.
   Tensor positions = empty(rays_o, {0, 3}), rays = empty(rays_o, {0}, ScalarType::Long);
-  const HashEncodeParams grid = make_hash_encode_params(
-      positions, table, std::nullopt, {scales, resolutions, shift, offsets, sizes, hashed}, interpolation, bounds);
+  const HashEncodeParams grid =
+      make_hash_encode_params(positions, table, std::nullopt, {scales, geometry}, interpolation, bounds);
   const MlpParams density =
       make_mlp_params(grid, positions, density_weights, {}, static_cast<int64_t>(Activation::kReLU),
                       static_cast<int64_t>(Activation::kNone), factors);

@@ -13,7 +13,7 @@ from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
 from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten
 from hashgrid.ops.hash_encode import encoding_options
-from hashgrid.ops.mlp import check_network, mlp
+from hashgrid.ops.mlp import check_network, fold_softplus_beta, mlp
 from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 
@@ -30,6 +30,7 @@ def hash_encode_mlp(
     activation: str = "relu",
     output_activation: str = "none",
     compute_dtype: torch.dtype | None = None,
+    softplus_beta: float = 1.0,
 ) -> Tensor:
     """``mlp(hash_encode(positions, ...), ...)``, for arguments see `hash_encode_into` and `mlp`.
 
@@ -49,11 +50,12 @@ def hash_encode_mlp(
     tensors = [positions, table, *weights, *biases, *([] if level_weights is None else [level_weights])]
     if is_recorded(*tensors) or not _have_one_dtype(at_least_fp32(positions), table, *weights, *biases):
         encoded = hash_encode_into(positions, table, levels, interpolation, bounds, level_weights, half_table)
-        return mlp(encoded, weights, biases or None, activation, output_activation, compute_dtype)
+        return mlp(encoded, weights, biases or None, activation, output_activation, compute_dtype, softplus_beta)
     check_option("interpolation", interpolation, INTERPOLATIONS)
     check_option("bounds", bounds, BOUNDS)
     width = levels.n_levels * table.shape[-1]
     check_network(width, weights, biases, activation, output_activation, compute_dtype)
+    weights, biases = fold_softplus_beta(weights, biases, activation, softplus_beta)
     positions, products = at_least_fp32(positions), product_dtype(compute_dtype, weights[0])
     y = _extension.ops().hash_encode_mlp(
         flatten(positions, levels.n_input_dims, "positions"),
@@ -76,8 +78,7 @@ def _have_one_dtype(*tensors: Tensor) -> bool:
 
 def _register() -> None:
     @torch.library.register_fake("hashgrid::hash_encode_mlp")
-    def _(positions, table, level_weights, scales, *options):
-        weights = options[7]
+    def _(positions, table, level_weights, scales, geometry, interpolation, bounds, weights, *options):
         return positions.new_empty(positions.shape[0], weights[-1].shape[0])
 
 

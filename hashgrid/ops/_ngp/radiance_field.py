@@ -145,14 +145,15 @@ def has_density_kernel(
         and all(tensor.dtype == torch.float32 for tensor in tensors)
         and (half_table is None or half_table.dtype == products)
         and levels.n_input_dims == 3
+        and not levels.per_axis
         and table.shape[1] % 2 == 0
     )
 
 
 def _register() -> None:
     @torch.library.register_fake("hashgrid::radiance_field")
-    def _(positions, table, ray_features, rays, *options):
-        color_weights = options[9]
+    def _(positions, table, ray_features, rays, scales, geometry, interpolation, bounds, *options):
+        _, color_weights, *_ = options
         n = positions.shape[0]
         return positions.new_empty(n), positions.new_empty(n, color_weights[-1].shape[0])
 

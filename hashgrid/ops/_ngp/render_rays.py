@@ -155,7 +155,8 @@ def _render_through_memory(
         colors.index_copy_(0, index, color.to(sigmas.dtype))
         n_evaluated += index.shape[0]
         begin, length = begin + length, GROWTH * length
-    return *composite(sigmas, colors, t_starts, t_ends, packed_info, early_stop_eps)[:3], n_evaluated
+    rendered, opacities, depths, *_ = composite(sigmas, colors, t_starts, t_ends, packed_info, early_stop_eps)
+    return rendered, opacities, depths, n_evaluated
 
 
 def _register() -> None:

@@ -1,0 +1,152 @@
+"""Derivatives of fields along directions: against reverse mode, through every kind of module, in a loss that trains."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from problems.jets import jet_by_reverse_mode
+from torch import Tensor, nn
+
+from hashgrid import FusedMLP, HashGrid, NetworkWithInputEncoding, derivatives_along, value_and_laplacian
+from hashgrid.nn.encodings import Frequency
+
+GRID = {"n_levels": 3, "log2_hashmap_size": 8, "base_resolution": 3, "per_level_scale": 1.7}
+
+
+def make_field(kind: str, backend: str) -> nn.Module:
+    """A field of points in the plane, in float64."""
+    options = {"bias": True, "backend": backend}
+    mlp = FusedMLP(2, 3, 16, 2, activation="sine", **options)
+    grid = HashGrid(2, **GRID, interpolation="smoothstep", backend=backend)
+    nn.init.normal_(grid.table)
+    behind = FusedMLP(grid.n_output_dims, 3, 16, 2, activation="tanh", output_activation="sigmoid", **options)
+    fields = {
+        "mlp": mlp,
+        "encoded": NetworkWithInputEncoding(grid, behind),
+        "sequential": nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Sequential(grid, behind), nn.Tanh()),
+        "frequencies": nn.Sequential(Frequency(2, 2, backend="reference"), FusedMLP(8, 3, 16, 2, "tanh", **options)),
+        "pytorch": nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)),
+    }
+    return fields[kind].double()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("kind", ["mlp", "encoded", "sequential", "frequencies", "pytorch"])
+def test_every_field_has_the_derivatives_of_reverse_mode(kind: str, backend: str) -> None:
+    field = make_field(kind, backend)
+    plain = make_field(kind, "reference")
+    plain.load_state_dict(field.state_dict())
+    x, directions = torch.rand(11, 2, dtype=torch.float64), torch.randn(11, 3, 2, dtype=torch.float64)
+    jets = derivatives_along(field, x, directions)
+    expected = jet_by_reverse_mode(plain, x, directions)
+    for a, b in zip(jets, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    operators = torch.randn(2, 3, dtype=torch.float64)
+    summed = derivatives_along(field, x, directions, operators)
+    for a, b in zip(summed, (*expected[:2], operators @ expected[2]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    for results in (jets, expected):
+        sum(result.square().mean() for result in results).backward()
+    for a, b in zip(field.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-8 * b.grad.abs().max().item())
+
+
+def test_laplacian_of_known_functions() -> None:
+    x = torch.rand(2, 5, 3, dtype=torch.float64)
+    values, laplacian = value_and_laplacian(lambda x: (x**3).sum(-1, keepdim=True), x)
+    torch.testing.assert_close(values, (x**3).sum(-1, keepdim=True))
+    torch.testing.assert_close(laplacian, 6 * x.sum(-1, keepdim=True))
+    field = FusedMLP(3, 1, n_hidden_layers=0, output_activation="sine").double()
+    values, laplacian = value_and_laplacian(field, x)
+    torch.testing.assert_close(laplacian, -field.weights[0].square().sum() * values)
+
+
+def test_a_module_may_bring_its_own_jet() -> None:
+    class Centred(nn.Module):
+        """Points of the unit square as the network wants them."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x - 1
+
+        def jet(
+            self, x: Tensor, directions: Tensor, accelerations: Tensor | None, operators: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            """Bends nothing."""
+            if accelerations is None:
+                accelerations = torch.zeros_like(directions if operators is None else operators @ directions)
+            return 2 * x - 1, 2 * directions, 2 * accelerations
+
+    mlp = FusedMLP(2, 1, 16, activation="tanh").double()
+    x, axes = torch.rand(5, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    for operators in (None, torch.tensor([[1.0, -1.0]])):
+        for a, b in zip(
+            derivatives_along(nn.Sequential(Centred(), mlp), x, axes, operators),
+            derivatives_along(lambda x: mlp.to_sequential()(2 * x - 1), x, axes, operators),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_loss_with_a_laplacian_compiles_in_one_graph() -> None:
+    field = make_field("encoded", "native")
+    x = torch.rand(9, 2, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        values, laplacian = value_and_laplacian(field, x)
+        return (values - laplacian).square().mean()
+
+    expected = torch.autograd.grad(loss(x), list(field.parameters()))
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(x), list(field.parameters())), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bad_input() -> None:
+    mlp, x = FusedMLP(2, 1), torch.rand(5, 2)
+    with pytest.raises(ValueError, match=r"`directions` must have shape \[K, 2\] or \[5, K, 2\], got \[2, 3\]"):
+        derivatives_along(mlp, x, torch.ones(2, 3))
+    with pytest.raises(NotImplementedError, match="native kernels inside of <lambda>: give it a method `jet`"):
+        derivatives_along(lambda x: mlp(2 * x - 1), x, torch.eye(2))
+    with pytest.raises(ValueError, match="`compute_dtype` must be None for derivatives along directions, got torch.bf"):
+        value_and_laplacian(FusedMLP(2, 1, compute_dtype=torch.bfloat16), x)
+
+
+@pytest.fixture(scope="module")
+def heat() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "marks" / "heat_equation.py"
+    spec = importlib.util.spec_from_file_location("heat_equation", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_solution_of_the_heat_equation_has_no_residual(heat: ModuleType) -> None:
+    """The equation itself: plugged in, the solution leaves nothing, and another function does."""
+    x = torch.rand(50, 2)
+    solution = nn.Module()
+    solution.forward = lambda x: heat.exact((x + 1) / 2)
+    assert heat.residual(solution, x).abs().max() < 2e-6
+    solution.forward = lambda x: torch.sin(math.pi * (x[:, :1] + 1) / 2)
+    assert heat.residual(solution, x).abs().max() > 0.1
+
+
+def test_a_network_solves_the_heat_equation(heat: ModuleType) -> None:
+    """Some hundred short steps on the native kernels: an untrained network is off by 1, a constant 0 by 1 as well."""
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    network = FusedMLP(2, 1, 32, 2, activation="tanh", bias=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
+    for _ in range(600):
+        optimizer.zero_grad()
+        heat.loss(network, 256, device).backward()
+        optimizer.step()
+        schedule.step()
+    assert heat.relative_error(network, device) < 0.01

@@ -1,0 +1,57 @@
+"""Planes of features: against PyTorch's own bilinear sampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hashgrid.nn.planes import Planes
+
+RESOLUTIONS = (9, (12, 7, 4))  # vertices: one number for all axes, or one per axis
+N_FEATURES = 16
+
+
+def sampled(planes: Planes, x: Tensor) -> Tensor:
+    """The same by grid_sample, whose images have a row per vertex of the second axis of a pair."""
+    columns = []
+    for i, resolution in enumerate(RESOLUTIONS):
+        sides = (resolution,) * 3 if isinstance(resolution, int) else resolution
+        product = torch.ones(1, dtype=x.dtype)
+        for plane, (a, b) in zip(planes.planes, planes.axes, strict=True):
+            per_level = [sides[a] * sides[b]] * (N_FEATURES // 8)
+            offset = sum(r[a] * r[b] * (N_FEATURES // 8) for r in planes.resolutions[:i])
+            parts = plane.table[offset : offset + sum(per_level)].split(per_level)  # [r_b * r_a, 8] each
+            image = torch.cat([part.T.reshape(8, sides[b], sides[a]) for part in parts])
+            grid = (2 * x[:, [a, b]] - 1)[None, None]  # [1, 1, N, 2], in [-1, 1]
+            product = product * F.grid_sample(image[None], grid, align_corners=True)[0, :, 0].T
+        columns.append(product)
+    return torch.cat(columns, dim=1)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_planes_of_any_sides_match_grid_sample(backend: str) -> None:
+    torch.manual_seed(0)
+    planes = Planes(3, RESOLUTIONS, N_FEATURES, backend=backend).double()
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+    x = torch.cat((torch.rand(200, 3), corners)).double().requires_grad_()
+    y, expected = planes(x), sampled(planes, x)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    inputs = (x, *planes.parameters())
+    grads, wanted = (torch.autograd.grad(out.square().sum(), inputs) for out in (y, expected))
+    for name, grad, want in zip(("x", "xy", "xz", "yz"), grads, wanted, strict=True):
+        # at the ends of an axis the slope is that of a side, which the two choose differently
+        rows = slice(200) if name == "x" else slice(None)
+        torch.testing.assert_close(grad[rows], want[rows], rtol=1e-11, atol=1e-11)
+
+
+def test_table_has_the_product_of_both_sides() -> None:
+    boxes, cubes = Planes(3, ((64, 64, 8),), 8), Planes(3, (64,), 8)
+    n_boxes, n_cubes = (sum(plane.table.shape[0] for plane in planes.planes) for planes in (boxes, cubes))
+    assert n_boxes == 64 * 64 + 2 * 64 * 8 and n_cubes == 3 * 64 * 64
+
+
+def test_wrong_number_of_axes() -> None:
+    with pytest.raises(ValueError, match=r"`resolutions\[1\]` must be an integer or 3 of them, got \(8, 8\)"):
+        Planes(3, (16, (8, 8)))
