@@ -61,12 +61,12 @@ INTRODUCTION = """# What the CUDA kernels cost at least
 Written by `python benchmarks/gpu_limits.py --store`: counts by hand from the kernels, not measurements. Sizes: a grid
 of 16 levels of 2 features, T = 19, 3 dimensions; networks 32-64-64-16 (the field: 32-64-16, 32-64-64-3) with bfloat16
 factors; three channels; spherical harmonics of degree 4; 12 frequencies; fp32 tensors. Bytes are read or written once;
-rows of the table come from the L2 cache, in sectors of 32 bytes; an atomic adds a whole row, those of jets one number. "At least" is the larger
-of bytes over 4.3 TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200), others over the data
-sheet's 67 TFLOP/s of fp32 and 34 of fp64, L1 (bytes through shared memory, and weights through the L1 cache) over 128
-bytes per clock and multiprocessor, and instructions, where they were counted, over four per clock. The rates of random
-L2 sectors and of atomics, which limit the encoding, have to be measured on the card: `hashgrid bench encode --device
-cuda` does. Warps are those that one of its multiprocessors holds at a time, of 64.
+rows of the table come from the L2 cache, in sectors of 32 bytes; an atomic adds a whole row, those of jets one number.
+"At least" is the larger of bytes over 4.3 TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200),
+others over the data sheet's 67 TFLOP/s of fp32 and 34 of fp64, L1 (bytes through shared memory, and weights through the
+L1 cache) over 128 bytes per clock and multiprocessor, and instructions, where they were counted, over four per clock.
+The rates of random L2 sectors and of atomics, which limit the encoding, have to be measured on the card: `hashgrid
+bench encode --device cuda` does. Warps are those that one of its multiprocessors holds at a time, of 64.
 
 What stands out: the backward of the networks takes longest to move factors between warps, not to multiply them, and
 holds 12 warps, as a block of four takes 72 KB of shared memory, or 8, with 109 KB for both networks of a field; what
