@@ -61,12 +61,12 @@ INTRODUCTION = """# What the CUDA kernels cost at least
 Written by `python benchmarks/gpu_limits.py --store`: counts by hand from the kernels, not measurements. Sizes: a grid
 of 16 levels of 2 features, T = 19, 3 dimensions; networks 32-64-64-16 (the field: 32-64-16, 32-64-64-3) with bfloat16
 factors; three channels; spherical harmonics of degree 4; 12 frequencies; fp32 tensors. Bytes are read or written once;
-rows of the table come from the L2 cache, in sectors of 32 bytes; an atomic adds a whole row. "At least" is the larger
-of bytes over 4.3 TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200), others over the data
-sheet's 67 TFLOP/s of fp32 and 34 of fp64, L1 (bytes through shared memory, and weights through the L1 cache) over 128
-bytes per clock and multiprocessor, and instructions, where they were counted, over four per clock. The rates of random
-L2 sectors and of atomics, which limit the encoding, have to be measured on the card: `hashgrid bench encode --device
-cuda` does. Warps are those that one of its multiprocessors holds at a time, of 64.
+rows of the table come from the L2 cache, in sectors of 32 bytes; an atomic adds a whole row, those of jets one number.
+"At least" is the larger of bytes over 4.3 TB/s, tensor-core operations over 790 TFLOP/s (both measured on an H200),
+others over the data sheet's 67 TFLOP/s of fp32 and 34 of fp64, L1 (bytes through shared memory, and weights through the
+L1 cache) over 128 bytes per clock and multiprocessor, and instructions, where they were counted, over four per clock.
+The rates of random L2 sectors and of atomics, which limit the encoding, have to be measured on the card: `hashgrid
+bench encode --device cuda` does. Warps are those that one of its multiprocessors holds at a time, of 64.
 
 What stands out: the backward of the networks takes longest to move factors between warps, not to multiply them, and
 holds 12 warps, as a block of four takes 72 KB of shared memory, or 8, with 109 KB for both networks of a field; what
@@ -108,6 +108,26 @@ COUNTS = (
     ),
     Count("hash_encode_backward_level_weights_kernel<float, float>", "point, level", 8.75, 5.4, fp64_flop=60),
     Count("hash_encode_sum_level_chunks_kernel<float>", "chunk of 1024 points", 128, 4, fp64_flop=16, threads=32),
+    Count(
+        "hash_encode_jet_forward_kernel<float, 3>", "point, level, 2 directions", 42.25, 6.3, 2 * 8 * 60, threads=128
+    ),
+    Count(
+        "hash_encode_jet_backward_points_kernel<float, 3>",
+        "point, 2 directions",
+        712,
+        102,
+        16 * 2 * 8 * 330,
+        threads=128,
+    ),
+    Count(
+        "hash_encode_jet_backward_table_kernel<float, 3>",
+        "point, level, 2 directions",
+        42.25,
+        1.3,
+        2 * 8 * 58,
+        32,
+        threads=128,
+    ),
     Count("hash_encode_second_points_kernel<float, float, 3>", "point", 292, 80 + 32, 16 * 8 * 70),
     Count("hash_encode_second_level_weights_kernel<float, float>", "point, level", 8.75, 5.4, fp64_flop=200),
     Count("hash_encode_second_table_kernel<2>", "point, level", 9.5, 1.8, 8 * 20, 6, instructions=640),
@@ -209,6 +229,10 @@ COUNTS = (
     Count("mlp_product_kernel<float, (ProductKind)0>", "row, layer of 64", 512, 16, 2 * 64 * 64),
     Count("mlp_activate_kernel<float>", "element", 8, 0.25, 1),
     Count("mlp_derivative_kernel<float>", "element", 12, 0.375, 2),
+    Count("mlp_jet_import_kernel<float>", "element", 8, 0.25, 0),
+    Count("mlp_jet_export_kernel<float>", "element", 8, 0.25, 0),
+    Count("mlp_jet_activate_kernel<float>", "element, 2 directions", 44, 1.375, 12),
+    Count("mlp_jet_derivative_kernel<float>", "element, 2 directions", 64, 2, 25),
     Count("mlp_bias_gradient_kernel<float>", "element", 4, 0.125, 1),
     Count("sh_encode_forward_kernel<float, 4>", "direction", 76, 2.4, 60, threads=128),
     Count("sh_encode_backward_kernel<float, 4>", "direction", 88, 2.75, 110, threads=128),

@@ -92,7 +92,8 @@ class LevelTable:
 
 def _per_axis(name: str, value: Any, n: int) -> tuple[Any, ...]:
     """Return the ``n`` numbers of ``value``, a single one as so many of it."""
-    row = tuple(value) if isinstance(value, Iterable) else (value,) * n
+    is_one = not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0  # arrays of no dimension are numbers
+    row = (value,) * n if is_one else tuple(value)
     if len(row) != n:
         raise ValueError(f"`{name}` must be a number or {n} of them, one per axis, got {value!r}")
     return row

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hashgrid.util.choices import ACTIVATIONS, check_option
+from hashgrid.util.forward_mode import check_forward_modes
 
 EXP_GRADIENT_CLAMP = 15.0
 FIRST_DRAW, DRAWS_PER_RAY = 2**31, 5  # indices of random numbers; march_rays takes those of the rays themselves
@@ -78,13 +79,17 @@ class _StraightThroughForwardMode(_StraightThrough):
 
 def straight_through(value: Tensor, gradient_to: Tensor) -> Tensor:
     """Exactly ``value`` in the dtype of ``gradient_to``, which receives the whole gradient; same shapes."""
-    function = _StraightThrough if torch.compiler.is_compiling() else _StraightThroughForwardMode
-    return function.apply(value, gradient_to)
+    if torch.compiler.is_compiling():
+        return _StraightThrough.apply(value, gradient_to)
+    check_forward_modes(1)
+    return _StraightThroughForwardMode.apply(value, gradient_to)
 
 
 def _exp(x: Tensor) -> Tensor:
-    function = _ClampedGradientExp if torch.compiler.is_compiling() else _ClampedGradientExpForwardMode
-    return function.apply(x)
+    if torch.compiler.is_compiling():
+        return _ClampedGradientExp.apply(x)
+    check_forward_modes(1)
+    return _ClampedGradientExpForwardMode.apply(x)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -165,7 +165,7 @@ def test_every_instance_is_launched(emulated: ModuleType) -> None:
     before = emulated.instances()
     launch_hash_encode_instances()
     launch_hash_encode_mlp_instances()
-    launch_hash_encode_jet_instances()
     launch_other_instances()
+    launch_hash_encode_jet_instances()
     missing = [name for name, count in emulated.instances().items() if count == before[name]]
     assert len(before) > 200 and not missing

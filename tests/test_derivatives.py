@@ -29,7 +29,7 @@ def make_field(kind: str, backend: str) -> nn.Module:
         "mlp": mlp,
         "encoded": NetworkWithInputEncoding(grid, behind),
         "sequential": nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Sequential(grid, behind), nn.Tanh()),
-        "frequencies": nn.Sequential(Frequency(2, 2, backend="reference"), FusedMLP(8, 3, 16, 2, "tanh", **options)),
+        "frequencies": nn.Sequential(Frequency(2, 2, backend=backend), FusedMLP(8, 3, 16, 2, "tanh", **options)),
         "pytorch": nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)),
     }
     return fields[kind].double()

@@ -94,7 +94,7 @@ def test_axes_that_differ(n_dims: int) -> None:
     assert levels.per_axis
     x, table = torch.rand(100, n_dims), torch.randn(levels.n_entries, 2)
     layers = make_network(levels.n_levels * 2, "density")
-    y = ops.hash_encode_mlp(x, table, levels, **layers, compute_dtype=BF16)
+    y = _ngp.hash_encode_mlp(x, table, levels, **layers, compute_dtype=BF16)
     assert torch.equal(y, two_ops(ops, x, table, levels, layers, compute_dtype=BF16))
     torch.testing.assert_close(y, two_ops(reference, x, table, levels, layers), rtol=0.1, atol=0.1)
 

@@ -65,7 +65,7 @@ def test_matches_the_ops_and_the_reference(sizes: dict, half: torch.dtype | None
 def test_grid_whose_axes_differ() -> None:
     levels = make_level_table(3, 6, 9, (5, 9, 3), (60, 30, 8))
     arguments = field(100) | {"levels": levels, "table": torch.randn(levels.n_entries, 2)}
-    sigmas, colors = ops.radiance_field(**arguments, compute_dtype=BF16)
+    sigmas, colors = _ngp.radiance_field(**arguments, compute_dtype=BF16)
     truth = reference.radiance_field(**double(arguments))
     torch.testing.assert_close(sigmas.log().double(), truth[0].log(), rtol=0, atol=20 * 2**-8)
     torch.testing.assert_close(colors.double(), truth[1], rtol=0, atol=20 * 2**-8)

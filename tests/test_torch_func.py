@@ -131,6 +131,9 @@ def test_forward_mode_goes_as_far_as_there_are_kernels() -> None:
 
     with pytest.raises(NotImplementedError, match=r"no forward-mode derivative of that order"):
         jacfwd(lambda x: _ngp.hash_encode_into(x, table, levels, half_table=table.half()))(x)
+    for network in (FusedMLP(2, 1, 8), FusedMLP(2, 1, 8, activation="exp", backend="reference")):
+        with pytest.raises(NotImplementedError, match=r"no forward-mode derivative of that order"):
+            jacfwd(jacfwd(network))(x[0])
     with pytest.raises(RuntimeError, match="hash_encode can be differentiated twice, not three times"):
         jacfwd(jacrev(jacrev(lambda x: ops.hash_encode(x, table, levels, "smoothstep").sum())))(x)
 
@@ -206,6 +209,13 @@ def test_forward_mode_agrees_with_finite_differences(name: str) -> None:
     function, inputs = functions_and_inputs()[name]
     assert gradcheck(function, inputs, check_forward_ad=True, check_batched_forward_grad=True)
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("encoding", [Frequency(3, 2), SphericalHarmonics(3)])
+def test_encodings_by_formula_have_a_forward_mode_of_any_order(encoding: nn.Module) -> None:
+    x = torch.rand(3, dtype=torch.float64)
+    torch.testing.assert_close(jacfwd(jacfwd(encoding))(x), hessian(encoding)(x))
+    torch.testing.assert_close(jacfwd(jacfwd(jacfwd(encoding)))(x), jacrev(hessian(encoding))(x))
 
 
 @pytest.mark.parametrize("name", ["sigmas", "alphas"])

@@ -26,7 +26,7 @@ def derivatives_along(
     kernels; a module of your own may have one, too: of inputs [..., D] that move with first derivatives [..., K, D] and
     second ones [..., M, D] (None: zero) it makes values, first and second derivatives of its outputs.
     `NetworkWithInputEncoding` and `nn.Sequential` go through their parts one after the other. Everything else is
-    differentiated by `torch.func.jvp` and must be made of PyTorch's own ops.
+    differentiated by `torch.func.jvp` and must be made of PyTorch's own ops, `Frequency` or `SphericalHarmonics`.
 
     Args:
         field: maps points [..., D] to [..., C], each by itself.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from hashgrid import _extension
+from hashgrid.util.forward_mode import check_forward_modes, n_forward_modes, no_forward_mode
 
 Gradients = Sequence[Tensor | None]
 
@@ -32,14 +32,13 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     order and without defaults.
 
     Raises:
-        NotImplementedError: in forward-mode differentiation by `torch.func`, of a function without one.
+        NotImplementedError: in forward-mode differentiation by `torch.func`, of a function without one, or inside of
+            another forward mode.
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)
     if is_transformed():
-        has_forward_mode = function.jvp is not torch.autograd.Function.jvp
-        if not has_forward_mode and any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
-            no_forward_mode()
+        check_forward_modes(function.jvp is not torch.autograd.Function.jvp)
         return function.apply(*args)
     return _plain_apply(function)(*unwrap_dead_wrappers(args))
 
@@ -47,14 +46,6 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 def _plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """PyTorch's own apply, behind that of Python."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
-
-
-def no_forward_mode(*arguments: Any) -> NoReturn:
-    """Raises the error of forward-mode differentiation where there is none."""
-    raise NotImplementedError(
-        "this op has no forward-mode derivative of that order; use `torch.func.jacrev` instead of `jacfwd`, or"
-        ' `backend="reference"`'
-    )
 
 
 def is_transformed() -> bool:
@@ -278,7 +269,13 @@ def differentiable_by_formula(name: str, formula: Callable[..., Tensor]) -> Call
         return added(terms)[0]
 
     encode_backward = differentiable(f"{name}_backward", gradient_gradients, gradient_tangents)
-    return differentiable(name, gradients, tangents)
+    encode = differentiable(name, gradients, tangents)
+
+    def call(*arguments: Any) -> Tensor:
+        nested = not torch.compiler.is_compiling() and is_transformed() and n_forward_modes() > 1
+        return formula(*arguments) if nested else encode(*arguments)
+
+    return call
 
 
 def added(terms: Sequence[Sequence[Any]]) -> Sequence[Any]:
