@@ -122,6 +122,22 @@ def hash_encode(n: int) -> None:
         _ngp.hash_encode_into(x.detach(), table, levels, grad_buffer=buffer, **options).sum().backward()
 
 
+def hash_encode_jet(n: int) -> None:
+    for dims, dtype in ((2, torch.float32), (3, torch.float32), (3, torch.float64)):
+        levels = make_level_table(dims, n_levels=4, log2_hashmap_size=8, base_resolution=3, max_resolution=16)
+        x = (1.2 * torch.rand(n, dims, dtype=dtype) - 0.1).requires_grad_()
+        leaves = [x, leaf(n, 2, dims, dtype=dtype), leaf(levels.n_entries, 2, dtype=dtype)]
+        torch.autograd.grad([y.sum() for y in ops.hash_encode_jet(*leaves, levels, "smoothstep")], leaves)
+
+
+def mlp_jet(n: int) -> None:
+    for activation, dtype in (("tanh", torch.float32), ("sine", torch.float64)):
+        x, directions = leaf(n, 3, dtype=dtype), leaf(n, 2, 3, dtype=dtype)
+        weights = [leaf(32, 3, dtype=dtype), leaf(2, 32, dtype=dtype)]
+        jets = ops.mlp_jet(x, directions, weights, None, activation, "none")
+        torch.autograd.grad([y.sum() for y in jets], [x, directions, *weights])
+
+
 def hash_encode_mlp(n: int) -> None:
     for dims, features in ((2, 2), (3, 2), (3, 8), (3, 1)):
         levels = make_level_table(dims, n_levels=4, log2_hashmap_size=8, base_resolution=3, max_resolution=16)
@@ -317,12 +333,14 @@ def adam_step(n: int) -> None:
 
 WORK: dict[str, Callable[[int], None]] = {
     "hash_encode": hash_encode,
+    "hash_encode_jet": hash_encode_jet,
     "hash_encode_mlp": hash_encode_mlp,
     "radiance_field": radiance_field,
     "radiance_mlp": radiance_mlp,
     "occupancy_values": occupancy_values,
     "render_rays": render_rays,
     "mlp": mlp,
+    "mlp_jet": mlp_jet,
     "sh_encode": sh_encode,
     "frequency_encode": frequency_encode,
     "sphere_trace": sphere_trace,
