@@ -16,6 +16,7 @@ class PlanesConfig(NgpConfig):
     name = "planes"
 
     plane_resolutions: tuple[int, ...] = (64, 128, 256)  # vertices along a side of the planes
+    plane_axes: tuple[float, float, float] = (1.0, 1.0, 1.0)  # times the resolution, along x, y and z
     n_plane_features: int = 16  # per resolution; a multiple of 8
 
 
@@ -27,4 +28,5 @@ class PlanesField(Ngp):
 
     def make_grid(self, config: NgpConfig, n_cascades: int) -> Any:
         assert isinstance(config, PlanesConfig)
-        return Planes(3, config.plane_resolutions, config.n_plane_features, backend=self.backend)
+        sizes = [[max(2, round(size * axis)) for axis in config.plane_axes] for size in config.plane_resolutions]
+        return Planes(3, sizes, config.n_plane_features, backend=self.backend)
