@@ -72,6 +72,7 @@ def test_encoding(name: str, n_input_dims: int, backend: str) -> None:
 SMALL_FIELDS: dict[str, dict[str, Any]] = {
     "ngp": {"log2_hashmap_size": 8, "n_levels": 2, "compute_dtype": "float32"},
     "classic": {"n_neurons": 16, "n_hidden_layers": 5, "n_coarse": 8, "n_fine": 8, "compute_dtype": "float32"},
+    "classic_paper": {"n_neurons": 16, "n_coarse": 8, "n_fine": 8, "compute_dtype": "float32"},
     "planes": {
         "plane_resolutions": (8, 16),
         "plane_axes": (1.0, 1.5, 0.5),

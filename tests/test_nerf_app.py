@@ -247,7 +247,10 @@ def test_turntable_is_written(scene_path, tmp_path):
     ("arguments", "message"),
     [
         (["nerf", "does_not_exist"], "does_not_exist"),
-        (["nerf", "--field", "nonsense"], "`--field` must be one of ngp, classic, planes, got 'nonsense'"),
+        (
+            ["nerf", "--field", "nonsense"],
+            "`--field` must be one of ngp, classic, classic_paper, planes, got 'nonsense'",
+        ),
         (["image", "does_not_exist.png"], "`does_not_exist.png` does not exist"),
     ],
 )

@@ -17,7 +17,7 @@ from hashgrid.util.device import DTYPES, fast_dtype
 
 @dataclass(frozen=True)
 class ClassicConfig(Config):
-    """Sizes of a :class:`Classic` for a few CPU cores; ``--preset paper`` has the paper's."""
+    """Sizes of a :class:`Classic` for a few CPU cores; :class:`ClassicPaperConfig` has the paper's."""
 
     name = "classic"
 
@@ -32,6 +32,18 @@ class ClassicConfig(Config):
     def resolved(self, backend: str, device: torch.device) -> ClassicConfig:
         """With ``compute_dtype`` decided for this machine."""
         return replace(self, compute_dtype=fast_dtype(self.compute_dtype, backend, device))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ClassicPaperConfig(ClassicConfig):
+    """Sizes of the paper (section 5.3 and appendix A)."""
+
+    name = "classic_paper"
+
+    n_neurons: int = 256  # of a hidden layer
+    n_hidden_layers: int = 8  # of the trunk; 5 and more get the encoded position once more after the fourth
+    n_coarse: int = 64  # samples per ray of the coarse field
+    n_fine: int = 128  # further samples per ray of the fine one
 
 
 class Classic(RadianceField):
@@ -93,3 +105,10 @@ class Classic(RadianceField):
     def color(self, at: At, carry: Tensor) -> Tensor:
         directions = self.directions(at.rays.directions)[at.ray_indices]
         return self.color_mlp(torch.cat((carry, directions), dim=-1))
+
+
+class ClassicPaper(Classic):
+    """The same with the sizes and the learning rates of the paper."""
+
+    Config = ClassicPaperConfig
+    recipe = {"learning_rate": 5e-4, "final_learning_rate": 5e-5, "decay_start": 0.0}
