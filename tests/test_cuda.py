@@ -57,7 +57,7 @@ class Other:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_extension, "ops", lambda: self.library)
             for name in ("gather_rows", "visible_cells"):  # PyTorch's ops on a GPU
-                patch.setattr(importlib.import_module(f"hashgrid.ops.{name}"), "KERNEL_DEVICES", ())
+                patch.setattr(importlib.import_module(f"hashgrid.ops._ngp.{name}"), "KERNEL_DEVICES", ())
             yield
 
     def on(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -232,6 +232,8 @@ def test_run_killed_ends_like_an_uninterrupted_one(n_kills, scene_path, tmp_path
     ends = [load_checkpoint(tmp_path / run / "checkpoint.safetensors") for run in ("killed", "whole")]
     assert ends[0][1]["progress"]["step"] == ends[1][1]["progress"]["step"] == 24
     for name, value in ends[1][0].items():
+        if name == "state.seconds":  # of occupancy updates: a clock's
+            continue
         torch.testing.assert_close(ends[0][0][name], value, rtol=0, atol=0, msg=name)
     assert not [path.name for path in killed.iterdir() if path.name.startswith(".") or path.suffix == ".tmp"]
 

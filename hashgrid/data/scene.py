@@ -126,7 +126,7 @@ class Views(Cameras):
         self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
-        random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops.sample_rays`."""
+        random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`."""
         if not self.rays_are_tabulated or self.counts is not None:
             row, noise = self._draw(n, seed, step, backend)
             return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise

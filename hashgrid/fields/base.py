@@ -47,7 +47,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class FusedRadiance:
-    """What the kernels take of a hash grid and two networks; see :func:`hashgrid.ops.render_rays`.
+    """What the kernels take of a hash grid and two networks; see :func:`hashgrid.ops._ngp.render_rays`.
 
     Attributes:
         table: arguments of the hash grid.
