@@ -16,8 +16,8 @@ from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.nn import OccupancyGrid
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.rendering.composite import composite
+from hashgrid.train.profile import OCCUPANCY
 
-OCCUPANCY = "hashgrid occupancy update"  # name of a range in profiles
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 
 
