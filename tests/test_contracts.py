@@ -299,6 +299,19 @@ def test_unknown_options_of_a_file_are_named(tmp_path: Path, capsys: pytest.Capt
         assert error.startswith("hashgrid: error: ") and message in error and error.count("\n") == 1
 
 
+def test_options_that_a_checkpoint_decides_are_refused(
+    scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    Trainer(small_task("nerf ngp", scene, steps=1)).save(path)
+    for option, message in (
+        (["--field", "planes"], "`--field` must be that of the checkpoint, ngp, got 'planes'"),
+        (["--config", "config.json"], "`--config` and a checkpoint exclude each other"),
+    ):
+        assert main(["nerf", "--eval", str(path), *option]) == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", RADIANCE_FIELDS)
 def test_any_field_is_rendered_and_learns(name: str, scene: Scene) -> None:
     task = small_task(f"nerf {name}", scene, steps=30)

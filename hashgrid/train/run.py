@@ -17,7 +17,7 @@ from hashgrid.train.checkpoint import Checkpoint, CheckpointError, load_checkpoi
 from hashgrid.train.config import RunConfig
 from hashgrid.train.loop import Progress, Task, Trainer, load_model
 from hashgrid.train.profile import StepProfile
-from hashgrid.train.report import REPORTERS, Console, train_results, write_results
+from hashgrid.train.report import REPORTERS, Console, Reporter, train_results, write_results
 from hashgrid.util.device import choose_device, why_not_cuda
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.memory import peak_memory
@@ -168,7 +168,7 @@ def _train_and_evaluate(task: Command, options: Options, out: Path, stored: Chec
 
 def _train(trainer: Trainer, out: Path, options: Options, profile: StepProfile | None) -> bool:
     """Whether the user interrupted."""
-    reporters: list[Any] = [Console(trainer.task)]
+    reporters: list[Reporter] = [Console(trainer.task)]
     if options.log != "none":
         reporters.append(REPORTERS[options.log](out))
     if profile is not None:
@@ -237,7 +237,13 @@ def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple
 
 def _base(command: type[Command], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
     """The configuration that the options of a command line change."""
-    if stored is not None:  # a run may go on on another machine
+    if stored is not None:
+        field, kept = _value(argv, "--field"), stored.metadata["config"].get("field", {}).get("name")
+        if field not in (None, kept):
+            raise ValueError(f"`--field` must be that of the checkpoint, {kept}, got {field!r}")
+        if _value(argv, "--config") is not None:
+            raise ValueError("`--config` and a checkpoint exclude each other: it has its configuration; give options")
+        # a run may go on on another machine
         return command.Config.from_dict({**stored.metadata["config"], "device": "auto"}, "the checkpoint")
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
     fields = command.Config.choices.get("field", {})
