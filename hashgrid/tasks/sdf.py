@@ -135,6 +135,13 @@ class Sdf(Command):
             if isinstance(module, HashGrid):  # no fresh pages for a gradient in every step
                 module.accumulate_grad = True
 
+    def state(self) -> dict[str, Tensor]:
+        return self.samples.state() if isinstance(self.samples, DistancePool) else {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if isinstance(self.samples, DistancePool):
+            self.samples.load_state(state)
+
     def level_weights(self, fraction: float) -> Tensor | None:
         """Weights [n_levels] of the field's levels, one level after the other; None once all are on."""
         config, n_levels = self.config, self.model.n_levels
