@@ -29,7 +29,7 @@ from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.train.checkpoint import load_checkpoint
 from hashgrid.train.loop import Trainer
-from hashgrid.train.run import Command
+from hashgrid.train.task import Task
 
 BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 BACKENDS = ("native", "reference")
@@ -204,7 +204,7 @@ def test_fine_samples_follow_the_coarse_weights() -> None:
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def small_task(name: str, scene: Scene, **changes: Any) -> Command:
+def small_task(name: str, scene: Scene, **changes: Any) -> Task:
     """A task of some seconds on generated data, ready to train."""
     if name.startswith("nerf"):
         field = name.partition(" ")[2] or "ngp"

@@ -19,7 +19,8 @@ from hashgrid.fields.distance import DistanceField, GridDistance, GridDistanceCo
 from hashgrid.fields.siren import SirenDistance, SirenDistanceConfig
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.train import losses
-from hashgrid.train.loop import Progress, Trainer
+from hashgrid.train.loop import Trainer
+from hashgrid.train.task import Progress
 
 pytest.importorskip("trimesh")
 pytest.importorskip("scipy")

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hashgrid.data.scene import Scene
 from hashgrid.fields.base import Kept, RadianceField
-from hashgrid.geometry.cameras import Cameras
+from hashgrid.geometry.cameras import Cameras, orbit
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
-from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import write_video
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # colours, opacities, depths
@@ -128,12 +128,7 @@ def in_one_kernel(field: RadianceField, sampler: Sampler) -> bool:
 
 @torch.no_grad()
 def render_image(
-    field: RadianceField,
-    sampler: Sampler,
-    cameras: Cameras,
-    view: int,
-    background: Tensor,
-    chunk: int | None = None,
+    field: RadianceField, sampler: Sampler, cameras: Cameras, view: int, background: Tensor, chunk: int | None = None
 ) -> Pixels:
     """Colour [H, W, C], opacity [H, W] and depth [H, W] of one camera, on the field's device.
 
@@ -157,8 +152,10 @@ def render_image(
     return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)
 
 
-def write_flight(path: Path, field: RadianceField, sampler: Sampler, cameras: Cameras, background: Tensor) -> None:
-    """Writes a video of what the cameras see, one frame each, before ``background`` [3]."""
-    cameras, background = cameras.to(field.aabb.device), background.to(field.aabb.device)
-    views = optional_import("tqdm").tqdm(range(len(cameras)), desc="turntable", unit="frame")
-    write_video(path, (render_image(field, sampler, cameras, view, background)[0] for view in views))
+def write_flight(
+    path: Path, field: RadianceField, sampler: Sampler, scene: Scene, background: Tensor, n_frames: int = 48
+) -> None:
+    """Writes a video of a flight around a scene, before ``background`` [3]."""
+    cameras, background = orbit(scene.train, scene.up, n_frames).to(field.aabb.device), background.to(field.aabb.device)
+    frames = (render_image(field, sampler, cameras, view, background)[0] for view in range(n_frames))
+    write_video(path, frames, n_frames=n_frames)

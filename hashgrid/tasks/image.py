@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from hashgrid.data.images import load_photo
 from hashgrid.fields.coordinate import CoordinateConfig, CoordinateField
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Report, Step
-from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.metrics import psnr
 from hashgrid.util.pictures import colorize
@@ -38,7 +37,7 @@ class ImageConfig(RunConfig):
     allow_huge: bool = False  # read photos of more than 179 million pixels
 
 
-class Image(Command):
+class Image(Task):
     """Fits a field to a photo [H, W, 3] of sRGB colours in [0, 1]."""
 
     name = "image"
@@ -61,8 +60,7 @@ class Image(Command):
         self.pixels = image.reshape(-1, 3).to(self.device)
 
     @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Image:
-        assert isinstance(config, ImageConfig)
+    def make(cls, config: ImageConfig, source: Path | None, notes: dict[str, Any]) -> Image:
         source = Path(notes["photo"]) if source is None and "photo" in notes else source
         if source is None:
             raise ValueError("`SOURCE` must be a photo, got none")

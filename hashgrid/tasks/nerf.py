@@ -16,7 +16,6 @@ from hashgrid.data.scene import Scene, SceneOptions, load_scene
 from hashgrid.data.transforms import scene_name
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
-from hashgrid.geometry.cameras import orbit
 from hashgrid.geometry.rays import Rays
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
@@ -25,11 +24,10 @@ from hashgrid.rendering.samplers import Rendered, SamplerConfig, make_sampler
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Report, Step, Stepper
 from hashgrid.train.profile import DATA
 from hashgrid.train.report import plot_psnr
-from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Stepper, Task
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import background_color
@@ -79,7 +77,7 @@ class NerfConfig(RunConfig):
             raise ValueError("`distortion_weight` must be 0 with `fixed_size`; choose `--no-fixed-size`")
 
 
-class Nerf(Command):
+class Nerf(Task):
     """Trains a radiance field on a scene's training views.
 
     Args:
@@ -117,12 +115,11 @@ class Nerf(Command):
         return config if field in (None, "ngp") else config.replace(fixed_size=False)
 
     @classmethod
-    def folder(cls, source: Path | None, config: RunConfig) -> str:
+    def folder(cls, source: Path | None, config: NerfConfig) -> str:
         return "procedural_scene" if source is None else scene_name(source)
 
     @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Nerf:
-        assert isinstance(config, NerfConfig)
+    def make(cls, config: NerfConfig, source: Path | None, notes: dict[str, Any]) -> Nerf:
         if config.video:
             optional_import("imageio_ffmpeg")
         if source is None:
@@ -184,18 +181,15 @@ class Nerf(Command):
 
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, scene = self.config, self.scene
-        n_test, background = len(scene.test), scene.background(config.background)
-        n_views = n_test if config.views is None else config.views
-        n_views = min(n_views, 4) if report.interrupted else n_views
+        background, most = scene.background(config.background), 4 if report.interrupted else len(scene.test)
+        n_views = most if config.views is None else min(most, config.views)
         test = scores.evaluate(self.model, self.sampler, scene.test, background, report.out, n_views)
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, test["psnr_mean"])
         if test["views"]:
             report.say(scores.describe(test))
-        protocol = scores.protocol(scene, config.background)
-        return {"scene": str(scene.path), "test": {**test, "views_total": n_test}, "protocol": protocol}
+        return {"scene": str(scene.path), "test": test, "protocol": scores.protocol(scene, config.background)}
 
     def finish(self, out: Path) -> None:
         if self.config.video:
             background = self.scene.background(self.config.background)
-            cameras = orbit(self.scene.train, self.scene.up, 48)
-            write_flight(out / "turntable.mp4", self.model, self.sampler, cameras, background)
+            write_flight(out / "turntable.mp4", self.model, self.sampler, self.scene, background)
