@@ -12,6 +12,8 @@ from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.device import DTYPES
 
+Activation = Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"]
+
 
 @dataclass(frozen=True)
 class CoordinateConfig(EncodingConfig):
@@ -20,8 +22,8 @@ class CoordinateConfig(EncodingConfig):
     name = "mlp"
 
     n_neurons: int = 64  # of a hidden layer
-    n_hidden_layers: int = 2
-    activation: Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"] = "relu"
+    n_hidden_layers: int = 2  # of the network
+    activation: Activation = "relu"  # of hidden layers
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of MLP products; sums stay fp32
 
     def make_network(self, n_inputs: int, n_outputs: int, bias: bool, backend: str) -> FusedMLP:

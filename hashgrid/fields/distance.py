@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hashgrid.fields.coordinate import CoordinateConfig
+from hashgrid.fields.coordinate import Activation, CoordinateConfig
 from hashgrid.nn.encoding import make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.config import Config
@@ -56,10 +56,10 @@ class GridDistanceConfig(CoordinateConfig):
 
     log2_hashmap_size: int = 18  # of a hash grid: entries per level
     max_resolution: int = 512  # of a hash grid: cells of the finest level
-    activation: Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"] = "silu"
+    activation: Activation = "silu"  # of hidden layers
     from_centre: bool = False  # add to the distance to the cube's centre: outside until told otherwise
-    learning_rate: float = 5e-3
-    final_learning_rate: float = 1e-4
+    learning_rate: float = 5e-3  # after the first steps
+    final_learning_rate: float = 1e-4  # at the end of a run
 
 
 class GridDistance(DistanceField):

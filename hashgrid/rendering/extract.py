@@ -64,7 +64,7 @@ def to_mesh(
         previous = None if slab is None else slab.last
         if slab is None:
             continue
-        found, triangles = _march(slab)
+        found, triangles = _march(slab.volume.numpy(), slab.mask.numpy())
         index = seam.join(found, slab.corner, len(slab.volume) - 1, n_vertices)
         new = index >= n_vertices
         vertices.append((found[new] + np.array(slab.corner, np.float32)) / np.float32(resolution))
@@ -213,13 +213,12 @@ def _fill(
         part.masked_scatter_(mask, torch.where(values < 0, -size, size))
 
 
-def _march(slab: _Slab) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [v, 3] fp32 in cells from the slab's corner and faces [f, 3] of the surface in a slab."""
-    volume = slab.volume.numpy()
+def _march(volume: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [v, 3] fp32 in cells from the corner and faces [f, 3] of the surface in a volume."""
     if not volume.min() < 0 < volume.max():
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    measure = optional_import("skimage.measure")
-    found, faces, _, _ = measure.marching_cubes(volume, 0.0, gradient_direction="descent", mask=slab.mask.numpy())
+    marching_cubes = optional_import("skimage.measure").marching_cubes
+    found, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent", mask=mask)
     return np.ascontiguousarray(found, np.float32), faces.astype(np.int64)
 
 

@@ -32,8 +32,8 @@ class ImageConfig(RunConfig):
 
     field: CoordinateConfig = CoordinateConfig(max_resolution=0)
     batch: int = 1 << 15  # pixels per step
-    learning_rate: float = 1e-2
-    final_learning_rate: float = 1e-4
+    learning_rate: float = 1e-2  # after the first steps
+    final_learning_rate: float = 1e-4  # at the end of a run
     allow_huge: bool = False  # read photos of more than 179 million pixels
 
 

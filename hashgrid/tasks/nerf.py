@@ -51,8 +51,8 @@ class NerfConfig(RunConfig):
     max_rays: int = 1 << 14  # per step
     fixed_size: bool = False  # steps of exactly `target_samples`, from which nothing is read back: for GPUs
     cuda_graph: bool = True  # record steps of fixed size on a GPU, and replay them
-    learning_rate: float = 2e-2
-    final_learning_rate: float = 3e-4
+    learning_rate: float = 2e-2  # after the first steps
+    final_learning_rate: float = 3e-4  # at the end of a run
     decay_start: float = 0.3  # progress at which the exponential decay begins
     huber_delta: float = 0.1  # error from which the loss grows linearly
     distortion_weight: float = 0.0  # of the distortion of weights along rays (Barron et al. 2022)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -52,11 +53,10 @@ def main(command: type[Task], argv: Sequence[str]) -> int:
         ValueError: the data, a checkpoint or an option is wrong.
         ImportError: a package is missing.
     """
-    begin = time.perf_counter()
-    argv = list(argv)
-    checkpoint = _value(argv, "--eval")
-    if checkpoint is None and "--resume" in argv and (given := _value(argv, "--out")) is not None:
-        checkpoint = str(Path(given) / CHECKPOINT)
+    begin, early = time.perf_counter(), _early(argv)
+    checkpoint = early.eval
+    if checkpoint is None and early.resume and early.out is not None:
+        checkpoint = Path(early.out) / CHECKPOINT
     stored = None if checkpoint is None or "--help" in argv else read_checkpoint(Path(checkpoint), command)
     options, config = parse(command, argv, _base(command, argv, stored))
     if options.resume and stored is None:
@@ -183,24 +183,23 @@ def parse(command: type[Task], argv: Sequence[str], base: RunConfig) -> tuple[Op
 
 def _base(command: type[Task], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
     """The configuration that the options of a command line change."""
+    early = _early(argv)
+    field, file = early.field, early.config
     if stored is not None:
-        field, kept = _value(argv, "--field"), stored.metadata["config"].get("field", {}).get("name")
+        kept = stored.metadata["config"].get("field", {}).get("name")
         if field not in (None, kept):
             raise ValueError(f"`--field` must be that of the checkpoint, {kept}, got {field!r}")
-        if _value(argv, "--config") is not None:
+        if file is not None:
             raise ValueError("`--config` and a checkpoint exclude each other: it has its configuration; give options")
         # a run may go on on another machine
         return command.Config.from_dict({**stored.metadata["config"], "device": "auto"}, "the checkpoint")
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
     fields = command.Config.choices.get("field", {})
-    field = _value(argv, "--field")
     if field is not None and field not in fields:
         raise ValueError(f"`--field` must be one of {', '.join(fields)}, got {field!r}")
-    backend = _value(argv, "--backend") or RunConfig.backend
-    device = choose_device(_value(argv, "--device") or "auto", backend)
-    base = command.defaults(field, device, given)
-    if (file := _value(argv, "--config")) is None:
-        return base
+    if file is None:
+        device = choose_device(early.device or RunConfig.device, early.backend or RunConfig.backend)
+        return command.defaults(field, device, given)
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -210,14 +209,13 @@ def _base(command: type[Task], argv: Sequence[str], stored: Checkpoint | None) -
     return command.Config.from_dict(values, f"`{file}`")
 
 
-def _value(argv: Sequence[str], flag: str) -> str | None:
-    """What follows a flag."""
-    for i, word in enumerate(argv):
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
+def _early(argv: Sequence[str]) -> argparse.Namespace:
+    """The options that decide which others there are, and what their defaults are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("out", "eval", "config", "field", "backend", "device"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_known_args(argv)[0]
 
 
 def _output_folder(command: type[Task], options: Options, config: RunConfig) -> Path:
