@@ -50,6 +50,8 @@ class CoordinateField(nn.Module):
         torch.Size([5, 3])
     """
 
+    Config = CoordinateConfig
+
     def __init__(
         self,
         config: CoordinateConfig,

@@ -14,7 +14,7 @@ from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
 from hashgrid.rendering.composite import composite
-from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
+from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler, look
 from hashgrid.util.pictures import write_video
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # colours, opacities, depths
@@ -37,18 +37,13 @@ def render(
         jitter: (seed, step) of the random places of samples; None for none.
     """
     samples, coarse = sampler(rays, field, jitter)
-    kept, n_evaluated = None, samples.n_samples
-    if sampler.prunes:
-        # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
-        # the backward pass, two thirds of a step, on the samples that count.
-        samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
-        at = At(rays, lambda: kept.column(0), samples.ray_indices)  # type: ignore[union-attr]
-    else:
-        unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
-        at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
-    sigmas, colors = field.radiance(at, kept)
-    n_evaluated += coarse.n_evaluated if coarse is not None else 0
-    composited = composite(sigmas, colors, samples, sampler.early_stop_eps, background)
+    if not sampler.prunes:
+        return look(field, rays, samples, sampler.early_stop_eps, background, coarse)
+    # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
+    # the backward pass, two thirds of a step, on the samples that count.
+    samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
+    at = At(rays, lambda: kept.column(0), samples.ray_indices)
+    composited = composite(*field.radiance(at, kept), samples, sampler.early_stop_eps, background)
     return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
 
 

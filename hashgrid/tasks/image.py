@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ ERROR_SCALE = 0.1  # mean absolute error that is shown brightest
 class ImageConfig(RunConfig):
     """Defaults of image fitting: Instant-NGP's recipe (Müller et al. 2022) with a batch for a few CPU cores."""
 
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": {"mlp": CoordinateConfig}}
+    fields = {"mlp": CoordinateField}
     default_steps = 2000
 
     field: CoordinateConfig = CoordinateConfig(max_resolution=0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class NerfConfig(RunConfig):
     """Instant-NGP's recipe (Müller et al. 2022) with batch, schedule and update rates for a few CPU cores; a GPU has
     its own."""
 
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": RADIANCE_FIELDS}
+    fields = RADIANCE_FIELDS
     default_seconds = 240.0
 
     field: Config = RADIANCE_FIELDS["ngp"].Config()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ class SdfConfig(RunConfig):
     """Instant-NGP's recipe (Müller et al. 2022, section 5.2) with batch and rates for a few CPU cores. Lengths are in
     units of the cube [0, 1]^3 that holds the shape."""
 
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": DISTANCE_FIELDS}
+    fields = DISTANCE_FIELDS
     default_seconds = 30.0
 
     field: Config = DISTANCE_FIELDS["grid"].Config()

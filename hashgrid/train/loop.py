@@ -64,8 +64,8 @@ class Trainer:
         """Notes the time spent; returns the progress of the run in 0..1."""
         config, progress = self.task.config, self.progress
         progress.seconds = time.perf_counter() - self._clock
-        of_steps = 0.0 if config.steps is None else progress.step / config.steps if config.steps else 1.0
-        of_time = 0.0 if config.time_limit is None else progress.seconds / config.time_limit
+        of_steps = progress.step / config.steps if config.steps else float(config.steps == 0)
+        of_time = progress.seconds / config.time_limit if config.time_limit else 0.0
         progress.fraction = min(1.0, max(of_steps, of_time))
         return progress.fraction
 

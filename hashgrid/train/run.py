@@ -166,7 +166,7 @@ def parse(command: type[Task], argv: Sequence[str], base: RunConfig) -> tuple[Op
         arguments[option.name] = Annotated[hints[option.name], tyro.conf.arg(**option.metadata)], option.default
     source = tyro.conf.arg(help=command.source_help, metavar="SOURCE")
     arguments["source"] = Annotated[Path | None, tyro.conf.Positional, source], None
-    if fields := tuple(command.Config.choices.get("field", {})):
+    if fields := tuple(command.Config.fields):
         kind = Annotated[Literal.__getitem__(fields), tyro.conf.arg(help="what is trained")]  # type: ignore[valid-type]
         arguments["field"] = kind, base.field.name  # type: ignore[attr-defined]
     arguments["recipe"] = Annotated[type(base), tyro.conf.arg(name="")], base
@@ -194,7 +194,7 @@ def _base(command: type[Task], argv: Sequence[str], stored: Checkpoint | None) -
         # a run may go on on another machine
         return command.Config.from_dict({**stored.metadata["config"], "device": "auto"}, "the checkpoint")
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
-    fields = command.Config.choices.get("field", {})
+    fields = command.Config.fields
     if field is not None and field not in fields:
         raise ValueError(f"`--field` must be one of {', '.join(fields)}, got {field!r}")
     if file is None:

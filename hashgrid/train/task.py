@@ -110,11 +110,10 @@ class Task:
     def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
         """The configuration before any option is read; ``given`` are the options that are there."""
         config = cls.Config.for_device(device)
-        kind = cls.Config.choices.get("field", {}).get(field or "")
-        options = getattr(kind, "Config", kind)
-        if options is None or options is type(config.field):  # type: ignore[attr-defined]
+        kind = cls.Config.fields.get(field or "")
+        if kind is None or kind.Config is type(config.field):  # type: ignore[attr-defined]
             return config
-        return config.replace(field=options(), **getattr(kind, "recipe", {}))
+        return config.replace(field=kind.Config(), **getattr(kind, "recipe", {}))
 
     @classmethod
     def folder(cls, source: Path | None, config: Any) -> str:
