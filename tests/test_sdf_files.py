@@ -144,7 +144,7 @@ OFF = f"OFF\n12 8 0\n{PRISM_TEXT}".encode()
         (".off", b"OFF BINARY\n" + bytes(24), "as text is read, got `OFF BINARY`"),
         (".obj", PRISM_OBJ.encode()[:-8], "cut off"),
         (".obj", b"v 0,5 1,0 2,0\nf 1 1 1\n", "vertices must be numbers, got `0,5`; write decimal points"),
-        (".obj", b"v 0 1 2\nv 0 1\nf 1 1 1\n", "three coordinates, got `v 0 1`"),
+        (".obj", b"v 0 1 2\nv 0 1\nf 1 1 1\n", "three coordinates, got `0 1`"),
         (".obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", r"must be 1\.\.3, got 1\.\.4"),
         (".obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 0 1 2\n", r"must be 1\.\.3, got 0\.\.2"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,13 +84,17 @@ def read_elements(data: bytes) -> dict[str, Element]:
     if data[3:5] != b"\r\n" and data[3:4] == b"\r" and end[1] == b"\r\n":
         stop -= 1  # lines end with \r: what looks like \n is the first byte of the body
     order, elements = _header(data[: end.start()])
-    if order:
-        left = len(data) - _read_binary(data, stop, order, elements)
-    else:
-        body = numbers(plain(data[stop:]), "the values of elements")
-        left = len(body) - _read_text(body, elements)
-    if left:
-        unit = "bytes" if order else "numbers"
+    body, unit = data[stop:], "bytes"
+    if not order:
+        # numbers of a text are doubles, whatever the header says: it says float of the far coordinates of surveys
+        body, order, unit = numbers(plain(body), "the values of elements").astype("<f8").tobytes(), "<", "numbers"
+        for p in (p for element in elements for p in element.properties):
+            p.type, p.counted_by = "f8", p.counted_by and "f8"
+    offset = 0
+    for element in elements:
+        offset = _read_rows(element, body, offset, order)
+    if left := len(body) - offset:
+        left = left if unit == "bytes" else left // 8
         raise MeshError(f"header and content disagree: {left} {unit} are left behind the last element")
     return {element.name: element for element in elements}
 
@@ -126,143 +131,82 @@ def _list(element: Element) -> tuple[np.ndarray, np.ndarray]:
     raise MeshError(f"element `{element.name}` must have a list `vertex_indices`, it has {there or 'nothing'}")
 
 
-def _cut(element: Element, n: int) -> MeshError:
-    return MeshError(f"the file is cut off: its header says {element.n} of `{element.name}`, there are {n}")
-
-
-# ---- binary ----------------------------------------------------------------------------------------------------------
-
-
-def _read_binary(data: bytes, offset: int, order: str, elements: list[Element]) -> int:
-    """Fills the elements in; returns where they end."""
-    for element in elements:
-        if element.n == 0 or not element.properties:
-            _fill(element, [])
-            continue
-        first = _sizes(data, offset, order, element, 0)
-        record = _record(element, order, first)
-        whole = min(element.n, (len(data) - offset) // record.itemsize)
-        rows = np.frombuffer(data, record, whole, offset)
-        same = all((rows[f"n{i}"] == n).all() for i, n in first.items())
-        if same and whole == element.n:
-            _fill(element, [(np.arange(element.n), rows)])
-            offset += element.n * record.itemsize
-            continue
-        if not first:
-            raise _cut(element, whole)
-        offset = _read_ragged(data, offset, order, element)
-    return offset
-
-
-def _read_ragged(data: bytes, offset: int, order: str, element: Element) -> int:
-    """Fills in rows whose lists differ in length: those of equal lengths together."""
-    starts: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    records: dict[tuple[int, ...], np.dtype] = {}
-    for row in range(element.n):
-        sizes = _sizes(data, offset, order, element, row)
-        key = tuple(sizes.values())
-        if key not in records:
-            records[key], starts[key] = _record(element, order, sizes), []
-        starts[key].append((row, offset))
-        offset += records[key].itemsize
-        if offset > len(data):
-            raise _cut(element, row)
-    content = np.frombuffer(data, np.uint8)
-    groups = []
-    for key, places in starts.items():
-        index, start = np.array(places).T
-        groups.append((index, content[start[:, None] + np.arange(records[key].itemsize)].view(records[key])[:, 0]))
-    _fill(element, groups)
-    return offset
-
-
-def _sizes(data: bytes, offset: int, order: str, element: Element, row: int) -> dict[int, int]:
-    """Lengths of the lists of the row at ``offset``, by the number of the property."""
-    sizes = {}
+def _read_rows(element: Element, body: bytes, offset: int, order: str) -> int:
+    """Fills an element in with its rows, which begin at ``offset``; returns where they end."""
+    groups: list[tuple[slice | np.ndarray, np.ndarray]] = []  # rows with lists of equal lengths: numbers, contents
+    if element.n and element.properties:
+        groups, offset = _groups(element, body, offset, order)
     for i, p in enumerate(element.properties):
         if p.counted_by is None:
-            offset += int(p.type[1])
+            values = element.values[p.name] = np.empty(element.n, p.type)
+            for index, rows in groups:
+                values[index] = rows[f"v{i}"]
             continue
-        width = int(p.counted_by[1])
-        if offset + width > len(data):
-            raise _cut(element, row)
-        if p.counted_by[0] == "f":
-            raise MeshError(f"lengths of lists must be integers, those of `{p.name}` are not")
-        end = "big" if order == ">" else "little"
-        sizes[i] = int.from_bytes(data[offset : offset + width], end, signed=p.counted_by[0] == "i")  # type: ignore
-        if sizes[i] < 0 or offset + width + sizes[i] * int(p.type[1]) > len(data):
-            raise _cut(element, row)
-        offset += width + sizes[i] * int(p.type[1])
-    return sizes
+        lengths = np.empty(element.n, np.int64)
+        for index, rows in groups:
+            lengths[index] = rows[f"v{i}"].shape[1]
+        begin = np.cumsum(lengths) - lengths
+        flat = np.empty(lengths.sum(), p.type)
+        for index, rows in groups:
+            flat[begin[index, None] + np.arange(rows[f"v{i}"].shape[1])] = rows[f"v{i}"]
+        element.lists[p.name] = lengths, flat
+    return offset
 
 
-def _record(element: Element, order: str, sizes: dict[int, int]) -> np.dtype:
+def _groups(
+    element: Element, body: bytes, offset: int, order: str
+) -> tuple[list[tuple[slice | np.ndarray, np.ndarray]], int]:
+    """Numbers and contents of rows whose lists are equally long, and where they end."""
+    sizes, _ = _sizes(element, body, offset, order, 0)
+    record = _record(element, order, sizes)
+    end = offset + element.n * record.itemsize
+    if end <= len(body):
+        rows = np.frombuffer(body, record, element.n, offset)
+        if all((rows[name] == size).all() for name, size in sizes.items()):
+            return [(slice(None), rows)], end
+    places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for row in range(element.n):
+        sizes, end = _sizes(element, body, offset, order, row)
+        places.setdefault(tuple(sizes.values()), []).append((row, offset))
+        offset = end
+    content, groups = np.frombuffer(body, np.uint8), []
+    for lengths, found in places.items():
+        record = _record(element, order, dict(zip(sizes, lengths, strict=True)))
+        index, start = np.array(found).T
+        groups.append((index, content[start[:, None] + np.arange(record.itemsize)].view(record)[:, 0]))
+    return groups, offset
+
+
+def _sizes(element: Element, body: bytes, offset: int, order: str, row: int) -> tuple[dict[str, int], int]:
+    """Lengths of the lists of the row at ``offset``, by the names of their fields, and where the row ends."""
+    sizes = {}
+    for i, p in enumerate(element.properties):
+        n = 1
+        if p.counted_by is not None:
+            width = int(p.counted_by[1])
+            if offset + width > len(body):
+                raise _cut(element, row)
+            (n,) = struct.unpack_from(order + np.dtype(p.counted_by).char, body, offset)
+            if n < 0 or n % 1:
+                raise MeshError(f"lengths of the lists `{p.name}` must be natural numbers, got {n:g}")
+            n = sizes[f"n{i}"] = int(n)
+            offset += width
+        offset += n * int(p.type[1])
+    if offset > len(body):
+        raise _cut(element, row)
+    return sizes, offset
+
+
+def _record(element: Element, order: str, sizes: dict[str, int]) -> np.dtype:
     """The bytes of a row: field ``v0`` of the first property, ``n0`` of the length where it is a list, and so on."""
     fields: list[tuple] = []
     for i, p in enumerate(element.properties):
         if p.counted_by is None:
             fields.append((f"v{i}", order + p.type))
         else:
-            fields += [(f"n{i}", order + p.counted_by), (f"v{i}", order + p.type, (sizes[i],))]
+            fields += [(f"n{i}", order + p.counted_by), (f"v{i}", order + p.type, (sizes[f"n{i}"],))]
     return np.dtype(fields)
 
 
-def _fill(element: Element, groups: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Puts the values of groups of rows (their numbers, and their values by fields) into an element."""
-    rows = np.concatenate([index for index, _ in groups]) if groups else np.zeros(0, np.int64)
-    for i, p in enumerate(element.properties):
-        parts = [group[f"v{i}"] for _, group in groups]
-        if p.counted_by is None:
-            values = np.concatenate(parts) if parts else np.zeros(0)
-            element.values[p.name] = values[np.argsort(rows)] if len(parts) > 1 else values
-        else:
-            lengths = np.concatenate([np.full(len(part), part.shape[1]) for part in parts] or [np.zeros(0, np.int64)])
-            flat = np.concatenate([part.reshape(-1) for part in parts] or [np.zeros(0)])
-            back = np.argsort(rows)
-            if len(parts) > 1:
-                flat = flat[np.argsort(np.repeat(rows, lengths), kind="stable")]
-            element.lists[p.name] = lengths[back], flat
-
-
-# ---- text ------------------------------------------------------------------------------------------------------------
-
-
-def _read_text(body: np.ndarray, elements: list[Element]) -> int:
-    """Fills the elements in from all numbers of a text; returns how many were used."""
-    place = 0
-    for element in elements:
-        groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        lists = [i for i, p in enumerate(element.properties) if p.counted_by is not None]
-        if not lists:
-            width = len(element.properties)
-            if place + element.n * width > len(body):
-                raise _cut(element, (len(body) - place) // width)
-            values = body[place : place + element.n * width].reshape(element.n, width)
-            element.values = {p.name: values[:, i] for i, p in enumerate(element.properties)}
-            place += element.n * width
-            continue
-        for row in range(element.n):
-            begin, sizes = place, []
-            for p in element.properties:
-                if p.counted_by is not None and place < len(body):
-                    sizes.append(_length(p, body[place]))
-                    place += sizes[-1]
-                place += 1
-            if place > len(body):
-                raise _cut(element, row)
-            groups.setdefault(tuple(sizes), []).append((row, begin))
-        doubles = [Property(p.name, "f8", p.counted_by and "f8") for p in element.properties]
-        parts = []
-        for key, places in groups.items():
-            index, start = np.array(places, np.int64).T
-            record = _record(Element("", 0, doubles, {}, {}), "<", dict(zip(lists, key, strict=True)))
-            values = body[start[:, None] + np.arange(record.itemsize // 8)]
-            parts.append((index, np.ascontiguousarray(values, "<f8").view(record)[:, 0]))
-        _fill(element, parts)
-    return place
-
-
-def _length(p: Property, value: float) -> int:
-    if not (0 <= value < 2**31 and value == int(value)):
-        raise MeshError(f"lengths of the lists `{p.name}` must be natural numbers, got {value:g}")
-    return int(value)
+def _cut(element: Element, n: int) -> MeshError:
+    return MeshError(f"the file is cut off: its header says {element.n} of `{element.name}`, there are {n}")
