@@ -90,7 +90,7 @@ def measure(path: Path, method: str, from_points: bool, seconds: float | None) -
     task.close()
     field = make_field(config.replace(backend="native"))  # the same function, evaluated faster
     field.load_state_dict(task.model.state_dict())
-    vertices, faces = to_mesh(field, config.resolution)
+    vertices, faces = to_mesh(field, config.pictures.resolution)
     progress = trainer.progress
     return {
         "warnings": [str(w.message) for w in caught],

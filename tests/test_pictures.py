@@ -13,7 +13,7 @@ iio = pytest.importorskip("imageio.v3")
 pytest.importorskip("PIL")
 
 from hashgrid.geometry.cameras import Cameras, look_at, orbit  # noqa: E402
-from hashgrid.train.report import plot_curve  # noqa: E402
+from hashgrid.train.report import plot_psnr  # noqa: E402
 from hashgrid.util import pictures  # noqa: E402
 from hashgrid.util.files import atomic_write_csv, to_uint8  # noqa: E402
 
@@ -113,10 +113,10 @@ def test_table(tmp_path):
 @pytest.mark.parametrize("final", [None, 25.0, math.nan])
 def test_training_plot(tmp_path, final):
     pytest.importorskip("matplotlib")
-    plot_curve(tmp_path / "psnr.png", [(0.0, 10.0), (1.0, math.inf), (2.0, 21.0)], "PSNR [dB]", final)
+    plot_psnr(tmp_path / "psnr.png", [(0.0, 10.0), (1.0, math.inf), (2.0, 21.0)], final)
     image = iio.imread(tmp_path / "psnr.png")
     assert image.shape[0] == 600 and image.std() > 10
-    plot_curve(tmp_path / "empty.png", [], "PSNR [dB]", final)
+    plot_psnr(tmp_path / "empty.png", [], final)
 
 
 def test_view(tmp_path):

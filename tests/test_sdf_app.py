@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from hashgrid.cli import main
+from hashgrid.data.distances import CHUNK, make_chunk
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import Placement, euler_characteristic, is_watertight, make_mesh, signed_volume
 from hashgrid.data.mesh_files import write_ply
@@ -228,6 +229,39 @@ def test_averaged_field_survives_the_file_bit_for_bit(tmp_path) -> None:
     for ours, theirs, trained in zip(task.model.parameters(), loaded.parameters(), raw, strict=True):
         assert torch.equal(ours, theirs) and not torch.equal(ours, trained)
     assert place.scale == placement.scale and np.array_equal(place.offset, placement.offset)
+
+
+def test_run_limited_by_time_goes_on_with_the_samples_it_had(tmp_path) -> None:
+    """Those that had been replaced, and then the next ones of the sequence."""
+    mesh = make_mesh(*torus_knot(n_along=32, n_around=6))
+    config = SdfConfig().replace(log2_hashmap_size=8, n_levels=2, batch=64, time_limit=1000.0, device="cpu")
+    config = config.replace(pool=2 * CHUNK, refresh_share=1.0, seed=3)
+
+    def begun() -> Trainer:
+        task = Sdf(config, Shape.of(mesh))
+        task.begin()
+        return Trainer(task)
+
+    def step_until(trainer: Trainer, n_chunks: int) -> None:
+        deadline = time.monotonic() + 300  # the process that makes samples has the lowest priority
+        while trainer.task.samples.n_chunks < n_chunks and time.monotonic() < deadline:
+            trainer.step()
+            time.sleep(0.02)
+
+    killed = begun()
+    step_until(killed, 3)
+    killed.save(tmp_path / "checkpoint.safetensors")
+    killed.task.close()
+    resumed = begun()
+    resumed.load(*load_checkpoint(tmp_path / "checkpoint.safetensors"))
+    old, new = killed.task.samples, resumed.task.samples
+    assert old.n_replaced == new.n_replaced == CHUNK and new.n_chunks == 3
+    assert torch.equal(old.points, new.points) and torch.equal(old.distances, new.distances)
+    step_until(resumed, 4)
+    resumed.task.close()
+    expected = make_chunk(mesh, config.distances, CHUNK, 3, seed=3)
+    np.testing.assert_array_equal(new.points[CHUNK:], expected[0])
+    np.testing.assert_array_equal(new.distances[CHUNK:], expected[1])
 
 
 def test_foreign_checkpoint_is_refused(tmp_path) -> None:

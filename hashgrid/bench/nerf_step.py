@@ -122,7 +122,7 @@ class _Stepper:
     def __init__(self, trainer: Trainer, config: NerfConfig, count_rays: bool) -> None:
         self.trainer, self.count_rays, self._points = trainer, count_rays, 0
         self._begin = _counts(trainer)
-        self.interval = config.occupancy_interval
+        self.interval = config.sampling.occupancy_interval
 
     def run(self) -> Sequence[Tensor]:
         progress = self.trainer.progress

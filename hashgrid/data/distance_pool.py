@@ -51,22 +51,43 @@ class DistancePool:
         refreshed: bool = False,
         backend: str = "native",
     ) -> None:
-        self.seed, self.backend = seed, backend
+        self.mesh, self.recipe, self.seed, self.backend = mesh, recipe, seed, backend
+        self.refreshed = refreshed and recipe.refresh_share > 0
         self._refresh: Refresh | None = None
-        refreshed = refreshed and recipe.refresh_share > 0
         sizes = chunk_sizes(recipe)
-        if refreshed and recipe.cache is None:
-            points, distances, n_chunks = _first_chunks(mesh, recipe, seed, sizes)
+        if self.refreshed and recipe.cache is None:
+            points, distances, self.n_chunks = _first_chunks(mesh, recipe, seed, sizes)
         else:
             points, distances = make_pool(mesh, recipe, seed)
-            n_chunks = len(sizes)
+            self.n_chunks = len(sizes)
         self.n_made = len(points)  # samples so far; the latest `pool` of them are kept
         self.points = torch.empty(recipe.pool, 3, device=device)
         self.distances = torch.empty(recipe.pool, device=device)
         self.points[: self.n_made], self.distances[: self.n_made] = points.to(device), distances.to(device)
-        if refreshed:
-            size = min(CHUNK, recipe.pool)
-            self._refresh = Refresh(mesh, recipe, seed, n_chunks, size, n_urgent=len(sizes) - n_chunks)
+        if self.refreshed:
+            self._start()
+
+    def _start(self) -> None:
+        """Lets another process make the chunks after those that are here."""
+        n_urgent, size = max(0, len(chunk_sizes(self.recipe)) - self.n_chunks), min(CHUNK, self.recipe.pool)
+        self._refresh = Refresh(self.mesh, self.recipe, self.seed, self.n_chunks, size, n_urgent)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a run that goes on needs: nothing of a pool that stays as it is."""
+        if not self.refreshed:
+            return {}
+        made = torch.tensor([self.n_made, self.n_chunks])
+        return {"points": self.points, "distances": self.distances, "made": made}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over what :meth:`state` gave, if the pool is refreshed and was; the next chunk is the one after."""
+        if not self.refreshed or state.get("points", self.points[:0]).shape != self.points.shape:
+            return
+        self.close()
+        self.points.copy_(state["points"])
+        self.distances.copy_(state["distances"])
+        self.n_made, self.n_chunks = state["made"].tolist()
+        self._start()
 
     @property
     def n_replaced(self) -> int:
@@ -92,6 +113,7 @@ class DistancePool:
         self.points.index_copy_(0, index, points)
         self.distances.index_copy_(0, index, distances)
         self.n_made += len(points)
+        self.n_chunks += 1
 
     def close(self) -> None:
         """Ends the process that makes new samples."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from hashgrid.geometry.rays import Rays
 from hashgrid.maths import draw_pixels, locate_pixels, pixel_colors, pixel_draws
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.util.choices import check_option
+from hashgrid.util.config import Config
 from hashgrid.util.pictures import background_color, blend, hex_color
 
 LOADERS = ("transforms", "procedural")  # modules of this package; the first that matches
@@ -36,18 +37,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class SceneOptions:
+class SceneOptions(Config):
     """How a scene is read."""
 
     format: str | None = None  # name of a loader; the first that knows the scene if none
-    test_split: str = "test"  # or "val": which of the scene's splits is tested
+    test_split: Literal["test", "val"] = "test"  # which of the scene's splits is tested
     holdout: int = 8  # distance of test views in a scene without a split, the first one included; 0 for none
     downscale: int = 1  # factor by which images are reduced (box filter, on premultiplied alpha)
     cut_out_backdrop: bool = True  # one colour around the object in all opaque images is taken as transparent
     allow_huge: bool = False  # read images of more than 179 million pixels
 
-    def __post_init__(self) -> None:
-        check_option("test_split", self.test_split, ("test", "val"))
+    def check(self) -> None:
+        super().check()
         if self.format is not None:
             check_option("format", self.format, LOADERS)
         if self.downscale < 1 or self.holdout < 0:
@@ -258,6 +259,7 @@ def load_scene(path: str | Path, options: SceneOptions | None = None, **changes:
         ImportError: Pillow is not installed.
     """
     options = replace(options or SceneOptions(), **changes)
+    options.check()
     path = Path(path)
     names = LOADERS if options.format is None else (options.format,)
     loader = next((found for found in map(_loader, names) if found.matches(path)), None)

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +44,12 @@ class Shape:
         """A mesh or points that did not come from a file."""
         mesh, cloud = (data, None) if isinstance(data, Mesh) else (None, data)
         return cls(Path(data.name), data.name, data.placement, mesh, cloud)
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint says of it, as JSON."""
+        placement = {"scale": float(self.placement.scale), "offset": self.placement.offset.tolist()}
+        kind = "mesh" if self.cloud is None else "points"
+        return {"input": str(self.path.resolve()), "name": self.name, "kind": kind, "placement": placement}
 
     @property
     def what(self) -> str:
@@ -106,6 +114,26 @@ def load_shape(
     if truth is not None:
         mesh = placed(load_mesh(truth, margin), mesh.placement)
     return Shape(path, mesh.name, mesh.placement, mesh)
+
+
+def recall_shape(
+    notes: dict[str, Any], path: Path | None, points: Path | None, truth: Path | None, margin: float
+) -> Shape:
+    """The shape that :meth:`Shape.notes` are of, from the files given or, without one, from its own, where that still
+    is; a shape without a surface if not. The cube is where it was."""
+    known, placement = Path(notes["input"]), noted_placement(notes)
+    if path is None and points is None and known.is_file() and notes["kind"] == "mesh":
+        path = known
+    if path is not None or (points is not None and points.is_file()):
+        return load_shape(path, points, truth, margin, placement)
+    print(f"{known} is not there: nothing to compare with; give SOURCE or --truth", flush=True)
+    mesh = None if truth is None else placed(load_mesh(truth), placement)
+    return Shape(known, notes["name"], placement, mesh)
+
+
+def noted_placement(notes: dict[str, Any]) -> Placement:
+    """The placement in :meth:`Shape.notes`."""
+    return Placement(notes["placement"]["scale"], np.array(notes["placement"]["offset"], np.float64))
 
 
 def placed(mesh: Mesh, placement: Placement) -> Mesh:

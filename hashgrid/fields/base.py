@@ -125,10 +125,6 @@ class RadianceField(nn.Module):
         """What kernels need that know this field as a whole; None for the general path."""
         return None
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """What :class:`hashgrid.optim.Adam` takes."""
-        return grid_groups(self, weight_decay)
-
 
 def _set_inverse_extent(field: RadianceField, *_: object) -> None:
     field.inverse_extent.copy_(1.0 / (field.aabb[3:] - field.aabb[:3]))

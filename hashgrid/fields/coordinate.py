@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-from hashgrid.fields.base import grid_groups
 from hashgrid.nn import FusedMLP
 from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
@@ -72,7 +71,3 @@ class CoordinateField(nn.Module):
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Values [..., C] of points [..., D]."""
         return encode_and_pass(self.encoding, self.mlp, x, level_weights)
-
-    def parameter_groups(self, weight_decay: float = 1e-6) -> list[dict[str, Any]]:
-        """What :class:`hashgrid.optim.Adam` takes: tables without decay, skipping entries without gradient."""
-        return grid_groups(self, weight_decay)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from hashgrid.fields.base import grid_groups
 from hashgrid.nn import FusedMLP
 from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
@@ -54,10 +53,6 @@ class DistanceField(nn.Module):
     def normals(self, x: Tensor) -> Tensor:
         """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
         return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """What :class:`hashgrid.optim.Adam` takes."""
-        return grid_groups(self, weight_decay)
 
 
 @dataclass(frozen=True)

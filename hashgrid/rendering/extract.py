@@ -277,25 +277,29 @@ class _Seam:
 
 def n_components(faces: np.ndarray) -> int:
     """Into how many connected parts the faces [F, 3] fall."""
-    if len(faces) == 0:
-        return 0
-    sparse = optional_import("scipy.sparse")
-    n = int(faces.max()) + 1
-    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]]).astype(np.int32)
-    graph = sparse.coo_matrix((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, label = optional_import("scipy.sparse.csgraph").connected_components(graph, directed=False)
+    label = optional_import("igl").vertex_components(faces) if len(faces) else np.zeros(0)
     return len(np.unique(label[faces[:, 0]]))
 
 
+def device_of(field: Distance) -> torch.device:
+    """Where a field is asked: a function is on the CPU."""
+    return next(field.parameters()).device if isinstance(field, torch.nn.Module) else torch.device("cpu")
+
+
+def in_parts(function: Distance, points: Tensor, device: torch.device) -> Tensor:
+    """Values of a function at points [N, 3] on the CPU, which it is asked for on ``device``, not at all of them at
+    once."""
+    return torch.cat([function(part.to(device)).float().cpu() for part in points.split(CHUNK)])
+
+
 def _evaluate(field: Distance, points: Tensor, resolution: int | None = None) -> Tensor:
-    """Values [N] on the CPU, in chunks on the field's device, of points [N, 3], given as lattice indices where there is
-    a resolution; indices beyond it mean the side of the cube."""
-    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else points.device
-    parts = []
-    for part in points.split(CHUNK):
-        x = part.float() if resolution is None else part.float().div_(resolution).clamp_(max=1)
-        parts.append(field(x.to(device)).float().cpu())
-    values = torch.cat(parts) if parts else torch.empty(0)
+    """Values [N] on the CPU of points [N, 3], given as lattice indices where there is a resolution; indices beyond it
+    mean the side of the cube."""
+
+    def ask(x: Tensor) -> Tensor:
+        return field(x.float() if resolution is None else x.float().div_(resolution).clamp_(max=1))
+
+    values = in_parts(ask, points, device_of(field))
     if not bool(values.isfinite().all()):
         raise ValueError(f"the field must be finite, {int((~values.isfinite()).sum())} of {len(values)} values are not")
     return values

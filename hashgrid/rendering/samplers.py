@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.nn import OccupancyGrid
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.rendering.composite import composite
 from hashgrid.train.profile import OCCUPANCY
+from hashgrid.util.config import Config
 
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 
@@ -72,24 +74,18 @@ class Sampler(nn.Module):
 
 
 @dataclass(frozen=True)
-class OccupancyUpdates:
-    """How often an occupancy grid looks at the field.
+class SamplerConfig(Config):
+    """Where along its rays a field is asked, and how an occupancy grid follows it."""
 
-    Attributes:
-        seed: of what is random.
-        interval: steps between two updates.
-        warmup_steps: the time is not looked at before.
-        uniform: share of all cells that is evaluated, and
-        occupied: as many of the occupied ones.
-        time_share: of a run, at most.
-    """
-
-    seed: int = 0
-    interval: int = 16
-    warmup_steps: int = 256
-    uniform: float = 1 / 16
-    occupied: float = 1 / 16
-    time_share: float = 0.08
+    sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine"] = "auto"  # where a field is asked; its own
+    steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
+    early_stop_eps: float = 1e-4  # transmittance below which nothing counts
+    occupancy_resolution: int = 128  # cells per axis
+    occupancy_interval: int = 16  # steps between two updates
+    occupancy_warmup_steps: int = 256  # the time share is not looked at before
+    occupancy_uniform: float = 1 / 16  # share of all cells evaluated per update; 1/4 on a GPU
+    occupancy_occupied: float = 1 / 16  # as many of the occupied ones
+    occupancy_time_share: float = 0.08  # of a run, at most
 
 
 class OccupancySampler(Sampler):
@@ -100,8 +96,8 @@ class OccupancySampler(Sampler):
         step_size: smallest step, in units of length.
         cone_angle: growth of the step with the distance; 0 for a bounded scene.
         near: no sample before this distance.
-        early_stop_eps: transmittance below which nothing counts.
-        updates: how often the grid looks at the field.
+        config: how often the grid looks at the field, and when a ray ends.
+        seed: of the cells that are looked at.
 
     Attributes:
         seconds: spent on updates, float64 [1].
@@ -116,12 +112,12 @@ class OccupancySampler(Sampler):
         step_size: float,
         cone_angle: float = 0.0,
         near: float = 0.0,
-        early_stop_eps: float = 1e-4,
-        updates: OccupancyUpdates = OccupancyUpdates(),  # noqa: B008
+        config: SamplerConfig = SamplerConfig(),  # noqa: B008
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.grid, self.step_size, self.cone_angle, self.near = grid, step_size, cone_angle, near
-        self.early_stop_eps, self.updates = early_stop_eps, updates
+        self.early_stop_eps, self.config, self.seed = config.early_stop_eps, config, seed
         self.register_buffer("seconds", torch.zeros(1, dtype=torch.float64))
 
     def march_arguments(self) -> dict[str, Any]:
@@ -136,14 +132,15 @@ class OccupancySampler(Sampler):
 
     @torch.no_grad()
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
-        updates = self.updates
-        if step % updates.interval != 0:
+        config = self.config
+        if step % config.occupancy_interval != 0:
             return
-        if step >= updates.warmup_steps and float(self.seconds) > updates.time_share * max(seconds, 1e-9):
+        share = config.occupancy_time_share
+        if step >= config.occupancy_warmup_steps and float(self.seconds) > share * max(seconds, 1e-9):
             return
         begin = time.perf_counter()
         with record_function(OCCUPANCY):
-            cells = self.grid.choose_cells(step, updates.seed, 0, updates.uniform, updates.occupied)
+            cells = self.grid.choose_cells(step, self.seed, 0, config.occupancy_uniform, config.occupancy_occupied)
             self.grid.raise_cells(cells, self._thickness(field, cells, step))
         self.seconds += time.perf_counter() - begin
 
@@ -155,7 +152,7 @@ class OccupancySampler(Sampler):
         parts = cells.split(REFERENCE_CELLS) if grid.backend == "reference" or fused is None else (cells,)
         values = []
         for part in parts:
-            where = part, grid.aabb, grid.resolution, grid.n_cascades, self.updates.seed, step
+            where = part, grid.aabb, grid.resolution, grid.n_cascades, self.seed, step
             if fused is not None:
                 density = {"weights": fused.networks["density_weights"]}
                 density["compute_dtype"] = fused.networks["compute_dtype"]
@@ -262,23 +259,33 @@ class CoarseToFineSampler(StratifiedSampler):
 
 
 def make_sampler(
-    name: str,
-    grid: OccupancyGrid,
-    *,
-    step_size: float,
-    cone_angle: float,
-    near: float,
-    early_stop_eps: float,
-    updates: OccupancyUpdates,
-    n_samples: int,
-    n_fine: int,
+    config: SamplerConfig,
+    field: RadianceField,
+    scene: Scene,
+    seed: int = 0,
+    backend: str = "native",
+    n_coarse: int = 64,
+    n_fine: int = 64,
 ) -> Sampler:
-    """The sampler called ``name``; each takes what it needs of the rest."""
-    if name == "occupancy":
-        return OccupancySampler(grid, step_size, cone_angle, near, early_stop_eps, updates)
+    """The sampler of a field and a normalised scene, on the field's device.
+
+    Args:
+        config: which one, and how an occupancy grid is kept; it knows from the start what no training view sees.
+        field: is asked where its own sampler wants it, unless ``config`` says otherwise.
+        scene: the box, and the training views.
+        seed: of the cells of an occupancy grid that are looked at.
+        backend: ``"native"`` or ``"reference"``.
+        n_coarse, n_fine: samples per ray of samplers without a grid.
+    """
+    name = field.sampler if config.sampler == "auto" else config.sampler
+    if name == "coarse_to_fine":
+        return CoarseToFineSampler(n_coarse, n_fine, scene.near, backend)
     if name == "stratified":
-        return StratifiedSampler(n_samples, near, grid.backend)
-    return CoarseToFineSampler(n_samples, n_fine, near, grid.backend)
+        return StratifiedSampler(n_coarse, scene.near, backend)
+    grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train
+    grid.to(field.aabb.device).mark_invisible_cells(train.c2w, train.intrinsics, train.sizes, near=scene.near)
+    step_size = float((scene.aabb[3:] - scene.aabb[:3]).max()) * 3**0.5 / config.steps_per_diagonal
+    return OccupancySampler(grid, step_size, scene.cone_angle, scene.near, config, seed).to(field.aabb.device)
 
 
 def uniform(jitter: tuple[int, int], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:

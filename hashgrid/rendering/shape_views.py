@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hashgrid.data.mesh import Placement
+from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.shape import Shape
+from hashgrid.fields.distance import DistanceField
 from hashgrid.geometry.cameras import UP, framing
-from hashgrid.rendering.extract import CHUNK, Distance
+from hashgrid.rendering.extract import Distance, device_of, in_parts, to_mesh
 from hashgrid.rendering.surface import render
+from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_write_image, to_uint8
 from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import with_scale, write_video
@@ -21,6 +26,27 @@ from hashgrid.util.pictures import with_scale, write_video
 LINE = 0.05  # between level lines
 INSIDE = torch.tensor([[0.44, 0.62, 0.80], [0.10, 0.22, 0.42]])  # at the surface and deep inside
 OUTSIDE = torch.tensor([[0.99, 0.93, 0.80], [0.88, 0.66, 0.44]])  # at the surface and far outside
+
+
+@dataclass(frozen=True)
+class PictureConfig(Config):
+    """What is made of a distance field to be looked at."""
+
+    resolution: int = 256  # cells per side of the extracted mesh
+    mesh_format: Literal["ply", "glb"] = "ply"  # of the extracted mesh
+    up: Literal["auto", "x", "y", "z"] = "auto"  # axis that is up in pictures; auto is z for STL, else y
+    image_size: int = 640  # pixels per side of the stills
+    video: bool = True  # write a turntable
+    n_frames: int = 48  # of the turntable
+    video_size: int = 400  # pixels per side of the turntable; even
+
+    def check(self) -> None:
+        super().check()
+        for name in ("resolution", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.video_size < 2 or self.video_size % 2:
+            raise ValueError(f"`video_size` must be even, got {self.video_size}")
 
 
 def write_views(
@@ -62,30 +88,41 @@ def write_views(
     return picture.error_scale
 
 
+def write_surface(
+    out: Path, field: DistanceField, placement: Placement, config: PictureConfig
+) -> tuple[Path, Tensor, Tensor]:
+    """Writes ``mesh.ply`` or ``.glb``, in the coordinates of the input, and ``slice.png``.
+
+    Returns:
+        The file, and the mesh: vertices [V, 3] in the cube and faces [F, 3].
+    """
+    vertices, faces = to_mesh(field, config.resolution)
+    normals = in_parts(field.normals, vertices, field.device)
+    path = out / f"mesh.{config.mesh_format}"
+    write_mesh(path, placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
+    atomic_write_image(out / "slice.png", slice_image(field))
+    return path, vertices, faces
+
+
 def write_pictures(
-    out: Path,
-    field: Distance,
-    points: Tensor,
-    up: str,
-    size: int,
-    n_frames: int,
-    video_size: int,
-    shape: Shape,
-    backend: str = "native",
+    out: Path, field: Distance, vertices: Tensor, shape: Shape, config: PictureConfig, video: bool, backend: str
 ) -> dict[str, Any]:
-    """Writes the stills of :func:`write_views` and a turntable of ``n_frames``, none for 0.
+    """Writes the stills of :func:`write_views` of a field with the surface ``vertices`` [V, 3], and a turntable.
 
     Returns:
         Seconds for both, and the scale of ``error.png``.
     """
-    begin = time.perf_counter()
-    scale = write_views(out, field, points, up, size, shape.distance(), shape.what, backend)
-    stills = time.perf_counter() - begin
-    if n_frames:
-        frames = turntable(field, points, up, n_frames, video_size, backend)
-        bar = optional_import("tqdm").tqdm(frames, total=n_frames, desc="turntable", unit="frame")
+    begin, up = time.perf_counter(), config.up
+    if up == "auto":
+        up = "z" if shape.path.suffix.lower() == ".stl" else "y"
+    points = vertices if shape.mesh is None else torch.from_numpy(shape.mesh.vertices).float()
+    scale = write_views(out, field, points, up, config.image_size, shape.distance(), shape.what, backend)
+    stills, seconds = time.perf_counter() - begin, None
+    if video and config.video and config.n_frames:
+        frames = turntable(field, points, up, config.n_frames, config.video_size, backend)
+        bar = optional_import("tqdm").tqdm(frames, total=config.n_frames, desc="turntable", unit="frame")
         write_video(out / "turntable.mp4", bar)
-    seconds = time.perf_counter() - begin - stills if n_frames else None
+        seconds = time.perf_counter() - begin - stills
     return {"error_scale": scale, "seconds": stills, "turntable_seconds": seconds}
 
 
@@ -117,12 +154,10 @@ def slice_image(field: Distance, resolution: int = 512) -> Tensor:
     vertical, horizontal = torch.meshgrid(axis.flip(0), axis, indexing="ij")
     half = torch.full_like(vertical, 0.5)
     planes = [(half, vertical, horizontal), (horizontal, half, vertical), (horizontal, vertical, half)]
-    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else half.device
     images = []
     for plane in planes:
-        points = torch.stack(plane, dim=-1).view(-1, 3)
-        values = [field(part.to(device)).float().cpu() for part in points.split(CHUNK)]
-        images.append(level_lines(torch.cat(values).view(resolution, resolution)))
+        values = in_parts(field, torch.stack(plane, dim=-1).view(-1, 3), device_of(field))
+        images.append(level_lines(values.view(resolution, resolution)))
     gap = torch.ones(resolution, max(2, resolution // 64), 3)
     return torch.cat([images[0], gap, images[1], gap, images[2]], dim=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from hashgrid.ops._backend import ngp_ops
 from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
+from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import write_video
 
 
 def render(
@@ -147,7 +149,6 @@ def render_image(
     view: int,
     background: Tensor,
     chunk: int | None = None,
-    on_chunk: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Colour [H, W, C], opacity [H, W] and depth [H, W] of one camera, on the field's device.
 
@@ -156,7 +157,6 @@ def render_image(
         view: number of the camera.
         background: [C].
         chunk: rays at a time; None for as many as suit the device.
-        on_chunk: called after each chunk.
     """
     device = field.aabb.device
     if chunk is None:
@@ -168,7 +168,12 @@ def render_image(
         views = torch.full_like(pixel, view)
         rays = Rays(*cameras.rays(views, pixel % width, pixel // width), camera=views)
         parts.append(render_pixels(field, sampler, rays, background))
-        if on_chunk is not None:
-            on_chunk()
     colors, opacities, depths = (torch.cat(part) for part in zip(*parts, strict=True))
     return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)
+
+
+def write_flight(path: Path, field: RadianceField, sampler: Sampler, cameras: Cameras, background: Tensor) -> None:
+    """Writes a video of what the cameras see, one frame each, before ``background`` [3]."""
+    cameras, background = cameras.to(field.aabb.device), background.to(field.aabb.device)
+    views = optional_import("tqdm").tqdm(range(len(cameras)), desc="turntable", unit="frame")
+    write_video(path, (render_image(field, sampler, cameras, view, background)[0] for view in views))

@@ -48,7 +48,7 @@ class FixedStep:
         config = task.config
         self.task, self.config, self.optimizer = task, config, optimizer
         self.model, self.sampler = task.model, task.sampler
-        self.read_every = config.occupancy_interval
+        self.read_every = config.sampling.occupancy_interval
         self.device = task.device
         self.views = task.views if task.views.data.device == self.device else None
         self.seed = torch.tensor([config.seed], device=self.device)
@@ -145,7 +145,7 @@ class FixedStep:
         # rays into the unit cube, not samples: they are a quarter as many, or less
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
         sigmas, colors = model.radiance(At(Rays(rays_o, rays_d), unit, samples.ray_indices))
-        colors, opacities, *_ = composite(sigmas, colors, samples, early_stop_eps=config.early_stop_eps)
+        colors, opacities, *_ = composite(sigmas, colors, samples, early_stop_eps=self.sampler.early_stop_eps)
         loss, means = ngp_ops(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from hashgrid.fields.base import grid_groups
 from hashgrid.nn import HashGrid
 from hashgrid.optim import Adam
 from hashgrid.train.checkpoint import CheckpointError, flatten_state, save_checkpoint, unflatten_state, with_prefix
@@ -26,6 +27,10 @@ CHECKPOINT = "hashgrid checkpoint"  # name of a range in profiles
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the last checkpoint is intact."""
+
+
+def _decibels(mse: float) -> float:
+    return -10 * math.log10(max(mse, 1e-10))
 
 
 @dataclass
@@ -57,11 +62,38 @@ class Progress:
     @property
     def psnr(self) -> float:
         """In dB, of the term ``mse``."""
-        return -10 * math.log10(max(self.terms.get("mse", self.loss), 1e-10))
+        return _decibels(self.terms.get("mse", self.loss))
 
     @property
     def seconds_left(self) -> float:
         return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0 else math.inf
+
+
+@dataclass
+class Report:
+    """What a task is told when it is evaluated.
+
+    Attributes:
+        out: folder for what it writes.
+        progress: where the run ended.
+        curve: loss and terms over the run.
+        interrupted: whether the user ended it: then the evaluation should be short.
+    """
+
+    out: Path
+    progress: Progress
+    curve: list[dict[str, float]] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def psnrs(self) -> list[tuple[float, float]]:
+        """Seconds and PSNR in dB of training batches, for :func:`hashgrid.train.report.plot_psnr`."""
+        return [(point["seconds"], _decibels(point["mse"])) for point in self.curve]
+
+    def say(self, figures: str) -> None:
+        """Prints figures, and what they took."""
+        spent = f"{self.progress.step} steps, {self.progress.samples / 1e6:.1f} M samples"
+        print(f"{figures}; {spent} in {self.progress.seconds:.1f} s", flush=True)
 
 
 class Step(NamedTuple):
@@ -104,9 +136,12 @@ class Task:
     """What is trained, on what, and how. A task overrides what it needs; random numbers are functions of the seed and
     ``progress.step``, so that a run that goes on from a checkpoint is the run that was never stopped.
 
+    Args:
+        config: the recipe; parameters that are made from here on are those of its seed.
+
     Attributes:
         name: of the command.
-        config: the recipe, with a budget.
+        config: the recipe, with the device that it runs on.
         model: what has parameters, on its device.
         schedule: of the learning rate.
         ema_decay: of the averages that are evaluated instead of the weights; None for none.
@@ -118,6 +153,10 @@ class Task:
     schedule: Schedule
     ema_decay: float | None = None
 
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config.on_device()
+        torch.manual_seed(config.seed)
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
@@ -128,14 +167,14 @@ class Task:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What :class:`hashgrid.optim.Adam` takes."""
-        return [{"params": list(self.model.parameters())}]
+        return grid_groups(self.model, self.config.weight_decay)
 
     def before_step(self, progress: Progress) -> None:
         """What has to be done between steps, without gradients."""
 
-    def stepper(self, optimizer: Adam) -> Stepper | None:
-        """What takes the steps; None for :class:`Eager`."""
-        return None
+    def stepper(self, optimizer: Adam) -> Stepper:
+        """What takes the steps."""
+        return Eager(self, optimizer)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside model and optimiser."""
@@ -150,13 +189,11 @@ class Task:
 
     def headline(self, progress: Progress) -> str:
         """What the progress bar says."""
-        return f"loss {progress.loss:.4f}"
+        quality = f" PSNR {progress.psnr:.2f} dB" if "mse" in progress.terms else ""
+        return f"loss {progress.loss:.3g}{quality}"
 
-    def evaluate(
-        self, out: Path, progress: Progress, curve: list[dict[str, float]], interrupted: bool
-    ) -> dict[str, Any]:
-        """Measures what was trained and writes pictures to the folder ``out``; returns figures for ``results.json``.
-        After an interruption it should be short."""
+    def evaluate(self, report: Report) -> dict[str, Any]:
+        """Measures what was trained and writes pictures to ``report.out``; returns figures for ``results.json``."""
         return {}
 
     def finish(self, out: Path) -> None:
@@ -223,7 +260,7 @@ class Trainer:
         for module in task.model.modules():
             if isinstance(module, HashGrid) and module.half_table is not None:
                 self.optimizer.register_half_copy(module.table, module.half_table)
-        self.stepper: Stepper = task.stepper(self.optimizer) or Eager(task, self.optimizer)
+        self.stepper = task.stepper(self.optimizer)
         self.progress = Progress(seconds=seconds_before)
         self.curve: list[dict[str, float]] = []  # of loss and terms over time
         self._unread = 0
@@ -352,7 +389,10 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to another task, or to a model of other sizes.
         """
-        load_model(self.task.model, tensors, metadata, self.task.name)
+        if metadata.get("task") != self.task.name:
+            task, found = self.task.name, metadata.get("task")
+            raise CheckpointError(f"the checkpoint must be one of `hashgrid {task}`, got one of {found!r}")
+        load_model(self.task.model, tensors)
         self.task.load_state(with_prefix(tensors, "state."))
         self.optimizer.load_state_dict(unflatten_state(metadata["optimizer"], tensors))
         for group in self.optimizer.param_groups:
@@ -365,16 +405,12 @@ class Trainer:
         self._mark = (self.progress.seconds, dict(self.progress.counts))
 
 
-def load_model(
-    model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], task: str, averaged: bool = False
-) -> None:
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor], averaged: bool = False) -> None:
     """Gives a model the weights of a checkpoint; with ``averaged`` their averages, where it has them.
 
     Raises:
-        CheckpointError: it belongs to another task, or to a model of other sizes.
+        CheckpointError: it belongs to a model of other sizes.
     """
-    if metadata.get("task") != task:
-        raise CheckpointError(f"the checkpoint must be one of `hashgrid {task}`, got one of {metadata.get('task')!r}")
     averages = with_prefix(tensors, "average.")
     try:
         model.load_state_dict(averages if averaged and averages else with_prefix(tensors, "model."))

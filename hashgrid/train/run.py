@@ -9,15 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import torch
 
 from hashgrid.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, with_prefix
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Task, Trainer, load_model
+from hashgrid.train.loop import Progress, Report, Task, Trainer, load_model
 from hashgrid.train.profile import StepProfile
-from hashgrid.train.report import REPORTERS, Console, Reporter, train_results, write_results
+from hashgrid.train.report import REPORTERS, Console, Reporter, write_results
 from hashgrid.util.device import choose_device, why_not_cuda
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.memory import peak_memory
@@ -34,21 +34,23 @@ class Command(Task):
         Config: the class of its configuration.
         summary: what the command does, in one sentence.
         source_help: what SOURCE is.
-        packages: what has to be installed.
+        packages: what has to be installed besides safetensors and tqdm.
     """
 
     Config: ClassVar[type[RunConfig]]
     summary: ClassVar[str]
     source_help: ClassVar[str]
-    packages: ClassVar[Sequence[str]] = ("safetensors", "tqdm")
+    packages: ClassVar[Sequence[str]] = ()
 
     @classmethod
     def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
         """The configuration before any option is read; ``given`` are the options that are there."""
-        config = cls.Config()
-        if field is not None:
-            config = config.replace(field=cls.Config.choices["field"][field]())
-        return config
+        config = cls.Config.for_device(device)
+        kind = cls.Config.choices.get("field", {}).get(field or "")
+        options = getattr(kind, "Config", kind)
+        if options is None or options is type(config.field):  # type: ignore[attr-defined]
+            return config
+        return config.replace(field=options(), **getattr(kind, "recipe", {}))
 
     @classmethod
     def folder(cls, source: Path | None, config: RunConfig) -> str:
@@ -68,16 +70,21 @@ class Command(Task):
         """Prepares what only training needs."""
 
 
+def _option(default: Any, help: str, **look: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **look})
+
+
 @dataclass
 class Options:
     """What a command is told besides its configuration."""
 
     source: Path | None = None
-    out: Path | None = None
-    resume: bool = False
-    eval: Path | None = None
-    log: Literal["none", "tensorboard"] = "none"
-    profile: bool = False
+    out: Path | None = _option(None, "folder of the results; outputs/TASK/NAME if none")
+    resume: bool = _option(False, "go on from the checkpoint in the folder of the results")
+    eval: Path | None = _option(None, "only evaluate this checkpoint", metavar="CHECKPOINT")
+    config: Path | None = _option(None, "take defaults from a config.json", metavar="FILE")
+    log: Literal["none", "tensorboard"] = _option("none", "who is told besides the console")
+    profile: bool = _option(False, "show where the time of a step goes: a table and a trace")
 
 
 def main(command: type[Command], argv: Sequence[str]) -> int:
@@ -89,16 +96,13 @@ def main(command: type[Command], argv: Sequence[str]) -> int:
     """
     begin = time.perf_counter()
     argv = list(argv)
-    stored: Checkpoint | None = None
     checkpoint = _value(argv, "--eval")
     if checkpoint is None and "--resume" in argv and (given := _value(argv, "--out")) is not None:
         checkpoint = str(Path(given) / CHECKPOINT)
-    if checkpoint is not None and "--help" not in argv:
-        stored = read_checkpoint(Path(checkpoint), command)
+    stored = None if checkpoint is None or "--help" in argv else read_checkpoint(Path(checkpoint), command)
     options, config = parse(command, argv, _base(command, argv, stored))
     if options.resume and stored is None:
-        folder = _output_folder(command, options, config)
-        stored = read_checkpoint(folder / CHECKPOINT, command)
+        stored = read_checkpoint(_output_folder(command, options, config) / CHECKPOINT, command)
         options, config = parse(command, argv, _base(command, argv, stored))
     return run(command, options, config, stored, begin)
 
@@ -112,14 +116,13 @@ def run(
 ) -> int:
     """What :func:`main` does with options that are known; ``stored`` is what to go on from, or to evaluate."""
     begin = time.perf_counter() if begin is None else begin
-    config = config.with_budget()
+    config = config.with_budget().on_device()
     try:
         config.check()
     except ValueError as error:
         raise ValueError(f"{error}; the checkpoint says so, an option replaces it") if stored else error from None
-    for package in command.packages:
+    for package in ("safetensors", "tqdm", *command.packages):
         optional_import(package)
-    config = config.on_device()
     if options.profile and config.device != "cpu":
         raise ValueError(f"`--profile` is for the CPU, got device {config.device}; use Nsight Systems on a GPU")
     out = options.eval.parent if options.eval and not options.out else _output_folder(command, options, config)
@@ -136,43 +139,38 @@ def run(
 
 
 def _train_and_evaluate(task: Command, options: Options, out: Path, stored: Checkpoint | None, begin: float) -> int:
-    interrupted = False
     if options.eval is not None:
         assert stored is not None
-        load_model(task.model, *stored, task.name, averaged=True)
+        load_model(task.model, stored.tensors, averaged=True)
         task.load_state(with_prefix(stored.tensors, "state."))
-        progress, curve = Progress(**stored.metadata["progress"]), stored.metadata["curve"]
+        report = Report(out, Progress(**stored.metadata["progress"]), stored.metadata["curve"])
     else:
         task.begin()
         trainer = Trainer(task, seconds_before=time.perf_counter() - begin)
         if stored is not None:
             trainer.load(*stored)
-        profile = StepProfile() if options.profile else None
+        report = Report(out, trainer.progress, trainer.curve)
         atomic_write_json(out / CONFIG, task.config.to_dict())
-        interrupted = _train(trainer, out, options, profile)
-        progress, curve = trainer.progress, trainer.curve
+        report.interrupted = _train(trainer, options, out)
         trainer.save(out / CHECKPOINT)
-        if profile is not None:
-            profile.write(out, peak_memory())
-        if interrupted:
+        if report.interrupted:
             print("interrupted: the checkpoint is written, a short evaluation follows; --resume goes on", flush=True)
         trainer.take_averages()
-    # memory of an evaluation is not that of training
-    train = train_results(progress, interrupted, None if options.eval else peak_memory())
-    write_results(out, task, train, task.evaluate(out, progress, curve, interrupted))
-    if not interrupted:
+    peak = None if options.eval else peak_memory()  # memory of an evaluation is not that of training
+    write_results(task, report, task.evaluate(report), peak)
+    if not report.interrupted:
         task.finish(out)
     print(f"results in {out}", flush=True)
-    return 130 if interrupted else 0
+    return 130 if report.interrupted else 0
 
 
-def _train(trainer: Trainer, out: Path, options: Options, profile: StepProfile | None) -> bool:
+def _train(trainer: Trainer, options: Options, out: Path) -> bool:
     """Whether the user interrupted."""
     reporters: list[Reporter] = [Console(trainer.task)]
     if options.log != "none":
         reporters.append(REPORTERS[options.log](out))
-    if profile is not None:
-        reporters.append(profile)
+    if options.profile:
+        reporters.append(StepProfile(out))
 
     def tell(progress: Progress) -> None:
         for reporter in reporters:
@@ -206,33 +204,24 @@ def read_checkpoint(path: Path, command: type[Command]) -> Checkpoint:
 def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple[Options, RunConfig]:
     """Options and configuration of a command line, over the values of ``base``."""
     tyro = optional_import("tyro")
-
-    def argument(kind: Any, help: str, default: Any, *markers: Any, **options: Any) -> tuple[Any, Any]:
-        return Annotated.__class_getitem__((kind, *markers, tyro.conf.arg(help=help, **options))), default  # type: ignore[attr-defined]
-
-    fields = tuple(command.Config.choices.get("field", {}))
-    arguments = {
-        "source": argument(Path | None, command.source_help, None, tyro.conf.Positional, metavar="SOURCE"),
-        "out": argument(Path | None, f"folder of the results; outputs/{command.name}/NAME if none", None),
-        "resume": argument(bool, "go on from the checkpoint in the folder of the results", False),
-        "eval": argument(Path | None, "only evaluate this checkpoint", None, metavar="CHECKPOINT"),
-        "config": argument(Path | None, "take defaults from a config.json", None, metavar="FILE"),
-        "log": argument(Literal.__getitem__(("none", *REPORTERS)), "who is told besides the console", "none"),
-        "profile": argument(bool, "show where the time of a step goes: a table and a trace", False),
-    }
-    if fields:
-        arguments["field"] = argument(Literal.__getitem__(fields), "what is trained", base.field.name)  # type: ignore[attr-defined]
-    arguments["recipe"] = (Annotated[type(base), tyro.conf.arg(name="")], base)
+    hints, arguments = get_type_hints(Options), {}
+    for option in dataclasses.fields(Options):
+        arguments[option.name] = Annotated[hints[option.name], tyro.conf.arg(**option.metadata)], option.default
+    source = tyro.conf.arg(help=command.source_help, metavar="SOURCE")
+    arguments["source"] = Annotated[Path | None, tyro.conf.Positional, source], None
+    if fields := tuple(command.Config.choices.get("field", {})):
+        kind = Annotated[Literal.__getitem__(fields), tyro.conf.arg(help="what is trained")]  # type: ignore[valid-type]
+        arguments["field"] = kind, base.field.name  # type: ignore[attr-defined]
+    arguments["recipe"] = Annotated[type(base), tyro.conf.arg(name="")], base
     kinds = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in arguments.items()]
     parsed = tyro.cli(
-        dataclasses.make_dataclass("Arguments", kinds),
+        dataclasses.make_dataclass("Arguments", kinds, bases=(Options,)),
         args=list(argv),
         prog=f"hashgrid {command.name}",
         description=command.summary,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    options = Options(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Options)})
-    return options, parsed.recipe
+    return parsed, parsed.recipe
 
 
 def _base(command: type[Command], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
