@@ -15,8 +15,9 @@ from hashgrid.data.distance_pool import DistancePool
 from hashgrid.data.distances import CHUNK, DistanceRecipe, make_chunk, make_pool
 from hashgrid.data.draws import draw_rows
 from hashgrid.data.errors import MeshError
-from hashgrid.data.mesh import Mesh, Placement, make_mesh
+from hashgrid.data.mesh import Mesh, make_mesh
 from hashgrid.data.points import PointCloud, PointPool, PointRecipe
+from hashgrid.geometry.boxes import Placement
 
 pytest.importorskip("igl")
 pytest.importorskip("scipy")
@@ -34,7 +35,7 @@ def mesh() -> Mesh:
 def sphere_cloud() -> PointCloud:
     normals = np.random.default_rng(0).normal(size=(2000, 3))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    return PointCloud(0.5 + 0.4 * normals, normals, Placement(1.0, np.zeros(3)), "sphere")
+    return PointCloud(0.5 + 0.4 * normals, normals, Placement(), "sphere")
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

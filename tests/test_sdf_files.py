@@ -353,7 +353,7 @@ def test_points_far_from_the_origin_keep_their_place(tmp_path: Path) -> None:
     points = ball() + (500123.27, 5400456.6, 321.1)
     np.savetxt(tmp_path / "scan.xyz", np.column_stack([points, ball()]), fmt="%.17g")
     cloud = load_points(tmp_path / "scan.xyz")
-    back = cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy()
+    back = cloud.placement.to_file(torch.from_numpy(cloud.points)).numpy()
     np.testing.assert_allclose(back, points, rtol=0, atol=2e-9)
     np.testing.assert_allclose(cloud.points, make_points(ball(), ball()).points, rtol=0, atol=1e-8)
 
@@ -364,7 +364,7 @@ def test_points_may_have_any_encoding(encoding: str, tmp_path: Path) -> None:
     comment = "# 零件\n" if encoding == "gbk" else "" if encoding == "utf-8-sig" else "# Größe\n"
     (tmp_path / "scan.xyz").write_bytes((comment + rows(np.column_stack([points, points]), "\r\n")).encode(encoding))
     cloud = load_points(tmp_path / "scan.xyz")
-    np.testing.assert_allclose(cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy(), points, atol=1e-12)
+    np.testing.assert_allclose(cloud.placement.to_file(torch.from_numpy(cloud.points)).numpy(), points, atol=1e-12)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-3])
@@ -386,7 +386,7 @@ def test_meshes_far_from_the_origin_keep_their_place(tmp_path, suffix, unit, wit
         np.testing.assert_allclose(tree["nodes"][0]["translation"], place + unit / 2, rtol=0, atol=1e-9)
     mesh = load_mesh(far, 0.1)
     assert mesh.vertices.min() == pytest.approx(0.1) and mesh.vertices.max() == pytest.approx(0.9)
-    back = mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy()
+    back = mesh.placement.to_file(torch.from_numpy(mesh.vertices)).numpy()
     np.testing.assert_allclose(back[np.lexsort(back.T)], vertices[np.lexsort(vertices.T)], rtol=0, atol=2e-9)
     assert signed_volume(mesh.vertices, mesh.faces) == pytest.approx(0.8**3)
 

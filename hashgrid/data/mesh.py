@@ -16,44 +16,10 @@ from torch import Tensor
 from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.formats import READERS, read_mesh
 from hashgrid.data.orient import orient
+from hashgrid.geometry.boxes import Placement
 from hashgrid.util.optional import optional_import
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How the cube [0, 1]^3 lies in the coordinates of the input: ``input = cube * scale + offset``.
-
-    Attributes:
-        scale: input units per unit of the cube.
-        offset: [3] float64, input position of the cube's corner (0, 0, 0).
-    """
-
-    scale: float
-    offset: np.ndarray
-
-    @classmethod
-    def around(cls, points: np.ndarray, margin: float, name: str) -> Placement:
-        """Puts the box of points [N, 3] in the middle of the cube, its longest side ``margin`` away from the sides.
-
-        Raises:
-            MeshError: the points all lie at one place.
-        """
-        low, high = points.min(0), points.max(0)
-        side = float((high - low).max())
-        if not side > 0:
-            raise MeshError(f"`{name}` must have an extent, all of its points lie at {low.tolist()}")
-        scale = side / (1 - 2 * margin)
-        return cls(scale, (low + high) / 2 - scale / 2)
-
-    def to_cube(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 3] of the input in the cube."""
-        return (points - self.offset) / self.scale
-
-    def to_input(self, points: Tensor) -> Tensor:
-        """Points [..., 3] of the cube in the coordinates of the input."""
-        return points * self.scale + torch.from_numpy(self.offset).to(points)
 
 
 @dataclass(frozen=True)
@@ -63,7 +29,7 @@ class Mesh:
     Attributes:
         vertices: [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
         faces: [F, 3] int64.
-        placement: of the cube in the input.
+        placement: of the cube in the coordinates of the input.
         watertight: every edge has two faces, which look the same way.
         name: of the file.
         doubt: why the sign of the distance is a guess; empty where it is not.
@@ -181,6 +147,22 @@ def check_finite(values: np.ndarray, what: str, name: str) -> None:
         raise MeshError(f"the {what} of `{name}` must be finite, {n_bad} of {len(values)} are not")
 
 
+def into_cube(points: np.ndarray, margin: float, name: str) -> tuple[np.ndarray, Placement]:
+    """Points [N, 3] with their box in the middle of the unit cube, its longest side ``margin`` away from the sides, and
+    where the cube lies in the coordinates that they had.
+
+    Raises:
+        MeshError: the points all lie at one place.
+    """
+    low, high = points.min(0), points.max(0)
+    side = float((high - low).max())
+    if not side > 0:
+        raise MeshError(f"`{name}` must have an extent, all of its points lie at {low.tolist()}")
+    scale = side / (1 - 2 * margin)
+    placement = Placement(tuple(((low + high) / 2 - scale / 2).tolist()), scale)
+    return placement.from_file(torch.from_numpy(points)).numpy(), placement
+
+
 def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name: str = "mesh") -> Mesh:
     """A mesh from vertices [V, 3] and faces [F, 3] in any coordinates; see :func:`load_mesh`.
 
@@ -193,8 +175,7 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
         )
     used, faces = np.unique(faces, return_inverse=True)
     vertices, faces = vertices[used], faces.reshape(-1, 3)
-    placement = Placement.around(vertices, margin, name)
-    vertices = placement.to_cube(vertices)
+    vertices, placement = into_cube(vertices, margin, name)
     # merged at a millionth of the size: formats without shared vertices (STL) repeat them
     _, first, index = np.unique(np.round(vertices * 1e6), axis=0, return_index=True, return_inverse=True)
     vertices, faces = vertices[first], index.reshape(-1)[faces]

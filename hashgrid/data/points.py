@@ -16,8 +16,9 @@ from hashgrid.data.draws import draw_rows
 from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.formats import ply
 from hashgrid.data.formats.text import check_content, plain
-from hashgrid.data.mesh import Placement, check_finite, read_file
+from hashgrid.data.mesh import check_finite, into_cube, read_file
 from hashgrid.data.normals import estimate_normals
+from hashgrid.geometry.boxes import Placement
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
 
@@ -33,7 +34,7 @@ class PointCloud:
     Attributes:
         points: [N, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
         normals: [N, 3] float64, outwards, of unit length.
-        placement: of the cube in the input.
+        placement: of the cube in the coordinates of the input.
         name: of the file.
     """
 
@@ -86,8 +87,7 @@ def make_points(
         warnings.warn(f"{len(points) - len(first)} duplicates in `{name}` are left out", MeshWarning, stacklevel=2)
         first.sort()
         points, normals = points[first], None if normals is None else normals[first]
-    placement = Placement.around(points, margin, name)
-    points = placement.to_cube(points)
+    points, placement = into_cube(points, margin, name)
     if normals is None:
         warnings.warn(
             f"`{name}` has no normals: they are estimated from neighbouring points", MeshWarning, stacklevel=2

@@ -18,7 +18,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from hashgrid.data.mesh import Mesh, Placement
+from hashgrid.data.mesh import Mesh
+from hashgrid.geometry.boxes import Placement
 
 if TYPE_CHECKING:
     from hashgrid.data.distances import DistanceRecipe
@@ -91,7 +92,7 @@ def serve(source: IO[bytes], sink: IO[bytes]) -> None:
     mesh = Mesh(
         np.frombuffer(arrays[:split], np.float64).reshape(-1, 3),
         np.frombuffer(arrays[split:], np.int64).reshape(-1, 3),
-        Placement(1.0, np.zeros(3)),
+        Placement(),
         watertight=True,
         name="",
     )

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hashgrid.data.distance_pool import DistancePool
 from hashgrid.data.distances import DistanceRecipe
-from hashgrid.data.mesh import Placement
 from hashgrid.data.points import PointPool, PointRecipe
 from hashgrid.data.shape import Shape, load_shape, noted_placement, recall_shape
 from hashgrid.fields import DISTANCE_FIELDS
 from hashgrid.fields.distance import DistanceField
+from hashgrid.geometry.boxes import Placement
 from hashgrid.nn import HashGrid
 from hashgrid.rendering.measure import RunningIou, describe, measure
 from hashgrid.rendering.shape_views import PictureConfig, write_pictures, write_surface
@@ -173,7 +173,7 @@ class Sdf(Command):
         extract = {"seconds": time.perf_counter() - begin, "vertices": len(vertices), "faces": len(faces)}
         figures = measure(field, vertices.double().numpy(), faces.numpy(), shape)
         report.say(describe(figures, len(faces)))
-        where = {"scale": shape.placement.scale, "offset": shape.placement.offset.tolist()}
+        where = shape.notes()["placement"]
         results = {"input": str(shape.path), "mesh": str(path), **figures, **where, "extract": extract}
         if len(vertices):
             video = not report.interrupted
