@@ -38,8 +38,8 @@ class DistancePool:
         recipe: which points.
         seed: of everything random.
         device: where the samples are wanted.
-        refreshed: whether samples are replaced.
         backend: of drawing, ``"native"`` or ``"reference"``.
+        refreshed: whether samples are replaced.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class DistancePool:
         recipe: DistanceRecipe,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        refreshed: bool = False,
         backend: str = "native",
+        refreshed: bool = False,
     ) -> None:
         self.mesh, self.recipe, self.seed, self.backend = mesh, recipe, seed, backend
         self.refreshed = refreshed and recipe.refresh_share > 0

@@ -47,17 +47,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class FusedRadiance:
-    """What the kernels take of a hash grid and two networks; see :func:`hashgrid.ops._ngp.render_rays`.
+    """What the kernels take of a hash grid and two networks; see :func:`hashgrid.ops._ngp.render_rays`."""
 
-    Attributes:
-        table: arguments of the hash grid.
-        networks: weights and options of the density and the colour network.
-        encode_directions: [R, 3] -> [R, E].
-    """
-
-    table: dict[str, Any]
-    networks: dict[str, Any]
-    encode_directions: Callable[[Tensor], Tensor]
+    table: dict[str, Any]  # arguments of the hash grid
+    networks: dict[str, Any]  # weights and options of the density and the colour network
+    encode_directions: Callable[[Tensor], Tensor]  # [R, 3] -> [R, E]
 
 
 class RadianceField(nn.Module):
@@ -66,20 +60,15 @@ class RadianceField(nn.Module):
 
     Args:
         aabb: [6] box the field covers, in the scene's coordinates.
-
-    Attributes:
-        Config: the class of its options.
-        recipe: options of training that differ from the task's.
-        sampler: name of where along a ray it is asked.
-        n_channels: of what is composited; the first three are sRGB colours.
-        coarse: another field, asked before to find where to ask this one; None for none.
     """
 
-    Config: ClassVar[type[Config]]
-    recipe: ClassVar[dict[str, Any]] = {}
-    sampler: ClassVar[str] = "occupancy"
-    n_channels: int = 3
-    coarse: RadianceField | None
+    Config: ClassVar[type[Config]]  # the class of its options
+    recipe: ClassVar[dict[str, Any]] = {}  # options of training that differ from the task's
+    sampler: ClassVar[str] = "occupancy"  # name of where along a ray it is asked
+    n_channels: int = 3  # of what is composited; the first three are sRGB colours
+    n_coarse: int = 64  # samples per ray of a sampler that knows of no empty space,
+    n_fine: int = 64  # and further ones of a finer look
+    coarse: RadianceField | None  # another field, asked before to find where to ask this one; None for none
     aabb: Tensor
     inverse_extent: Tensor
 

@@ -17,19 +17,12 @@ from hashgrid.util.device import DTYPES
 
 class DistanceField(nn.Module):
     """What every signed distance field can do: ``forward(x [..., 3], level_weights=None)`` gives distances [...] of
-    points in the unit cube, negative inside, differentiable twice.
+    points in the unit cube, negative inside, differentiable twice."""
 
-    Attributes:
-        Config: the class of its options; ``learning_rate`` and ``final_learning_rate`` are among them.
-        recipe: options of training on a mesh that differ from the task's, and
-        recipe_for_points: on points.
-        n_levels: levels of detail that ``level_weights`` [n_levels] are for; 0 without.
-    """
-
-    Config: ClassVar[type[Config]]
-    recipe: ClassVar[dict[str, Any]] = {}
-    recipe_for_points: ClassVar[dict[str, Any]] = {}
-    n_levels: int = 0
+    Config: ClassVar[type[Config]]  # of its options; ``learning_rate`` and ``final_learning_rate`` are among them
+    recipe: ClassVar[dict[str, Any]] = {}  # options of training on a mesh that differ from the task's, and
+    recipe_for_points: ClassVar[dict[str, Any]] = {}  # on points
+    n_levels: int = 0  # levels of detail that ``level_weights`` [n_levels] are for; 0 without
 
     @property
     def device(self) -> torch.device:

@@ -76,21 +76,13 @@ def to_mesh(
 
 
 class _Lattice(NamedTuple):
-    """What is known before every point is looked at.
+    """What is known before every point is looked at."""
 
-    Attributes:
-        kept: blocks the surface may pass through [B, B, B].
-        active: these and their neighbours: marching cubes looks at them.
-        inside: the sign at the lower corners of the blocks and at the end of each axis [B + 1, B + 1, B + 1].
-        level: value of the surface.
-        unit: how much the field typically changes over a cell.
-    """
-
-    kept: Tensor
-    active: Tensor
-    inside: Tensor
-    level: float
-    unit: float
+    kept: Tensor  # blocks the surface may pass through [B, B, B]
+    active: Tensor  # these and their neighbours: marching cubes looks at them
+    inside: Tensor  # the sign at the lower corners of the blocks and at the end of each axis [B + 1, B + 1, B + 1]
+    level: float  # value of the surface
+    unit: float  # how much the field typically changes over a cell
 
 
 def _survey(field: Distance, resolution: int, level: float, lipschitz: float) -> _Lattice:
@@ -114,7 +106,8 @@ def _survey(field: Distance, resolution: int, level: float, lipschitz: float) ->
     fine.view(-1)[wanted] = _evaluate(field, points, resolution) - level
     inside.view(-1)[wanted] = _inside(fine, index, resolution).view(-1)[wanted]
     kept = _may_cross(fine, inside, steepest * BLOCK / resolution)
-    return _Lattice(kept, _dilate(kept), inside, level, typical / resolution)
+    active = torch.nn.functional.max_pool3d(kept[None].half(), 3, stride=1, padding=1)[0] > 0
+    return _Lattice(kept, active, inside, level, typical / resolution)
 
 
 def _slopes(values: Tensor, positions: Tensor) -> tuple[float, float]:
@@ -145,11 +138,6 @@ def _may_cross(values: Tensor, inside: Tensor, rise: float) -> Tensor:
     return (nearest <= rise * 3**0.5 / 2) | (some & ~every)
 
 
-def _dilate(blocks: Tensor) -> Tensor:
-    """The blocks [n, n, n] and all that touch them."""
-    return torch.nn.functional.max_pool3d(blocks[None].half(), 3, stride=1, padding=1)[0] > 0
-
-
 def _upsample(values: Tensor, factor: int) -> Tensor:
     """Every entry of [a, b, c] ``factor`` times along each axis."""
     for axis in range(3):
@@ -167,19 +155,12 @@ def _corners(blocks: Tensor, cells: int) -> Tensor:
 
 
 class _Slab(NamedTuple):
-    """A part of the cube, cropped to its active blocks.
+    """A part of the cube, cropped to its active blocks."""
 
-    Attributes:
-        volume: values [X, Y, Z] at lattice points, in [-REACH, REACH] units and never zero.
-        mask: which cells, named by their upper corner, to march through [X, Y, Z].
-        corner: lattice index of the first point.
-        last: values of the last layer over the whole cube [R + 1, R + 1], NaN where they are not known.
-    """
-
-    volume: Tensor
-    mask: Tensor
-    corner: tuple[int, int, int]
-    last: Tensor
+    volume: Tensor  # values [X, Y, Z] at lattice points, in [-REACH, REACH] units and never zero
+    mask: Tensor  # which cells, named by their upper corner, to march through [X, Y, Z]
+    corner: tuple[int, int, int]  # lattice index of the first point
+    last: Tensor  # values of the last layer over the whole cube [R + 1, R + 1], NaN where they are not known
 
 
 def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previous: Tensor | None) -> _Slab | None:

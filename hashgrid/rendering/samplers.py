@@ -25,48 +25,34 @@ REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 
 @dataclass
 class Rendered:
-    """What rays see, all that compositing knows.
+    """What rays see, all that compositing knows."""
 
-    Attributes:
-        colors: [R, C].
-        opacities: [R].
-        depths: [R], absolute distances, 0 where nothing was hit.
-        weights: [S] of the samples.
-        distortion: [R] (Barron et al. 2022, eq. 15).
-        samples: that count.
-        n_evaluated: samples whose density was asked for.
-        coarse: what a sampler saw on the way, to be trained, too; None for nothing.
-    """
-
-    colors: Tensor
-    opacities: Tensor
-    depths: Tensor
-    weights: Tensor
-    distortion: Tensor
-    samples: RaySamples
-    n_evaluated: int
-    coarse: Rendered | None = None
+    colors: Tensor  # [R, C]
+    opacities: Tensor  # [R]
+    depths: Tensor  # [R], absolute distances, 0 where nothing was hit
+    weights: Tensor  # [S] of the samples
+    distortion: Tensor  # [R] (Barron et al. 2022, eq. 15)
+    samples: RaySamples  # that count
+    n_evaluated: int  # samples whose density was asked for
+    coarse: Rendered | None = None  # what a sampler saw on the way, to be trained, too; None for nothing
 
     @property
     def n_samples(self) -> int:
         return self.samples.n_samples
 
 
+Jitter = tuple[int, int] | None  # (seed, step) of random places; None for the middles
+Found = tuple[RaySamples, Rendered | None]  # samples, and what was rendered to find them
+
+
 class Sampler(nn.Module):
-    """What every sampler can do.
+    """What every sampler can do."""
 
-    Attributes:
-        prunes: whether most of its samples are hidden, so that it pays to find out which before asking for colours.
-        early_stop_eps: transmittance below which nothing counts.
-    """
+    prunes = False  # whether most samples are hidden, so that it pays to find out which before asking for colours
+    early_stop_eps = 0.0  # transmittance below which nothing counts
 
-    prunes = False
-    early_stop_eps = 0.0
-
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
-        """Samples of the rays, and what was rendered to find them. ``jitter`` is (seed, step) of random places."""
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
+        """Samples of the rays, and what was rendered to find them."""
         raise NotImplementedError
 
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
@@ -124,9 +110,7 @@ class OccupancySampler(Sampler):
         """How rays are cut into samples."""
         return {"step_size": self.step_size, "cone_angle": self.cone_angle, "near": self.near}
 
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         seed, step = jitter if jitter is not None else (None, 0)
         return self.grid.march(rays.origins, rays.directions, **self.march_arguments(), seed=seed, step=step), None
 
@@ -154,11 +138,9 @@ class OccupancySampler(Sampler):
         for part in parts:
             where = part, grid.aabb, grid.resolution, grid.n_cascades, self.seed, step
             if fused is not None:
-                density = {"weights": fused.networks["density_weights"]}
-                density["compute_dtype"] = fused.networks["compute_dtype"]
-                values.append(
-                    ops.occupancy_values(*where, field.aabb, **fused.table, **density, step_size=self.step_size)
-                )
+                network = {"weights": fused.networks["density_weights"], "step_size": self.step_size}
+                network["compute_dtype"] = fused.networks["compute_dtype"]
+                values.append(ops.occupancy_values(*where, field.aabb, **fused.table, **network))
                 continue
             points = ops.occupancy_points(*where)
             no_rays = Rays(points, points)  # densities do not depend on the direction
@@ -182,12 +164,10 @@ class StratifiedSampler(Sampler):
         super().__init__()
         self.n_samples, self.near, self.backend = n_samples, near, backend
 
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         return self.pack(self.edges(rays, field, jitter)), None
 
-    def edges(self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None) -> Tensor:
+    def edges(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Tensor:
         """Ends of the intervals [R, n + 1], in the middle of which a field is asked."""
         entry, leave = backend_ops(self.backend).ray_aabb(rays.origins, rays.directions, field.aabb)
         entry = entry.clamp(min=self.near)
@@ -225,32 +205,25 @@ class CoarseToFineSampler(StratifiedSampler):
         super().__init__(n_coarse, near, backend)
         self.n_fine = n_fine
 
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         edges = self.edges(rays, field, jitter)
         samples = self.pack(edges)
         coarse = field.coarse or field
         unit_o, unit_d = coarse.unit(rays.origins), coarse.unit_direction(rays.directions)
         at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
-        colors, opacities, depths, weights, distortion = composite(
-            *coarse.radiance(at), samples, early_stop_eps=self.early_stop_eps
-        )
-        seen = Rendered(colors, opacities, depths, weights, distortion, samples, samples.n_samples)
-        fine = self.resample(edges, weights.detach().view(len(rays), self.n_samples), jitter)
+        composited = composite(*coarse.radiance(at), samples, early_stop_eps=self.early_stop_eps)
+        seen = Rendered(*composited, samples, samples.n_samples)  # type: ignore[call-arg,arg-type]
+        fine = self.resample(edges, seen.weights.detach().view(len(rays), self.n_samples), jitter)
         return self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values), seen if field.coarse else None
 
-    def resample(self, edges: Tensor, weights: Tensor, jitter: tuple[int, int] | None) -> Tensor:
+    def resample(self, edges: Tensor, weights: Tensor, jitter: Jitter) -> Tensor:
         """Places [R, n_fine] distributed as the weights [R, n] of the intervals between edges [R, n + 1]."""
         mass = weights + 1e-5
         steps = torch.cumsum(mass / mass.sum(dim=1, keepdim=True), dim=1)
         steps = torch.nn.functional.pad(steps, (1, 0))
-        u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(len(edges), self.n_fine)
-        if jitter is None:
-            u = u + 0.5
-        else:
-            seed, step = jitter
-            u = u + uniform((seed + 1, step), (len(edges), self.n_fine), edges, self.backend)
+        shape = len(edges), self.n_fine
+        u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(shape)
+        u = u + (0.5 if jitter is None else uniform((jitter[0] + 1, jitter[1]), shape, edges, self.backend))
         u = (u / self.n_fine).contiguous()
         above = torch.searchsorted(steps.contiguous(), u, right=True).clamp(1, steps.shape[1] - 1)
         low, high = steps.gather(1, above - 1), steps.gather(1, above)
@@ -259,13 +232,7 @@ class CoarseToFineSampler(StratifiedSampler):
 
 
 def make_sampler(
-    config: SamplerConfig,
-    field: RadianceField,
-    scene: Scene,
-    seed: int = 0,
-    backend: str = "native",
-    n_coarse: int = 64,
-    n_fine: int = 64,
+    config: SamplerConfig, field: RadianceField, scene: Scene, seed: int = 0, backend: str = "native"
 ) -> Sampler:
     """The sampler of a field and a normalised scene, on the field's device.
 
@@ -275,13 +242,12 @@ def make_sampler(
         scene: the box, and the training views.
         seed: of the cells of an occupancy grid that are looked at.
         backend: ``"native"`` or ``"reference"``.
-        n_coarse, n_fine: samples per ray of samplers without a grid.
     """
     name = field.sampler if config.sampler == "auto" else config.sampler
     if name == "coarse_to_fine":
-        return CoarseToFineSampler(n_coarse, n_fine, scene.near, backend)
+        return CoarseToFineSampler(field.n_coarse, field.n_fine, scene.near, backend)
     if name == "stratified":
-        return StratifiedSampler(n_coarse, scene.near, backend)
+        return StratifiedSampler(field.n_coarse, scene.near, backend)
     grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train
     grid.to(field.aabb.device).mark_invisible_cells(train.c2w, train.intrinsics, train.sizes, near=scene.near)
     step_size = float((scene.aabb[3:] - scene.aabb[:3]).max()) * 3**0.5 / config.steps_per_diagonal

@@ -59,29 +59,19 @@ def write_views(
     what: str = "mesh",
     backend: str = "native",
 ) -> float:
-    """Writes ``render.png``, ``normals.png``, ``error.png`` (with a truth) and all of them side by side, ``strip.png``.
-
-    Args:
-        out: folder.
-        field: distances [N] of points [N, 3].
-        points: [N, 3] in the cube; the picture is framed on them.
-        up: axis that is up, "x", "y" or "z".
-        size: pixels per side.
-        truth: distances [N] of points [N, 3] to what the field was made from, and
-        what: the name of that.
-        backend: of the tracing.
+    """Writes ``render.png``, ``normals.png``, ``error.png`` (with a truth) and all of them side by side, ``strip.png``,
+    [size, size] pixels each, framed on ``points`` [N, 3] in the cube. ``truth`` gives distances [N] of points [N, 3] to
+    the ``what`` that the field was made from.
 
     Returns:
         The distance that ``error.png`` shows darkest, in sides of the cube; 0 without a truth.
     """
     camera = framing(points, (size, size), up=up)
-    floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
-    picture = render(field, camera, box_around(points), up, floor, truth=truth, backend=backend)
+    picture = render(field, camera, *_stage(points, up), truth=truth, backend=backend)
     panels = {"render": picture.shading, "normals": picture.normals}
     if picture.error is not None:
-        panels["error"] = with_scale(
-            picture.error, picture.error_scale, f"distance to the {what}, in sides of the cube"
-        )
+        scale = f"distance to the {what}, in sides of the cube"
+        panels["error"] = with_scale(picture.error, picture.error_scale, scale)
     for name, image in panels.items():
         atomic_write_image(out / f"{name}.png", image)
     atomic_write_image(out / "strip.png", torch.cat([torch.from_numpy(to_uint8(x)) for x in panels.values()], dim=1))
@@ -105,7 +95,7 @@ def write_surface(
 
 
 def write_pictures(
-    out: Path, field: Distance, vertices: Tensor, shape: Shape, config: PictureConfig, video: bool, backend: str
+    out: Path, field: Distance, vertices: Tensor, shape: Shape, config: PictureConfig, backend: str
 ) -> dict[str, Any]:
     """Writes the stills of :func:`write_views` of a field with the surface ``vertices`` [V, 3], and a turntable.
 
@@ -118,7 +108,7 @@ def write_pictures(
     points = vertices if shape.mesh is None else torch.from_numpy(shape.mesh.vertices).float()
     scale = write_views(out, field, points, up, config.image_size, shape.distance(), shape.what, backend)
     stills, seconds = time.perf_counter() - begin, None
-    if video and config.video and config.n_frames:
+    if config.video and config.n_frames:
         frames = turntable(field, points, up, config.n_frames, config.video_size, backend)
         bar = optional_import("tqdm").tqdm(frames, total=config.n_frames, desc="turntable", unit="frame")
         write_video(out / "turntable.mp4", bar)
@@ -126,21 +116,19 @@ def write_pictures(
     return {"error_scale": scale, "seconds": stills, "turntable_seconds": seconds}
 
 
-def box_around(points: Tensor, margin: float = 0.01) -> Tensor:
-    """The box [6] of points [N, 3], larger by a margin, within the unit cube."""
-    return torch.cat([points.amin(0) - margin, points.amax(0) + margin]).float().clamp(0, 1)
+def _stage(points: Tensor, up: str) -> tuple[Tensor, str, float]:
+    """The box [6] of points [N, 3], a little larger, within the unit cube; the axis that is up, and the floor on it."""
+    box = torch.cat([points.amin(0) - 0.01, points.amax(0) + 0.01]).float().clamp(0, 1)
+    return box, up, float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
 
 
 def turntable(
     field: Distance, points: Tensor, up: str = "y", n_frames: int = 48, size: int = 400, backend: str = "native"
 ) -> Iterator[Tensor]:
     """Frames [size, size, 3] of a field seen from all around, without cast shadows: they cost more than the rest."""
-    floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
     for frame in range(n_frames):
-        azimuth = 145.0 + 360.0 * frame / n_frames
-        camera = framing(points, (size, size), azimuth=azimuth, up=up, turn=True)
-        picture = render(field, camera, box_around(points), up, floor, supersample=1, shadows=False, backend=backend)
-        yield picture.shading
+        camera = framing(points, (size, size), azimuth=145.0 + 360.0 * frame / n_frames, up=up, turn=True)
+        yield render(field, camera, *_stage(points, up), supersample=1, shadows=False, backend=backend).shading
 
 
 @torch.no_grad()

@@ -28,35 +28,22 @@ PAPER_TOP, PAPER_BOTTOM = (0.93, 0.94, 0.95), (0.99, 0.99, 0.98)  # sRGB
 
 
 class Hits(NamedTuple):
-    """Where rays meet the surface.
+    """Where rays meet the surface."""
 
-    Attributes:
-        hit: [R] bool.
-        t: [R] distance along the ray; no more than where it ended for a miss.
-        points: [H, 3], of the rays that hit.
-        normals: [H, 3], outward unit normals there.
-    """
-
-    hit: Tensor
-    t: Tensor
-    points: Tensor
-    normals: Tensor
+    hit: Tensor  # [R] bool
+    t: Tensor  # [R] distance along the ray; no more than where it ended for a miss
+    points: Tensor  # [H, 3], of the rays that hit
+    normals: Tensor  # [H, 3], outward unit normals there
 
 
 class Picture(NamedTuple):
-    """Three pictures [h, w, 3] of one view, and the scale of the last one.
+    """Three pictures [h, w, 3] of one view, and the scale of the last one. Normals are outward, in the frame of the
+    camera, and coloured (n + 1) / 2: red right, green up, blue nearer."""
 
-    Attributes:
-        shading: a matte material.
-        normals: outward normals n in the frame of the camera as colours, (n + 1) / 2: red right, green up, blue nearer.
-        error: distance of the hits to the truth as a colour; None without a truth.
-        error_scale: that of the darkest colour, in sides of the cube.
-    """
-
-    shading: Tensor
+    shading: Tensor  # a matte material
     normals: Tensor
-    error: Tensor | None
-    error_scale: float
+    error: Tensor | None  # distance of the hits to the truth as a colour; None without a truth
+    error_scale: float  # that of the darkest colour, in sides of the cube
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
 from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import write_video
 
+Pixels = tuple[Tensor, Tensor, Tensor]  # colours, opacities, depths
+
 
 def render(
     field: RadianceField,
@@ -46,42 +48,8 @@ def render(
         at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
     sigmas, colors = field.radiance(at, kept)
     n_evaluated += coarse.n_evaluated if coarse is not None else 0
-    colors, opacities, depths, weights, distortion = composite(
-        sigmas, colors, samples, early_stop_eps=sampler.early_stop_eps, background=background
-    )
-    return Rendered(colors, opacities, depths, weights, distortion, samples, n_evaluated, coarse)
-
-
-@torch.no_grad()
-def _visible(
-    field: RadianceField,
-    samples: RaySamples,
-    rays: Rays,
-    early_stop_eps: float,
-    to_train: bool,
-    first_window: int,
-    growth: int,
-) -> tuple[RaySamples, Kept, int]:
-    unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
-    sigmas = rays.origins.new_zeros(samples.n_samples)
-    row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=sigmas.device)
-    begin, length, n_evaluated = 0, first_window, 0
-    windows: list[tuple[Tensor, ...]] = []
-    while True:
-        index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
-        if index.shape[0] == 0 and windows:
-            break
-        at = At(rays, unit, lambda index=index: samples.ray_indices.index_select(0, index))  # type: ignore[misc]
-        densities, window = field.sketch(at, to_train)
-        windows.append(window)
-        sigmas.scatter_(0, index, densities)
-        n_so_far = n_evaluated + index.shape[0]
-        row_of.scatter_(0, index, torch.arange(n_evaluated, n_so_far, device=index.device))
-        n_evaluated = n_so_far
-        begin, length = begin + length, growth * length
-    seen, index = samples.visible(sigmas, early_stop_eps)
-    kept = Kept(windows, row_of.index_select(0, index), sigmas.index_select(0, index), to_train)
-    return seen, kept, n_evaluated
+    composited = composite(sigmas, colors, samples, sampler.early_stop_eps, background)
+    return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
 
 
 def visible(
@@ -98,13 +66,32 @@ def visible(
     opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
     chair 50 000, of which 28 000 are seen.
     """
-    return _visible(field, samples, rays, early_stop_eps, torch.is_grad_enabled(), first_window, growth)
+    to_train = torch.is_grad_enabled()
+    with torch.no_grad():
+        unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
+        sigmas = rays.origins.new_zeros(samples.n_samples)
+        row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=sigmas.device)
+        begin, length, n_evaluated = 0, first_window, 0
+        windows: list[tuple[Tensor, ...]] = []
+        while True:
+            index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
+            if index.shape[0] == 0 and windows:
+                break
+            at = At(rays, unit, lambda index=index: samples.ray_indices.index_select(0, index))  # type: ignore[misc]
+            densities, window = field.sketch(at, to_train)
+            windows.append(window)
+            sigmas.scatter_(0, index, densities)
+            n_so_far = n_evaluated + index.shape[0]
+            row_of.scatter_(0, index, torch.arange(n_evaluated, n_so_far, device=index.device))
+            n_evaluated = n_so_far
+            begin, length = begin + length, growth * length
+        seen, index = samples.visible(sigmas, early_stop_eps)
+        kept = Kept(windows, row_of.index_select(0, index), sigmas.index_select(0, index), to_train)
+    return seen, kept, n_evaluated
 
 
 @torch.no_grad()
-def render_pixels(
-    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def render_pixels(field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor) -> Pixels:
     """Colour [R, C], opacity [R] and depth [R] of rays before ``background`` [C] or [R, C]. On a GPU a field that can
     be fused comes from one kernel, and the host waits for nothing; on the CPU, where products are what costs, colours
     are computed for visible samples only."""
@@ -115,9 +102,7 @@ def render_pixels(
 
 
 @torch.no_grad()
-def render_pixels_in_one(
-    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def render_pixels_in_one(field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor) -> Pixels:
     """As :func:`render_pixels`, by the op that marches, asks the field and composites at once."""
     fused = field.fused()
     assert fused is not None and isinstance(sampler, OccupancySampler)
@@ -149,7 +134,7 @@ def render_image(
     view: int,
     background: Tensor,
     chunk: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Pixels:
     """Colour [H, W, C], opacity [H, W] and depth [H, W] of one camera, on the field's device.
 
     Args:
@@ -162,7 +147,7 @@ def render_image(
     if chunk is None:
         chunk = 1 << 12 if device.type == "cpu" else 1 << 20 if in_one_kernel(field, sampler) else 1 << 17
     width, height = cameras.size(view)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[Pixels] = []
     for start in range(0, width * height, chunk):
         pixel = torch.arange(start, min(start + chunk, width * height), device=device)
         views = torch.full_like(pixel, view)

@@ -32,7 +32,7 @@ from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
-from hashgrid.util.pictures import background_color, hex_color
+from hashgrid.util.pictures import background_color
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,9 @@ class Nerf(Command):
         super().__init__(config)
         self.scene = scene = scene.normalized()
         config, device, train = self.config, torch.device(self.config.device), scene.train
-        kind = RADIANCE_FIELDS[config.field.name]
-        self.model = kind(config.field, scene.outer_aabb, scene.n_cascades, config.backend).to(device)  # type: ignore[call-arg,arg-type]
-        sizes = {name: getattr(config.field, name) for name in ("n_coarse", "n_fine") if config.field.knows(name)}
-        self.sampler = make_sampler(config.sampling, self.model, scene, config.seed, config.backend, **sizes)
+        kind: Any = RADIANCE_FIELDS[config.field.name]
+        self.model = kind(config.field, scene.outer_aabb, scene.n_cascades, config.backend).to(device)
+        self.sampler = make_sampler(config.sampling, self.model, scene, config.seed, config.backend)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, config.decay_start)
         # what the kernel of a GPU does not draw is drawn on the host: distorted without a table, or masked
         on_gpu = device.type == "cuda" and train.rays_are_tabulated and train.counts is None
@@ -192,15 +191,11 @@ class Nerf(Command):
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, test["psnr_mean"])
         if test["views"]:
             report.say(scores.describe(test))
-        protocol = {
-            "background": hex_color(background.tolist()) if config.background == "auto" else config.background,
-            "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
-            "test_views": scene.split,
-        }
+        protocol = scores.protocol(scene, config.background)
         return {"scene": str(scene.path), "test": {**test, "views_total": n_test}, "protocol": protocol}
 
     def finish(self, out: Path) -> None:
         if self.config.video:
-            cameras = orbit(self.scene.train, self.scene.up, 48)
             background = self.scene.background(self.config.background)
+            cameras = orbit(self.scene.train, self.scene.up, 48)
             write_flight(out / "turntable.mp4", self.model, self.sampler, cameras, background)

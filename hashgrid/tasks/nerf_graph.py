@@ -13,7 +13,7 @@ from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler
-from hashgrid.train.loop import Progress, Reading
+from hashgrid.train.loop import Progress, Reading, Stepper
 
 if TYPE_CHECKING:
     from hashgrid.tasks.nerf import Nerf
@@ -24,7 +24,7 @@ FILL = 0.9
 N_EAGER = 3
 
 
-class FixedStep:
+class FixedStep(Stepper):
     """Steps of exactly ``config.target_samples`` samples.
 
     Whatever changes from step to step, the number of rays included, lives in tensors on the model's device, and random
@@ -39,6 +39,8 @@ class FixedStep:
         n_rays: int64 [1], rays of the next step.
     """
 
+    task: Nerf
+
     def __init__(self, task: Nerf, optimizer: Adam) -> None:
         if not isinstance(task.model, Ngp) or not isinstance(task.sampler, OccupancySampler):
             raise ValueError(
@@ -46,8 +48,8 @@ class FixedStep:
                 " choose `--no-fixed-size`"
             )
         config = task.config
-        self.task, self.config, self.optimizer = task, config, optimizer
-        self.model, self.sampler = task.model, task.sampler
+        super().__init__(task, optimizer)
+        self.config, self.model, self.sampler = config, task.model, task.sampler
         self.read_every = config.sampling.occupancy_interval
         self.device = task.device
         self.views = task.views if task.views.data.device == self.device else None
@@ -56,9 +58,8 @@ class FixedStep:
         self.n_rays = task.n_rays.to(self.device, copy=True)
         # loss, squared error, rays and samples in all steps since they were last read
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.fed = (
-            [torch.zeros(config.max_rays, n, device=self.device) for n in (3, 3, 4, 3)] if self.views is None else []
-        )
+        widths = (3, 3, 4, 3) if self.views is None else ()
+        self.fed = [torch.zeros(config.max_rays, width, device=self.device) for width in widths]
         self.n_fed = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._n_eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -121,11 +122,11 @@ class FixedStep:
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
         config = self.config
-        rays_o, rays_d, rgba, background = (
-            self.fed
-            if self.views is None
-            else self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
-        )
+        if self.views is None:
+            rays_o, rays_d, rgba, background = self.fed
+        else:
+            drawn = self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
+            rays_o, rays_d, rgba, background = drawn
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:
@@ -149,8 +150,7 @@ class FixedStep:
         loss, means = ngp_ops(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
         )
-        for weight in (*model.density_mlp.parameters(), *model.color_mlp.parameters()):
-            weight.grad = None  # the next gradients need not be added to anything; the table's buffer stays
+        self.drop_small_gradients()
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():

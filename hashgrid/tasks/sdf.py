@@ -122,15 +122,13 @@ class Sdf(Command):
         return self.shape.notes()
 
     def begin(self) -> None:
-        config, device = self.config, self.device
-        if self.shape.cloud is not None:
-            self.samples = PointPool(self.shape.cloud, config.cloud, config.seed, device, config.backend)
+        config, shape = self.config, self.shape
+        how = config.seed, self.device, config.backend
+        if shape.cloud is not None:
+            self.samples = PointPool(shape.cloud, config.cloud, *how)
         else:
-            assert self.shape.mesh is not None
-            refreshed = config.steps is None or config.time_limit is not None
-            self.samples = DistancePool(
-                self.shape.mesh, config.distances, config.seed, device, refreshed, config.backend
-            )
+            assert shape.mesh is not None
+            self.samples = DistancePool(shape.mesh, config.distances, *how, refreshed=config.time_limit is not None)
         for module in self.model.modules():
             if isinstance(module, HashGrid):  # no fresh pages for a gradient in every step
                 module.accumulate_grad = True
@@ -159,7 +157,7 @@ class Sdf(Command):
         else:
             assert self.samples is not None
             x, distances = self.samples.sample(config.batch, progress.step)
-            loss, n = config.losses.of_distances(self.model, x, distances, weights), config.batch
+            loss, n = config.losses.of_distances(self.model, x, distances, weights), len(x)
         return Step(loss, {}, {"samples": n})
 
     def headline(self, progress: Progress) -> str:
@@ -176,9 +174,8 @@ class Sdf(Command):
         where = shape.notes()["placement"]
         results = {"input": str(shape.path), "mesh": str(path), **figures, **where, "extract": extract}
         if len(vertices):
-            video = not report.interrupted
-            pictures = write_pictures(report.out, field, vertices, shape, config.pictures, video, config.backend)
-            results["pictures"] = pictures
+            pictures = config.pictures.replace(video=False) if report.interrupted else config.pictures
+            results["pictures"] = write_pictures(report.out, field, vertices, shape, pictures, config.backend)
         return results
 
     def close(self) -> None:

@@ -34,9 +34,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"`tensors[{name!r}]` must be a tensor, got {type(tensor).__name__}; put it into `metadata`"
-            )
+            got = type(tensor).__name__
+            raise TypeError(f"`tensors[{name!r}]` must be a tensor, got {got}; put it into `metadata`")
     try:
         text = json.dumps(metadata)
     except (TypeError, ValueError) as error:
@@ -61,25 +60,20 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            kind, version = header.get("format"), header.get("version", "")
+            if kind != FORMAT:
                 raise CheckpointError(
-                    f"{path} must be a hashgrid checkpoint, got a safetensors file of format {header.get('format')!r}"
+                    f"{path} must be a hashgrid checkpoint, got a safetensors file of format {kind!r}"
                 )
-            version = header.get("version", "")
             if not version.isdigit() or int(version) > VERSION:
-                raise CheckpointError(
-                    f"{path}: the checkpoint version must be at most {VERSION}, got {version!r}; update hashgrid"
-                )
+                wanted = f"the checkpoint version must be at most {VERSION}, got {version!r}"
+                raise CheckpointError(f"{path}: {wanted}; update hashgrid")
             # Cloned: the tensors of an open file are views of its memory map.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = json.loads(header["metadata"])
-    except CheckpointError:
-        raise
     except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"{path} ({size} bytes) is truncated or no hashgrid checkpoint: {error}; use an earlier one"
-        ) from error
+        what = f"{path} ({path.stat().st_size} bytes) is truncated or no hashgrid checkpoint"
+        raise CheckpointError(f"{what}: {error}; use an earlier one") from error
     return Checkpoint(tensors, metadata)
 
 

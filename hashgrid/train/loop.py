@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,25 +35,15 @@ def _decibels(mse: float) -> float:
 
 @dataclass
 class Progress:
-    """Where a run stands. Loss and terms are smoothed over some steps, rates are over the last second or so.
+    """Where a run stands. Loss and terms are smoothed over some steps, rates are over the last second or so."""
 
-    Attributes:
-        step: steps taken.
-        seconds: time spent on everything but the final evaluation.
-        fraction: 0..1, the larger of the shares of the budgets that are spent.
-        loss: mean over the last steps, and
-        terms: of what else a step reports, such as ``mse``.
-        counts: sums over all steps of what a step counts, ``samples`` among it.
-        rates: counts per second.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    fraction: float = 0.0
-    loss: float = 0.0
-    terms: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)
+    step: int = 0  # steps taken
+    seconds: float = 0.0  # spent on everything but the final evaluation
+    fraction: float = 0.0  # 0..1, the larger of the shares of the budgets that are spent
+    loss: float = 0.0  # mean over the last steps
+    terms: dict[str, float] = field(default_factory=dict)  # means of what else a step reports, such as ``mse``
+    counts: dict[str, int] = field(default_factory=dict)  # sums over all steps, ``samples`` among them
+    rates: dict[str, float] = field(default_factory=dict)  # counts per second
 
     @property
     def samples(self) -> int:
@@ -71,19 +61,12 @@ class Progress:
 
 @dataclass
 class Report:
-    """What a task is told when it is evaluated.
+    """What a task is told when it is evaluated."""
 
-    Attributes:
-        out: folder for what it writes.
-        progress: where the run ended.
-        curve: loss and terms over the run.
-        interrupted: whether the user ended it: then the evaluation should be short.
-    """
-
-    out: Path
-    progress: Progress
-    curve: list[dict[str, float]] = field(default_factory=list)
-    interrupted: bool = False
+    out: Path  # folder for what it writes
+    progress: Progress  # where the run ended
+    curve: list[dict[str, float]] = field(default_factory=list)  # loss and terms over the run
+    interrupted: bool = False  # by the user: then the evaluation should be short
 
     @property
     def psnrs(self) -> list[tuple[float, float]]:
@@ -97,17 +80,11 @@ class Report:
 
 
 class Step(NamedTuple):
-    """What a task says of a step.
+    """What a task says of a step."""
 
-    Attributes:
-        loss: scalar, differentiable.
-        terms: scalars without gradient.
-        counts: of this step; without ``samples`` there is nothing to learn from.
-    """
-
-    loss: Tensor
-    terms: Mapping[str, Tensor]
-    counts: Mapping[str, int]
+    loss: Tensor  # scalar, differentiable
+    terms: Mapping[str, Tensor]  # scalars without gradient
+    counts: Mapping[str, int]  # without ``samples`` there is nothing to learn from
 
 
 class Reading(NamedTuple):
@@ -118,40 +95,19 @@ class Reading(NamedTuple):
     counts: Mapping[str, int]
 
 
-class Stepper(Protocol):
-    """Takes steps. What it has done is read every ``read_every`` steps: reading waits for a GPU."""
-
-    read_every: int
-
-    def run(self, progress: Progress) -> None: ...
-
-    def read(self) -> Reading: ...
-
-    def forget(self, progress: Progress) -> None:
-        """The optimiser's state and the task's have become other tensors."""
-        ...
-
-
 class Task:
     """What is trained, on what, and how. A task overrides what it needs; random numbers are functions of the seed and
     ``progress.step``, so that a run that goes on from a checkpoint is the run that was never stopped.
 
     Args:
         config: the recipe; parameters that are made from here on are those of its seed.
-
-    Attributes:
-        name: of the command.
-        config: the recipe, with the device that it runs on.
-        model: what has parameters, on its device.
-        schedule: of the learning rate.
-        ema_decay: of the averages that are evaluated instead of the weights; None for none.
     """
 
-    name: str
-    config: RunConfig
-    model: nn.Module
-    schedule: Schedule
-    ema_decay: float | None = None
+    name: str  # of the command
+    config: RunConfig  # the recipe, with the device that it runs on
+    model: nn.Module  # what has parameters, on its device
+    schedule: Schedule  # of the learning rate
+    ema_decay: float | None = None  # of the averages that are evaluated instead of the weights; None for none
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config.on_device()
@@ -174,7 +130,7 @@ class Task:
 
     def stepper(self, optimizer: Adam) -> Stepper:
         """What takes the steps."""
-        return Eager(self, optimizer)
+        return Stepper(self, optimizer)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside model and optimiser."""
@@ -203,22 +159,22 @@ class Task:
         """Ends what runs in the background."""
 
 
-class Eager:
-    """Takes each step as it comes, and reads it at once."""
+class Stepper:
+    """Takes each step as it comes, and reads it at once. Others read what they have done every ``read_every`` steps:
+    reading waits for a GPU."""
 
     read_every = 1
 
     def __init__(self, task: Task, optimizer: Adam) -> None:
         self.task, self.optimizer = task, optimizer
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
-        # Small gradients are taken anew, not added to; a table's buffer stays, as most of it is zero.
         skipped = {param for group in optimizer.param_groups if group["skip_zero"] for param in group["params"]}
         self._small = [param for param in self._parameters if param not in skipped]
         self._reading = Reading(0.0, {}, {})
 
     def run(self, progress: Progress) -> None:
-        for param in self._small:
-            param.grad = None
+        """Takes one step."""
+        self.drop_small_gradients()
         self.optimizer.zero_grad()
         step = self.task.loss(progress)
         value = float(step.loss.detach())
@@ -227,11 +183,17 @@ class Eager:
             self.optimizer.step()
         self._reading = Reading(value, {name: float(term) for name, term in step.terms.items()}, step.counts)
 
+    def drop_small_gradients(self) -> None:
+        """Lets the next ones be taken anew, not added to; a table's buffer stays, as most of it is zero."""
+        for param in self._small:
+            param.grad = None
+
     def read(self) -> Reading:
+        """Sums over the steps since the last reading."""
         return self._reading
 
     def forget(self, progress: Progress) -> None:
-        pass
+        """Takes notice that the optimiser's state and the task's have become other tensors."""
 
 
 class Trainer:
@@ -267,18 +229,13 @@ class Trainer:
         self._clock = time.perf_counter() - seconds_before
         self._mark: tuple[float, dict[str, int]] = (self.progress.seconds, {})
 
-    # ---- clock ---------------------------------------------------------------------------------------------------
-
     def update_clock(self) -> float:
         """Notes the time spent; returns the progress of the run in 0..1."""
         config, progress = self.task.config, self.progress
         progress.seconds = time.perf_counter() - self._clock
-        fractions = [0.0]
-        if config.steps is not None:
-            fractions.append(progress.step / config.steps if config.steps > 0 else 1.0)
-        if config.time_limit is not None:
-            fractions.append(progress.seconds / config.time_limit)
-        progress.fraction = min(1.0, max(fractions))
+        of_steps = 0.0 if config.steps is None else progress.step / config.steps if config.steps else 1.0
+        of_time = 0.0 if config.time_limit is None else progress.seconds / config.time_limit
+        progress.fraction = min(1.0, max(of_steps, of_time))
         return progress.fraction
 
     @property
@@ -294,8 +251,6 @@ class Trainer:
             yield
         finally:
             self._clock += time.perf_counter() - begin
-
-    # ---- steps ---------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """One step of the optimiser."""
@@ -336,8 +291,8 @@ class Trainer:
         if elapsed > 1.0:
             progress.rates = {key: (value - before.get(key, 0)) / elapsed for key, value in progress.counts.items()}
             self._mark = (progress.seconds, dict(progress.counts))
-            point = {"seconds": progress.seconds, "step": progress.step, "loss": progress.loss, **progress.terms}
-            self.curve.append(point)
+            where = {"seconds": progress.seconds, "step": progress.step}
+            self.curve.append({**where, "loss": progress.loss, **progress.terms})
 
     def train(self, on_step: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> None:
         """Steps until the budget is spent; writes ``checkpoint`` every ``checkpoint_seconds``."""
@@ -360,8 +315,6 @@ class Trainer:
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
         for param, average in zip(params, self.optimizer.ema_parameters(), strict=True):
             param.copy_(average)
-
-    # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
         """Writes everything a run needs to go on, to one file that is replaced atomically."""

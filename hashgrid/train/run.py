@@ -28,19 +28,12 @@ CHECKPOINT, CONFIG = "checkpoint.safetensors", "config.json"
 
 
 class Command(Task):
-    """A task that is a command: ``hashgrid NAME [SOURCE]``.
-
-    Attributes:
-        Config: the class of its configuration.
-        summary: what the command does, in one sentence.
-        source_help: what SOURCE is.
-        packages: what has to be installed besides safetensors and tqdm.
-    """
+    """A task that is a command: ``hashgrid NAME [SOURCE]``."""
 
     Config: ClassVar[type[RunConfig]]
-    summary: ClassVar[str]
-    source_help: ClassVar[str]
-    packages: ClassVar[Sequence[str]] = ()
+    summary: ClassVar[str]  # what the command does, in one sentence
+    source_help: ClassVar[str]  # what SOURCE is
+    packages: ClassVar[Sequence[str]] = ()  # what has to be installed besides safetensors and tqdm
 
     @classmethod
     def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
