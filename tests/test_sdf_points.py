@@ -13,7 +13,8 @@ import torch
 from hashgrid.data.mesh import MeshError, MeshWarning, load_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.normals import estimate_normals
-from hashgrid.data.points import PointCloud, load_points, make_points, signs, spread
+from hashgrid.data.points import PointCloud, load_points, make_points
+from hashgrid.data.pools import signs, spread
 from hashgrid.data.shape import Shape
 from hashgrid.fields.distance import DistanceField, GridDistance, GridDistanceConfig
 from hashgrid.fields.siren import SirenDistance, SirenDistanceConfig

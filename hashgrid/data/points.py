@@ -6,21 +6,16 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hashgrid.data.draws import draw_rows
 from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.formats import ply
 from hashgrid.data.formats.text import check_content, plain
 from hashgrid.data.mesh import check_finite, into_cube, read_file
 from hashgrid.data.normals import estimate_normals
 from hashgrid.geometry.boxes import Placement
-from hashgrid.util.config import Config
-from hashgrid.util.optional import optional_import
 
 FORMATS = (".ply", ".xyz", ".txt", ".npz")
 POINT_KEYS = ("points", "xyz", "vertices", "positions")
@@ -166,94 +161,3 @@ def _read_npz(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         found = list(arrays) or "none"
         raise MeshError(f"it must have an array `points` [N, 3] (and `normals` [N, 3]), it has {found}")
     return points, normals
-
-
-@dataclass(frozen=True)
-class PointRecipe(Config):
-    """Where a field is looked at that is to vanish at points."""
-
-    point_batch: int = 1 << 11  # on the surface, and as many near it
-    uniform_batch: int = 1 << 11  # anywhere in the cube
-    near_pool: int = 1 << 17  # that points near the surface are drawn from
-    uniform_pool: int = 1 << 18  # that uniform points are drawn from
-    point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
-
-
-class PointBatch(NamedTuple):
-    """What one step looks at.
-
-    Attributes:
-        x: [2 B + U, 3], B points on the surface, B near it and U anywhere in the cube.
-        normals: [B, 3], those of the first.
-        signs: [B + U], sides of the others: -1 inside, 1 outside, 0 where the points do not say.
-    """
-
-    x: Tensor
-    normals: Tensor
-    signs: Tensor
-
-
-class PointPool:
-    """Points of a surface, and points off it whose side is known, of which every step draws some.
-
-    Losses over a surface alone allow more surfaces than the one through the points, and a hash grid, in which distant
-    places have no parameters in common, comes up with them. So points off the surface have the side that the winding
-    number of the oriented points says.
-
-    Args:
-        cloud: the points.
-        recipe: how many of which.
-        seed: of everything random.
-        device: where they are wanted.
-        backend: of drawing, ``"native"`` or ``"reference"``.
-    """
-
-    def __init__(
-        self,
-        cloud: PointCloud,
-        recipe: PointRecipe,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        backend: str = "native",
-    ) -> None:
-        self.recipe, self.seed, self.backend = recipe, seed, backend
-        off = make_off(cloud, recipe, seed)
-        arrays = (cloud.points, cloud.normals, off, signs(cloud, off))
-        self.points, self.normals, self.off, self.signs = (torch.from_numpy(x).float().to(device) for x in arrays)
-
-    def sample(self, step: int) -> PointBatch:
-        """The points of one step, a function of (seed, step)."""
-        recipe = self.recipe
-
-        def draw(n: int, n_rows: int, stream: int) -> Tensor:
-            return draw_rows(self.seed, step, n, n_rows, self.points.device, stream, self.backend)
-
-        on, near = draw(recipe.point_batch, len(self.points), 0), draw(recipe.point_batch, recipe.near_pool, 1)
-        off = torch.cat([near, recipe.near_pool + draw(recipe.uniform_batch, recipe.uniform_pool, 2)])
-        return PointBatch(torch.cat([self.points[on], self.off[off]]), self.normals[on], self.signs[off])
-
-
-def make_off(cloud: PointCloud, recipe: PointRecipe, seed: int = 0) -> np.ndarray:
-    """Points off the surface [near_pool + uniform_pool, 3]: near it, normally distributed around the points, and
-    anywhere in the cube."""
-    generator = np.random.default_rng(seed)
-    index = generator.integers(len(cloud.points), size=recipe.near_pool)
-    reach = spread(cloud.points, recipe.point_neighbors)[index, None]
-    near = cloud.points[index] + reach * generator.normal(size=(recipe.near_pool, 3))
-    return np.concatenate([near.clip(0, 1), generator.random((recipe.uniform_pool, 3))])
-
-
-def spread(points: np.ndarray, k: int) -> np.ndarray:
-    """Distance [N] of each of the points [N, 3] to its ``k``-th neighbour: how far around it Gropp et al. (2020,
-    section 5) draw more."""
-    tree = optional_import("scipy.spatial").cKDTree(points)
-    return tree.query(points, k=[min(k, len(points) - 1) + 1], workers=-1)[0][:, 0]
-
-
-def signs(cloud: PointCloud, x: np.ndarray) -> np.ndarray:
-    """Sides [Q] of points [Q, 3] by the winding number of the oriented points (Barill et al. 2018): -1 inside, 1
-    outside, 0 where it does not say. A point stands for an eighth of the disc that reaches to its 8th neighbour."""
-    igl = optional_import("igl")
-    areas = np.pi * spread(cloud.points, 8) ** 2 / 8
-    winding = igl.fast_winding_number(cloud.points, cloud.normals, areas, x)
-    return (winding < 0.25) * 1.0 - (winding > 0.75)

@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hashgrid.data.distance_pool import DistancePool
 from hashgrid.data.distances import DistanceRecipe
-from hashgrid.data.points import PointPool, PointRecipe
+from hashgrid.data.pools import DistancePool, PointPool, PointRecipe
 from hashgrid.data.shape import Shape, load_shape, noted_placement, recall_shape
 from hashgrid.fields import DISTANCE_FIELDS
 from hashgrid.fields.distance import DistanceField
