@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +21,7 @@ TYPES = {
     **{name: "f4" for name in ("float", "float32")},
     **{name: "f8" for name in ("double", "float64")},
 }
+DOUBLE = np.dtype("<f8")
 FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -30,20 +30,19 @@ class Property:
     """A property of an element: numbers, or lists of them where ``counted_by`` is the type of their lengths."""
 
     name: str
-    type: str
-    counted_by: str | None = None
+    type: np.dtype
+    counted_by: np.dtype | None = None
 
 
 @dataclass
 class Element:
-    """What a header says of an element, and its values: per property an array [N], or of lists the lengths [N] and
-    all values one after the other."""
+    """What a header says of an element, and its values."""
 
     name: str
     n: int
-    properties: list[Property]
-    values: dict[str, np.ndarray]
-    lists: dict[str, tuple[np.ndarray, np.ndarray]]
+    properties: list[Property] = field(default_factory=list)
+    values: dict[str, np.ndarray] = field(default_factory=dict)  # [N] each
+    lists: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # lengths [N], and values in a row
 
 
 def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +54,9 @@ def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
         sizes, corners = _list(elements["face"])
         faces.append(triangulate(vertices, sizes, whole(corners, "corners of faces")))
     if "tristrips" in elements and elements["tristrips"].n:
-        corners = whole(_list(elements["tristrips"])[1], "corners of strips")
-        ends = np.flatnonzero(corners < 0)  # -1 is between strips
+        sizes, corners = _list(elements["tristrips"])
+        corners = whole(corners, "corners of strips")
+        ends = np.union1d(np.flatnonzero(corners < 0), np.cumsum(sizes)[:-1])  # -1 is between strips of one row
         faces += [strip(part[part >= 0]) for part in np.split(corners, ends)]
     return vertices, np.concatenate(faces)
 
@@ -83,43 +83,44 @@ def read_elements(data: bytes) -> dict[str, Element]:
     stop = end.end()
     if data[3:5] != b"\r\n" and data[3:4] == b"\r" and end[1] == b"\r\n":
         stop -= 1  # lines end with \r: what looks like \n is the first byte of the body
-    order, elements = _header(data[: end.start()])
-    body, unit = data[stop:], "bytes"
-    if not order:
-        # numbers of a text are doubles, whatever the header says: it says float of the far coordinates of surveys
-        body, order, unit = numbers(plain(body), "the values of elements").astype("<f8").tobytes(), "<", "numbers"
-        for p in (p for element in elements for p in element.properties):
-            p.type, p.counted_by = "f8", p.counted_by and "f8"
+    is_text, elements = _header(data[: end.start()])
+    body = numbers(plain(data[stop:]), "the values of elements").astype(DOUBLE).tobytes() if is_text else data[stop:]
     offset = 0
     for element in elements:
-        offset = _read_rows(element, body, offset, order)
+        offset = _read_rows(element, body, offset)
     if left := len(body) - offset:
-        left = left if unit == "bytes" else left // 8
-        raise MeshError(f"header and content disagree: {left} {unit} are left behind the last element")
+        what = f"{left // DOUBLE.itemsize} numbers" if is_text else f"{left} bytes"
+        raise MeshError(f"header and content disagree: {what} are left behind the last element")
     return {element.name: element for element in elements}
 
 
-def _header(text: bytes) -> tuple[str, list[Element]]:
-    """The byte order ("" of text) and the elements, still without values."""
+def _header(text: bytes) -> tuple[bool, list[Element]]:
+    """Whether the content is text, and the elements, still without values."""
     order, elements = None, []
+
+    def type_of(word: str) -> np.dtype:
+        # all numbers of a text are read as doubles: it may say float of coordinates that do not fit
+        native = np.dtype(TYPES[word])
+        return native.newbyteorder(order) if order else DOUBLE
+
     for line in plain(text).decode("latin-1").split("\n"):
         words = line.split() or [""]
         try:
             if words[0] == "format":
                 order = FORMATS[words[1]]
             elif words[0] == "element":
-                elements.append(Element(words[1], int(words[2]), [], {}, {}))
+                elements.append(Element(words[1], int(words[2])))
                 if elements[-1].n < 0:
                     raise ValueError
             elif words[0] == "property" and words[1] == "list":
-                elements[-1].properties.append(Property(words[4], TYPES[words[3]], TYPES[words[2]]))
+                elements[-1].properties.append(Property(words[4], type_of(words[3]), type_of(words[2])))
             elif words[0] == "property":
-                elements[-1].properties.append(Property(words[2], TYPES[words[1]]))
+                elements[-1].properties.append(Property(words[2], type_of(words[1])))
         except (KeyError, IndexError, ValueError) as error:
             raise MeshError(f"the line `{line[:80]}` of the header is not understood") from error
     if order is None:
         raise MeshError("the header must have a line `format`")
-    return order, elements
+    return order == "", elements
 
 
 def _list(element: Element) -> tuple[np.ndarray, np.ndarray]:
@@ -131,11 +132,9 @@ def _list(element: Element) -> tuple[np.ndarray, np.ndarray]:
     raise MeshError(f"element `{element.name}` must have a list `vertex_indices`, it has {there or 'nothing'}")
 
 
-def _read_rows(element: Element, body: bytes, offset: int, order: str) -> int:
+def _read_rows(element: Element, body: bytes, offset: int) -> int:
     """Fills an element in with its rows, which begin at ``offset``; returns where they end."""
-    groups: list[tuple[slice | np.ndarray, np.ndarray]] = []  # rows with lists of equal lengths: numbers, contents
-    if element.n and element.properties:
-        groups, offset = _groups(element, body, offset, order)
+    groups, end = _groups(element, body, offset) if element.n and element.properties else ([], offset)
     for i, p in enumerate(element.properties):
         if p.counted_by is None:
             values = element.values[p.name] = np.empty(element.n, p.type)
@@ -150,63 +149,56 @@ def _read_rows(element: Element, body: bytes, offset: int, order: str) -> int:
         for index, rows in groups:
             flat[begin[index, None] + np.arange(rows[f"v{i}"].shape[1])] = rows[f"v{i}"]
         element.lists[p.name] = lengths, flat
-    return offset
+    return end
 
 
-def _groups(
-    element: Element, body: bytes, offset: int, order: str
-) -> tuple[list[tuple[slice | np.ndarray, np.ndarray]], int]:
-    """Numbers and contents of rows whose lists are equally long, and where they end."""
-    sizes, _ = _sizes(element, body, offset, order, 0)
-    record = _record(element, order, sizes)
+def _groups(element: Element, body: bytes, offset: int) -> tuple[list[tuple[slice | np.ndarray, np.ndarray]], int]:
+    """Numbers and contents of rows whose lists are as long, for each such set, and where the rows end."""
+    sizes = _sizes(element, body, offset, 0)
+    record = _record(element, sizes)
     end = offset + element.n * record.itemsize
     if end <= len(body):
         rows = np.frombuffer(body, record, element.n, offset)
         if all((rows[name] == size).all() for name, size in sizes.items()):
             return [(slice(None), rows)], end
+    records: dict[tuple[int, ...], np.dtype] = {}
     places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for row in range(element.n):
-        sizes, end = _sizes(element, body, offset, order, row)
-        places.setdefault(tuple(sizes.values()), []).append((row, offset))
-        offset = end
+        sizes = _sizes(element, body, offset, row)
+        key = tuple(sizes.values())
+        if key not in records:
+            records[key], places[key] = _record(element, sizes), []
+        places[key].append((row, offset))
+        offset += records[key].itemsize
     content, groups = np.frombuffer(body, np.uint8), []
-    for lengths, found in places.items():
-        record = _record(element, order, dict(zip(sizes, lengths, strict=True)))
-        index, start = np.array(found).T
+    for key, record in records.items():
+        index, start = np.array(places[key]).T
         groups.append((index, content[start[:, None] + np.arange(record.itemsize)].view(record)[:, 0]))
     return groups, offset
 
 
-def _sizes(element: Element, body: bytes, offset: int, order: str, row: int) -> tuple[dict[str, int], int]:
-    """Lengths of the lists of the row at ``offset``, by the names of their fields, and where the row ends."""
+def _sizes(element: Element, body: bytes, offset: int, row: int) -> dict[str, int]:
+    """Lengths of the lists of the row at ``offset``, by the names of their fields."""
     sizes = {}
     for i, p in enumerate(element.properties):
         n = 1
-        if p.counted_by is not None:
-            width = int(p.counted_by[1])
-            if offset + width > len(body):
-                raise _cut(element, row)
-            (n,) = struct.unpack_from(order + np.dtype(p.counted_by).char, body, offset)
-            if n < 0 or n % 1:
-                raise MeshError(f"lengths of the lists `{p.name}` must be natural numbers, got {n:g}")
-            n = sizes[f"n{i}"] = int(n)
-            offset += width
-        offset += n * int(p.type[1])
+        if p.counted_by is not None and offset + p.counted_by.itemsize <= len(body):
+            count = np.frombuffer(body, p.counted_by, 1, offset)[0]
+            if count < 0 or count % 1:
+                raise MeshError(f"lengths of the lists `{p.name}` must be natural numbers, got {count:g}")
+            n = sizes[f"n{i}"] = int(count)
+        offset += n * p.type.itemsize + (p.counted_by.itemsize if p.counted_by else 0)
     if offset > len(body):
-        raise _cut(element, row)
-    return sizes, offset
+        raise MeshError(f"the file is cut off: its header says {element.n} of `{element.name}`, there are {row}")
+    return sizes
 
 
-def _record(element: Element, order: str, sizes: dict[str, int]) -> np.dtype:
+def _record(element: Element, sizes: dict[str, int]) -> np.dtype:
     """The bytes of a row: field ``v0`` of the first property, ``n0`` of the length where it is a list, and so on."""
     fields: list[tuple] = []
     for i, p in enumerate(element.properties):
         if p.counted_by is None:
-            fields.append((f"v{i}", order + p.type))
+            fields.append((f"v{i}", p.type))
         else:
-            fields += [(f"n{i}", order + p.counted_by), (f"v{i}", order + p.type, (sizes[f"n{i}"],))]
+            fields += [(f"n{i}", p.counted_by), (f"v{i}", p.type, (sizes[f"n{i}"],))]
     return np.dtype(fields)
-
-
-def _cut(element: Element, n: int) -> MeshError:
-    return MeshError(f"the file is cut off: its header says {element.n} of `{element.name}`, there are {n}")
