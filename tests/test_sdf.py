@@ -13,9 +13,8 @@ import torch
 
 from hashgrid.cli import main
 from hashgrid.data.distances import CHUNK
+from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.mesh import (
-    MeshError,
-    MeshWarning,
     euler_characteristic,
     is_watertight,
     load_mesh,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.formats import read_mesh
 from hashgrid.data.formats.polygons import triangulate
-from hashgrid.data.mesh import MeshError, MeshWarning, load_mesh, signed_volume
+from hashgrid.data.mesh import load_mesh, signed_volume
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.points import load_points, make_points
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hashgrid.data import shape
-from hashgrid.data.mesh import Mesh, MeshWarning, make_mesh
+from hashgrid.data.errors import MeshWarning
+from hashgrid.data.mesh import Mesh, make_mesh
 from hashgrid.fields.distance import GridDistance, GridDistanceConfig
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.measure import measure

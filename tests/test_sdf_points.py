@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.data.mesh import MeshError, MeshWarning, load_mesh
+from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.mesh import load_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.normals import estimate_normals
 from hashgrid.data.points import PointCloud, load_points, make_points

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.errors import MeshError, warn
 from hashgrid.data.formats import READERS, read_mesh
 from hashgrid.data.orient import orient
 from hashgrid.geometry.boxes import Placement
@@ -24,23 +23,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles in the unit cube, and where they came from.
+    """Triangles in the unit cube, and where they came from."""
 
-    Attributes:
-        vertices: [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
-        faces: [F, 3] int64.
-        placement: of the cube in the coordinates of the input.
-        watertight: every edge has two faces, which look the same way.
-        name: of the file.
-        doubt: why the sign of the distance is a guess; empty where it is not.
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    placement: Placement
-    watertight: bool
-    name: str
-    doubt: str = ""
+    vertices: np.ndarray  # [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it
+    faces: np.ndarray  # [F, 3] int64
+    placement: Placement  # of the cube in the coordinates of the input
+    watertight: bool  # every edge has two faces, which look the same way
+    name: str  # of the file
+    doubt: str = ""  # why the sign of the distance is a guess; empty where it is not
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -48,20 +38,17 @@ class Mesh:
         return torch.from_numpy(np.stack([self.vertices.min(0), self.vertices.max(0)])).float()
 
     @cached_property
-    def _areas(self) -> np.ndarray:
-        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
-        return 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=-1)
+    def _double_areas(self) -> np.ndarray:
+        return np.linalg.norm(_crosses(self.vertices, self.faces), axis=-1)
 
     @cached_property
     def face_normals(self) -> np.ndarray:
         """[F, 3] float64 of unit length."""
-        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
-        normals = np.cross(b - a, c - a)
-        return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-300)
+        return _crosses(self.vertices, self.faces) / np.maximum(self._double_areas[:, None], 1e-300)
 
     def sample_surface(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """``n`` points uniform on the surface [n, 3] float64, and the faces they lie on [n]."""
-        cumulative = np.cumsum(self._areas)
+        cumulative = np.cumsum(self._double_areas)
         face = np.searchsorted(cumulative, generator.random(n) * cumulative[-1]).clip(max=len(self.faces) - 1)
         u, v = generator.random((2, n, 1))
         flip = u + v > 1
@@ -80,9 +67,8 @@ class Mesh:
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances [n] float64 of points [n, 3] from the surface, and the faces nearest to them [n]."""
-        squared, face, _ = self._tree.squared_distance(
-            self.vertices, self.faces, np.ascontiguousarray(points, np.float64)
-        )
+        points = np.ascontiguousarray(points, np.float64)
+        squared, face, _ = self._tree.squared_distance(self.vertices, self.faces, points)
         return np.sqrt(squared), face
 
     def inside(self, points: np.ndarray) -> np.ndarray:
@@ -186,23 +172,21 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
     oriented = orient(vertices, faces)
     faces = np.ascontiguousarray(oriented.faces)
     if oriented.changes:
-        warnings.warn(f"`{name}`: {'; '.join(oriented.changes)}", MeshWarning, stacklevel=2)
+        warn(f"`{name}`: {'; '.join(oriented.changes)}")
     mesh = Mesh(vertices, faces, placement, is_watertight(faces), name, oriented.doubt)
     if not mesh.doubt and not mesh.encloses_something():
         mesh = replace(mesh, doubt="its faces enclose nothing")
     if mesh.doubt:
-        warnings.warn(
-            f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}",
-            MeshWarning,
-            stacklevel=2,
-        )
+        warn(f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}")
     elif not mesh.watertight:
-        warnings.warn(
-            f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps",
-            MeshWarning,
-            stacklevel=2,
-        )
+        warn(f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps")
     return mesh
+
+
+def _crosses(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Normals [F, 3] of the faces [F, 3], as long as twice their areas."""
+    a, b, c = vertices[faces].transpose(1, 0, 2)
+    return np.cross(b - a, c - a)
 
 
 def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.errors import MeshError, warn
 from hashgrid.data.formats import ply
 from hashgrid.data.formats.text import check_content, plain
 from hashgrid.data.mesh import check_finite, into_cube, read_file
@@ -24,19 +24,12 @@ NORMAL_KEYS = ("normals", "normal", "n")
 
 @dataclass(frozen=True)
 class PointCloud:
-    """Points of a surface in the unit cube, and where they came from.
+    """Points of a surface in the unit cube, and where they came from."""
 
-    Attributes:
-        points: [N, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
-        normals: [N, 3] float64, outwards, of unit length.
-        placement: of the cube in the coordinates of the input.
-        name: of the file.
-    """
-
-    points: np.ndarray
-    normals: np.ndarray
-    placement: Placement
-    name: str
+    points: np.ndarray  # [N, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it
+    normals: np.ndarray  # [N, 3] float64, outwards, of unit length
+    placement: Placement  # of the cube in the coordinates of the input
+    name: str  # of the file
 
 
 def load_points(path: str | Path, margin: float = 0.1) -> PointCloud:
@@ -69,24 +62,18 @@ def make_points(
     if normals is not None:
         normals = _columns(normals, "normals", name)
         if _are_colours(normals):
-            warnings.warn(
-                f"the normals of `{name}` are left out: like colours, they are nowhere negative and not of length 1",
-                MeshWarning,
-                stacklevel=2,
-            )
+            warn(f"the normals of `{name}` are left out: like colours, they are nowhere negative and not of length 1")
             normals = None
     if normals is not None:
         normals = _unit(normals, len(points), name)
     _, first = np.unique(points, axis=0, return_index=True)
     if len(first) < len(points):
-        warnings.warn(f"{len(points) - len(first)} duplicates in `{name}` are left out", MeshWarning, stacklevel=2)
+        warn(f"{len(points) - len(first)} duplicates in `{name}` are left out")
         first.sort()
         points, normals = points[first], None if normals is None else normals[first]
     points, placement = into_cube(points, margin, name)
     if normals is None:
-        warnings.warn(
-            f"`{name}` has no normals: they are estimated from neighbouring points", MeshWarning, stacklevel=2
-        )
+        warn(f"`{name}` has no normals: they are estimated from neighbouring points")
         normals = estimate_normals(points, name=name)
     return PointCloud(points, normals, placement, name)
 
@@ -103,16 +90,12 @@ def _unit(normals: np.ndarray, n_points: int, name: str) -> np.ndarray:
     if len(normals) != n_points:
         raise MeshError(f"`{name}` must have one normal per point, got {len(normals)} for {n_points} points")
     check_finite(normals, "normals", name)
-    normals = normals / np.maximum(
-        np.abs(normals).max(-1, keepdims=True), 1e-300
-    )  # squares neither over- nor underflow
+    # squares neither over- nor underflow
+    normals = normals / np.maximum(np.abs(normals).max(-1, keepdims=True), 1e-300)
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    n_zero = int((length < 0.5).sum())
-    if n_zero:
-        raise MeshError(
-            f"the normals of `{name}` must not be zero, {n_zero} of {n_points} are; leave all of them out to have them"
-            " estimated"
-        )
+    if n_zero := int((length < 0.5).sum()):
+        remedy = "leave all of them out to have them estimated"
+        raise MeshError(f"the normals of `{name}` must not be zero, {n_zero} of {n_points} are; {remedy}")
     return normals / length
 
 

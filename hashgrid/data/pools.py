@@ -138,17 +138,11 @@ class PointRecipe(Config):
 
 
 class PointBatch(NamedTuple):
-    """What one step looks at.
+    """What one step looks at."""
 
-    Attributes:
-        x: [2 B + U, 3], B points on the surface, B near it and U anywhere in the cube.
-        normals: [B, 3], those of the first.
-        signs: [B + U], sides of the others: -1 inside, 1 outside, 0 where the points do not say.
-    """
-
-    x: Tensor
-    normals: Tensor
-    signs: Tensor
+    x: Tensor  # [2 B + U, 3], B points on the surface, B near it and U anywhere in the cube
+    normals: Tensor  # [B, 3], those of the first
+    signs: Tensor  # [B + U], sides of the others: -1 inside, 1 outside, 0 where the points do not say
 
 
 class PointPool(Pool):

@@ -24,21 +24,13 @@ GENERATED = Path("outputs") / "torus_knot.ply"
 
 @dataclass
 class Shape:
-    """A shape in the unit cube.
+    """A shape in the unit cube."""
 
-    Attributes:
-        path: of the file.
-        name: of the file.
-        placement: of the cube in the coordinates of the file.
-        mesh: the surface, where it is known.
-        cloud: points of it, where these are given.
-    """
-
-    path: Path
-    name: str
-    placement: Placement
-    mesh: Mesh | None = None
-    cloud: PointCloud | None = None
+    path: Path  # of the file
+    name: str  # of the file
+    placement: Placement  # of the cube in the coordinates of the file
+    mesh: Mesh | None = None  # the surface, where it is known
+    cloud: PointCloud | None = None  # points of it, where these are given
 
     @classmethod
     def of(cls, data: Mesh | PointCloud) -> Shape:
