@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hashgrid.data.errors import MeshError, MeshWarning
-from hashgrid.data.formats import read_mesh
+from hashgrid.data.formats import READERS
 from hashgrid.data.formats.polygons import triangulate
 from hashgrid.data.mesh import load_mesh, signed_volume
 from hashgrid.data.mesh_files import write_mesh
@@ -85,7 +85,7 @@ COLOURED_OFF = "COFF # Größe\n12 8 0\n\n" + rows(VERTICES, " 255 0 0 255\n") +
     ],
 )
 def test_polygons_are_read(suffix: str, content: bytes) -> None:
-    vertices, faces = read_mesh(content, suffix)
+    vertices, faces = READERS[suffix](content)
     np.testing.assert_array_equal(vertices, VERTICES)
     assert faces.shape == (20, 3) and signed_volume(vertices, faces) == pytest.approx(VOLUME, rel=1e-12)
 
@@ -255,7 +255,7 @@ HALF = np.sqrt(0.5)
 def test_glb_has_its_true_size(positions, kind, normalized, node, low, high) -> None:
     scene, chunk = glb(positions, kind, node, {}, extensionsRequired=["KHR_mesh_quantization", "KHR_texture_basisu"])
     scene["accessors"][0]["normalized"] = normalized
-    vertices, faces = read_mesh(packed(scene, chunk), ".glb")
+    vertices, faces = READERS[".glb"](packed(scene, chunk))
     np.testing.assert_allclose(vertices.min(0), low, atol=1e-7)
     np.testing.assert_allclose(vertices.max(0), high, atol=1e-7)
     assert signed_volume(vertices, faces) == pytest.approx(np.prod(np.subtract(high, low)), rel=1e-6)
@@ -270,7 +270,7 @@ def test_parts_of_a_glb_are_put_together() -> None:
         {"mesh": 0, "translation": [0, 100, 0]},  # of no scene
     ]
     scene["meshes"][0]["primitives"].append({"attributes": {"POSITION": 0}, "mode": 0})  # points
-    vertices, faces = read_mesh(packed(scene, chunk), ".glb")
+    vertices, faces = READERS[".glb"](packed(scene, chunk))
     np.testing.assert_allclose([vertices.min(0), vertices.max(0)], [[-2.5, -0.5, -0.5], [2.5, 0.5, 0.5]])
     assert len(faces) == 24 and signed_volume(vertices, faces) == pytest.approx(2)
 
@@ -280,7 +280,7 @@ def test_strips_and_fans_turn_as_gltf_says() -> None:
     for mode, expected in ((5, [[0, 1, 3], [0, 3, 1]]), (6, [[0, 1, 3], [0, 3, 0]])):
         scene["meshes"][0]["primitives"][0]["mode"] = mode
         scene["accessors"][1]["count"] = 4
-        np.testing.assert_array_equal(read_mesh(packed(scene, chunk), ".glb")[1], expected)
+        np.testing.assert_array_equal(READERS[".glb"](packed(scene, chunk))[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_glb_that_cannot_be_read_is_refused_by_name(change: str, message: str) -
     else:
         scene["accessors"][0]["count"] = 1000
     with pytest.raises(MeshError, match=message):
-        read_mesh(packed(scene, chunk), ".glb")
+        READERS[".glb"](packed(scene, chunk))
 
 
 # ---- points ----------------------------------------------------------------------------------------------------------

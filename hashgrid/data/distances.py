@@ -65,7 +65,12 @@ def make_pool(mesh: Mesh, recipe: DistanceRecipe, seed: int = 0, seconds: float 
         key = hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes() + text.encode()).hexdigest()
         path = Path(recipe.cache) / f"{Path(mesh.name).stem}-{key[:16]}.npz"
         if path.exists():
-            return _read_pool(path)
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    return torch.from_numpy(file["points"]), torch.from_numpy(file["distances"])
+            except Exception as error:  # of zip, of NumPy, of its header, each its own
+                why = " ".join(str(error).split())
+                raise MeshError(f"the samples in `{path}` are broken, remove it: {why}") from error
     begin, chunks = time.perf_counter(), []
     for index, start in enumerate(range(0, recipe.pool, CHUNK)):
         if index == 0 or path is not None or time.perf_counter() - begin < seconds:
@@ -75,11 +80,3 @@ def make_pool(mesh: Mesh, recipe: DistanceRecipe, seed: int = 0, seconds: float 
         with atomic_path(path) as temporary:
             np.savez(temporary, points=points, distances=distances)
     return torch.from_numpy(points), torch.from_numpy(distances)
-
-
-def _read_pool(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return torch.from_numpy(file["points"]), torch.from_numpy(file["distances"])
-    except Exception as error:  # of zip, of NumPy, of its header, each its own
-        raise MeshError(f"the samples in `{path}` are broken, remove it: {' '.join(str(error).split())}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hashgrid.data.errors import MeshError, warn
-from hashgrid.data.formats import READERS, read_mesh
+from hashgrid.data.formats import READERS
+from hashgrid.data.formats.text import check_content
 from hashgrid.data.orient import orient
 from hashgrid.geometry.boxes import Placement
 from hashgrid.util.optional import optional_import
@@ -104,23 +105,29 @@ def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:
         MeshError: the file is missing, empty, cut off or something else, or the mesh has no faces, vertices that are no
             numbers, or no extent.
     """
-    path = Path(path)
-    if path.suffix.lower() not in READERS:
-        raise MeshError(f"`MESH` must be one of {', '.join(READERS)}, got `{path}`")
-    vertices, faces = read_file(path, "MESH", "a mesh", lambda data: read_mesh(data, path.suffix.lower()))
+    vertices, faces = read_file(Path(path), "MESH", READERS)
     if len(faces) == 0:
         raise MeshError(f"`{path}` has no faces; for points with normals use `--points`")
-    return make_mesh(vertices, faces, margin, path.name)
+    return make_mesh(vertices, faces, margin, Path(path).name)
 
 
-def read_file(path: Path, what: str, content: str, read: Callable[[bytes], T]) -> T:
-    """What ``read`` makes of a file's bytes; the file's name in front of what it finds wrong."""
+def read_file(path: Path, what: str, readers: Mapping[str, Callable[[bytes], T]]) -> T:
+    """What the one of ``readers`` for the path's ending makes of the file's bytes.
+
+    Raises:
+        MeshError: of the reader, with the file's name in front; or there is none, or no file, or nothing in it.
+    """
+    read = readers.get(path.suffix.lower())
+    if read is None:
+        raise MeshError(f"`{what}` must be one of {', '.join(readers)}, got `{path}`")
     if not path.is_file():
         raise MeshError(f"`{what}` must be a file, `{path}` does not exist")
     data = path.read_bytes()
     if not data:
-        raise MeshError(f"`{what}` must hold {content}, `{path}` is empty")
+        raise MeshError(f"`{what}` must be a file with content, `{path}` is empty")
     try:
+        if path.suffix.lower() != ".npz":  # which is an archive
+            check_content(data)
         return read(data)
     except MeshError as error:
         raise MeshError(f"`{path}` cannot be read: {error}") from error

@@ -12,12 +12,11 @@ import numpy as np
 
 from hashgrid.data.errors import MeshError, warn
 from hashgrid.data.formats import ply
-from hashgrid.data.formats.text import check_content, plain
+from hashgrid.data.formats.text import plain
 from hashgrid.data.mesh import check_finite, into_cube, read_file
 from hashgrid.data.normals import estimate_normals
 from hashgrid.geometry.boxes import Placement
 
-FORMATS = (".ply", ".xyz", ".txt", ".npz")
 POINT_KEYS = ("points", "xyz", "vertices", "positions")
 NORMAL_KEYS = ("normals", "normal", "n")
 
@@ -43,12 +42,9 @@ def load_points(path: str | Path, margin: float = 0.1) -> PointCloud:
             of length zero, points without extent, or the wrong columns.
         ImportError: scipy (for missing normals) is not installed.
     """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise MeshError(f"`POINTS` must be one of {', '.join(FORMATS)}, got `{path}`")
-    read = {".ply": _read_ply, ".npz": _read_npz}.get(path.suffix.lower(), _read_text)
-    points, normals = read_file(path, "POINTS", "points", read)
-    return make_points(points, normals, margin, path.name)
+    readers = {".ply": _read_ply, ".xyz": _read_text, ".txt": _read_text, ".npz": _read_npz}
+    points, normals = read_file(Path(path), "POINTS", readers)
+    return make_points(points, normals, margin, Path(path).name)
 
 
 def make_points(
@@ -109,7 +105,6 @@ def _are_colours(normals: np.ndarray) -> bool:
 
 
 def _read_ply(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    check_content(data)
     elements = ply.read_elements(data)
     points = ply.columns(elements, ("x", "y", "z"))
     has_normals = {"nx", "ny", "nz"} <= set(elements["vertex"].values)
@@ -117,7 +112,6 @@ def _read_ply(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _read_text(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    check_content(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # no data: said below
         try:
