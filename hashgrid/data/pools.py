@@ -146,7 +146,8 @@ class PointBatch(NamedTuple):
 
 
 class PointPool(Pool):
-    """Points of a surface, and points off it whose side is known, of which every step draws some.
+    """Points of a surface, and points off it whose side is known, of which every step draws some: near the surface,
+    normally distributed around its points, and anywhere in the cube.
 
     Losses over a surface alone allow more surfaces than the one through the points, and a hash grid, in which distant
     places have no parameters in common, comes up with them. So points off the surface have the side that the winding
@@ -168,7 +169,11 @@ class PointPool(Pool):
     ) -> None:
         super().__init__(seed, device, backend)
         self.recipe = recipe
-        off = make_off(cloud, recipe, seed)
+        generator = np.random.default_rng(seed)
+        index = generator.integers(len(cloud.points), size=recipe.near_pool)
+        reach = spread(cloud.points, recipe.point_neighbors)[index, None]
+        near = cloud.points[index] + reach * generator.normal(size=(recipe.near_pool, 3))
+        off = np.concatenate([near.clip(0, 1), generator.random((recipe.uniform_pool, 3))])
         arrays = (cloud.points, cloud.normals, off, signs(cloud, off))
         self.points, self.normals, self.off, self.signs = (torch.from_numpy(x).float().to(device) for x in arrays)
 
@@ -180,16 +185,6 @@ class PointPool(Pool):
         uniform = self.draw(step, recipe.uniform_batch, recipe.uniform_pool, 2)
         off = torch.cat([near, recipe.near_pool + uniform])
         return PointBatch(torch.cat([self.points[on], self.off[off]]), self.normals[on], self.signs[off])
-
-
-def make_off(cloud: PointCloud, recipe: PointRecipe, seed: int = 0) -> np.ndarray:
-    """Points off the surface [near_pool + uniform_pool, 3]: near it, normally distributed around the points, and
-    anywhere in the cube."""
-    generator = np.random.default_rng(seed)
-    index = generator.integers(len(cloud.points), size=recipe.near_pool)
-    reach = spread(cloud.points, recipe.point_neighbors)[index, None]
-    near = cloud.points[index] + reach * generator.normal(size=(recipe.near_pool, 3))
-    return np.concatenate([near.clip(0, 1), generator.random((recipe.uniform_pool, 3))])
 
 
 def spread(points: np.ndarray, k: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from hashgrid.data.points import PointCloud, load_points
 from hashgrid.geometry.boxes import Placement
 from hashgrid.util.optional import optional_import
 
-Data = TypeVar("Data", Mesh, PointCloud)
+Data = TypeVar("Data", bound=Mesh | PointCloud)
 GENERATED = Path("outputs") / "torus_knot.ply"
 
 
@@ -89,22 +89,21 @@ def load_shape(
     """
     if path is not None and points is not None:
         raise ValueError(f"`SOURCE` and `points` exclude each other, got {path} and {points}; use `truth` to compare")
+    data: Mesh | PointCloud
     if points is not None:
-        cloud = load_points(points, margin)
-        if placement is not None:
-            cloud = placed(cloud, placement)
-        mesh = None if truth is None else placed(load_mesh(truth, margin), cloud.placement)
-        return Shape(points, cloud.name, cloud.placement, mesh, cloud)
-    if path is None:
-        path = GENERATED
-        write_ply(path, *torus_knot())
-        print(f"no SOURCE given: fitting a generated shape, {path}", flush=True)
-    mesh = load_mesh(path, margin)
+        path, data = points, load_points(points, margin)
+    else:
+        if path is None:
+            path = GENERATED
+            write_ply(path, *torus_knot())
+            print(f"no SOURCE given: fitting a generated shape, {path}", flush=True)
+        data = load_mesh(path, margin)
     if placement is not None:
-        mesh = placed(mesh, placement)
+        data = placed(data, placement)
+    shape = dataclasses.replace(Shape.of(data), path=path)
     if truth is not None:
-        mesh = placed(load_mesh(truth, margin), mesh.placement)
-    return Shape(path, mesh.name, mesh.placement, mesh)
+        shape.mesh = placed(load_mesh(truth, margin), shape.placement)
+    return shape
 
 
 def recall_shape(
