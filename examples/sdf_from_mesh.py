@@ -46,7 +46,7 @@ def main() -> None:
 
     vertices, faces = to_mesh(field, resolution=256)
     normals = torch.cat([field.normals(part) for part in vertices.split(1 << 18)])
-    write_ply("field.ply", mesh.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
+    write_ply("field.ply", mesh.placement.to_file(vertices).numpy(), faces.numpy(), normals.numpy())
 
     camera = framing(vertices, size=(480, 480))
     picture = render(field, camera, floor=float(vertices[:, 1].min()))

@@ -47,7 +47,7 @@ def main() -> None:
     trainer.take_averages()
 
     vertices, faces = to_mesh(task.model, resolution=256)
-    write_ply("surface.ply", cloud.placement.to_input(vertices).numpy(), faces.numpy())
+    write_ply("surface.ply", cloud.placement.to_file(vertices).numpy(), faces.numpy())
     print(f"{len(vertices)} vertices, {len(faces)} faces, written to surface.ply")
 
 

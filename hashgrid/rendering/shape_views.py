@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hashgrid.data.mesh import Placement
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.shape import Shape
 from hashgrid.fields.distance import DistanceField
+from hashgrid.geometry.boxes import Placement
 from hashgrid.geometry.cameras import UP, framing
 from hashgrid.rendering.extract import Distance, device_of, in_parts, to_mesh
 from hashgrid.rendering.surface import render
@@ -88,7 +88,7 @@ def write_surface(
     vertices, faces = to_mesh(field, config.resolution)
     normals = in_parts(field.normals, vertices, field.device)
     path = out / f"mesh.{config.mesh_format}"
-    write_mesh(path, placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
+    write_mesh(path, placement.to_file(vertices).numpy(), faces.numpy(), normals.numpy())
     atomic_write_image(out / "slice.png", slice_image(field))
     return path, vertices, faces
 

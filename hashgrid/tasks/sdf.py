@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashgrid.data.distance_pool import DistancePool
 from hashgrid.data.distances import DistanceRecipe
-from hashgrid.data.mesh import Placement
-from hashgrid.data.points import PointPool, PointRecipe
+from hashgrid.data.pools import DistancePool, PointPool, PointRecipe
 from hashgrid.data.shape import Shape, load_shape, noted_placement, recall_shape
 from hashgrid.fields import DISTANCE_FIELDS
 from hashgrid.fields.distance import DistanceField
+from hashgrid.geometry.boxes import Placement
 from hashgrid.nn import HashGrid
 from hashgrid.rendering.measure import RunningIou, describe, measure
 from hashgrid.rendering.shape_views import PictureConfig, write_pictures, write_surface
