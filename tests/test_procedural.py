@@ -55,7 +55,8 @@ def test_signed_distance_is_lipschitz_and_inside_the_box():
 def test_trace_meets_the_surface():
     cameras = orbit_cameras(3, 24, 0)
     for view in range(3):
-        rays_o, rays_d = cameras.view_rays(view)
+        rays = cameras.view_rays(view)
+        rays_o, rays_d = rays.origins, rays.directions
         t = trace(rays_o, rays_d)
         hit = t.isfinite()
         assert 0.2 < float(hit.float().mean()) < 0.8
@@ -83,7 +84,8 @@ def test_render_agrees_with_single_rays():
         image = render(cameras, view)
         assert image.shape == (size, size, 4) and bool(image.isfinite().all())
         assert float(image.min()) >= 0 and float(image.max()) <= 1 + 1e-6
-        hit = trace(*samples.view_rays(view)).isfinite().view(size, 2, size, 2).float().mean((1, 3))
+        rays = samples.view_rays(view)
+        hit = trace(rays.origins, rays.directions).isfinite().view(size, 2, size, 2).float().mean((1, 3))
         wrong = (hit - image[..., 3]).abs() > 1e-6
         assert float(wrong.float().mean()) < 0.01  # rays that graze a silhouette
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -87,10 +87,6 @@ class Views(Cameras):
             raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
 
     @property
-    def n_pixels(self) -> int:
-        return len(self.data)
-
-    @property
     def has_alpha(self) -> bool:
         return self.data.shape[1] == 4
 
@@ -123,36 +119,37 @@ class Views(Cameras):
         return locate_pixels(row, self.offsets, self.sizes)
 
     def sample_rays(
-        self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
-        random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`."""
-        if not self.rays_are_tabulated or self.counts is not None:
-            row, noise = self._draw(n, seed, step, backend)
-            return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
-        return ngp_ops(backend).sample_rays(
-            *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
-            *(self.undistorted_table() if self.is_distorted else (None, None)),
-        )
-
-    def sample_labelled(
-        self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
+        self,
+        n: int,
+        seed: int | Tensor = 0,
+        step: int | Tensor = 0,
+        backend: str = "native",
+        needs: Collection[str] = (),
     ) -> tuple[Rays, Tensor, Tensor]:
-        """The batch of :meth:`sample_rays` with rays that know their view and its time, RGBA [n, 4] and random colours
-        [n, 3]."""
-        rays_o, rays_d, rgba, noise = self.sample_rays(n, seed, step, backend)
-        view, _, _ = self.locate(self._draw(n, seed, step, backend)[0])
-        return self.label(rays_o, rays_d, view), rgba, noise
+        """A training batch, a function of ``seed`` and ``step``: rays through random pixels, their RGBA [n, 4], and
+        random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`, which is asked wherever it
+        can: it knows neither the camera nor the time of a ray, which ``needs`` may name.
 
-    def _draw(self, n: int, seed: int | Tensor, step: int | Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        """The pixels [n] of a batch, as rows of ``data``, and its random colours [n, 3]."""
+        Raises:
+            SceneError: a time is needed, and there is none.
+        """
+        if "time" in needs and self.times is None:
+            raise SceneError("every view must have a `time`, which the field needs; this scene has none")
+        if not needs and self.rays_are_tabulated and self.counts is None:
+            rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
+                *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
+                *(self.undistorted_table() if self.is_distorted else (None, None)),
+            )
+            return Rays(rays_o, rays_d), rgba, noise
         draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))
         if self.counts is None:
-            return draw_pixels(draws, self.n_pixels)
-        if self._drawn is None:
-            self._drawn = self.counts.nonzero().squeeze(-1)
-        index, noise = draw_pixels(draws, len(self._drawn))
-        return self._drawn.index_select(0, index), noise
+            row, noise = draw_pixels(draws, len(self.data))
+        else:
+            if self._drawn is None:
+                self._drawn = self.counts.nonzero().squeeze(-1)
+            index, noise = draw_pixels(draws, len(self._drawn))
+            row = self._drawn.index_select(0, index)
+        return self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,6 +72,8 @@ class RadianceField(nn.Module):
         recipe: options of training that differ from the task's.
         sampler: name of where along a ray it is asked.
         n_channels: of what is composited; the first three are sRGB colours.
+        needs: what it asks of rays it is trained on (``at.rays``), "camera" and "time"; others may know neither. An
+            occupancy grid asks for densities at no time at all.
         coarse: another field, asked before to find where to ask this one; None for none.
     """
 
@@ -79,6 +81,7 @@ class RadianceField(nn.Module):
     recipe: ClassVar[dict[str, Any]] = {}
     sampler: ClassVar[str] = "occupancy"
     n_channels: int = 3
+    needs: Collection[str] = ()
     coarse: RadianceField | None
     aabb: Tensor
     inverse_extent: Tensor

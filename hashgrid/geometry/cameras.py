@@ -179,26 +179,16 @@ class Cameras:
         """Unit viewing directions [N, 3]."""
         return torch.nn.functional.normalize(-self.c2w[:, :, 2], dim=-1)
 
-    def rays(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> tuple[Tensor, Tensor]:
-        """Rays through pixel centres.
-
-        Args:
-            view_index: camera of each ray [B], int64.
-            pixel_x, pixel_y: column and row [B], int64.
-
-        Returns:
-            ``rays_o`` [B, 3] and unit ``rays_d`` [B, 3], fp32.
-        """
+    def rays(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Rays:
+        """Rays through the centres of pixels in columns ``pixel_x`` and rows ``pixel_y`` of views ``view_index``, [B]
+        int64 each: of unit length, fp32, with their camera and its time."""
         x, y = self._plane_points(view_index, pixel_x, pixel_y).unbind(-1)
         # `index_select` of whole rows is several times faster than advanced indexing on the CPU.
-        c2w = self.c2w.reshape(-1, 12).index_select(0, view_index).view(-1, 3, 4)
+        c2w = self.c2w.reshape(-1, 12).index_select(0, view_index).float().view(-1, 3, 4)
         rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2]
         rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
-        return c2w[:, :, 3].contiguous(), rays_d
-
-    def label(self, rays_o: Tensor, rays_d: Tensor, view_index: Tensor) -> Rays:
-        """Rays [B, 3] that know their camera ``view_index`` [B] and its time."""
-        return Rays(rays_o, rays_d, view_index, None if self.times is None else self.times.index_select(0, view_index))
+        time = None if self.times is None else self.times.index_select(0, view_index)
+        return Rays(c2w[:, :, 3].contiguous(), rays_d, view_index, time)
 
     def size(self, view: int) -> tuple[int, int]:
         """Width and height of one view. A GPU is asked once."""
@@ -207,11 +197,13 @@ class Cameras:
         width, height = self._host_sizes[view]
         return width, height
 
-    def view_rays(self, view: int) -> tuple[Tensor, Tensor]:
-        """Rays through all pixels of one view, row by row: [H*W, 3] twice."""
+    def view_rays(self, view: int, begin: int = 0, end: int | None = None) -> Rays:
+        """Rays through pixels ``begin`` to ``end`` of one view, row by row; through all of them by default. They have
+        its time but no camera: nobody has trained on what is rendered."""
         width, height = self.size(view)
-        pixel = torch.arange(width * height, device=self.c2w.device)
-        return self.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
+        end = width * height if end is None else min(end, width * height)
+        pixel = torch.arange(begin, end, device=self.c2w.device)
+        return replace(self.rays(torch.full_like(pixel, view), pixel % width, pixel // width), camera=None)
 
     def project(self, points: Tensor, view: int) -> tuple[Tensor, Tensor]:
         """Pixel coordinates [P, 2] and depth along the viewing direction [P] of world points [P, 3] in one view.
@@ -370,7 +362,7 @@ def framing(
 
 
 def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400) -> Cameras:
-    """Cameras that circle what others look at, at their mean distance, height and field of view.
+    """Cameras that circle what others look at, at their mean distance, height and field of view, and in their time.
 
     Where these leave a gap of more than 120 degrees, the path swings to and fro on their side instead:
     nothing is known about the other one.
@@ -411,4 +403,6 @@ def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400
     width, height = (max(2, int(side * scale) // 2 * 2) for side in size.tolist())
     focal = float(cameras.intrinsics[:, :2].mean()) * width / float(size[0])
     intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).expand(n_frames, 4).contiguous()
-    return Cameras(c2w, intrinsics, torch.tensor([[width, height]]).expand(n_frames, 2).contiguous())
+    sizes = torch.tensor([[width, height]]).expand(n_frames, 2).contiguous()
+    times = None if cameras.times is None else torch.linspace(*cameras.times.aminmax(), n_frames)
+    return Cameras(c2w, intrinsics, sizes, times=times)

@@ -17,8 +17,8 @@ class Rays:
 
     Attributes:
         origins, directions: [R, 3].
-        camera: which camera each is of [R] int64; None where nobody says.
-        time: when each was seen [R]; None in scenes that do not move.
+        camera: which of the cameras that are trained on each is of [R] int64; None where nobody says.
+        time: when each was seen [R]; None in scenes that do not move, or where nobody asks.
     """
 
     origins: Tensor

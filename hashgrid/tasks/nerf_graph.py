@@ -103,12 +103,12 @@ class FixedStep:
     def _drop_graph(self) -> None:
         self._graph, self._grad, self._n_eager = None, None, 0
 
-    def feed(self, *batch: Tensor) -> None:
+    def feed(self, rays: Rays, *colors: Tensor) -> None:
         """Replaces the rays of the next step, for images that do not fit on the device: what :meth:`Views.sample_rays`
         gives. The step takes no more than these."""
-        for target, source in zip(self.fed, batch, strict=True):
+        for target, source in zip(self.fed, (rays.origins, rays.directions, *colors), strict=True):
             target[: len(source)].copy_(source, non_blocking=True)
-        self.n_fed.fill_(len(batch[0]))
+        self.n_fed.fill_(len(rays))
 
     def read(self) -> Reading:
         """Sums over the steps since the last call. Waits for the device."""
@@ -121,11 +121,11 @@ class FixedStep:
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
         config = self.config
-        rays_o, rays_d, rgba, background = (
-            self.fed
-            if self.views is None
-            else self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
-        )
+        if self.views is None:
+            rays_o, rays_d, rgba, background = self.fed
+        else:
+            rays, rgba, background = self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
+            rays_o, rays_d = rays.origins, rays.directions
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:
