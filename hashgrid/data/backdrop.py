@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hashgrid.util.optional import optional_import
+
 if TYPE_CHECKING:
     from hashgrid.data.scene import Views
 
@@ -52,26 +54,8 @@ def _border(views: Views, view: int) -> np.ndarray:
 
 def _outside(image: np.ndarray, color: np.ndarray) -> np.ndarray:
     """Pixels of about ``color`` from which the border is reached over such pixels [H, W] bool."""
-    alike = np.abs(image.astype(np.float32) - color).max(axis=2) <= PLAIN
-    reached = np.zeros_like(alike)
-    for side in _SIDES:
-        reached[side] = alike[side]
-    while True:
-        before = int(reached.sum())
-        reached = _along_rows(alike, reached)
-        reached = _along_rows(alike.T, reached.T).T
-        if int(reached.sum()) == before:
-            return reached
-
-
-def _along_rows(alike: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """``reached``, and every pixel of the runs of ``alike`` in a row that hold one."""
-    starts = alike.copy()
-    starts[:, 1:] &= ~alike[:, :-1]
-    run = np.cumsum(starts.reshape(-1)).reshape(alike.shape)  # number of the run, where alike
-    held = np.zeros(int(run[-1, -1]) + 1, dtype=bool)
-    held[run[reached]] = True
-    return alike & held[run]
+    other = np.abs(image.astype(np.float32) - color).max(axis=2) > PLAIN
+    return ~np.asarray(optional_import("scipy.ndimage").binary_fill_holes(other))
 
 
 def _with_alpha(image: np.ndarray, color: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,11 @@ class MeshError(ValueError):
 
 class MeshWarning(UserWarning):
     """Something in a mesh or point cloud was repaired, left out or guessed."""
+
+
+def warn(message: str) -> None:
+    """Warns about a scene."""
+    warnings.warn(message, SceneWarning, stacklevel=4)
 
 
 def some(items: Sequence[Any], n: int = 5) -> str:

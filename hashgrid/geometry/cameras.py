@@ -26,40 +26,9 @@ N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
 MAX_TABLE_PIXELS = 1 << 25
 
 
-@dataclass(frozen=True)
-class Lens:
-    """A perspective lens before pictures of one size, everything in pixels.
-
-    Attributes:
-        size: width and height.
-        focal: focal lengths fx, fy.
-        centre: principal point cx, cy.
-        distortion: ``k1, k2, k3, k4, p1, p2``.
-    """
-
-    size: tuple[float, float]
-    focal: tuple[float, float]
-    centre: tuple[float, float]
-    distortion: tuple[float, ...] = (0.0,) * N_DISTORTION
-
-    def intrinsics(self, width: float, height: float) -> list[float]:
-        """``fx, fy, cx, cy`` for the same picture at another size."""
-        scale = width / self.size[0], height / self.size[1]
-        return [value * scale[axis] for pair in (self.focal, self.centre) for axis, value in enumerate(pair)]
-
-
 def distort(points: Tensor, distortion: Tensor) -> Tensor:
-    """Where the lens moves ideal image-plane points.
-
-    Radial factor ``1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8`` plus OpenCV's tangential terms.
-
-    Args:
-        points: ideal points [..., 2].
-        distortion: ``k1, k2, k3, k4, p1, p2`` [..., 6], broadcast against the points.
-
-    Returns:
-        Distorted points [..., 2].
-    """
+    """Where the lens moves ideal image-plane points [..., 2]: by the radial factor ``1 + k1 r^2 + k2 r^4 + k3 r^6 +
+    k4 r^8`` and OpenCV's tangential terms, of ``k1, k2, k3, k4, p1, p2`` [..., 6], broadcast against the points."""
     x, y = points.unbind(-1)
     k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
     r2 = x * x + y * y
@@ -87,29 +56,26 @@ def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 40) -> t
         Ideal points [..., 2] (dtype of ``points``) and the residual ``|distort(ideal) - points|`` [...] (float64).
     """
     target, coefficients = points.double(), distortion.double()
-    ideal = torch.zeros_like(target)
-    error, residual = -target, target.norm(dim=-1)
-    jacobian = _jacobian(ideal, coefficients)
-    damping = torch.ones_like(residual)
+
+    def look(ideal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        error = distort(ideal, coefficients) - target
+        return ideal, error, _jacobian(ideal, coefficients), error.norm(dim=-1, keepdim=True)
+
+    state = look(torch.zeros_like(target))
+    damping = torch.ones_like(state[-1])
     for _ in range(max_iterations):
+        ideal, error, jacobian, residual = state
         if not bool((residual > 1e-12).any()):
             break
-        a, b, c = jacobian.unbind(-1)
-        det, (ex, ey) = a * c - b * b, error.unbind(-1)
-        step = torch.stack(((c * ex - b * ey) / det, (a * ey - b * ex) / det), dim=-1)
-        candidate = ideal - damping[..., None] * step
-        candidate_error = distort(candidate, coefficients) - target
-        candidate_residual = candidate_error.norm(dim=-1)
-        candidate_jacobian = _jacobian(candidate, coefficients)
-        a, b, c = candidate_jacobian.unbind(-1)
+        (a, b, c), (ex, ey) = jacobian.unbind(-1), error.unbind(-1)
+        det = a * c - b * b
+        candidate = look(ideal - damping * torch.stack(((c * ex - b * ey) / det, (a * ey - b * ex) / det), dim=-1))
+        a, b, c = candidate[2].split(1, dim=-1)
         # Positive definite: between the axis and the first fold.
-        better = (candidate_residual < residual) & (a > 0) & (a * c - b * b > 1e-6)
-        ideal = torch.where(better[..., None], candidate, ideal)
-        error = torch.where(better[..., None], candidate_error, error)
-        jacobian = torch.where(better[..., None], candidate_jacobian, jacobian)
-        residual = torch.where(better, candidate_residual, residual)
+        better = (candidate[-1] < residual) & (a > 0) & (a * c - b * b > 1e-6)
+        state = tuple(torch.where(better, new, old) for new, old in zip(candidate, state, strict=True))  # type: ignore[assignment]
         damping = torch.where(better, (2 * damping).clamp_max(1), 0.5 * damping)
-    return ideal.to(points.dtype), residual
+    return state[0].to(points.dtype), state[-1].squeeze(-1)
 
 
 def _jacobian(points: Tensor, distortion: Tensor) -> Tensor:
@@ -222,8 +188,8 @@ class Cameras:
     def select(self, views: Sequence[int]) -> Cameras:
         """The cameras ``views``, in that order, without any images."""
         index = torch.as_tensor(views, dtype=torch.int64)
-        times = None if self.times is None else self.times[index]
-        return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index], times)
+        values = (self.c2w, self.intrinsics, self.sizes, self.distortion, self.times)
+        return Cameras(*(None if x is None else x[index] for x in values))  # type: ignore[arg-type]
 
     def scaled(self, factor: float) -> Cameras:
         """The same views, without any images, in pictures ``factor`` times as wide and as high."""
@@ -299,14 +265,22 @@ def nearest_point_to_axes(cameras: Cameras) -> Tensor:
     return centre if in_front.double().mean() > 0.5 else mean_origin
 
 
+def alike(c2w: Tensor, focal: float, size: tuple[int, int], times: Tensor | None = None) -> Cameras:
+    """Cameras of poses [N, 3, 4], each ``focal`` pixels before the middle of a picture of one width and height."""
+    n, (width, height) = len(c2w), size
+    intrinsics = torch.tensor([[focal, focal, width / 2, height / 2]]).repeat(n, 1)
+    return Cameras(c2w.float(), intrinsics, torch.tensor([[width, height]]).repeat(n, 1), times=times)
+
+
 def look_at(origin: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Camera-to-world matrix [3, 4] of a camera at ``origin`` that looks at ``target``."""
-    backward = torch.nn.functional.normalize(origin - target, dim=0)
-    right = torch.linalg.cross(up.to(backward), backward)
-    if float(right.norm()) < 1e-6:  # looking along `up`: any right vector will do
-        right = torch.linalg.cross(torch.eye(3).to(backward)[int(backward.abs().argmin())], backward)
-    right = torch.nn.functional.normalize(right, dim=0)
-    return torch.stack((right, torch.linalg.cross(backward, right), backward, origin), dim=1)
+    """Camera-to-world matrices [..., 3, 4] of cameras at ``origin`` [..., 3] that look at ``target`` [3]."""
+    backward = torch.nn.functional.normalize(origin - target, dim=-1)
+    right = torch.linalg.cross(up.to(backward).expand_as(backward), backward)
+    # looking along `up`: any right vector will do
+    other = torch.linalg.cross(torch.eye(3).to(backward)[backward.abs().argmin(-1)], backward)
+    right = torch.where(right.norm(dim=-1, keepdim=True) < 1e-6, other, right)
+    right = torch.nn.functional.normalize(right, dim=-1)
+    return torch.stack((right, torch.linalg.cross(backward, right), backward, origin), dim=-1)
 
 
 def focal_length(angle: float, pixels: float) -> float:
@@ -355,10 +329,7 @@ def framing(
     wide = torch.tensor([size[1] / size[0], 1.0], dtype=torch.float64) * min(1.0, size[0] / size[1])
     distance = float((view[:, 2] + (view[:, :2].abs() * wide).amax(-1) / tangent).max())
     c2w = torch.cat([rotation, (centre + distance * towards)[:, None]], dim=1)
-    focal = focal_length(math.radians(fov), size[1])
-    return Cameras(
-        c2w[None].float(), torch.tensor([[focal, focal, size[0] / 2, size[1] / 2]]), torch.tensor([list(size)])
-    )
+    return alike(c2w[None], focal_length(math.radians(fov), size[1]), size)
 
 
 def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400) -> Cameras:
@@ -396,13 +367,10 @@ def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400
     elevation = torch.asin(((offsets @ up) / distance).clamp(-1, 1)).mean()
     ring = torch.cos(phase)[:, None] * east + torch.sin(phase)[:, None] * north
     origins = centre + distance.mean() * (torch.cos(elevation) * ring + torch.sin(elevation) * up)
-    c2w = torch.stack([look_at(origin, centre, up) for origin in origins]).float() if n_frames else torch.empty(0, 3, 4)
 
     size = cameras.sizes[0].double()
     scale = min(1.0, max_size / float(size.max()))
     width, height = (max(2, int(side * scale) // 2 * 2) for side in size.tolist())
     focal = float(cameras.intrinsics[:, :2].mean()) * width / float(size[0])
-    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).expand(n_frames, 4).contiguous()
-    sizes = torch.tensor([[width, height]]).expand(n_frames, 2).contiguous()
     times = None if cameras.times is None else torch.linspace(*cameras.times.aminmax(), n_frames)
-    return Cameras(c2w, intrinsics, sizes, times=times)
+    return alike(look_at(origins, centre, up), focal, (width, height), times)
