@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 
+from hashgrid import ops
 from hashgrid.data import procedural
-from hashgrid.data.procedural import orbit_cameras, render, signed_distance, trace, write_scene
+from hashgrid.data.procedural import orbit_cameras, render, signed_distance, write_scene
 
 
 @pytest.fixture(autouse=True)
@@ -52,31 +52,8 @@ def test_signed_distance_is_lipschitz_and_inside_the_box():
     assert float(signed_distance(on_box).min()) > 0.05
 
 
-def test_trace_meets_the_surface():
-    cameras = orbit_cameras(3, 24, 0)
-    for view in range(3):
-        rays = cameras.view_rays(view)
-        rays_o, rays_d = rays.origins, rays.directions
-        t = trace(rays_o, rays_d)
-        hit = t.isfinite()
-        assert 0.2 < float(hit.float().mean()) < 0.8
-        assert float(signed_distance(rays_o[hit] + t[hit, None] * rays_d[hit]).abs().max()) < 2e-3
-        # Nothing was passed on the way, and rays that miss stay outside.
-        for share in np.linspace(0.5, 0.97, 12):
-            assert float(signed_distance(rays_o[hit] + float(share) * t[hit, None] * rays_d[hit]).min()) > -1e-4
-        for distance in np.linspace(2.5, 5.6, 40):
-            assert float(signed_distance(rays_o[~hit] + float(distance) * rays_d[~hit]).min()) > 0
-
-
-def test_trace_of_a_known_ray():
-    rays_o = torch.tensor([[-0.36, 0.36, 3.0], [0.0, 0.0, 3.0], [5.0, 5.0, 5.0]])
-    rays_d = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
-    floor = procedural.FLOOR
-    assert trace(rays_o, rays_d).tolist() == pytest.approx([3 - floor - 0.8, 3 - floor, math.inf], abs=1e-3)
-
-
 def test_render_agrees_with_single_rays():
-    """Cones and blocks skip nothing: alpha is the coverage found by tracing every sample on its own."""
+    """Cones and blocks skip nothing: alpha is the coverage that the op finds, which traces every sample on its own."""
     size = 36  # no multiple of the block
     cameras = orbit_cameras(4, size, 1)
     samples = orbit_cameras(4, 2 * size, 1)
@@ -85,7 +62,13 @@ def test_render_agrees_with_single_rays():
         assert image.shape == (size, size, 4) and bool(image.isfinite().all())
         assert float(image.min()) >= 0 and float(image.max()) <= 1 + 1e-6
         rays = samples.view_rays(view)
-        hit = trace(rays.origins, rays.directions).isfinite().view(size, 2, size, 2).float().mean((1, 3))
+        limits = torch.full((2, len(rays)), 2.0) * torch.tensor([[1.0], [3.5]])
+        hit = (
+            ops.sphere_trace(signed_distance, rays.origins, rays.directions, *limits, 256)
+            .hit.view(size, 2, size, 2)
+            .float()
+            .mean((1, 3))
+        )
         wrong = (hit - image[..., 3]).abs() > 1e-6
         assert float(wrong.float().mean()) < 0.01  # rays that graze a silhouette
 

@@ -149,12 +149,6 @@ def _take(index: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [x.index_select(-1, index) for x in tensors]
 
 
-def trace(rays_o: Tensor, rays_d: Tensor) -> Tensor:
-    """Distance [R] from ``rays_o`` [R, 3] along unit ``rays_d`` [R, 3] to the first surface; inf for a miss."""
-    o, d = rays_o.T.contiguous(), rays_d.T.contiguous()
-    return _march(o, d, *_bounds(o, d), 0.0, 128)
-
-
 # Shading -------------------------------------------------------------------------------------------------------------
 
 

@@ -55,34 +55,33 @@ class SceneOptions:
             raise ValueError(f"`downscale` must be at least 1 and `holdout` at least 0, got {got}")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Views(Cameras):
     """N cameras with their images.
 
     Attributes:
         data: the pixels of all images one after the other, row by row [P, C] uint8, C = 3 or 4.
-        offsets: first row of each image in ``data`` [N + 1], int64.
         names: file names, relative to the scene.
         counts: whether a pixel is drawn and scored, by the scene's masks [P] bool; None where there are none.
+        offsets: first row of each image in ``data`` [N + 1], int64.
     """
 
-    data: Tensor = None  # type: ignore[assignment]
-    offsets: Tensor = None  # type: ignore[assignment]
+    data: Tensor
     names: tuple[str, ...] = ()
     counts: Tensor | None = None
     _drawn: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expected = [0, *torch.cumsum(self.sizes.prod(dim=1), 0).tolist()]
-        if self.offsets is None:
-            self.offsets = torch.tensor(expected, dtype=torch.int64)
+        self.offsets = torch.nn.functional.pad(torch.cumsum(self.sizes.prod(dim=1), 0), (1, 0))
         if self.data.dtype != torch.uint8 or self.data.ndim != 2 or self.data.shape[1] not in (3, 4):
             raise ValueError(
                 f"`data` must be uint8 of shape [P, 3] or [P, 4], got {self.data.dtype} {list(self.data.shape)}"
             )
-        if self.offsets.tolist() != expected or len(self.data) != expected[-1]:
-            raise ValueError(f"`data` must have {expected[-1]} rows, one per pixel of `sizes`, got {len(self.data)}")
+        if len(self.data) != self.offsets[-1]:
+            raise ValueError(
+                f"`data` must have {self.offsets[-1]} rows, one per pixel of `sizes`, got {len(self.data)}"
+            )
         if self.counts is not None and (self.counts.dtype != torch.bool or self.counts.shape != self.data.shape[:1]):
             raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
 
@@ -92,15 +91,15 @@ class Views(Cameras):
 
     def image(self, view: int) -> Tensor:
         """The stored image [H, W, C], uint8, without a copy."""
-        width, height = self.sizes[view].tolist()
-        begin, end = self.offsets[view : view + 2].tolist()
-        return self.data[begin:end].view(height, width, -1)
+        return self._of(self.data, view)
 
     def mask(self, view: int) -> Tensor | None:
         """Whether the pixels of an image are drawn and scored [H, W] bool; None for all."""
-        width, height = self.sizes[view].tolist()
+        return None if self.counts is None else self._of(self.counts, view)
+
+    def _of(self, pixels: Tensor, view: int) -> Tensor:
         begin, end = self.offsets[view : view + 2].tolist()
-        return None if self.counts is None else self.counts[begin:end].view(height, width)
+        return pixels[begin:end].unflatten(0, self.size(view)[::-1])
 
     def may_be_opaque(self, view: int) -> Tensor:
         """The pixels of an image with alpha that are not transparent, or of which nothing is known [H, W] bool."""
@@ -110,9 +109,8 @@ class Views(Cameras):
     def image_rgb(self, view: int, background: Tensor | None = None) -> Tensor:
         """The image as floats [H, W, 3] in [0, 1], over ``background`` [3] (black by default) where it has alpha."""
         image = self.image(view).float() / 255
-        if not self.has_alpha:
-            return image
-        return blend(image, torch.zeros(3) if background is None else background)
+        background = torch.zeros(3) if background is None else background
+        return blend(image, background) if self.has_alpha else image
 
     def locate(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``view_index, pixel_x, pixel_y`` [n] of rows [n] of ``data``."""
