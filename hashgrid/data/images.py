@@ -53,7 +53,7 @@ def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
     if image.shape[2] in (2, 4):
         alpha = image[..., -1:]
         image = image[..., :-1] * alpha + (1 - alpha)
-    return image.expand(-1, -1, 3).contiguous() if image.shape[2] == 1 else image.contiguous()
+    return image.expand(-1, -1, 3).contiguous()
 
 
 def read_photo(
@@ -150,31 +150,24 @@ def _pixels(path: Path, image: Any) -> np.ndarray:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _deep_grey(path, image, tags)
     if image.mode in ("I", "F"):
-        kind = "int32" if image.mode == "I" else "float32"
-        raise PhotoError(f"`{path}` must have 8 or 16 bits per channel, got {kind}; make it a PNG")
-    _check_cmyk(path, image)
-    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
-        bits = {"L;2": 2, "L;4": 4}.get(_raw_mode(image), 8)  # the colour is given in the file's bits
-        image.info["transparency"] = image.info["transparency"] * 255 // (2**bits - 1)
-    if image.mode in ("CMYK", "LAB"):
-        return np.array(_to_srgb(image))
-    transparent = image.mode in ("P", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.mode in ("LA", "La"):
-        mode = "LA"
-    else:
-        mode = "RGBA" if transparent else "L" if grey else "RGB"
-    pixels = np.array(image.convert(mode))
-    return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _check_cmyk(path: Path, image: Any) -> None:
-    """Refuses inks of which the file does not say whether 0 or 255 is all of them."""
+        _check_depth(path, np.array(image).dtype)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         raise PhotoError(
             f"`{path}` has four channels and no Adobe marker, which would say what they mean (inverted CMYK or not);"
             " convert it to RGB first"
         )
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        bits = {"L;2": 2, "L;4": 4}.get(_raw_mode(image), 8)  # the colour is given in the file's bits
+        image.info["transparency"] = image.info["transparency"] * 255 // (2**bits - 1)
+    if image.mode in ("CMYK", "LAB"):
+        return np.array(_to_srgb(image))
+    if image.mode in ("LA", "La"):
+        mode = "LA"
+    elif image.mode in ("P", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        mode = "RGBA"
+    else:
+        mode = "L" if image.mode in ("1", "L") else "RGB"
+    return np.atleast_3d(np.array(image.convert(mode)))
 
 
 def _to_srgb(image: Any) -> Any:
@@ -197,10 +190,15 @@ def _deep_grey(path: Path, image: Any, tags: Any) -> np.ndarray:
         values = values << 4 | values >> 8
     if tags.get(PHOTOMETRIC) == 0:  # white is zero
         values = ~values
-    key = image.info.get("transparency")
+    return _keyed(values, image.info.get("transparency"))
+
+
+def _keyed(values: np.ndarray, key: Any) -> np.ndarray:
+    """16-bit channels, and alpha where a colour ``key`` stands for what is transparent."""
     if key is None:
         return values
-    return np.concatenate((values, np.where(values == key, 0, 65535).astype(np.uint16)), axis=2)
+    alpha = np.where((values == np.array(key)).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
+    return np.concatenate((values, alpha), axis=2)
 
 
 def _raw_mode(image: Any) -> str:
@@ -221,12 +219,7 @@ def _read_deep(path: Path, image: Any, raw_mode: str) -> np.ndarray:
     with _open(path, allow_huge=True) as again:
         values = _unpacked(image, f"{stored};16{order}") << 8
         values |= _unpacked(again, f"{stored};16{'B' if order == 'L' else 'L'}")
-    if premultiplied:
-        values = _straight(values)
-    if key is None:
-        return values
-    alpha = np.where((values == np.array(key)).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
-    return np.concatenate((values, alpha), axis=2)
+    return _keyed(_straight(values) if premultiplied else values, key)
 
 
 def _straight(values: np.ndarray) -> np.ndarray:
@@ -273,8 +266,7 @@ def _read_otherwise(path: Path) -> np.ndarray:
     except Exception as error:  # every plugin raises its own kinds
         raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
     _check_depth(path, pixels.dtype)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
+    pixels = np.atleast_3d(pixels)
     if pixels.ndim == 4:
         _check_single(path, [0] * len(pixels))
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:
@@ -394,22 +386,19 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
 
 def _one_below_the_other(images: list[np.ndarray], photos: Sequence[Photo]) -> np.ndarray:
     """Pixels [P, 3 or 4] of all ``images``, which it empties. Alpha is kept only where some image is transparent."""
-    n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
     channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
     if channels == 4 and not any(image.shape[2] == 3 or image[..., 3].any() for image in images):
         raise SceneError(
             f"{photos[0].image}: every pixel of all {len(images)} images is transparent; if their fourth channel is not"
             " alpha, save them without it"
         )
-    data = np.empty((n_pixels, channels), dtype=np.uint8)
+    data = np.full((sum(image.shape[0] * image.shape[1] for image in images), channels), 255, dtype=np.uint8)
     begin = 0
     while images:
         image = images.pop(0)  # freed as soon as it is copied
-        rows = data[begin : begin + image.shape[0] * image.shape[1]]
-        rows[:, 3:] = 255
-        n_shared = min(channels, image.shape[2])
-        rows[:, :n_shared] = image.reshape(-1, image.shape[2])[:, :n_shared]
-        begin += len(rows)
+        pixels = image.reshape(-1, image.shape[2])[:, :channels]
+        data[begin : begin + len(pixels), : pixels.shape[1]] = pixels
+        begin += len(pixels)
     return data
 
 

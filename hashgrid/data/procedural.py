@@ -392,13 +392,12 @@ def _views(cameras: Cameras, split: str, downscale: int) -> Views:
     def pixels(view: int) -> Tensor:
         return torch.from_numpy(reduce_image(to_uint8(render(cameras, view)), downscale))
 
-    images = list(_one_per_thread(pixels, range(len(cameras))))
-    size = int(cameras.sizes[0, 0]) // downscale if images else 0
+    images = (image.view(-1, 4) for image in _one_per_thread(pixels, range(len(cameras))))
     return Views(
         cameras.c2w,
         cameras.intrinsics / downscale,
-        torch.full_like(cameras.sizes, size),
-        data=torch.cat([image.view(-1, 4) for image in images]) if images else torch.empty(0, 4, dtype=torch.uint8),
+        cameras.sizes // downscale,
+        data=torch.cat([torch.empty(0, 4, dtype=torch.uint8), *images]),
         names=tuple(f"./{split}/r_{view:03d}" for view in range(len(cameras))),
     )
 

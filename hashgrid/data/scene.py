@@ -106,10 +106,9 @@ class Views(Cameras):
         opaque, mask = self.image(view)[..., 3] > 0, self.mask(view)
         return opaque if mask is None else opaque | ~mask
 
-    def image_rgb(self, view: int, background: Tensor | None = None) -> Tensor:
-        """The image as floats [H, W, 3] in [0, 1], over ``background`` [3] (black by default) where it has alpha."""
+    def image_rgb(self, view: int, background: Tensor) -> Tensor:
+        """The image as floats [H, W, 3] in [0, 1], over ``background`` [3] where it has alpha."""
         image = self.image(view).float() / 255
-        background = torch.zeros(3) if background is None else background
         return blend(image, background) if self.has_alpha else image
 
     def locate(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,15 +202,11 @@ class Scene:
         return background_color((self.backdrop or "white") if name == "auto" else name)
 
     @property
-    def centre(self) -> Tensor:
-        """Centre of the box [3]."""
-        return 0.5 * (self.aabb[:3] + self.aabb[3:])
-
-    @property
     def outer_aabb(self) -> Tensor:
         """Box of the outermost cascade [6]."""
-        half = 0.5 * (self.aabb[3:] - self.aabb[:3]) * 2 ** (self.n_cascades - 1)
-        return torch.cat((self.centre - half, self.centre + half))
+        low, high = self.aabb.split(3)
+        centre, half = 0.5 * (low + high), 0.5 * (high - low) * 2 ** (self.n_cascades - 1)
+        return torch.cat((centre - half, centre + half))
 
     @property
     def has_alpha(self) -> bool:

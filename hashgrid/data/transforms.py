@@ -101,10 +101,7 @@ def _splits(test_split: str) -> tuple[str, str]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        data = file.read_bytes()
-        # Windows tools write a byte order mark, PowerShell UTF-16.
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        meta = json.loads(text)
+        meta = json.loads(file.read_bytes())  # Windows tools write a byte order mark, PowerShell UTF-16
     except json.JSONDecodeError as error:
         raise SceneError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
