@@ -421,7 +421,7 @@ BROKEN = {
     "no pose": (lambda meta: meta["frames"][2].pop("transform_matrix"), "`transform_matrix` is missing"),
     "no focal length": (lambda meta: meta.pop("camera_angle_x"), "no focal length; give `fl_x`"),
     "nan focal length": (lambda meta: meta.update(fl_x="wide"), "`fl_x` must be a finite number, got 'wide'"),
-    "negative focal length": (lambda meta: meta.update(fl_x=-3), "`fl_x` must be positive, got -3"),
+    "negative focal length": (lambda meta: meta.update(fl_x=-3), "`fl_x` must be a positive number, got -3"),
     "wide angle": (lambda meta: meta.update(camera_angle_x=4), r"within \(0, 180\) degrees"),
     "rotated": (lambda meta: meta.update(w=12, h=16), "`w` x `h` = 12 x 16 .* got 16 x 12; was it rotated"),
     "fisheye": (lambda meta: meta.update(is_fisheye=True), "lens must be perspective .* got 'is_fisheye'"),

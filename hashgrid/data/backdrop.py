@@ -61,14 +61,12 @@ def _outside(image: np.ndarray, color: np.ndarray) -> np.ndarray:
 def _with_alpha(image: np.ndarray, color: np.ndarray) -> np.ndarray:
     """RGBA [H, W, 4] uint8. Pixels at the rim are mixtures: as far from ``color`` as they are by the strongest of their
     neighbours, so opaque they are."""
-    outside = torch.from_numpy(_outside(image, color))
-    offset = torch.from_numpy(image.astype(np.float32) - color.astype(np.float32))  # [H, W, 3]
-    distance = offset.abs().amax(dim=2).masked_fill(outside, 0.0)
-    pool = torch.nn.functional.max_pool2d
-    strongest = pool(distance[None], 3, stride=1, padding=1)[0]
-    rim = ~outside & (pool(outside[None].float(), 3, stride=1, padding=1)[0] > 0)
-    alpha = torch.where(rim, distance / strongest.clamp_min(1e-6), (~outside).float())
-    opaque = offset / alpha.clamp_min(1e-6)[..., None] + torch.from_numpy(color).float()
-    opaque = torch.where(rim[..., None], opaque, torch.from_numpy(image).float())
-    rgba = torch.cat((opaque.clamp(0, 255), alpha[..., None] * 255), dim=2)
-    return (rgba + 0.5).to(torch.uint8).numpy()
+    ndimage = optional_import("scipy.ndimage")
+    outside = _outside(image, color)
+    offset = image.astype(np.float32) - color.astype(np.float32)  # [H, W, 3]
+    distance = np.where(outside, 0, np.abs(offset).max(axis=2))
+    rim = ~outside & ndimage.maximum_filter(outside, 3)
+    alpha = np.where(rim, distance / np.maximum(ndimage.maximum_filter(distance, 3), 1e-6), ~outside)
+    opaque = np.where(rim[..., None], offset / np.maximum(alpha, 1e-6)[..., None] + color.astype(np.float32), image)
+    rgba = np.concatenate((opaque.clip(0, 255), alpha[..., None] * 255), axis=2)
+    return (rgba + 0.5).astype(np.uint8)

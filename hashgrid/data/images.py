@@ -65,7 +65,6 @@ def read_photo(
     A palette's transparency and a transparent colour become alpha. 16 bits of PNG and TIFF stay 16 bits.
 
     Args:
-        path: the file.
         allow_huge: whether to read more pixels than Pillow reads of a file that might be malicious.
         turn: asked, with EXIF's orientation (2 to 8) and the width and height that are stored, whether to turn the
             picture; None turns every one.

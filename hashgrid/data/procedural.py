@@ -180,12 +180,6 @@ def _occlusion(p: Tensor, n: Tensor) -> Tensor:
     return (1 - 0.45 * blocked).clamp_(0.15, 1)
 
 
-def _palette(t: Tensor) -> Tensor:
-    """A smooth cyclic palette: t [N] -> linear RGB [N, 3]."""
-    phase = torch.tensor([0.0, 0.33, 0.67])
-    return 0.5 + 0.45 * torch.cos(2 * math.pi * (t[:, None] + phase))
-
-
 def _rgb(value: str) -> Tensor:
     """Linear RGB [3] of an sRGB hex colour."""
     srgb = torch.tensor([int(value[i : i + 2], 16) / 255 for i in (0, 2, 4)])
@@ -245,7 +239,8 @@ def _albedo(shape: Tensor, p: Tensor) -> Tensor:
 
     def beads(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         bead = torch.round(torch.atan2(y, x) * N_BEADS / (2 * math.pi)) % N_BEADS
-        return _palette(bead / N_BEADS) * 0.85
+        phase = bead[:, None] / N_BEADS + torch.tensor([0.0, 0.33, 0.67])  # once around all hues
+        return (0.5 + 0.45 * torch.cos(2 * math.pi * phase)) * 0.85
 
     def ball(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return _rgb("d0962a").expand(len(x), 3)
@@ -370,14 +365,8 @@ def procedural_scene(
     seed: int = 0,
     options: SceneOptions | None = None,
 ) -> Scene:
-    """The scene that :func:`write_scene` writes, without a folder and without any package that reads images.
-
-    Args:
-        n_train, n_test: number of views.
-        resolution: width and height in pixels, before they are reduced.
-        seed: of the camera positions.
-        options: how it is read; of its own split and transparency it has no choice.
-    """
+    """The scene that :func:`write_scene` writes, without a folder and without any package that reads images; of
+    ``options`` it follows what does not change its own split and transparency."""
     options = options or SceneOptions()
     splits = _cameras(n_train, n_test, resolution, seed)
     train, test = (_views(cameras, split, options.downscale) for split, cameras in splits.items())
@@ -388,16 +377,12 @@ def procedural_scene(
 
 def _views(cameras: Cameras, split: str, downscale: int) -> Views:
     """Views of all cameras, reduced."""
-
-    def pixels(view: int) -> Tensor:
-        return torch.from_numpy(reduce_image(to_uint8(render(cameras, view)), downscale))
-
-    images = (image.view(-1, 4) for image in _one_per_thread(pixels, range(len(cameras))))
+    images = _one_per_thread(lambda view: reduce_image(to_uint8(render(cameras, view)), downscale), range(len(cameras)))
     return Views(
         cameras.c2w,
         cameras.intrinsics / downscale,
         cameras.sizes // downscale,
-        data=torch.cat([torch.empty(0, 4, dtype=torch.uint8), *images]),
+        data=torch.cat([torch.empty(0, 4, dtype=torch.uint8), *(torch.from_numpy(x).view(-1, 4) for x in images)]),
         names=tuple(f"./{split}/r_{view:03d}" for view in range(len(cameras))),
     )
 

@@ -191,17 +191,18 @@ def _parse_pose(entry: dict[str, Any], where: str) -> np.ndarray:
     return np.concatenate((u @ vt, matrix[:3, 3:]), axis=1)
 
 
-def _number(keys: dict[str, Any], key: str, where: str, unit: float = 1.0) -> float | None:
-    """The number that a key has, times ``unit``; None where there is no such key."""
+def _number(keys: dict[str, Any], key: str, where: str, positive: bool = False) -> float | None:
+    """The number that a key has; None where there is no such key."""
     if keys.get(key) is None:
         return None
     try:
         value = float(keys[key])
     except (TypeError, ValueError):
         value = math.nan
-    if not math.isfinite(value):
-        raise SceneError(f"{where}: `{key}` must be a finite number, got {keys[key]!r}")
-    return value * unit
+    if not math.isfinite(value) or (positive and value <= 0):
+        kind = "positive" if math.isfinite(value) else "finite"
+        raise SceneError(f"{where}: `{key}` must be a {kind} number, got {keys[key]!r}")
+    return value
 
 
 def _find_mask(keys: dict[str, Any], image: Path, folder: Path, where: str) -> tuple[Path, bool] | None:
@@ -213,16 +214,14 @@ def _find_mask(keys: dict[str, Any], image: Path, folder: Path, where: str) -> t
     Raises:
         SceneError: the file that is named does not exist.
     """
-    for key in MASK_KEYS:
-        name = keys.get(key)
-        if name is None:
-            continue
-        file = folder / str(name).strip().replace("\\", "/")
-        if not file.is_file():
-            raise SceneError(f"{where}: `{key}` must be an image relative to {folder}, {name!r} does not exist")
-        return file, True
-    file = image.with_name(f"dynamic_mask_{image.stem}.png")
-    return (file, False) if file.is_file() else None
+    key = next((key for key in MASK_KEYS if keys.get(key) is not None), None)
+    if key is None:
+        file = image.with_name(f"dynamic_mask_{image.stem}.png")
+        return (file, False) if file.is_file() else None
+    file = folder / str(keys[key]).strip().replace("\\", "/")
+    if not file.is_file():
+        raise SceneError(f"{where}: `{key}` must be an image relative to {folder}, {keys[key]!r} does not exist")
+    return file, True
 
 
 def _split(
@@ -296,30 +295,29 @@ def _parse_lens(keys: dict[str, Any], where: str, width: int, height: int) -> li
         )
 
     def focal(key: str, angle_key: str, fov_key: str, side: float) -> float | None:
-        value, angle = _number(keys, key, where), _number(keys, angle_key, where)
+        value, angle = _number(keys, key, where, positive=True), _number(keys, angle_key, where)
         if angle is None:
-            angle = _number(keys, fov_key, where, unit=math.pi / 180)
-        if value is None and angle is not None:
-            if not 0 < angle < math.pi:
-                degrees = math.degrees(angle)
-                raise SceneError(f"{where}: the field of view must be within (0, 180) degrees, got {degrees:g}")
-            value = focal_length(angle, side)
-        if value is not None and value <= 0:
-            raise SceneError(f"{where}: `{key}` must be positive, got {value:g}")
-        return value
+            degrees = _number(keys, fov_key, where)
+            angle = degrees and math.radians(degrees)
+        if value is not None or angle is None:
+            return value
+        if not 0 < angle < math.pi:
+            degrees = math.degrees(angle)
+            raise SceneError(f"{where}: the field of view must be within (0, 180) degrees, got {degrees:g}")
+        return focal_length(angle, side)
 
     focal_x = focal("fl_x", "camera_angle_x", "x_fov", size[0])
     focal_y = focal("fl_y", "camera_angle_y", "y_fov", size[1])
-    known = focal_x if focal_x is not None else focal_y
-    if known is None:
+    focal_x, focal_y = focal_x or focal_y, focal_y or focal_x
+    if focal_x is None or focal_y is None:
         raise SceneError(
             f"{where}: no focal length; give `fl_x` (pixels), `camera_angle_x` (radians) or `x_fov` (degrees)"
         )
     centre_x, centre_y = _number(keys, "cx", where), _number(keys, "cy", where)
     scale_x, scale_y = width / size[0], height / size[1]
     return [
-        (known if focal_x is None else focal_x) * scale_x,
-        (known if focal_y is None else focal_y) * scale_y,
+        focal_x * scale_x,
+        focal_y * scale_y,
         width / 2 if centre_x is None else centre_x * scale_x,
         height / 2 if centre_y is None else centre_y * scale_y,
         *(_number(keys, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")),
@@ -335,7 +333,8 @@ def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
     - Images with a transparent background bound the object themselves: the box of its visual hull.
     - Anything else is a capture, whose cascades reach as far as instant-ngp's box of `aabb_scale`.
     """
-    aabb_scale, scale = _positive(meta, "aabb_scale", file), _positive(meta, "scale", file) or NGP_SCALE
+    aabb_scale, scale = (_number(meta, key, str(file), positive=True) for key in ("aabb_scale", "scale"))
+    scale = scale or NGP_SCALE
     if meta.get("aabb") is not None:
         try:
             aabb = torch.tensor(meta["aabb"], dtype=torch.float64).reshape(-1)
@@ -369,13 +368,6 @@ def _is_blender(meta: dict[str, Any], views: Views) -> bool:
         return False
     visible = origins.norm(dim=-1).median() * (0.5 * views.sizes[:, 0] / views.intrinsics[:, 0]).median()
     return 0.5 * BLENDER_HALF <= float(visible) <= 2.0 * BLENDER_HALF
-
-
-def _positive(meta: dict[str, Any], key: str, file: Path) -> float | None:
-    value = _number(meta, key, str(file))
-    if value is not None and value <= 0:
-        raise SceneError(f"{file}: `{key}` must be a positive number, got {meta[key]!r}")
-    return value
 
 
 def _offset(meta: dict[str, Any], file: Path) -> Tensor:

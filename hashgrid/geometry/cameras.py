@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -43,17 +44,12 @@ def distort(points: Tensor, distortion: Tensor) -> Tensor:
 
 
 def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 40) -> tuple[Tensor, Tensor]:
-    """The inverse of ``distort`` by damped Newton iteration in float64.
+    """The inverse of ``distort``: ideal points [..., 2], of the dtype of ``points``, and the residual in float64
+    ``|distort(ideal) - points|`` [...].
 
-    It starts at the optical axis and never leaves the region around it in which the polynomial is invertible, so that a
-    point no direction maps to ends near the border of that region, not at one of the polynomial's other roots.
-
-    Args:
-        points: distorted points [..., 2].
-        distortion: [..., 6], broadcast against the points.
-
-    Returns:
-        Ideal points [..., 2] (dtype of ``points``) and the residual ``|distort(ideal) - points|`` [...] (float64).
+    A damped Newton iteration in float64 starts at the optical axis and never leaves the region around it in which the
+    polynomial is invertible, so that a point no direction maps to ends near the border of that region, not at one of
+    the polynomial's other roots.
     """
     target, coefficients = points.double(), distortion.double()
 
@@ -108,7 +104,7 @@ class Cameras:
     sizes: Tensor
     distortion: Tensor = None  # type: ignore[assignment]
     times: Tensor | None = None
-    _plane_table: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+    _plane_table: tuple[Tensor, ...] | None = field(default=None, init=False, repr=False, compare=False)
     _host_sizes: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -128,11 +124,9 @@ class Cameras:
 
     def to(self, device: torch.device) -> Self:
         """The same with every tensor on ``device``."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        tensors: Any = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
-        moved = replace(self, **tensors)
-        if self._plane_table is not None:
-            moved._plane_table = (self._plane_table[0].to(device), self._plane_table[1].to(device))
+        moved = copy(self)
+        vars(moved).update({name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
+        moved._plane_table = self._plane_table and tuple(x.to(device) for x in self._plane_table)
         return moved
 
     @property
@@ -212,7 +206,7 @@ class Cameras:
         """Whether `rays` takes no iterations, whose number the host would have to decide."""
         return not self.is_distorted or len(self.undistorted_table()[0]) > 0
 
-    def undistorted_table(self) -> tuple[Tensor, Tensor]:
+    def undistorted_table(self) -> tuple[Tensor, ...]:
         """Ideal points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
 
         The table is empty where it would not fit ``MAX_TABLE_PIXELS``.
@@ -341,7 +335,7 @@ def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400
     Args:
         cameras: the others.
         up: unit vector [3].
-        n_frames: number of cameras.
+        n_frames: how many.
         max_size: the longer side of the pictures in pixels; both sides come out even, as video wants them.
     """
     centre, up = nearest_point_to_axes(cameras), up.double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,17 +66,13 @@ class At:
     ) -> None:
         self.rays, self._unit, self._ray_indices = rays, unit, ray_indices
 
-    @property
+    @cached_property
     def unit(self) -> Tensor:
-        if not isinstance(self._unit, Tensor):
-            self._unit = self._unit()
-        return self._unit
+        return self._unit if isinstance(self._unit, Tensor) else self._unit()
 
-    @property
+    @cached_property
     def ray_indices(self) -> Tensor:
-        if not isinstance(self._ray_indices, Tensor):
-            self._ray_indices = self._ray_indices()
-        return self._ray_indices
+        return self._ray_indices if isinstance(self._ray_indices, Tensor) else self._ray_indices()
 
 
 @dataclass
@@ -102,11 +99,6 @@ class RaySamples:
     @property
     def n_rays(self) -> int:
         return self.packed_info.shape[0]
-
-    @property
-    def midpoints(self) -> Tensor:
-        """[S], distances of the middles."""
-        return (self.t_starts + self.t_ends) * 0.5
 
     def positions(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """The middles in space [S, 3], on rays of origins ``rays_o`` and directions ``rays_d`` [R, 3]."""
