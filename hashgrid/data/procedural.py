@@ -39,9 +39,9 @@ HIT = 5e-4  # distance at which a ray has arrived
 SUPERSAMPLING = 2
 BLOCK = 8  # samples per side of a cone
 
-# How shapes reflect, in the order of `_distances`: strength and exponent of a Blinn-Phong highlight, and strength of a
-# Fresnel-weighted sky.
-FLOOR_ID, SPHERE_ID, TORUS_ID, BOX_ID, BALL_ID, CAPSULE_ID, BEADS_ID = range(7)
+# How floor, sphere, torus, cube, ball, capsule and beads reflect, in the order of `_distances`: strength and exponent of
+# a Blinn-Phong highlight, and strength of a Fresnel-weighted sky.
+BALL = 4
 MATERIALS = torch.tensor(
     [
         [0.08, 30, 0.10], [0.55, 90, 0.35], [0.70, 60, 0.45], [0.12, 20, 0.08],
@@ -276,7 +276,7 @@ def _shade(p: Tensor, d: Tensor) -> Tensor:
     facing = -_dot(n, d).clamp(-1, 0)
     reflected = d + 2 * facing * n
     fresnel = (mirror * (0.15 + 0.85 * (1 - facing) ** 4))[:, None]
-    tint = torch.where((shape == BALL_ID)[:, None], albedo, torch.ones(3))  # metal colours what it reflects
+    tint = torch.where((shape == BALL)[:, None], albedo, torch.ones(3))  # metal colours what it reflects
     color = color + fresnel * openness * _sky(reflected[2]) * tint
     alignment = _dot(reflected, LIGHT[:, None]).clamp_min(0)
     color = color + (specular * alignment**shininess)[:, None] * (lit > 0.02) * lit.sqrt()
