@@ -18,6 +18,7 @@ from hashgrid.data.scene import load_scene  # noqa: E402
 from hashgrid.geometry import cameras as cameras_module  # noqa: E402
 from hashgrid.geometry.cameras import Cameras, distort, look_at, nearest_point_to_axes, undistort  # noqa: E402
 from hashgrid.geometry.rays import Rays  # noqa: E402
+from hashgrid.maths import locate_pixels  # noqa: E402
 from hashgrid.util.pictures import background_color, blend  # noqa: E402
 
 UP = torch.tensor([0.0, 0.0, 1.0])
@@ -179,7 +180,7 @@ def test_blender_dialect(tmp_path):
     focal = 8 / math.tan(0.35)
     assert scene.train.intrinsics[0].tolist() == pytest.approx([focal, focal, 8, 6])
     assert scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
-    assert scene.bounded and scene.n_cascades == 1 and scene.has_alpha and scene.cone_angle == 0
+    assert scene.bounded and scene.n_cascades == 1 and scene.train.has_alpha and scene.cone_angle == 0
     for i in range(6):
         assert np.array_equal(scene.train.image(i).numpy(), iio.imread(tmp_path / f"train/r_{i}.png"))
     assert "6 training and 3 test views, 16x12 RGBA" in scene.describe()
@@ -193,7 +194,7 @@ def test_instant_ngp_dialect(tmp_path):
     assert len(scene.train) == 14 and not set(scene.train.names) & set(scene.test.names)
     assert scene.train.intrinsics[0].tolist() == pytest.approx([20, 21, 8.5, 5.5])
     assert scene.train.distortion[0].tolist() == pytest.approx([0.05, 0, 0, 0, 0, 1e-3])
-    assert not scene.bounded and not scene.has_alpha and scene.cone_angle == 1 / 256 and scene.near > 0
+    assert not scene.bounded and not scene.train.has_alpha and scene.cone_angle == 1 / 256 and scene.near > 0
     # Cameras sit around the border of cascade 0; the outermost is instant-ngp's box within a factor sqrt 2.
     half = 0.5 * (scene.aabb[3:] - scene.aabb[:3])
     reach = (scene.train.origins - scene.aabb.view(2, 3).mean(0)).abs().amax(-1)
@@ -226,7 +227,7 @@ def test_nerfstudio_dialect(tmp_path):
     assert scene.train.sizes.tolist() == [[16, 12], [10, 20], [16, 12], [16, 12]]
     assert scene.train.image(1).shape == (20, 10, 3) and bool((scene.train.image(1) == 77).all())
     # every pixel in its image
-    view, x, y = scene.train.locate(torch.arange(len(scene.train.data)))
+    view, x, y = locate_pixels(torch.arange(len(scene.train.data)), scene.train.offsets, scene.train.sizes)
     assert torch.equal(view.bincount(), scene.train.sizes.prod(1))
     for i in range(4):
         width, height = scene.train.sizes[i].tolist()
@@ -313,13 +314,13 @@ def test_alpha_formats(tmp_path):
     image = np.full((3, 4, 4), 255, dtype=np.uint8)
     for i in range(3):
         iio.imwrite(tmp_path / f"im_{i:03d}.png", image)
-    assert not load_scene(tmp_path).has_alpha
+    assert not load_scene(tmp_path).train.has_alpha
     iio.imwrite(tmp_path / "im_001.png", np.full((3, 4), 257 * 100, dtype=np.uint16))
     assert load_scene(tmp_path).train.image(0).unique().tolist() == [100]
     image[..., 3] = 128
     iio.imwrite(tmp_path / "im_002.png", image)
     scene = load_scene(tmp_path)
-    assert scene.has_alpha and scene.train.image(0)[0, 0].tolist() == [100, 100, 100, 255]
+    assert scene.train.has_alpha and scene.train.image(0)[0, 0].tolist() == [100, 100, 100, 255]
     torch.testing.assert_close(scene.train.image_rgb(1, torch.zeros(3)), torch.full((3, 4, 3), 128 / 255))
 
 

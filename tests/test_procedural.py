@@ -93,7 +93,7 @@ def test_write_scene(tmp_path, capsys):
     assert "6/6" in capsys.readouterr().err
     scene = load_scene(folder)
     assert (len(scene.train), len(scene.test)) == (4, 2)
-    assert scene.has_alpha and scene.bounded and scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
+    assert scene.train.has_alpha and scene.bounded and scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
     cameras = orbit_cameras(4, 24, 0)
     torch.testing.assert_close(scene.train.c2w, cameras.c2w, rtol=0, atol=1e-6)
     torch.testing.assert_close(scene.train.intrinsics, cameras.intrinsics)

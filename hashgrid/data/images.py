@@ -57,7 +57,7 @@ def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
 
 
 def read_photo(
-    path: str | Path, *, allow_huge: bool = False, turn: Callable[[int, int, int], bool] | None = None
+    path: Path, *, allow_huge: bool = False, turn: Callable[[int, int, int], bool] | None = None
 ) -> np.ndarray:
     """The picture [H, W, C], uint8 or uint16, C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
 
@@ -76,7 +76,6 @@ def read_photo(
     optional_import("PIL")
     from PIL import UnidentifiedImageError
 
-    path = Path(path)
     try:
         with _open(path, allow_huge) as image:
             _check_single(path, _pages(image))

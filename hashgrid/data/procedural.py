@@ -39,8 +39,8 @@ HIT = 5e-4  # distance at which a ray has arrived
 SUPERSAMPLING = 2
 BLOCK = 8  # samples per side of a cone
 
-# How floor, sphere, torus, cube, ball, capsule and beads reflect, in the order of `_distances`: strength and exponent of
-# a Blinn-Phong highlight, and strength of a Fresnel-weighted sky.
+# How floor, sphere, torus, cube, ball, capsule and beads reflect, in the order of `_distances`: strength and exponent
+# of a Blinn-Phong highlight, and strength of a Fresnel-weighted sky.
 BALL = 4
 MATERIALS = torch.tensor(
     [

@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -69,7 +70,6 @@ class Views(Cameras):
     data: Tensor
     names: tuple[str, ...] = ()
     counts: Tensor | None = None
-    _drawn: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +84,12 @@ class Views(Cameras):
             )
         if self.counts is not None and (self.counts.dtype != torch.bool or self.counts.shape != self.data.shape[:1]):
             raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
+
+    @cached_property
+    def _counted(self) -> Tensor:
+        """The rows of ``data`` that are drawn."""
+        assert self.counts is not None
+        return self.counts.nonzero().squeeze(-1)
 
     @property
     def has_alpha(self) -> bool:
@@ -111,10 +117,6 @@ class Views(Cameras):
         image = self.image(view).float() / 255
         return blend(image, background) if self.has_alpha else image
 
-    def locate(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``view_index, pixel_x, pixel_y`` [n] of rows [n] of ``data``."""
-        return locate_pixels(row, self.offsets, self.sizes)
-
     def sample_rays(
         self,
         n: int,
@@ -135,18 +137,14 @@ class Views(Cameras):
         if not needs and self.rays_are_tabulated and self.counts is None:
             rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
                 *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
-                *(self.undistorted_table() if self.is_distorted else (None, None)),
+                *(self.undistorted_table if self.is_distorted else (None, None)),
             )
             return Rays(rays_o, rays_d), rgba, noise
         draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))
-        if self.counts is None:
-            row, noise = draw_pixels(draws, len(self.data))
-        else:
-            if self._drawn is None:
-                self._drawn = self.counts.nonzero().squeeze(-1)
-            index, noise = draw_pixels(draws, len(self._drawn))
-            row = self._drawn.index_select(0, index)
-        return self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
+        row, noise = draw_pixels(draws, len(self.data) if self.counts is None else len(self._counted))
+        if self.counts is not None:
+            row = self._counted.index_select(0, row)
+        return self.rays(*locate_pixels(row, self.offsets, self.sizes)), pixel_colors(self.data, row), noise
 
 
 @dataclass
@@ -209,10 +207,6 @@ class Scene:
         return torch.cat((centre - half, centre + half))
 
     @property
-    def has_alpha(self) -> bool:
-        return self.train.has_alpha
-
-    @property
     def cone_angle(self) -> float:
         """Growth of the marching step with distance."""
         return 0.0 if self.bounded else 1 / 256
@@ -220,7 +214,7 @@ class Scene:
     def describe(self) -> str:
         """One line for a person."""
         width, height = self.train.sizes[0].tolist()
-        channels = "RGBA" if self.has_alpha else "RGB"
+        channels = "RGBA" if self.train.has_alpha else "RGB"
         if self.backdrop is not None:
             channels = f"RGB on plain {hex_color(self.backdrop)} (cut out)"
         low, high = (self.placement.to_file(corner).tolist() for corner in self.outer_aabb.split(3))

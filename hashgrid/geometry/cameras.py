@@ -10,7 +10,8 @@ import math
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -104,8 +105,6 @@ class Cameras:
     sizes: Tensor
     distortion: Tensor = None  # type: ignore[assignment]
     times: Tensor | None = None
-    _plane_table: tuple[Tensor, ...] | None = field(default=None, init=False, repr=False, compare=False)
-    _host_sizes: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.c2w)
@@ -126,18 +125,14 @@ class Cameras:
         """The same with every tensor on ``device``."""
         moved = copy(self)
         vars(moved).update({name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
-        moved._plane_table = self._plane_table and tuple(x.to(device) for x in self._plane_table)
+        if "undistorted_table" in vars(self):
+            moved.undistorted_table = tuple(x.to(device) for x in self.undistorted_table)
         return moved
 
     @property
     def origins(self) -> Tensor:
         """Camera centres [N, 3]."""
         return self.c2w[:, :, 3]
-
-    @property
-    def forward(self) -> Tensor:
-        """Unit viewing directions [N, 3]."""
-        return torch.nn.functional.normalize(-self.c2w[:, :, 2], dim=-1)
 
     def rays(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Rays:
         """Rays through the centres of pixels in columns ``pixel_x`` and rows ``pixel_y`` of views ``view_index``, [B]
@@ -150,10 +145,12 @@ class Cameras:
         time = None if self.times is None else self.times.index_select(0, view_index)
         return Rays(c2w[:, :, 3].contiguous(), rays_d, view_index, time)
 
+    @cached_property
+    def _host_sizes(self) -> list[list[int]]:
+        return self.sizes.tolist()
+
     def size(self, view: int) -> tuple[int, int]:
         """Width and height of one view. A GPU is asked once."""
-        if self._host_sizes is None:
-            self._host_sizes = self.sizes.tolist()
         width, height = self._host_sizes[view]
         return width, height
 
@@ -193,7 +190,7 @@ class Cameras:
     def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
         """Ideal image-plane points of pixel centres [B, 2], fp32."""
         if self.is_distorted:
-            table, camera_rows = self.undistorted_table()
+            table, camera_rows = self.undistorted_table
             if len(table):
                 offset, width = camera_rows.index_select(0, view_index).unbind(-1)
                 return table.index_select(0, offset + pixel_y * width + pixel_x)
@@ -204,24 +201,22 @@ class Cameras:
     @property
     def rays_are_tabulated(self) -> bool:
         """Whether `rays` takes no iterations, whose number the host would have to decide."""
-        return not self.is_distorted or len(self.undistorted_table()[0]) > 0
+        return not self.is_distorted or len(self.undistorted_table[0]) > 0
 
+    @cached_property
     def undistorted_table(self) -> tuple[Tensor, ...]:
         """Ideal points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
 
         The table is empty where it would not fit ``MAX_TABLE_PIXELS``.
         """
-        if self._plane_table is None:
-            key = torch.cat((self.intrinsics.double(), self.distortion.double(), self.sizes.double()), dim=1)
-            cameras, camera_of_view = torch.unique(key, dim=0, return_inverse=True)
-            n_pixels = (cameras[:, -2] * cameras[:, -1]).long()
-            offsets = torch.cumsum(n_pixels, 0) - n_pixels
-            rows = torch.stack((offsets, cameras[:, -2].long()), dim=1)[camera_of_view]
-            table = torch.empty(0, 2, device=self.c2w.device)
-            if int(n_pixels.sum()) <= MAX_TABLE_PIXELS:
-                table = torch.cat([_undistorted_pixels(camera) for camera in cameras])
-            self._plane_table = table, rows
-        return self._plane_table
+        key = torch.cat((self.intrinsics.double(), self.distortion.double(), self.sizes.double()), dim=1)
+        cameras, camera_of_view = torch.unique(key, dim=0, return_inverse=True)
+        n_pixels = (cameras[:, -2] * cameras[:, -1]).long()
+        offsets = torch.cumsum(n_pixels, 0) - n_pixels
+        rows = torch.stack((offsets, cameras[:, -2].long()), dim=1)[camera_of_view]
+        if int(n_pixels.sum()) > MAX_TABLE_PIXELS:
+            return torch.empty(0, 2, device=self.c2w.device), rows
+        return torch.cat([_undistorted_pixels(camera) for camera in cameras]), rows
 
 
 def _undistorted_pixels(camera: Tensor) -> Tensor:
@@ -248,12 +243,12 @@ def nearest_point_to_axes(cameras: Cameras) -> Tensor:
     Where the axes (nearly) agree, as in a forward-facing capture, a weak pull keeps it in front of the cameras; where
     the cameras look outwards, it is the mean camera centre.
     """
-    origins, axes = cameras.origins.double(), cameras.forward.double()
+    origins, axes = cameras.origins.double(), torch.nn.functional.normalize(-cameras.c2w[:, :, 2], dim=-1).double()
     mean_origin = origins.mean(0)
     spread = (origins - mean_origin).norm(dim=-1).mean().clamp_min(1e-6)
     guess = mean_origin + axes.mean(0) * spread
-    across = torch.eye(3, dtype=torch.float64, device=axes.device) - axes[:, :, None] * axes[:, None, :]  # [N, 3, 3]
-    pull = 1e-3 * torch.eye(3, dtype=torch.float64, device=axes.device)
+    eye = torch.eye(3, dtype=torch.float64, device=axes.device)
+    across, pull = eye - axes[:, :, None] * axes[:, None, :], 1e-3 * eye  # [N, 3, 3], [3, 3]
     centre = torch.linalg.solve(across.mean(0) + pull, (across @ origins[:, :, None]).mean(0)[:, 0] + pull @ guess)
     in_front = ((centre - origins) * axes).sum(-1) > 0
     return centre if in_front.double().mean() > 0.5 else mean_origin
