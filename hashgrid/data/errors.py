@@ -23,8 +23,13 @@ class MeshWarning(UserWarning):
     """Something in a mesh or point cloud was repaired, left out or guessed."""
 
 
-def warn(message: str) -> None:
-    """Issues a MeshWarning about what the caller's caller passed."""
+def warn_of_scene(message: str) -> None:
+    """Warns about a scene, what the caller's caller's caller asked for."""
+    warnings.warn(message, SceneWarning, stacklevel=4)
+
+
+def warn_of_mesh(message: str) -> None:
+    """Warns about a mesh or points, what the caller's caller asked for."""
     warnings.warn(message, MeshWarning, stacklevel=3)
 
 

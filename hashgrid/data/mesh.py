@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import MeshError, warn
+from hashgrid.data.errors import MeshError, warn_of_mesh
 from hashgrid.data.formats import READERS
 from hashgrid.data.formats.text import check_content
 from hashgrid.data.orient import orient
@@ -179,14 +179,16 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
     oriented = orient(vertices, faces)
     faces = np.ascontiguousarray(oriented.faces)
     if oriented.changes:
-        warn(f"`{name}`: {'; '.join(oriented.changes)}")
+        warn_of_mesh(f"`{name}`: {'; '.join(oriented.changes)}")
     mesh = Mesh(vertices, faces, placement, is_watertight(faces), name, oriented.doubt)
     if not mesh.doubt and not mesh.encloses_something():
         mesh = replace(mesh, doubt="its faces enclose nothing")
     if mesh.doubt:
-        warn(f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}")
+        warn_of_mesh(f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}")
     elif not mesh.watertight:
-        warn(f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps")
+        warn_of_mesh(
+            f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps"
+        )
     return mesh
 
 

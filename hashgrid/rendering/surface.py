@@ -100,7 +100,8 @@ def render(
     cube = torch.tensor([0.0, 0, 0, 1, 1, 1])
     box = (cube if box is None else box.float()).to(device)
     light = _direction(camera, KEY).to(device)
-    for o, d in zip(*(x.to(device).split(CHUNK) for x in camera.scaled(supersample).view_rays(0)), strict=True):
+    rays = camera.scaled(supersample).view_rays(0).to(device)
+    for o, d in zip(rays.origins.split(CHUNK), rays.directions.split(CHUNK), strict=True):
         hits = trace(field, o, d, box, backend=backend)
         shadow = soft_shadow(field, hits.points + 2e-3 * hits.normals, light, box, backend=backend) if shadows else None
         miss = ~hits.hit

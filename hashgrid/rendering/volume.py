@@ -139,10 +139,7 @@ def render_image(
     width, height = cameras.size(view)
     parts: list[Pixels] = []
     for start in range(0, width * height, chunk):
-        pixel = torch.arange(start, min(start + chunk, width * height), device=device)
-        views = torch.full_like(pixel, view)
-        rays = Rays(*cameras.rays(views, pixel % width, pixel // width), camera=views)
-        parts.append(render_pixels(field, sampler, rays, background))
+        parts.append(render_pixels(field, sampler, cameras.view_rays(view, start, start + chunk), background))
     colors, opacities, depths = (torch.cat(part) for part in zip(*parts, strict=True))
     return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)
 

@@ -15,7 +15,6 @@ from hashgrid.data.scene import Scene, SceneOptions, load_scene
 from hashgrid.data.transforms import scene_name
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
-from hashgrid.geometry.rays import Rays
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
@@ -149,10 +148,10 @@ class Nerf(Task):
         ray end on something."""
         config, n = self.config, int(self.n_rays)
         with record_function(DATA):
-            batch = self.views.sample_rays(n, config.seed, progress.step, config.backend)
-            rays_o, rays_d, rgba, background = (x.to(self.device) for x in batch)
+            batch = self.views.sample_rays(n, config.seed, progress.step, config.backend, self.model.needs)
+            rays, (rgba, background) = batch[0].to(self.device), (x.to(self.device) for x in batch[1:])
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
-        out = render(self.model, self.sampler, Rays(rays_o, rays_d), None, (config.seed, progress.step))
+        out = render(self.model, self.sampler, rays, None, (config.seed, progress.step))
         loss, means = self.photometric(out, background, target)
         loss = loss + self.regularization(out)
         if out.coarse is not None:

@@ -106,8 +106,8 @@ class FixedStep(Stepper):
     def _feed(self, step: int) -> None:
         """Replaces the rays of the next step, for images that do not fit on the device. It takes no more than these."""
         n = min(2 * int(self.task.n_rays), self.config.max_rays)
-        batch = self.task.views.sample_rays(n, self.config.seed, step, self.config.backend)
-        for target, source in zip(self.fed, batch, strict=True):
+        rays, *colors = self.task.views.sample_rays(n, self.config.seed, step, self.config.backend)
+        for target, source in zip(self.fed, (rays.origins, rays.directions, *colors), strict=True):
             target[:n].copy_(source, non_blocking=True)
         self.n_fed.fill_(n)
 
@@ -125,8 +125,8 @@ class FixedStep(Stepper):
         if self.views is None:
             rays_o, rays_d, rgba, background = self.fed
         else:
-            drawn = self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
-            rays_o, rays_d, rgba, background = drawn
+            rays, rgba, background = self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
+            rays_o, rays_d = rays.origins, rays.directions
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:

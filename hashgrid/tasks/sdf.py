@@ -167,7 +167,8 @@ class Sdf(Task):
         extract = {"seconds": time.perf_counter() - begin, "vertices": len(vertices), "faces": len(faces)}
         figures = measure(field, vertices.double().numpy(), faces.numpy(), shape)
         report.say(describe(figures, len(faces)))
-        figures |= {"input": str(shape.path), "mesh": str(path), **shape.notes()["placement"], "extract": extract}
+        figures |= {"scale": shape.placement.unit, "offset": shape.placement.origin}
+        figures |= {"input": str(shape.path), "mesh": str(path), "extract": extract}
         if len(vertices):
             pictures = config.pictures.replace(video=False) if report.interrupted else config.pictures
             figures["pictures"] = write_pictures(report.out, field, vertices, shape, pictures, config.backend)
