@@ -227,22 +227,19 @@ class _Seam:
 
     def __init__(self, resolution: int) -> None:
         self._resolution = resolution
-        self._keys = np.zeros(0, np.int64)  # of the edges in the last layer, in order
-        self._index = np.zeros(0, np.int64)  # of their vertices
+        self._index = np.full(2 * (resolution + 1) ** 2, -1)  # of the vertices on edges of the last layer, by key
 
     def join(self, vertices: np.ndarray, corner: tuple[int, int, int], depth: int, n_before: int) -> np.ndarray:
         """Numbers of the vertices [v, 3] of a slab of ``depth`` cells after ``n_before`` others, new ones ascending."""
-        first, shared = self._edges(vertices, corner, 0)
-        place = np.searchsorted(self._keys, shared).clip(max=max(len(self._keys) - 1, 0))
-        met = self._keys[place] == shared if len(self._keys) else np.zeros(len(shared), bool)
-        old, place = first[met], place[met]
+        first, keys = self._edges(vertices, corner, 0)
+        met = self._index[keys] >= 0
         new = np.ones(len(vertices), bool)
-        new[old] = False
+        new[first[met]] = False
         index = np.cumsum(new) - 1 + n_before
-        index[old] = self._index[place]
+        index[first[met]] = self._index[keys[met]]
         last, keys = self._edges(vertices, corner, depth)
-        order = np.argsort(keys)
-        self._keys, self._index = keys[order], index[last[order]]
+        self._index.fill(-1)
+        self._index[keys] = index[last]
         return index
 
     def _edges(self, vertices: np.ndarray, corner: tuple[int, int, int], layer: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler
-from hashgrid.train.task import Progress, Reading, Stepper
+from hashgrid.train.task import Progress, Step, Stepper
 
 if TYPE_CHECKING:
     from hashgrid.tasks.nerf import Nerf
@@ -111,13 +111,13 @@ class FixedStep(Stepper):
             target[:n].copy_(source, non_blocking=True)
         self.n_fed.fill_(n)
 
-    def read(self) -> Reading:
+    def read(self) -> Step:
         """Sums over the steps since the last call. Waits for the device."""
         loss, error, rays, samples, n_rays = torch.cat((self.sums, self.n_rays.double())).tolist()
         self.sums.zero_()
         self.task.n_rays.fill_(int(n_rays))
         counts = {"samples": int(samples), "samples_evaluated": int(samples), "rays": int(rays)}
-        return Reading(loss, {"mse": error}, counts)
+        return Step(loss, {"mse": error}, counts)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""

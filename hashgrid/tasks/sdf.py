@@ -150,7 +150,7 @@ class Sdf(Task):
         config, weights = self.config, self.level_weights(progress.fraction)
         if isinstance(self.samples, PointPool):
             points = self.samples.sample(progress.step)
-            loss, n = config.losses.of_points(self.model, *points, weights), len(points.x)
+            loss, n = config.losses.of_points(self.model, points, weights), len(points.x)
         else:
             x, distances = self.samples.sample(config.batch, progress.step)
             loss, n = config.losses.of_distances(self.model, x, distances, weights), len(x)

@@ -68,19 +68,11 @@ class Report:
 
 
 class Step(NamedTuple):
-    """What a task says of a step."""
+    """What a task says of a step, in tensors; and what a stepper says of some steps, sums in numbers."""
 
-    loss: Tensor  # scalar, differentiable
-    terms: Mapping[str, Tensor]  # scalars without gradient
+    loss: Any  # scalar, differentiable
+    terms: Mapping[str, Any]  # scalars without gradient
     counts: Mapping[str, int]  # without ``samples`` there is nothing to learn from
-
-
-class Reading(NamedTuple):
-    """Sums over the steps since the last reading."""
-
-    loss: float
-    terms: Mapping[str, float]
-    counts: Mapping[str, int]
 
 
 class Task:
@@ -189,7 +181,7 @@ class Stepper:
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         skipped = {param for group in optimizer.param_groups if group["skip_zero"] for param in group["params"]}
         self._small = [param for param in self._parameters if param not in skipped]
-        self._reading = Reading(0.0, {}, {})
+        self._reading = Step(0.0, {}, {})
 
     def run(self, progress: Progress) -> None:
         """Takes one step."""
@@ -200,14 +192,14 @@ class Stepper:
         if math.isfinite(value) and step.loss.requires_grad and step.counts.get("samples", 0) > 0:
             step.loss.backward(inputs=self._parameters)  # not of points, whose gradient may be part of the loss
             self.optimizer.step()
-        self._reading = Reading(value, {name: float(term) for name, term in step.terms.items()}, step.counts)
+        self._reading = Step(value, {name: float(term) for name, term in step.terms.items()}, step.counts)
 
     def drop_small_gradients(self) -> None:
         """Lets the next ones be taken anew, not added to; a table's buffer stays, as most of it is zero."""
         for param in self._small:
             param.grad = None
 
-    def read(self) -> Reading:
+    def read(self) -> Step:
         """Sums over the steps since the last reading."""
         return self._reading
 
