@@ -65,7 +65,6 @@ class RadianceField(nn.Module):
     Config: ClassVar[type[Config]]  # the class of its options
     recipe: ClassVar[dict[str, Any]] = {}  # options of training that differ from the task's
     sampler: ClassVar[str] = "occupancy"  # name of where along a ray it is asked
-    n_channels: int = 3  # of what is composited; the first three are sRGB colours
     n_coarse: int = 64  # samples per ray of a sampler that knows of no empty space,
     n_fine: int = 64  # and further ones of a finer look
     # what it asks of rays it is trained on (``at.rays``), "camera" and "time"; others may know neither, and a grid of
@@ -100,11 +99,11 @@ class RadianceField(nn.Module):
         raise NotImplementedError
 
     def color(self, at: At, carry: Any) -> Tensor:
-        """sRGB colours (and further channels) [S, n_channels] of what ``density`` carried on."""
+        """sRGB colours, and further channels after them, [S, C] of what ``density`` carried on."""
         raise NotImplementedError
 
     def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
-        """Densities [S] and colours [S, n_channels]; ``kept`` is what :meth:`sketch` said of these samples."""
+        """Densities [S] and colours [S, C]; ``kept`` is what :meth:`sketch` said of these samples."""
         sigmas, carry = self.density(at)
         return sigmas, self.color(at, carry)
 

@@ -245,14 +245,8 @@ class CoarseToFineSampler(StratifiedSampler):
 def make_sampler(
     config: SamplerConfig, field: RadianceField, scene: Scene, seed: int = 0, backend: str = "native"
 ) -> Sampler:
-    """The sampler of a field and a normalised scene, on the field's device.
-
-    Args:
-        config: which one, and how an occupancy grid is kept; it knows from the start what no training view sees.
-        field: is asked where its own sampler wants it, unless ``config`` says otherwise.
-        scene: the box, and the training views.
-        seed: of the cells of an occupancy grid that are looked at.
-        backend: ``"native"`` or ``"reference"``.
+    """The sampler of a field in a normalised scene, on the field's device: that of the field unless ``config`` says
+    otherwise. An occupancy grid knows from the start what no training view sees; ``seed`` is of the cells it looks at.
     """
     name = field.sampler if config.sampler == "auto" else config.sampler
     if name == "coarse_to_fine":

@@ -15,7 +15,7 @@ from hashgrid.rendering.extract import Distance, device_of
 from hashgrid.util.pictures import ERROR_MAP, colorize, round_scale
 
 CHUNK = 1 << 19  # rays traced together: the last steps are those of a few rays
-MAX_STEPS, MAX_SHADOW_STEPS = 128, 40
+MAX_STEPS, MAX_SHADOW_STEPS, EPSILON = 128, 40, 1e-4
 REACH = 0.12  # of what darkens its surroundings
 TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
@@ -48,25 +48,23 @@ class Picture(NamedTuple):
 
 
 @torch.no_grad()
-def trace(
-    field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, epsilon: float = 1e-4, backend: str = "native"
-) -> Hits:
+def trace(field: Distance, rays_o: Tensor, rays_d: Tensor, box: Tensor, backend: str = "native") -> Hits:
     """Follows rays [R, 3] to the surface of a field within a box [6]; normals by :func:`smooth_normals`."""
     module = backend_ops(backend)
     t_min, t_max = module.ray_aabb(rays_o, rays_d, box)
-    t, hit = module.sphere_trace(field, rays_o, rays_d, t_min, t_max, MAX_STEPS, epsilon)[:2]
+    t, hit = module.sphere_trace(field, rays_o, rays_d, t_min, t_max, MAX_STEPS, EPSILON)[:2]
     points = rays_o[hit] + t[hit, None] * rays_d[hit]
     return Hits(hit, t, points, smooth_normals(field, points))
 
 
-def smooth_normals(field: Distance, points: Tensor, step: float = 1 / 512) -> Tensor:
+def smooth_normals(field: Distance, points: Tensor) -> Tensor:
     """Unit normals [N, 3] of the level sets through points [N, 3] by differences over the corners of a tetrahedron,
-    each ``step`` from the point along every axis. A field of linear cells has kinks at all their borders, and pictures
+    each 1/512 from the point along every axis. A field of linear cells has kinks at all their borders, and pictures
     show the gradient there as noise: differences over a cell are what a pixel sees."""
     total = torch.zeros_like(points)
     for corner in TETRAHEDRON:
         offset = torch.tensor(corner, device=points.device)
-        total += field(points + step * offset)[:, None] * offset
+        total += field(points + offset / 512)[:, None] * offset
     return normalize(total, dim=-1)
 
 

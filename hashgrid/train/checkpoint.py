@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from hashgrid.util.files import atomic_path
@@ -46,8 +45,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
         save_file(_own_storage(tensors), temporary, metadata=header)
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read what `save_checkpoint` wrote: ``(tensors, metadata)``.
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote: ``(tensors, metadata)``, on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,7 +57,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         raise FileNotFoundError(f"no checkpoint at {path}")
     safetensors = optional_import("safetensors")
     try:
-        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             kind, version = header.get("format"), header.get("version", "")
             if kind != FORMAT:

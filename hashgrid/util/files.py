@@ -58,9 +58,9 @@ def atomic_write_text(path: str | Path, content: str) -> None:
     atomic_write_bytes(path, content.encode("utf-8"))
 
 
-def atomic_write_json(path: str | Path, content: Any, indent: int | None = 2) -> None:
+def atomic_write_json(path: str | Path, content: Any) -> None:
     """Write ``content`` as strict JSON: NaN and inf become null."""
-    atomic_write_text(path, json.dumps(_strict(content), indent=indent, allow_nan=False) + "\n")
+    atomic_write_text(path, json.dumps(_strict(content), indent=2, allow_nan=False) + "\n")
 
 
 def atomic_write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

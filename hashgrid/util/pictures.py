@@ -115,36 +115,22 @@ def write_texts(image: Tensor, texts: Iterable[tuple[int, int, str]], size: floa
 
 
 def write_comparison(
-    path: str | Path, pairs: Sequence[tuple[Tensor, Tensor]], titles: Sequence[str] = (), error_scale: float = 0.2
+    path: str | Path, truth: Tensor, render: Tensor, title: str = "", error_scale: float = 0.2
 ) -> None:
-    """A picture with one row `truth | render | error` per pair, and the colour scale of the error.
-
-    Args:
-        pairs: truth and render, [H, W, 3] each.
-        titles: text above each row.
-        error_scale: mean absolute error over the channels that is shown brightest.
-    """
-    if not pairs:
-        raise ValueError("`pairs` must hold at least one (truth, render), got none")
-    rows = []
-    for i, (truth, render) in enumerate(pairs):
-        if truth.shape != render.shape or truth.ndim != 3 or truth.shape[-1] != 3:
-            got = f"{list(truth.shape)} and {list(render.shape)}"
-            raise ValueError(f"`pairs[{i}]` must be two images of shape [H, W, 3], got {got}")
-        truth, render = (torch.from_numpy(to_uint8(image)).float() / 255 for image in (truth, render))
-        height, width = truth.shape[:2]
-        error = colorize((truth - render).abs().mean(-1), 0, error_scale)
-        gap = torch.ones(height, GAP, 3)
-        panels = [truth, gap, render, gap, error, gap, color_bar(height, 12), torch.ones(height, 34, 3)]
-        columns = [0, width + GAP, 2 * (width + GAP), 3 * (width + GAP)]
-        row = torch.cat([torch.ones(HEADER, sum(panel.shape[1] for panel in panels), 3), torch.cat(panels, dim=1)])
-        title = f"truth  {titles[i]}" if i < len(titles) else "truth"
-        texts = [(columns[0] + 2, 3, title), (columns[1] + 2, 3, "render"), (columns[2] + 2, 3, "|error|")]
-        texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
-        rows.append(write_texts(row, texts))
-    widest = max(row.shape[1] for row in rows)
-    pad = torch.nn.functional.pad
-    atomic_write_image(path, torch.cat([pad(row, (0, 0, 0, widest - row.shape[1]), value=255) for row in rows]))
+    """A picture `truth | render | error` of images [H, W, 3], with a title and the colour scale of the error: the mean
+    absolute one over the channels, brightest at ``error_scale``."""
+    if truth.shape != render.shape or truth.ndim != 3 or truth.shape[-1] != 3:
+        got = f"{list(truth.shape)} and {list(render.shape)}"
+        raise ValueError(f"`truth` and `render` must be two images of shape [H, W, 3], got {got}")
+    truth, render = (torch.from_numpy(to_uint8(image)).float() / 255 for image in (truth, render))
+    height, width = truth.shape[:2]
+    error = colorize((truth - render).abs().mean(-1), 0, error_scale)
+    gap = torch.ones(height, GAP, 3)
+    panels = torch.cat([truth, gap, render, gap, error, gap, color_bar(height, 12), torch.ones(height, 34, 3)], dim=1)
+    columns = [i * (width + GAP) for i in range(4)]
+    texts = [(columns[0] + 2, 3, f"truth  {title}"), (columns[1] + 2, 3, "render"), (columns[2] + 2, 3, "|error|")]
+    texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
+    atomic_write_image(path, write_texts(torch.cat([torch.ones(HEADER, panels.shape[1], 3), panels]), texts))
 
 
 def write_depth(path: str | Path, depth: Tensor, opacity: Tensor | None = None) -> None:
@@ -192,7 +178,7 @@ def write_view(out: str | Path, name: str, truth: Tensor, color: Tensor, opacity
     out = Path(out)
     atomic_write_image(out / "renders" / f"{name}.png", color)
     title = f"{name}  {psnr(color.float(), truth.float()):.2f} dB"
-    write_comparison(out / "comparisons" / f"{name}.png", [(truth, color)], [title])
+    write_comparison(out / "comparisons" / f"{name}.png", truth, color, title)
     write_depth(out / "depth" / f"{name}.png", depth / opacity.clamp_min(1e-6), opacity)
 
 
