@@ -78,7 +78,8 @@ def measure(path: Path, method: str, from_points: bool, seconds: float | None) -
             np.savez(Path(folder) / "points.npz", points=points, normals=mesh.face_normals[face])
             begin = time.perf_counter()
             cloud = load_points(Path(folder) / "points.npz")
-        mesh = dataclasses.replace(mesh, vertices=cloud.placement.to_cube(mesh.vertices))
+        vertices = cloud.placement.from_file(torch.from_numpy(mesh.vertices)).numpy()
+        mesh = dataclasses.replace(mesh, vertices=vertices)
         task = Sdf(config, Shape.of(cloud))
     else:
         task = Sdf(config, Shape.of(load_mesh(path)))
@@ -90,7 +91,7 @@ def measure(path: Path, method: str, from_points: bool, seconds: float | None) -
     task.close()
     field = make_field(config.replace(backend="native"))  # the same function, evaluated faster
     field.load_state_dict(task.model.state_dict())
-    vertices, faces = to_mesh(field, config.resolution)
+    vertices, faces = to_mesh(field, config.pictures.resolution)
     progress = trainer.progress
     return {
         "warnings": [str(w.message) for w in caught],

@@ -14,6 +14,7 @@ from hashgrid.data.distances import DistanceRecipe, make_pool
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import load_mesh, make_mesh
 from hashgrid.data.mesh_files import write_ply
+from hashgrid.fields.base import grid_groups
 from hashgrid.fields.distance import GridDistance
 from hashgrid.geometry.cameras import framing
 from hashgrid.rendering.extract import to_mesh
@@ -30,7 +31,7 @@ def main() -> None:
     points, distances = make_pool(mesh, DistanceRecipe())
 
     field = GridDistance()  # a HashGrid and a FusedMLP: distances [...] of points [..., 3]
-    optimizer = hashgrid.optim.Adam(field.parameter_groups(weight_decay=1e-6), lr=5e-3, eps=1e-15)
+    optimizer = hashgrid.optim.Adam(grid_groups(field, weight_decay=1e-6), lr=5e-3, eps=1e-15)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for step in range(n_steps):
         index = torch.randint(len(points), (1 << 14,))
@@ -45,7 +46,7 @@ def main() -> None:
 
     vertices, faces = to_mesh(field, resolution=256)
     normals = torch.cat([field.normals(part) for part in vertices.split(1 << 18)])
-    write_ply("field.ply", mesh.placement.to_input(vertices.double()).numpy(), faces.numpy(), normals.numpy())
+    write_ply("field.ply", mesh.placement.to_file(vertices).numpy(), faces.numpy(), normals.numpy())
 
     camera = framing(vertices, size=(480, 480))
     picture = render(field, camera, floor=float(vertices[:, 1].min()))

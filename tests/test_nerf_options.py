@@ -14,9 +14,9 @@ pytest.importorskip("imageio.v3")
 pytest.importorskip("matplotlib")
 
 from hashgrid.cli import main  # noqa: E402
-from hashgrid.data.scene import Scene  # noqa: E402
+from hashgrid.data.scene import Scene, SceneOptions  # noqa: E402
 from hashgrid.tasks import nerf  # noqa: E402
-from hashgrid.train.loop import Progress  # noqa: E402
+from hashgrid.train.task import Progress, Report  # noqa: E402
 from hashgrid.util.pictures import picture_names  # noqa: E402
 
 ARGUMENTS = ["--steps", "2", "--device", "cpu", "--no-video"]
@@ -51,8 +51,8 @@ def test_wrong_options_are_found_before_images_are_read(
 def test_huge_images_are_asked_for_by_an_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
 
-    def load_scene(path: Path, allow_huge: bool, **options: object) -> Scene:
-        asked.append(allow_huge)
+    def load_scene(path: Path, options: SceneOptions) -> Scene:
+        asked.append(options.allow_huge)
         raise ValueError
 
     monkeypatch.setattr(nerf, "load_scene", load_scene)
@@ -130,7 +130,7 @@ def test_each_view_has_its_pictures(scene: Scene, tmp_path: Path) -> None:
     try:
         for n_views, pictures in ((2, {"front_000.png", "back_000.png"}), (1, {"front_000.png"})):
             out = tmp_path / str(n_views)
-            nerf_trainer(scene, 1, views=n_views).task.evaluate(out, Progress(), [], False)
+            nerf_trainer(scene, 1, views=n_views).task.evaluate(Report(out, Progress()))
             for folder in ("renders", "comparisons", "depth"):
                 assert {path.name for path in (out / folder).iterdir()} == pictures
             with open(out / "test_views.csv", newline="") as file:

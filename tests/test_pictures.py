@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ iio = pytest.importorskip("imageio.v3")
 pytest.importorskip("PIL")
 
 from hashgrid.geometry.cameras import Cameras, look_at, orbit  # noqa: E402
-from hashgrid.train.report import plot_curve  # noqa: E402
+from hashgrid.train.report import plot_psnr  # noqa: E402
 from hashgrid.util import pictures  # noqa: E402
 from hashgrid.util.files import atomic_write_csv, to_uint8  # noqa: E402
 
@@ -33,23 +34,20 @@ def test_comparison_shows_truth_render_and_error(tmp_path):
     render = truth.clone()
     render[:20] += 0.5
     path = tmp_path / "strips" / "strip.png"
-    pictures.write_comparison(path, [(truth, render), (truth, truth)], ["a 1.0 dB", "Größe \u2603"], error_scale=0.49)
+    pictures.write_comparison(path, truth, render, "Größe \u2603 1.0 dB", error_scale=0.49)
     image = torch.from_numpy(iio.imread(path))
     row, column = pictures.HEADER + 10, 30 + pictures.GAP
-    assert image.shape[0] == 2 * (40 + pictures.HEADER)
+    assert image.shape[0] == 40 + pictures.HEADER
     assert image[row, 10].tolist() == [64] * 3
     assert image[row, column + 10].tolist() == [191] * 3
     brightest, darkest = (to_uint8(pictures.COLOR_MAP[i]).tolist() for i in (-1, 0))
     assert image[row, 2 * column + 10].tolist() == brightest
     assert image[row + 25, 2 * column + 10].tolist() == darkest
-    assert image[row + 40 + pictures.HEADER, 2 * column + 10].tolist() == darkest
     scale = image[pictures.HEADER : pictures.HEADER + 40, 3 * column + 5]
     assert scale[0].tolist() == brightest and scale[-1].tolist() == darkest
     assert os.listdir(path.parent) == ["strip.png"]
-    with pytest.raises(ValueError, match=r"`pairs\[0\]` must be two images .* \[40, 30, 3\] and \[20, 30, 3\]"):
-        pictures.write_comparison(path, [(truth, render[:20])])
-    with pytest.raises(ValueError, match="at least one"):
-        pictures.write_comparison(path, [])
+    with pytest.raises(ValueError, match=r"must be two images .* \[40, 30, 3\] and \[20, 30, 3\]"):
+        pictures.write_comparison(path, truth, render[:20])
 
 
 def test_color_map_gets_brighter():
@@ -113,10 +111,10 @@ def test_table(tmp_path):
 @pytest.mark.parametrize("final", [None, 25.0, math.nan])
 def test_training_plot(tmp_path, final):
     pytest.importorskip("matplotlib")
-    plot_curve(tmp_path / "psnr.png", [(0.0, 10.0), (1.0, math.inf), (2.0, 21.0)], "PSNR [dB]", final)
+    plot_psnr(tmp_path / "psnr.png", [(0.0, 10.0), (1.0, math.inf), (2.0, 21.0)], final)
     image = iio.imread(tmp_path / "psnr.png")
     assert image.shape[0] == 600 and image.std() > 10
-    plot_curve(tmp_path / "empty.png", [], "PSNR [dB]", final)
+    plot_psnr(tmp_path / "empty.png", [], final)
 
 
 def test_view(tmp_path):
@@ -155,7 +153,9 @@ def test_orbit_stays_on_the_side_the_cameras_know():
     azimuth = torch.atan2(offsets[:, 1], offsets[:, 0]).rad2deg()
     assert float(azimuth.min()) > -61 and float(azimuth.max()) < 61
     assert float(azimuth.max() - azimuth.min()) > 60
-    assert bool(orbit(cameras_at([(0.0, 0.0, 3.0)]), UP, 3).c2w.isfinite().all())
+    single = cameras_at([(0.0, 0.0, 3.0)])
+    assert bool(orbit(single, UP, 3).c2w.isfinite().all()) and orbit(single, UP, 3).times is None
+    assert orbit(replace(cameras, times=torch.linspace(2, 4, 24)), UP, 3).times.tolist() == [2, 3, 4]
 
 
 def test_video(tmp_path):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.data.distance_pool import DistancePool
 from hashgrid.data.distances import CHUNK, DistanceRecipe, make_chunk, make_pool
 from hashgrid.data.draws import draw_rows
 from hashgrid.data.errors import MeshError
-from hashgrid.data.mesh import Mesh, Placement, make_mesh
-from hashgrid.data.points import PointCloud, PointPool, PointRecipe
+from hashgrid.data.mesh import Mesh, make_mesh
+from hashgrid.data.points import PointCloud
+from hashgrid.data.pools import DistancePool, PointPool, PointRecipe
+from hashgrid.geometry.boxes import Placement
 
 pytest.importorskip("igl")
 pytest.importorskip("scipy")
@@ -34,7 +35,7 @@ def mesh() -> Mesh:
 def sphere_cloud() -> PointCloud:
     normals = np.random.default_rng(0).normal(size=(2000, 3))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    return PointCloud(0.5 + 0.4 * normals, normals, Placement(1.0, np.zeros(3)), "sphere")
+    return PointCloud(0.5 + 0.4 * normals, normals, Placement(), "sphere")
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def test_new_samples_replace_the_oldest_in_the_background(mesh: Mesh) -> None:
 
 def test_training_begins_before_the_pool_is_full(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only samples that are there are drawn, and in the end the pool is that of the sequence."""
-    monkeypatch.setattr("hashgrid.data.distance_pool.FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("hashgrid.data.pools.FIRST_SECONDS", 0.0)
     recipe = DistanceRecipe(pool=3 * CHUNK + 100, refresh_share=0.01)
     samples = DistancePool(mesh, recipe, refreshed=True)
     assert samples.n_made == CHUNK and samples.n_replaced == 0

@@ -13,9 +13,8 @@ import torch
 
 from hashgrid.cli import main
 from hashgrid.data.distances import CHUNK
+from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.mesh import (
-    MeshError,
-    MeshWarning,
     euler_characteristic,
     is_watertight,
     load_mesh,
@@ -28,7 +27,8 @@ from hashgrid.fields.distance import GridDistance
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.measure import compare_meshes
 from hashgrid.tasks.sdf import Sdf, SdfConfig
-from hashgrid.train.loop import Progress, Trainer
+from hashgrid.train.loop import Trainer
+from hashgrid.train.task import Progress
 
 igl = pytest.importorskip("igl")
 trimesh = pytest.importorskip("trimesh")
@@ -60,7 +60,7 @@ def test_mesh_fills_the_cube_and_finds_back(scale: float) -> None:
     assert mesh.watertight
     np.testing.assert_allclose(mesh.vertices.min(0), [0.1, 0.3, 0.4], atol=1e-12)
     np.testing.assert_allclose(mesh.vertices.max(0), [0.9, 0.7, 0.6], atol=1e-12)
-    back = mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy()
+    back = mesh.placement.to_file(torch.from_numpy(mesh.vertices)).numpy()
     np.testing.assert_allclose(np.sort(back, axis=0), np.sort(vertices, axis=0), atol=1e-9)
 
 

@@ -19,10 +19,12 @@ import pytest
 import torch
 
 from hashgrid.cli import main
+from hashgrid.data.distances import CHUNK, make_chunk
 from hashgrid.data.generated import torus_knot
-from hashgrid.data.mesh import Placement, euler_characteristic, is_watertight, make_mesh, signed_volume
+from hashgrid.data.mesh import euler_characteristic, is_watertight, make_mesh, signed_volume
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.shape import Shape
+from hashgrid.geometry.boxes import Placement
 from hashgrid.rendering.measure import iou
 from hashgrid.tasks.sdf import Sdf, SdfConfig, load_field
 from hashgrid.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -213,7 +215,7 @@ def test_warning_is_one_line(ball, tmp_path, capsys) -> None:
 def test_averaged_field_survives_the_file_bit_for_bit(tmp_path) -> None:
     """In the place of its cube, to the last digit of coordinates far away."""
     mesh = make_mesh(*torus_knot(n_along=32, n_around=6))
-    placement = Placement(0.1 + 1e-17, np.array([1 / 3, -2.0, 1e9]))
+    placement = Placement((1 / 3, -2.0, 1e9), 0.1 + 1e-17)
     config = SdfConfig().replace(log2_hashmap_size=10, n_levels=4, seed=5, pool=1024, batch=256, steps=3, device="cpu")
     task = Sdf(config, Shape(Path("knot.obj"), "knot.obj", placement, dataclasses.replace(mesh, placement=placement)))
     task.begin()
@@ -227,7 +229,40 @@ def test_averaged_field_survives_the_file_bit_for_bit(tmp_path) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     for ours, theirs, trained in zip(task.model.parameters(), loaded.parameters(), raw, strict=True):
         assert torch.equal(ours, theirs) and not torch.equal(ours, trained)
-    assert place.scale == placement.scale and np.array_equal(place.offset, placement.offset)
+    assert place == placement
+
+
+def test_run_limited_by_time_goes_on_with_the_samples_it_had(tmp_path) -> None:
+    """Those that had been replaced, and then the next ones of the sequence."""
+    mesh = make_mesh(*torus_knot(n_along=32, n_around=6))
+    config = SdfConfig().replace(log2_hashmap_size=8, n_levels=2, batch=64, time_limit=1000.0, device="cpu")
+    config = config.replace(pool=2 * CHUNK, refresh_share=1.0, seed=3)
+
+    def begun() -> Trainer:
+        task = Sdf(config, Shape.of(mesh))
+        task.begin()
+        return Trainer(task)
+
+    def step_until(trainer: Trainer, n_chunks: int) -> None:
+        deadline = time.monotonic() + 300  # the process that makes samples has the lowest priority
+        while trainer.task.samples.n_chunks < n_chunks and time.monotonic() < deadline:
+            trainer.step()
+            time.sleep(0.02)
+
+    killed = begun()
+    step_until(killed, 3)
+    killed.save(tmp_path / "checkpoint.safetensors")
+    killed.task.close()
+    resumed = begun()
+    resumed.load(*load_checkpoint(tmp_path / "checkpoint.safetensors"))
+    old, new = killed.task.samples, resumed.task.samples
+    assert old.n_replaced == new.n_replaced == CHUNK and new.n_chunks == 3
+    assert torch.equal(old.points, new.points) and torch.equal(old.distances, new.distances)
+    step_until(resumed, 4)
+    resumed.task.close()
+    expected = make_chunk(mesh, config.distances, CHUNK, 3, seed=3)
+    np.testing.assert_array_equal(new.points[CHUNK:], expected[0])
+    np.testing.assert_array_equal(new.distances[CHUNK:], expected[1])
 
 
 def test_foreign_checkpoint_is_refused(tmp_path) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.data.formats import read_mesh
+from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.formats import READERS
 from hashgrid.data.formats.polygons import triangulate
-from hashgrid.data.mesh import MeshError, MeshWarning, load_mesh, signed_volume
+from hashgrid.data.mesh import load_mesh, signed_volume
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.points import load_points, make_points
 
@@ -84,7 +85,7 @@ COLOURED_OFF = "COFF # Größe\n12 8 0\n\n" + rows(VERTICES, " 255 0 0 255\n") +
     ],
 )
 def test_polygons_are_read(suffix: str, content: bytes) -> None:
-    vertices, faces = read_mesh(content, suffix)
+    vertices, faces = READERS[suffix](content)
     np.testing.assert_array_equal(vertices, VERTICES)
     assert faces.shape == (20, 3) and signed_volume(vertices, faces) == pytest.approx(VOLUME, rel=1e-12)
 
@@ -144,7 +145,7 @@ OFF = f"OFF\n12 8 0\n{PRISM_TEXT}".encode()
         (".off", b"OFF BINARY\n" + bytes(24), "as text is read, got `OFF BINARY`"),
         (".obj", PRISM_OBJ.encode()[:-8], "cut off"),
         (".obj", b"v 0,5 1,0 2,0\nf 1 1 1\n", "vertices must be numbers, got `0,5`; write decimal points"),
-        (".obj", b"v 0 1 2\nv 0 1\nf 1 1 1\n", "three coordinates, got `v 0 1`"),
+        (".obj", b"v 0 1 2\nv 0 1\nf 1 1 1\n", "three coordinates, got `0 1`"),
         (".obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", r"must be 1\.\.3, got 1\.\.4"),
         (".obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 0 1 2\n", r"must be 1\.\.3, got 0\.\.2"),
         (
@@ -254,7 +255,7 @@ HALF = np.sqrt(0.5)
 def test_glb_has_its_true_size(positions, kind, normalized, node, low, high) -> None:
     scene, chunk = glb(positions, kind, node, {}, extensionsRequired=["KHR_mesh_quantization", "KHR_texture_basisu"])
     scene["accessors"][0]["normalized"] = normalized
-    vertices, faces = read_mesh(packed(scene, chunk), ".glb")
+    vertices, faces = READERS[".glb"](packed(scene, chunk))
     np.testing.assert_allclose(vertices.min(0), low, atol=1e-7)
     np.testing.assert_allclose(vertices.max(0), high, atol=1e-7)
     assert signed_volume(vertices, faces) == pytest.approx(np.prod(np.subtract(high, low)), rel=1e-6)
@@ -269,7 +270,7 @@ def test_parts_of_a_glb_are_put_together() -> None:
         {"mesh": 0, "translation": [0, 100, 0]},  # of no scene
     ]
     scene["meshes"][0]["primitives"].append({"attributes": {"POSITION": 0}, "mode": 0})  # points
-    vertices, faces = read_mesh(packed(scene, chunk), ".glb")
+    vertices, faces = READERS[".glb"](packed(scene, chunk))
     np.testing.assert_allclose([vertices.min(0), vertices.max(0)], [[-2.5, -0.5, -0.5], [2.5, 0.5, 0.5]])
     assert len(faces) == 24 and signed_volume(vertices, faces) == pytest.approx(2)
 
@@ -279,7 +280,7 @@ def test_strips_and_fans_turn_as_gltf_says() -> None:
     for mode, expected in ((5, [[0, 1, 3], [0, 3, 1]]), (6, [[0, 1, 3], [0, 3, 0]])):
         scene["meshes"][0]["primitives"][0]["mode"] = mode
         scene["accessors"][1]["count"] = 4
-        np.testing.assert_array_equal(read_mesh(packed(scene, chunk), ".glb")[1], expected)
+        np.testing.assert_array_equal(READERS[".glb"](packed(scene, chunk))[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def test_glb_that_cannot_be_read_is_refused_by_name(change: str, message: str) -
     else:
         scene["accessors"][0]["count"] = 1000
     with pytest.raises(MeshError, match=message):
-        read_mesh(packed(scene, chunk), ".glb")
+        READERS[".glb"](packed(scene, chunk))
 
 
 # ---- points ----------------------------------------------------------------------------------------------------------
@@ -353,7 +354,7 @@ def test_points_far_from_the_origin_keep_their_place(tmp_path: Path) -> None:
     points = ball() + (500123.27, 5400456.6, 321.1)
     np.savetxt(tmp_path / "scan.xyz", np.column_stack([points, ball()]), fmt="%.17g")
     cloud = load_points(tmp_path / "scan.xyz")
-    back = cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy()
+    back = cloud.placement.to_file(torch.from_numpy(cloud.points)).numpy()
     np.testing.assert_allclose(back, points, rtol=0, atol=2e-9)
     np.testing.assert_allclose(cloud.points, make_points(ball(), ball()).points, rtol=0, atol=1e-8)
 
@@ -364,7 +365,7 @@ def test_points_may_have_any_encoding(encoding: str, tmp_path: Path) -> None:
     comment = "# 零件\n" if encoding == "gbk" else "" if encoding == "utf-8-sig" else "# Größe\n"
     (tmp_path / "scan.xyz").write_bytes((comment + rows(np.column_stack([points, points]), "\r\n")).encode(encoding))
     cloud = load_points(tmp_path / "scan.xyz")
-    np.testing.assert_allclose(cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy(), points, atol=1e-12)
+    np.testing.assert_allclose(cloud.placement.to_file(torch.from_numpy(cloud.points)).numpy(), points, atol=1e-12)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-3])
@@ -386,7 +387,7 @@ def test_meshes_far_from_the_origin_keep_their_place(tmp_path, suffix, unit, wit
         np.testing.assert_allclose(tree["nodes"][0]["translation"], place + unit / 2, rtol=0, atol=1e-9)
     mesh = load_mesh(far, 0.1)
     assert mesh.vertices.min() == pytest.approx(0.1) and mesh.vertices.max() == pytest.approx(0.9)
-    back = mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy()
+    back = mesh.placement.to_file(torch.from_numpy(mesh.vertices)).numpy()
     np.testing.assert_allclose(back[np.lexsort(back.T)], vertices[np.lexsort(vertices.T)], rtol=0, atol=2e-9)
     assert signed_volume(mesh.vertices, mesh.faces) == pytest.approx(0.8**3)
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from hashgrid.data import shape
-from hashgrid.data.mesh import Mesh, MeshWarning, make_mesh
+from hashgrid.data.errors import MeshWarning
+from hashgrid.data.mesh import Mesh, make_mesh
 from hashgrid.fields.distance import GridDistance, GridDistanceConfig
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.measure import measure
@@ -76,7 +78,7 @@ HOLLOW = together(ball(2), ball(1, inside_out=True))
 
 
 def inside(mesh: Mesh, points: np.ndarray) -> np.ndarray:
-    return mesh.inside(mesh.placement.to_cube(points))
+    return mesh.inside(mesh.placement.from_file(torch.from_numpy(points)).numpy())
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_right_mesh_passes_through(shape: Shape) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mesh = make_mesh(*shape)
-    back = mesh.vertices * mesh.placement.scale + mesh.placement.offset
+    back = mesh.placement.to_file(torch.from_numpy(mesh.vertices)).numpy()
     np.testing.assert_allclose(back[mesh.faces], shape[0][shape[1]], atol=1e-5)  # corners are merged at 1e-6
     assert mesh.watertight and not mesh.doubt
 
@@ -159,7 +161,8 @@ def test_wall_between_two_bodies_is_left_out() -> None:
     with pytest.warns(MeshWarning, match="4 faces lie back to back"):
         mesh = make_mesh(*together(box((0, 0, 0), (1, 1, 1)), box((1, 0, 0), (2, 1, 1))))
     assert mesh.watertight and len(mesh.faces) == 20
-    distance = mesh.signed_distance(mesh.placement.to_cube(np.array([[1.0, 0.5, 0.5]]))) * mesh.placement.scale
+    point = mesh.placement.from_file(torch.tensor([[1.0, 0.5, 0.5]])).numpy()
+    distance = mesh.signed_distance(point) * mesh.placement.unit
     np.testing.assert_allclose(distance, -0.5)
 
 

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from hashgrid.data.mesh import MeshError, MeshWarning, Placement, load_mesh
+from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.mesh import load_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.normals import estimate_normals
-from hashgrid.data.points import PointCloud, load_points, make_points, signs, spread
+from hashgrid.data.points import PointCloud, load_points, make_points
+from hashgrid.data.pools import signs, spread
 from hashgrid.data.shape import Shape
 from hashgrid.fields.distance import DistanceField, GridDistance, GridDistanceConfig
 from hashgrid.fields.siren import SirenDistance, SirenDistanceConfig
+from hashgrid.geometry.boxes import Placement
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.train import losses
-from hashgrid.train.loop import Progress, Trainer
+from hashgrid.train.loop import Trainer
+from hashgrid.train.task import Progress
 
 pytest.importorskip("trimesh")
 pytest.importorskip("scipy")
@@ -81,7 +85,7 @@ def test_points_and_normals_are_read(name: str, tmp_path: Path) -> None:
     assert isinstance(cloud, PointCloud) and cloud.name == name
     assert cloud.points.shape == cloud.normals.shape == (4, 3) and cloud.points.dtype == np.float64
     np.testing.assert_allclose(cloud.points.min(0), [0.2, 0.35, 0.425], atol=1e-6)
-    np.testing.assert_allclose(cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy(), POINTS, atol=1e-6)
+    np.testing.assert_allclose(cloud.placement.to_file(torch.from_numpy(cloud.points)).numpy(), POINTS, atol=1e-6)
     half = math.sqrt(0.5)
     np.testing.assert_allclose(cloud.normals, [[-1, 0, 0], [1, 0, 0], [0, 1, 0], [0, half, half]], atol=1e-6)
 
@@ -105,7 +109,7 @@ def test_duplicates_are_left_out_with_their_number() -> None:
     with pytest.warns(MeshWarning, match="^3 duplicates in `scan` are left out$") as record:
         cloud = make_points(POINTS[[0, 1, 1, 2, 3, 0, 0]], np.eye(3)[[0, 1, 2, 0, 1, 2, 2]], name="scan")
     assert len(record) == 1
-    np.testing.assert_allclose(cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy(), POINTS)
+    np.testing.assert_allclose(cloud.placement.to_file(torch.from_numpy(cloud.points)).numpy(), POINTS)
     np.testing.assert_allclose(cloud.normals, np.eye(3)[[0, 1, 0, 1]])
 
 
@@ -217,7 +221,7 @@ def test_losses_have_the_values_of_their_definitions() -> None:
 def sphere_cloud(n: int = 2000) -> PointCloud:
     """Points of `Sphere`."""
     normals = sphere_points(n)
-    return PointCloud(0.5 + 0.4 * normals, normals, Placement(1.0, np.zeros(3)), "sphere")
+    return PointCloud(0.5 + 0.4 * normals, normals, Placement(), "sphere")
 
 
 def started(config: SdfConfig, n: int = 2000) -> Sdf:

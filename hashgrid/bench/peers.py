@@ -392,8 +392,8 @@ class NerfaccTrainer:
         self.nerfacc, self.config, self.batch = nerfacc, config, batch
         self.aabb = scene.aabb.to(device).float()
         extent = float((self.aabb[3:] - self.aabb[:3]).max())
-        self.step_size = extent * 3**0.5 / config.steps_per_diagonal
-        self.estimator = nerfacc.OccGridEstimator(self.aabb, resolution=config.occupancy_resolution, levels=1)
+        self.step_size = extent * 3**0.5 / config.sampling.steps_per_diagonal
+        self.estimator = nerfacc.OccGridEstimator(self.aabb, resolution=config.sampling.occupancy_resolution, levels=1)
         self.estimator = self.estimator.to(device)
         sizes = config.field
         grid = Grid(sizes.n_levels, sizes.n_features_per_level, sizes.log2_hashmap_size, sizes.base_resolution,
@@ -448,7 +448,7 @@ class NerfaccTrainer:
 
         rays, t_starts, t_ends = self.estimator.sampling(
             rays_o, rays_d, sigma_fn=density, render_step_size=self.step_size, stratified=True,
-            early_stop_eps=self.config.early_stop_eps,
+            early_stop_eps=self.config.sampling.early_stop_eps,
         )  # fmt: skip
         if len(rays) == 0:
             return

@@ -89,7 +89,7 @@ def _check(trainer: Trainer, config: SdfConfig) -> Callable[[], Sequence[Tensor]
         field: Any = trainer.task.model
         x = torch.rand(N_CHECKED, 3, generator=torch.Generator().manual_seed(0)).to(config.device)
         trainer.optimizer.zero_grad(set_to_none=True)
-        if config.eikonal_weight > 0:
+        if config.losses.eikonal_weight > 0:
             distance, gradient = field.gradient(x)
             (distance.square().mean() + (gradient.norm(dim=-1) - 1).square().mean()).backward()
         else:

@@ -73,10 +73,8 @@ def _train(scene: Scene, config: NerfConfig, n_views: int, compiled: bool) -> li
 
 def _test_psnr(task: Nerf, n_views: int) -> float:
     """Of views evenly spread over the test split."""
-    n_test = len(task.scene.test)
     background = task.scene.background(task.config.background)
-    views = [i * n_test // n_views for i in range(min(n_views, n_test))]
-    return evaluate(task.model, task.sampler, task.scene.test, background, indices=views)["psnr_mean"]
+    return evaluate(task.model, task.sampler, task.scene.test, background, n_views=n_views)["psnr_mean"]
 
 
 def _summary(curves: dict[str, list[dict[str, float]]], seconds: float) -> dict[str, Any]:

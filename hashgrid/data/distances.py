@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,15 +49,11 @@ def make_chunk(mesh: Mesh, recipe: DistanceRecipe, n: int, index: int, seed: int
     return np.concatenate([on_surface[:n_surface], off]).astype(np.float32), distances.astype(np.float32)
 
 
-def chunk_sizes(recipe: DistanceRecipe) -> list[int]:
-    """Samples in each chunk of the pool."""
-    return [min(CHUNK, recipe.pool - begin) for begin in range(0, recipe.pool, CHUNK)]
-
-
-def make_pool(mesh: Mesh, recipe: DistanceRecipe, seed: int = 0) -> tuple[Tensor, Tensor]:
+def make_pool(mesh: Mesh, recipe: DistanceRecipe, seed: int = 0, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
     """The first ``recipe.pool`` samples of the sequence: points [pool, 3] and signed distances [pool].
 
-    With ``recipe.cache`` they are read from a file in that folder where it has them, and else written to it.
+    With ``recipe.cache`` they are read from a file in that folder where it has them, and else written to it. Without,
+    only as many chunks are made as ``seconds`` suffice for, one at least.
 
     Raises:
         MeshError: the file is broken.
@@ -67,18 +65,18 @@ def make_pool(mesh: Mesh, recipe: DistanceRecipe, seed: int = 0) -> tuple[Tensor
         key = hashlib.sha256(mesh.vertices.tobytes() + mesh.faces.tobytes() + text.encode()).hexdigest()
         path = Path(recipe.cache) / f"{Path(mesh.name).stem}-{key[:16]}.npz"
         if path.exists():
-            return _read_pool(path)
-    chunks = [make_chunk(mesh, recipe, size, index, seed) for index, size in enumerate(chunk_sizes(recipe))]
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    return torch.from_numpy(file["points"]), torch.from_numpy(file["distances"])
+            except Exception as error:  # of zip, of NumPy, of its header, each its own
+                why = " ".join(str(error).split())
+                raise MeshError(f"the samples in `{path}` are broken, remove it: {why}") from error
+    begin, chunks = time.perf_counter(), []
+    for index, start in enumerate(range(0, recipe.pool, CHUNK)):
+        if index == 0 or path is not None or time.perf_counter() - begin < seconds:
+            chunks.append(make_chunk(mesh, recipe, min(CHUNK, recipe.pool - start), index, seed))
     points, distances = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     if path is not None:
         with atomic_path(path) as temporary:
             np.savez(temporary, points=points, distances=distances)
     return torch.from_numpy(points), torch.from_numpy(distances)
-
-
-def _read_pool(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return torch.from_numpy(file["points"]), torch.from_numpy(file["distances"])
-    except Exception as error:  # of zip, of NumPy, of its header, each its own
-        raise MeshError(f"the samples in `{path}` are broken, remove it: {' '.join(str(error).split())}") from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,68 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import MeshError, MeshWarning
-from hashgrid.data.formats import READERS, read_mesh
+from hashgrid.data.errors import MeshError, warn_of_mesh
+from hashgrid.data.formats import READERS
+from hashgrid.data.formats.text import check_content
 from hashgrid.data.orient import orient
+from hashgrid.geometry.boxes import Placement
 from hashgrid.util.optional import optional_import
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Placement:
-    """How the cube [0, 1]^3 lies in the coordinates of the input: ``input = cube * scale + offset``.
-
-    Attributes:
-        scale: input units per unit of the cube.
-        offset: [3] float64, input position of the cube's corner (0, 0, 0).
-    """
-
-    scale: float
-    offset: np.ndarray
-
-    @classmethod
-    def around(cls, points: np.ndarray, margin: float, name: str) -> Placement:
-        """Puts the box of points [N, 3] in the middle of the cube, its longest side ``margin`` away from the sides.
-
-        Raises:
-            MeshError: the points all lie at one place.
-        """
-        low, high = points.min(0), points.max(0)
-        side = float((high - low).max())
-        if not side > 0:
-            raise MeshError(f"`{name}` must have an extent, all of its points lie at {low.tolist()}")
-        scale = side / (1 - 2 * margin)
-        return cls(scale, (low + high) / 2 - scale / 2)
-
-    def to_cube(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 3] of the input in the cube."""
-        return (points - self.offset) / self.scale
-
-    def to_input(self, points: Tensor) -> Tensor:
-        """Points [..., 3] of the cube in the coordinates of the input."""
-        return points * self.scale + torch.from_numpy(self.offset).to(points)
-
-
-@dataclass(frozen=True)
 class Mesh:
-    """Triangles in the unit cube, and where they came from.
+    """Triangles in the unit cube, and where they came from."""
 
-    Attributes:
-        vertices: [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
-        faces: [F, 3] int64.
-        placement: of the cube in the input.
-        watertight: every edge has two faces, which look the same way.
-        name: of the file.
-        doubt: why the sign of the distance is a guess; empty where it is not.
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
-    placement: Placement
-    watertight: bool
-    name: str
-    doubt: str = ""
+    vertices: np.ndarray  # [V, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it
+    faces: np.ndarray  # [F, 3] int64
+    placement: Placement  # of the cube in the coordinates of the input
+    watertight: bool  # every edge has two faces, which look the same way
+    name: str  # of the file
+    doubt: str = ""  # why the sign of the distance is a guess; empty where it is not
 
     @cached_property
     def bounds(self) -> Tensor:
@@ -82,20 +39,17 @@ class Mesh:
         return torch.from_numpy(np.stack([self.vertices.min(0), self.vertices.max(0)])).float()
 
     @cached_property
-    def _areas(self) -> np.ndarray:
-        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
-        return 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=-1)
+    def _double_areas(self) -> np.ndarray:
+        return np.linalg.norm(_crosses(self.vertices, self.faces), axis=-1)
 
     @cached_property
     def face_normals(self) -> np.ndarray:
         """[F, 3] float64 of unit length."""
-        a, b, c = self.vertices[self.faces].transpose(1, 0, 2)
-        normals = np.cross(b - a, c - a)
-        return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-300)
+        return _crosses(self.vertices, self.faces) / np.maximum(self._double_areas[:, None], 1e-300)
 
     def sample_surface(self, n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """``n`` points uniform on the surface [n, 3] float64, and the faces they lie on [n]."""
-        cumulative = np.cumsum(self._areas)
+        cumulative = np.cumsum(self._double_areas)
         face = np.searchsorted(cumulative, generator.random(n) * cumulative[-1]).clip(max=len(self.faces) - 1)
         u, v = generator.random((2, n, 1))
         flip = u + v > 1
@@ -114,9 +68,8 @@ class Mesh:
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances [n] float64 of points [n, 3] from the surface, and the faces nearest to them [n]."""
-        squared, face, _ = self._tree.squared_distance(
-            self.vertices, self.faces, np.ascontiguousarray(points, np.float64)
-        )
+        points = np.ascontiguousarray(points, np.float64)
+        squared, face, _ = self._tree.squared_distance(self.vertices, self.faces, points)
         return np.sqrt(squared), face
 
     def inside(self, points: np.ndarray) -> np.ndarray:
@@ -152,23 +105,29 @@ def load_mesh(path: str | Path, margin: float = 0.1) -> Mesh:
         MeshError: the file is missing, empty, cut off or something else, or the mesh has no faces, vertices that are no
             numbers, or no extent.
     """
-    path = Path(path)
-    if path.suffix.lower() not in READERS:
-        raise MeshError(f"`MESH` must be one of {', '.join(READERS)}, got `{path}`")
-    vertices, faces = read_file(path, "MESH", "a mesh", lambda data: read_mesh(data, path.suffix.lower()))
+    vertices, faces = read_file(Path(path), "MESH", READERS)
     if len(faces) == 0:
         raise MeshError(f"`{path}` has no faces; for points with normals use `--points`")
-    return make_mesh(vertices, faces, margin, path.name)
+    return make_mesh(vertices, faces, margin, Path(path).name)
 
 
-def read_file(path: Path, what: str, content: str, read: Callable[[bytes], T]) -> T:
-    """What ``read`` makes of a file's bytes; the file's name in front of what it finds wrong."""
+def read_file(path: Path, what: str, readers: Mapping[str, Callable[[bytes], T]]) -> T:
+    """What the one of ``readers`` for the path's ending makes of the file's bytes.
+
+    Raises:
+        MeshError: of the reader, with the file's name in front; or there is none, or no file, or nothing in it.
+    """
+    read = readers.get(path.suffix.lower())
+    if read is None:
+        raise MeshError(f"`{what}` must be one of {', '.join(readers)}, got `{path}`")
     if not path.is_file():
         raise MeshError(f"`{what}` must be a file, `{path}` does not exist")
     data = path.read_bytes()
     if not data:
-        raise MeshError(f"`{what}` must hold {content}, `{path}` is empty")
+        raise MeshError(f"`{what}` must be a file with content, `{path}` is empty")
     try:
+        if path.suffix.lower() != ".npz":  # which is an archive
+            check_content(data)
         return read(data)
     except MeshError as error:
         raise MeshError(f"`{path}` cannot be read: {error}") from error
@@ -179,6 +138,22 @@ def check_finite(values: np.ndarray, what: str, name: str) -> None:
     n_bad = int((~np.isfinite(values)).reshape(len(values), -1).any(-1).sum())
     if n_bad:
         raise MeshError(f"the {what} of `{name}` must be finite, {n_bad} of {len(values)} are not")
+
+
+def into_cube(points: np.ndarray, margin: float, name: str) -> tuple[np.ndarray, Placement]:
+    """Points [N, 3] with their box in the middle of the unit cube, its longest side ``margin`` away from the sides, and
+    where the cube lies in the coordinates that they had.
+
+    Raises:
+        MeshError: the points all lie at one place.
+    """
+    low, high = points.min(0), points.max(0)
+    side = float((high - low).max())
+    if not side > 0:
+        raise MeshError(f"`{name}` must have an extent, all of its points lie at {low.tolist()}")
+    scale = side / (1 - 2 * margin)
+    placement = Placement(tuple(((low + high) / 2 - scale / 2).tolist()), scale)
+    return placement.from_file(torch.from_numpy(points)).numpy(), placement
 
 
 def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name: str = "mesh") -> Mesh:
@@ -193,8 +168,7 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
         )
     used, faces = np.unique(faces, return_inverse=True)
     vertices, faces = vertices[used], faces.reshape(-1, 3)
-    placement = Placement.around(vertices, margin, name)
-    vertices = placement.to_cube(vertices)
+    vertices, placement = into_cube(vertices, margin, name)
     # merged at a millionth of the size: formats without shared vertices (STL) repeat them
     _, first, index = np.unique(np.round(vertices * 1e6), axis=0, return_index=True, return_inverse=True)
     vertices, faces = vertices[first], index.reshape(-1)[faces]
@@ -205,23 +179,23 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
     oriented = orient(vertices, faces)
     faces = np.ascontiguousarray(oriented.faces)
     if oriented.changes:
-        warnings.warn(f"`{name}`: {'; '.join(oriented.changes)}", MeshWarning, stacklevel=2)
+        warn_of_mesh(f"`{name}`: {'; '.join(oriented.changes)}")
     mesh = Mesh(vertices, faces, placement, is_watertight(faces), name, oriented.doubt)
     if not mesh.doubt and not mesh.encloses_something():
         mesh = replace(mesh, doubt="its faces enclose nothing")
     if mesh.doubt:
-        warnings.warn(
-            f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}",
-            MeshWarning,
-            stacklevel=2,
-        )
+        warn_of_mesh(f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}")
     elif not mesh.watertight:
-        warnings.warn(
-            f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps",
-            MeshWarning,
-            stacklevel=2,
+        warn_of_mesh(
+            f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps"
         )
     return mesh
+
+
+def _crosses(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Normals [F, 3] of the faces [F, 3], as long as twice their areas."""
+    a, b, c = vertices[faces].transpose(1, 0, 2)
+    return np.cross(b - a, c - a)
 
 
 def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:

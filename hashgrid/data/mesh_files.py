@@ -54,19 +54,16 @@ def fits_float32(vertices: np.ndarray) -> bool:
 def write_ply(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None = None) -> None:
     """Writes binary PLY, replacing an earlier file only once the new one is complete. Vertices are float32, or float64
     where float32 would move them (see :func:`fits_float32`)."""
-    name, code = ("float", "<f4") if fits_float32(vertices) else ("double", "<f8")
-    fields = [("x", code), ("y", code), ("z", code)]
-    columns = vertices
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
-    header += [f"property {name} {axis}" for axis in "xyz"]
+    fields, columns = dict.fromkeys("xyz", "<f4" if fits_float32(vertices) else "<f8"), vertices
     if normals is not None:
-        fields += [("nx", "<f4"), ("ny", "<f4"), ("nz", "<f4")]
+        fields |= dict.fromkeys(("nx", "ny", "nz"), "<f4")
         columns = np.concatenate([vertices, normals], axis=1)
-        header += [f"property float n{axis}" for axis in "xyz"]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header += [f"property {'float' if code == '<f4' else 'double'} {name}" for name, code in fields.items()]
     header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
-    points: Any = np.zeros(len(vertices), dtype=fields)
-    for column, (field, _) in enumerate(fields):
-        points[field] = columns[:, column]
+    points: Any = np.zeros(len(vertices), list(fields.items()))
+    for name, column in zip(fields, columns.T, strict=True):
+        points[name] = column
     rows: Any = np.zeros(len(faces), dtype=[("n", "u1"), ("v", "<i4", 3)])
     rows["n"], rows["v"] = 3, faces
     body = points.tobytes() + rows.tobytes()

@@ -13,32 +13,20 @@ PROBES = 16  # about as many vertices of a part must lie within another one to c
 
 @dataclass
 class Oriented:
-    """Faces that look outwards, as far as it can be known.
+    """Faces that look outwards, as far as it can be known."""
 
-    Attributes:
-        faces: [F, 3].
-        changes: what was changed, for a warning.
-        doubt: why it is not known what is inside; empty where it is.
-    """
-
-    faces: np.ndarray
-    changes: list[str] = field(default_factory=list)
-    doubt: str = ""
+    faces: np.ndarray  # [F, 3]
+    changes: list[str] = field(default_factory=list)  # what was changed, for a warning
+    doubt: str = ""  # why it is not known what is inside; empty where it is
 
 
 @dataclass
 class _Edges:
-    """Edges of faces [F, 3].
+    """Edges of faces [F, 3]."""
 
-    Attributes:
-        edge: number of the edge [3 F] between corners 0 and 1, 1 and 2, 2 and 0 of each face.
-        forward: whether the face runs from the lower to the higher vertex there [3 F].
-        n_faces: number of faces at each edge [E].
-    """
-
-    edge: np.ndarray
-    forward: np.ndarray
-    n_faces: np.ndarray
+    edge: np.ndarray  # number of the edge [3 F] between corners 0 and 1, 1 and 2, 2 and 0 of each face
+    forward: np.ndarray  # whether the face runs from the lower to the higher vertex there [3 F]
+    n_faces: np.ndarray  # number of faces at each edge [E]
 
     @classmethod
     def of(cls, faces: np.ndarray) -> _Edges:
@@ -47,10 +35,14 @@ class _Edges:
         _, edge, n_faces = np.unique(key, return_inverse=True, return_counts=True)
         return cls(edge.reshape(-1), start < end, n_faces)
 
-    @property
-    def imbalance(self) -> np.ndarray:
-        """Faces that run one way along each edge minus those that run the other way [E]; 0 where a surface goes on."""
-        return np.bincount(self.edge, np.where(self.forward, 1.0, -1.0), len(self.n_faces))
+    def count(self, of: np.ndarray) -> np.ndarray:
+        """Number of faces, of those ``of`` [F], at each edge [E]."""
+        return np.bincount(self.edge, np.repeat(of, 3), len(self.n_faces))
+
+    def imbalance(self, of: np.ndarray) -> np.ndarray:
+        """Faces, of those ``of`` [F], that run one way along each edge minus those that run the other way [E]; 0 where
+        a surface goes on."""
+        return np.bincount(self.edge, np.where(self.forward, 1.0, -1.0) * np.repeat(of, 3), len(self.n_faces))
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The two faces of each edge that has two, and whether these do not look the same way."""
@@ -70,7 +62,7 @@ def orient(vertices: np.ndarray, faces: np.ndarray) -> Oriented:
         edges = _Edges.of(result.faces)
     body, n_closed = _bodies(part, edges)
     _turn_outwards(vertices, result, body, n_closed, mixed[part])
-    if not result.doubt and (np.abs(edges.imbalance) > 1).any():
+    if not result.doubt and (np.abs(edges.imbalance(np.ones(len(result.faces)))) > 1).any():
         result.doubt = "faces that meet at an edge contradict each other"
     return result
 
@@ -90,18 +82,17 @@ def _drop_coinciding(result: Oriented) -> np.ndarray:
     keep = np.sort(wanted[np.unique(group[wanted], return_index=True)[1]])
     single = net[group[keep]] != 0
     edges = _Edges.of(faces[keep])
-    double = np.repeat(np.abs(net[group[keep]]) > 1, 3)
-    meeting = [np.bincount(edges.edge, which, len(edges.n_faces)) > 0 for which in (double, ~double)]
-    if (meeting[0] & meeting[1] & (edges.n_faces > 2)).any():  # bodies side by side have their wall back to back
+    double = np.abs(net[group[keep]]) > 1
+    # bodies side by side have their wall back to back
+    if ((edges.count(double) > 0) & (edges.count(~double) > 0) & (edges.n_faces > 2)).any():
         result.doubt = "bodies that touch do not look the same way"
     if not single.all():
         result.changes.append(
             f"{int((net[group] == 0).sum())} faces lie back to back: one of each two is left, or none"
         )
         label = _joined(edges, np.ones(len(keep), bool))
-        count = np.bincount(edges.edge, np.repeat(single, 3), len(edges.n_faces))
         closed = np.bincount(label, single) > 0
-        closed[np.repeat(label, 3)[count[edges.edge] % 2 == 1]] = False
+        closed[np.repeat(label, 3)[edges.count(single)[edges.edge] % 2 == 1]] = False
         keep = keep[single | ~closed[label]]
     result.faces = faces[keep]
     return net[group[keep]] == 0
@@ -147,8 +138,7 @@ def _bodies(part: np.ndarray, edges: _Edges) -> tuple[np.ndarray, int]:
     body = part.copy()
     if loose.any() and (edges.n_faces > 2).any():  # parts that touch along edges may be closed together
         body[loose] = _joined(edges, loose)[loose] + len(open_)
-        balance = np.bincount(edges.edge, np.where(edges.forward, 1.0, -1.0) * np.repeat(loose, 3), len(edges.n_faces))
-        uneven = np.repeat(loose, 3) & (balance[edges.edge] != 0)
+        uneven = np.repeat(loose, 3) & (edges.imbalance(loose)[edges.edge] != 0)
         loose &= ~np.isin(body, np.repeat(body, 3)[uneven])
     numbers = np.unique(body[~loose], return_inverse=True)[1].reshape(-1)
     n = int(numbers.max(initial=-1)) + 1

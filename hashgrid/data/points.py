@@ -6,41 +6,29 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hashgrid.data.draws import draw_rows
-from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.errors import MeshError, warn_of_mesh
 from hashgrid.data.formats import ply
-from hashgrid.data.formats.text import check_content, plain
-from hashgrid.data.mesh import Placement, check_finite, read_file
+from hashgrid.data.formats.text import plain
+from hashgrid.data.mesh import check_finite, into_cube, read_file
 from hashgrid.data.normals import estimate_normals
-from hashgrid.util.config import Config
-from hashgrid.util.optional import optional_import
+from hashgrid.geometry.boxes import Placement
 
-FORMATS = (".ply", ".xyz", ".txt", ".npz")
 POINT_KEYS = ("points", "xyz", "vertices", "positions")
 NORMAL_KEYS = ("normals", "normal", "n")
 
 
 @dataclass(frozen=True)
 class PointCloud:
-    """Points of a surface in the unit cube, and where they came from.
+    """Points of a surface in the unit cube, and where they came from."""
 
-    Attributes:
-        points: [N, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it.
-        normals: [N, 3] float64, outwards, of unit length.
-        placement: of the cube in the input.
-        name: of the file.
-    """
-
-    points: np.ndarray
-    normals: np.ndarray
-    placement: Placement
-    name: str
+    points: np.ndarray  # [N, 3] float64, in [margin, 1 - margin]^3 with the longest side filling it
+    normals: np.ndarray  # [N, 3] float64, outwards, of unit length
+    placement: Placement  # of the cube in the coordinates of the input
+    name: str  # of the file
 
 
 def load_points(path: str | Path, margin: float = 0.1) -> PointCloud:
@@ -54,12 +42,9 @@ def load_points(path: str | Path, margin: float = 0.1) -> PointCloud:
             of length zero, points without extent, or the wrong columns.
         ImportError: scipy (for missing normals) is not installed.
     """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise MeshError(f"`POINTS` must be one of {', '.join(FORMATS)}, got `{path}`")
-    read = {".ply": _read_ply, ".npz": _read_npz}.get(path.suffix.lower(), _read_text)
-    points, normals = read_file(path, "POINTS", "points", read)
-    return make_points(points, normals, margin, path.name)
+    readers = {".ply": _read_ply, ".xyz": _read_text, ".txt": _read_text, ".npz": _read_npz}
+    points, normals = read_file(Path(path), "POINTS", readers)
+    return make_points(points, normals, margin, Path(path).name)
 
 
 def make_points(
@@ -73,25 +58,20 @@ def make_points(
     if normals is not None:
         normals = _columns(normals, "normals", name)
         if _are_colours(normals):
-            warnings.warn(
-                f"the normals of `{name}` are left out: like colours, they are nowhere negative and not of length 1",
-                MeshWarning,
-                stacklevel=2,
+            warn_of_mesh(
+                f"the normals of `{name}` are left out: like colours, they are nowhere negative and not of length 1"
             )
             normals = None
     if normals is not None:
         normals = _unit(normals, len(points), name)
     _, first = np.unique(points, axis=0, return_index=True)
     if len(first) < len(points):
-        warnings.warn(f"{len(points) - len(first)} duplicates in `{name}` are left out", MeshWarning, stacklevel=2)
+        warn_of_mesh(f"{len(points) - len(first)} duplicates in `{name}` are left out")
         first.sort()
         points, normals = points[first], None if normals is None else normals[first]
-    placement = Placement.around(points, margin, name)
-    points = placement.to_cube(points)
+    points, placement = into_cube(points, margin, name)
     if normals is None:
-        warnings.warn(
-            f"`{name}` has no normals: they are estimated from neighbouring points", MeshWarning, stacklevel=2
-        )
+        warn_of_mesh(f"`{name}` has no normals: they are estimated from neighbouring points")
         normals = estimate_normals(points, name=name)
     return PointCloud(points, normals, placement, name)
 
@@ -108,16 +88,12 @@ def _unit(normals: np.ndarray, n_points: int, name: str) -> np.ndarray:
     if len(normals) != n_points:
         raise MeshError(f"`{name}` must have one normal per point, got {len(normals)} for {n_points} points")
     check_finite(normals, "normals", name)
-    normals = normals / np.maximum(
-        np.abs(normals).max(-1, keepdims=True), 1e-300
-    )  # squares neither over- nor underflow
+    # squares neither over- nor underflow
+    normals = normals / np.maximum(np.abs(normals).max(-1, keepdims=True), 1e-300)
     length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    n_zero = int((length < 0.5).sum())
-    if n_zero:
-        raise MeshError(
-            f"the normals of `{name}` must not be zero, {n_zero} of {n_points} are; leave all of them out to have them"
-            " estimated"
-        )
+    if n_zero := int((length < 0.5).sum()):
+        remedy = "leave all of them out to have them estimated"
+        raise MeshError(f"the normals of `{name}` must not be zero, {n_zero} of {n_points} are; {remedy}")
     return normals / length
 
 
@@ -131,7 +107,6 @@ def _are_colours(normals: np.ndarray) -> bool:
 
 
 def _read_ply(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    check_content(data)
     elements = ply.read_elements(data)
     points = ply.columns(elements, ("x", "y", "z"))
     has_normals = {"nx", "ny", "nz"} <= set(elements["vertex"].values)
@@ -139,7 +114,6 @@ def _read_ply(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _read_text(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    check_content(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # no data: said below
         try:
@@ -166,94 +140,3 @@ def _read_npz(data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         found = list(arrays) or "none"
         raise MeshError(f"it must have an array `points` [N, 3] (and `normals` [N, 3]), it has {found}")
     return points, normals
-
-
-@dataclass(frozen=True)
-class PointRecipe(Config):
-    """Where a field is looked at that is to vanish at points."""
-
-    point_batch: int = 1 << 11  # on the surface, and as many near it
-    uniform_batch: int = 1 << 11  # anywhere in the cube
-    near_pool: int = 1 << 17  # that points near the surface are drawn from
-    uniform_pool: int = 1 << 18  # that uniform points are drawn from
-    point_neighbors: int = 50  # the distance to which is the standard deviation of points near the surface
-
-
-class PointBatch(NamedTuple):
-    """What one step looks at.
-
-    Attributes:
-        x: [2 B + U, 3], B points on the surface, B near it and U anywhere in the cube.
-        normals: [B, 3], those of the first.
-        signs: [B + U], sides of the others: -1 inside, 1 outside, 0 where the points do not say.
-    """
-
-    x: Tensor
-    normals: Tensor
-    signs: Tensor
-
-
-class PointPool:
-    """Points of a surface, and points off it whose side is known, of which every step draws some.
-
-    Losses over a surface alone allow more surfaces than the one through the points, and a hash grid, in which distant
-    places have no parameters in common, comes up with them. So points off the surface have the side that the winding
-    number of the oriented points says.
-
-    Args:
-        cloud: the points.
-        recipe: how many of which.
-        seed: of everything random.
-        device: where they are wanted.
-        backend: of drawing, ``"native"`` or ``"reference"``.
-    """
-
-    def __init__(
-        self,
-        cloud: PointCloud,
-        recipe: PointRecipe,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        backend: str = "native",
-    ) -> None:
-        self.recipe, self.seed, self.backend = recipe, seed, backend
-        off = make_off(cloud, recipe, seed)
-        arrays = (cloud.points, cloud.normals, off, signs(cloud, off))
-        self.points, self.normals, self.off, self.signs = (torch.from_numpy(x).float().to(device) for x in arrays)
-
-    def sample(self, step: int) -> PointBatch:
-        """The points of one step, a function of (seed, step)."""
-        recipe = self.recipe
-
-        def draw(n: int, n_rows: int, stream: int) -> Tensor:
-            return draw_rows(self.seed, step, n, n_rows, self.points.device, stream, self.backend)
-
-        on, near = draw(recipe.point_batch, len(self.points), 0), draw(recipe.point_batch, recipe.near_pool, 1)
-        off = torch.cat([near, recipe.near_pool + draw(recipe.uniform_batch, recipe.uniform_pool, 2)])
-        return PointBatch(torch.cat([self.points[on], self.off[off]]), self.normals[on], self.signs[off])
-
-
-def make_off(cloud: PointCloud, recipe: PointRecipe, seed: int = 0) -> np.ndarray:
-    """Points off the surface [near_pool + uniform_pool, 3]: near it, normally distributed around the points, and
-    anywhere in the cube."""
-    generator = np.random.default_rng(seed)
-    index = generator.integers(len(cloud.points), size=recipe.near_pool)
-    reach = spread(cloud.points, recipe.point_neighbors)[index, None]
-    near = cloud.points[index] + reach * generator.normal(size=(recipe.near_pool, 3))
-    return np.concatenate([near.clip(0, 1), generator.random((recipe.uniform_pool, 3))])
-
-
-def spread(points: np.ndarray, k: int) -> np.ndarray:
-    """Distance [N] of each of the points [N, 3] to its ``k``-th neighbour: how far around it Gropp et al. (2020,
-    section 5) draw more."""
-    tree = optional_import("scipy.spatial").cKDTree(points)
-    return tree.query(points, k=[min(k, len(points) - 1) + 1], workers=-1)[0][:, 0]
-
-
-def signs(cloud: PointCloud, x: np.ndarray) -> np.ndarray:
-    """Sides [Q] of points [Q, 3] by the winding number of the oriented points (Barill et al. 2018): -1 inside, 1
-    outside, 0 where it does not say. A point stands for an eighth of the disc that reaches to its 8th neighbour."""
-    igl = optional_import("igl")
-    areas = np.pi * spread(cloud.points, 8) ** 2 / 8
-    winding = igl.fast_winding_number(cloud.points, cloud.normals, areas, x)
-    return (winding < 0.25) * 1.0 - (winding > 0.75)

@@ -6,42 +6,42 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hashgrid.data.generated import torus_knot
-from hashgrid.data.mesh import Mesh, Placement, load_mesh
+from hashgrid.data.mesh import Mesh, load_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.points import PointCloud, load_points
+from hashgrid.geometry.boxes import Placement
 from hashgrid.util.optional import optional_import
 
+Data = TypeVar("Data", bound=Mesh | PointCloud)
 GENERATED = Path("outputs") / "torus_knot.ply"
 
 
 @dataclass
 class Shape:
-    """A shape in the unit cube.
+    """A shape in the unit cube."""
 
-    Attributes:
-        path: of the file.
-        name: of the file.
-        placement: of the cube in the coordinates of the file.
-        mesh: the surface, where it is known.
-        cloud: points of it, where these are given.
-    """
-
-    path: Path
-    name: str
-    placement: Placement
-    mesh: Mesh | None = None
-    cloud: PointCloud | None = None
+    path: Path  # of the file
+    name: str  # of the file
+    placement: Placement  # of the cube in the coordinates of the file
+    mesh: Mesh | None = None  # the surface, where it is known
+    cloud: PointCloud | None = None  # points of it, where these are given
 
     @classmethod
     def of(cls, data: Mesh | PointCloud) -> Shape:
         """A mesh or points that did not come from a file."""
         mesh, cloud = (data, None) if isinstance(data, Mesh) else (None, data)
         return cls(Path(data.name), data.name, data.placement, mesh, cloud)
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint says of it, as JSON."""
+        kind, placement = "mesh" if self.cloud is None else "points", vars(self.placement)
+        return {"input": str(self.path.resolve()), "name": self.name, "kind": kind, "placement": placement}
 
     @property
     def what(self) -> str:
@@ -89,26 +89,46 @@ def load_shape(
     """
     if path is not None and points is not None:
         raise ValueError(f"`SOURCE` and `points` exclude each other, got {path} and {points}; use `truth` to compare")
+    data: Mesh | PointCloud
     if points is not None:
-        cloud = load_points(points, margin)
-        if placement is not None:
-            moved = placement.to_cube(cloud.placement.to_input(torch.from_numpy(cloud.points)).numpy())
-            cloud = PointCloud(moved, cloud.normals, placement, cloud.name)
-        mesh = None if truth is None else placed(load_mesh(truth, margin), cloud.placement)
-        return Shape(points, cloud.name, cloud.placement, mesh, cloud)
-    if path is None:
-        path = GENERATED
-        write_ply(path, *torus_knot())
-        print(f"no SOURCE given: fitting a generated shape, {path}", flush=True)
-    mesh = load_mesh(path, margin)
+        path, data = points, load_points(points, margin)
+    else:
+        if path is None:
+            path = GENERATED
+            write_ply(path, *torus_knot())
+            print(f"no SOURCE given: fitting a generated shape, {path}", flush=True)
+        data = load_mesh(path, margin)
     if placement is not None:
-        mesh = placed(mesh, placement)
+        data = placed(data, placement)
+    shape = dataclasses.replace(Shape.of(data), path=path)
     if truth is not None:
-        mesh = placed(load_mesh(truth, margin), mesh.placement)
-    return Shape(path, mesh.name, mesh.placement, mesh)
+        shape.mesh = placed(load_mesh(truth, margin), shape.placement)
+    return shape
 
 
-def placed(mesh: Mesh, placement: Placement) -> Mesh:
-    """The mesh in another placement of the cube."""
-    vertices = placement.to_cube(mesh.placement.to_input(torch.from_numpy(mesh.vertices)).numpy())
-    return dataclasses.replace(mesh, vertices=vertices, placement=placement)
+def recall_shape(
+    notes: dict[str, Any], path: Path | None, points: Path | None, truth: Path | None, margin: float
+) -> Shape:
+    """The shape that :meth:`Shape.notes` are of, from the files given or, without one, from its own, where that still
+    is; a shape without a surface if not. The cube is where it was."""
+    known, placement = Path(notes["input"]), noted_placement(notes)
+    if path is None and points is None and known.is_file() and notes["kind"] == "mesh":
+        path = known
+    if path is not None or (points is not None and points.is_file()):
+        return load_shape(path, points, truth, margin, placement)
+    print(f"{known} is not there: nothing to compare with; give SOURCE or --truth", flush=True)
+    mesh = None if truth is None else placed(load_mesh(truth), placement)
+    return Shape(known, notes["name"], placement, mesh)
+
+
+def noted_placement(notes: dict[str, Any]) -> Placement:
+    """The placement in :meth:`Shape.notes`."""
+    return Placement(tuple(notes["placement"]["origin"]), notes["placement"]["unit"])
+
+
+def placed(data: Data, placement: Placement) -> Data:
+    """The mesh or points in another placement of the cube."""
+    name = "vertices" if isinstance(data, Mesh) else "points"
+    moved = placement.from_file(data.placement.to_file(torch.from_numpy(getattr(data, name)))).numpy()
+    changes: dict[str, Any] = {name: moved, "placement": placement}
+    return dataclasses.replace(data, **changes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,17 +47,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class FusedRadiance:
-    """What the kernels take of a hash grid and two networks; see :func:`hashgrid.ops._ngp.render_rays`.
+    """What the kernels take of a hash grid and two networks; see :func:`hashgrid.ops._ngp.render_rays`."""
 
-    Attributes:
-        table: arguments of the hash grid.
-        networks: weights and options of the density and the colour network.
-        encode_directions: [R, 3] -> [R, E].
-    """
-
-    table: dict[str, Any]
-    networks: dict[str, Any]
-    encode_directions: Callable[[Tensor], Tensor]
+    table: dict[str, Any]  # arguments of the hash grid
+    networks: dict[str, Any]  # weights and options of the density and the colour network
+    encode_directions: Callable[[Tensor], Tensor]  # [R, 3] -> [R, E]
 
 
 class RadianceField(nn.Module):
@@ -66,20 +60,17 @@ class RadianceField(nn.Module):
 
     Args:
         aabb: [6] box the field covers, in the scene's coordinates.
-
-    Attributes:
-        Config: the class of its options.
-        recipe: options of training that differ from the task's.
-        sampler: name of where along a ray it is asked.
-        n_channels: of what is composited; the first three are sRGB colours.
-        coarse: another field, asked before to find where to ask this one; None for none.
     """
 
-    Config: ClassVar[type[Config]]
-    recipe: ClassVar[dict[str, Any]] = {}
-    sampler: ClassVar[str] = "occupancy"
-    n_channels: int = 3
-    coarse: RadianceField | None
+    Config: ClassVar[type[Config]]  # the class of its options
+    recipe: ClassVar[dict[str, Any]] = {}  # options of training that differ from the task's
+    sampler: ClassVar[str] = "occupancy"  # name of where along a ray it is asked
+    n_coarse: int = 64  # samples per ray of a sampler that knows of no empty space,
+    n_fine: int = 64  # and further ones of a finer look
+    # what it asks of rays it is trained on (``at.rays``), "camera" and "time"; others may know neither, and a grid of
+    # occupancy asks for densities at no time at all
+    needs: Collection[str] = ()
+    coarse: RadianceField | None  # another field, asked before to find where to ask this one; None for none
     aabb: Tensor
     inverse_extent: Tensor
 
@@ -108,11 +99,11 @@ class RadianceField(nn.Module):
         raise NotImplementedError
 
     def color(self, at: At, carry: Any) -> Tensor:
-        """sRGB colours (and further channels) [S, n_channels] of what ``density`` carried on."""
+        """sRGB colours, and further channels after them, [S, C] of what ``density`` carried on."""
         raise NotImplementedError
 
     def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
-        """Densities [S] and colours [S, n_channels]; ``kept`` is what :meth:`sketch` said of these samples."""
+        """Densities [S] and colours [S, C]; ``kept`` is what :meth:`sketch` said of these samples."""
         sigmas, carry = self.density(at)
         return sigmas, self.color(at, carry)
 
@@ -124,10 +115,6 @@ class RadianceField(nn.Module):
     def fused(self) -> FusedRadiance | None:
         """What kernels need that know this field as a whole; None for the general path."""
         return None
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """What :class:`hashgrid.optim.Adam` takes."""
-        return grid_groups(self, weight_decay)
 
 
 def _set_inverse_extent(field: RadianceField, *_: object) -> None:

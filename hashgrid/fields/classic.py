@@ -73,6 +73,7 @@ class Classic(RadianceField):
         super().__init__(aabb)
         dtype = DTYPES[fast_dtype(config.compute_dtype, backend, aabb.device)]
         n, depth = config.n_neurons, config.n_hidden_layers
+        self.n_coarse, self.n_fine = config.n_coarse, config.n_fine
 
         def mlp(n_in: int, n_out: int, n_hidden_layers: int, output: str = "none") -> FusedMLP:
             return FusedMLP(

@@ -64,7 +64,7 @@ def to_mesh(
         previous = None if slab is None else slab.last
         if slab is None:
             continue
-        found, triangles = _march(slab)
+        found, triangles = _march(slab.volume.numpy(), slab.mask.numpy())
         index = seam.join(found, slab.corner, len(slab.volume) - 1, n_vertices)
         new = index >= n_vertices
         vertices.append((found[new] + np.array(slab.corner, np.float32)) / np.float32(resolution))
@@ -76,21 +76,13 @@ def to_mesh(
 
 
 class _Lattice(NamedTuple):
-    """What is known before every point is looked at.
+    """What is known before every point is looked at."""
 
-    Attributes:
-        kept: blocks the surface may pass through [B, B, B].
-        active: these and their neighbours: marching cubes looks at them.
-        inside: the sign at the lower corners of the blocks and at the end of each axis [B + 1, B + 1, B + 1].
-        level: value of the surface.
-        unit: how much the field typically changes over a cell.
-    """
-
-    kept: Tensor
-    active: Tensor
-    inside: Tensor
-    level: float
-    unit: float
+    kept: Tensor  # blocks the surface may pass through [B, B, B]
+    active: Tensor  # these and their neighbours: marching cubes looks at them
+    inside: Tensor  # the sign at the lower corners of the blocks and at the end of each axis [B + 1, B + 1, B + 1]
+    level: float  # value of the surface
+    unit: float  # how much the field typically changes over a cell
 
 
 def _survey(field: Distance, resolution: int, level: float, lipschitz: float) -> _Lattice:
@@ -114,7 +106,8 @@ def _survey(field: Distance, resolution: int, level: float, lipschitz: float) ->
     fine.view(-1)[wanted] = _evaluate(field, points, resolution) - level
     inside.view(-1)[wanted] = _inside(fine, index, resolution).view(-1)[wanted]
     kept = _may_cross(fine, inside, steepest * BLOCK / resolution)
-    return _Lattice(kept, _dilate(kept), inside, level, typical / resolution)
+    active = torch.nn.functional.max_pool3d(kept[None].half(), 3, stride=1, padding=1)[0] > 0
+    return _Lattice(kept, active, inside, level, typical / resolution)
 
 
 def _slopes(values: Tensor, positions: Tensor) -> tuple[float, float]:
@@ -145,11 +138,6 @@ def _may_cross(values: Tensor, inside: Tensor, rise: float) -> Tensor:
     return (nearest <= rise * 3**0.5 / 2) | (some & ~every)
 
 
-def _dilate(blocks: Tensor) -> Tensor:
-    """The blocks [n, n, n] and all that touch them."""
-    return torch.nn.functional.max_pool3d(blocks[None].half(), 3, stride=1, padding=1)[0] > 0
-
-
 def _upsample(values: Tensor, factor: int) -> Tensor:
     """Every entry of [a, b, c] ``factor`` times along each axis."""
     for axis in range(3):
@@ -167,19 +155,12 @@ def _corners(blocks: Tensor, cells: int) -> Tensor:
 
 
 class _Slab(NamedTuple):
-    """A part of the cube, cropped to its active blocks.
+    """A part of the cube, cropped to its active blocks."""
 
-    Attributes:
-        volume: values [X, Y, Z] at lattice points, in [-REACH, REACH] units and never zero.
-        mask: which cells, named by their upper corner, to march through [X, Y, Z].
-        corner: lattice index of the first point.
-        last: values of the last layer over the whole cube [R + 1, R + 1], NaN where they are not known.
-    """
-
-    volume: Tensor
-    mask: Tensor
-    corner: tuple[int, int, int]
-    last: Tensor
+    volume: Tensor  # values [X, Y, Z] at lattice points, in [-REACH, REACH] units and never zero
+    mask: Tensor  # which cells, named by their upper corner, to march through [X, Y, Z]
+    corner: tuple[int, int, int]  # lattice index of the first point
+    last: Tensor  # values of the last layer over the whole cube [R + 1, R + 1], NaN where they are not known
 
 
 def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previous: Tensor | None) -> _Slab | None:
@@ -232,13 +213,12 @@ def _fill(
         part.masked_scatter_(mask, torch.where(values < 0, -size, size))
 
 
-def _march(slab: _Slab) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [v, 3] fp32 in cells from the slab's corner and faces [f, 3] of the surface in a slab."""
-    volume = slab.volume.numpy()
+def _march(volume: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [v, 3] fp32 in cells from the corner and faces [f, 3] of the surface in a volume."""
     if not volume.min() < 0 < volume.max():
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    measure = optional_import("skimage.measure")
-    found, faces, _, _ = measure.marching_cubes(volume, 0.0, gradient_direction="descent", mask=slab.mask.numpy())
+    marching_cubes = optional_import("skimage.measure").marching_cubes
+    found, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent", mask=mask)
     return np.ascontiguousarray(found, np.float32), faces.astype(np.int64)
 
 
@@ -247,22 +227,19 @@ class _Seam:
 
     def __init__(self, resolution: int) -> None:
         self._resolution = resolution
-        self._keys = np.zeros(0, np.int64)  # of the edges in the last layer, in order
-        self._index = np.zeros(0, np.int64)  # of their vertices
+        self._index = np.full(2 * (resolution + 1) ** 2, -1)  # of the vertices on edges of the last layer, by key
 
     def join(self, vertices: np.ndarray, corner: tuple[int, int, int], depth: int, n_before: int) -> np.ndarray:
         """Numbers of the vertices [v, 3] of a slab of ``depth`` cells after ``n_before`` others, new ones ascending."""
-        first, shared = self._edges(vertices, corner, 0)
-        place = np.searchsorted(self._keys, shared).clip(max=max(len(self._keys) - 1, 0))
-        met = self._keys[place] == shared if len(self._keys) else np.zeros(len(shared), bool)
-        old, place = first[met], place[met]
+        first, keys = self._edges(vertices, corner, 0)
+        met = self._index[keys] >= 0
         new = np.ones(len(vertices), bool)
-        new[old] = False
+        new[first[met]] = False
         index = np.cumsum(new) - 1 + n_before
-        index[old] = self._index[place]
+        index[first[met]] = self._index[keys[met]]
         last, keys = self._edges(vertices, corner, depth)
-        order = np.argsort(keys)
-        self._keys, self._index = keys[order], index[last[order]]
+        self._index.fill(-1)
+        self._index[keys] = index[last]
         return index
 
     def _edges(self, vertices: np.ndarray, corner: tuple[int, int, int], layer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -277,25 +254,29 @@ class _Seam:
 
 def n_components(faces: np.ndarray) -> int:
     """Into how many connected parts the faces [F, 3] fall."""
-    if len(faces) == 0:
-        return 0
-    sparse = optional_import("scipy.sparse")
-    n = int(faces.max()) + 1
-    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]]).astype(np.int32)
-    graph = sparse.coo_matrix((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, label = optional_import("scipy.sparse.csgraph").connected_components(graph, directed=False)
+    label = optional_import("igl").vertex_components(faces) if len(faces) else np.zeros(0)
     return len(np.unique(label[faces[:, 0]]))
 
 
+def device_of(field: Distance) -> torch.device:
+    """Where a field is asked: a function is on the CPU."""
+    return next(field.parameters()).device if isinstance(field, torch.nn.Module) else torch.device("cpu")
+
+
+def in_parts(function: Distance, points: Tensor, device: torch.device) -> Tensor:
+    """Values of a function at points [N, 3] on the CPU, which it is asked for on ``device``, not at all of them at
+    once."""
+    return torch.cat([function(part.to(device)).float().cpu() for part in points.split(CHUNK)])
+
+
 def _evaluate(field: Distance, points: Tensor, resolution: int | None = None) -> Tensor:
-    """Values [N] on the CPU, in chunks on the field's device, of points [N, 3], given as lattice indices where there is
-    a resolution; indices beyond it mean the side of the cube."""
-    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else points.device
-    parts = []
-    for part in points.split(CHUNK):
-        x = part.float() if resolution is None else part.float().div_(resolution).clamp_(max=1)
-        parts.append(field(x.to(device)).float().cpu())
-    values = torch.cat(parts) if parts else torch.empty(0)
+    """Values [N] on the CPU of points [N, 3], given as lattice indices where there is a resolution; indices beyond it
+    mean the side of the cube."""
+
+    def ask(x: Tensor) -> Tensor:
+        return field(x.float() if resolution is None else x.float().div_(resolution).clamp_(max=1))
+
+    values = in_parts(ask, points, device_of(field))
     if not bool(values.isfinite().all()):
         raise ValueError(f"the field must be finite, {int((~values.isfinite()).sum())} of {len(values)} values are not")
     return values

@@ -10,22 +10,40 @@ import torch
 from hashgrid.data.mesh import Mesh, euler_characteristic, is_watertight
 from hashgrid.data.shape import Shape
 from hashgrid.fields.distance import DistanceField
-from hashgrid.rendering.extract import n_components
-
-IOU_POINTS = 20_000  # of the running IoU, and
-IOU_SECONDS = 4.0  # time between two of them
+from hashgrid.rendering.extract import in_parts, n_components
 
 
-@torch.no_grad()
+class RunningIou:
+    """Intersection over union of what a field and a mesh call inside, on ``n`` uniform points of the mesh's box.
+
+    Args:
+        mesh: the truth.
+        n: points.
+        seed: of the points.
+        every: seconds between two looks at the field.
+    """
+
+    def __init__(self, mesh: Mesh, n: int = 20_000, seed: int = 4, every: float = 4.0) -> None:
+        low, high = mesh.bounds
+        self._points = low + torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * (high - low)
+        self._mesh, self._every, self._truth = mesh, every, torch.empty(0)
+        self._next, self._value = 0.0, float("nan")
+
+    @torch.no_grad()
+    def __call__(self, field: DistanceField, seconds: float = 0.0) -> float:
+        """What it is, or was at the last look; ``seconds`` have passed since the first one."""
+        if len(self._truth) == 0:
+            self._truth = torch.from_numpy(self._mesh.inside(self._points.double().numpy()))
+        if seconds >= self._next:
+            self._next = seconds + self._every
+            inside = in_parts(field, self._points, field.device) < 0
+            self._value = float((inside & self._truth).sum() / (inside | self._truth).sum().clamp(min=1))
+        return self._value
+
+
 def iou(field: DistanceField, mesh: Mesh, n: int = 1 << 20, seed: int = 1) -> float:
     """Intersection over union of what the field and the mesh call inside, on ``n`` uniform points of the mesh's box."""
-    generator = torch.Generator().manual_seed(seed)
-    low, high = mesh.bounds
-    points = low + torch.rand(n, 3, generator=generator) * (high - low)
-    device = field.device
-    inside = torch.cat([field(part.to(device)).cpu() < 0 for part in points.split(1 << 18)])
-    truth = torch.from_numpy(mesh.inside(points.double().numpy()))
-    return float((inside & truth).sum() / (inside | truth).sum().clamp(min=1))
+    return RunningIou(mesh, n, seed)(field)
 
 
 def compare_meshes(vertices: np.ndarray, faces: np.ndarray, mesh: Mesh, n: int = 1 << 17) -> dict[str, Any]:
@@ -65,16 +83,15 @@ def measure(field: DistanceField, vertices: np.ndarray, faces: np.ndarray, shape
     )
     ours = Mesh(vertices, faces, shape.placement, is_watertight(faces), "extracted") if len(faces) else None
     if shape.mesh is not None:
+        results |= compare_meshes(vertices, faces, shape.mesh)
+        results["euler_input"] = euler_characteristic(shape.mesh.faces)
         if shape.mesh.doubt:
             results["iou_missing"] = f"what is inside is a guess: {shape.mesh.doubt}"
         else:
             results["iou"] = iou(field, shape.mesh)
-        results |= compare_meshes(vertices, faces, shape.mesh)
-        results["euler_input"] = euler_characteristic(shape.mesh.faces)
     elif ours is not None:
         results |= {"watertight": ours.watertight, "euler": euler_characteristic(faces)}
-    surface = shape.mesh or ours
-    if surface is not None:
+    if (surface := shape.mesh or ours) is not None:
         results["eikonal_error"] = eikonal_error(field, surface)
     results["components"] = n_components(faces)
     if shape.cloud is not None and ours is not None:
@@ -96,23 +113,3 @@ def describe(results: dict[str, Any], n_faces: int) -> str:
     if "points_to_surface" in results:
         return f"points {results['points_to_surface']['mean']:.2e} from the surface; {surface}"
     return surface
-
-
-class RunningIou:
-    """A running estimate of the IoU with a mesh, on a few points of its box."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        low, high = mesh.bounds
-        self._points = low + torch.rand(IOU_POINTS, 3, generator=torch.Generator().manual_seed(4)) * (high - low)
-        self._mesh, self._truth = mesh, torch.empty(0)
-        self._next, self._value = 0.0, float("nan")
-
-    @torch.no_grad()
-    def __call__(self, field: DistanceField, seconds: float) -> float:
-        if len(self._truth) == 0:
-            self._truth = torch.from_numpy(self._mesh.inside(self._points.double().numpy()))
-        if seconds >= self._next:
-            self._next = seconds + IOU_SECONDS
-            inside = field(self._points.to(field.device)).cpu() < 0
-            self._value = float((inside & self._truth).sum() / (inside | self._truth).sum().clamp(min=1))
-        return self._value

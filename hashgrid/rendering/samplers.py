@@ -5,66 +5,70 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.nn import OccupancyGrid
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.rendering.composite import composite
 from hashgrid.train.profile import OCCUPANCY
+from hashgrid.util.config import Config
 
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 
 
 @dataclass
 class Rendered:
-    """What rays see, all that compositing knows.
+    """What rays see, all that compositing knows."""
 
-    Attributes:
-        colors: [R, C].
-        opacities: [R].
-        depths: [R], absolute distances, 0 where nothing was hit.
-        weights: [S] of the samples.
-        distortion: [R] (Barron et al. 2022, eq. 15).
-        samples: that count.
-        n_evaluated: samples whose density was asked for.
-        coarse: what a sampler saw on the way, to be trained, too; None for nothing.
-    """
-
-    colors: Tensor
-    opacities: Tensor
-    depths: Tensor
-    weights: Tensor
-    distortion: Tensor
-    samples: RaySamples
-    n_evaluated: int
-    coarse: Rendered | None = None
+    colors: Tensor  # [R, C]
+    opacities: Tensor  # [R]
+    depths: Tensor  # [R], absolute distances, 0 where nothing was hit
+    weights: Tensor  # [S] of the samples
+    distortion: Tensor  # [R] (Barron et al. 2022, eq. 15)
+    samples: RaySamples  # that count
+    n_evaluated: int  # samples whose density was asked for
+    coarse: Rendered | None = None  # what a sampler saw on the way, to be trained, too; None for nothing
 
     @property
     def n_samples(self) -> int:
         return self.samples.n_samples
 
 
+def look(
+    field: RadianceField,
+    rays: Rays,
+    samples: RaySamples,
+    early_stop_eps: float,
+    background: Tensor | None = None,
+    coarse: Rendered | None = None,
+) -> Rendered:
+    """What rays see of a field that is asked at all of their samples."""
+    unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
+    at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
+    composited = composite(*field.radiance(at), samples, early_stop_eps, background)
+    n_evaluated = samples.n_samples + (coarse.n_evaluated if coarse is not None else 0)
+    return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
+
+
+Jitter = tuple[int, int] | None  # (seed, step) of random places; None for the middles
+Found = tuple[RaySamples, Rendered | None]  # samples, and what was rendered to find them
+
+
 class Sampler(nn.Module):
-    """What every sampler can do.
+    """What every sampler can do."""
 
-    Attributes:
-        prunes: whether most of its samples are hidden, so that it pays to find out which before asking for colours.
-        early_stop_eps: transmittance below which nothing counts.
-    """
+    prunes = False  # whether most samples are hidden, so that it pays to find out which before asking for colours
+    early_stop_eps = 0.0  # transmittance below which nothing counts
 
-    prunes = False
-    early_stop_eps = 0.0
-
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
-        """Samples of the rays, and what was rendered to find them. ``jitter`` is (seed, step) of random places."""
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
+        """Samples of the rays, and what was rendered to find them."""
         raise NotImplementedError
 
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
@@ -72,24 +76,18 @@ class Sampler(nn.Module):
 
 
 @dataclass(frozen=True)
-class OccupancyUpdates:
-    """How often an occupancy grid looks at the field.
+class SamplerConfig(Config):
+    """Where along its rays a field is asked, and how an occupancy grid follows it."""
 
-    Attributes:
-        seed: of what is random.
-        interval: steps between two updates.
-        warmup_steps: the time is not looked at before.
-        uniform: share of all cells that is evaluated, and
-        occupied: as many of the occupied ones.
-        time_share: of a run, at most.
-    """
-
-    seed: int = 0
-    interval: int = 16
-    warmup_steps: int = 256
-    uniform: float = 1 / 16
-    occupied: float = 1 / 16
-    time_share: float = 0.08
+    sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine"] = "auto"  # where a field is asked; its own
+    steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
+    early_stop_eps: float = 1e-4  # transmittance below which nothing counts
+    occupancy_resolution: int = 128  # cells per axis
+    occupancy_interval: int = 16  # steps between two updates
+    occupancy_warmup_steps: int = 256  # the time share is not looked at before
+    occupancy_uniform: float = 1 / 16  # share of all cells evaluated per update; 1/4 on a GPU
+    occupancy_occupied: float = 1 / 16  # as many of the occupied ones
+    occupancy_time_share: float = 0.08  # of a run, at most
 
 
 class OccupancySampler(Sampler):
@@ -100,8 +98,8 @@ class OccupancySampler(Sampler):
         step_size: smallest step, in units of length.
         cone_angle: growth of the step with the distance; 0 for a bounded scene.
         near: no sample before this distance.
-        early_stop_eps: transmittance below which nothing counts.
-        updates: how often the grid looks at the field.
+        config: how often the grid looks at the field, and when a ray ends.
+        seed: of the cells that are looked at.
 
     Attributes:
         seconds: spent on updates, float64 [1].
@@ -116,34 +114,33 @@ class OccupancySampler(Sampler):
         step_size: float,
         cone_angle: float = 0.0,
         near: float = 0.0,
-        early_stop_eps: float = 1e-4,
-        updates: OccupancyUpdates = OccupancyUpdates(),  # noqa: B008
+        config: SamplerConfig = SamplerConfig(),  # noqa: B008
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.grid, self.step_size, self.cone_angle, self.near = grid, step_size, cone_angle, near
-        self.early_stop_eps, self.updates = early_stop_eps, updates
+        self.early_stop_eps, self.config, self.seed = config.early_stop_eps, config, seed
         self.register_buffer("seconds", torch.zeros(1, dtype=torch.float64))
 
     def march_arguments(self) -> dict[str, Any]:
         """How rays are cut into samples."""
         return {"step_size": self.step_size, "cone_angle": self.cone_angle, "near": self.near}
 
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         seed, step = jitter if jitter is not None else (None, 0)
         return self.grid.march(rays.origins, rays.directions, **self.march_arguments(), seed=seed, step=step), None
 
     @torch.no_grad()
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
-        updates = self.updates
-        if step % updates.interval != 0:
+        config = self.config
+        if step % config.occupancy_interval != 0:
             return
-        if step >= updates.warmup_steps and float(self.seconds) > updates.time_share * max(seconds, 1e-9):
+        share = config.occupancy_time_share
+        if step >= config.occupancy_warmup_steps and float(self.seconds) > share * max(seconds, 1e-9):
             return
         begin = time.perf_counter()
         with record_function(OCCUPANCY):
-            cells = self.grid.choose_cells(step, updates.seed, 0, updates.uniform, updates.occupied)
+            cells = self.grid.choose_cells(step, self.seed, 0, config.occupancy_uniform, config.occupancy_occupied)
             self.grid.raise_cells(cells, self._thickness(field, cells, step))
         self.seconds += time.perf_counter() - begin
 
@@ -155,13 +152,11 @@ class OccupancySampler(Sampler):
         parts = cells.split(REFERENCE_CELLS) if grid.backend == "reference" or fused is None else (cells,)
         values = []
         for part in parts:
-            where = part, grid.aabb, grid.resolution, grid.n_cascades, self.updates.seed, step
+            where = part, grid.aabb, grid.resolution, grid.n_cascades, self.seed, step
             if fused is not None:
-                density = {"weights": fused.networks["density_weights"]}
-                density["compute_dtype"] = fused.networks["compute_dtype"]
-                values.append(
-                    ops.occupancy_values(*where, field.aabb, **fused.table, **density, step_size=self.step_size)
-                )
+                network = {"weights": fused.networks["density_weights"], "step_size": self.step_size}
+                network["compute_dtype"] = fused.networks["compute_dtype"]
+                values.append(ops.occupancy_values(*where, field.aabb, **fused.table, **network))
                 continue
             points = ops.occupancy_points(*where)
             no_rays = Rays(points, points)  # densities do not depend on the direction
@@ -185,12 +180,10 @@ class StratifiedSampler(Sampler):
         super().__init__()
         self.n_samples, self.near, self.backend = n_samples, near, backend
 
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         return self.pack(self.edges(rays, field, jitter)), None
 
-    def edges(self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None) -> Tensor:
+    def edges(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Tensor:
         """Ends of the intervals [R, n + 1], in the middle of which a field is asked."""
         entry, leave = backend_ops(self.backend).ray_aabb(rays.origins, rays.directions, field.aabb)
         entry = entry.clamp(min=self.near)
@@ -228,32 +221,20 @@ class CoarseToFineSampler(StratifiedSampler):
         super().__init__(n_coarse, near, backend)
         self.n_fine = n_fine
 
-    def forward(
-        self, rays: Rays, field: RadianceField, jitter: tuple[int, int] | None
-    ) -> tuple[RaySamples, Rendered | None]:
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         edges = self.edges(rays, field, jitter)
-        samples = self.pack(edges)
-        coarse = field.coarse or field
-        unit_o, unit_d = coarse.unit(rays.origins), coarse.unit_direction(rays.directions)
-        at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
-        colors, opacities, depths, weights, distortion = composite(
-            *coarse.radiance(at), samples, early_stop_eps=self.early_stop_eps
-        )
-        seen = Rendered(colors, opacities, depths, weights, distortion, samples, samples.n_samples)
-        fine = self.resample(edges, weights.detach().view(len(rays), self.n_samples), jitter)
+        seen = look(field.coarse or field, rays, self.pack(edges), self.early_stop_eps)
+        fine = self.resample(edges, seen.weights.detach().view(len(rays), self.n_samples), jitter)
         return self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values), seen if field.coarse else None
 
-    def resample(self, edges: Tensor, weights: Tensor, jitter: tuple[int, int] | None) -> Tensor:
+    def resample(self, edges: Tensor, weights: Tensor, jitter: Jitter) -> Tensor:
         """Places [R, n_fine] distributed as the weights [R, n] of the intervals between edges [R, n + 1]."""
         mass = weights + 1e-5
         steps = torch.cumsum(mass / mass.sum(dim=1, keepdim=True), dim=1)
         steps = torch.nn.functional.pad(steps, (1, 0))
-        u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(len(edges), self.n_fine)
-        if jitter is None:
-            u = u + 0.5
-        else:
-            seed, step = jitter
-            u = u + uniform((seed + 1, step), (len(edges), self.n_fine), edges, self.backend)
+        shape = len(edges), self.n_fine
+        u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(shape)
+        u = u + (0.5 if jitter is None else uniform((jitter[0] + 1, jitter[1]), shape, edges, self.backend))
         u = (u / self.n_fine).contiguous()
         above = torch.searchsorted(steps.contiguous(), u, right=True).clamp(1, steps.shape[1] - 1)
         low, high = steps.gather(1, above - 1), steps.gather(1, above)
@@ -262,23 +243,20 @@ class CoarseToFineSampler(StratifiedSampler):
 
 
 def make_sampler(
-    name: str,
-    grid: OccupancyGrid,
-    *,
-    step_size: float,
-    cone_angle: float,
-    near: float,
-    early_stop_eps: float,
-    updates: OccupancyUpdates,
-    n_samples: int,
-    n_fine: int,
+    config: SamplerConfig, field: RadianceField, scene: Scene, seed: int = 0, backend: str = "native"
 ) -> Sampler:
-    """The sampler called ``name``; each takes what it needs of the rest."""
-    if name == "occupancy":
-        return OccupancySampler(grid, step_size, cone_angle, near, early_stop_eps, updates)
+    """The sampler of a field in a normalised scene, on the field's device: that of the field unless ``config`` says
+    otherwise. An occupancy grid knows from the start what no training view sees; ``seed`` is of the cells it looks at.
+    """
+    name = field.sampler if config.sampler == "auto" else config.sampler
+    if name == "coarse_to_fine":
+        return CoarseToFineSampler(field.n_coarse, field.n_fine, scene.near, backend)
     if name == "stratified":
-        return StratifiedSampler(n_samples, near, grid.backend)
-    return CoarseToFineSampler(n_samples, n_fine, near, grid.backend)
+        return StratifiedSampler(field.n_coarse, scene.near, backend)
+    grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train
+    grid.to(field.aabb.device).mark_invisible_cells(train.c2w, train.intrinsics, train.sizes, near=scene.near)
+    step_size = float((scene.aabb[3:] - scene.aabb[:3]).max()) * 3**0.5 / config.steps_per_diagonal
+    return OccupancySampler(grid, step_size, scene.cone_angle, scene.near, config, seed).to(field.aabb.device)
 
 
 def uniform(jitter: tuple[int, int], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:

@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.shape import Shape
+from hashgrid.fields.distance import DistanceField
+from hashgrid.geometry.boxes import Placement
 from hashgrid.geometry.cameras import UP, framing
-from hashgrid.rendering.extract import CHUNK, Distance
+from hashgrid.rendering.extract import Distance, device_of, in_parts, to_mesh
 from hashgrid.rendering.surface import render
+from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_write_image, to_uint8
-from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import with_scale, write_video
 
 LINE = 0.05  # between level lines
 INSIDE = torch.tensor([[0.44, 0.62, 0.80], [0.10, 0.22, 0.42]])  # at the surface and deep inside
 OUTSIDE = torch.tensor([[0.99, 0.93, 0.80], [0.88, 0.66, 0.44]])  # at the surface and far outside
+
+
+@dataclass(frozen=True)
+class PictureConfig(Config):
+    """What is made of a distance field to be looked at."""
+
+    resolution: int = 256  # cells per side of the extracted mesh
+    mesh_format: Literal["ply", "glb"] = "ply"  # of the extracted mesh
+    up: Literal["auto", "x", "y", "z"] = "auto"  # axis that is up in pictures; auto is z for STL, else y
+    image_size: int = 640  # pixels per side of the stills
+    video: bool = True  # write a turntable
+    n_frames: int = 48  # of the turntable
+    video_size: int = 400  # pixels per side of the turntable; even
+
+    def check(self) -> None:
+        super().check()
+        for name in ("resolution", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.video_size < 2 or self.video_size % 2:
+            raise ValueError(f"`video_size` must be even, got {self.video_size}")
 
 
 def write_views(
@@ -33,77 +58,75 @@ def write_views(
     what: str = "mesh",
     backend: str = "native",
 ) -> float:
-    """Writes ``render.png``, ``normals.png``, ``error.png`` (with a truth) and all of them side by side, ``strip.png``.
-
-    Args:
-        out: folder.
-        field: distances [N] of points [N, 3].
-        points: [N, 3] in the cube; the picture is framed on them.
-        up: axis that is up, "x", "y" or "z".
-        size: pixels per side.
-        truth: distances [N] of points [N, 3] to what the field was made from, and
-        what: the name of that.
-        backend: of the tracing.
+    """Writes ``render.png``, ``normals.png``, ``error.png`` (with a truth) and all of them side by side, ``strip.png``,
+    [size, size] pixels each, framed on ``points`` [N, 3] in the cube. ``truth`` gives distances [N] of points [N, 3] to
+    the ``what`` that the field was made from.
 
     Returns:
         The distance that ``error.png`` shows darkest, in sides of the cube; 0 without a truth.
     """
     camera = framing(points, (size, size), up=up)
-    floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
-    picture = render(field, camera, box_around(points), up, floor, truth=truth, backend=backend)
+    picture = render(field, camera, *_stage(points, up), truth=truth, backend=backend)
     panels = {"render": picture.shading, "normals": picture.normals}
     if picture.error is not None:
-        panels["error"] = with_scale(
-            picture.error, picture.error_scale, f"distance to the {what}, in sides of the cube"
-        )
+        scale = f"distance to the {what}, in sides of the cube"
+        panels["error"] = with_scale(picture.error, picture.error_scale, scale)
     for name, image in panels.items():
         atomic_write_image(out / f"{name}.png", image)
     atomic_write_image(out / "strip.png", torch.cat([torch.from_numpy(to_uint8(x)) for x in panels.values()], dim=1))
     return picture.error_scale
 
 
+def write_surface(
+    out: Path, field: DistanceField, placement: Placement, config: PictureConfig
+) -> tuple[Path, Tensor, Tensor]:
+    """Writes ``mesh.ply`` or ``.glb``, in the coordinates of the input, and ``slice.png``.
+
+    Returns:
+        The file, and the mesh: vertices [V, 3] in the cube and faces [F, 3].
+    """
+    vertices, faces = to_mesh(field, config.resolution)
+    normals = in_parts(field.normals, vertices, field.device)
+    path = out / f"mesh.{config.mesh_format}"
+    write_mesh(path, placement.to_file(vertices).numpy(), faces.numpy(), normals.numpy())
+    atomic_write_image(out / "slice.png", slice_image(field))
+    return path, vertices, faces
+
+
 def write_pictures(
-    out: Path,
-    field: Distance,
-    points: Tensor,
-    up: str,
-    size: int,
-    n_frames: int,
-    video_size: int,
-    shape: Shape,
-    backend: str = "native",
+    out: Path, field: Distance, vertices: Tensor, shape: Shape, config: PictureConfig, backend: str
 ) -> dict[str, Any]:
-    """Writes the stills of :func:`write_views` and a turntable of ``n_frames``, none for 0.
+    """Writes the stills of :func:`write_views` of a field with the surface ``vertices`` [V, 3], and a turntable.
 
     Returns:
         Seconds for both, and the scale of ``error.png``.
     """
-    begin = time.perf_counter()
-    scale = write_views(out, field, points, up, size, shape.distance(), shape.what, backend)
-    stills = time.perf_counter() - begin
-    if n_frames:
-        frames = turntable(field, points, up, n_frames, video_size, backend)
-        bar = optional_import("tqdm").tqdm(frames, total=n_frames, desc="turntable", unit="frame")
-        write_video(out / "turntable.mp4", bar)
-    seconds = time.perf_counter() - begin - stills if n_frames else None
+    begin, up = time.perf_counter(), config.up
+    if up == "auto":
+        up = "z" if shape.path.suffix.lower() == ".stl" else "y"
+    points = vertices if shape.mesh is None else torch.from_numpy(shape.mesh.vertices).float()
+    scale = write_views(out, field, points, up, config.image_size, shape.distance(), shape.what, backend)
+    stills, seconds = time.perf_counter() - begin, None
+    if config.video and config.n_frames:
+        frames = turntable(field, points, up, config.n_frames, config.video_size, backend)
+        write_video(out / "turntable.mp4", frames, n_frames=config.n_frames)
+        seconds = time.perf_counter() - begin - stills
     return {"error_scale": scale, "seconds": stills, "turntable_seconds": seconds}
 
 
-def box_around(points: Tensor, margin: float = 0.01) -> Tensor:
-    """The box [6] of points [N, 3], larger by a margin, within the unit cube."""
-    return torch.cat([points.amin(0) - margin, points.amax(0) + margin]).float().clamp(0, 1)
+def _stage(points: Tensor, up: str) -> tuple[Tensor, str, float]:
+    """The box [6] of points [N, 3], a little larger, within the unit cube; the axis that is up, and the floor on it."""
+    box = torch.cat([points.amin(0) - 0.01, points.amax(0) + 0.01]).float().clamp(0, 1)
+    return box, up, float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
 
 
 def turntable(
     field: Distance, points: Tensor, up: str = "y", n_frames: int = 48, size: int = 400, backend: str = "native"
 ) -> Iterator[Tensor]:
     """Frames [size, size, 3] of a field seen from all around, without cast shadows: they cost more than the rest."""
-    floor = float(points.double().amin(0) @ torch.tensor(UP[up], dtype=torch.float64))
     for frame in range(n_frames):
-        azimuth = 145.0 + 360.0 * frame / n_frames
-        camera = framing(points, (size, size), azimuth=azimuth, up=up, turn=True)
-        picture = render(field, camera, box_around(points), up, floor, supersample=1, shadows=False, backend=backend)
-        yield picture.shading
+        camera = framing(points, (size, size), azimuth=145.0 + 360.0 * frame / n_frames, up=up, turn=True)
+        yield render(field, camera, *_stage(points, up), supersample=1, shadows=False, backend=backend).shading
 
 
 @torch.no_grad()
@@ -117,12 +140,10 @@ def slice_image(field: Distance, resolution: int = 512) -> Tensor:
     vertical, horizontal = torch.meshgrid(axis.flip(0), axis, indexing="ij")
     half = torch.full_like(vertical, 0.5)
     planes = [(half, vertical, horizontal), (horizontal, half, vertical), (horizontal, vertical, half)]
-    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else half.device
     images = []
     for plane in planes:
-        points = torch.stack(plane, dim=-1).view(-1, 3)
-        values = [field(part.to(device)).float().cpu() for part in points.split(CHUNK)]
-        images.append(level_lines(torch.cat(values).view(resolution, resolution)))
+        values = in_parts(field, torch.stack(plane, dim=-1).view(-1, 3), device_of(field))
+        images.append(level_lines(values.view(resolution, resolution)))
     gap = torch.ones(resolution, max(2, resolution // 64), 3)
     return torch.cat([images[0], gap, images[1], gap, images[2]], dim=1)
 

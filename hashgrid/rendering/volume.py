@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hashgrid.data.scene import Scene
 from hashgrid.fields.base import Kept, RadianceField
-from hashgrid.geometry.cameras import Cameras
+from hashgrid.geometry.cameras import Cameras, orbit
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
 from hashgrid.rendering.composite import composite
-from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
+from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler, look
+from hashgrid.util.pictures import write_video
+
+Pixels = tuple[Tensor, Tensor, Tensor]  # colours, opacities, depths
 
 
 def render(
@@ -33,53 +37,14 @@ def render(
         jitter: (seed, step) of the random places of samples; None for none.
     """
     samples, coarse = sampler(rays, field, jitter)
-    kept, n_evaluated = None, samples.n_samples
-    if sampler.prunes:
-        # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
-        # the backward pass, two thirds of a step, on the samples that count.
-        samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
-        at = At(rays, lambda: kept.column(0), samples.ray_indices)  # type: ignore[union-attr]
-    else:
-        unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
-        at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
-    sigmas, colors = field.radiance(at, kept)
-    n_evaluated += coarse.n_evaluated if coarse is not None else 0
-    colors, opacities, depths, weights, distortion = composite(
-        sigmas, colors, samples, early_stop_eps=sampler.early_stop_eps, background=background
-    )
-    return Rendered(colors, opacities, depths, weights, distortion, samples, n_evaluated, coarse)
-
-
-@torch.no_grad()
-def _visible(
-    field: RadianceField,
-    samples: RaySamples,
-    rays: Rays,
-    early_stop_eps: float,
-    to_train: bool,
-    first_window: int,
-    growth: int,
-) -> tuple[RaySamples, Kept, int]:
-    unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
-    sigmas = rays.origins.new_zeros(samples.n_samples)
-    row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=sigmas.device)
-    begin, length, n_evaluated = 0, first_window, 0
-    windows: list[tuple[Tensor, ...]] = []
-    while True:
-        index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
-        if index.shape[0] == 0 and windows:
-            break
-        at = At(rays, unit, lambda index=index: samples.ray_indices.index_select(0, index))  # type: ignore[misc]
-        densities, window = field.sketch(at, to_train)
-        windows.append(window)
-        sigmas.scatter_(0, index, densities)
-        n_so_far = n_evaluated + index.shape[0]
-        row_of.scatter_(0, index, torch.arange(n_evaluated, n_so_far, device=index.device))
-        n_evaluated = n_so_far
-        begin, length = begin + length, growth * length
-    seen, index = samples.visible(sigmas, early_stop_eps)
-    kept = Kept(windows, row_of.index_select(0, index), sigmas.index_select(0, index), to_train)
-    return seen, kept, n_evaluated
+    if not sampler.prunes:
+        return look(field, rays, samples, sampler.early_stop_eps, background, coarse)
+    # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
+    # the backward pass, two thirds of a step, on the samples that count.
+    samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
+    at = At(rays, lambda: kept.column(0), samples.ray_indices)
+    composited = composite(*field.radiance(at, kept), samples, sampler.early_stop_eps, background)
+    return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
 
 
 def visible(
@@ -96,13 +61,32 @@ def visible(
     opaque stop, so that little of what lies behind surfaces is evaluated: of 133 000 samples of a training step on a
     chair 50 000, of which 28 000 are seen.
     """
-    return _visible(field, samples, rays, early_stop_eps, torch.is_grad_enabled(), first_window, growth)
+    to_train = torch.is_grad_enabled()
+    with torch.no_grad():
+        unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
+        sigmas = rays.origins.new_zeros(samples.n_samples)
+        row_of = torch.empty(samples.n_samples, dtype=torch.int64, device=sigmas.device)
+        begin, length, n_evaluated = 0, first_window, 0
+        windows: list[tuple[Tensor, ...]] = []
+        while True:
+            index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
+            if index.shape[0] == 0 and windows:
+                break
+            at = At(rays, unit, lambda index=index: samples.ray_indices.index_select(0, index))  # type: ignore[misc]
+            densities, window = field.sketch(at, to_train)
+            windows.append(window)
+            sigmas.scatter_(0, index, densities)
+            n_so_far = n_evaluated + index.shape[0]
+            row_of.scatter_(0, index, torch.arange(n_evaluated, n_so_far, device=index.device))
+            n_evaluated = n_so_far
+            begin, length = begin + length, growth * length
+        seen, index = samples.visible(sigmas, early_stop_eps)
+        kept = Kept(windows, row_of.index_select(0, index), sigmas.index_select(0, index), to_train)
+    return seen, kept, n_evaluated
 
 
 @torch.no_grad()
-def render_pixels(
-    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def render_pixels(field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor) -> Pixels:
     """Colour [R, C], opacity [R] and depth [R] of rays before ``background`` [C] or [R, C]. On a GPU a field that can
     be fused comes from one kernel, and the host waits for nothing; on the CPU, where products are what costs, colours
     are computed for visible samples only."""
@@ -113,9 +97,7 @@ def render_pixels(
 
 
 @torch.no_grad()
-def render_pixels_in_one(
-    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def render_pixels_in_one(field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor) -> Pixels:
     """As :func:`render_pixels`, by the op that marches, asks the field and composites at once."""
     fused = field.fused()
     assert fused is not None and isinstance(sampler, OccupancySampler)
@@ -141,14 +123,8 @@ def in_one_kernel(field: RadianceField, sampler: Sampler) -> bool:
 
 @torch.no_grad()
 def render_image(
-    field: RadianceField,
-    sampler: Sampler,
-    cameras: Cameras,
-    view: int,
-    background: Tensor,
-    chunk: int | None = None,
-    on_chunk: Callable[[], None] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    field: RadianceField, sampler: Sampler, cameras: Cameras, view: int, background: Tensor, chunk: int | None = None
+) -> Pixels:
     """Colour [H, W, C], opacity [H, W] and depth [H, W] of one camera, on the field's device.
 
     Args:
@@ -156,19 +132,22 @@ def render_image(
         view: number of the camera.
         background: [C].
         chunk: rays at a time; None for as many as suit the device.
-        on_chunk: called after each chunk.
     """
     device = field.aabb.device
     if chunk is None:
         chunk = 1 << 12 if device.type == "cpu" else 1 << 20 if in_one_kernel(field, sampler) else 1 << 17
     width, height = cameras.size(view)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[Pixels] = []
     for start in range(0, width * height, chunk):
-        pixel = torch.arange(start, min(start + chunk, width * height), device=device)
-        views = torch.full_like(pixel, view)
-        rays = Rays(*cameras.rays(views, pixel % width, pixel // width), camera=views)
-        parts.append(render_pixels(field, sampler, rays, background))
-        if on_chunk is not None:
-            on_chunk()
+        parts.append(render_pixels(field, sampler, cameras.view_rays(view, start, start + chunk), background))
     colors, opacities, depths = (torch.cat(part) for part in zip(*parts, strict=True))
     return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)
+
+
+def write_flight(
+    path: Path, field: RadianceField, sampler: Sampler, scene: Scene, background: Tensor, n_frames: int = 48
+) -> None:
+    """Writes a video of a flight around a scene, before ``background`` [3]."""
+    cameras, background = orbit(scene.train, scene.up, n_frames).to(field.aabb.device), background.to(field.aabb.device)
+    frames = (render_image(field, sampler, cameras, view, background)[0] for view in range(n_frames))
+    write_video(path, frames, n_frames=n_frames)

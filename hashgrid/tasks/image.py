@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hashgrid.data.images import load_photo
-from hashgrid.fields.base import grid_groups
 from hashgrid.fields.coordinate import CoordinateConfig, CoordinateField
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Step
-from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.metrics import psnr
 from hashgrid.util.pictures import colorize
@@ -29,43 +26,40 @@ ERROR_SCALE = 0.1  # mean absolute error that is shown brightest
 class ImageConfig(RunConfig):
     """Defaults of image fitting: Instant-NGP's recipe (Müller et al. 2022) with a batch for a few CPU cores."""
 
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": {"mlp": CoordinateConfig}}
+    fields = {"mlp": CoordinateField}
     default_steps = 2000
 
     field: CoordinateConfig = CoordinateConfig(max_resolution=0)
     batch: int = 1 << 15  # pixels per step
-    learning_rate: float = 1e-2
-    final_learning_rate: float = 1e-4
-    weight_decay: float = 1e-6  # of the network
+    learning_rate: float = 1e-2  # after the first steps
+    final_learning_rate: float = 1e-4  # at the end of a run
     allow_huge: bool = False  # read photos of more than 179 million pixels
 
 
-class Image(Command):
+class Image(Task):
     """Fits a field to a photo [H, W, 3] of sRGB colours in [0, 1]."""
 
     name = "image"
     Config = ImageConfig
     summary = "Fits colour as a function of position to a photo, and writes what was learned and where it errs."
     source_help = "photo"
-    packages = ("PIL", "imageio.v3", "safetensors", "tqdm")
+    packages = ("PIL", "imageio.v3")
     config: ImageConfig
 
     def __init__(self, config: ImageConfig, image: Tensor, photo: Path = Path("image")) -> None:
-        config = config.on_device()
         self.photo, self.image = photo, image
         self.height, self.width = image.shape[:2]
         if config.field.max_resolution == 0:  # cells of half a pixel less would be noise
             finest = max(self.width, self.height) // 2
             config = config.replace(max_resolution=max(finest, config.field.base_resolution))
-        self.config = config
-        torch.manual_seed(config.seed)
-        self.model: nn.Module = CoordinateField(config.field, 2, 3, config.backend).to(config.device)
+        super().__init__(config)
+        config = self.config
+        self.model = CoordinateField(config.field, 2, 3, config.backend).to(config.device)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, power=2.0, warmup_steps=0)
         self.pixels = image.reshape(-1, 3).to(self.device)
 
     @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Image:
-        assert isinstance(config, ImageConfig)
+    def make(cls, config: ImageConfig, source: Path | None, notes: dict[str, Any]) -> Image:
         source = Path(notes["photo"]) if source is None and "photo" in notes else source
         if source is None:
             raise ValueError("`SOURCE` must be a photo, got none")
@@ -73,9 +67,6 @@ class Image(Command):
 
     def describe(self) -> str:
         return f"{self.photo.name}: {self.width}x{self.height}"
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return grid_groups(self.model, self.config.weight_decay)
 
     def notes(self) -> dict[str, Any]:
         return {"photo": str(self.photo.resolve())}
@@ -87,9 +78,6 @@ class Image(Command):
         loss = nn.functional.mse_loss(self.model(self._centres(index)), self.pixels[index])
         return Step(loss, {"mse": loss.detach()}, {"samples": config.batch})
 
-    def headline(self, progress: Progress) -> str:
-        return f"loss {progress.loss:.2e} PSNR {progress.psnr:.2f} dB"
-
     @torch.no_grad()
     def reconstruct(self) -> Tensor:
         """The image [H, W, 3] that was learned, clipped to [0, 1], on the CPU."""
@@ -99,14 +87,12 @@ class Image(Command):
             image[start : start + CHUNK] = self.model(self._centres(pixel))
         return image.clamp_(0, 1).view(self.height, self.width, 3)
 
-    def evaluate(
-        self, out: Path, progress: Progress, curve: list[dict[str, float]], interrupted: bool
-    ) -> dict[str, Any]:
+    def evaluate(self, report: Report) -> dict[str, Any]:
         rendered = self.reconstruct()
-        result = float(psnr(rendered, self.image))
-        atomic_write_image(out / "reconstruction.png", rendered)
-        atomic_write_image(out / "error.png", error_map(rendered, self.image))
-        print(f"{self.describe()}, {progress.step} steps in {progress.seconds:.1f} s, PSNR {result:.2f} dB", flush=True)
+        result = psnr(rendered, self.image)
+        atomic_write_image(report.out / "reconstruction.png", rendered)
+        atomic_write_image(report.out / "error.png", error_map(rendered, self.image))
+        report.say(f"{self.describe()}, PSNR {result:.2f} dB")
         return {"photo": str(self.photo), "width": self.width, "height": self.height, "psnr": result}
 
     def _centres(self, pixel: Tensor) -> Tensor:

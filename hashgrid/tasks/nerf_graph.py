@@ -13,7 +13,7 @@ from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler
-from hashgrid.train.loop import Progress, Reading
+from hashgrid.train.task import Progress, Step, Stepper
 
 if TYPE_CHECKING:
     from hashgrid.tasks.nerf import Nerf
@@ -24,7 +24,7 @@ FILL = 0.9
 N_EAGER = 3
 
 
-class FixedStep:
+class FixedStep(Stepper):
     """Steps of exactly ``config.target_samples`` samples.
 
     Whatever changes from step to step, the number of rays included, lives in tensors on the model's device, and random
@@ -39,6 +39,8 @@ class FixedStep:
         n_rays: int64 [1], rays of the next step.
     """
 
+    task: Nerf
+
     def __init__(self, task: Nerf, optimizer: Adam) -> None:
         if not isinstance(task.model, Ngp) or not isinstance(task.sampler, OccupancySampler):
             raise ValueError(
@@ -46,9 +48,9 @@ class FixedStep:
                 " choose `--no-fixed-size`"
             )
         config = task.config
-        self.task, self.config, self.optimizer = task, config, optimizer
-        self.model, self.sampler = task.model, task.sampler
-        self.read_every = config.occupancy_interval
+        super().__init__(task, optimizer)
+        self.config, self.model, self.sampler = config, task.model, task.sampler
+        self.read_every = config.sampling.occupancy_interval
         self.device = task.device
         self.views = task.views if task.views.data.device == self.device else None
         self.seed = torch.tensor([config.seed], device=self.device)
@@ -56,9 +58,8 @@ class FixedStep:
         self.n_rays = task.n_rays.to(self.device, copy=True)
         # loss, squared error, rays and samples in all steps since they were last read
         self.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self.fed = (
-            [torch.zeros(config.max_rays, n, device=self.device) for n in (3, 3, 4, 3)] if self.views is None else []
-        )
+        widths = (3, 3, 4, 3) if self.views is None else ()
+        self.fed = [torch.zeros(config.max_rays, width, device=self.device) for width in widths]
         self.n_fed = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._n_eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -68,8 +69,7 @@ class FixedStep:
     def run(self, progress: Progress) -> None:
         """One step. On a GPU the first few run as they are, the next one is recorded, and replayed from then on."""
         if self.views is None:
-            n = min(2 * int(self.task.n_rays), self.config.max_rays)
-            self.feed(*self.task.views.sample_rays(n, self.config.seed, progress.step, self.config.backend))
+            self._feed(progress.step)
         if self._graph is not None and self.model.grid.table.grad is not self._grad:
             self._drop_graph()
         if self._graph is not None:
@@ -103,29 +103,30 @@ class FixedStep:
     def _drop_graph(self) -> None:
         self._graph, self._grad, self._n_eager = None, None, 0
 
-    def feed(self, *batch: Tensor) -> None:
-        """Replaces the rays of the next step, for images that do not fit on the device: what :meth:`Views.sample_rays`
-        gives. The step takes no more than these."""
-        for target, source in zip(self.fed, batch, strict=True):
-            target[: len(source)].copy_(source, non_blocking=True)
-        self.n_fed.fill_(len(batch[0]))
+    def _feed(self, step: int) -> None:
+        """Replaces the rays of the next step, for images that do not fit on the device. It takes no more than these."""
+        n = min(2 * int(self.task.n_rays), self.config.max_rays)
+        rays, *colors = self.task.views.sample_rays(n, self.config.seed, step, self.config.backend)
+        for target, source in zip(self.fed, (rays.origins, rays.directions, *colors), strict=True):
+            target[:n].copy_(source, non_blocking=True)
+        self.n_fed.fill_(n)
 
-    def read(self) -> Reading:
+    def read(self) -> Step:
         """Sums over the steps since the last call. Waits for the device."""
         loss, error, rays, samples, n_rays = torch.cat((self.sums, self.n_rays.double())).tolist()
         self.sums.zero_()
         self.task.n_rays.fill_(int(n_rays))
         counts = {"samples": int(samples), "samples_evaluated": int(samples), "rays": int(rays)}
-        return Reading(loss, {"mse": error}, counts)
+        return Step(loss, {"mse": error}, counts)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
         config = self.config
-        rays_o, rays_d, rgba, background = (
-            self.fed
-            if self.views is None
-            else self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
-        )
+        if self.views is None:
+            rays_o, rays_d, rgba, background = self.fed
+        else:
+            rays, rgba, background = self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
+            rays_o, rays_d = rays.origins, rays.directions
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:
@@ -145,22 +146,18 @@ class FixedStep:
         # rays into the unit cube, not samples: they are a quarter as many, or less
         unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
         sigmas, colors = model.radiance(At(Rays(rays_o, rays_d), unit, samples.ray_indices))
-        colors, opacities, *_ = composite(sigmas, colors, samples, early_stop_eps=config.early_stop_eps)
+        colors, opacities, *_ = composite(sigmas, colors, samples, early_stop_eps=self.sampler.early_stop_eps)
         loss, means = ngp_ops(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
         )
-        for weight in (*model.density_mlp.parameters(), *model.color_mlp.parameters()):
-            weight.grad = None  # the next gradients need not be added to anything; the table's buffer stays
+        self.drop_small_gradients()
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
             self.sums[:2].add_(means)
             self.sums[2:].add_(torch.stack((totals[1], samples.packed_info[-1].sum())))
-            self._adapt(totals[0])
+            # as many rays for the next step as should fill it
+            wanted = self.n_rays * (FILL * config.target_samples) / totals[0].clamp(min=1)
+            bounded = wanted.clamp(self.n_rays / 2, self.n_rays * 2)
+            self.n_rays.copy_(bounded.clamp_(min(64, config.max_rays), config.max_rays))
             self.step += 1
-
-    def _adapt(self, n_wanted: Tensor) -> None:
-        """As many rays for the next step as should fill it."""
-        wanted = self.n_rays * (FILL * self.config.target_samples) / n_wanted.clamp(min=1)
-        bounded = wanted.clamp(self.n_rays / 2, self.n_rays * 2)
-        self.n_rays.copy_(bounded.clamp_(min(64, self.config.max_rays), self.config.max_rays))

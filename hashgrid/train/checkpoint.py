@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from hashgrid.util.files import atomic_path
@@ -34,9 +33,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"`tensors[{name!r}]` must be a tensor, got {type(tensor).__name__}; put it into `metadata`"
-            )
+            got = type(tensor).__name__
+            raise TypeError(f"`tensors[{name!r}]` must be a tensor, got {got}; put it into `metadata`")
     try:
         text = json.dumps(metadata)
     except (TypeError, ValueError) as error:
@@ -47,8 +45,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
         save_file(_own_storage(tensors), temporary, metadata=header)
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read what `save_checkpoint` wrote: ``(tensors, metadata)``.
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote: ``(tensors, metadata)``, on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,27 +57,22 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         raise FileNotFoundError(f"no checkpoint at {path}")
     safetensors = optional_import("safetensors")
     try:
-        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            kind, version = header.get("format"), header.get("version", "")
+            if kind != FORMAT:
                 raise CheckpointError(
-                    f"{path} must be a hashgrid checkpoint, got a safetensors file of format {header.get('format')!r}"
+                    f"{path} must be a hashgrid checkpoint, got a safetensors file of format {kind!r}"
                 )
-            version = header.get("version", "")
             if not version.isdigit() or int(version) > VERSION:
-                raise CheckpointError(
-                    f"{path}: the checkpoint version must be at most {VERSION}, got {version!r}; update hashgrid"
-                )
+                wanted = f"the checkpoint version must be at most {VERSION}, got {version!r}"
+                raise CheckpointError(f"{path}: {wanted}; update hashgrid")
             # Cloned: the tensors of an open file are views of its memory map.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = json.loads(header["metadata"])
-    except CheckpointError:
-        raise
     except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"{path} ({size} bytes) is truncated or no hashgrid checkpoint: {error}; use an earlier one"
-        ) from error
+        what = f"{path} ({path.stat().st_size} bytes) is truncated or no hashgrid checkpoint"
+        raise CheckpointError(f"{what}: {error}; use an earlier one") from error
     return Checkpoint(tensors, metadata)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
 
 from hashgrid.util.config import Config
 from hashgrid.util.device import choose_device
@@ -22,9 +24,15 @@ class RunConfig(Config):
     device: str = "auto"  # cpu, cuda, cuda:1; auto is a GPU where there is one
     backend: Literal["native", "reference"] = "native"  # kernels, or plain PyTorch
     checkpoint_seconds: float = 30.0  # between two checkpoints
+    weight_decay: float = 1e-6  # of networks
 
     default_steps: ClassVar[int | None] = None  # when no budget is given
     default_seconds: ClassVar[float | None] = None
+
+    @classmethod
+    def for_device(cls: type[R], device: torch.device) -> R:
+        """Defaults for ``device``."""
+        return cls()
 
     def with_budget(self: R) -> R:
         """With the task's default budget where none is given."""
@@ -33,12 +41,15 @@ class RunConfig(Config):
         return self.replace(steps=self.default_steps, time_limit=self.default_seconds)
 
     def on_device(self: R) -> R:
-        """With the device that "auto" stands for.
+        """With the device that "auto" stands for, and what a field decides by it.
 
         Raises:
             ValueError: there is no such device.
         """
-        return self.replace(device=str(choose_device(self.device, self.backend)))
+        device = choose_device(self.device, self.backend)
+        field: Any = getattr(self, "field", None)
+        resolved = {"field": field.resolved(self.backend, device)} if hasattr(field, "resolved") else {}
+        return self.replace(device=str(device), **resolved)
 
     def check(self) -> None:
         super().check()

@@ -6,9 +6,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ from torch.profiler import record_function
 from hashgrid.nn import HashGrid
 from hashgrid.optim import Adam
 from hashgrid.train.checkpoint import CheckpointError, flatten_state, save_checkpoint, unflatten_state, with_prefix
-from hashgrid.train.config import RunConfig
-from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Task
 
 SMOOTHING = 0.95  # of the loss and its terms, per step
 CHECKPOINT = "hashgrid checkpoint"  # name of a range in profiles
@@ -26,175 +25,6 @@ CHECKPOINT = "hashgrid checkpoint"  # name of a range in profiles
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the last checkpoint is intact."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands. Loss and terms are smoothed over some steps, rates are over the last second or so.
-
-    Attributes:
-        step: steps taken.
-        seconds: time spent on everything but the final evaluation.
-        fraction: 0..1, the larger of the shares of the budgets that are spent.
-        loss: mean over the last steps, and
-        terms: of what else a step reports, such as ``mse``.
-        counts: sums over all steps of what a step counts, ``samples`` among it.
-        rates: counts per second.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    fraction: float = 0.0
-    loss: float = 0.0
-    terms: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def samples(self) -> int:
-        return self.counts.get("samples", 0)
-
-    @property
-    def psnr(self) -> float:
-        """In dB, of the term ``mse``."""
-        return -10 * math.log10(max(self.terms.get("mse", self.loss), 1e-10))
-
-    @property
-    def seconds_left(self) -> float:
-        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction > 0 else math.inf
-
-
-class Step(NamedTuple):
-    """What a task says of a step.
-
-    Attributes:
-        loss: scalar, differentiable.
-        terms: scalars without gradient.
-        counts: of this step; without ``samples`` there is nothing to learn from.
-    """
-
-    loss: Tensor
-    terms: Mapping[str, Tensor]
-    counts: Mapping[str, int]
-
-
-class Reading(NamedTuple):
-    """Sums over the steps since the last reading."""
-
-    loss: float
-    terms: Mapping[str, float]
-    counts: Mapping[str, int]
-
-
-class Stepper(Protocol):
-    """Takes steps. What it has done is read every ``read_every`` steps: reading waits for a GPU."""
-
-    read_every: int
-
-    def run(self, progress: Progress) -> None: ...
-
-    def read(self) -> Reading: ...
-
-    def forget(self, progress: Progress) -> None:
-        """The optimiser's state and the task's have become other tensors."""
-        ...
-
-
-class Task:
-    """What is trained, on what, and how. A task overrides what it needs; random numbers are functions of the seed and
-    ``progress.step``, so that a run that goes on from a checkpoint is the run that was never stopped.
-
-    Attributes:
-        name: of the command.
-        config: the recipe, with a budget.
-        model: what has parameters, on its device.
-        schedule: of the learning rate.
-        ema_decay: of the averages that are evaluated instead of the weights; None for none.
-    """
-
-    name: str
-    config: RunConfig
-    model: nn.Module
-    schedule: Schedule
-    ema_decay: float | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    def loss(self, progress: Progress) -> Step:
-        """The loss of one step."""
-        raise NotImplementedError
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What :class:`hashgrid.optim.Adam` takes."""
-        return [{"params": list(self.model.parameters())}]
-
-    def before_step(self, progress: Progress) -> None:
-        """What has to be done between steps, without gradients."""
-
-    def stepper(self, optimizer: Adam) -> Stepper | None:
-        """What takes the steps; None for :class:`Eager`."""
-        return None
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside model and optimiser."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes over what :meth:`state` gave."""
-
-    def notes(self) -> dict[str, Any]:
-        """What a checkpoint says of the data, as JSON."""
-        return {}
-
-    def headline(self, progress: Progress) -> str:
-        """What the progress bar says."""
-        return f"loss {progress.loss:.4f}"
-
-    def evaluate(
-        self, out: Path, progress: Progress, curve: list[dict[str, float]], interrupted: bool
-    ) -> dict[str, Any]:
-        """Measures what was trained and writes pictures to the folder ``out``; returns figures for ``results.json``.
-        After an interruption it should be short."""
-        return {}
-
-    def finish(self, out: Path) -> None:
-        """Writes what people look at and nobody measures, such as a turntable."""
-
-    def close(self) -> None:
-        """Ends what runs in the background."""
-
-
-class Eager:
-    """Takes each step as it comes, and reads it at once."""
-
-    read_every = 1
-
-    def __init__(self, task: Task, optimizer: Adam) -> None:
-        self.task, self.optimizer = task, optimizer
-        self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
-        # Small gradients are taken anew, not added to; a table's buffer stays, as most of it is zero.
-        skipped = {param for group in optimizer.param_groups if group["skip_zero"] for param in group["params"]}
-        self._small = [param for param in self._parameters if param not in skipped]
-        self._reading = Reading(0.0, {}, {})
-
-    def run(self, progress: Progress) -> None:
-        for param in self._small:
-            param.grad = None
-        self.optimizer.zero_grad()
-        step = self.task.loss(progress)
-        value = float(step.loss.detach())
-        if math.isfinite(value) and step.loss.requires_grad and step.counts.get("samples", 0) > 0:
-            step.loss.backward(inputs=self._parameters)  # not of points, whose gradient may be part of the loss
-            self.optimizer.step()
-        self._reading = Reading(value, {name: float(term) for name, term in step.terms.items()}, step.counts)
-
-    def read(self) -> Reading:
-        return self._reading
-
-    def forget(self, progress: Progress) -> None:
-        pass
 
 
 class Trainer:
@@ -223,25 +53,20 @@ class Trainer:
         for module in task.model.modules():
             if isinstance(module, HashGrid) and module.half_table is not None:
                 self.optimizer.register_half_copy(module.table, module.half_table)
-        self.stepper: Stepper = task.stepper(self.optimizer) or Eager(task, self.optimizer)
+        self.stepper = task.stepper(self.optimizer)
         self.progress = Progress(seconds=seconds_before)
         self.curve: list[dict[str, float]] = []  # of loss and terms over time
         self._unread = 0
         self._clock = time.perf_counter() - seconds_before
         self._mark: tuple[float, dict[str, int]] = (self.progress.seconds, {})
 
-    # ---- clock ---------------------------------------------------------------------------------------------------
-
     def update_clock(self) -> float:
         """Notes the time spent; returns the progress of the run in 0..1."""
         config, progress = self.task.config, self.progress
         progress.seconds = time.perf_counter() - self._clock
-        fractions = [0.0]
-        if config.steps is not None:
-            fractions.append(progress.step / config.steps if config.steps > 0 else 1.0)
-        if config.time_limit is not None:
-            fractions.append(progress.seconds / config.time_limit)
-        progress.fraction = min(1.0, max(fractions))
+        of_steps = progress.step / config.steps if config.steps else float(config.steps == 0)
+        of_time = progress.seconds / config.time_limit if config.time_limit else 0.0
+        progress.fraction = min(1.0, max(of_steps, of_time))
         return progress.fraction
 
     @property
@@ -257,8 +82,6 @@ class Trainer:
             yield
         finally:
             self._clock += time.perf_counter() - begin
-
-    # ---- steps ---------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """One step of the optimiser."""
@@ -299,8 +122,8 @@ class Trainer:
         if elapsed > 1.0:
             progress.rates = {key: (value - before.get(key, 0)) / elapsed for key, value in progress.counts.items()}
             self._mark = (progress.seconds, dict(progress.counts))
-            point = {"seconds": progress.seconds, "step": progress.step, "loss": progress.loss, **progress.terms}
-            self.curve.append(point)
+            where = {"seconds": progress.seconds, "step": progress.step}
+            self.curve.append({**where, "loss": progress.loss, **progress.terms})
 
     def train(self, on_step: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> None:
         """Steps until the budget is spent; writes ``checkpoint`` every ``checkpoint_seconds``."""
@@ -323,8 +146,6 @@ class Trainer:
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
         for param, average in zip(params, self.optimizer.ema_parameters(), strict=True):
             param.copy_(average)
-
-    # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
         """Writes everything a run needs to go on, to one file that is replaced atomically."""
@@ -352,7 +173,10 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to another task, or to a model of other sizes.
         """
-        load_model(self.task.model, tensors, metadata, self.task.name)
+        if metadata.get("task") != self.task.name:
+            task, found = self.task.name, metadata.get("task")
+            raise CheckpointError(f"the checkpoint must be one of `hashgrid {task}`, got one of {found!r}")
+        load_model(self.task.model, tensors)
         self.task.load_state(with_prefix(tensors, "state."))
         self.optimizer.load_state_dict(unflatten_state(metadata["optimizer"], tensors))
         for group in self.optimizer.param_groups:
@@ -365,16 +189,12 @@ class Trainer:
         self._mark = (self.progress.seconds, dict(self.progress.counts))
 
 
-def load_model(
-    model: nn.Module, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], task: str, averaged: bool = False
-) -> None:
+def load_model(model: nn.Module, tensors: Mapping[str, Tensor], averaged: bool = False) -> None:
     """Gives a model the weights of a checkpoint; with ``averaged`` their averages, where it has them.
 
     Raises:
-        CheckpointError: it belongs to another task, or to a model of other sizes.
+        CheckpointError: it belongs to a model of other sizes.
     """
-    if metadata.get("task") != task:
-        raise CheckpointError(f"the checkpoint must be one of `hashgrid {task}`, got one of {metadata.get('task')!r}")
     averages = with_prefix(tensors, "average.")
     try:
         model.load_state_dict(averages if averaged and averages else with_prefix(tensors, "model."))

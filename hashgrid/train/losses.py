@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from hashgrid.data.pools import PointBatch
+from hashgrid.fields.distance import DistanceField
+from hashgrid.util.config import Config
 
 
 def mape(distance: Tensor, target: Tensor, offset: float) -> Tensor:
@@ -56,3 +63,60 @@ def normal_difference(gradient: Tensor, normals: Tensor) -> Tensor:
 def normal_cosine(gradient: Tensor, normals: Tensor) -> Tensor:
     """``1 - cos(g, n)`` of gradients and unit normals [N, 3] at points of the surface (Sitzmann et al. 2020, eq. 6)."""
     return (1 - torch.nn.functional.cosine_similarity(gradient, normals, dim=-1)).mean()
+
+
+@dataclass(frozen=True)
+class DistanceLosses(Config):
+    """What a distance field is trained by. Lengths are in units of the cube."""
+
+    loss: Literal["mape", "truncated_l1"] = "mape"  # of distances
+    mape_offset: float = 0.01  # |error| / (|distance| + this)
+    truncation: float = 0.1  # of distances, for truncated_l1
+    point_loss: Literal["siren", "igr"] = "siren"  # of points without distances
+    gradient_step: float = 0.001  # of finite differences for gradients in the loss of points; 0 for exact ones
+    eikonal_weight: float = 0.0  # of the eikonal term
+    eikonal_share: float = 0.125  # of the batch of a mesh, where the eikonal term is on
+    sign_weight: float = 100.0  # of points on the wrong side, by the winding number of the cloud; 0 for none
+    surface_weight: float = 30.0  # of points on the surface
+    normal_weight: float = 1.0  # of normals
+    off_surface_weight: float = 0.1  # of surface far from all points
+    off_surface_sharpness: float = 20.0  # of the fall of that with the distance
+
+    def of_distances(self, field: DistanceField, x: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        """The loss of a field at random points [N, 3] whose distances [N] are known; ``weights`` are its levels'."""
+        # the gradient costs three times the distance; samples are random, so that any part of them will do
+        n = round(len(x) * self.eikonal_share) if self.eikonal_weight > 0 else 0
+        distance = field(x[n:], weights)
+        if n > 0:
+            with_gradient, gradient = field.gradient(x[:n], weights)
+            distance = torch.cat([with_gradient, distance])
+        if self.loss == "mape":
+            loss = mape(distance, target, self.mape_offset)
+        else:
+            loss = truncated_l1(distance, target, self.truncation)
+        return loss + self.eikonal_weight * eikonal(gradient) if n > 0 else loss
+
+    def of_points(self, field: DistanceField, points: PointBatch, weights: Tensor | None) -> Tensor:
+        """The loss of a field that vanishes at points, has their normals, and grows by one per unit of length
+        everywhere: implicit geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al.
+        2020); ``weights`` are its levels'.
+
+        Those losses allow more surfaces than the one through the points, and a hash grid, in which distant places have
+        no parameters in common, comes up with them. So points off the surface also have to be on the side that the
+        winding number of the oriented points says.
+        """
+        x, normals, signs = points
+        n = len(normals)
+        if self.gradient_step > 0:
+            distance, gradient = field.differences(x, self.gradient_step, weights)
+        else:
+            distance, gradient = field.gradient(x, weights)
+        on, off = gradient[:n], gradient[n:]
+        if self.point_loss == "igr":
+            normal, growth = normal_difference(on, normals), eikonal(off)
+        else:
+            normal, growth = normal_cosine(on, normals), eikonal_l1(gradient)
+        loss = self.surface_weight * on_surface(distance[:n])
+        loss = loss + self.normal_weight * normal + self.eikonal_weight * growth
+        loss = loss + self.off_surface_weight * off_surface(distance[2 * n :], self.off_surface_sharpness)
+        return loss + self.sign_weight * wrong_side(distance[n:], signs)

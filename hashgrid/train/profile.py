@@ -8,8 +8,10 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from hashgrid.train.loop import CHECKPOINT, Progress
+from hashgrid.train.loop import CHECKPOINT
+from hashgrid.train.task import Progress
 from hashgrid.util.files import atomic_path, atomic_write_json
+from hashgrid.util.memory import peak_memory
 
 DATA, OCCUPANCY = "hashgrid data", "hashgrid occupancy update"  # names of ranges that tasks record
 PHASES = {
@@ -38,12 +40,13 @@ class StepProfile:
     """Profiles ``n_steps`` steps of the second half of a run, on the CPU.
 
     Args:
+        folder: for the result.
         n_steps: a multiple of the steps between two updates of the occupancy grid has these in the right proportion.
         begin: progress of the run, 0..1, at which to begin.
     """
 
-    def __init__(self, n_steps: int = 64, begin: float = 0.6) -> None:
-        self.n_steps, self.begin = n_steps, begin
+    def __init__(self, folder: Path, n_steps: int = 64, begin: float = 0.6) -> None:
+        self.folder, self.n_steps, self.begin = folder, n_steps, begin
         self._profile = profile(activities=[ProfilerActivity.CPU])
         self._first: Progress | None = None
         self._start = 0.0
@@ -57,9 +60,6 @@ class StepProfile:
             self._start = time.perf_counter()
         elif self._first is not None and self.result is None and progress.step >= self._first.step + self.n_steps:
             self._stop(progress.step - self._first.step, progress.samples - self._first.samples)
-
-    def close(self) -> None:
-        """What began is not stopped by the end of a run: there is no result then."""
 
     def _stop(self, n_steps: int, n_samples: int) -> None:
         seconds = time.perf_counter() - self._start
@@ -76,18 +76,19 @@ class StepProfile:
         totals["everything else"] = seconds - sum(totals.values())
         self.result = {"steps": n_steps, "samples": n_samples, "seconds": seconds, "phases": totals}
 
-    def write(self, folder: Path, peak_memory: int | None) -> None:
-        """Prints the table; writes ``profile.json`` and ``trace.json``, for chrome://tracing or Perfetto."""
+    def close(self) -> None:
+        """Prints the table; writes ``profile.json`` and ``trace.json``, for chrome://tracing or Perfetto. A profile
+        that is cut short by the end of the run has no result."""
         if self.result is None:
             print(f"no profile: the run ended less than {self.n_steps} steps after {self.begin:.0%} of it", flush=True)
             return
-        result = self.result
+        result, memory = self.result, peak_memory()
         print(f"{'phase':22}{'ms per step':>12}{'ns per sample':>15}{'share':>8}")
         for phase, seconds in (*result["phases"].items(), ("a step", result["seconds"])):
             per_step, per_sample = seconds / result["steps"] * 1e3, seconds / max(result["samples"], 1) * 1e9
             print(f"{phase:22}{per_step:12.2f}{per_sample:15.0f}{seconds / result['seconds']:8.1%}")
-        peak = "unknown" if peak_memory is None else f"{peak_memory / 1e9:.2f} GB"
-        print(f"peak memory {peak}; trace in {folder / 'trace.json'}", flush=True)
-        atomic_write_json(folder / "profile.json", {**result, "peak_memory_bytes": peak_memory})
-        with atomic_path(folder / "trace.json") as path:
+        peak = "unknown" if memory is None else f"{memory / 1e9:.2f} GB"
+        print(f"peak memory {peak}; trace in {self.folder / 'trace.json'}", flush=True)
+        atomic_write_json(self.folder / "profile.json", {**result, "peak_memory_bytes": memory})
+        with atomic_path(self.folder / "trace.json") as path:
             self._profile.export_chrome_trace(str(path))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hashgrid.train.loop import Progress, Task
+from hashgrid.train.task import Progress, Report, Task
 from hashgrid.util.files import atomic_path, atomic_write_json
 from hashgrid.util.memory import peak_memory
 from hashgrid.util.optional import optional_import
@@ -69,61 +69,42 @@ class TensorBoard:
 REPORTERS = {"tensorboard": TensorBoard}  # by the names of `--log`
 
 
-def train_results(progress: Progress, interrupted: bool, peak: int | None) -> dict[str, Any]:
-    """What ``results.json`` says of training."""
-    return {
-        "seconds": progress.seconds,
-        "steps": progress.step,
-        "samples": progress.samples,
-        **progress.counts,
-        "interrupted": interrupted,
-        "peak_memory_bytes": peak,
-    }
-
-
-def write_results(out: Path, task: Task, train: dict[str, Any], figures: dict[str, Any]) -> None:
-    """Writes ``results.json``: figures of the task, of training and of the machine, and the configuration."""
-    device = task.device
+def write_results(task: Task, report: Report, figures: dict[str, Any], peak: int | None) -> None:
+    """Writes ``results.json``: figures of the task, of training (with its ``peak`` of memory in bytes) and of the
+    machine, and the configuration."""
+    device, progress = task.device, report.progress
     results = {
         "task": task.name,
         **figures,
-        "train": train,
+        "train": {
+            "seconds": progress.seconds,
+            "steps": progress.step,
+            "samples": progress.samples,
+            **progress.counts,
+            "interrupted": report.interrupted,
+            "peak_memory_bytes": peak,
+        },
         "n_parameters": sum(param.numel() for param in task.model.parameters()),
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": threads_in_use(),
         "peak_memory_bytes": peak_memory(),
         "config": task.config.to_dict(),
     }
-    atomic_write_json(out / "results.json", results)
+    atomic_write_json(report.out / "results.json", results)
 
 
-def plot_curve(
-    path: str | Path, curve: Sequence[tuple[float, float]], label: str, final: float | None = None, what: str = "final"
-) -> None:
-    """Writes a plot over seconds of training.
-
-    Args:
-        path: picture to write.
-        curve: pairs of seconds and value, of training batches.
-        label: of the values, with their unit.
-        final: the value that was measured at the end, and
-        what: the name of that.
-    """
-    optional_import("matplotlib")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # not pyplot: no global state, no display
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+def plot_psnr(path: Path, points: Sequence[tuple[float, float]], final: float | None = None) -> None:
+    """Writes a plot of PSNR over seconds of training, and the one that was measured on test views at the end."""
+    figure = optional_import("matplotlib.figure").Figure(figsize=(6.4, 4.0), layout="constrained")  # needs no display
     axes = figure.add_subplot()
-    points = [point for point in curve if math.isfinite(point[1])]
-    if points:
-        axes.plot(*zip(*points, strict=True), color="#4c78a8", linewidth=1, alpha=0.8, label="training batches")
+    finite = [point for point in points if math.isfinite(point[1])]
+    if finite:
+        axes.plot(*zip(*finite, strict=True), color="#4c78a8", linewidth=1, alpha=0.8, label="training batches")
     if final is not None and math.isfinite(final):
-        end = (curve[-1][0] if curve else 0.0, final)
-        axes.plot(*end, "o", color="#d62728", markersize=4, label=what)
+        end = (points[-1][0] if points else 0.0, final)
+        axes.plot(*end, "o", color="#d62728", markersize=4, label="test views")
         axes.annotate(f"{final:.2f}", end, textcoords="offset points", xytext=(0, -14), ha="right")
-    axes.set(xlabel="training time [s]", ylabel=label)
+    axes.set(xlabel="training time [s]", ylabel="PSNR [dB]")
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend(frameon=False)

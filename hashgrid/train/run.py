@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -9,15 +10,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 
 from hashgrid.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, with_prefix
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Task, Trainer, load_model
+from hashgrid.train.loop import Trainer, load_model
 from hashgrid.train.profile import StepProfile
-from hashgrid.train.report import REPORTERS, Console, Reporter, train_results, write_results
+from hashgrid.train.report import REPORTERS, Console, Reporter, write_results
+from hashgrid.train.task import Progress, Report, Task
 from hashgrid.util.device import choose_device, why_not_cuda
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.memory import peak_memory
@@ -27,45 +29,8 @@ from hashgrid.util.threads import threads_for, threads_in_use
 CHECKPOINT, CONFIG = "checkpoint.safetensors", "config.json"
 
 
-class Command(Task):
-    """A task that is a command: ``hashgrid NAME [SOURCE]``.
-
-    Attributes:
-        Config: the class of its configuration.
-        summary: what the command does, in one sentence.
-        source_help: what SOURCE is.
-        packages: what has to be installed.
-    """
-
-    Config: ClassVar[type[RunConfig]]
-    summary: ClassVar[str]
-    source_help: ClassVar[str]
-    packages: ClassVar[Sequence[str]] = ("safetensors", "tqdm")
-
-    @classmethod
-    def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
-        """The configuration before any option is read; ``given`` are the options that are there."""
-        config = cls.Config()
-        if field is not None:
-            config = config.replace(field=cls.Config.choices["field"][field]())
-        return config
-
-    @classmethod
-    def folder(cls, source: Path | None, config: RunConfig) -> str:
-        """Name of the folder of the results."""
-        return "generated" if source is None else source.stem
-
-    @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Command:
-        """The task on its data. ``notes`` are those of a checkpoint, or none."""
-        raise NotImplementedError
-
-    def describe(self) -> str:
-        """What the data are, in one line."""
-        return ""
-
-    def begin(self) -> None:
-        """Prepares what only training needs."""
+def _option(default: Any, help: str, **look: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **look})
 
 
 @dataclass
@@ -73,38 +38,35 @@ class Options:
     """What a command is told besides its configuration."""
 
     source: Path | None = None
-    out: Path | None = None
-    resume: bool = False
-    eval: Path | None = None
-    log: Literal["none", "tensorboard"] = "none"
-    profile: bool = False
+    out: Path | None = _option(None, "folder of the results; outputs/TASK/NAME if none")
+    resume: bool = _option(False, "go on from the checkpoint in the folder of the results")
+    eval: Path | None = _option(None, "only evaluate this checkpoint", metavar="CHECKPOINT")
+    config: Path | None = _option(None, "take defaults from a config.json", metavar="FILE")
+    log: Literal["none", "tensorboard"] = _option("none", "who is told besides the console")
+    profile: bool = _option(False, "show where the time of a step goes: a table and a trace")
 
 
-def main(command: type[Command], argv: Sequence[str]) -> int:
+def main(command: type[Task], argv: Sequence[str]) -> int:
     """Runs a command; returns the exit status: 0, or 130 when the user interrupted training.
 
     Raises:
         ValueError: the data, a checkpoint or an option is wrong.
         ImportError: a package is missing.
     """
-    begin = time.perf_counter()
-    argv = list(argv)
-    stored: Checkpoint | None = None
-    checkpoint = _value(argv, "--eval")
-    if checkpoint is None and "--resume" in argv and (given := _value(argv, "--out")) is not None:
-        checkpoint = str(Path(given) / CHECKPOINT)
-    if checkpoint is not None and "--help" not in argv:
-        stored = read_checkpoint(Path(checkpoint), command)
+    begin, early = time.perf_counter(), _early(argv)
+    checkpoint = early.eval
+    if checkpoint is None and early.resume and early.out is not None:
+        checkpoint = Path(early.out) / CHECKPOINT
+    stored = None if checkpoint is None or "--help" in argv else read_checkpoint(Path(checkpoint), command)
     options, config = parse(command, argv, _base(command, argv, stored))
     if options.resume and stored is None:
-        folder = _output_folder(command, options, config)
-        stored = read_checkpoint(folder / CHECKPOINT, command)
+        stored = read_checkpoint(_output_folder(command, options, config) / CHECKPOINT, command)
         options, config = parse(command, argv, _base(command, argv, stored))
     return run(command, options, config, stored, begin)
 
 
 def run(
-    command: type[Command],
+    command: type[Task],
     options: Options,
     config: RunConfig,
     stored: Checkpoint | None = None,
@@ -112,14 +74,13 @@ def run(
 ) -> int:
     """What :func:`main` does with options that are known; ``stored`` is what to go on from, or to evaluate."""
     begin = time.perf_counter() if begin is None else begin
-    config = config.with_budget()
+    config = config.with_budget().on_device()
     try:
         config.check()
     except ValueError as error:
         raise ValueError(f"{error}; the checkpoint says so, an option replaces it") if stored else error from None
-    for package in command.packages:
+    for package in ("safetensors", "tqdm", *command.packages):
         optional_import(package)
-    config = config.on_device()
     if options.profile and config.device != "cpu":
         raise ValueError(f"`--profile` is for the CPU, got device {config.device}; use Nsight Systems on a GPU")
     out = options.eval.parent if options.eval and not options.out else _output_folder(command, options, config)
@@ -135,44 +96,38 @@ def run(
             task.close()
 
 
-def _train_and_evaluate(task: Command, options: Options, out: Path, stored: Checkpoint | None, begin: float) -> int:
-    interrupted = False
-    if options.eval is not None:
-        assert stored is not None
-        load_model(task.model, *stored, task.name, averaged=True)
+def _train_and_evaluate(task: Task, options: Options, out: Path, stored: Checkpoint | None, begin: float) -> int:
+    if options.eval is not None and stored is not None:
+        load_model(task.model, stored.tensors, averaged=True)
         task.load_state(with_prefix(stored.tensors, "state."))
-        progress, curve = Progress(**stored.metadata["progress"]), stored.metadata["curve"]
+        report = Report(out, Progress(**stored.metadata["progress"]), stored.metadata["curve"])
     else:
         task.begin()
         trainer = Trainer(task, seconds_before=time.perf_counter() - begin)
         if stored is not None:
             trainer.load(*stored)
-        profile = StepProfile() if options.profile else None
+        report = Report(out, trainer.progress, trainer.curve)
         atomic_write_json(out / CONFIG, task.config.to_dict())
-        interrupted = _train(trainer, out, options, profile)
-        progress, curve = trainer.progress, trainer.curve
+        report.interrupted = _train(trainer, options, out)
         trainer.save(out / CHECKPOINT)
-        if profile is not None:
-            profile.write(out, peak_memory())
-        if interrupted:
+        if report.interrupted:
             print("interrupted: the checkpoint is written, a short evaluation follows; --resume goes on", flush=True)
         trainer.take_averages()
-    # memory of an evaluation is not that of training
-    train = train_results(progress, interrupted, None if options.eval else peak_memory())
-    write_results(out, task, train, task.evaluate(out, progress, curve, interrupted))
-    if not interrupted:
+    peak = None if options.eval else peak_memory()  # memory of an evaluation is not that of training
+    write_results(task, report, task.evaluate(report), peak)
+    if not report.interrupted:
         task.finish(out)
     print(f"results in {out}", flush=True)
-    return 130 if interrupted else 0
+    return 130 if report.interrupted else 0
 
 
-def _train(trainer: Trainer, out: Path, options: Options, profile: StepProfile | None) -> bool:
+def _train(trainer: Trainer, options: Options, out: Path) -> bool:
     """Whether the user interrupted."""
     reporters: list[Reporter] = [Console(trainer.task)]
     if options.log != "none":
         reporters.append(REPORTERS[options.log](out))
-    if profile is not None:
-        reporters.append(profile)
+    if options.profile:
+        reporters.append(StepProfile(out))
 
     def tell(progress: Progress) -> None:
         for reporter in reporters:
@@ -188,7 +143,7 @@ def _train(trainer: Trainer, out: Path, options: Options, profile: StepProfile |
     return False
 
 
-def read_checkpoint(path: Path, command: type[Command]) -> Checkpoint:
+def read_checkpoint(path: Path, command: type[Task]) -> Checkpoint:
     """Reads a checkpoint of a command.
 
     Raises:
@@ -203,58 +158,48 @@ def read_checkpoint(path: Path, command: type[Command]) -> Checkpoint:
     return stored
 
 
-def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple[Options, RunConfig]:
+def parse(command: type[Task], argv: Sequence[str], base: RunConfig) -> tuple[Options, RunConfig]:
     """Options and configuration of a command line, over the values of ``base``."""
     tyro = optional_import("tyro")
-
-    def argument(kind: Any, help: str, default: Any, *markers: Any, **options: Any) -> tuple[Any, Any]:
-        return Annotated.__class_getitem__((kind, *markers, tyro.conf.arg(help=help, **options))), default  # type: ignore[attr-defined]
-
-    fields = tuple(command.Config.choices.get("field", {}))
-    arguments = {
-        "source": argument(Path | None, command.source_help, None, tyro.conf.Positional, metavar="SOURCE"),
-        "out": argument(Path | None, f"folder of the results; outputs/{command.name}/NAME if none", None),
-        "resume": argument(bool, "go on from the checkpoint in the folder of the results", False),
-        "eval": argument(Path | None, "only evaluate this checkpoint", None, metavar="CHECKPOINT"),
-        "config": argument(Path | None, "take defaults from a config.json", None, metavar="FILE"),
-        "log": argument(Literal.__getitem__(("none", *REPORTERS)), "who is told besides the console", "none"),
-        "profile": argument(bool, "show where the time of a step goes: a table and a trace", False),
-    }
-    if fields:
-        arguments["field"] = argument(Literal.__getitem__(fields), "what is trained", base.field.name)  # type: ignore[attr-defined]
-    arguments["recipe"] = (Annotated[type(base), tyro.conf.arg(name="")], base)
+    hints, arguments = get_type_hints(Options), {}
+    for option in dataclasses.fields(Options):
+        arguments[option.name] = Annotated[hints[option.name], tyro.conf.arg(**option.metadata)], option.default
+    source = tyro.conf.arg(help=command.source_help, metavar="SOURCE")
+    arguments["source"] = Annotated[Path | None, tyro.conf.Positional, source], None
+    if fields := tuple(command.Config.fields):
+        kind = Annotated[Literal.__getitem__(fields), tyro.conf.arg(help="what is trained")]  # type: ignore[valid-type]
+        arguments["field"] = kind, base.field.name  # type: ignore[attr-defined]
+    arguments["recipe"] = Annotated[type(base), tyro.conf.arg(name="")], base
     kinds = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in arguments.items()]
     parsed = tyro.cli(
-        dataclasses.make_dataclass("Arguments", kinds),
+        dataclasses.make_dataclass("Arguments", kinds, bases=(Options,)),
         args=list(argv),
         prog=f"hashgrid {command.name}",
         description=command.summary,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    options = Options(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(Options)})
-    return options, parsed.recipe
+    return parsed, parsed.recipe
 
 
-def _base(command: type[Command], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
+def _base(command: type[Task], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
     """The configuration that the options of a command line change."""
+    early = _early(argv)
+    field, file = early.field, early.config
     if stored is not None:
-        field, kept = _value(argv, "--field"), stored.metadata["config"].get("field", {}).get("name")
+        kept = stored.metadata["config"].get("field", {}).get("name")
         if field not in (None, kept):
             raise ValueError(f"`--field` must be that of the checkpoint, {kept}, got {field!r}")
-        if _value(argv, "--config") is not None:
+        if file is not None:
             raise ValueError("`--config` and a checkpoint exclude each other: it has its configuration; give options")
         # a run may go on on another machine
         return command.Config.from_dict({**stored.metadata["config"], "device": "auto"}, "the checkpoint")
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
-    fields = command.Config.choices.get("field", {})
-    field = _value(argv, "--field")
+    fields = command.Config.fields
     if field is not None and field not in fields:
         raise ValueError(f"`--field` must be one of {', '.join(fields)}, got {field!r}")
-    backend = _value(argv, "--backend") or RunConfig.backend
-    device = choose_device(_value(argv, "--device") or "auto", backend)
-    base = command.defaults(field, device, given)
-    if (file := _value(argv, "--config")) is None:
-        return base
+    if file is None:
+        device = choose_device(early.device or RunConfig.device, early.backend or RunConfig.backend)
+        return command.defaults(field, device, given)
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -264,17 +209,16 @@ def _base(command: type[Command], argv: Sequence[str], stored: Checkpoint | None
     return command.Config.from_dict(values, f"`{file}`")
 
 
-def _value(argv: Sequence[str], flag: str) -> str | None:
-    """What follows a flag."""
-    for i, word in enumerate(argv):
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
+def _early(argv: Sequence[str]) -> argparse.Namespace:
+    """The options that decide which others there are, and what their defaults are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("out", "eval", "config", "field", "backend", "device"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_known_args(argv)[0]
 
 
-def _output_folder(command: type[Command], options: Options, config: RunConfig) -> Path:
+def _output_folder(command: type[Task], options: Options, config: RunConfig) -> Path:
     if options.out is not None:
         return options.out
     return Path("outputs") / command.name / command.folder(options.source, config)

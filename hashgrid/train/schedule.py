@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WARMUP_STEPS = 32
-
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that rises over the first steps, stays, and falls exponentially to the end of the run.
-
-    Attributes:
-        first, last: the rates.
-        decay_start: progress in 0..1 at which it begins to fall.
-        power: of the progress of the fall; above 1 it begins slowly.
-        warmup_steps: steps until it is ``first``.
-    """
+    """A learning rate that rises over the first steps, stays, and falls exponentially to the end of the run."""
 
     first: float
     last: float
-    decay_start: float = 0.0
-    power: float = 1.0
-    warmup_steps: int = WARMUP_STEPS
+    decay_start: float = 0.0  # progress in 0..1 at which it begins to fall
+    power: float = 1.0  # of the progress of the fall; above 1 it begins slowly
+    warmup_steps: int = 32  # steps until it is ``first``
 
     def __call__(self, fraction: float, step: int) -> float:
         """The rate at ``fraction`` in 0..1 of the run, for step number ``step``."""

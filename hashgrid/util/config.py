@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -15,13 +15,10 @@ C = TypeVar("C", bound="Config")
 
 @dataclass(frozen=True)
 class Config:
-    """Options with defaults; groups of them are nested. A name occurs once, in whichever group.
+    """Options with defaults; groups of them are nested. A name occurs once, in whichever group. The group ``field`` may
+    be one of several, the ``Config`` of a field."""
 
-    A group that is one of several, such as the sizes of a field, has a ``name`` by which ``choices`` of the whole knows
-    its class, or one that has it as ``Config``.
-    """
-
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {}  # of an option, by name
+    fields: ClassVar[Mapping[str, Any]] = {}  # what ``field`` may be the options of, by the name of the options
     name: ClassVar[str] = ""
 
     def replace(self: C, **changes: Any) -> C:
@@ -30,45 +27,40 @@ class Config:
         Raises:
             ValueError: there is no such option, or it does not take the value.
         """
-        own = {field.name for field in dataclasses.fields(self)}
-        direct = {key: value for key, value in changes.items() if key in own}
-        rest = {key: value for key, value in changes.items() if key not in own}
-        for name, group in self._groups():
-            inner = {key: rest.pop(key) for key in list(rest) if group.knows(key)}
+        own = self._values()
+        direct = {key: changes.pop(key) for key in list(changes) if key in own}
+        for name, group in self._groups().items():
+            inner = {key: changes.pop(key) for key in list(changes) if group.knows(key)}
             if inner:
                 direct[name] = direct.get(name, group).replace(**inner)
-        if rest:
-            raise ValueError(f"there is no option {', '.join(f'`{key}`' for key in sorted(rest))}")
+        if changes:
+            raise ValueError(f"there is no option {_quoted(changes)}")
         config = dataclasses.replace(self, **direct)
         config.check_types()
         return config
 
     def knows(self, name: str) -> bool:
         """Whether there is an option of this name, here or in a group."""
-        return name in {field.name for field in dataclasses.fields(self)} or any(
-            g.knows(name) for _, g in self._groups()
-        )
+        return name in self._values() or any(group.knows(name) for group in self._groups().values())
 
     def check_types(self) -> None:
         """Raises ValueError where a value is not what its option takes; JSON and callers are not checked otherwise."""
         hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, value in self._values().items():
             if isinstance(value, Config):
                 value.check_types()
-            elif not _fits(value, hints[field.name]):
-                raise ValueError(f"`{field.name}` must be {_spelled(hints[field.name])}, got {value!r}")
+            elif not _fits(value, hints[name]):
+                raise ValueError(f"`{name}` must be {_spelled(hints[name])}, got {value!r}")
 
     def check(self) -> None:
         """Raises ValueError where a value cannot be used: what would be found after training otherwise."""
         self.check_types()
-        for _, group in self._groups():
+        for group in self._groups().values():
             group.check()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values = {key: value.to_dict() if isinstance(value, Config) else _plain(value) for key, value in values.items()}
+        values = {key: _plain(value) for key, value in self._values().items()}
         return {"name": self.name, **values} if self.name else values
 
     @classmethod
@@ -79,14 +71,24 @@ class Config:
             ValueError: an option is not known, or does not take its value. ``source`` says where it came from.
         """
         values = {key: value for key, value in values.items() if not (key == "name" and cls.name)}
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(f"{source}: there is no option {', '.join(f'`{key}`' for key in unknown)}")
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        if unknown := set(values) - set(defaults):
+            raise ValueError(f"{source}: there is no option {_quoted(unknown)}")
         hints = typing.get_type_hints(cls)
         given: dict[str, Any] = {}
         for key, value in values.items():
-            group = cls._class_of(key, value, source)
-            given[key] = group.from_dict(value, source) if group else _restored(value, hints[key])
+            if isinstance(default := defaults[key], Config):
+                if not isinstance(value, dict):
+                    raise ValueError(f"{source}: `{key}` must be a group of options, got {value!r}")
+                kind: Any = type(default)
+                if key == "field" and cls.fields:
+                    name: Any = value.get("name")
+                    if name not in cls.fields:
+                        raise ValueError(f"{source}: `field` must be one of {tuple(cls.fields)}, got {name!r}")
+                    kind = cls.fields[name].Config
+                given[key] = kind.from_dict(value, source)
+            else:
+                given[key] = _restored(value, hints[key])
         try:
             config = cls(**given)
             config.check_types()
@@ -94,24 +96,15 @@ class Config:
             raise ValueError(f"{source}: {error}") from error
         return config
 
-    @classmethod
-    def _class_of(cls, key: str, value: Any, source: str) -> type[Config] | None:
-        """The class of a group of options; None where ``key`` is no group."""
-        default = next(field for field in dataclasses.fields(cls) if field.name == key).default
-        if not isinstance(default, Config):
-            return None
-        if not isinstance(value, dict):
-            raise ValueError(f"{source}: `{key}` must be a group of options, got {value!r}")
-        if key not in cls.choices:
-            return type(default)
-        if value.get("name") not in cls.choices[key]:
-            raise ValueError(f"{source}: `{key}` must be one of {tuple(cls.choices[key])}, got {value.get('name')!r}")
-        kind = cls.choices[key][value["name"]]
-        return getattr(kind, "Config", kind)
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    def _groups(self) -> list[tuple[str, Config]]:
-        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return [(name, value) for name, value in values if isinstance(value, Config)]
+    def _groups(self) -> dict[str, Config]:
+        return {name: value for name, value in self._values().items() if isinstance(value, Config)}
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -136,16 +129,14 @@ def _spelled(hint: Any) -> str:
         return f"one of {typing.get_args(hint)}"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_spelled(argument) for argument in typing.get_args(hint))
-    return (
-        "None"
-        if hint is type(None)
-        else getattr(hint, "__name__", str(hint))
-        if not typing.get_origin(hint)
-        else str(hint)
-    )
+    if hint is type(None):
+        return "None"
+    return str(hint) if typing.get_origin(hint) else getattr(hint, "__name__", str(hint))
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,6 @@ COLOR_MAP = torch.tensor(
         [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
     ]
 ) / 255  # fmt: skip
-
-
 # From clean to dirty, sRGB: the lightness falls evenly.
 ERROR_MAP = torch.tensor(
     [[244, 243, 238], [250, 221, 147], [243, 160, 74], [214, 84, 66], [146, 34, 92], [58, 12, 78]]
@@ -116,39 +115,22 @@ def write_texts(image: Tensor, texts: Iterable[tuple[int, int, str]], size: floa
 
 
 def write_comparison(
-    path: str | Path, pairs: Sequence[tuple[Tensor, Tensor]], titles: Sequence[str] = (), error_scale: float = 0.2
+    path: str | Path, truth: Tensor, render: Tensor, title: str = "", error_scale: float = 0.2
 ) -> None:
-    """A picture with one row `truth | render | error` per pair, and the colour scale of the error.
-
-    Args:
-        pairs: truth and render, [H, W, 3] each.
-        titles: text above each row.
-        error_scale: mean absolute error over the channels that is shown brightest.
-    """
-    if not pairs:
-        raise ValueError("`pairs` must hold at least one (truth, render), got none")
-    rows = []
-    for i, (truth, render) in enumerate(pairs):
-        if truth.shape != render.shape or truth.ndim != 3 or truth.shape[-1] != 3:
-            shapes = f"{list(truth.shape)} and {list(render.shape)}"
-            raise ValueError(f"`pairs[{i}]` must be two images of shape [H, W, 3], got {shapes}")
-        truth, render = (torch.from_numpy(to_uint8(image)).float() / 255 for image in (truth, render))
-        height, width = truth.shape[:2]
-        error = colorize((truth - render).abs().mean(-1), 0, error_scale)
-        gap = torch.ones(height, GAP, 3)
-        panels = [truth, gap, render, gap, error, gap, color_bar(height, 12), torch.ones(height, 34, 3)]
-        columns = [0, width + GAP, 2 * (width + GAP), 3 * (width + GAP)]
-        row = torch.cat([torch.ones(HEADER, sum(panel.shape[1] for panel in panels), 3), torch.cat(panels, dim=1)])
-        title = f"truth  {titles[i]}" if i < len(titles) else "truth"
-        texts = [(columns[0] + 2, 3, title), (columns[1] + 2, 3, "render"), (columns[2] + 2, 3, "|error|")]
-        texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
-        rows.append(write_texts(row, texts))
-    widest = max(row.shape[1] for row in rows)
-    atomic_write_image(path, torch.cat([_pad_right(row, widest) for row in rows]))
-
-
-def _pad_right(image: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(image, (0, 0, 0, width - image.shape[1]), value=255)
+    """A picture `truth | render | error` of images [H, W, 3], with a title and the colour scale of the error: the mean
+    absolute one over the channels, brightest at ``error_scale``."""
+    if truth.shape != render.shape or truth.ndim != 3 or truth.shape[-1] != 3:
+        got = f"{list(truth.shape)} and {list(render.shape)}"
+        raise ValueError(f"`truth` and `render` must be two images of shape [H, W, 3], got {got}")
+    truth, render = (torch.from_numpy(to_uint8(image)).float() / 255 for image in (truth, render))
+    height, width = truth.shape[:2]
+    error = colorize((truth - render).abs().mean(-1), 0, error_scale)
+    gap = torch.ones(height, GAP, 3)
+    panels = torch.cat([truth, gap, render, gap, error, gap, color_bar(height, 12), torch.ones(height, 34, 3)], dim=1)
+    columns = [i * (width + GAP) for i in range(4)]
+    texts = [(columns[0] + 2, 3, f"truth  {title}"), (columns[1] + 2, 3, "render"), (columns[2] + 2, 3, "|error|")]
+    texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
+    atomic_write_image(path, write_texts(torch.cat([torch.ones(HEADER, panels.shape[1], 3), panels]), texts))
 
 
 def write_depth(path: str | Path, depth: Tensor, opacity: Tensor | None = None) -> None:
@@ -196,32 +178,26 @@ def write_view(out: str | Path, name: str, truth: Tensor, color: Tensor, opacity
     out = Path(out)
     atomic_write_image(out / "renders" / f"{name}.png", color)
     title = f"{name}  {psnr(color.float(), truth.float()):.2f} dB"
-    write_comparison(out / "comparisons" / f"{name}.png", [(truth, color)], [title])
+    write_comparison(out / "comparisons" / f"{name}.png", truth, color, title)
     write_depth(out / "depth" / f"{name}.png", depth / opacity.clamp_min(1e-6), opacity)
 
 
-def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30) -> None:
-    """Write frames [H, W, 3] (all of one even size) as H.264, as they come: they may be rendered on the fly."""
-    ffmpeg = optional_import("imageio_ffmpeg")
-    with atomic_path(path) as temporary:
-        writer, shape = None, None
-        try:
-            for frame in frames:
-                image = np.ascontiguousarray(to_uint8(frame))
-                if writer is None:
-                    shape = image.shape
-                    if len(shape) != 3 or shape[2] != 3 or shape[0] % 2 or shape[1] % 2:
-                        raise ValueError(f"`frames` must have shape [H, W, 3] with even H and W, got {list(shape)}")
-                    writer = ffmpeg.write_frames(
-                        str(temporary), shape[1::-1], fps=fps, codec="libx264", quality=None, macro_block_size=2,
-                        output_params=["-crf", "20", "-movflags", "+faststart"], ffmpeg_log_level="error",
-                    )  # fmt: skip
-                    writer.send(None)
-                if image.shape != shape:
-                    raise ValueError(f"`frames` must all have shape {list(shape or ())}, got {list(image.shape)}")
-                writer.send(image)
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
+def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30, n_frames: int | None = None) -> None:
+    """Write frames [H, W, 3] (all of one even size) as H.264, as they come: they may be rendered on the fly. A bar says
+    how far it is, of ``n_frames`` if given."""
+    optional_import("imageio_ffmpeg")
+    options: dict[str, Any] = {"codec": "libx264", "quality": None, "macro_block_size": 2, "ffmpeg_log_level": "error"}
+    options["output_params"] = ["-crf", "20", "-movflags", "+faststart"]
+    shape: tuple[int, ...] = ()
+    open_video = optional_import("imageio.v2").get_writer
+    with atomic_path(path) as temporary, open_video(temporary, fps=fps, **options) as video:
+        for frame in optional_import("tqdm").tqdm(frames, desc="turntable", unit="frame", total=n_frames):
+            image = np.ascontiguousarray(to_uint8(frame))
+            shape = shape or image.shape
+            if len(shape) != 3 or shape[2] != 3 or shape[0] % 2 or shape[1] % 2:
+                raise ValueError(f"`frames` must have shape [H, W, 3] with even H and W, got {list(shape)}")
+            if image.shape != shape:
+                raise ValueError(f"`frames` must all have shape {list(shape)}, got {list(image.shape)}")
+            video.append_data(image)
+        if not shape:
             raise ValueError("`frames` must hold at least one image, got none")

@@ -107,18 +107,13 @@ def _limit_of(group: Path) -> list[float]:
         return []
 
 
-def _torch_spins() -> bool:
-    """Whether PyTorch's threads spin for long after each of their regions, as they do unless told otherwise."""
-    spins = os.environ.get("GOMP_SPINCOUNT", "").strip()
-    if spins.isdigit():
-        return int(spins) > _SHORT_SPINS
-    return os.environ.get("OMP_WAIT_POLICY", "").strip().lower() != "passive"
-
-
 def follow_environment() -> None:
-    """Lets ops run on own threads, as many as PyTorch has, where PyTorch's have been told not to spin."""
+    """Lets ops run on own threads, as many as PyTorch has, where PyTorch's have been told not to spin for long after
+    each of their regions."""
+    spins = os.environ.get("GOMP_SPINCOUNT", "").strip()
+    passive = os.environ.get("OMP_WAIT_POLICY", "").strip().lower() == "passive"
     if _extension.module is not None:
-        _extension.module.use_own_threads(not _torch_spins(), 0)
+        _extension.module.use_own_threads(int(spins) <= _SHORT_SPINS if spins.isdigit() else passive, 0)
 
 
 def describe() -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hashgrid.data.errors import MeshError
-from hashgrid.data.formats.polygons import strip
+from hashgrid.data.formats.polygons import fans, strip
+from hashgrid.util.optional import optional_import
 
 TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
@@ -28,12 +29,11 @@ def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
             raise MeshError(f"it requires the glTF extension {name}, which is not read; export without it")
     try:
         return _Scene(tree, chunk).triangles()
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, MeshError):
-            raise
-        raise MeshError(
-            f"its JSON does not describe meshes as glTF 2.0 does ({type(error).__name__}: {error})"
-        ) from error
+    except MeshError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise MeshError(f"its JSON does not describe meshes as glTF 2.0 does ({why})") from error
 
 
 def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -120,50 +120,45 @@ class _Scene:
             if len(corners) % 3:
                 raise MeshError(f"triangles must have three corners each, got {len(corners)}")
             return points, corners.reshape(-1, 3)
-        if mode == 5:
-            return points, strip(corners)
-        return points, np.stack([np.full(max(len(corners) - 2, 0), corners[0]), corners[1:-1], corners[2:]], axis=-1)
+        return points, strip(corners) if mode == 5 else fans(corners[None])[0]
 
     def _accessor(self, accessor: dict[str, Any]) -> np.ndarray:
         """Values [N, width], normalised integers as fractions."""
         n, width, dtype = accessor["count"], WIDTHS[accessor["type"]], np.dtype(TYPES[accessor["componentType"]])
         if "bufferView" in accessor:
-            values = self._view(accessor["bufferView"], accessor.get("byteOffset", 0), n, width, dtype)
+            values = self._view(accessor, n, width, dtype)
         elif "sparse" in accessor:
             values = np.zeros((n, width), dtype)
         else:
             raise MeshError("accessors must have a buffer view")
         if "sparse" in accessor:
-            sparse = accessor["sparse"]
-            index, new = sparse["indices"], sparse["values"]
-            rows = self._view(
-                index["bufferView"],
-                index.get("byteOffset", 0),
-                sparse["count"],
-                1,
-                np.dtype(TYPES[index["componentType"]]),
-            )
+            index, new = accessor["sparse"]["indices"], accessor["sparse"]["values"]
+            n = accessor["sparse"]["count"]
+            rows = self._view(index, n, 1, np.dtype(TYPES[index["componentType"]]))[:, 0]
             values = values.copy()
-            values[rows[:, 0]] = self._view(new["bufferView"], new.get("byteOffset", 0), sparse["count"], width, dtype)
+            values[rows] = self._view(new, n, width, dtype)
         if accessor.get("normalized") and dtype.kind != "f":
             return np.maximum(values / float(np.iinfo(dtype).max), -1.0)
         return values
 
-    def _view(self, view: int, offset: int, n: int, width: int, dtype: np.dtype) -> np.ndarray:
-        """``n`` rows [n, width] of a buffer view."""
-        about = self.tree["bufferViews"][view]
-        content = self._buffer(about["buffer"], about)
-        start, stride = about.get("byteOffset", 0), about.get("byteStride", width * dtype.itemsize)
-        content = content[start : start + about["byteLength"]]
-        needed = offset + (n - 1) * stride + width * dtype.itemsize
-        if n > 0 and needed > len(content):
-            raise MeshError(f"buffer view {view} must have {needed} bytes, got {len(content)}; the file may be cut off")
+    def _view(self, where: dict[str, Any], n: int, width: int, dtype: np.dtype) -> np.ndarray:
+        """``n`` rows [n, width] at a place in a buffer view."""
         if n == 0:
             return np.zeros((0, width), dtype)
+        view, offset = self.tree["bufferViews"][where["bufferView"]], where.get("byteOffset", 0)
+        start, stride = view.get("byteOffset", 0), view.get("byteStride", width * dtype.itemsize)
+        content = self._buffer(view)[start : start + view["byteLength"]]
+        needed = offset + (n - 1) * stride + width * dtype.itemsize
+        if needed > len(content):
+            number = where["bufferView"]
+            raise MeshError(
+                f"buffer view {number} must have {needed} bytes, got {len(content)}; the file may be cut off"
+            )
         return np.ndarray((n, width), dtype, content, offset, (stride, dtype.itemsize))
 
-    def _buffer(self, number: int, view: dict[str, Any]) -> bytes:
-        """The content of a buffer that the file itself holds."""
+    def _buffer(self, view: dict[str, Any]) -> bytes:
+        """The content of the buffer of a view, which the file itself must hold."""
+        number = view["buffer"]
         buffer = self.tree["buffers"][number]
         uri = buffer.get("uri")
         stand_in = any(buffer.get("extensions", {}).get(name, {}).get("fallback") for name in MESHOPT)
@@ -181,15 +176,9 @@ def _matrix(node: dict[str, Any]) -> np.ndarray:
     """Where a node lies in the one above it [4, 4]."""
     if "matrix" in node:
         return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    x, y, z, w = np.array(node.get("rotation", [0, 0, 0, 1]), np.float64)
-    turn = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
     matrix = np.eye(4)
-    matrix[:3, :3] = turn * np.array(node.get("scale", [1, 1, 1]), np.float64)
+    if "rotation" in node:
+        matrix[:3, :3] = optional_import("scipy.spatial.transform").Rotation.from_quat(node["rotation"]).as_matrix()
+    matrix[:3, :3] *= np.array(node.get("scale", [1, 1, 1]), np.float64)
     matrix[:3, 3] = node.get("translation", [0, 0, 0])
     return matrix

@@ -23,7 +23,7 @@ def triangulate(vertices: np.ndarray, sizes: np.ndarray, corners: np.ndarray) ->
     for size in np.unique(sizes[sizes >= 3]):
         chosen = np.flatnonzero(sizes == size)
         polygons = corners[start[chosen, None] + np.arange(size)]
-        parts.append((_fans(polygons) if size == 3 else _cover(vertices, polygons)).reshape(-1, 3))
+        parts.append((fans(polygons) if size == 3 else _cover(vertices, polygons)).reshape(-1, 3))
         order.append(np.repeat(chosen, size - 2))
     if not parts:
         return np.zeros((0, 3), np.int64)
@@ -37,7 +37,7 @@ def strip(corners: np.ndarray) -> np.ndarray:
     return faces
 
 
-def _fans(polygons: np.ndarray) -> np.ndarray:
+def fans(polygons: np.ndarray) -> np.ndarray:
     """Triangles [P, K - 2, 3] around the first corners of polygons [P, K]."""
     k = polygons.shape[1]
     middle = np.broadcast_to(polygons[:, :1], (len(polygons), k - 2))
@@ -47,16 +47,16 @@ def _fans(polygons: np.ndarray) -> np.ndarray:
 @np.errstate(over="ignore", invalid="ignore")
 def _cover(vertices: np.ndarray, polygons: np.ndarray) -> np.ndarray:
     """Triangles [P, K - 2, 3] of polygons [P, K] of any shape."""
-    faces = _fans(polygons)
+    faces = fans(polygons)
     left = np.flatnonzero(((polygons >= 0) & (polygons < len(vertices))).all(1))  # others are refused later, as are ...
     left = left[np.isfinite(vertices[polygons[left]]).all((1, 2))]  # ... vertices that are no numbers
     for shift in range(polygons.shape[1]):
-        fans = _fans(np.roll(polygons[left], -shift, axis=1))
-        a, b, c = np.moveaxis(vertices[fans], 2, 0)
+        turned = fans(np.roll(polygons[left], -shift, axis=1))
+        a, b, c = np.moveaxis(vertices[turned], 2, 0)
         normals = np.cross(b - a, c - a)
         total = normals.sum(1, keepdims=True)
         fits = ((normals * total).sum(-1) >= -1e-12 * (total * total).sum(-1)).all(1)
-        faces[left[fits]] = fans[fits]
+        faces[left[fits]] = turned[fits]
         left = left[~fits]
         if len(left) == 0:
             break

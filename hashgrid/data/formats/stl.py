@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from hashgrid.data.errors import MeshError
@@ -39,16 +41,13 @@ def _length(data: bytes, n: int) -> str:
 
 def _text(text: bytes) -> np.ndarray:
     """Corners [3 F, 3] of all triangles."""
-    lines = [line.strip() for line in text.split(b"\n")]
-    lines = [line for line in lines if line]
-    words = [line.split()[1:] for line in lines if line[:6].lower() == b"vertex"]
-    bad = next((row for row in words if len(row) != 3), None)
-    if bad is not None or len(words) % 3:
-        last = len(words[-1])
+    lines = re.findall(rb"^\s*vertex\b(.*)", text, re.MULTILINE | re.IGNORECASE)
+    if len(lines) % 3 or any(len(line.split()) != 3 for line in lines):
+        last = len(lines[-1].split())
         raise MeshError(
-            f"triangles must have three vertices of three coordinates, got {len(words)} vertices, the last one"
+            f"triangles must have three vertices of three coordinates, got {len(lines)} vertices, the last one"
             f" of {last}; the file may be cut off"
         )
-    if lines[-1][:8].lower() not in (b"endsolid", b"endfacet"):
+    if text.rstrip().rpartition(b"\n")[2].lstrip()[:8].lower() not in (b"endsolid", b"endfacet"):
         raise MeshError("the file is cut off: its last line is neither `endsolid` nor `endfacet`")
-    return numbers(b" ".join([word for row in words for word in row]), "vertices").reshape(-1, 3)
+    return numbers(b" ".join(lines), "vertices").reshape(-1, 3)

@@ -44,6 +44,15 @@ def numbers(text: bytes, what: str) -> np.ndarray:
             raise MeshError(f"{what} must be numbers, got {_first_word(text)}") from error
 
 
+def coordinates(rows: list[list[bytes]]) -> np.ndarray:
+    """The first three numbers [N, 3] of lines, each split into words: weights, colours or normals may follow."""
+    short = next((row for row in rows if len(row) < 3), None)
+    if short is not None:
+        line = b" ".join(short).decode("ascii", "replace")
+        raise MeshError(f"a vertex must have three coordinates, got `{line[:60]}`; the file may be cut off")
+    return numbers(b" ".join([word for row in rows for word in row[:3]]), "vertices").reshape(-1, 3)
+
+
 def integers(text: bytes, what: str) -> np.ndarray:
     """As :func:`numbers`, int64."""
     return whole(numbers(text, what), what)
