@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +20,6 @@ class MeshError(ValueError):
 
 class MeshWarning(UserWarning):
     """Something in a mesh or point cloud was repaired, left out or guessed."""
-
-
-def warn(message: str) -> None:
-    """Issues a MeshWarning about what the caller's caller passed."""
-    warnings.warn(message, MeshWarning, stacklevel=3)
 
 
 def some(items: Sequence[Any], n: int = 5) -> str:

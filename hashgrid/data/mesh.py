@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import MeshError, warn
+from hashgrid.data.errors import MeshError, MeshWarning
 from hashgrid.data.formats import READERS
 from hashgrid.data.formats.text import check_content
 from hashgrid.data.orient import orient
@@ -131,6 +132,11 @@ def read_file(path: Path, what: str, readers: Mapping[str, Callable[[bytes], T]]
         return read(data)
     except MeshError as error:
         raise MeshError(f"`{path}` cannot be read: {error}") from error
+
+
+def warn(message: str) -> None:
+    """Issues a MeshWarning about what the caller's caller passed."""
+    warnings.warn(message, MeshWarning, stacklevel=3)
 
 
 def check_finite(values: np.ndarray, what: str, name: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hashgrid.data.errors import MeshError, warn
+from hashgrid.data.errors import MeshError
 from hashgrid.data.formats import ply
 from hashgrid.data.formats.text import plain
-from hashgrid.data.mesh import check_finite, into_cube, read_file
+from hashgrid.data.mesh import check_finite, into_cube, read_file, warn
 from hashgrid.data.normals import estimate_normals
 from hashgrid.geometry.boxes import Placement
 

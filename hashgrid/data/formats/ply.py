@@ -101,7 +101,7 @@ def _header(text: bytes) -> tuple[bool, list[Element]]:
 
     def type_of(word: str) -> np.dtype:
         if order is None:
-            raise MeshError("the header must have a line `format` before properties")
+            raise ValueError("the line `format` must come first")
         # all numbers of a text are read as doubles: it may say float of coordinates that do not fit
         binary = np.dtype(order + TYPES[word])
         return binary if order else DOUBLE
