@@ -148,6 +148,7 @@ OFF = f"OFF\n12 8 0\n{PRISM_TEXT}".encode()
         (".ply", ASCII_PLY.replace(b"vertex_indices", b"corners"), "must have a list `vertex_indices`, it has corners"),
         (".off", OFF.rsplit(b"\n", 2)[0], "cut off: 12 vertices and 8 faces are on 19 lines"),
         (".off", OFF[:-4], "cut off"),
+        (".off", OFF.replace(b"\n4 0 1 7 6", b"\n-4 0 1 7 6"), "faces must have their number of corners"),
         (".off", OFF + b"3 0 1 2\n", "longer than its header says"),
         (".off", b"OFF BINARY\n" + bytes(24), "as text is read, got `OFF BINARY`"),
         (".obj", PRISM_OBJ.encode()[:-8], "cut off"),
