@@ -16,7 +16,8 @@ from hashgrid.data.points import PointCloud, load_points, make_points
 from hashgrid.data.shape import Shape
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.tasks.sdf import Sdf, SdfConfig
-from hashgrid.train.loop import Progress, Trainer
+from hashgrid.train.loop import Trainer
+from hashgrid.train.task import Progress
 
 
 def knot(n: int = 50_000, radius: float = 0.5) -> PointCloud:

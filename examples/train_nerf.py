@@ -54,9 +54,11 @@ def main() -> None:
         if step % 16 == 0:
             with torch.no_grad():
                 occupancy.update(lambda x: density(x)[0], step, step_size)
-        rays_o, rays_d, rgba, background = scene.train.sample_rays(2048, step=step)
+        rays, rgba, background = scene.train.sample_rays(2048, step=step)
         target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
-        loss = torch.nn.functional.huber_loss(render(rays_o, rays_d, background, step), target, delta=0.1)
+        loss = torch.nn.functional.huber_loss(
+            render(rays.origins, rays.directions, background, step), target, delta=0.1
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -64,12 +66,9 @@ def main() -> None:
             print(f"step {step:5d}  loss {loss.item():.5f}")
 
     width, height = scene.test.sizes[0].tolist()
-    pixel = torch.arange(width * height)
     with torch.no_grad():
-        rays = scene.test.rays(torch.zeros_like(pixel), pixel % width, pixel // width)
-        image = torch.cat(
-            [render(o, d, torch.ones(3), None) for o, d in zip(*(r.split(8192) for r in rays), strict=True)]
-        )
+        chunks = [scene.test.view_rays(0, begin, begin + 8192) for begin in range(0, width * height, 8192)]
+        image = torch.cat([render(rays.origins, rays.directions, torch.ones(3), None) for rays in chunks])
     image = image.clamp(0, 1).view(height, width, 3)
     atomic_write_image("view.png", image)
     print(f"first test view: {psnr(image, scene.test.image_rgb(0, torch.ones(3))):.2f} dB, written to view.png")

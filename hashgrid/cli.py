@@ -98,9 +98,9 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _scene(args: argparse.Namespace) -> int:
-    from hashgrid.data.procedural import write_scene_with_bar
+    from hashgrid.data.procedural import write_scene
 
-    write_scene_with_bar(args.out, args.train_views, args.test_views, args.resolution, args.seed)
+    write_scene(args.out, args.train_views, args.test_views, args.resolution, args.seed, bar=True)
     print(f"scene in {args.out}")
     return 0
 

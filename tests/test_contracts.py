@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from hashgrid.cli import TASKS, main
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
-from hashgrid.data.scene import Scene
+from hashgrid.data.scene import Scene, Views
 from hashgrid.data.shape import Shape
 from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
@@ -29,7 +30,8 @@ from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.train.checkpoint import load_checkpoint
 from hashgrid.train.loop import Trainer
-from hashgrid.train.run import Command
+from hashgrid.train.task import Task
+from hashgrid.util.config import Config
 
 BOX = torch.tensor([-1.5, -1.5, -1.5, 1.5, 1.5, 1.5])
 BACKENDS = ("native", "reference")
@@ -204,7 +206,7 @@ def test_fine_samples_follow_the_coarse_weights() -> None:
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def small_task(name: str, scene: Scene, **changes: Any) -> Command:
+def small_task(name: str, scene: Scene, **changes: Any) -> Task:
     """A task of some seconds on generated data, ready to train."""
     if name.startswith("nerf"):
         field = name.partition(" ")[2] or "ngp"
@@ -323,3 +325,66 @@ def test_any_field_is_rendered_and_learns(name: str, scene: Scene) -> None:
     assert isinstance(task, Nerf)
     color, opacity, depth = render_image(task.model, task.sampler, scene.test, 0, torch.ones(3), chunk=500)
     assert color.shape == (48, 48, 3) and opacity.shape == depth.shape == (48, 48) and color.isfinite().all()
+
+
+class Tinted(RadianceField):
+    """A wall around everything: a red and a green of its own for each camera, and as blue as it is late."""
+
+    @dataclass(frozen=True)
+    class Config(Config):
+        name = "tinted"
+
+    needs = ("camera", "time")
+    sampler = "stratified"
+    recipe = {"learning_rate": 0.1, "final_learning_rate": 0.01, "weight_decay": 0.0}
+
+    def __init__(self, config: Config, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:
+        super().__init__(aabb)
+        self.tints = nn.Parameter(torch.zeros(12, 2))
+
+    def density(self, at: At) -> tuple[Tensor, None]:
+        return torch.full_like(at.unit[:, 0], 100.0), None
+
+    def color(self, at: At, carry: None) -> Tensor:
+        camera, time = at.rays.camera, at.rays.time
+        assert time is not None
+        tints = torch.full((len(time), 2), 0.5) if camera is None else self.tints.sigmoid().index_select(0, camera)
+        return torch.cat((tints, time[:, None]), dim=1).index_select(0, at.ray_indices)
+
+
+@pytest.mark.parametrize(("planted", "masked"), [(None, False), (None, True), ("camera", False), ("time", False)])
+def test_field_knows_camera_and_time(
+    planted: str | None, masked: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training; a rendered picture has a time, but no camera that was trained on. A shift by one is noticed."""
+    monkeypatch.setitem(RADIANCE_FIELDS, "tinted", Tinted)
+    i = torch.arange(12)
+    colors = torch.stack((40 + 16 * i, 220 - 15 * i, 2 * i * i), dim=1).byte()
+    train = replace(
+        scene.train,
+        intrinsics=scene.train.intrinsics * torch.tensor([3.0, 3.0, 1.0, 1.0]),  # no ray misses the box
+        data=colors.repeat_interleave(48 * 48, dim=0),
+        times=colors[:, 2].float() / 255,
+        counts=torch.rand(12 * 48 * 48) > 0.5 if masked else None,
+    )
+    scene = replace(scene, train=train, test=replace(scene.test, times=torch.tensor([0.3, 0.7])))
+    if planted is not None:
+        rays = Views.rays
+
+        def shifted(self: Views, view: Tensor, x: Tensor, y: Tensor) -> Rays:
+            wrong = rays(self, (view + 1) % len(self), x, y)
+            return replace(rays(self, view, x, y), **{planted: getattr(wrong, planted)})
+
+        monkeypatch.setattr(Views, "rays", shifted)
+    config = Nerf.defaults("tinted", torch.device("cpu"), set()).replace(device="cpu", steps=150, max_rays=64)
+    trainer = Trainer(Nerf(config, scene))
+    trainer.train()
+    task = trainer.task
+    assert isinstance(task, Nerf) and isinstance(task.model, Tinted)
+    error = (task.model.tints.detach().sigmoid() - colors[:, :2] / 255).abs().max()
+    assert (float(error) < 0.01) == (planted != "camera")
+    assert (trainer.progress.terms["mse"] < 1e-4) == (planted != "time")
+    if planted is None:
+        color, _, _ = render_image(task.model, task.sampler, scene.test, 1, torch.zeros(3))
+        middle = color[12:36, 12:36]
+        torch.testing.assert_close(middle, torch.tensor([0.5, 0.5, 0.7]).expand_as(middle), rtol=0, atol=1e-3)

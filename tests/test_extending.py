@@ -89,7 +89,9 @@ def test_loader(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -
     loaded = load_scene(tmp_path / "tiny.npz", holdout=4, cut_out_backdrop=False)
     assert len(loaded.train) == 9 and len(loaded.test) == 3 and loaded.split == "every 4th view"
     torch.testing.assert_close(loaded.test.c2w, views.c2w[::4].to(loaded.test.c2w))
-    torch.testing.assert_close(loaded.test.image_rgb(1), views.image_rgb(4, torch.ones(3)), rtol=0, atol=0.5 / 255)
+    torch.testing.assert_close(
+        loaded.test.image_rgb(1, torch.ones(3)), views.image_rgb(4, torch.ones(3)), rtol=0, atol=0.5 / 255
+    )
 
 
 def test_loss(scene: Scene, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from problems.nerf import OPTIONS, nerf_trainer
 
 from hashgrid.cli import main
 from hashgrid.fields import ngp
-from hashgrid.geometry.rays import At, Rays
+from hashgrid.geometry.rays import At
 from hashgrid.rendering.volume import render, render_pixels_in_one, visible
 from hashgrid.tasks.image import Image, ImageConfig
 from hashgrid.train.checkpoint import CheckpointError, load_checkpoint
@@ -120,7 +120,7 @@ def test_rendering_by_one_op_shows_the_same(scene):
 
 def some_rays(scene):
     pixel = torch.arange(300)
-    return Rays(*scene.test.rays(torch.zeros(300, dtype=torch.long), pixel % 48, pixel // 8))
+    return scene.test.rays(torch.zeros(300, dtype=torch.long), pixel % 48, pixel // 8)
 
 
 def test_profile_accounts_for_the_time_of_some_steps(scene, tmp_path, capsys):

@@ -66,7 +66,7 @@ def test_plain_background_becomes_transparent(tmp_path, background) -> None:
             over = views.image_rgb(view, scene.background("auto")) * 255
             np.testing.assert_allclose(over.numpy(), images[i], atol=1.01)
     assert load_scene(tmp_path / "s", cut_out_backdrop=False).backdrop is None
-    assert not load_scene(tmp_path / "s", cut_out_backdrop=False).has_alpha
+    assert not load_scene(tmp_path / "s", cut_out_backdrop=False).train.has_alpha
 
 
 def test_noise_of_jpeg_is_part_of_the_background(tmp_path) -> None:
@@ -106,7 +106,7 @@ def filled(i: int, image: np.ndarray) -> None:
 def test_other_pictures_stay_as_they_are(tmp_path, change) -> None:
     images = changed(change)
     scene = load_scene(write(tmp_path / "s", images), holdout=0)
-    assert scene.backdrop is None and not scene.has_alpha
+    assert scene.backdrop is None and not scene.train.has_alpha
     assert np.array_equal(scene.train.image(1).numpy(), images[1])
 
 

@@ -18,6 +18,7 @@ from hashgrid.data.scene import load_scene  # noqa: E402
 from hashgrid.geometry import cameras as cameras_module  # noqa: E402
 from hashgrid.geometry.cameras import Cameras, distort, look_at, nearest_point_to_axes, undistort  # noqa: E402
 from hashgrid.geometry.rays import Rays  # noqa: E402
+from hashgrid.maths import locate_pixels  # noqa: E402
 from hashgrid.util.pictures import background_color, blend  # noqa: E402
 
 UP = torch.tensor([0.0, 0.0, 1.0])
@@ -115,7 +116,8 @@ def test_a_known_point_lies_on_the_ray_of_its_pixel(distorted, table, monkeypatc
     # A grid of ideal directions; take the pixels their projections fall into and correct by the remainder.
     for _ in range(20):
         column, row = int(rng.integers(width)), int(rng.integers(height))
-        rays_o, rays_d = cameras.rays(torch.tensor([0]), torch.tensor([column]), torch.tensor([row]))
+        rays = cameras.rays(torch.tensor([0]), torch.tensor([column]), torch.tensor([row]))
+        rays_o, rays_d = rays.origins, rays.directions
         assert float(rays_d.norm()) == pytest.approx(1, abs=1e-6)
         torch.testing.assert_close(rays_o[0], c2w[:, 3])
         point = (rays_o + rng.uniform(0.5, 5) * rays_d)[0].double().numpy()
@@ -136,7 +138,8 @@ def test_a_known_point_lies_on_the_ray_of_its_pixel(distorted, table, monkeypatc
 def test_camera_orientation():
     """x right, y up, looking along -z: the top left pixel looks left and up."""
     cameras = Cameras(torch.eye(4)[None, :3], torch.tensor([[10.0, 10.0, 2.0, 1.5]]), torch.tensor([[4, 3]]))
-    rays_o, rays_d = cameras.view_rays(0)
+    rays = cameras.view_rays(0)
+    rays_o, rays_d = rays.origins, rays.directions
     assert rays_d.shape == (12, 3) and bool((rays_o == 0).all())
     norm = math.sqrt(0.15**2 + 0.1**2 + 1)
     assert rays_d[0].tolist() == pytest.approx([-0.15 / norm, 0.1 / norm, -1 / norm])
@@ -177,7 +180,7 @@ def test_blender_dialect(tmp_path):
     focal = 8 / math.tan(0.35)
     assert scene.train.intrinsics[0].tolist() == pytest.approx([focal, focal, 8, 6])
     assert scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
-    assert scene.bounded and scene.n_cascades == 1 and scene.has_alpha and scene.cone_angle == 0
+    assert scene.bounded and scene.n_cascades == 1 and scene.train.has_alpha and scene.cone_angle == 0
     for i in range(6):
         assert np.array_equal(scene.train.image(i).numpy(), iio.imread(tmp_path / f"train/r_{i}.png"))
     assert "6 training and 3 test views, 16x12 RGBA" in scene.describe()
@@ -191,10 +194,10 @@ def test_instant_ngp_dialect(tmp_path):
     assert len(scene.train) == 14 and not set(scene.train.names) & set(scene.test.names)
     assert scene.train.intrinsics[0].tolist() == pytest.approx([20, 21, 8.5, 5.5])
     assert scene.train.distortion[0].tolist() == pytest.approx([0.05, 0, 0, 0, 0, 1e-3])
-    assert not scene.bounded and not scene.has_alpha and scene.cone_angle == 1 / 256 and scene.near > 0
+    assert not scene.bounded and not scene.train.has_alpha and scene.cone_angle == 1 / 256 and scene.near > 0
     # Cameras sit around the border of cascade 0; the outermost is instant-ngp's box within a factor sqrt 2.
     half = 0.5 * (scene.aabb[3:] - scene.aabb[:3])
-    reach = (scene.train.origins - scene.centre).abs().amax(-1)
+    reach = (scene.train.origins - scene.aabb.view(2, 3).mean(0)).abs().amax(-1)
     assert 0.2 < float((reach < half[0]).float().mean()) < 0.8
     outer = 0.5 * float((scene.outer_aabb[3:] - scene.outer_aabb[:3])[0])
     assert 2**-0.5 <= outer / (8 / 0.33) <= 2**0.5
@@ -224,7 +227,7 @@ def test_nerfstudio_dialect(tmp_path):
     assert scene.train.sizes.tolist() == [[16, 12], [10, 20], [16, 12], [16, 12]]
     assert scene.train.image(1).shape == (20, 10, 3) and bool((scene.train.image(1) == 77).all())
     # every pixel in its image
-    view, x, y = scene.train.locate(torch.arange(scene.train.n_pixels))
+    view, x, y = locate_pixels(torch.arange(len(scene.train.data)), scene.train.offsets, scene.train.sizes)
     assert torch.equal(view.bincount(), scene.train.sizes.prod(1))
     for i in range(4):
         width, height = scene.train.sizes[i].tolist()
@@ -234,14 +237,17 @@ def test_nerfstudio_dialect(tmp_path):
 
 def test_sampling_is_a_function_of_seed_and_step(tmp_path):
     views = load_scene(write(tmp_path, 3, (4, 3)), holdout=0).train
-    first = views.sample_rays(2000, 5, 1)
+
+    def draw(*arguments):
+        rays, rgba, noise = views.sample_rays(*arguments)
+        return rays.origins, rays.directions, rgba, noise
+
+    first = draw(2000, 5, 1)
     assert [tuple(t.shape) for t in first] == [(2000, 3), (2000, 3), (2000, 4), (2000, 3)]
-    assert all(torch.equal(a, b) for a, b in zip(first, views.sample_rays(2000, 5, 1), strict=True))
-    assert all(torch.equal(a[:7], b) for a, b in zip(first, views.sample_rays(7, 5, 1), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, draw(2000, 5, 1), strict=True))
+    assert all(torch.equal(a[:7], b) for a, b in zip(first, draw(7, 5, 1), strict=True))
     for seed, step in ((5, 2), (6, 1)):
-        assert all(
-            bool((a != b).any()) for a, b in zip(first[1:], views.sample_rays(2000, seed, step)[1:], strict=True)
-        )
+        assert all(bool((a != b).any()) for a, b in zip(first[1:], draw(2000, seed, step)[1:], strict=True))
 
 
 @pytest.mark.parametrize("kind", ["plain", "distorted", "masked", "survey"])
@@ -263,12 +269,14 @@ def test_rays_know_their_view_and_its_time(tmp_path, kind, backend):
     edit(folder, change)
     views = load_scene(folder, holdout=0).train
     for seed, step in ((0, 0), (3, 70)):
-        rays, rgba, noise = views.sample_labelled(300, seed, step, backend)
+        rays, rgba, noise = views.sample_rays(300, seed, step, backend, {"camera", "time"})
         expected = (rgba[:, 0] * 255 / 50).round().long()
         assert torch.equal(rays.camera, expected) and expected.unique().numel() == 5
         torch.testing.assert_close(rays.time, expected**2 / 16, check_dtype=False)
-        for a, b in zip((rays.origins, rays.directions, rgba, noise), views.sample_rays(300, seed, step), strict=True):
-            torch.testing.assert_close(a, b)
+        plain, *colors = views.sample_rays(300, seed, step)
+        assert all(torch.equal(a, b) for a, b in zip((rgba, noise), colors, strict=True))
+        torch.testing.assert_close((rays.origins, rays.directions), (plain.origins, plain.directions))
+    assert views.view_rays(3, 1, 9).time.tolist() == [9 / 16] * 8 and views.view_rays(3).camera is None
     assert views.select([4, 2]).times.tolist() == [1, 0.25] == views.select([4, 2]).scaled(2).times.tolist()
 
 
@@ -306,13 +314,13 @@ def test_alpha_formats(tmp_path):
     image = np.full((3, 4, 4), 255, dtype=np.uint8)
     for i in range(3):
         iio.imwrite(tmp_path / f"im_{i:03d}.png", image)
-    assert not load_scene(tmp_path).has_alpha
+    assert not load_scene(tmp_path).train.has_alpha
     iio.imwrite(tmp_path / "im_001.png", np.full((3, 4), 257 * 100, dtype=np.uint16))
     assert load_scene(tmp_path).train.image(0).unique().tolist() == [100]
     image[..., 3] = 128
     iio.imwrite(tmp_path / "im_002.png", image)
     scene = load_scene(tmp_path)
-    assert scene.has_alpha and scene.train.image(0)[0, 0].tolist() == [100, 100, 100, 255]
+    assert scene.train.has_alpha and scene.train.image(0)[0, 0].tolist() == [100, 100, 100, 255]
     torch.testing.assert_close(scene.train.image_rgb(1, torch.zeros(3)), torch.full((3, 4, 3), 128 / 255))
 
 
@@ -331,7 +339,7 @@ def test_downscale_keeps_rays_where_the_size_is_no_multiple(tmp_path):
     folder = write(tmp_path, 2, (23, 17), fl_x=20.0, cx=11.0, cy=9.0, w=23, h=17)
     full, reduced = (load_scene(folder, holdout=0, downscale=n).train for n in (1, 4))
     assert reduced.sizes.tolist() == [[5, 4]] * 2
-    rays_d = reduced.rays(torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))[1]
+    rays_d = reduced.rays(torch.tensor([0]), torch.tensor([1]), torch.tensor([2])).directions
     x, y = (6 - 11) / 20, (10 - 9) / 20  # between columns 4 to 7 and rows 8 to 11
     local = torch.tensor([x, -y, -1.0])
     torch.testing.assert_close(rays_d[0], full.c2w[0, :, :3] @ (local / local.norm()))
@@ -341,6 +349,8 @@ def test_times_of_frames(tmp_path):
     """As D-NeRF writes them; all frames have one, or none does."""
     folder = write(tmp_path, 9)
     assert load_scene(folder).train.times is None
+    with pytest.raises(SceneError, match="every view must have a `time`, which the field needs"):
+        load_scene(folder).train.sample_rays(5, needs={"time"})
     edit(folder, lambda meta: [f.update(time=i / 8) for i, f in enumerate(meta["frames"])])
     scene = load_scene(folder, holdout=4)
     assert scene.test.times.tolist() == [0, 0.5, 1] and scene.train.times.dtype == torch.float32
@@ -364,7 +374,8 @@ def test_box_from_the_file_and_from_masks(tmp_path):
     for frame in meta["frames"]:
         c2w = torch.tensor(frame["transform_matrix"])[None, :3]
         cameras = Cameras(c2w, torch.tensor([[80.0, 80.0, 32.0, 32.0]]), torch.tensor([[size, size]]))
-        rays_o, rays_d = cameras.view_rays(0)
+        rays = cameras.view_rays(0)
+        rays_o, rays_d = rays.origins, rays.directions
         missed = torch.linalg.cross(centre - rays_o, rays_d).norm(dim=-1) > radius
         image = torch.where(missed, 0, 255).view(size, size, 1).expand(-1, -1, 4).byte().numpy()
         iio.imwrite(folder / frame["file_path"], np.ascontiguousarray(image))
@@ -411,7 +422,7 @@ BROKEN = {
     "no pose": (lambda meta: meta["frames"][2].pop("transform_matrix"), "`transform_matrix` is missing"),
     "no focal length": (lambda meta: meta.pop("camera_angle_x"), "no focal length; give `fl_x`"),
     "nan focal length": (lambda meta: meta.update(fl_x="wide"), "`fl_x` must be a finite number, got 'wide'"),
-    "negative focal length": (lambda meta: meta.update(fl_x=-3), "`fl_x` must be positive, got -3"),
+    "negative focal length": (lambda meta: meta.update(fl_x=-3), "`fl_x` must be a positive number, got -3"),
     "wide angle": (lambda meta: meta.update(camera_angle_x=4), r"within \(0, 180\) degrees"),
     "rotated": (lambda meta: meta.update(w=12, h=16), "`w` x `h` = 12 x 16 .* got 16 x 12; was it rotated"),
     "fisheye": (lambda meta: meta.update(is_fisheye=True), "lens must be perspective .* got 'is_fisheye'"),
@@ -514,7 +525,8 @@ def test_shared_scenes(shared, name, n_train, n_test, size, bounded):
         scene = load_scene(folder)
     assert (len(scene.train), len(scene.test), scene.bounded) == (n_train, n_test, bounded)
     assert tuple(scene.train.sizes[0].tolist()) == size
-    rays_o, rays_d, rgba, _ = scene.train.sample_rays(1000)
+    rays, rgba, _ = scene.train.sample_rays(1000)
+    rays_o, rays_d = rays.origins, rays.directions
     torch.testing.assert_close(rays_d.norm(dim=-1), torch.ones(1000))
     assert rgba.shape == (1000, 4) and float(rgba.max()) <= 1
     # What is opaque lies in the box: rays through opaque pixels meet it.

@@ -39,7 +39,7 @@ def write(folder: Path, n: int = 4, scene: dict | None = None, frame=lambda i: {
 def magenta(folder: Path, **options) -> float:
     """The share of masked pixels in what is drawn."""
     views = load_scene(folder, holdout=0, **options).train
-    rgba = views.sample_rays(4096)[2]
+    rgba = views.sample_rays(4096)[1]
     return float(((rgba[:, 0] > 0.99) & (rgba[:, 1] < 0.5)).float().mean())
 
 
@@ -67,7 +67,8 @@ def test_rays_go_through_the_pixels_that_are_drawn(tmp_path) -> None:
     only[5, 11] = 255
     iio.imwrite(folder / "mask.png", only)
     views = load_scene(folder, holdout=0).train
-    rays_o, rays_d, rgba, _ = views.sample_rays(200, seed=1)
+    rays, rgba, _ = views.sample_rays(200, seed=1)
+    rays_o, rays_d = rays.origins, rays.directions
     expected = torch.tensor([(11.5 - 8) / 20, -(5.5 - 8) / 20, -1.0])
     torch.testing.assert_close(rays_d, (expected / expected.norm()).expand(200, 3))
     # the camera and the image of one view

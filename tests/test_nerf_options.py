@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 from hashgrid.cli import main  # noqa: E402
 from hashgrid.data.scene import Scene, SceneOptions  # noqa: E402
 from hashgrid.tasks import nerf  # noqa: E402
-from hashgrid.train.loop import Progress, Report  # noqa: E402
+from hashgrid.train.task import Progress, Report  # noqa: E402
 from hashgrid.util.pictures import picture_names  # noqa: E402
 
 ARGUMENTS = ["--steps", "2", "--device", "cpu", "--no-video"]

@@ -119,7 +119,7 @@ def test_transparency_of_every_kind_is_alpha(kind: str, tmp_path: Path) -> None:
     over_white = right[..., :3] / 255 * (right[..., 3:] / 255) + 1 - right[..., 3:] / 255
     torch.testing.assert_close(load_photo(path).double(), torch.from_numpy(over_white), rtol=0, atol=1e-6)
     scene = load_scene(scene_of(tmp_path, "picture.png", aabb=[[-1, -1, -1], [1, 1, 1]]))
-    assert scene.has_alpha and np.array_equal(scene.train.image(0).numpy(), right)
+    assert scene.train.has_alpha and np.array_equal(scene.train.image(0).numpy(), right)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
@@ -178,7 +178,7 @@ def test_colours_of_every_space_are_rgb(name: str, tmp_path: Path) -> None:
     pixels = read_photo(tmp_path / name)
     assert pixels.shape == RGB.shape and np.abs(pixels.astype(int) - RGB).mean() < 3
     scene = load_scene(scene_of(tmp_path, name))
-    assert not scene.has_alpha and not scene.bounded
+    assert not scene.train.has_alpha and not scene.bounded
 
 
 def test_inks_without_adobe_marker_are_refused(tmp_path: Path) -> None:

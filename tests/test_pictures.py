@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,7 +156,9 @@ def test_orbit_stays_on_the_side_the_cameras_know():
     azimuth = torch.atan2(offsets[:, 1], offsets[:, 0]).rad2deg()
     assert float(azimuth.min()) > -61 and float(azimuth.max()) < 61
     assert float(azimuth.max() - azimuth.min()) > 60
-    assert bool(orbit(cameras_at([(0.0, 0.0, 3.0)]), UP, 3).c2w.isfinite().all())
+    single = cameras_at([(0.0, 0.0, 3.0)])
+    assert bool(orbit(single, UP, 3).c2w.isfinite().all()) and orbit(single, UP, 3).times is None
+    assert orbit(replace(cameras, times=torch.linspace(2, 4, 24)), UP, 3).times.tolist() == [2, 3, 4]
 
 
 def test_video(tmp_path):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 
+from hashgrid import ops
 from hashgrid.data import procedural
-from hashgrid.data.procedural import orbit_cameras, render, signed_distance, trace, write_scene
+from hashgrid.data.procedural import orbit_cameras, render, signed_distance, write_scene
 
 
 @pytest.fixture(autouse=True)
@@ -52,30 +52,8 @@ def test_signed_distance_is_lipschitz_and_inside_the_box():
     assert float(signed_distance(on_box).min()) > 0.05
 
 
-def test_trace_meets_the_surface():
-    cameras = orbit_cameras(3, 24, 0)
-    for view in range(3):
-        rays_o, rays_d = cameras.view_rays(view)
-        t = trace(rays_o, rays_d)
-        hit = t.isfinite()
-        assert 0.2 < float(hit.float().mean()) < 0.8
-        assert float(signed_distance(rays_o[hit] + t[hit, None] * rays_d[hit]).abs().max()) < 2e-3
-        # Nothing was passed on the way, and rays that miss stay outside.
-        for share in np.linspace(0.5, 0.97, 12):
-            assert float(signed_distance(rays_o[hit] + float(share) * t[hit, None] * rays_d[hit]).min()) > -1e-4
-        for distance in np.linspace(2.5, 5.6, 40):
-            assert float(signed_distance(rays_o[~hit] + float(distance) * rays_d[~hit]).min()) > 0
-
-
-def test_trace_of_a_known_ray():
-    rays_o = torch.tensor([[-0.36, 0.36, 3.0], [0.0, 0.0, 3.0], [5.0, 5.0, 5.0]])
-    rays_d = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
-    floor = procedural.FLOOR
-    assert trace(rays_o, rays_d).tolist() == pytest.approx([3 - floor - 0.8, 3 - floor, math.inf], abs=1e-3)
-
-
 def test_render_agrees_with_single_rays():
-    """Cones and blocks skip nothing: alpha is the coverage found by tracing every sample on its own."""
+    """Cones and blocks skip nothing: alpha is the coverage that the op finds, which traces every sample on its own."""
     size = 36  # no multiple of the block
     cameras = orbit_cameras(4, size, 1)
     samples = orbit_cameras(4, 2 * size, 1)
@@ -83,7 +61,14 @@ def test_render_agrees_with_single_rays():
         image = render(cameras, view)
         assert image.shape == (size, size, 4) and bool(image.isfinite().all())
         assert float(image.min()) >= 0 and float(image.max()) <= 1 + 1e-6
-        hit = trace(*samples.view_rays(view)).isfinite().view(size, 2, size, 2).float().mean((1, 3))
+        rays = samples.view_rays(view)
+        limits = torch.full((2, len(rays)), 2.0) * torch.tensor([[1.0], [3.5]])
+        hit = (
+            ops.sphere_trace(signed_distance, rays.origins, rays.directions, *limits, 256)
+            .hit.view(size, 2, size, 2)
+            .float()
+            .mean((1, 3))
+        )
         wrong = (hit - image[..., 3]).abs() > 1e-6
         assert float(wrong.float().mean()) < 0.01  # rays that graze a silhouette
 
@@ -91,25 +76,24 @@ def test_render_agrees_with_single_rays():
 def test_colors_depend_on_the_view():
     """The polished ball: one surface point, two directions."""
     top = torch.tensor([0.42, -0.45, procedural.FLOOR + 0.66 + 0.16])
-    light = torch.tensor(procedural.LIGHT)
+    light = procedural.LIGHT
     mirrored = light * torch.tensor([-1.0, -1.0, 1.0])  # sees the highlight; the normal is +z
     colors = []
     for towards_camera in (mirrored, light):
         direction = -torch.nn.functional.normalize(towards_camera, dim=0)
-        colors.append(procedural._shade(tuple(top[:, None]), tuple(direction[:, None]))[0])
+        colors.append(procedural._shade(top[:, None], direction[:, None])[0])
     assert bool((colors[0] > colors[1] + 0.02).all()) and float((colors[0] - colors[1]).max()) > 0.1
 
 
-def test_write_scene(tmp_path):
+def test_write_scene(tmp_path, capsys):
     pytest.importorskip("imageio.v3")
     from hashgrid.data.scene import load_scene
 
-    calls = []
-    folder = write_scene(tmp_path / "a", 4, 2, 24, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 6) for i in range(1, 7)]
+    folder = write_scene(tmp_path / "a", 4, 2, 24, bar=True)
+    assert "6/6" in capsys.readouterr().err
     scene = load_scene(folder)
     assert (len(scene.train), len(scene.test)) == (4, 2)
-    assert scene.has_alpha and scene.bounded and scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
+    assert scene.train.has_alpha and scene.bounded and scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
     cameras = orbit_cameras(4, 24, 0)
     torch.testing.assert_close(scene.train.c2w, cameras.c2w, rtol=0, atol=1e-6)
     torch.testing.assert_close(scene.train.intrinsics, cameras.intrinsics)

@@ -27,7 +27,8 @@ from hashgrid.fields.distance import GridDistance
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.measure import compare_meshes
 from hashgrid.tasks.sdf import Sdf, SdfConfig
-from hashgrid.train.loop import Progress, Trainer
+from hashgrid.train.loop import Trainer
+from hashgrid.train.task import Progress
 
 igl = pytest.importorskip("igl")
 trimesh = pytest.importorskip("trimesh")

@@ -22,7 +22,8 @@ from hashgrid.fields.siren import SirenDistance, SirenDistanceConfig
 from hashgrid.geometry.boxes import Placement
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.train import losses
-from hashgrid.train.loop import Progress, Trainer
+from hashgrid.train.loop import Trainer
+from hashgrid.train.task import Progress
 
 pytest.importorskip("trimesh")
 pytest.importorskip("scipy")

@@ -31,7 +31,8 @@ def truth(points: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("up", ["x", "y", "z"])
 def test_sphere_is_met_where_it_is(backend: str, up: str) -> None:
     camera = framing(CORNERS, (60, 40), up=up)
-    rays_o, rays_d = camera.view_rays(0)
+    rays = camera.view_rays(0)
+    rays_o, rays_d = rays.origins, rays.directions
     hits = trace(sphere, rays_o, rays_d, CUBE, backend=backend)
     to_centre = 0.5 - rays_o.double()
     along = (to_centre * rays_d).sum(-1)
@@ -62,7 +63,8 @@ def test_camera_has_the_points_in_the_picture_and_up_is_up(turn: bool) -> None:
 
 def test_four_rays_per_pixel_lie_around_its_middle() -> None:
     camera = framing(CORNERS, (6, 4), fov=90.0)
-    rays_o, rays_d = camera.scaled(2).view_rays(0)
+    rays = camera.scaled(2).view_rays(0)
+    rays_o, rays_d = rays.origins, rays.directions
     y, x = np.mgrid[:8, :12]
     local = np.stack([(x + 0.5) / 2 - 3, 2 - (y + 0.5) / 2, np.full(x.shape, -2.0)], axis=-1).reshape(-1, 3)
     expected = local @ camera.c2w[0, :, :3].double().numpy().T / np.linalg.norm(local, axis=-1, keepdims=True)

@@ -21,7 +21,6 @@ from hashgrid.bench import harness, peers
 from hashgrid.bench.harness import COMPILED, EAGER, OURS, Case, Contender
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene, load_scene
-from hashgrid.geometry.rays import Rays
 from hashgrid.rendering.volume import render
 from hashgrid.tasks.nerf import Nerf, NerfConfig
 from hashgrid.train.checkpoint import load_checkpoint
@@ -104,8 +103,8 @@ def _nerfacc(scene: Scene, config: NerfConfig, device: torch.device) -> Callable
     steps = itertools.count()
 
     def batch(n_rays: int) -> Sequence[Tensor]:
-        rays_o, rays_d, rgba, background = views.sample_rays(n_rays, config.seed, next(steps))
-        return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
+        rays, rgba, background = views.sample_rays(n_rays, config.seed, next(steps))
+        return rays.origins, rays.directions, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     return lambda jit: peers.NerfaccTrainer(scene, config, batch, device, jit)
 
@@ -157,10 +156,10 @@ def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
     def check() -> Sequence[Tensor]:
         task: Any = trainer.task
         device = task.device
-        rays_o, rays_d, rgba, _ = (x.to(device) for x in task.scene.train.sample_rays(N_CHECKED_RAYS))
+        rays, rgba, _ = (x.to(device) for x in task.scene.train.sample_rays(N_CHECKED_RAYS))
         trainer.optimizer.zero_grad(set_to_none=True)  # before the forward, which takes hold of the table's buffer
         white = torch.ones(3, device=device)
-        out = render(task.model, task.sampler, Rays(rays_o, rays_d), white)
+        out = render(task.model, task.sampler, rays, white)
         torch.nn.functional.mse_loss(out.colors, rgba[:, :3]).backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in task.model.parameters()]
         trainer.optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,6 @@ from hashgrid.bench.harness import EAGER, OURS, Case, Contender
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import load_scene
 from hashgrid.geometry.cameras import Cameras
-from hashgrid.geometry.rays import Rays
 from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.nerf import Nerf, NerfConfig
 from hashgrid.train.loop import Trainer
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     suite.run(Case("frame", n_rays, contenders, tolerance=0.1 if half else 1e-2, rms=half))
     case = suite.record["cases"][-1]
     with torch.no_grad():
-        rays = Rays(*camera.view_rays(0))
+        rays = camera.view_rays(0)
         case["samples_per_ray"] = render(native.model, native.sampler, rays, white).n_samples
     case["samples_per_ray"] /= n_rays
     for row in case["contenders"]:

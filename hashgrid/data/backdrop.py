@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hashgrid.util.optional import optional_import
+
 if TYPE_CHECKING:
     from hashgrid.data.scene import Views
 
@@ -52,39 +54,19 @@ def _border(views: Views, view: int) -> np.ndarray:
 
 def _outside(image: np.ndarray, color: np.ndarray) -> np.ndarray:
     """Pixels of about ``color`` from which the border is reached over such pixels [H, W] bool."""
-    alike = np.abs(image.astype(np.float32) - color).max(axis=2) <= PLAIN
-    reached = np.zeros_like(alike)
-    for side in _SIDES:
-        reached[side] = alike[side]
-    while True:
-        before = int(reached.sum())
-        reached = _along_rows(alike, reached)
-        reached = _along_rows(alike.T, reached.T).T
-        if int(reached.sum()) == before:
-            return reached
-
-
-def _along_rows(alike: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """``reached``, and every pixel of the runs of ``alike`` in a row that hold one."""
-    starts = alike.copy()
-    starts[:, 1:] &= ~alike[:, :-1]
-    run = np.cumsum(starts.reshape(-1)).reshape(alike.shape)  # number of the run, where alike
-    held = np.zeros(int(run[-1, -1]) + 1, dtype=bool)
-    held[run[reached]] = True
-    return alike & held[run]
+    other = np.abs(image.astype(np.float32) - color).max(axis=2) > PLAIN
+    return ~np.asarray(optional_import("scipy.ndimage").binary_fill_holes(other))
 
 
 def _with_alpha(image: np.ndarray, color: np.ndarray) -> np.ndarray:
     """RGBA [H, W, 4] uint8. Pixels at the rim are mixtures: as far from ``color`` as they are by the strongest of their
     neighbours, so opaque they are."""
-    outside = torch.from_numpy(_outside(image, color))
-    offset = torch.from_numpy(image.astype(np.float32) - color.astype(np.float32))  # [H, W, 3]
-    distance = offset.abs().amax(dim=2).masked_fill(outside, 0.0)
-    pool = torch.nn.functional.max_pool2d
-    strongest = pool(distance[None], 3, stride=1, padding=1)[0]
-    rim = ~outside & (pool(outside[None].float(), 3, stride=1, padding=1)[0] > 0)
-    alpha = torch.where(rim, distance / strongest.clamp_min(1e-6), (~outside).float())
-    opaque = offset / alpha.clamp_min(1e-6)[..., None] + torch.from_numpy(color).float()
-    opaque = torch.where(rim[..., None], opaque, torch.from_numpy(image).float())
-    rgba = torch.cat((opaque.clamp(0, 255), alpha[..., None] * 255), dim=2)
-    return (rgba + 0.5).to(torch.uint8).numpy()
+    ndimage = optional_import("scipy.ndimage")
+    outside = _outside(image, color)
+    offset = image.astype(np.float32) - color.astype(np.float32)  # [H, W, 3]
+    distance = np.where(outside, 0, np.abs(offset).max(axis=2))
+    rim = ~outside & ndimage.maximum_filter(outside, 3)
+    alpha = np.where(rim, distance / np.maximum(ndimage.maximum_filter(distance, 3), 1e-6), ~outside)
+    opaque = np.where(rim[..., None], offset / np.maximum(alpha, 1e-6)[..., None] + color.astype(np.float32), image)
+    rgba = np.concatenate((opaque.clip(0, 255), alpha[..., None] * 255), axis=2)
+    return (rgba + 0.5).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,16 @@ class MeshError(ValueError):
 
 class MeshWarning(UserWarning):
     """Something in a mesh or point cloud was repaired, left out or guessed."""
+
+
+def warn_of_scene(message: str) -> None:
+    """Warns about a scene, what the caller's caller's caller asked for."""
+    warnings.warn(message, SceneWarning, stacklevel=4)
+
+
+def warn_of_mesh(message: str) -> None:
+    """Warns about a mesh or points, what the caller's caller asked for."""
+    warnings.warn(message, MeshWarning, stacklevel=3)
 
 
 def some(items: Sequence[Any], n: int = 5) -> str:

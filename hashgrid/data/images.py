@@ -11,9 +11,8 @@ import io
 import struct
 import sys
 import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import SceneError, SceneWarning, some
+from hashgrid.data.errors import SceneError, some, warn_of_scene
 from hashgrid.data.scene import SceneOptions, Views
-from hashgrid.geometry.cameras import N_DISTORTION, Lens
+from hashgrid.geometry.cameras import N_DISTORTION
 from hashgrid.util.optional import optional_import
 
 ORIENTATION, PHOTOMETRIC, BITS, PLANES, SUBFILE = 274, 262, 258, 284, 254  # tags of EXIF and TIFF
 BLACK = 16  # of 255, in masks: JPEG leaves noise in what was black
+_opening = threading.Lock()  # the limit of pixels is Pillow's, and that of all threads
 SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # formats whose further frames are pictures of their own
 
 
-class PhotoError(ValueError):
+class PhotoError(SceneError):
     """A file that cannot be read as one picture; the message names it and says what to do."""
 
 
@@ -53,11 +53,11 @@ def load_photo(path: Path, *, allow_huge: bool = False) -> Tensor:
     if image.shape[2] in (2, 4):
         alpha = image[..., -1:]
         image = image[..., :-1] * alpha + (1 - alpha)
-    return image.expand(-1, -1, 3).contiguous() if image.shape[2] == 1 else image.contiguous()
+    return image.expand(-1, -1, 3).contiguous()
 
 
 def read_photo(
-    path: str | Path, *, allow_huge: bool = False, turn: Callable[[int, int, int], bool] | None = None
+    path: Path, *, allow_huge: bool = False, turn: Callable[[int, int, int], bool] | None = None
 ) -> np.ndarray:
     """The picture [H, W, C], uint8 or uint16, C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
 
@@ -65,7 +65,6 @@ def read_photo(
     A palette's transparency and a transparent colour become alpha. 16 bits of PNG and TIFF stay 16 bits.
 
     Args:
-        path: the file.
         allow_huge: whether to read more pixels than Pillow reads of a file that might be malicious.
         turn: asked, with EXIF's orientation (2 to 8) and the width and height that are stored, whether to turn the
             picture; None turns every one.
@@ -75,30 +74,22 @@ def read_photo(
         ImportError: Pillow is not installed.
     """
     optional_import("PIL")
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
-    path = Path(path)
-    with _without_pixel_limit() as limit:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                if limit is not None and width * height > limit and not allow_huge:
-                    raise PhotoError(
-                        f"`{path}` has {width} x {height} pixels, more than the {limit / 1e6:.0f} million that Pillow"
-                        " takes from a file that might be malicious; `--allow-huge` (`allow_huge=True`) reads it"
-                    )
-                _check_single(path, image)
-                turned = image.format == "TIFF"  # Pillow turns those itself as it loads them, and forgets the tag
-                orientation = image.tag_v2.get(ORIENTATION, 1) if turned else 1
-                pixels = _pixels(path, image)
-                if not turned:
-                    orientation = image.getexif().get(ORIENTATION, 1)
-        except UnidentifiedImageError:
-            return _read_otherwise(path)
-        except PhotoError:
-            raise
-        except Exception as error:  # every plugin raises its own kinds
-            raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
+    try:
+        with _open(path, allow_huge) as image:
+            _check_single(path, _pages(image))
+            turned = image.format == "TIFF"  # Pillow turns those itself as it loads them, and forgets the tag
+            orientation = image.tag_v2.get(ORIENTATION, 1) if turned else 1
+            pixels = _pixels(path, image)
+            if not turned:
+                orientation = image.getexif().get(ORIENTATION, 1)
+    except UnidentifiedImageError:
+        return _read_otherwise(path)
+    except PhotoError:
+        raise
+    except Exception as error:  # every plugin raises its own kinds
+        raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
     if orientation not in range(2, 9):
         return pixels
     stored = _turned(pixels, {6: 8, 8: 6}.get(orientation, orientation)) if turned else pixels
@@ -107,25 +98,41 @@ def read_photo(
     return np.ascontiguousarray(_turned(stored, orientation))
 
 
-def _check_single(path: Path, image: Any) -> None:
-    """Refuses animations and documents."""
-    n_frames = getattr(image, "n_frames", 1) if image.format in SEQUENCES else 1
-    if image.format == "TIFF" and n_frames > 1:
-        kinds = []
-        for frame in range(n_frames):
-            image.seek(frame)
-            kinds.append(image.tag_v2.get(SUBFILE, 0))
+def _open(source: Any, allow_huge: bool) -> Any:
+    """A picture of a file, by Pillow. Its limit of pixels is lifted while it looks at the header: it would warn from
+    the limit on, and raise without a remedy from twice as many."""
+    from PIL import Image
+
+    with _opening:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    width, height = image.size
+    if usual is not None and width * height > 2 * usual and not allow_huge:
+        image.close()
+        raise PhotoError(
+            f"`{source}` has {width} x {height} pixels, more than the {2 * usual / 1e6:.0f} million that Pillow"
+            " takes from a file that might be malicious; `--allow-huge` (`allow_huge=True`) reads it"
+        )
+    return image
+
+
+def _pages(image: Any) -> list[int]:
+    """The `NewSubfileType` of the pages of a TIFF, and 0 for each picture of another format."""
+    pages = [0] * (getattr(image, "n_frames", 1) if image.format in SEQUENCES else 1)
+    if image.format == "TIFF" and len(pages) > 1:
+        for page in range(len(pages)):
+            image.seek(page)
+            pages[page] = image.tag_v2.get(SUBFILE, 0)
         image.seek(0)
-        n_frames = _count_pictures(kinds)
-    _check_count(path, n_frames)
+    return pages
 
 
-def _count_pictures(kinds: Iterable[int]) -> int:
-    """How many of a TIFF's pages, by their `NewSubfileType`, are neither reduced copies nor masks."""
-    return sum(kind & 5 == 0 for kind in kinds)
-
-
-def _check_count(path: Path, count: int) -> None:
+def _check_single(path: Path, pages: Iterable[int]) -> None:
+    """Refuses animations and documents, of which several pages are neither reduced copies nor masks."""
+    count = sum(page & 5 == 0 for page in pages)
     if count > 1:
         raise PhotoError(f"`{path}` must hold one picture, it holds {count}; save the one that is meant by itself")
 
@@ -141,31 +148,24 @@ def _pixels(path: Path, image: Any) -> np.ndarray:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _deep_grey(path, image, tags)
     if image.mode in ("I", "F"):
-        kind = "int32" if image.mode == "I" else "float32"
-        raise PhotoError(f"`{path}` must have 8 or 16 bits per channel, got {kind}; make it a PNG")
-    _check_cmyk(path, image)
-    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
-        bits = {"L;2": 2, "L;4": 4}.get(_raw_mode(image), 8)  # the colour is given in the file's bits
-        image.info["transparency"] = image.info["transparency"] * 255 // (2**bits - 1)
-    if image.mode in ("CMYK", "LAB"):
-        return np.array(_to_srgb(image))
-    transparent = image.mode in ("P", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.mode in ("LA", "La"):
-        mode = "LA"
-    else:
-        mode = "RGBA" if transparent else "L" if grey else "RGB"
-    pixels = np.array(image.convert(mode))
-    return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-def _check_cmyk(path: Path, image: Any) -> None:
-    """Refuses inks of which the file does not say whether 0 or 255 is all of them."""
+        _check_depth(path, np.array(image).dtype)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         raise PhotoError(
             f"`{path}` has four channels and no Adobe marker, which would say what they mean (inverted CMYK or not);"
             " convert it to RGB first"
         )
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        bits = {"L;2": 2, "L;4": 4}.get(_raw_mode(image), 8)  # the colour is given in the file's bits
+        image.info["transparency"] = image.info["transparency"] * 255 // (2**bits - 1)
+    if image.mode in ("CMYK", "LAB"):
+        return np.array(_to_srgb(image))
+    if image.mode in ("LA", "La"):
+        mode = "LA"
+    elif image.mode in ("P", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        mode = "RGBA"
+    else:
+        mode = "L" if image.mode in ("1", "L") else "RGB"
+    return np.atleast_3d(np.array(image.convert(mode)))
 
 
 def _to_srgb(image: Any) -> Any:
@@ -188,10 +188,15 @@ def _deep_grey(path: Path, image: Any, tags: Any) -> np.ndarray:
         values = values << 4 | values >> 8
     if tags.get(PHOTOMETRIC) == 0:  # white is zero
         values = ~values
-    key = image.info.get("transparency")
+    return _keyed(values, image.info.get("transparency"))
+
+
+def _keyed(values: np.ndarray, key: Any) -> np.ndarray:
+    """16-bit channels, and alpha where a colour ``key`` stands for what is transparent."""
     if key is None:
         return values
-    return np.concatenate((values, np.where(values == key, 0, 65535).astype(np.uint16)), axis=2)
+    alpha = np.where((values == np.array(key)).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
+    return np.concatenate((values, alpha), axis=2)
 
 
 def _raw_mode(image: Any) -> str:
@@ -203,23 +208,16 @@ def _raw_mode(image: Any) -> str:
 
 def _read_deep(path: Path, image: Any, raw_mode: str) -> np.ndarray:
     """16 bits per channel. Pillow keeps the upper 8; read in the other byte order, those are the lower ones."""
-    from PIL import Image
-
     if raw_mode == "LA;16B":
         return _read_deep_grey_alpha(path)
     name, _, order = raw_mode.partition(";16")
     order = order.replace("N", "L" if sys.byteorder == "little" else "B")
     premultiplied, stored = name == "RGBa", name.upper()
     key = image.info.pop("transparency", None)
-    with Image.open(path) as again:
+    with _open(path, allow_huge=True) as again:
         values = _unpacked(image, f"{stored};16{order}") << 8
         values |= _unpacked(again, f"{stored};16{'B' if order == 'L' else 'L'}")
-    if premultiplied:
-        values = _straight(values)
-    if key is None:
-        return values
-    alpha = np.where((values == np.array(key)).all(axis=2, keepdims=True), 0, 65535).astype(np.uint16)
-    return np.concatenate((values, alpha), axis=2)
+    return _keyed(_straight(values) if premultiplied else values, key)
 
 
 def _straight(values: np.ndarray) -> np.ndarray:
@@ -240,12 +238,10 @@ def _unpacked(image: Any, raw_mode: str) -> np.ndarray:
 
 def _read_deep_grey_alpha(path: Path) -> np.ndarray:
     """A PNG of 16-bit grey and alpha, read as the 8-bit RGBA that has the same bytes."""
-    from PIL import Image
-
     content = bytearray(path.read_bytes())
     content[24:26] = bytes((8, 6))  # depth and colour type in the header, which begins at 12 and ends with its checksum
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    with Image.open(io.BytesIO(content)) as image:
+    with _open(io.BytesIO(content), allow_huge=True) as image:
         values = np.array(image).astype(np.uint16)
     return values[..., ::2] << 8 | values[..., 1::2]
 
@@ -268,10 +264,9 @@ def _read_otherwise(path: Path) -> np.ndarray:
     except Exception as error:  # every plugin raises its own kinds
         raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
     _check_depth(path, pixels.dtype)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
+    pixels = np.atleast_3d(pixels)
     if pixels.ndim == 4:
-        _check_count(path, len(pixels))
+        _check_single(path, [0] * len(pixels))
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:
         raise PhotoError(f"`{path}` must have shape [H, W] or [H, W, 1..4], got {list(pixels.shape)}")
     return pixels
@@ -298,7 +293,7 @@ def _read_tiff(path: Path) -> np.ndarray:
             extra = [int(kind) for kind in page.extrasamples]
     except Exception as error:  # a broken file, or a codec that is not installed
         raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
-    _check_count(path, _count_pictures(kinds))
+    _check_single(path, kinds)
     _check_depth(path, pixels.dtype)
     if axes == "SYX":
         pixels = np.moveaxis(pixels, 0, -1)
@@ -315,32 +310,6 @@ def _read_tiff(path: Path) -> np.ndarray:
     return _straight(values) if extra[alpha] == 1 else values
 
 
-_limit_lock = threading.Lock()
-_n_readers = 0
-_usual_limit: int | None = None
-
-
-@contextlib.contextmanager
-def _without_pixel_limit() -> Iterator[int | None]:
-    """Pillow's limit of pixels, lifted while any thread reads here: Pillow would warn from half of it on, and raise
-    without a remedy above it. Gives the number of pixels from which it raises."""
-    from PIL import Image
-
-    global _n_readers, _usual_limit
-    with _limit_lock:
-        if _n_readers == 0:
-            _usual_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        _n_readers += 1
-        limit = _usual_limit
-    try:
-        yield None if limit is None else 2 * limit
-    finally:
-        with _limit_lock:
-            _n_readers -= 1
-            if _n_readers == 0:
-                Image.MAX_IMAGE_PIXELS = _usual_limit
-
-
 # Views ---------------------------------------------------------------------------------------------------------------
 
 
@@ -352,7 +321,7 @@ class Photo:
         name: as in the file.
         image: its file.
         c2w: camera to world [3, 4], float64: x right, y up, looking along -z.
-        lens: gives the lens before a picture of a width and a height in pixels.
+        lens: gives ``fx, fy, cx, cy, k1, k2, k3, k4, p1, p2`` of a picture of a width and a height, in its pixels.
         where: file and place in it, for messages.
         size: width and height that the file gives, in pixels of this or of another scale.
         mask: a file, and whether its bright pixels are those that count; None where all do.
@@ -362,7 +331,7 @@ class Photo:
     name: str
     image: Path
     c2w: np.ndarray
-    lens: Callable[[int, int], Lens]
+    lens: Callable[[int, int], Sequence[float]]
     where: str
     size: tuple[float, float] | None = None
     mask: tuple[Path, bool] | None = None
@@ -379,47 +348,33 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
     unturned: list[str] = []
 
     def read(photo: Photo) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
-        image, mask = _read_image(photo, options.allow_huge, unturned.append), None
+        image = _read_image(photo, options.allow_huge, unturned.append)
         height, width = image.shape[:2]
-        if photo.mask is not None:
-            mask = _read_mask(*photo.mask, height, width)
-        elif is_masked:
-            mask = np.ones((height, width), dtype=bool)
+        mask = _read_mask(photo, height, width) if is_masked else None
+        reduced = None if mask is None else _blocks(mask, n).all(axis=(1, 3, 4)).reshape(-1)  # where all pixels count
         lens = photo.lens(width, height)
-        numbers = [*lens.intrinsics(width / n, height / n), *lens.distortion]
-        return reduce_image(image, n), None if mask is None else _reduce_mask(mask, n), numbers
+        return reduce_image(image, n), reduced, [*(x / n for x in lens[:4]), *lens[4:]]
 
-    images: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
-    lenses: list[list[float]] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for image, mask, lens in pool.map(read, photos):
-            images.append(image)
-            lenses.append(lens)
-            if mask is not None:
-                masks.append(mask.reshape(-1))
-    counts = torch.from_numpy(np.concatenate(masks)) if masks else None
+        images, masks, lenses = map(list, zip(*pool.map(read, photos), strict=True)) if photos else ([], [], [])
+    counts = torch.from_numpy(np.concatenate(masks)) if is_masked else None
     if counts is not None and not counts.any():
         raise SceneError(f"{photos[0].where}: the masks leave no pixel of {len(photos)} image(s); are they inverted?")
     if unturned:
-        warnings.warn(
+        warn_of_scene(
             f"{len(unturned)} image(s) have an EXIF orientation, and no `w` and `h` tell whether the cameras belong to"
             " the turned pictures; they are taken as stored, as COLMAP and nerfstudio do. If the result is wrong, turn"
-            f" the files (mogrify -auto-orient): {some(sorted(unturned))}",
-            SceneWarning,
-            stacklevel=3,
+            f" the files (mogrify -auto-orient): {some(sorted(unturned))}"
         )
     timeless = [photo for photo in photos if photo.time is None]
     if 0 < len(timeless) < len(photos):
         raise SceneError(f"{timeless[0].where}: must have a time, as {len(photos) - len(timeless)} other views do")
-    intrinsics, distortion = (
-        torch.tensor(lenses, dtype=torch.float32).reshape(-1, 4 + N_DISTORTION).split((4, N_DISTORTION), dim=1)
-    )
+    lens = torch.tensor(lenses, dtype=torch.float32).reshape(-1, 4 + N_DISTORTION)
     return Views(
         torch.from_numpy(np.array([photo.c2w for photo in photos], dtype=np.float64).reshape(-1, 3, 4)),
-        intrinsics.contiguous(),
+        lens[:, :4].contiguous(),
         torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2),
-        distortion.contiguous(),
+        lens[:, 4:].contiguous(),
         data=torch.from_numpy(_one_below_the_other(images, photos)),
         names=tuple(photo.name for photo in photos),
         counts=counts,
@@ -429,22 +384,19 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
 
 def _one_below_the_other(images: list[np.ndarray], photos: Sequence[Photo]) -> np.ndarray:
     """Pixels [P, 3 or 4] of all ``images``, which it empties. Alpha is kept only where some image is transparent."""
-    n_pixels = sum(image.shape[0] * image.shape[1] for image in images)
     channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
     if channels == 4 and not any(image.shape[2] == 3 or image[..., 3].any() for image in images):
         raise SceneError(
             f"{photos[0].image}: every pixel of all {len(images)} images is transparent; if their fourth channel is not"
             " alpha, save them without it"
         )
-    data = np.empty((n_pixels, channels), dtype=np.uint8)
+    data = np.full((sum(image.shape[0] * image.shape[1] for image in images), channels), 255, dtype=np.uint8)
     begin = 0
     while images:
         image = images.pop(0)  # freed as soon as it is copied
-        rows = data[begin : begin + image.shape[0] * image.shape[1]]
-        rows[:, 3:] = 255
-        n_shared = min(channels, image.shape[2])
-        rows[:, :n_shared] = image.reshape(-1, image.shape[2])[:, :n_shared]
-        begin += len(rows)
+        pixels = image.reshape(-1, image.shape[2])[:, :channels]
+        data[begin : begin + len(pixels), : pixels.shape[1]] = pixels
+        begin += len(pixels)
     return data
 
 
@@ -454,9 +406,7 @@ def fits_shape(width: float, height: float, size: tuple[float, float]) -> bool:
     return abs(width / height * size[1] / size[0] - 1) <= 0.01 + 1 / min(width, height)
 
 
-def _read_image(
-    photo: Photo, allow_huge: bool = False, on_unturned: Callable[[str], object] | None = None
-) -> np.ndarray:
+def _read_image(photo: Photo, allow_huge: bool, on_unturned: Callable[[str], object]) -> np.ndarray:
     """The image as uint8 [H, W, 3 or 4].
 
     Cameras belong to the pixels that are stored (COLMAP, instant-ngp and nerfstudio read those), not to the picture as
@@ -464,22 +414,14 @@ def _read_image(
     is called with the name.
     """
 
-    def fits(width: int, height: int) -> bool | None:
-        return None if photo.size is None else fits_shape(width, height, photo.size)
-
     def turn(orientation: int, width: int, height: int) -> bool:
-        stored = fits(width, height)
-        turned = fits(height, width) if orientation >= 5 else stored
-        if turned and not stored:
-            return True
-        if stored == turned and on_unturned is not None:
+        turned_size = (height, width) if orientation >= 5 else (width, height)
+        stored, turned = (photo.size and fits_shape(*size, photo.size) for size in ((width, height), turned_size))
+        if stored == turned:
             on_unturned(photo.name)
-        return False
+        return bool(turned and not stored)
 
-    try:
-        image = read_photo(photo.image, allow_huge=allow_huge, turn=turn)
-    except PhotoError as error:
-        raise SceneError(str(error)) from error
+    image = read_photo(photo.image, allow_huge=allow_huge, turn=turn)
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.shape[2] <= 2:  # grey, grey + alpha
@@ -487,43 +429,37 @@ def _read_image(
     return image
 
 
-def _read_mask(file: Path, bright_counts: bool, height: int, width: int) -> np.ndarray:
-    """Whether pixels count [H, W] bool.
-
-    Raises:
-        SceneError: the file is no image of this size.
-    """
-    try:
-        mask = read_photo(file, turn=lambda *_: False)
-    except PhotoError as error:
-        raise SceneError(str(error)) from error
+def _read_mask(photo: Photo, height: int, width: int) -> np.ndarray:
+    """Whether pixels of a photo of this size count [H, W, 1] bool."""
+    if photo.mask is None:
+        return np.ones((height, width, 1), dtype=bool)
+    file, bright_counts = photo.mask
+    mask = read_photo(file, turn=lambda *_: False)
     if mask.shape[:2] != (height, width):
         raise SceneError(
             f"{file}: a mask must have the size of its image, {width}x{height}, got {mask.shape[1]}x{mask.shape[0]}"
         )
     n_colors = mask.shape[2] - (mask.shape[2] in (2, 4))
-    brightest = mask[..., :n_colors].max(axis=-1)
+    brightest = mask[..., :n_colors].max(axis=-1, keepdims=True)
     return np.asarray((brightest >= BLACK * np.iinfo(mask.dtype).max // 255) == bright_counts)
+
+
+def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
+    """The image [H, W, C] in squares [h, factor, w, factor, C]; rows and columns that fill none are cropped."""
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    if not height or not width:
+        raise ValueError(f"`downscale` {factor} leaves nothing of an image of {image.shape[1]}x{image.shape[0]}")
+    return image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
 
 
 def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
     """Box filter on premultiplied alpha; rows and columns that do not fill a box are cropped."""
     if factor == 1:
         return image
-    height, width = image.shape[0] // factor, image.shape[1] // factor
-    if not height or not width:
-        raise ValueError(f"`downscale` {factor} leaves nothing of an image of {image.shape[1]}x{image.shape[0]}")
-    blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1).astype(np.float32)
+    blocks = _blocks(image, factor).astype(np.float32)
     alpha = blocks[..., 3:] / 255 if image.shape[2] == 4 else np.ones_like(blocks[..., :1])
     coverage = alpha.mean(axis=(1, 3))
     reduced = (blocks[..., :3] * alpha).mean(axis=(1, 3)) / np.maximum(coverage, 1e-6)
     if image.shape[2] == 4:
         reduced = np.concatenate((reduced, coverage * 255), axis=2)
     return np.clip(reduced + 0.5, 0, 255).astype(np.uint8)
-
-
-def _reduce_mask(mask: np.ndarray, factor: int) -> np.ndarray:
-    """A reduced pixel counts where all of its pixels do."""
-    height, width = mask.shape[0] // factor, mask.shape[1] // factor
-    counts: np.ndarray = mask[: height * factor, : width * factor].reshape(height, factor, width, factor)
-    return np.asarray(counts.all(axis=(1, 3)))

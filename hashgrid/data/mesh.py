@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import MeshError, MeshWarning
+from hashgrid.data.errors import MeshError, warn_of_mesh
 from hashgrid.data.formats import READERS
 from hashgrid.data.formats.text import check_content
 from hashgrid.data.orient import orient
@@ -134,11 +133,6 @@ def read_file(path: Path, what: str, readers: Mapping[str, Callable[[bytes], T]]
         raise MeshError(f"`{path}` cannot be read: {error}") from error
 
 
-def warn(message: str) -> None:
-    """Issues a MeshWarning about what the caller's caller passed."""
-    warnings.warn(message, MeshWarning, stacklevel=3)
-
-
 def check_finite(values: np.ndarray, what: str, name: str) -> None:
     """Raises MeshError where rows of values [N, ...] are no numbers."""
     n_bad = int((~np.isfinite(values)).reshape(len(values), -1).any(-1).sum())
@@ -184,14 +178,16 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
     oriented = orient(vertices, faces)
     faces = np.ascontiguousarray(oriented.faces)
     if oriented.changes:
-        warn(f"`{name}`: {'; '.join(oriented.changes)}")
+        warn_of_mesh(f"`{name}`: {'; '.join(oriented.changes)}")
     mesh = Mesh(vertices, faces, placement, is_watertight(faces), name, oriented.doubt)
     if not mesh.doubt and not mesh.encloses_something():
         mesh = replace(mesh, doubt="its faces enclose nothing")
     if mesh.doubt:
-        warn(f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}")
+        warn_of_mesh(f"what is inside of `{name}` is a guess, and the IoU is not measured: {mesh.doubt}")
     elif not mesh.watertight:
-        warn(f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps")
+        warn_of_mesh(
+            f"`{name}` is not watertight: what is inside is decided by the winding number, and the field closes gaps"
+        )
     return mesh
 
 

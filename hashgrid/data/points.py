@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hashgrid.data.errors import MeshError
+from hashgrid.data.errors import MeshError, warn_of_mesh
 from hashgrid.data.formats import ply
 from hashgrid.data.formats.text import plain
-from hashgrid.data.mesh import check_finite, into_cube, read_file, warn
+from hashgrid.data.mesh import check_finite, into_cube, read_file
 from hashgrid.data.normals import estimate_normals
 from hashgrid.geometry.boxes import Placement
 
@@ -58,18 +58,20 @@ def make_points(
     if normals is not None:
         normals = _columns(normals, "normals", name)
         if _are_colours(normals):
-            warn(f"the normals of `{name}` are left out: like colours, they are nowhere negative and not of length 1")
+            warn_of_mesh(
+                f"the normals of `{name}` are left out: like colours, they are nowhere negative and not of length 1"
+            )
             normals = None
     if normals is not None:
         normals = _unit(normals, len(points), name)
     _, first = np.unique(points, axis=0, return_index=True)
     if len(first) < len(points):
-        warn(f"{len(points) - len(first)} duplicates in `{name}` are left out")
+        warn_of_mesh(f"{len(points) - len(first)} duplicates in `{name}` are left out")
         first.sort()
         points, normals = points[first], None if normals is None else normals[first]
     points, placement = into_cube(points, margin, name)
     if normals is None:
-        warn(f"`{name}` has no normals: they are estimated from neighbouring points")
+        warn_of_mesh(f"`{name}` has no normals: they are estimated from neighbouring points")
         normals = estimate_normals(points, name=name)
     return PointCloud(points, normals, placement, name)
 

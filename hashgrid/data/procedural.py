@@ -8,11 +8,12 @@ of rays are first advanced together as cones, which saves most of the steps.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from hashgrid.data.errors import SceneError
 from hashgrid.data.images import reduce_image
 from hashgrid.data.scene import NORMAL_HALF, Scene, SceneOptions, Views, make_scene
 from hashgrid.geometry.boxes import Box, cube
-from hashgrid.geometry.cameras import Cameras, focal_length, look_at
+from hashgrid.geometry.cameras import Cameras, alike, focal_length, look_at
 from hashgrid.util.files import atomic_write_image, atomic_write_json, to_uint8
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_in_use
@@ -32,37 +33,26 @@ CAMERA_ANGLE_X = 0.6911112070083618  # as in NeRF-synthetic
 CAMERA_RADIUS = 4.0
 FLOOR = -0.55  # height of the top of the disc
 N_BEADS, BEAD_RING, BEAD_RADIUS = 14, 1.13, 0.085
-LIGHT = (0.48, -0.52, 0.71)  # towards the key light
+LIGHT = torch.tensor([0.48, -0.52, 0.71])  # towards the key light
 BOUND = 1.6  # radius of a sphere around everything
 HIT = 5e-4  # distance at which a ray has arrived
 SUPERSAMPLING = 2
 BLOCK = 8  # samples per side of a cone
 
-Point = tuple[Tensor, Tensor, Tensor]  # x, y, z, each [N]: far faster than [N, 3] on the CPU
+# How floor, sphere, torus, cube, ball, capsule and beads reflect, in the order of `_distances`: strength and exponent
+# of a Blinn-Phong highlight, and strength of a Fresnel-weighted sky.
+BALL = 4
+MATERIALS = torch.tensor(
+    [
+        [0.08, 30, 0.10], [0.55, 90, 0.35], [0.70, 60, 0.45], [0.12, 20, 0.08],
+        [0.90, 120, 1.60], [0.40, 50, 0.20], [0.60, 80, 0.30],
+    ]
+)  # fmt: skip
+
+# Points, directions and normals are [3, N] from here on: far faster than [N, 3] on the CPU.
 
 
-class Material(NamedTuple):
-    """How a shape reflects: Blinn-Phong highlight and a Fresnel-weighted sky."""
-
-    specular: float
-    shininess: float
-    mirror: float
-
-
-# In the order of `_distances`.
-FLOOR_ID, SPHERE_ID, TORUS_ID, BOX_ID, BALL_ID, CAPSULE_ID, BEADS_ID = range(7)
-MATERIALS = (
-    Material(0.08, 30, 0.10),
-    Material(0.55, 90, 0.35),
-    Material(0.70, 60, 0.45),
-    Material(0.12, 20, 0.08),
-    Material(0.90, 120, 1.60),
-    Material(0.40, 50, 0.20),
-    Material(0.60, 80, 0.30),
-)
-
-
-def _sphere(p: Point, centre: tuple[float, float, float], radius: float) -> Tensor:
+def _sphere(p: Tensor, centre: tuple[float, float, float], radius: float) -> Tensor:
     x, y, z = (a - b for a, b in zip(p, centre, strict=True))
     return (x * x).addcmul_(y, y).addcmul_(z, z).sqrt_().sub_(radius)
 
@@ -72,7 +62,7 @@ def _turn(x: Tensor, y: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     return x * c + y * s, y * c - x * s
 
 
-def _distances(p: Point) -> list[Tensor]:
+def _distances(p: Tensor) -> list[Tensor]:
     """Signed distance to each shape, [N] each."""
     x, y, z = p
     ring = torch.hypot(x, y)
@@ -111,108 +101,83 @@ def _distances(p: Point) -> list[Tensor]:
     return [disc, sphere, torus, cube, ball, capsule, beads]
 
 
-def _distance(p: Point) -> Tensor:
-    shapes = _distances(p)
-    nearest = shapes[0]
-    for shape in shapes[1:]:
-        nearest = torch.minimum(nearest, shape)
-    return nearest
+def _distance(p: Tensor) -> Tensor:
+    return functools.reduce(torch.minimum, _distances(p))
 
 
 def signed_distance(points: Tensor) -> Tensor:
     """Distance of points [..., 3] to the nearest surface [...], negative inside."""
-    return _distance(tuple(points.reshape(-1, 3).T.contiguous())).view(points.shape[:-1])  # type: ignore[arg-type]
+    return _distance(points.reshape(-1, 3).T.contiguous()).view(points.shape[:-1])
 
 
-def _along(o: Point, d: Point, t: Tensor) -> Point:
-    return tuple(torch.addcmul(a, b, t) for a, b in zip(o, d, strict=True))  # type: ignore[return-value]
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    x, y, z = a * b
+    return x + y + z
 
 
-def _bounds(o: Point, d: Point, radius: float = BOUND) -> tuple[Tensor, Tensor]:
+def _bounds(o: Tensor, d: Tensor, radius: float = BOUND) -> tuple[Tensor, Tensor]:
     """Where unit rays enter and leave the bounding sphere; the exit is not behind the entry only where they hit it."""
-    b = o[0] * d[0] + o[1] * d[1] + o[2] * d[2]
-    c = o[0] * o[0] + o[1] * o[1] + o[2] * o[2] - radius * radius
+    b, c = _dot(o, d), _dot(o, o) - radius * radius
     root = (b * b - c).clamp_min(0).sqrt()
     hit = b * b > c
     return torch.where(hit, (-b - root).clamp_min(0), 1.0), torch.where(hit, -b + root, 0.0)
 
 
-def _march(o: Point, d: Point, t: Tensor, t_end: Tensor, spread: float, max_steps: int) -> Tensor:
+def _march(o: Tensor, d: Tensor, t: Tensor, t_end: Tensor, spread: float, max_steps: int) -> Tensor:
     """Sphere tracing from ``t``: the distance at which the scene is within ``HIT + spread * t``; inf for a miss.
 
     Rays that are done stay where they are until enough of them have gathered to shrink the working set.
     """
     result = torch.full_like(t, math.inf)
     index = (t < t_end).nonzero()[:, 0]
-    o, d = _take(o, index), _take(d, index)
-    t, t_end = _take((t, t_end), index)
+    o, d, t, t_end = _take(index, o, d, t, t_end)
     for step in range(max_steps):
         if not len(index):
             break
-        distance = _distance(_along(o, d, t))
+        distance = _distance(torch.addcmul(o, d, t))
         near = distance < HIT + spread * t
         t = torch.where(near | (t >= t_end), t, t + (distance - spread * t).clamp_min_(0.5 * HIT))
         alive = ~near & (t < t_end)
         if int(alive.sum()) < 0.8 * len(index) or step + 1 == max_steps:  # compaction costs about as much as a step
-            arrived, kept = near.nonzero()[:, 0], alive.nonzero()[:, 0]
-            result[index.index_select(0, arrived)] = t.index_select(0, arrived)
-            index, t, t_end = _take((index, t, t_end), kept)
-            o, d = _take(o, kept), _take(d, kept)
+            result[index[near]] = t[near]
+            index, o, d, t, t_end = _take(alive.nonzero()[:, 0], index, o, d, t, t_end)
     result[index] = t  # still creeping along a silhouette: call it arrived
     return result
 
 
-def _take(p: tuple[Tensor, ...], index: Tensor) -> Any:
-    return tuple(a.index_select(0, index) for a in p)
-
-
-def trace(rays_o: Tensor, rays_d: Tensor) -> Tensor:
-    """Distance [R] from ``rays_o`` [R, 3] along unit ``rays_d`` [R, 3] to the first surface; inf for a miss."""
-    o, d = tuple(rays_o.T.contiguous()), tuple(rays_d.T.contiguous())
-    t, t_end = _bounds(o, d)  # type: ignore[arg-type]
-    return _march(o, d, t, t_end, 0.0, 128)  # type: ignore[arg-type]
+def _take(index: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return [x.index_select(-1, index) for x in tensors]
 
 
 # Shading -------------------------------------------------------------------------------------------------------------
 
 
-def _normal(p: Point) -> Point:
+def _normal(p: Tensor) -> Tensor:
     """Unit normals by differences at the corners of a tetrahedron."""
-    h = 1e-3
-    corners = ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1))
-    total = [torch.zeros_like(p[0]) for _ in range(3)]
-    for corner in corners:
-        value = _distance(tuple(a + h * s for a, s in zip(p, corner, strict=True)))  # type: ignore[arg-type]
-        for axis in range(3):
-            total[axis].add_(value, alpha=corner[axis])
-    length = torch.sqrt(total[0] ** 2 + total[1] ** 2 + total[2] ** 2).clamp_min_(1e-9)
-    return total[0] / length, total[1] / length, total[2] / length
+    total = torch.zeros_like(p)
+    for corner in torch.tensor([[1.0, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])[..., None]:
+        total += _distance(p + 1e-3 * corner) * corner
+    return total / _dot(total, total).sqrt().clamp_min_(1e-9)
 
 
-def _shadow(p: Point, n: Point) -> Tensor:
+def _shadow(p: Tensor, n: Tensor) -> Tensor:
     """Share of the key light that arrives [N]: a ray that passes an occluder closely is partly shaded."""
-    o = tuple(a + 4e-3 * b for a, b in zip(p, n, strict=True))
+    o = p + 4e-3 * n
     t, lit = torch.full_like(p[0], 0.02), torch.ones_like(p[0])
     for _ in range(18):
-        distance = _distance(tuple(a + t * s for a, s in zip(o, LIGHT, strict=True)))  # type: ignore[arg-type]
+        distance = _distance(o + t * LIGHT[:, None])
         lit = torch.minimum(lit, 9 * distance / t)
         t = t + distance.clamp_(0.02, 0.25)
     lit = lit.clamp_(0, 1)
     return lit * lit * (3 - 2 * lit)
 
 
-def _occlusion(p: Point, n: Point) -> Tensor:
+def _occlusion(p: Tensor, n: Tensor) -> Tensor:
     """Openness of the surroundings [N] in [0, 1]."""
     blocked = torch.zeros_like(p[0])
     for h, weight in ((0.03, 1.0), (0.10, 0.6), (0.22, 0.35)):
-        blocked += weight * (h - _distance(tuple(a + h * b for a, b in zip(p, n, strict=True)))) / h  # type: ignore[arg-type]
+        blocked += weight * (h - _distance(p + h * n)) / h
     return (1 - 0.45 * blocked).clamp_(0.15, 1)
-
-
-def _palette(t: Tensor) -> Tensor:
-    """A smooth cyclic palette: t [N] -> linear RGB [N, 3]."""
-    phase = torch.tensor([0.0, 0.33, 0.67])
-    return 0.5 + 0.45 * torch.cos(2 * math.pi * (t[:, None] + phase))
 
 
 def _rgb(value: str) -> Tensor:
@@ -221,15 +186,8 @@ def _rgb(value: str) -> Tensor:
     return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-def _albedo(shape: Tensor, p: Point) -> Tensor:
+def _albedo(shape: Tensor, p: Tensor) -> Tensor:
     """Linear RGB [N, 3] of the textures."""
-    x, y, z = p
-    color = torch.empty(len(x), 3)
-
-    def paint(identity: int, texture: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        index = (shape == identity).nonzero()[:, 0]
-        if len(index):
-            color[index] = texture(x[index], y[index], z[index])
 
     def two(mask: Tensor, a: str, b: str) -> Tensor:
         return torch.where(mask[:, None], _rgb(a), _rgb(b))
@@ -281,15 +239,16 @@ def _albedo(shape: Tensor, p: Point) -> Tensor:
 
     def beads(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         bead = torch.round(torch.atan2(y, x) * N_BEADS / (2 * math.pi)) % N_BEADS
-        return _palette(bead / N_BEADS) * 0.85
+        phase = bead[:, None] / N_BEADS + torch.tensor([0.0, 0.33, 0.67])  # once around all hues
+        return (0.5 + 0.45 * torch.cos(2 * math.pi * phase)) * 0.85
 
-    paint(FLOOR_ID, floor)
-    paint(SPHERE_ID, sphere)
-    paint(TORUS_ID, torus)
-    paint(BOX_ID, cube)
-    paint(BALL_ID, lambda x, y, z: _rgb("d0962a").expand(len(x), 3))
-    paint(CAPSULE_ID, capsule)
-    paint(BEADS_ID, beads)
+    def ball(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        return _rgb("d0962a").expand(len(x), 3)
+
+    color = torch.empty(len(shape), 3)
+    for identity, texture in enumerate((floor, sphere, torus, cube, ball, capsule, beads)):
+        index = (shape == identity).nonzero()[:, 0]
+        color[index] = texture(*p.index_select(1, index))
     return color
 
 
@@ -301,26 +260,25 @@ def _sky(z: Tensor) -> Tensor:
     )
 
 
-def _shade(p: Point, d: Point) -> Tensor:
+def _shade(p: Tensor, d: Tensor) -> Tensor:
     """sRGB colours [N, 3] of surface points seen along unit directions."""
     n = _normal(p)
     shape = torch.stack(_distances(p)).argmin(0)
     albedo = _albedo(shape, p)
-    specular, shininess, mirror = torch.tensor(MATERIALS)[shape].unbind(-1)
+    specular, shininess, mirror = MATERIALS[shape].unbind(-1)
 
-    cosine = (n[0] * LIGHT[0] + n[1] * LIGHT[1] + n[2] * LIGHT[2]).clamp_min(0)
-    lit = (cosine * _shadow(p, n))[:, None]
+    lit = (_dot(n, LIGHT[:, None]).clamp_min(0) * _shadow(p, n))[:, None]
     openness = _occlusion(p, n)[:, None]
     up = (0.5 + 0.5 * n[2])[:, None]
     fill = torch.lerp(torch.tensor([0.16, 0.13, 0.11]), torch.tensor([0.38, 0.44, 0.54]), up) * openness
     color = albedo * (fill + lit * torch.tensor([1.15, 1.06, 0.92]))
 
-    facing = -(n[0] * d[0] + n[1] * d[1] + n[2] * d[2]).clamp(-1, 0)
-    reflected = [a + 2 * facing * b for a, b in zip(d, n, strict=True)]
+    facing = -_dot(n, d).clamp(-1, 0)
+    reflected = d + 2 * facing * n
     fresnel = (mirror * (0.15 + 0.85 * (1 - facing) ** 4))[:, None]
-    tint = torch.where((shape == BALL_ID)[:, None], albedo, torch.ones(3))  # metal colours what it reflects
+    tint = torch.where((shape == BALL)[:, None], albedo, torch.ones(3))  # metal colours what it reflects
     color = color + fresnel * openness * _sky(reflected[2]) * tint
-    alignment = (reflected[0] * LIGHT[0] + reflected[1] * LIGHT[1] + reflected[2] * LIGHT[2]).clamp_min(0)
+    alignment = _dot(reflected, LIGHT[:, None]).clamp_min(0)
     color = color + (specular * alignment**shininess)[:, None] * (lit > 0.02) * lit.sqrt()
 
     color = color.clamp(0, None)
@@ -341,11 +299,9 @@ def render(cameras: Cameras, view: int) -> Tensor:
     plane_x = ((x - cx) / fx).view(1, columns, 1, BLOCK).expand(rows, columns, BLOCK, BLOCK)
     plane_y = ((y - cy) / fy).view(rows, 1, BLOCK, 1).expand(rows, columns, BLOCK, BLOCK)
 
-    def rays(px: Tensor, py: Tensor) -> tuple[Point, Point]:
-        c2w = cameras.c2w[view]
-        d = [c2w[a, 0] * px - c2w[a, 1] * py - c2w[a, 2] for a in range(3)]
-        norm = torch.rsqrt(px * px + py * py + 1)
-        return tuple(c2w[a, 3].expand_as(px) for a in range(3)), tuple(a * norm for a in d)  # type: ignore[return-value]
+    def rays(px: Tensor, py: Tensor) -> tuple[Tensor, Tensor]:
+        right, up, back, origin = cameras.c2w[view].T[..., None]
+        return origin.expand(3, len(px)), (right * px - up * py - back) * torch.rsqrt(px * px + py * py + 1)
 
     # One cone per block, about its centre ray. Its slope covers the corners of the block anywhere in the image.
     slope = 0.5 * math.sqrt(2) * BLOCK / (s * min(fx, fy)) * 1.05
@@ -359,13 +315,12 @@ def render(cameras: Cameras, view: int) -> Tensor:
     o, d = rays(plane_x[live], plane_y[live])
     samples = torch.zeros(len(begin), 4)
     for chunk in torch.arange(len(begin)).split(1 << 16):  # stays in cache, and outweighs the calls
-        ro, rd = _take(o, chunk), _take(d, chunk)
+        ro, rd = _take(chunk, o, d)
         t = _march(ro, rd, begin[chunk], _bounds(ro, rd)[1], 0.0, 48)
         hit = t.isfinite().nonzero()[:, 0]
-        if len(hit):
-            rd = _take(rd, hit)
-            color = _shade(_along(_take(ro, hit), rd, t[hit]), rd)
-            samples[chunk[hit]] = torch.nn.functional.pad(color, (0, 1), value=1.0)
+        ro, rd, t = _take(hit, ro, rd, t)
+        color = _shade(torch.addcmul(ro, rd, t), rd)
+        samples[chunk[hit]] = torch.nn.functional.pad(color, (0, 1), value=1.0)
     image[live] = samples
 
     image = image.permute(0, 2, 1, 3, 4).reshape(rows * BLOCK, columns * BLOCK, 4)[: height * s, : width * s]
@@ -374,19 +329,16 @@ def render(cameras: Cameras, view: int) -> Tensor:
     return image
 
 
-def orbit_cameras(n: int, resolution: int, seed: int, elevation: tuple[float, float] = (4.0, 78.0)) -> Cameras:
+def orbit_cameras(n: int, resolution: int, seed: int) -> Cameras:
     """``n`` cameras on a spiral over the upper hemisphere, jittered, all looking at the middle of the scene."""
     rng = np.random.default_rng(seed)
-    low, high = (math.sin(math.radians(angle)) for angle in elevation)
+    low, high = math.sin(math.radians(4)), math.sin(math.radians(78))  # elevations
     height = low + (high - low) * (np.arange(n) + rng.uniform(0.2, 0.8, n)) / max(n, 1)
     angle = math.pi * (3 - math.sqrt(5)) * np.arange(n) + rng.uniform(0, 2 * math.pi)
     ring = np.sqrt(1 - height**2)
     origins = torch.from_numpy(CAMERA_RADIUS * np.stack((ring * np.cos(angle), ring * np.sin(angle), height), axis=1))
-    target, up = torch.tensor([0.0, 0.0, -0.3]).double(), torch.tensor([0.0, 0.0, 1.0]).double()
-    c2w = torch.stack([look_at(origin, target, up) for origin in origins]).float() if n else torch.empty(0, 3, 4)
-    focal = focal_length(CAMERA_ANGLE_X, resolution)
-    intrinsics = torch.tensor([focal, focal, resolution / 2, resolution / 2]).expand(n, 4).contiguous()
-    return Cameras(c2w, intrinsics, torch.full((n, 2), resolution, dtype=torch.int64))
+    c2w = look_at(origins, torch.tensor([0.0, 0.0, -0.3]).double(), torch.tensor([0.0, 0.0, 1.0]))
+    return alike(c2w, focal_length(CAMERA_ANGLE_X, resolution), (resolution, resolution))
 
 
 def matches(path: Path) -> bool:
@@ -413,14 +365,8 @@ def procedural_scene(
     seed: int = 0,
     options: SceneOptions | None = None,
 ) -> Scene:
-    """The scene that :func:`write_scene` writes, without a folder and without any package that reads images.
-
-    Args:
-        n_train, n_test: number of views.
-        resolution: width and height in pixels, before they are reduced.
-        seed: of the camera positions.
-        options: how it is read; of its own split and transparency it has no choice.
-    """
+    """The scene that :func:`write_scene` writes, without a folder and without any package that reads images; of
+    ``options`` it follows what does not change its own split and transparency."""
     options = options or SceneOptions()
     splits = _cameras(n_train, n_test, resolution, seed)
     train, test = (_views(cameras, split, options.downscale) for split, cameras in splits.items())
@@ -431,17 +377,12 @@ def procedural_scene(
 
 def _views(cameras: Cameras, split: str, downscale: int) -> Views:
     """Views of all cameras, reduced."""
-
-    def pixels(view: int) -> Tensor:
-        return torch.from_numpy(reduce_image(to_uint8(render(cameras, view)), downscale))
-
-    images = list(_one_per_thread(pixels, range(len(cameras))))
-    size = int(cameras.sizes[0, 0]) // downscale if images else 0
+    images = _one_per_thread(lambda view: reduce_image(to_uint8(render(cameras, view)), downscale), range(len(cameras)))
     return Views(
         cameras.c2w,
         cameras.intrinsics / downscale,
-        torch.full_like(cameras.sizes, size),
-        data=torch.cat([image.view(-1, 4) for image in images]) if images else torch.empty(0, 4, dtype=torch.uint8),
+        cameras.sizes // downscale,
+        data=torch.cat([torch.empty(0, 4, dtype=torch.uint8), *(torch.from_numpy(x).view(-1, 4) for x in images)]),
         names=tuple(f"./{split}/r_{view:03d}" for view in range(len(cameras))),
     )
 
@@ -474,7 +415,7 @@ def write_scene(
     n_test: int = 20,
     resolution: int = 200,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    bar: bool = False,
 ) -> Path:
     """Render the scene to ``out_dir`` as `transforms_{train,test}.json` with RGBA images; returns the folder.
 
@@ -485,7 +426,7 @@ def write_scene(
         n_train, n_test: number of views.
         resolution: width and height in pixels.
         seed: of the camera positions.
-        progress: called with (images written, images in all).
+        bar: whether to show a bar of the progress.
     """
     splits = _cameras(n_train, n_test, resolution, seed)
     optional_import("imageio.v3")  # before a minute of rendering, not after it
@@ -496,9 +437,9 @@ def write_scene(
         split, view = job
         atomic_write_image(out_dir / split / f"r_{view:03d}.png", render(splits[split], view))
 
-    for done, _ in enumerate(_one_per_thread(work, jobs), start=1):
-        if progress is not None:
-            progress(done, len(jobs))
+    written = _one_per_thread(work, jobs)
+    for _ in optional_import("tqdm").tqdm(written, "scene", len(jobs), unit="view") if bar else written:
+        pass
     bottom = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     for split, cameras in splits.items():
         frames = [
@@ -512,15 +453,9 @@ def write_scene(
     return out_dir
 
 
-def write_scene_with_bar(out: Path, n_train: int, n_test: int, resolution: int, seed: int) -> None:
-    """:func:`write_scene` with a progress bar."""
-    with optional_import("tqdm").tqdm(total=n_train + n_test, desc="scene", unit="view") as bar:
-        write_scene(out, n_train, n_test, resolution, seed, progress=lambda done, total: bar.update(done - bar.n))
-
-
 def procedural_folder(path: Path = Path("outputs") / "procedural_scene") -> Path:
     """A folder with the scene, rendered where it is not there yet."""
     if not (path / "transforms_test.json").is_file():
         print(f"no SOURCE given: rendering a procedural scene to {path}", flush=True)
-        write_scene_with_bar(path, 60, 20, 200, seed=0)
+        write_scene(path, bar=True)
     return path

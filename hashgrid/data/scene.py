@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar
@@ -56,40 +57,40 @@ class SceneOptions(Config):
             raise ValueError(f"`downscale` must be at least 1 and `holdout` at least 0, got {got}")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Views(Cameras):
     """N cameras with their images.
 
     Attributes:
         data: the pixels of all images one after the other, row by row [P, C] uint8, C = 3 or 4.
-        offsets: first row of each image in ``data`` [N + 1], int64.
         names: file names, relative to the scene.
         counts: whether a pixel is drawn and scored, by the scene's masks [P] bool; None where there are none.
+        offsets: first row of each image in ``data`` [N + 1], int64.
     """
 
-    data: Tensor = None  # type: ignore[assignment]
-    offsets: Tensor = None  # type: ignore[assignment]
+    data: Tensor
     names: tuple[str, ...] = ()
     counts: Tensor | None = None
-    _drawn: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expected = [0, *torch.cumsum(self.sizes.prod(dim=1), 0).tolist()]
-        if self.offsets is None:
-            self.offsets = torch.tensor(expected, dtype=torch.int64)
+        self.offsets = torch.nn.functional.pad(torch.cumsum(self.sizes.prod(dim=1), 0), (1, 0))
         if self.data.dtype != torch.uint8 or self.data.ndim != 2 or self.data.shape[1] not in (3, 4):
             raise ValueError(
                 f"`data` must be uint8 of shape [P, 3] or [P, 4], got {self.data.dtype} {list(self.data.shape)}"
             )
-        if self.offsets.tolist() != expected or len(self.data) != expected[-1]:
-            raise ValueError(f"`data` must have {expected[-1]} rows, one per pixel of `sizes`, got {len(self.data)}")
+        if len(self.data) != self.offsets[-1]:
+            raise ValueError(
+                f"`data` must have {self.offsets[-1]} rows, one per pixel of `sizes`, got {len(self.data)}"
+            )
         if self.counts is not None and (self.counts.dtype != torch.bool or self.counts.shape != self.data.shape[:1]):
             raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
 
-    @property
-    def n_pixels(self) -> int:
-        return len(self.data)
+    @cached_property
+    def _counted(self) -> Tensor:
+        """The rows of ``data`` that are drawn."""
+        assert self.counts is not None
+        return self.counts.nonzero().squeeze(-1)
 
     @property
     def has_alpha(self) -> bool:
@@ -97,63 +98,54 @@ class Views(Cameras):
 
     def image(self, view: int) -> Tensor:
         """The stored image [H, W, C], uint8, without a copy."""
-        width, height = self.sizes[view].tolist()
-        begin, end = self.offsets[view : view + 2].tolist()
-        return self.data[begin:end].view(height, width, -1)
+        return self._of(self.data, view)
 
     def mask(self, view: int) -> Tensor | None:
         """Whether the pixels of an image are drawn and scored [H, W] bool; None for all."""
-        width, height = self.sizes[view].tolist()
+        return None if self.counts is None else self._of(self.counts, view)
+
+    def _of(self, pixels: Tensor, view: int) -> Tensor:
         begin, end = self.offsets[view : view + 2].tolist()
-        return None if self.counts is None else self.counts[begin:end].view(height, width)
+        return pixels[begin:end].unflatten(0, self.size(view)[::-1])
 
     def may_be_opaque(self, view: int) -> Tensor:
         """The pixels of an image with alpha that are not transparent, or of which nothing is known [H, W] bool."""
         opaque, mask = self.image(view)[..., 3] > 0, self.mask(view)
         return opaque if mask is None else opaque | ~mask
 
-    def image_rgb(self, view: int, background: Tensor | None = None) -> Tensor:
-        """The image as floats [H, W, 3] in [0, 1], over ``background`` [3] (black by default) where it has alpha."""
+    def image_rgb(self, view: int, background: Tensor) -> Tensor:
+        """The image as floats [H, W, 3] in [0, 1], over ``background`` [3] where it has alpha."""
         image = self.image(view).float() / 255
-        if not self.has_alpha:
-            return image
-        return blend(image, torch.zeros(3) if background is None else background)
-
-    def locate(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``view_index, pixel_x, pixel_y`` [n] of rows [n] of ``data``."""
-        return locate_pixels(row, self.offsets, self.sizes)
+        return blend(image, background) if self.has_alpha else image
 
     def sample_rays(
-        self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A training batch, a function of ``seed`` and ``step``: ``rays_o`` [n, 3], ``rays_d`` [n, 3], RGBA [n, 4] of
-        random pixels, and random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`."""
-        if not self.rays_are_tabulated or self.counts is not None:
-            row, noise = self._draw(n, seed, step, backend)
-            return *self.rays(*self.locate(row)), pixel_colors(self.data, row), noise
-        return ngp_ops(backend).sample_rays(
-            *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
-            *(self.undistorted_table() if self.is_distorted else (None, None)),
-        )
-
-    def sample_labelled(
-        self, n: int, seed: int | Tensor = 0, step: int | Tensor = 0, backend: str = "native"
+        self,
+        n: int,
+        seed: int | Tensor = 0,
+        step: int | Tensor = 0,
+        backend: str = "native",
+        needs: Collection[str] = (),
     ) -> tuple[Rays, Tensor, Tensor]:
-        """The batch of :meth:`sample_rays` with rays that know their view and its time, RGBA [n, 4] and random colours
-        [n, 3]."""
-        rays_o, rays_d, rgba, noise = self.sample_rays(n, seed, step, backend)
-        view, _, _ = self.locate(self._draw(n, seed, step, backend)[0])
-        return self.label(rays_o, rays_d, view), rgba, noise
+        """A training batch, a function of ``seed`` and ``step``: rays through random pixels, their RGBA [n, 4], and
+        random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`, which is asked wherever it
+        can: it knows neither the camera nor the time of a ray, which ``needs`` may name.
 
-    def _draw(self, n: int, seed: int | Tensor, step: int | Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        """The pixels [n] of a batch, as rows of ``data``, and its random colours [n, 3]."""
+        Raises:
+            SceneError: a time is needed, and there is none.
+        """
+        if "time" in needs and self.times is None:
+            raise SceneError("every view must have a `time`, which the field needs; this scene has none")
+        if not needs and self.rays_are_tabulated and self.counts is None:
+            rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
+                *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
+                *(self.undistorted_table if self.is_distorted else (None, None)),
+            )
+            return Rays(rays_o, rays_d), rgba, noise
         draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))
-        if self.counts is None:
-            return draw_pixels(draws, self.n_pixels)
-        if self._drawn is None:
-            self._drawn = self.counts.nonzero().squeeze(-1)
-        index, noise = draw_pixels(draws, len(self._drawn))
-        return self._drawn.index_select(0, index), noise
+        row, noise = draw_pixels(draws, len(self.data) if self.counts is None else len(self._counted))
+        if self.counts is not None:
+            row = self._counted.index_select(0, row)
+        return self.rays(*locate_pixels(row, self.offsets, self.sizes)), pixel_colors(self.data, row), noise
 
 
 @dataclass
@@ -209,19 +201,11 @@ class Scene:
         return background_color((self.backdrop or "white") if name == "auto" else name)
 
     @property
-    def centre(self) -> Tensor:
-        """Centre of the box [3]."""
-        return 0.5 * (self.aabb[:3] + self.aabb[3:])
-
-    @property
     def outer_aabb(self) -> Tensor:
         """Box of the outermost cascade [6]."""
-        half = 0.5 * (self.aabb[3:] - self.aabb[:3]) * 2 ** (self.n_cascades - 1)
-        return torch.cat((self.centre - half, self.centre + half))
-
-    @property
-    def has_alpha(self) -> bool:
-        return self.train.has_alpha
+        low, high = self.aabb.split(3)
+        centre, half = 0.5 * (low + high), 0.5 * (high - low) * 2 ** (self.n_cascades - 1)
+        return torch.cat((centre - half, centre + half))
 
     @property
     def cone_angle(self) -> float:
@@ -231,7 +215,7 @@ class Scene:
     def describe(self) -> str:
         """One line for a person."""
         width, height = self.train.sizes[0].tolist()
-        channels = "RGBA" if self.has_alpha else "RGB"
+        channels = "RGBA" if self.train.has_alpha else "RGB"
         if self.backdrop is not None:
             channels = f"RGB on plain {hex_color(self.backdrop)} (cut out)"
         low, high = (self.placement.to_file(corner).tolist() for corner in self.outer_aabb.split(3))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import posixpath
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import SceneError, SceneWarning, some
+from hashgrid.data.errors import SceneError, some, warn_of_scene
 from hashgrid.data.images import Photo, fits_shape, read_views
 from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
-from hashgrid.geometry.boxes import Box, Gaze, capture_box, cube, hull_box
-from hashgrid.geometry.cameras import Lens, focal_length
+from hashgrid.geometry.boxes import Box, capture_box, cube, hull_box
+from hashgrid.geometry.cameras import focal_length, nearest_point_to_axes
 from hashgrid.util.pictures import FORBIDDEN
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
@@ -47,7 +46,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
     if test_file is not None:
         test, split = _parse_frames(_read_json(test_file), test_file, required=False), test_file.name
         if not test:
-            warnings.warn(f"{test_file} has no usable view; holding out training views", SceneWarning, stacklevel=3)
+            warn_of_scene(f"{test_file} has no usable view; holding out training views")
     if not test:
         train, test, split = _split(train, meta, train_file, options)
     train = _without(train, test, train_file)
@@ -102,10 +101,7 @@ def _splits(test_split: str) -> tuple[str, str]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        data = file.read_bytes()
-        # Windows tools write a byte order mark, PowerShell UTF-16.
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        meta = json.loads(text)
+        meta = json.loads(file.read_bytes())  # Windows tools write a byte order mark, PowerShell UTF-16
     except json.JSONDecodeError as error:
         raise SceneError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -157,21 +153,15 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
             )
         )
     if nameless:
-        warnings.warn(
-            f"{file}: skipping {len(nameless)} frame(s) without `file_path`: {some(nameless)}",
-            SceneWarning,
-            stacklevel=3,
-        )
+        warn_of_scene(f"{file}: skipping {len(nameless)} frame(s) without `file_path`: {some(nameless)}")
     if not frames and required:
         raise SceneError(
             f"{file}: none of its {len(meta['frames'])} frames has an image on disk (first:"
             f" {missing[0] if missing else 'no name'}); `file_path` is relative to {file.parent}"
         )
     if missing:
-        warnings.warn(
-            f"{file}: skipping {len(missing)} of {len(meta['frames'])} frames whose image is missing: {some(missing)}",
-            SceneWarning,
-            stacklevel=3,
+        warn_of_scene(
+            f"{file}: skipping {len(missing)} of {len(meta['frames'])} frames whose image is missing: {some(missing)}"
         )
     return frames
 
@@ -203,17 +193,18 @@ def _parse_pose(entry: dict[str, Any], where: str) -> np.ndarray:
     return np.concatenate((u @ vt, matrix[:3, 3:]), axis=1)
 
 
-def _number(keys: dict[str, Any], key: str, where: str, unit: float = 1.0) -> float | None:
-    """The number that a key has, times ``unit``; None where there is no such key."""
+def _number(keys: dict[str, Any], key: str, where: str, positive: bool = False) -> float | None:
+    """The number that a key has; None where there is no such key."""
     if keys.get(key) is None:
         return None
     try:
         value = float(keys[key])
     except (TypeError, ValueError):
         value = math.nan
-    if not math.isfinite(value):
-        raise SceneError(f"{where}: `{key}` must be a finite number, got {keys[key]!r}")
-    return value * unit
+    if not math.isfinite(value) or (positive and value <= 0):
+        kind = "positive" if math.isfinite(value) else "finite"
+        raise SceneError(f"{where}: `{key}` must be a {kind} number, got {keys[key]!r}")
+    return value
 
 
 def _find_mask(keys: dict[str, Any], image: Path, folder: Path, where: str) -> tuple[Path, bool] | None:
@@ -225,16 +216,14 @@ def _find_mask(keys: dict[str, Any], image: Path, folder: Path, where: str) -> t
     Raises:
         SceneError: the file that is named does not exist.
     """
-    for key in MASK_KEYS:
-        name = keys.get(key)
-        if name is None:
-            continue
-        file = folder / str(name).strip().replace("\\", "/")
-        if not file.is_file():
-            raise SceneError(f"{where}: `{key}` must be an image relative to {folder}, {name!r} does not exist")
-        return file, True
-    file = image.with_name(f"dynamic_mask_{image.stem}.png")
-    return (file, False) if file.is_file() else None
+    key = next((key for key in MASK_KEYS if keys.get(key) is not None), None)
+    if key is None:
+        file = image.with_name(f"dynamic_mask_{image.stem}.png")
+        return (file, False) if file.is_file() else None
+    file = folder / str(keys[key]).strip().replace("\\", "/")
+    if not file.is_file():
+        raise SceneError(f"{where}: `{key}` must be an image relative to {folder}, {keys[key]!r} does not exist")
+    return file, True
 
 
 def _split(
@@ -284,19 +273,15 @@ def _without(train: list[Photo], test: list[Photo], file: Path) -> list[Photo]:
     kept = [frame for frame in train if frame.image.resolve() not in test_images]
     if len(kept) < len(train):
         shared = [frame.name for frame in train if frame.image.resolve() in test_images]
-        warnings.warn(
-            f"{file}: not training on {len(shared)} view(s) that are test views, too: {some(shared)}",
-            SceneWarning,
-            stacklevel=3,
-        )
+        warn_of_scene(f"{file}: not training on {len(shared)} view(s) that are test views, too: {some(shared)}")
     return kept
 
 
 # Lenses and boxes ----------------------------------------------------------------------------------------------------
 
 
-def _parse_lens(keys: dict[str, Any], where: str, width: int, height: int) -> Lens:
-    """The lens of a frame with ``keys`` before its picture of ``width`` x ``height`` pixels."""
+def _parse_lens(keys: dict[str, Any], where: str, width: int, height: int) -> list[float]:
+    """``fx, fy, cx, cy, k1, k2, k3, k4, p1, p2`` of a frame with ``keys``, in pixels of its picture as it is stored."""
     model = str(keys.get("camera_model", "PINHOLE")).upper()
     unsupported = [key for key in LENS_FLAGS if keys.get(key)] + ([model] if model not in LENS_MODELS else [])
     if unsupported:
@@ -312,32 +297,33 @@ def _parse_lens(keys: dict[str, Any], where: str, width: int, height: int) -> Le
         )
 
     def focal(key: str, angle_key: str, fov_key: str, side: float) -> float | None:
-        value, angle = _number(keys, key, where), _number(keys, angle_key, where)
+        value, angle = _number(keys, key, where, positive=True), _number(keys, angle_key, where)
         if angle is None:
-            angle = _number(keys, fov_key, where, unit=math.pi / 180)
-        if value is None and angle is not None:
-            if not 0 < angle < math.pi:
-                degrees = math.degrees(angle)
-                raise SceneError(f"{where}: the field of view must be within (0, 180) degrees, got {degrees:g}")
-            value = focal_length(angle, side)
-        if value is not None and value <= 0:
-            raise SceneError(f"{where}: `{key}` must be positive, got {value:g}")
-        return value
+            degrees = _number(keys, fov_key, where)
+            angle = degrees and math.radians(degrees)
+        if value is not None or angle is None:
+            return value
+        if not 0 < angle < math.pi:
+            degrees = math.degrees(angle)
+            raise SceneError(f"{where}: the field of view must be within (0, 180) degrees, got {degrees:g}")
+        return focal_length(angle, side)
 
     focal_x = focal("fl_x", "camera_angle_x", "x_fov", size[0])
     focal_y = focal("fl_y", "camera_angle_y", "y_fov", size[1])
-    known = focal_x if focal_x is not None else focal_y
-    if known is None:
+    focal_x, focal_y = focal_x or focal_y, focal_y or focal_x
+    if focal_x is None or focal_y is None:
         raise SceneError(
             f"{where}: no focal length; give `fl_x` (pixels), `camera_angle_x` (radians) or `x_fov` (degrees)"
         )
     centre_x, centre_y = _number(keys, "cx", where), _number(keys, "cy", where)
-    return Lens(
-        size,
-        (known if focal_x is None else focal_x, known if focal_y is None else focal_y),
-        (size[0] / 2 if centre_x is None else centre_x, size[1] / 2 if centre_y is None else centre_y),
-        tuple(_number(keys, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")),
-    )
+    scale_x, scale_y = width / size[0], height / size[1]
+    return [
+        focal_x * scale_x,
+        focal_y * scale_y,
+        width / 2 if centre_x is None else centre_x * scale_x,
+        height / 2 if centre_y is None else centre_y * scale_y,
+        *(_number(keys, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")),
+    ]
 
 
 def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
@@ -349,7 +335,8 @@ def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
     - Images with a transparent background bound the object themselves: the box of its visual hull.
     - Anything else is a capture, whose cascades reach as far as instant-ngp's box of `aabb_scale`.
     """
-    aabb_scale, scale = _positive(meta, "aabb_scale", file), _positive(meta, "scale", file) or NGP_SCALE
+    aabb_scale, scale = (_number(meta, key, str(file), positive=True) for key in ("aabb_scale", "scale"))
+    scale = scale or NGP_SCALE
     if meta.get("aabb") is not None:
         try:
             aabb = torch.tensor(meta["aabb"], dtype=torch.float64).reshape(-1)
@@ -358,37 +345,31 @@ def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
         if aabb.shape != (6,) or not bool(aabb.isfinite().all()) or not bool((aabb[3:] > aabb[:3]).all()):
             raise SceneError(f"{file}: `aabb` must be two corners, the lower one first, got {meta['aabb']!r}")
         return Box(aabb)
-    gaze = Gaze.of(views)
-    if aabb_scale is None and _is_blender(meta, views, gaze.placement.to_file(gaze.centre)):
+    if aabb_scale is None and _is_blender(meta, views):
         return Box(cube(torch.zeros(3), BLENDER_HALF))
     if views.has_alpha:
-        hull = hull_box(gaze, views.may_be_opaque)
+        hull = hull_box(views, views.may_be_opaque)
         if hull is not None:
             return Box(hull)
         # the masks contradict each other: instant-ngp's box
         return Box(cube((0.5 - _offset(meta, file)) / scale, 0.5 * (aabb_scale or 1.0) / scale))
-    return capture_box(gaze, aabb_scale and 0.5 * aabb_scale / scale)
+    return capture_box(views, aabb_scale and 0.5 * aabb_scale / scale)
 
 
-def _is_blender(meta: dict[str, Any], views: Views, centre: Tensor) -> bool:
+def _is_blender(meta: dict[str, Any], views: Views) -> bool:
     """Whether the numbers are those of a NeRF-synthetic scene; its dialect says nothing about the box.
 
-    Its cameras are 4 away from the origin and see 1.45 to each side of it. ``centre`` [3] is where they look.
+    Its cameras are 4 away from the origin, look there and see 1.45 to each side of it.
     """
     if "camera_angle_x" not in meta or any("fl_x" in holder for holder in (meta, *meta["frames"])):
         return False
     origins = views.origins.double()
-    if not bool((origins.abs().amax(dim=-1) > BLENDER_HALF).all()) or float(centre.abs().max()) > 0.5 * BLENDER_HALF:
+    if bool((origins.abs().amax(dim=-1) <= BLENDER_HALF).any()):
+        return False
+    if float(nearest_point_to_axes(views).abs().max()) > 0.5 * BLENDER_HALF:
         return False
     visible = origins.norm(dim=-1).median() * (0.5 * views.sizes[:, 0] / views.intrinsics[:, 0]).median()
     return 0.5 * BLENDER_HALF <= float(visible) <= 2.0 * BLENDER_HALF
-
-
-def _positive(meta: dict[str, Any], key: str, file: Path) -> float | None:
-    value = _number(meta, key, str(file))
-    if value is not None and value <= 0:
-        raise SceneError(f"{file}: `{key}` must be a positive number, got {meta[key]!r}")
-    return value
 
 
 def _offset(meta: dict[str, Any], file: Path) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -68,6 +68,9 @@ class RadianceField(nn.Module):
     n_channels: int = 3  # of what is composited; the first three are sRGB colours
     n_coarse: int = 64  # samples per ray of a sampler that knows of no empty space,
     n_fine: int = 64  # and further ones of a finer look
+    # what it asks of rays it is trained on (``at.rays``), "camera" and "time"; others may know neither, and a grid of
+    # occupancy asks for densities at no time at all
+    needs: Collection[str] = ()
     coarse: RadianceField | None  # another field, asked before to find where to ask this one; None for none
     aabb: Tensor
     inverse_extent: Tensor

@@ -12,6 +12,8 @@ from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.device import DTYPES
 
+Activation = Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"]
+
 
 @dataclass(frozen=True)
 class CoordinateConfig(EncodingConfig):
@@ -20,9 +22,15 @@ class CoordinateConfig(EncodingConfig):
     name = "mlp"
 
     n_neurons: int = 64  # of a hidden layer
-    n_hidden_layers: int = 2
-    activation: Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"] = "relu"
+    n_hidden_layers: int = 2  # of the network
+    activation: Activation = "relu"  # of hidden layers
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of MLP products; sums stay fp32
+
+    def make_network(self, n_inputs: int, n_outputs: int, bias: bool, backend: str) -> FusedMLP:
+        """The network behind the encoding."""
+        sizes = {"n_neurons": self.n_neurons, "n_hidden_layers": self.n_hidden_layers, "activation": self.activation}
+        dtype = DTYPES[self.compute_dtype]
+        return FusedMLP(n_inputs, n_outputs, bias=bias, compute_dtype=dtype, backend=backend, **sizes)  # type: ignore[arg-type]
 
 
 class CoordinateField(nn.Module):
@@ -42,6 +50,8 @@ class CoordinateField(nn.Module):
         torch.Size([5, 3])
     """
 
+    Config = CoordinateConfig
+
     def __init__(
         self,
         config: CoordinateConfig,
@@ -52,16 +62,9 @@ class CoordinateField(nn.Module):
     ) -> None:
         super().__init__()
         self.encoding = make_encoding(n_input_dims, config, backend, accumulate_grad=accumulate_grad)
-        self.mlp = FusedMLP(
-            self.encoding.n_output_dims,
-            n_output_dims,
-            n_neurons=config.n_neurons,
-            n_hidden_layers=config.n_hidden_layers,
-            activation=config.activation,
-            bias=config.activation == "sine",  # Sitzmann et al. (2020): without phases sines are odd about the centre
-            compute_dtype=DTYPES[config.compute_dtype],
-            backend=backend,
-        )
+        # Sitzmann et al. (2020): without phases sines are odd about the centre
+        bias = config.activation == "sine"
+        self.mlp = config.make_network(self.encoding.n_output_dims, n_output_dims, bias, backend)
 
     @property
     def n_levels(self) -> int:

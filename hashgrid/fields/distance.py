@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hashgrid.nn import FusedMLP
-from hashgrid.nn.encoding import EncodingConfig, make_encoding
+from hashgrid.fields.coordinate import Activation, CoordinateConfig
+from hashgrid.nn.encoding import make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.config import Config
-from hashgrid.util.device import DTYPES
 
 
 class DistanceField(nn.Module):
@@ -49,7 +48,7 @@ class DistanceField(nn.Module):
 
 
 @dataclass(frozen=True)
-class GridDistanceConfig(EncodingConfig):
+class GridDistanceConfig(CoordinateConfig):
     """Sizes and learning rates of a :class:`GridDistance`. With "relu" the field may die at the surface: exactly zero
     around it, without a gradient."""
 
@@ -57,13 +56,10 @@ class GridDistanceConfig(EncodingConfig):
 
     log2_hashmap_size: int = 18  # of a hash grid: entries per level
     max_resolution: int = 512  # of a hash grid: cells of the finest level
-    n_neurons: int = 64  # of a hidden layer
-    n_hidden_layers: int = 2
-    activation: Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh", "exp", "sine"] = "silu"
+    activation: Activation = "silu"  # of hidden layers
     from_centre: bool = False  # add to the distance to the cube's centre: outside until told otherwise
-    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of MLP products; sums stay fp32
-    learning_rate: float = 5e-3
-    final_learning_rate: float = 1e-4
+    learning_rate: float = 5e-3  # after the first steps
+    final_learning_rate: float = 1e-4  # at the end of a run
 
 
 class GridDistance(DistanceField):
@@ -90,15 +86,7 @@ class GridDistance(DistanceField):
         self.from_centre = config.from_centre
         self.grid = make_encoding(3, config, backend)
         self.n_levels = self.grid.n_levels
-        self.mlp = FusedMLP(
-            self.grid.n_output_dims,
-            1,
-            n_neurons=config.n_neurons,
-            n_hidden_layers=config.n_hidden_layers,
-            activation=config.activation,
-            compute_dtype=DTYPES[config.compute_dtype],
-            backend=backend,
-        )
+        self.mlp = config.make_network(self.grid.n_output_dims, 1, False, backend)
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""

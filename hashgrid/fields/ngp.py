@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -56,25 +57,13 @@ class Ngp(RadianceField):
         super().__init__(aabb)
         self.backend = backend
         dtype = DTYPES[fast_dtype(config.compute_dtype, backend, aabb.device)]
+        network = partial(FusedMLP, n_neurons=config.n_neurons, compute_dtype=dtype, backend=backend)
+        n_geometry = config.n_geometry_features
         self.grid = self.make_grid(config, n_cascades)
-        self.density_mlp = FusedMLP(
-            self.grid.n_output_dims,
-            config.n_geometry_features,
-            n_neurons=config.n_neurons,
-            n_hidden_layers=1,
-            compute_dtype=dtype,
-            backend=backend,
-        )
+        self.density_mlp = network(self.grid.n_output_dims, n_geometry, n_hidden_layers=1)
         self.directions = SphericalHarmonics(config.sh_degree, backend=backend)
-        self.color_mlp = FusedMLP(
-            config.n_geometry_features + self.directions.n_output_dims,
-            3,
-            n_neurons=config.n_neurons,
-            n_hidden_layers=2,
-            output_activation="sigmoid",
-            compute_dtype=dtype,
-            backend=backend,
-        )
+        n_seen = n_geometry + self.directions.n_output_dims
+        self.color_mlp = network(n_seen, 3, n_hidden_layers=2, output_activation="sigmoid")
 
     def make_grid(self, config: NgpConfig, n_cascades: int) -> Any:
         """The encoding of positions."""

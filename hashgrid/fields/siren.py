@@ -21,10 +21,10 @@ class SirenDistanceConfig(Config):
     name = "siren"
 
     n_neurons: int = 128  # of a hidden layer
-    n_hidden_layers: int = 3
+    n_hidden_layers: int = 3  # of the network
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of MLP products; sums stay fp32
-    learning_rate: float = 1e-2
-    final_learning_rate: float = 5e-5
+    learning_rate: float = 1e-2  # after the first steps
+    final_learning_rate: float = 5e-5  # at the end of a run
 
 
 class SirenDistance(DistanceField):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,68 +45,44 @@ class Box(NamedTuple):
     near: float = 0.0
 
 
-class Gaze(NamedTuple):
-    """Cameras where fp32 has the digits: seen from their middle, in units of how far apart they are.
-
-    Attributes:
-        cameras: in these coordinates, fp32.
-        centre: the point they look at, in these coordinates [3].
-        placement: of these coordinates.
-        spread: how far apart the cameras are, in the file's unit; 0 where they stand at one place.
-    """
-
-    cameras: Cameras
-    centre: Tensor
-    placement: Placement
-    spread: float
-
-    @classmethod
-    def of(cls, cameras: Cameras) -> Gaze:
-        """The gaze of cameras in any coordinates."""
-        origins = cameras.origins.double()
-        spread = float((origins - origins.mean(0)).abs().max())
-        if spread < 1e-9 * float(origins.abs().max().clamp_min(1e-3)):
-            spread = 0.0  # rounding noise
-        local = Placement(tuple(origins.mean(0).tolist()), spread or 1.0)
-        seen = replace(cameras, c2w=local.poses_from_file(cameras.c2w).float())
-        return cls(seen, nearest_point_to_axes(seen).float(), local, spread)
-
-
 def cube(centre: Tensor, half: float) -> Tensor:
     """The box [6] around ``centre`` [3] that reaches ``half`` to each side."""
     return torch.cat((centre - half, centre + half)).double()
 
 
-def capture_box(gaze: Gaze, outer: float | None = None) -> Box:
+def capture_box(cameras: Cameras, outer: float | None = None) -> Box:
     """The box of a capture: cascade 0 is a cube around the point the cameras look at, with the cameras around its
-    border; cascades reach to about ``outer`` from there, in the file's unit."""
-    # Chebyshev distance of the cameras. From one place every scale looks the same.
-    distance = float((gaze.cameras.origins - gaze.centre).abs().amax(dim=-1).median())
-    half = (gaze.spread and gaze.placement.unit * distance) or 1.0
+    border; cascades reach to about ``outer`` from there."""
+    origins, centre = cameras.origins.double(), nearest_point_to_axes(cameras)
+    half = float((origins - centre).abs().amax(dim=-1).median()) or 1.0  # Chebyshev distance of the cameras
+    if float((origins - origins.mean(0)).abs().max()) <= 1e-9 * float(origins.abs().max()):
+        half = 1.0  # from one place, up to rounding noise, every scale looks the same
     n_cascades = CAPTURE_CASCADES if outer is None else max(1, 1 + round(math.log2(outer / half)))
     # Nothing is in focus closer than this, and what would be put there is fog in front of one lens.
-    return Box(cube(gaze.placement.to_file(gaze.centre), half), min(n_cascades, MAX_CASCADES), False, 0.05 * half)
+    return Box(cube(centre, half), min(n_cascades, MAX_CASCADES), False, 0.05 * half)
 
 
-def hull_box(gaze: Gaze, opaque: Callable[[int], Tensor], resolution: int = 48, max_views: int = 64) -> Tensor | None:
-    """Cube around the visual hull of masks [6], in the file's coordinates; None where nothing is left.
+def hull_box(
+    cameras: Cameras, opaque: Callable[[int], Tensor], resolution: int = 48, max_views: int = 64
+) -> Tensor | None:
+    """Cube around the visual hull of masks [6]; None where nothing is left.
 
     A cell of a coarse grid goes when the footprint of its bounding sphere is transparent in some view that sees all of
     it, or when fewer than half of the views have it in frame. Later rounds carve the box that the one before has found.
 
     Args:
-        gaze: of the cameras.
+        cameras: poses in any coordinates.
         opaque: the pixels [H, W] bool of a view that are not transparent, or of which nothing is known.
         resolution: cells per side.
         max_views: views that are looked at, at most.
     """
-    cameras, centre = gaze.cameras, gaze.centre
+    centre = nearest_point_to_axes(cameras)
     half = 0.95 * (float((cameras.origins - centre).norm(dim=-1).max()) or 1.0)
     chosen = torch.linspace(0, len(cameras) - 1, min(len(cameras), max_views)).round().long().unique().tolist()
     # Summed-area tables of the opaque pixels [H + 1, W + 1]: any footprint is four look-ups.
     masks = (opaque(view).int() for view in chosen)
     tables = [torch.nn.functional.pad(mask.cumsum(0).cumsum(1), (1, 0, 1, 0)) for mask in masks]
-    axis = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
+    axis = (torch.arange(resolution).double() + 0.5) / resolution * 2 - 1
     grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
     for _ in range(3):
         points = centre + half * grid
@@ -131,4 +107,4 @@ def hull_box(gaze: Gaze, opaque: Callable[[int], Tensor], resolution: int = 48, 
             return None
         low, high = points.amin(0) - radius, points.amax(0) + radius
         centre, half = 0.5 * (low + high), 0.5 * float((high - low).max())
-    return torch.cat([gaze.placement.to_file(corner) for corner in cube(centre, half).split(3)])
+    return cube(centre, half)

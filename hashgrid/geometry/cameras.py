@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,40 +28,9 @@ N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
 MAX_TABLE_PIXELS = 1 << 25
 
 
-@dataclass(frozen=True)
-class Lens:
-    """A perspective lens before pictures of one size, everything in pixels.
-
-    Attributes:
-        size: width and height.
-        focal: focal lengths fx, fy.
-        centre: principal point cx, cy.
-        distortion: ``k1, k2, k3, k4, p1, p2``.
-    """
-
-    size: tuple[float, float]
-    focal: tuple[float, float]
-    centre: tuple[float, float]
-    distortion: tuple[float, ...] = (0.0,) * N_DISTORTION
-
-    def intrinsics(self, width: float, height: float) -> list[float]:
-        """``fx, fy, cx, cy`` for the same picture at another size."""
-        scale = width / self.size[0], height / self.size[1]
-        return [value * scale[axis] for pair in (self.focal, self.centre) for axis, value in enumerate(pair)]
-
-
 def distort(points: Tensor, distortion: Tensor) -> Tensor:
-    """Where the lens moves ideal image-plane points.
-
-    Radial factor ``1 + k1 r^2 + k2 r^4 + k3 r^6 + k4 r^8`` plus OpenCV's tangential terms.
-
-    Args:
-        points: ideal points [..., 2].
-        distortion: ``k1, k2, k3, k4, p1, p2`` [..., 6], broadcast against the points.
-
-    Returns:
-        Distorted points [..., 2].
-    """
+    """Where the lens moves ideal image-plane points [..., 2]: by the radial factor ``1 + k1 r^2 + k2 r^4 + k3 r^6 +
+    k4 r^8`` and OpenCV's tangential terms, of ``k1, k2, k3, k4, p1, p2`` [..., 6], broadcast against the points."""
     x, y = points.unbind(-1)
     k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
     r2 = x * x + y * y
@@ -74,42 +45,34 @@ def distort(points: Tensor, distortion: Tensor) -> Tensor:
 
 
 def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 40) -> tuple[Tensor, Tensor]:
-    """The inverse of ``distort`` by damped Newton iteration in float64.
+    """The inverse of ``distort``: ideal points [..., 2], of the dtype of ``points``, and the residual in float64
+    ``|distort(ideal) - points|`` [...].
 
-    It starts at the optical axis and never leaves the region around it in which the polynomial is invertible, so that a
-    point no direction maps to ends near the border of that region, not at one of the polynomial's other roots.
-
-    Args:
-        points: distorted points [..., 2].
-        distortion: [..., 6], broadcast against the points.
-
-    Returns:
-        Ideal points [..., 2] (dtype of ``points``) and the residual ``|distort(ideal) - points|`` [...] (float64).
+    A damped Newton iteration in float64 starts at the optical axis and never leaves the region around it in which the
+    polynomial is invertible, so that a point no direction maps to ends near the border of that region, not at one of
+    the polynomial's other roots.
     """
     target, coefficients = points.double(), distortion.double()
-    ideal = torch.zeros_like(target)
-    error, residual = -target, target.norm(dim=-1)
-    jacobian = _jacobian(ideal, coefficients)
-    damping = torch.ones_like(residual)
+
+    def look(ideal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        error = distort(ideal, coefficients) - target
+        return ideal, error, _jacobian(ideal, coefficients), error.norm(dim=-1, keepdim=True)
+
+    state = look(torch.zeros_like(target))
+    damping = torch.ones_like(state[-1])
     for _ in range(max_iterations):
+        ideal, error, jacobian, residual = state
         if not bool((residual > 1e-12).any()):
             break
-        a, b, c = jacobian.unbind(-1)
-        det, (ex, ey) = a * c - b * b, error.unbind(-1)
-        step = torch.stack(((c * ex - b * ey) / det, (a * ey - b * ex) / det), dim=-1)
-        candidate = ideal - damping[..., None] * step
-        candidate_error = distort(candidate, coefficients) - target
-        candidate_residual = candidate_error.norm(dim=-1)
-        candidate_jacobian = _jacobian(candidate, coefficients)
-        a, b, c = candidate_jacobian.unbind(-1)
+        (a, b, c), (ex, ey) = jacobian.unbind(-1), error.unbind(-1)
+        det = a * c - b * b
+        candidate = look(ideal - damping * torch.stack(((c * ex - b * ey) / det, (a * ey - b * ex) / det), dim=-1))
+        a, b, c = candidate[2].split(1, dim=-1)
         # Positive definite: between the axis and the first fold.
-        better = (candidate_residual < residual) & (a > 0) & (a * c - b * b > 1e-6)
-        ideal = torch.where(better[..., None], candidate, ideal)
-        error = torch.where(better[..., None], candidate_error, error)
-        jacobian = torch.where(better[..., None], candidate_jacobian, jacobian)
-        residual = torch.where(better, candidate_residual, residual)
+        better = (candidate[-1] < residual) & (a > 0) & (a * c - b * b > 1e-6)
+        state = tuple(torch.where(better, new, old) for new, old in zip(candidate, state, strict=True))  # type: ignore[assignment]
         damping = torch.where(better, (2 * damping).clamp_max(1), 0.5 * damping)
-    return ideal.to(points.dtype), residual
+    return state[0].to(points.dtype), state[-1].squeeze(-1)
 
 
 def _jacobian(points: Tensor, distortion: Tensor) -> Tensor:
@@ -142,8 +105,6 @@ class Cameras:
     sizes: Tensor
     distortion: Tensor = None  # type: ignore[assignment]
     times: Tensor | None = None
-    _plane_table: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
-    _host_sizes: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.c2w)
@@ -162,11 +123,10 @@ class Cameras:
 
     def to(self, device: torch.device) -> Self:
         """The same with every tensor on ``device``."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        tensors: Any = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
-        moved = replace(self, **tensors)
-        if self._plane_table is not None:
-            moved._plane_table = (self._plane_table[0].to(device), self._plane_table[1].to(device))
+        moved = copy(self)
+        vars(moved).update({name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
+        if "undistorted_table" in vars(self):
+            moved.undistorted_table = tuple(x.to(device) for x in self.undistorted_table)
         return moved
 
     @property
@@ -174,44 +134,33 @@ class Cameras:
         """Camera centres [N, 3]."""
         return self.c2w[:, :, 3]
 
-    @property
-    def forward(self) -> Tensor:
-        """Unit viewing directions [N, 3]."""
-        return torch.nn.functional.normalize(-self.c2w[:, :, 2], dim=-1)
-
-    def rays(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> tuple[Tensor, Tensor]:
-        """Rays through pixel centres.
-
-        Args:
-            view_index: camera of each ray [B], int64.
-            pixel_x, pixel_y: column and row [B], int64.
-
-        Returns:
-            ``rays_o`` [B, 3] and unit ``rays_d`` [B, 3], fp32.
-        """
+    def rays(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Rays:
+        """Rays through the centres of pixels in columns ``pixel_x`` and rows ``pixel_y`` of views ``view_index``, [B]
+        int64 each: of unit length, fp32, with their camera and its time."""
         x, y = self._plane_points(view_index, pixel_x, pixel_y).unbind(-1)
         # `index_select` of whole rows is several times faster than advanced indexing on the CPU.
-        c2w = self.c2w.reshape(-1, 12).index_select(0, view_index).view(-1, 3, 4)
+        c2w = self.c2w.reshape(-1, 12).index_select(0, view_index).float().view(-1, 3, 4)
         rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2]
         rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
-        return c2w[:, :, 3].contiguous(), rays_d
+        time = None if self.times is None else self.times.index_select(0, view_index)
+        return Rays(c2w[:, :, 3].contiguous(), rays_d, view_index, time)
 
-    def label(self, rays_o: Tensor, rays_d: Tensor, view_index: Tensor) -> Rays:
-        """Rays [B, 3] that know their camera ``view_index`` [B] and its time."""
-        return Rays(rays_o, rays_d, view_index, None if self.times is None else self.times.index_select(0, view_index))
+    @cached_property
+    def _host_sizes(self) -> list[list[int]]:
+        return self.sizes.tolist()
 
     def size(self, view: int) -> tuple[int, int]:
         """Width and height of one view. A GPU is asked once."""
-        if self._host_sizes is None:
-            self._host_sizes = self.sizes.tolist()
         width, height = self._host_sizes[view]
         return width, height
 
-    def view_rays(self, view: int) -> tuple[Tensor, Tensor]:
-        """Rays through all pixels of one view, row by row: [H*W, 3] twice."""
+    def view_rays(self, view: int, begin: int = 0, end: int | None = None) -> Rays:
+        """Rays through pixels ``begin`` to ``end`` of one view, row by row; through all of them by default. They have
+        its time but no camera: nobody has trained on what is rendered."""
         width, height = self.size(view)
-        pixel = torch.arange(width * height, device=self.c2w.device)
-        return self.rays(torch.full_like(pixel, view), pixel % width, pixel // width)
+        end = width * height if end is None else min(end, width * height)
+        pixel = torch.arange(begin, end, device=self.c2w.device)
+        return replace(self.rays(torch.full_like(pixel, view), pixel % width, pixel // width), camera=None)
 
     def project(self, points: Tensor, view: int) -> tuple[Tensor, Tensor]:
         """Pixel coordinates [P, 2] and depth along the viewing direction [P] of world points [P, 3] in one view.
@@ -230,8 +179,8 @@ class Cameras:
     def select(self, views: Sequence[int]) -> Cameras:
         """The cameras ``views``, in that order, without any images."""
         index = torch.as_tensor(views, dtype=torch.int64)
-        times = None if self.times is None else self.times[index]
-        return Cameras(self.c2w[index], self.intrinsics[index], self.sizes[index], self.distortion[index], times)
+        values = (self.c2w, self.intrinsics, self.sizes, self.distortion, self.times)
+        return Cameras(*(None if x is None else x[index] for x in values))  # type: ignore[arg-type]
 
     def scaled(self, factor: float) -> Cameras:
         """The same views, without any images, in pictures ``factor`` times as wide and as high."""
@@ -241,7 +190,7 @@ class Cameras:
     def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
         """Ideal image-plane points of pixel centres [B, 2], fp32."""
         if self.is_distorted:
-            table, camera_rows = self.undistorted_table()
+            table, camera_rows = self.undistorted_table
             if len(table):
                 offset, width = camera_rows.index_select(0, view_index).unbind(-1)
                 return table.index_select(0, offset + pixel_y * width + pixel_x)
@@ -252,24 +201,22 @@ class Cameras:
     @property
     def rays_are_tabulated(self) -> bool:
         """Whether `rays` takes no iterations, whose number the host would have to decide."""
-        return not self.is_distorted or len(self.undistorted_table()[0]) > 0
+        return not self.is_distorted or len(self.undistorted_table[0]) > 0
 
-    def undistorted_table(self) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def undistorted_table(self) -> tuple[Tensor, ...]:
         """Ideal points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
 
         The table is empty where it would not fit ``MAX_TABLE_PIXELS``.
         """
-        if self._plane_table is None:
-            key = torch.cat((self.intrinsics.double(), self.distortion.double(), self.sizes.double()), dim=1)
-            cameras, camera_of_view = torch.unique(key, dim=0, return_inverse=True)
-            n_pixels = (cameras[:, -2] * cameras[:, -1]).long()
-            offsets = torch.cumsum(n_pixels, 0) - n_pixels
-            rows = torch.stack((offsets, cameras[:, -2].long()), dim=1)[camera_of_view]
-            table = torch.empty(0, 2, device=self.c2w.device)
-            if int(n_pixels.sum()) <= MAX_TABLE_PIXELS:
-                table = torch.cat([_undistorted_pixels(camera) for camera in cameras])
-            self._plane_table = table, rows
-        return self._plane_table
+        key = torch.cat((self.intrinsics.double(), self.distortion.double(), self.sizes.double()), dim=1)
+        cameras, camera_of_view = torch.unique(key, dim=0, return_inverse=True)
+        n_pixels = (cameras[:, -2] * cameras[:, -1]).long()
+        offsets = torch.cumsum(n_pixels, 0) - n_pixels
+        rows = torch.stack((offsets, cameras[:, -2].long()), dim=1)[camera_of_view]
+        if int(n_pixels.sum()) > MAX_TABLE_PIXELS:
+            return torch.empty(0, 2, device=self.c2w.device), rows
+        return torch.cat([_undistorted_pixels(camera) for camera in cameras]), rows
 
 
 def _undistorted_pixels(camera: Tensor) -> Tensor:
@@ -296,25 +243,33 @@ def nearest_point_to_axes(cameras: Cameras) -> Tensor:
     Where the axes (nearly) agree, as in a forward-facing capture, a weak pull keeps it in front of the cameras; where
     the cameras look outwards, it is the mean camera centre.
     """
-    origins, axes = cameras.origins.double(), cameras.forward.double()
+    origins, axes = cameras.origins.double(), torch.nn.functional.normalize(-cameras.c2w[:, :, 2], dim=-1).double()
     mean_origin = origins.mean(0)
     spread = (origins - mean_origin).norm(dim=-1).mean().clamp_min(1e-6)
     guess = mean_origin + axes.mean(0) * spread
-    across = torch.eye(3, dtype=torch.float64, device=axes.device) - axes[:, :, None] * axes[:, None, :]  # [N, 3, 3]
-    pull = 1e-3 * torch.eye(3, dtype=torch.float64, device=axes.device)
+    eye = torch.eye(3, dtype=torch.float64, device=axes.device)
+    across, pull = eye - axes[:, :, None] * axes[:, None, :], 1e-3 * eye  # [N, 3, 3], [3, 3]
     centre = torch.linalg.solve(across.mean(0) + pull, (across @ origins[:, :, None]).mean(0)[:, 0] + pull @ guess)
     in_front = ((centre - origins) * axes).sum(-1) > 0
     return centre if in_front.double().mean() > 0.5 else mean_origin
 
 
+def alike(c2w: Tensor, focal: float, size: tuple[int, int], times: Tensor | None = None) -> Cameras:
+    """Cameras of poses [N, 3, 4], each ``focal`` pixels before the middle of a picture of one width and height."""
+    n, (width, height) = len(c2w), size
+    intrinsics = torch.tensor([[focal, focal, width / 2, height / 2]]).repeat(n, 1)
+    return Cameras(c2w.float(), intrinsics, torch.tensor([[width, height]]).repeat(n, 1), times=times)
+
+
 def look_at(origin: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Camera-to-world matrix [3, 4] of a camera at ``origin`` that looks at ``target``."""
-    backward = torch.nn.functional.normalize(origin - target, dim=0)
-    right = torch.linalg.cross(up.to(backward), backward)
-    if float(right.norm()) < 1e-6:  # looking along `up`: any right vector will do
-        right = torch.linalg.cross(torch.eye(3).to(backward)[int(backward.abs().argmin())], backward)
-    right = torch.nn.functional.normalize(right, dim=0)
-    return torch.stack((right, torch.linalg.cross(backward, right), backward, origin), dim=1)
+    """Camera-to-world matrices [..., 3, 4] of cameras at ``origin`` [..., 3] that look at ``target`` [3]."""
+    backward = torch.nn.functional.normalize(origin - target, dim=-1)
+    right = torch.linalg.cross(up.to(backward).expand_as(backward), backward)
+    # looking along `up`: any right vector will do
+    other = torch.linalg.cross(torch.eye(3).to(backward)[backward.abs().argmin(-1)], backward)
+    right = torch.where(right.norm(dim=-1, keepdim=True) < 1e-6, other, right)
+    right = torch.nn.functional.normalize(right, dim=-1)
+    return torch.stack((right, torch.linalg.cross(backward, right), backward, origin), dim=-1)
 
 
 def focal_length(angle: float, pixels: float) -> float:
@@ -363,14 +318,11 @@ def framing(
     wide = torch.tensor([size[1] / size[0], 1.0], dtype=torch.float64) * min(1.0, size[0] / size[1])
     distance = float((view[:, 2] + (view[:, :2].abs() * wide).amax(-1) / tangent).max())
     c2w = torch.cat([rotation, (centre + distance * towards)[:, None]], dim=1)
-    focal = focal_length(math.radians(fov), size[1])
-    return Cameras(
-        c2w[None].float(), torch.tensor([[focal, focal, size[0] / 2, size[1] / 2]]), torch.tensor([list(size)])
-    )
+    return alike(c2w[None], focal_length(math.radians(fov), size[1]), size)
 
 
 def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400) -> Cameras:
-    """Cameras that circle what others look at, at their mean distance, height and field of view.
+    """Cameras that circle what others look at, at their mean distance, height and field of view, and in their time.
 
     Where these leave a gap of more than 120 degrees, the path swings to and fro on their side instead:
     nothing is known about the other one.
@@ -378,7 +330,7 @@ def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400
     Args:
         cameras: the others.
         up: unit vector [3].
-        n_frames: number of cameras.
+        n_frames: how many.
         max_size: the longer side of the pictures in pixels; both sides come out even, as video wants them.
     """
     centre, up = nearest_point_to_axes(cameras), up.double()
@@ -404,11 +356,10 @@ def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400
     elevation = torch.asin(((offsets @ up) / distance).clamp(-1, 1)).mean()
     ring = torch.cos(phase)[:, None] * east + torch.sin(phase)[:, None] * north
     origins = centre + distance.mean() * (torch.cos(elevation) * ring + torch.sin(elevation) * up)
-    c2w = torch.stack([look_at(origin, centre, up) for origin in origins]).float() if n_frames else torch.empty(0, 3, 4)
 
     size = cameras.sizes[0].double()
     scale = min(1.0, max_size / float(size.max()))
     width, height = (max(2, int(side * scale) // 2 * 2) for side in size.tolist())
     focal = float(cameras.intrinsics[:, :2].mean()) * width / float(size[0])
-    intrinsics = torch.tensor([focal, focal, width / 2, height / 2]).expand(n_frames, 4).contiguous()
-    return Cameras(c2w, intrinsics, torch.tensor([[width, height]]).expand(n_frames, 2).contiguous())
+    times = None if cameras.times is None else torch.linspace(*cameras.times.aminmax(), n_frames)
+    return alike(look_at(origins, centre, up), focal, (width, height), times)

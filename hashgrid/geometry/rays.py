@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ class Rays:
 
     Attributes:
         origins, directions: [R, 3].
-        camera: which camera each is of [R] int64; None where nobody says.
-        time: when each was seen [R]; None in scenes that do not move.
+        camera: which of the cameras that are trained on each is of [R] int64; None where nobody says.
+        time: when each was seen [R]; None in scenes that do not move, or where nobody asks.
     """
 
     origins: Tensor
@@ -65,17 +66,13 @@ class At:
     ) -> None:
         self.rays, self._unit, self._ray_indices = rays, unit, ray_indices
 
-    @property
+    @cached_property
     def unit(self) -> Tensor:
-        if not isinstance(self._unit, Tensor):
-            self._unit = self._unit()
-        return self._unit
+        return self._unit if isinstance(self._unit, Tensor) else self._unit()
 
-    @property
+    @cached_property
     def ray_indices(self) -> Tensor:
-        if not isinstance(self._ray_indices, Tensor):
-            self._ray_indices = self._ray_indices()
-        return self._ray_indices
+        return self._ray_indices if isinstance(self._ray_indices, Tensor) else self._ray_indices()
 
 
 @dataclass
@@ -83,8 +80,7 @@ class RaySamples:
     """Intervals along rays, sorted by ray, rays in input order.
 
     Attributes:
-        t_starts: [S], distances in units of the length of the ray's direction.
-        t_ends: [S].
+        t_starts, t_ends: [S], distances in units of the length of the ray's direction.
         ray_indices: [S] int64.
         packed_info: [R, 2] int64, first sample and number of samples of each ray.
         backend: of what is computed from the samples, ``"native"`` or ``"reference"``.
@@ -104,56 +100,31 @@ class RaySamples:
     def n_rays(self) -> int:
         return self.packed_info.shape[0]
 
-    @property
-    def midpoints(self) -> Tensor:
-        """[S], distances of the middles."""
-        return (self.t_starts + self.t_ends) * 0.5
-
     def positions(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-        """The middles in space.
-
-        Args:
-            rays_o: [R, 3], origins.
-            rays_d: [R, 3], directions.
-
-        Returns:
-            [S, 3].
-        """
+        """The middles in space [S, 3], on rays of origins ``rays_o`` and directions ``rays_d`` [R, 3]."""
         return ngp_ops(self.backend).sample_positions(rays_o, rays_d, self.ray_indices, self.t_starts, self.t_ends)
 
     def window(
         self, rays_o: Tensor, rays_d: Tensor, sigmas: Tensor, begin: int, end: int, early_stop_eps: float = 1e-4
     ) -> tuple[Tensor, Tensor]:
-        """Samples number ``begin`` to ``end`` of each ray that is not opaque in front of them.
+        """The index [K] int64 of samples number ``begin`` to ``end`` of each ray that is not opaque in front of them,
+        and their middles in space [K, 3].
 
         Args:
-            rays_o: [R, 3], origins.
-            rays_d: [R, 3], directions.
+            rays_o, rays_d: [R, 3], origins and directions.
             sigmas: [S], densities, known in front of ``begin``.
             begin, end: number of a sample along its ray.
             early_stop_eps: transmittance below which a ray is opaque.
-
-        Returns:
-            Their index [K] int64 among these, and their middles in space [K, 3].
         """
         return ngp_ops(self.backend).window_samples(
             rays_o, rays_d, sigmas, self.t_starts, self.t_ends, self.packed_info, begin, end, early_stop_eps
         )
 
     def visible(self, sigmas: Tensor, early_stop_eps: float = 1e-4) -> tuple[RaySamples, Tensor]:
-        """The samples that compositing counts, those of transmittance at least ``early_stop_eps``.
-
-        Args:
-            sigmas: [S], densities.
-            early_stop_eps: smallest transmittance at which a sample counts.
-
-        Returns:
-            The samples kept, and their index [K] int64 among these.
-        """
+        """The samples that compositing counts, those of transmittance at least ``early_stop_eps`` where densities are
+        ``sigmas`` [S], and their index [K] int64 among these."""
         index, packed_info = ngp_ops(self.backend).visible_samples(
             sigmas, self.t_starts, self.t_ends, self.packed_info, early_stop_eps
         )
-        t_starts, t_ends, ray_indices = (
-            x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices)
-        )
-        return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend), index
+        starts, ends, rays = (x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices))
+        return RaySamples(starts, ends, rays, packed_info, self.backend), index

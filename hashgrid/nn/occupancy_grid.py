@@ -87,12 +87,8 @@ class OccupancyGrid(nn.Module):
 
     def op_arguments(self) -> dict[str, Any]:
         """What ops that march through it take."""
-        return {
-            "aabb": self.aabb,
-            "bits": self.bits,
-            "resolution": self.resolution,
-            "n_cascades": self.n_cascades,
-        }
+        sizes = {"resolution": self.resolution, "n_cascades": self.n_cascades}
+        return {"aabb": self.aabb, "bits": self.bits, **sizes}
 
     def march(
         self,
@@ -119,33 +115,11 @@ class OccupancyGrid(nn.Module):
             step: training step, varies the shift.
             max_samples_per_ray: further samples of a ray are dropped.
         """
-        t_starts, t_ends, ray_indices, packed_info = backend_ops(self.backend).march_rays(
-            rays_o,
-            rays_d,
-            **self.op_arguments(),
-            step_size=self.default_step_size if step_size is None else step_size,
-            cone_angle=cone_angle,
-            near=near,
-            far=far,
-            seed=seed,
-            step=step,
-            max_samples_per_ray=max_samples_per_ray,
-        )
-        return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend)
+        how = {"cone_angle": cone_angle, "near": near, "far": far, "seed": seed, "step": step}
+        return self._march(rays_o, rays_d, step_size, max_samples_per_ray=max_samples_per_ray, **how)[0]
 
     def march_fixed(
-        self,
-        rays_o: Tensor,
-        rays_d: Tensor,
-        n_samples: int,
-        n_rays: Tensor | None = None,
-        step_size: float | None = None,
-        cone_angle: float = 0.0,
-        near: float | Tensor | None = 0.0,
-        far: float | Tensor | None = math.inf,
-        seed: int | Tensor | None = None,
-        step: int | Tensor = 0,
-        max_samples_per_ray: int = 1024,
+        self, rays_o: Tensor, rays_d: Tensor, n_samples: int, n_rays: Tensor | None = None, **how: Any
     ) -> tuple[RaySamples, Tensor]:
         """As `march`, but exactly ``n_samples`` samples: of the first rays whose samples fit, filled up with samples of
         length zero that belong to no ray. Nothing is read back from a GPU where ``step_size`` is given, so that a CUDA
@@ -154,24 +128,21 @@ class OccupancyGrid(nn.Module):
         Args:
             n_samples: samples of the result.
             n_rays: int64 [1], number of rays in use; None for all.
+            how: the other arguments of `march`, by name.
 
         Returns:
             The samples, and int64 [2]: the samples of all rays in use, the number of rays whose samples are here.
         """
-        t_starts, t_ends, ray_indices, packed_info, totals = backend_ops(self.backend).march_rays(
-            rays_o,
-            rays_d,
-            **self.op_arguments(),
-            n_samples=n_samples,
-            n_rays=n_rays,
-            step_size=self.default_step_size if step_size is None else step_size,
-            cone_angle=cone_angle,
-            near=near,
-            far=far,
-            seed=seed,
-            step=step,
-            max_samples_per_ray=max_samples_per_ray,
-        )
+        samples, (totals,) = self._march(rays_o, rays_d, n_samples=n_samples, n_rays=n_rays, **how)
+        return samples, totals
+
+    def _march(
+        self, rays_o: Tensor, rays_d: Tensor, step_size: float | None = None, **how: Any
+    ) -> tuple[RaySamples, list[Tensor]]:
+        step_size = self.default_step_size if step_size is None else step_size
+        march_rays = backend_ops(self.backend).march_rays
+        found = march_rays(rays_o, rays_d, **self.op_arguments(), step_size=step_size, **how)
+        t_starts, t_ends, ray_indices, packed_info, *totals = found
         return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend), totals
 
     @torch.no_grad()

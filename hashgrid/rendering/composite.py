@@ -39,22 +39,15 @@ def composite(
         ValueError: ``background`` does not fit, or not exactly one of ``sigmas`` and ``alphas`` is given.
         RuntimeError: another shape or dtype does not fit.
     """
-    composite_samples = backend_ops(samples.backend if backend is None else backend).composite
-    rendered, opacities, *others = composite_samples(
-        sigmas,
-        features,
-        samples.t_starts,
-        samples.t_ends,
-        samples.packed_info,
-        early_stop_eps,
+    rendered, opacities, *others = backend_ops(backend or samples.backend).composite(
+        *(sigmas, features, samples.t_starts, samples.t_ends, samples.packed_info, early_stop_eps),
         alphas=alphas,
         return_transmittances=return_transmittances,
     )
     if background is not None:
         n_rays, n_features = rendered.shape
         if background.shape not in ((n_features,), (n_rays, n_features)):
-            raise ValueError(
-                f"`background` must have shape [{n_features}] or [{n_rays}, {n_features}], got {list(background.shape)}"
-            )
+            allowed = f"[{n_features}] or [{n_rays}, {n_features}]"
+            raise ValueError(f"`background` must have shape {allowed}, got {list(background.shape)}")
         rendered = rendered + (1 - opacities).unsqueeze(-1) * background.to(rendered.dtype)
     return rendered, opacities, *others

@@ -64,7 +64,7 @@ def to_mesh(
         previous = None if slab is None else slab.last
         if slab is None:
             continue
-        found, triangles = _march(slab)
+        found, triangles = _march(slab.volume.numpy(), slab.mask.numpy())
         index = seam.join(found, slab.corner, len(slab.volume) - 1, n_vertices)
         new = index >= n_vertices
         vertices.append((found[new] + np.array(slab.corner, np.float32)) / np.float32(resolution))
@@ -213,13 +213,12 @@ def _fill(
         part.masked_scatter_(mask, torch.where(values < 0, -size, size))
 
 
-def _march(slab: _Slab) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [v, 3] fp32 in cells from the slab's corner and faces [f, 3] of the surface in a slab."""
-    volume = slab.volume.numpy()
+def _march(volume: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [v, 3] fp32 in cells from the corner and faces [f, 3] of the surface in a volume."""
     if not volume.min() < 0 < volume.max():
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
-    measure = optional_import("skimage.measure")
-    found, faces, _, _ = measure.marching_cubes(volume, 0.0, gradient_direction="descent", mask=slab.mask.numpy())
+    marching_cubes = optional_import("skimage.measure").marching_cubes
+    found, faces, _, _ = marching_cubes(volume, 0.0, gradient_direction="descent", mask=mask)
     return np.ascontiguousarray(found, np.float32), faces.astype(np.int64)
 
 
@@ -228,22 +227,19 @@ class _Seam:
 
     def __init__(self, resolution: int) -> None:
         self._resolution = resolution
-        self._keys = np.zeros(0, np.int64)  # of the edges in the last layer, in order
-        self._index = np.zeros(0, np.int64)  # of their vertices
+        self._index = np.full(2 * (resolution + 1) ** 2, -1)  # of the vertices on edges of the last layer, by key
 
     def join(self, vertices: np.ndarray, corner: tuple[int, int, int], depth: int, n_before: int) -> np.ndarray:
         """Numbers of the vertices [v, 3] of a slab of ``depth`` cells after ``n_before`` others, new ones ascending."""
-        first, shared = self._edges(vertices, corner, 0)
-        place = np.searchsorted(self._keys, shared).clip(max=max(len(self._keys) - 1, 0))
-        met = self._keys[place] == shared if len(self._keys) else np.zeros(len(shared), bool)
-        old, place = first[met], place[met]
+        first, keys = self._edges(vertices, corner, 0)
+        met = self._index[keys] >= 0
         new = np.ones(len(vertices), bool)
-        new[old] = False
+        new[first[met]] = False
         index = np.cumsum(new) - 1 + n_before
-        index[old] = self._index[place]
+        index[first[met]] = self._index[keys[met]]
         last, keys = self._edges(vertices, corner, depth)
-        order = np.argsort(keys)
-        self._keys, self._index = keys[order], index[last[order]]
+        self._index.fill(-1)
+        self._index[keys] = index[last]
         return index
 
     def _edges(self, vertices: np.ndarray, corner: tuple[int, int, int], layer: int) -> tuple[np.ndarray, np.ndarray]:

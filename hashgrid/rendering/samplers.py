@@ -41,6 +41,22 @@ class Rendered:
         return self.samples.n_samples
 
 
+def look(
+    field: RadianceField,
+    rays: Rays,
+    samples: RaySamples,
+    early_stop_eps: float,
+    background: Tensor | None = None,
+    coarse: Rendered | None = None,
+) -> Rendered:
+    """What rays see of a field that is asked at all of their samples."""
+    unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
+    at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
+    composited = composite(*field.radiance(at), samples, early_stop_eps, background)
+    n_evaluated = samples.n_samples + (coarse.n_evaluated if coarse is not None else 0)
+    return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
+
+
 Jitter = tuple[int, int] | None  # (seed, step) of random places; None for the middles
 Found = tuple[RaySamples, Rendered | None]  # samples, and what was rendered to find them
 
@@ -207,12 +223,7 @@ class CoarseToFineSampler(StratifiedSampler):
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         edges = self.edges(rays, field, jitter)
-        samples = self.pack(edges)
-        coarse = field.coarse or field
-        unit_o, unit_d = coarse.unit(rays.origins), coarse.unit_direction(rays.directions)
-        at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
-        composited = composite(*coarse.radiance(at), samples, early_stop_eps=self.early_stop_eps)
-        seen = Rendered(*composited, samples, samples.n_samples)  # type: ignore[call-arg,arg-type]
+        seen = look(field.coarse or field, rays, self.pack(edges), self.early_stop_eps)
         fine = self.resample(edges, seen.weights.detach().view(len(rays), self.n_samples), jitter)
         return self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values), seen if field.coarse else None
 

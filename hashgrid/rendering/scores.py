@@ -29,7 +29,7 @@ def evaluate(
     n_views: int | None = None,
 ) -> dict[str, Any]:
     """Scores of the views (all, or ``n_views`` at most, evenly spread): ``psnr_mean``, ``ssim_mean``, ``views``,
-    ``seconds``.
+    ``views_total``, ``seconds``.
 
     With ``out``, shows how far it is, and writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth |
     render | error) and ``depth/NAME.png``, and ``test_views.csv`` for all. PSNR is that of the 8-bit image clipped to
@@ -59,6 +59,7 @@ def evaluate(
         "psnr_mean": _mean([score[1] for score in scores]),
         "ssim_mean": _mean([score[2] for score in scores]),
         "views": len(scores),
+        "views_total": len(views),
         "seconds": time.perf_counter() - begin,
     }
 

@@ -20,7 +20,6 @@ from hashgrid.rendering.extract import Distance, device_of, in_parts, to_mesh
 from hashgrid.rendering.surface import render
 from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_write_image, to_uint8
-from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import with_scale, write_video
 
 LINE = 0.05  # between level lines
@@ -110,8 +109,7 @@ def write_pictures(
     stills, seconds = time.perf_counter() - begin, None
     if config.video and config.n_frames:
         frames = turntable(field, points, up, config.n_frames, config.video_size, backend)
-        bar = optional_import("tqdm").tqdm(frames, total=config.n_frames, desc="turntable", unit="frame")
-        write_video(out / "turntable.mp4", bar)
+        write_video(out / "turntable.mp4", frames, n_frames=config.n_frames)
         seconds = time.perf_counter() - begin - stills
     return {"error_scale": scale, "seconds": stills, "turntable_seconds": seconds}
 

@@ -11,11 +11,12 @@ from torch.nn.functional import avg_pool2d, normalize
 
 from hashgrid.geometry.cameras import UP, Cameras
 from hashgrid.ops._backend import backend_ops
-from hashgrid.rendering.extract import Distance
+from hashgrid.rendering.extract import Distance, device_of
 from hashgrid.util.pictures import ERROR_MAP, colorize, round_scale
 
 CHUNK = 1 << 19  # rays traced together: the last steps are those of a few rays
-MAX_STEPS = 128
+MAX_STEPS, MAX_SHADOW_STEPS = 128, 40
+REACH = 0.12  # of what darkens its surroundings
 TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
 # Light, linear, in the frame of the camera (right, up, towards it).
@@ -95,22 +96,21 @@ def render(
         backend: of the tracing.
     """
     layers: list[tuple[Tensor, Tensor, Tensor]] = []
-    device = next(field.parameters()).device if isinstance(field, torch.nn.Module) else torch.device("cpu")
+    device = device_of(field)
     cube = torch.tensor([0.0, 0, 0, 1, 1, 1])
     box = (cube if box is None else box.float()).to(device)
     light = _direction(camera, KEY).to(device)
-    for o, d in zip(*(x.to(device).split(CHUNK) for x in camera.scaled(supersample).view_rays(0)), strict=True):
+    rays = camera.scaled(supersample).view_rays(0).to(device)
+    for o, d in zip(rays.origins.split(CHUNK), rays.directions.split(CHUNK), strict=True):
         hits = trace(field, o, d, box, backend=backend)
         shadow = soft_shadow(field, hits.points + 2e-3 * hits.normals, light, box, backend=backend) if shadows else None
-        color = _shade(field, camera, hits, up, shadow)
+        miss = ~hits.hit
         image = torch.zeros(len(o), 3, device=device)
-        image[hits.hit] = color
+        image[hits.hit] = _shade(field, camera, hits, up, shadow)
+        image[miss, 0] = 1.0
         if floor is not None:
-            image[~hits.hit, 0] = _floor_light(
-                field, o[~hits.hit], d[~hits.hit], light if shadows else None, box, up, floor, backend
-            )
-        else:
-            image[~hits.hit, 0] = 1.0
+            lit = light if shadows else None
+            image[miss, 0] = _floor_light(field, o[miss], d[miss], lit, box, up, floor, backend)
         normals = torch.zeros(len(o), 3, device=device)
         normals[hits.hit] = hits.normals @ camera.c2w[0, :, :3].to(device)
         error = torch.full((len(o),), torch.nan)
@@ -118,19 +118,18 @@ def render(
             error[hits.hit.cpu()] = truth(hits.points.cpu()).float()
         layers.append((image.cpu(), normals.cpu(), error))
     image, normals, error = (torch.cat(layer) for layer in zip(*layers, strict=True))
-    return _compose(camera.size(0), supersample, image, normals, error, truth is not None)
+    return _compose(camera.size(0), supersample, image, normals, error if truth is not None else None)
 
 
-def _compose(
-    size: tuple[int, int], supersample: int, image: Tensor, normals: Tensor, error: Tensor, with_error: bool
-) -> Picture:
+def _compose(size: tuple[int, int], supersample: int, image: Tensor, normals: Tensor, error: Tensor | None) -> Picture:
     """Puts shaded colours, or the light on the paper in the first channel of misses, onto the paper."""
     hit = normals.any(-1, keepdim=True)
-    paper = _paper(size[0] * supersample, size[1] * supersample).view(-1, 3)
+    height = torch.linspace(0, 1, size[1] * supersample)[:, None, None].expand(-1, size[0] * supersample, 1)
+    paper = torch.lerp(torch.tensor(PAPER_TOP), torch.tensor(PAPER_BOTTOM), height).view(-1, 3)
     shaded = torch.where(hit, image.clamp(0, 1) ** (1 / 2.2), paper * image[:, :1])
     colors = torch.where(hit, (normals + 1) / 2, paper)
     scale, dirt = 0.0, None
-    if with_error:
+    if error is not None:
         scale = round_scale(error[hit[:, 0]])
         gray = shaded.mean(-1, keepdim=True)
         dirt = colorize(error, 0.0, scale, ERROR_MAP) * (0.62 + 0.38 * gray / 0.85)
@@ -142,12 +141,6 @@ def _down(pixels: Tensor, size: tuple[int, int], supersample: int) -> Tensor:
     """Means over the samples of each pixel [h * s * w * s, 3] -> [h, w, 3]."""
     image = pixels.clamp(0, 1).view(size[1] * supersample, size[0] * supersample, 3).permute(2, 0, 1)
     return avg_pool2d(image[None], supersample)[0].permute(1, 2, 0).contiguous()
-
-
-def _paper(width: int, height: int) -> Tensor:
-    """The background [height, width, 3], sRGB."""
-    y = torch.linspace(0, 1, height)[:, None, None].expand(height, width, 1)
-    return torch.lerp(torch.tensor(PAPER_TOP), torch.tensor(PAPER_BOTTOM), y)
 
 
 def _shade(field: Distance, camera: Cameras, hits: Hits, up: str, shadow: Tensor | None) -> Tensor:
@@ -173,12 +166,12 @@ def _direction(camera: Cameras, local: tuple[float, float, float]) -> Tensor:
     return normalize(camera.c2w[0, :, :3] @ torch.tensor(local), dim=0)
 
 
-def ambient_occlusion(field: Distance, points: Tensor, normals: Tensor, reach: float = 0.12, taps: int = 4) -> Tensor:
+def ambient_occlusion(field: Distance, points: Tensor, normals: Tensor) -> Tensor:
     """How open the surroundings of surface points [N, 3] are [N], 0 to 1: what the distances along the normal lack to
     those over a plane."""
     lack, weight = torch.zeros(len(points), device=points.device), 0.0
-    for i in range(1, taps + 1):
-        h = reach * (i / taps) ** 2
+    for i in range(1, 5):
+        h = REACH * (i / 4) ** 2
         x = points + h * normals
         known = ((x >= 0) & (x <= 1)).all(-1)
         lack += torch.where(known, (h - field(x.clamp(0, 1))).clamp(0, h) / h, 0.0) / i
@@ -187,13 +180,7 @@ def ambient_occlusion(field: Distance, points: Tensor, normals: Tensor, reach: f
 
 
 def soft_shadow(
-    field: Distance,
-    points: Tensor,
-    light: Tensor,
-    box: Tensor,
-    sharpness: float = 9.0,
-    max_steps: int = 40,
-    backend: str = "native",
+    field: Distance, points: Tensor, light: Tensor, box: Tensor, sharpness: float = 9.0, backend: str = "native"
 ) -> Tensor:
     """How much of a light in direction ``light`` [3] points [N, 3] see [N], 0 to 1, by how closely the ray to it passes
     the surface in a box [6] (Quilez 2010)."""
@@ -202,7 +189,7 @@ def soft_shadow(
     t_min, t_max = backend_ops(backend).ray_aabb(points, directions, _grown(box, 0.05))
     t = t_min.clamp(min=2e-2)
     live = (t < t_max).nonzero()[:, 0]
-    for _ in range(max_steps):
+    for _ in range(MAX_SHADOW_STEPS):
         if len(live) == 0:
             break
         distance = field((points[live] + t[live, None] * light).clamp(0, 1))
@@ -235,9 +222,7 @@ def _floor_light(
     met = (t > 0) & points.isfinite().all(-1)
     if light is not None:
         bright[met] = 0.70 + 0.30 * soft_shadow(field, points[met], light, box, sharpness=5.0, backend=backend)
-    reach = 0.12
-    wide = _grown(box, reach)
+    wide = _grown(box, REACH)
     near = met & ((points > wide[:3] - 1e-6) & (points < wide[3:] + 1e-6)).all(-1)
-    contact = ambient_occlusion(field, points[near], vertical.expand_as(points[near]), reach)
-    bright[near] *= 0.45 + 0.55 * contact
+    bright[near] *= 0.45 + 0.55 * ambient_occlusion(field, points[near], vertical.expand_as(points[near]))
     return bright

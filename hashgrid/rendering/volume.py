@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hashgrid.data.scene import Scene
 from hashgrid.fields.base import Kept, RadianceField
-from hashgrid.geometry.cameras import Cameras
+from hashgrid.geometry.cameras import Cameras, orbit
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
 from hashgrid.rendering.composite import composite
-from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler
-from hashgrid.util.optional import optional_import
+from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler, look
 from hashgrid.util.pictures import write_video
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # colours, opacities, depths
@@ -37,18 +37,13 @@ def render(
         jitter: (seed, step) of the random places of samples; None for none.
     """
     samples, coarse = sampler(rays, field, jitter)
-    kept, n_evaluated = None, samples.n_samples
-    if sampler.prunes:
-        # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
-        # the backward pass, two thirds of a step, on the samples that count.
-        samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
-        at = At(rays, lambda: kept.column(0), samples.ray_indices)  # type: ignore[union-attr]
-    else:
-        unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
-        at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
-    sigmas, colors = field.radiance(at, kept)
-    n_evaluated += coarse.n_evaluated if coarse is not None else 0
-    composited = composite(sigmas, colors, samples, sampler.early_stop_eps, background)
+    if not sampler.prunes:
+        return look(field, rays, samples, sampler.early_stop_eps, background, coarse)
+    # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
+    # the backward pass, two thirds of a step, on the samples that count.
+    samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
+    at = At(rays, lambda: kept.column(0), samples.ray_indices)
+    composited = composite(*field.radiance(at, kept), samples, sampler.early_stop_eps, background)
     return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
 
 
@@ -128,12 +123,7 @@ def in_one_kernel(field: RadianceField, sampler: Sampler) -> bool:
 
 @torch.no_grad()
 def render_image(
-    field: RadianceField,
-    sampler: Sampler,
-    cameras: Cameras,
-    view: int,
-    background: Tensor,
-    chunk: int | None = None,
+    field: RadianceField, sampler: Sampler, cameras: Cameras, view: int, background: Tensor, chunk: int | None = None
 ) -> Pixels:
     """Colour [H, W, C], opacity [H, W] and depth [H, W] of one camera, on the field's device.
 
@@ -149,16 +139,15 @@ def render_image(
     width, height = cameras.size(view)
     parts: list[Pixels] = []
     for start in range(0, width * height, chunk):
-        pixel = torch.arange(start, min(start + chunk, width * height), device=device)
-        views = torch.full_like(pixel, view)
-        rays = Rays(*cameras.rays(views, pixel % width, pixel // width), camera=views)
-        parts.append(render_pixels(field, sampler, rays, background))
+        parts.append(render_pixels(field, sampler, cameras.view_rays(view, start, start + chunk), background))
     colors, opacities, depths = (torch.cat(part) for part in zip(*parts, strict=True))
     return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)
 
 
-def write_flight(path: Path, field: RadianceField, sampler: Sampler, cameras: Cameras, background: Tensor) -> None:
-    """Writes a video of what the cameras see, one frame each, before ``background`` [3]."""
-    cameras, background = cameras.to(field.aabb.device), background.to(field.aabb.device)
-    views = optional_import("tqdm").tqdm(range(len(cameras)), desc="turntable", unit="frame")
-    write_video(path, (render_image(field, sampler, cameras, view, background)[0] for view in views))
+def write_flight(
+    path: Path, field: RadianceField, sampler: Sampler, scene: Scene, background: Tensor, n_frames: int = 48
+) -> None:
+    """Writes a video of a flight around a scene, before ``background`` [3]."""
+    cameras, background = orbit(scene.train, scene.up, n_frames).to(field.aabb.device), background.to(field.aabb.device)
+    frames = (render_image(field, sampler, cameras, view, background)[0] for view in range(n_frames))
+    write_video(path, frames, n_frames=n_frames)

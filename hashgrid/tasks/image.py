@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from hashgrid.data.images import load_photo
 from hashgrid.fields.coordinate import CoordinateConfig, CoordinateField
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Report, Step
-from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.metrics import psnr
 from hashgrid.util.pictures import colorize
@@ -28,17 +26,17 @@ ERROR_SCALE = 0.1  # mean absolute error that is shown brightest
 class ImageConfig(RunConfig):
     """Defaults of image fitting: Instant-NGP's recipe (Müller et al. 2022) with a batch for a few CPU cores."""
 
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": {"mlp": CoordinateConfig}}
+    fields = {"mlp": CoordinateField}
     default_steps = 2000
 
     field: CoordinateConfig = CoordinateConfig(max_resolution=0)
     batch: int = 1 << 15  # pixels per step
-    learning_rate: float = 1e-2
-    final_learning_rate: float = 1e-4
+    learning_rate: float = 1e-2  # after the first steps
+    final_learning_rate: float = 1e-4  # at the end of a run
     allow_huge: bool = False  # read photos of more than 179 million pixels
 
 
-class Image(Command):
+class Image(Task):
     """Fits a field to a photo [H, W, 3] of sRGB colours in [0, 1]."""
 
     name = "image"
@@ -61,8 +59,7 @@ class Image(Command):
         self.pixels = image.reshape(-1, 3).to(self.device)
 
     @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Image:
-        assert isinstance(config, ImageConfig)
+    def make(cls, config: ImageConfig, source: Path | None, notes: dict[str, Any]) -> Image:
         source = Path(notes["photo"]) if source is None and "photo" in notes else source
         if source is None:
             raise ValueError("`SOURCE` must be a photo, got none")

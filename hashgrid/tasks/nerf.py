@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from hashgrid.data.scene import Scene, SceneOptions, load_scene
 from hashgrid.data.transforms import scene_name
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
-from hashgrid.geometry.cameras import orbit
-from hashgrid.geometry.rays import Rays
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
@@ -25,11 +22,10 @@ from hashgrid.rendering.samplers import Rendered, SamplerConfig, make_sampler
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Report, Step, Stepper
 from hashgrid.train.profile import DATA
 from hashgrid.train.report import plot_psnr
-from hashgrid.train.run import Command
 from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Stepper, Task
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import background_color
@@ -40,7 +36,7 @@ class NerfConfig(RunConfig):
     """Instant-NGP's recipe (Müller et al. 2022) with batch, schedule and update rates for a few CPU cores; a GPU has
     its own."""
 
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": RADIANCE_FIELDS}
+    fields = RADIANCE_FIELDS
     default_seconds = 240.0
 
     field: Config = RADIANCE_FIELDS["ngp"].Config()
@@ -53,8 +49,8 @@ class NerfConfig(RunConfig):
     max_rays: int = 1 << 14  # per step
     fixed_size: bool = False  # steps of exactly `target_samples`, from which nothing is read back: for GPUs
     cuda_graph: bool = True  # record steps of fixed size on a GPU, and replay them
-    learning_rate: float = 2e-2
-    final_learning_rate: float = 3e-4
+    learning_rate: float = 2e-2  # after the first steps
+    final_learning_rate: float = 3e-4  # at the end of a run
     decay_start: float = 0.3  # progress at which the exponential decay begins
     huber_delta: float = 0.1  # error from which the loss grows linearly
     distortion_weight: float = 0.0  # of the distortion of weights along rays (Barron et al. 2022)
@@ -79,7 +75,7 @@ class NerfConfig(RunConfig):
             raise ValueError("`distortion_weight` must be 0 with `fixed_size`; choose `--no-fixed-size`")
 
 
-class Nerf(Command):
+class Nerf(Task):
     """Trains a radiance field on a scene's training views.
 
     Args:
@@ -117,12 +113,11 @@ class Nerf(Command):
         return config if field in (None, "ngp") else config.replace(fixed_size=False)
 
     @classmethod
-    def folder(cls, source: Path | None, config: RunConfig) -> str:
+    def folder(cls, source: Path | None, config: NerfConfig) -> str:
         return "procedural_scene" if source is None else scene_name(source)
 
     @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Nerf:
-        assert isinstance(config, NerfConfig)
+    def make(cls, config: NerfConfig, source: Path | None, notes: dict[str, Any]) -> Nerf:
         if config.video:
             optional_import("imageio_ffmpeg")
         if source is None:
@@ -153,10 +148,10 @@ class Nerf(Command):
         ray end on something."""
         config, n = self.config, int(self.n_rays)
         with record_function(DATA):
-            batch = self.views.sample_rays(n, config.seed, progress.step, config.backend)
-            rays_o, rays_d, rgba, background = (x.to(self.device) for x in batch)
+            batch = self.views.sample_rays(n, config.seed, progress.step, config.backend, self.model.needs)
+            rays, (rgba, background) = batch[0].to(self.device), (x.to(self.device) for x in batch[1:])
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
-        out = render(self.model, self.sampler, Rays(rays_o, rays_d), None, (config.seed, progress.step))
+        out = render(self.model, self.sampler, rays, None, (config.seed, progress.step))
         loss, means = self.photometric(out, background, target)
         loss = loss + self.regularization(out)
         if out.coarse is not None:
@@ -184,18 +179,15 @@ class Nerf(Command):
 
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, scene = self.config, self.scene
-        n_test, background = len(scene.test), scene.background(config.background)
-        n_views = n_test if config.views is None else config.views
-        n_views = min(n_views, 4) if report.interrupted else n_views
+        background, most = scene.background(config.background), 4 if report.interrupted else len(scene.test)
+        n_views = most if config.views is None else min(most, config.views)
         test = scores.evaluate(self.model, self.sampler, scene.test, background, report.out, n_views)
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, test["psnr_mean"])
         if test["views"]:
             report.say(scores.describe(test))
-        protocol = scores.protocol(scene, config.background)
-        return {"scene": str(scene.path), "test": {**test, "views_total": n_test}, "protocol": protocol}
+        return {"scene": str(scene.path), "test": test, "protocol": scores.protocol(scene, config.background)}
 
     def finish(self, out: Path) -> None:
         if self.config.video:
             background = self.scene.background(self.config.background)
-            cameras = orbit(self.scene.train, self.scene.up, 48)
-            write_flight(out / "turntable.mp4", self.model, self.sampler, cameras, background)
+            write_flight(out / "turntable.mp4", self.model, self.sampler, self.scene, background)

@@ -13,7 +13,7 @@ from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler
-from hashgrid.train.loop import Progress, Reading, Stepper
+from hashgrid.train.task import Progress, Step, Stepper
 
 if TYPE_CHECKING:
     from hashgrid.tasks.nerf import Nerf
@@ -69,8 +69,7 @@ class FixedStep(Stepper):
     def run(self, progress: Progress) -> None:
         """One step. On a GPU the first few run as they are, the next one is recorded, and replayed from then on."""
         if self.views is None:
-            n = min(2 * int(self.task.n_rays), self.config.max_rays)
-            self.feed(*self.task.views.sample_rays(n, self.config.seed, progress.step, self.config.backend))
+            self._feed(progress.step)
         if self._graph is not None and self.model.grid.table.grad is not self._grad:
             self._drop_graph()
         if self._graph is not None:
@@ -104,20 +103,21 @@ class FixedStep(Stepper):
     def _drop_graph(self) -> None:
         self._graph, self._grad, self._n_eager = None, None, 0
 
-    def feed(self, *batch: Tensor) -> None:
-        """Replaces the rays of the next step, for images that do not fit on the device: what :meth:`Views.sample_rays`
-        gives. The step takes no more than these."""
-        for target, source in zip(self.fed, batch, strict=True):
-            target[: len(source)].copy_(source, non_blocking=True)
-        self.n_fed.fill_(len(batch[0]))
+    def _feed(self, step: int) -> None:
+        """Replaces the rays of the next step, for images that do not fit on the device. It takes no more than these."""
+        n = min(2 * int(self.task.n_rays), self.config.max_rays)
+        rays, *colors = self.task.views.sample_rays(n, self.config.seed, step, self.config.backend)
+        for target, source in zip(self.fed, (rays.origins, rays.directions, *colors), strict=True):
+            target[:n].copy_(source, non_blocking=True)
+        self.n_fed.fill_(n)
 
-    def read(self) -> Reading:
+    def read(self) -> Step:
         """Sums over the steps since the last call. Waits for the device."""
         loss, error, rays, samples, n_rays = torch.cat((self.sums, self.n_rays.double())).tolist()
         self.sums.zero_()
         self.task.n_rays.fill_(int(n_rays))
         counts = {"samples": int(samples), "samples_evaluated": int(samples), "rays": int(rays)}
-        return Reading(loss, {"mse": error}, counts)
+        return Step(loss, {"mse": error}, counts)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins, directions, colours [max_rays, 3] and their backgrounds [max_rays, 3]."""
@@ -125,8 +125,8 @@ class FixedStep(Stepper):
         if self.views is None:
             rays_o, rays_d, rgba, background = self.fed
         else:
-            drawn = self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
-            rays_o, rays_d, rgba, background = drawn
+            rays, rgba, background = self.views.sample_rays(config.max_rays, self.seed, self.step, config.backend)
+            rays_o, rays_d = rays.origins, rays.directions
         return rays_o, rays_d, torch.lerp(background, rgba[:, :3], rgba[:, 3:]), background
 
     def _step(self) -> None:
@@ -156,11 +156,8 @@ class FixedStep(Stepper):
         with torch.no_grad():
             self.sums[:2].add_(means)
             self.sums[2:].add_(torch.stack((totals[1], samples.packed_info[-1].sum())))
-            self._adapt(totals[0])
+            # as many rays for the next step as should fill it
+            wanted = self.n_rays * (FILL * config.target_samples) / totals[0].clamp(min=1)
+            bounded = wanted.clamp(self.n_rays / 2, self.n_rays * 2)
+            self.n_rays.copy_(bounded.clamp_(min(64, config.max_rays), config.max_rays))
             self.step += 1
-
-    def _adapt(self, n_wanted: Tensor) -> None:
-        """As many rays for the next step as should fill it."""
-        wanted = self.n_rays * (FILL * self.config.target_samples) / n_wanted.clamp(min=1)
-        bounded = wanted.clamp(self.n_rays / 2, self.n_rays * 2)
-        self.n_rays.copy_(bounded.clamp_(min(64, self.config.max_rays), self.config.max_rays))

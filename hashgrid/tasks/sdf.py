@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +20,11 @@ from hashgrid.nn import HashGrid
 from hashgrid.rendering.measure import RunningIou, describe, measure
 from hashgrid.rendering.shape_views import PictureConfig, write_pictures, write_surface
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Report, Step, load_model
+from hashgrid.train.loop import load_model
 from hashgrid.train.losses import DistanceLosses
-from hashgrid.train.run import Command, read_checkpoint
+from hashgrid.train.run import read_checkpoint
 from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
 
@@ -34,7 +34,7 @@ class SdfConfig(RunConfig):
     """Instant-NGP's recipe (Müller et al. 2022, section 5.2) with batch and rates for a few CPU cores. Lengths are in
     units of the cube [0, 1]^3 that holds the shape."""
 
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {"field": DISTANCE_FIELDS}
+    fields = DISTANCE_FIELDS
     default_seconds = 30.0
 
     field: Config = DISTANCE_FIELDS["grid"].Config()
@@ -68,7 +68,7 @@ class SdfConfig(RunConfig):
             raise ValueError(f"`margin` must be in [0, 0.5), got {self.margin}")
 
 
-class Sdf(Command):
+class Sdf(Task):
     """Fits a field to the distances from a mesh, or to points with normals.
 
     Args:
@@ -91,7 +91,7 @@ class Sdf(Command):
         rates = config.field.learning_rate, config.field.final_learning_rate  # type: ignore[attr-defined]
         self.schedule = Schedule(*rates, decay_start=0.2)
         self.ema_decay = config.ema_decay
-        self.samples: DistancePool | PointPool | None = None
+        self.samples: Any = None  # DistancePool or PointPool, to be trained on
         self._monitor = None if shape.mesh is None or shape.mesh.doubt else RunningIou(shape.mesh)
 
     @classmethod
@@ -99,14 +99,12 @@ class Sdf(Command):
         return SdfConfig.defaults(field or "grid", "--points" in given)
 
     @classmethod
-    def folder(cls, source: Path | None, config: RunConfig) -> str:
-        assert isinstance(config, SdfConfig)
+    def folder(cls, source: Path | None, config: SdfConfig) -> str:
         source = config.points if source is None else source
         return "torus_knot" if source is None else source.stem
 
     @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Sdf:
-        assert isinstance(config, SdfConfig)
+    def make(cls, config: SdfConfig, source: Path | None, notes: dict[str, Any]) -> Sdf:
         if config.pictures.mesh_format == "glb":
             optional_import("trimesh")
         if config.pictures.video:
@@ -152,9 +150,8 @@ class Sdf(Command):
         config, weights = self.config, self.level_weights(progress.fraction)
         if isinstance(self.samples, PointPool):
             points = self.samples.sample(progress.step)
-            loss, n = config.losses.of_points(self.model, *points, weights), len(points.x)
+            loss, n = config.losses.of_points(self.model, points, weights), len(points.x)
         else:
-            assert self.samples is not None
             x, distances = self.samples.sample(config.batch, progress.step)
             loss, n = config.losses.of_distances(self.model, x, distances, weights), len(x)
         return Step(loss, {}, {"samples": n})
@@ -170,12 +167,12 @@ class Sdf(Command):
         extract = {"seconds": time.perf_counter() - begin, "vertices": len(vertices), "faces": len(faces)}
         figures = measure(field, vertices.double().numpy(), faces.numpy(), shape)
         report.say(describe(figures, len(faces)))
-        where = shape.notes()["placement"]
-        results = {"input": str(shape.path), "mesh": str(path), **figures, **where, "extract": extract}
+        figures |= {"scale": shape.placement.unit, "offset": shape.placement.origin}
+        figures |= {"input": str(shape.path), "mesh": str(path), "extract": extract}
         if len(vertices):
             pictures = config.pictures.replace(video=False) if report.interrupted else config.pictures
-            results["pictures"] = write_pictures(report.out, field, vertices, shape, pictures, config.backend)
-        return results
+            figures["pictures"] = write_pictures(report.out, field, vertices, shape, pictures, config.backend)
+        return figures
 
     def close(self) -> None:
         if isinstance(self.samples, DistancePool):

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hashgrid.data.pools import PointBatch
 from hashgrid.fields.distance import DistanceField
 from hashgrid.util.config import Config
 
@@ -95,24 +96,16 @@ class DistanceLosses(Config):
             loss = truncated_l1(distance, target, self.truncation)
         return loss + self.eikonal_weight * eikonal(gradient) if n > 0 else loss
 
-    def of_points(
-        self, field: DistanceField, x: Tensor, normals: Tensor, signs: Tensor, weights: Tensor | None
-    ) -> Tensor:
+    def of_points(self, field: DistanceField, points: PointBatch, weights: Tensor | None) -> Tensor:
         """The loss of a field that vanishes at points, has their normals, and grows by one per unit of length
         everywhere: implicit geometric regularisation (IGR, Gropp et al. 2020), or the losses of SIREN (Sitzmann et al.
-        2020).
+        2020); ``weights`` are its levels'.
 
         Those losses allow more surfaces than the one through the points, and a hash grid, in which distant places have
         no parameters in common, comes up with them. So points off the surface also have to be on the side that the
         winding number of the oriented points says.
-
-        Args:
-            field: of the distances.
-            x: [2 B + U, 3], B points on the surface, B near it and U anywhere.
-            normals: [B, 3] of the first.
-            signs: [B + U] of the others, -1 inside, 1 outside, 0 unknown.
-            weights: of the field's levels; None for all.
         """
+        x, normals, signs = points
         n = len(normals)
         if self.gradient_step > 0:
             distance, gradient = field.differences(x, self.gradient_step, weights)

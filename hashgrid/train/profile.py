@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from hashgrid.train.loop import CHECKPOINT, Progress
+from hashgrid.train.loop import CHECKPOINT
+from hashgrid.train.task import Progress
 from hashgrid.util.files import atomic_path, atomic_write_json
 from hashgrid.util.memory import peak_memory
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hashgrid.train.loop import Progress, Report, Task
+from hashgrid.train.task import Progress, Report, Task
 from hashgrid.util.files import atomic_path, atomic_write_json
 from hashgrid.util.memory import peak_memory
 from hashgrid.util.optional import optional_import

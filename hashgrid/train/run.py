@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -9,15 +10,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 
 from hashgrid.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, with_prefix
 from hashgrid.train.config import RunConfig
-from hashgrid.train.loop import Progress, Report, Task, Trainer, load_model
+from hashgrid.train.loop import Trainer, load_model
 from hashgrid.train.profile import StepProfile
 from hashgrid.train.report import REPORTERS, Console, Reporter, write_results
+from hashgrid.train.task import Progress, Report, Task
 from hashgrid.util.device import choose_device, why_not_cuda
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.memory import peak_memory
@@ -25,42 +27,6 @@ from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_for, threads_in_use
 
 CHECKPOINT, CONFIG = "checkpoint.safetensors", "config.json"
-
-
-class Command(Task):
-    """A task that is a command: ``hashgrid NAME [SOURCE]``."""
-
-    Config: ClassVar[type[RunConfig]]
-    summary: ClassVar[str]  # what the command does, in one sentence
-    source_help: ClassVar[str]  # what SOURCE is
-    packages: ClassVar[Sequence[str]] = ()  # what has to be installed besides safetensors and tqdm
-
-    @classmethod
-    def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
-        """The configuration before any option is read; ``given`` are the options that are there."""
-        config = cls.Config.for_device(device)
-        kind = cls.Config.choices.get("field", {}).get(field or "")
-        options = getattr(kind, "Config", kind)
-        if options is None or options is type(config.field):  # type: ignore[attr-defined]
-            return config
-        return config.replace(field=options(), **getattr(kind, "recipe", {}))
-
-    @classmethod
-    def folder(cls, source: Path | None, config: RunConfig) -> str:
-        """Name of the folder of the results."""
-        return "generated" if source is None else source.stem
-
-    @classmethod
-    def make(cls, config: RunConfig, source: Path | None, notes: dict[str, Any]) -> Command:
-        """The task on its data. ``notes`` are those of a checkpoint, or none."""
-        raise NotImplementedError
-
-    def describe(self) -> str:
-        """What the data are, in one line."""
-        return ""
-
-    def begin(self) -> None:
-        """Prepares what only training needs."""
 
 
 def _option(default: Any, help: str, **look: str) -> Any:
@@ -80,18 +46,17 @@ class Options:
     profile: bool = _option(False, "show where the time of a step goes: a table and a trace")
 
 
-def main(command: type[Command], argv: Sequence[str]) -> int:
+def main(command: type[Task], argv: Sequence[str]) -> int:
     """Runs a command; returns the exit status: 0, or 130 when the user interrupted training.
 
     Raises:
         ValueError: the data, a checkpoint or an option is wrong.
         ImportError: a package is missing.
     """
-    begin = time.perf_counter()
-    argv = list(argv)
-    checkpoint = _value(argv, "--eval")
-    if checkpoint is None and "--resume" in argv and (given := _value(argv, "--out")) is not None:
-        checkpoint = str(Path(given) / CHECKPOINT)
+    begin, early = time.perf_counter(), _early(argv)
+    checkpoint = early.eval
+    if checkpoint is None and early.resume and early.out is not None:
+        checkpoint = Path(early.out) / CHECKPOINT
     stored = None if checkpoint is None or "--help" in argv else read_checkpoint(Path(checkpoint), command)
     options, config = parse(command, argv, _base(command, argv, stored))
     if options.resume and stored is None:
@@ -101,7 +66,7 @@ def main(command: type[Command], argv: Sequence[str]) -> int:
 
 
 def run(
-    command: type[Command],
+    command: type[Task],
     options: Options,
     config: RunConfig,
     stored: Checkpoint | None = None,
@@ -131,9 +96,8 @@ def run(
             task.close()
 
 
-def _train_and_evaluate(task: Command, options: Options, out: Path, stored: Checkpoint | None, begin: float) -> int:
-    if options.eval is not None:
-        assert stored is not None
+def _train_and_evaluate(task: Task, options: Options, out: Path, stored: Checkpoint | None, begin: float) -> int:
+    if options.eval is not None and stored is not None:
         load_model(task.model, stored.tensors, averaged=True)
         task.load_state(with_prefix(stored.tensors, "state."))
         report = Report(out, Progress(**stored.metadata["progress"]), stored.metadata["curve"])
@@ -179,7 +143,7 @@ def _train(trainer: Trainer, options: Options, out: Path) -> bool:
     return False
 
 
-def read_checkpoint(path: Path, command: type[Command]) -> Checkpoint:
+def read_checkpoint(path: Path, command: type[Task]) -> Checkpoint:
     """Reads a checkpoint of a command.
 
     Raises:
@@ -194,7 +158,7 @@ def read_checkpoint(path: Path, command: type[Command]) -> Checkpoint:
     return stored
 
 
-def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple[Options, RunConfig]:
+def parse(command: type[Task], argv: Sequence[str], base: RunConfig) -> tuple[Options, RunConfig]:
     """Options and configuration of a command line, over the values of ``base``."""
     tyro = optional_import("tyro")
     hints, arguments = get_type_hints(Options), {}
@@ -202,7 +166,7 @@ def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple
         arguments[option.name] = Annotated[hints[option.name], tyro.conf.arg(**option.metadata)], option.default
     source = tyro.conf.arg(help=command.source_help, metavar="SOURCE")
     arguments["source"] = Annotated[Path | None, tyro.conf.Positional, source], None
-    if fields := tuple(command.Config.choices.get("field", {})):
+    if fields := tuple(command.Config.fields):
         kind = Annotated[Literal.__getitem__(fields), tyro.conf.arg(help="what is trained")]  # type: ignore[valid-type]
         arguments["field"] = kind, base.field.name  # type: ignore[attr-defined]
     arguments["recipe"] = Annotated[type(base), tyro.conf.arg(name="")], base
@@ -217,26 +181,25 @@ def parse(command: type[Command], argv: Sequence[str], base: RunConfig) -> tuple
     return parsed, parsed.recipe
 
 
-def _base(command: type[Command], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
+def _base(command: type[Task], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
     """The configuration that the options of a command line change."""
+    early = _early(argv)
+    field, file = early.field, early.config
     if stored is not None:
-        field, kept = _value(argv, "--field"), stored.metadata["config"].get("field", {}).get("name")
+        kept = stored.metadata["config"].get("field", {}).get("name")
         if field not in (None, kept):
             raise ValueError(f"`--field` must be that of the checkpoint, {kept}, got {field!r}")
-        if _value(argv, "--config") is not None:
+        if file is not None:
             raise ValueError("`--config` and a checkpoint exclude each other: it has its configuration; give options")
         # a run may go on on another machine
         return command.Config.from_dict({**stored.metadata["config"], "device": "auto"}, "the checkpoint")
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
-    fields = command.Config.choices.get("field", {})
-    field = _value(argv, "--field")
+    fields = command.Config.fields
     if field is not None and field not in fields:
         raise ValueError(f"`--field` must be one of {', '.join(fields)}, got {field!r}")
-    backend = _value(argv, "--backend") or RunConfig.backend
-    device = choose_device(_value(argv, "--device") or "auto", backend)
-    base = command.defaults(field, device, given)
-    if (file := _value(argv, "--config")) is None:
-        return base
+    if file is None:
+        device = choose_device(early.device or RunConfig.device, early.backend or RunConfig.backend)
+        return command.defaults(field, device, given)
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -246,17 +209,16 @@ def _base(command: type[Command], argv: Sequence[str], stored: Checkpoint | None
     return command.Config.from_dict(values, f"`{file}`")
 
 
-def _value(argv: Sequence[str], flag: str) -> str | None:
-    """What follows a flag."""
-    for i, word in enumerate(argv):
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-    return None
+def _early(argv: Sequence[str]) -> argparse.Namespace:
+    """The options that decide which others there are, and what their defaults are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("out", "eval", "config", "field", "backend", "device"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--resume", action="store_true")
+    return parser.parse_known_args(argv)[0]
 
 
-def _output_folder(command: type[Command], options: Options, config: RunConfig) -> Path:
+def _output_folder(command: type[Task], options: Options, config: RunConfig) -> Path:
     if options.out is not None:
         return options.out
     return Path("outputs") / command.name / command.folder(options.source, config)

@@ -15,13 +15,10 @@ C = TypeVar("C", bound="Config")
 
 @dataclass(frozen=True)
 class Config:
-    """Options with defaults; groups of them are nested. A name occurs once, in whichever group.
+    """Options with defaults; groups of them are nested. A name occurs once, in whichever group. The group ``field`` may
+    be one of several, the ``Config`` of a field."""
 
-    A group that is one of several, such as the sizes of a field, has a ``name`` by which ``choices`` of the whole knows
-    its class, or one that has it as ``Config``.
-    """
-
-    choices: ClassVar[Mapping[str, Mapping[str, type]]] = {}  # of an option, by name
+    fields: ClassVar[Mapping[str, Any]] = {}  # what ``field`` may be the options of, by the name of the options
     name: ClassVar[str] = ""
 
     def replace(self: C, **changes: Any) -> C:
@@ -81,7 +78,15 @@ class Config:
         given: dict[str, Any] = {}
         for key, value in values.items():
             if isinstance(default := defaults[key], Config):
-                given[key] = cls._class_of(key, value, default, source).from_dict(value, source)
+                if not isinstance(value, dict):
+                    raise ValueError(f"{source}: `{key}` must be a group of options, got {value!r}")
+                kind: Any = type(default)
+                if key == "field" and cls.fields:
+                    name: Any = value.get("name")
+                    if name not in cls.fields:
+                        raise ValueError(f"{source}: `field` must be one of {tuple(cls.fields)}, got {name!r}")
+                    kind = cls.fields[name].Config
+                given[key] = kind.from_dict(value, source)
             else:
                 given[key] = _restored(value, hints[key])
         try:
@@ -90,18 +95,6 @@ class Config:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         return config
-
-    @classmethod
-    def _class_of(cls, key: str, value: Any, default: Config, source: str) -> type[Config]:
-        """The class of a group of options."""
-        if not isinstance(value, dict):
-            raise ValueError(f"{source}: `{key}` must be a group of options, got {value!r}")
-        if key not in cls.choices:
-            return type(default)
-        if value.get("name") not in cls.choices[key]:
-            raise ValueError(f"{source}: `{key}` must be one of {tuple(cls.choices[key])}, got {value.get('name')!r}")
-        kind = cls.choices[key][value["name"]]
-        return getattr(kind, "Config", kind)
 
     def _values(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

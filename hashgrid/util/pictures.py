@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,6 @@ COLOR_MAP = torch.tensor(
         [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
     ]
 ) / 255  # fmt: skip
-
-
 # From clean to dirty, sRGB: the lightness falls evenly.
 ERROR_MAP = torch.tensor(
     [[244, 243, 238], [250, 221, 147], [243, 160, 74], [214, 84, 66], [146, 34, 92], [58, 12, 78]]
@@ -130,8 +129,8 @@ def write_comparison(
     rows = []
     for i, (truth, render) in enumerate(pairs):
         if truth.shape != render.shape or truth.ndim != 3 or truth.shape[-1] != 3:
-            shapes = f"{list(truth.shape)} and {list(render.shape)}"
-            raise ValueError(f"`pairs[{i}]` must be two images of shape [H, W, 3], got {shapes}")
+            got = f"{list(truth.shape)} and {list(render.shape)}"
+            raise ValueError(f"`pairs[{i}]` must be two images of shape [H, W, 3], got {got}")
         truth, render = (torch.from_numpy(to_uint8(image)).float() / 255 for image in (truth, render))
         height, width = truth.shape[:2]
         error = colorize((truth - render).abs().mean(-1), 0, error_scale)
@@ -144,11 +143,8 @@ def write_comparison(
         texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
         rows.append(write_texts(row, texts))
     widest = max(row.shape[1] for row in rows)
-    atomic_write_image(path, torch.cat([_pad_right(row, widest) for row in rows]))
-
-
-def _pad_right(image: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(image, (0, 0, 0, width - image.shape[1]), value=255)
+    pad = torch.nn.functional.pad
+    atomic_write_image(path, torch.cat([pad(row, (0, 0, 0, widest - row.shape[1]), value=255) for row in rows]))
 
 
 def write_depth(path: str | Path, depth: Tensor, opacity: Tensor | None = None) -> None:
@@ -200,28 +196,22 @@ def write_view(out: str | Path, name: str, truth: Tensor, color: Tensor, opacity
     write_depth(out / "depth" / f"{name}.png", depth / opacity.clamp_min(1e-6), opacity)
 
 
-def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30) -> None:
-    """Write frames [H, W, 3] (all of one even size) as H.264, as they come: they may be rendered on the fly."""
-    ffmpeg = optional_import("imageio_ffmpeg")
-    with atomic_path(path) as temporary:
-        writer, shape = None, None
-        try:
-            for frame in frames:
-                image = np.ascontiguousarray(to_uint8(frame))
-                if writer is None:
-                    shape = image.shape
-                    if len(shape) != 3 or shape[2] != 3 or shape[0] % 2 or shape[1] % 2:
-                        raise ValueError(f"`frames` must have shape [H, W, 3] with even H and W, got {list(shape)}")
-                    writer = ffmpeg.write_frames(
-                        str(temporary), shape[1::-1], fps=fps, codec="libx264", quality=None, macro_block_size=2,
-                        output_params=["-crf", "20", "-movflags", "+faststart"], ffmpeg_log_level="error",
-                    )  # fmt: skip
-                    writer.send(None)
-                if image.shape != shape:
-                    raise ValueError(f"`frames` must all have shape {list(shape or ())}, got {list(image.shape)}")
-                writer.send(image)
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
+def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30, n_frames: int | None = None) -> None:
+    """Write frames [H, W, 3] (all of one even size) as H.264, as they come: they may be rendered on the fly. A bar says
+    how far it is, of ``n_frames`` if given."""
+    optional_import("imageio_ffmpeg")
+    options: dict[str, Any] = {"codec": "libx264", "quality": None, "macro_block_size": 2, "ffmpeg_log_level": "error"}
+    options["output_params"] = ["-crf", "20", "-movflags", "+faststart"]
+    shape: tuple[int, ...] = ()
+    open_video = optional_import("imageio.v2").get_writer
+    with atomic_path(path) as temporary, open_video(temporary, fps=fps, **options) as video:
+        for frame in optional_import("tqdm").tqdm(frames, desc="turntable", unit="frame", total=n_frames):
+            image = np.ascontiguousarray(to_uint8(frame))
+            shape = shape or image.shape
+            if len(shape) != 3 or shape[2] != 3 or shape[0] % 2 or shape[1] % 2:
+                raise ValueError(f"`frames` must have shape [H, W, 3] with even H and W, got {list(shape)}")
+            if image.shape != shape:
+                raise ValueError(f"`frames` must all have shape {list(shape)}, got {list(image.shape)}")
+            video.append_data(image)
+        if not shape:
             raise ValueError("`frames` must hold at least one image, got none")
