@@ -256,7 +256,7 @@ def test_run_limited_by_time_goes_on_with_the_samples_it_had(tmp_path) -> None:
     resumed = begun()
     resumed.load(*load_checkpoint(tmp_path / "checkpoint.safetensors"))
     old, new = killed.task.samples, resumed.task.samples
-    assert old.n_replaced == new.n_replaced == CHUNK and new.n_chunks == 3
+    assert old.n_made == new.n_made == 3 * CHUNK and new.n_chunks == 3
     assert torch.equal(old.points, new.points) and torch.equal(old.distances, new.distances)
     step_until(resumed, 4)
     resumed.task.close()

@@ -90,6 +90,13 @@ def test_polygons_are_read(suffix: str, content: bytes) -> None:
     assert faces.shape == (20, 3) and signed_volume(vertices, faces) == pytest.approx(VOLUME, rel=1e-12)
 
 
+def test_strips_of_a_ply_end_with_their_row_and_at_minus_one() -> None:
+    header = ply_header("ascii", 4, 0).replace("element face 0", "element tristrips 2").replace("uint", "int")
+    content = header + rows(CUBE[:4]) + "7 0 1 2 -1 1 3 2\n4 0 1 2 3\n"
+    _, faces = READERS[".ply"](content.encode("latin-1"))
+    np.testing.assert_array_equal(faces, [[0, 1, 2], [1, 3, 2], [0, 1, 2], [3, 2, 1]])
+
+
 def text_stl(name: str) -> str:
     facets = "".join("facet normal 0 0 0\nouter loop\n" + rows(CUBE[f]) + "endloop\nendfacet\n" for f in CUBE_FACES)
     lines = [f"vertex {line}" if line[0] in "-0123456789" else line for line in facets.splitlines()]
@@ -141,9 +148,12 @@ OFF = f"OFF\n12 8 0\n{PRISM_TEXT}".encode()
         (".ply", ASCII_PLY.replace(b"vertex_indices", b"corners"), "must have a list `vertex_indices`, it has corners"),
         (".off", OFF.rsplit(b"\n", 2)[0], "cut off: 12 vertices and 8 faces are on 19 lines"),
         (".off", OFF[:-4], "cut off"),
+        (".off", OFF.replace(b"\n4 0 1 7 6", b"\n-4 0 1 7 6"), "faces must have their number of corners"),
         (".off", OFF + b"3 0 1 2\n", "longer than its header says"),
         (".off", b"OFF BINARY\n" + bytes(24), "as text is read, got `OFF BINARY`"),
         (".obj", PRISM_OBJ.encode()[:-8], "cut off"),
+        (".obj", PRISM_OBJ.encode()[:-9], "cut off"),
+        (".obj", b"v 0 0 0\nv 1 0 0\nf 1 2 1\nv ", "cut off"),
         (".obj", b"v 0,5 1,0 2,0\nf 1 1 1\n", "vertices must be numbers, got `0,5`; write decimal points"),
         (".obj", b"v 0 1 2\nv 0 1\nf 1 1 1\n", "three coordinates, got `0 1`"),
         (".obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", r"must be 1\.\.3, got 1\.\.4"),

@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
-def torus_knot(
-    p: int = 2, q: int = 3, n_along: int = 768, n_around: int = 48, tube: float = 0.42
-) -> tuple[np.ndarray, np.ndarray]:
-    """A ribbed tube along a torus knot, closed.
-
-    Args:
-        p, q: turns about the axis of the torus and about its core; coprime.
-        n_along, n_around: vertices along the knot and around the tube.
-        tube: mean radius of the tube; that of the torus is 2, that of its core 1 (up to a factor).
-
-    Returns:
-        Vertices [n_along * n_around, 3] and faces [2 * n_along * n_around, 3], the knot's axis along y.
-    """
+def torus_knot(n_along: int = 768, n_around: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """A ribbed tube along a trefoil, a knot on a torus of radii 2 and 0.9 about the y axis, closed: vertices
+    [n_along * n_around, 3] and faces [2 * n_along * n_around, 3], of so many vertices along the knot and around the
+    tube."""
+    p, q, tube = 2, 3, 0.42  # turns about the axis of the torus and about its core, mean radius
     t = np.arange(n_along) * (2 * np.pi / n_along)
 
     def knot(t: np.ndarray) -> np.ndarray:

@@ -167,13 +167,12 @@ def make_mesh(vertices: np.ndarray, faces: np.ndarray, margin: float = 0.1, name
             f"the faces of `{name}` must refer to its {len(vertices)} vertices, got {faces.min()}..{faces.max()}"
         )
     used, faces = np.unique(faces, return_inverse=True)
-    vertices, faces = vertices[used], faces.reshape(-1, 3)
-    vertices, placement = into_cube(vertices, margin, name)
+    faces = faces.reshape(-1, 3)
+    vertices, placement = into_cube(vertices[used], margin, name)
     # merged at a millionth of the size: formats without shared vertices (STL) repeat them
     _, first, index = np.unique(np.round(vertices * 1e6), axis=0, return_index=True, return_inverse=True)
     vertices, faces = vertices[first], index.reshape(-1)[faces]
-    distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
-    faces = np.ascontiguousarray(faces[distinct])
+    faces = np.ascontiguousarray(faces[(faces != faces[:, [1, 2, 0]]).all(1)])
     if len(faces) == 0:
         raise MeshError(f"`{name}` must have faces with an area, it has none")
     oriented = orient(vertices, faces)

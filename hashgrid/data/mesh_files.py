@@ -10,8 +10,6 @@ import numpy as np
 from hashgrid.util.files import atomic_write_bytes
 from hashgrid.util.optional import optional_import
 
-FORMATS = ("ply", "glb")
-
 
 def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None = None) -> None:
     """Writes vertices [V, 3], faces [F, 3] and normals [V, 3] in the format that the path's ending names.
@@ -22,7 +20,7 @@ def write_mesh(path: str | Path, vertices: np.ndarray, faces: np.ndarray, normal
     """
     write = {".ply": write_ply, ".glb": write_glb}.get(Path(path).suffix.lower())
     if write is None:
-        raise ValueError(f"meshes are written as {' or '.join(FORMATS)}, got `{path}`")
+        raise ValueError(f"meshes are written as ply or glb, got `{path}`")
     write(path, vertices, faces, normals)
 
 

@@ -98,11 +98,6 @@ class DistancePool(Pool):
         self.n_made, self.n_chunks = state["made"].tolist()
         self._start()
 
-    @property
-    def n_replaced(self) -> int:
-        """Samples that have taken an older one's place."""
-        return max(0, self.n_made - len(self.points))
-
     def sample(self, n: int, step: int) -> tuple[Tensor, Tensor]:
         """Random samples of a step: points [n, 3] and distances [n]. Takes in what the other process has made."""
         chunk = None if self._refresh is None else self._refresh.poll()

@@ -29,7 +29,7 @@ def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise MeshError(f"the file is {what}: {n_vertices} vertices and {n_faces} faces are on {n_lines} lines")
     vertices, polygons = coordinates(lines[1 : 1 + n_vertices]), lines[1 + n_vertices :]
     sizes = integers(b" ".join([words[0] for words in polygons]), "the numbers of faces' corners")
-    if any(len(words) <= size for words, size in zip(polygons, sizes, strict=True)):
+    if any(not 0 <= size < len(words) for words, size in zip(polygons, sizes, strict=True)):
         raise MeshError("faces must have their number of corners and these on a line; the file may be cut off")
     words = [word for words, n in zip(polygons, sizes, strict=True) for word in words[1 : 1 + n]]
     corners = integers(b" ".join(words), "corners of faces")

@@ -96,12 +96,15 @@ def read_elements(data: bytes) -> dict[str, Element]:
 
 def _header(text: bytes) -> tuple[bool, list[Element]]:
     """Whether the content is text, and the elements, still without values."""
-    order, elements = None, []
+    order: str | None = None
+    elements: list[Element] = []
 
     def type_of(word: str) -> np.dtype:
+        if order is None:
+            raise ValueError("the line `format` must come first")
         # all numbers of a text are read as doubles: it may say float of coordinates that do not fit
-        native = np.dtype(TYPES[word])
-        return native.newbyteorder(order) if order else DOUBLE
+        binary = np.dtype(order + TYPES[word])
+        return binary if order else DOUBLE
 
     for line in plain(text).decode("latin-1").split("\n"):
         words = line.split() or [""]

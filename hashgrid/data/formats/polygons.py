@@ -18,16 +18,14 @@ def triangulate(vertices: np.ndarray, sizes: np.ndarray, corners: np.ndarray) ->
     """
     if (sizes == 3).all():
         return corners.reshape(-1, 3)
-    start = np.cumsum(sizes) - sizes
-    order, parts = [], []
+    n_faces = (sizes - 2).clip(min=0)
+    faces = np.empty((n_faces.sum(), 3), np.int64)
+    corner, face = np.cumsum(sizes) - sizes, np.cumsum(n_faces) - n_faces  # the first ones of each polygon
     for size in np.unique(sizes[sizes >= 3]):
-        chosen = np.flatnonzero(sizes == size)
-        polygons = corners[start[chosen, None] + np.arange(size)]
-        parts.append((fans(polygons) if size == 3 else _cover(vertices, polygons)).reshape(-1, 3))
-        order.append(np.repeat(chosen, size - 2))
-    if not parts:
-        return np.zeros((0, 3), np.int64)
-    return np.concatenate(parts)[np.argsort(np.concatenate(order), kind="stable")]
+        chosen = np.flatnonzero(sizes == size)[:, None]
+        polygons = corners[corner[chosen] + np.arange(size)]
+        faces[face[chosen] + np.arange(size - 2)] = fans(polygons) if size == 3 else _cover(vertices, polygons)
+    return faces
 
 
 def strip(corners: np.ndarray) -> np.ndarray:
