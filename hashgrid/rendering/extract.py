@@ -186,7 +186,13 @@ def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previ
         known = previous[corner[1] : corner[1] + sizes[1], corner[2] : corner[2] + sizes[2]]
         volume[0] = torch.where(wanted[0], known, volume[0])
         wanted[0] = False
-    _fill(field, lattice, volume, wanted, corner, resolution)
+    layers = max(1, GROUP // volume[0].numel())
+    for begin in range(0, sizes[0], layers):
+        part, mask = volume[begin : begin + layers], wanted[begin : begin + layers]
+        points = mask.nonzero() + torch.tensor((corner[0] + begin, *corner[1:]))
+        values = _evaluate(field, points, resolution) - lattice.level
+        size = values.abs().clamp_(APART * lattice.unit, reach)
+        part.masked_scatter_(mask, torch.where(values < 0, -size, size))
     for axis in range(3):
         for side in (0, resolution):
             if 0 <= side - corner[axis] < sizes[axis]:
@@ -197,20 +203,6 @@ def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previ
     cells = _upsample(active[:, spans[1], spans[2]], BLOCK)
     mask[1:, 1:, 1:] = cells[tuple(slice(0, size - 1) for size in sizes)]
     return _Slab(volume, mask, corner, last)
-
-
-def _fill(
-    field: Distance, lattice: _Lattice, volume: Tensor, wanted: Tensor, corner: tuple[int, int, int], resolution: int
-) -> None:
-    """Evaluates the field where ``wanted`` [X, Y, Z], into ``volume`` [X, Y, Z]."""
-    apart, reach = APART * lattice.unit, REACH * lattice.unit
-    layers = max(1, GROUP // volume[0].numel())
-    for first in range(0, len(volume), layers):
-        part, mask = volume[first : first + layers], wanted[first : first + layers]
-        points = mask.nonzero() + torch.tensor((corner[0] + first, *corner[1:]))
-        values = _evaluate(field, points, resolution) - lattice.level
-        size = values.abs().clamp_(apart, reach)
-        part.masked_scatter_(mask, torch.where(values < 0, -size, size))
 
 
 def _march(volume: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
