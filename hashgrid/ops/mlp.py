@@ -22,12 +22,10 @@ from hashgrid.ops._autograd import (
     no_third_derivative,
     pull_back_transformed,
 )
+from hashgrid.ops._kernels import has_kernel
 from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten, without_autocast
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option, check_softplus_beta
-
-MAX_LAYERS = 9
-SECOND_ORDER_DEVICES = ("cpu",)  # that have a kernel for it
 
 
 def mlp(
@@ -71,12 +69,7 @@ def mlp(
         ValueError: an option is unknown, or shapes do not chain.
         RuntimeError: a dtype the kernels do not take.
     """
-    weights = [at_least_fp32(weight) for weight in weights]
-    biases = [] if biases is None else [at_least_fp32(bias) for bias in biases]
-    if x.dim() == 0:
-        raise ValueError("`x` must have shape [..., in], got []")
-    check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)
-    weights, biases = fold_softplus_beta(weights, biases, activation, softplus_beta)
+    weights, biases = prepare_network(x, weights, biases, activation, output_activation, compute_dtype, softplus_beta)
     compute_dtype = product_dtype(compute_dtype, weights[0])
     batch = x.shape[:-1]
     flat = flatten(x.to(weights[0].dtype), weights[0].shape[1], "x")
@@ -88,6 +81,28 @@ def mlp(
     params = [param.contiguous() for param in (*weights, *biases)]
     y = _mlp(flat, params[: len(weights)], params[len(weights) :], *options)
     return unflatten(y, batch)
+
+
+def prepare_network(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    activation: str,
+    output_activation: str,
+    compute_dtype: torch.dtype | None,
+    softplus_beta: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases as the kernels take them, of a network that takes ``x`` [..., in].
+
+    Raises:
+        ValueError: an option is unknown, or shapes do not chain.
+    """
+    if x.dim() == 0:
+        raise ValueError("`x` must have shape [..., in], got []")
+    weights = [at_least_fp32(weight) for weight in weights]
+    biases = [] if biases is None else [at_least_fp32(bias) for bias in biases]
+    check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)
+    return fold_softplus_beta(weights, biases, activation, softplus_beta)
 
 
 def check_network(
@@ -106,8 +121,9 @@ def check_network(
     """
     for name, value in (("activation", activation), ("output_activation", output_activation)):
         check_option(name, value, ACTIVATIONS)
-    if not 1 <= len(weights) <= MAX_LAYERS:
-        raise ValueError(f"`{list_name}` must have 1 to {MAX_LAYERS} layers, got {len(weights)}")
+    most = _extension.require().MAX_MLP_LAYERS
+    if not 1 <= len(weights) <= most:
+        raise ValueError(f"`{list_name}` must have 1 to {most} layers, got {len(weights)}")
     if compute_dtype not in (*FACTORS, weights[0].dtype):
         allowed = ", ".join(map(str, FACTORS))
         raise ValueError(f"`compute_dtype` must be {allowed} or {weights[0].dtype}, got {compute_dtype}")
@@ -250,8 +266,8 @@ def _compute_second_order(
 ) -> list[Tensor | None]:
     """The same without a graph: by the kernel where there is one, composed of PyTorch's ops elsewhere."""
     of_x, *of_params = cotangents
-    has_kernel = x.device.type in SECOND_ORDER_DEVICES and options[2] == FACTORS.index(None)
-    if has_kernel and of_x is not None and all(cotangent is None for cotangent in of_params):
+    in_one = options[2] == FACTORS.index(None) and has_kernel("mlp_backward_backward", x.device.type)
+    if in_one and of_x is not None and all(cotangent is None for cotangent in of_params):
         needs = (*wanted[:2], any(wanted[2:]))
         grad_grad_y, grad_x, grad_params = _extension.ops().mlp_backward_backward(
             of_x.contiguous(), grad_y, x, params[:n_layers], params[n_layers:], *options[:2], *needs
