@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from operator import index
 from types import ModuleType
 
 import torch
@@ -72,6 +73,8 @@ def takes(
     grid: list[int] = []
     if levels is not None and table is not None:
         grid = [levels.n_input_dims, table.shape[-1], int(levels.per_axis), DTYPES.get(table.dtype, -1)]
+    if torch.compiler.is_compiling():  # the answer holds for these sizes: they are not left open
+        sizes, width, n_ray_features = [index(size) for size in sizes], index(width), index(n_ray_features)
     return _ask(
         op, device.type, -1 if device.index is None else device.index,
         [DTYPES.get(tensor.dtype, -1) for tensor in (*tensors, *weights)], width, sizes, n_density, n_ray_features,
