@@ -139,6 +139,7 @@ def test_answers_do_not_need_data() -> None:
         assert fake == asked_and_took(op, case)[0], (op, case)
 
 
+@pytest.mark.cpu_only
 def test_devices_without_kernels() -> None:
     assert has_kernel("mlp", "cpu") and not has_kernel("mlp", "meta") and not has_kernel("mlp", "mps")
 
