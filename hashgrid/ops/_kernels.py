@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from operator import index
 from types import ModuleType
@@ -19,24 +18,38 @@ _ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}
 _FACTORS = {dtype: number for number, dtype in enumerate(FACTORS)}
 
 
-def place_of(device_type: str) -> tuple[str, str, ModuleType | None]:
-    """Where kernels for tensors on such devices are: the namespace of their ops, the kind of device they are registered
-    for, and the extension module that knows what they take."""
-    return "hashgrid", device_type, _extension.cuda_module if device_type == "cuda" else _extension.module
+class Kernels:
+    """The kernels for tensors on one kind of device.
+
+    Args:
+        module: extension module with them, None where it is missing.
+        device_type: what they are registered for.
+        namespace: of their ops in ``torch.ops``.
+    """
+
+    def __init__(self, module: ModuleType | None, device_type: str, namespace: str = "hashgrid") -> None:
+        self.module, self._namespace = module, namespace
+        self._key = torch._C._dispatch_key_for_device(device_type)
+        self._known: dict[str, bool] = {}
+
+    def have(self, op: str) -> bool:
+        """Whether one is registered for ``op``."""
+        known = self._known.get(op)
+        if known is None:
+            name = f"{self._namespace}::{op}"
+            known = self.module is not None and torch._C._dispatch_has_kernel_for_dispatch_key(name, self._key)
+            self._known[op] = known
+        return known
+
+
+KERNELS = {"cpu": Kernels(_extension.module, "cpu"), "cuda": Kernels(_extension.cuda_module, "cuda")}
 
 
 @torch.compiler.assume_constant_result
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether ``torch.ops.hashgrid.<op>`` has a kernel for tensors on such devices."""
-    return _is_registered(op, *place_of(device_type)[:2])
-
-
-@functools.cache
-def _is_registered(op: str, namespace: str, device_type: str) -> bool:
-    if device_type == "meta" or _extension.module is None:  # fake kernels are none
-        return False
-    key = torch._C._dispatch_key_for_device(device_type)
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{op}", key)
+    kernels = KERNELS.get(device_type)
+    return kernels is not None and kernels.have(op)
 
 
 def takes(
@@ -64,25 +77,29 @@ def takes(
         output_activation: of the last layer.
         levels, table: of the grid; ``table`` is what the kernel would read, in a dtype of its own.
     """
-    if not weights or not has_kernel(op, weights[0].device.type):
+    if not weights:
         return False
     device, dtype = weights[0].device, weights[0].dtype
-    sizes: list[int] = []
-    for weight in weights:
-        sizes += weight.shape
+    number = -1 if device.index is None else device.index
+    dtypes = [DTYPES.get(tensor.dtype, -1) for tensor in (*tensors, *weights)]
+    sizes = [size for weight in weights for size in weight.shape]
+    activation = _ACTIVATIONS.get(output_activation, -1)
+    factors = _FACTORS.get(None if products == dtype else products, -1)
     grid: list[int] = []
     if levels is not None and table is not None:
         grid = [levels.n_input_dims, table.shape[-1], int(levels.per_axis), DTYPES.get(table.dtype, -1)]
+    ask = _ask
     if torch.compiler.is_compiling():  # the answer holds for these sizes: they are not left open
         sizes, width, n_ray_features = [index(size) for size in sizes], index(width), index(n_ray_features)
-    return _ask(
-        op, device.type, -1 if device.index is None else device.index,
-        [DTYPES.get(tensor.dtype, -1) for tensor in (*tensors, *weights)], width, sizes, n_density, n_ray_features,
-        _ACTIVATIONS.get(output_activation, -1), _FACTORS.get(None if products == dtype else products, -1), grid,
-    )  # fmt: skip
+        ask = _ask_as_constant
+    return ask(op, device.type, number, dtypes, width, sizes, n_density, n_ray_features, activation, factors, grid)
+
+
+def _ask(op: str, device_type: str, *numbers: object) -> bool:
+    kernels = KERNELS.get(device_type)
+    return kernels is not None and kernels.module is not None and kernels.module.supports(op, *numbers)
 
 
 @torch.compiler.assume_constant_result
-def _ask(op: str, device_type: str, *numbers: object) -> bool:
-    module = place_of(device_type)[2]
-    return module is not None and module.supports(op, *numbers)
+def _ask_as_constant(op: str, device_type: str, *numbers: object) -> bool:
+    return _ask(op, device_type, *numbers)

@@ -119,12 +119,12 @@ def check_network(
     Raises:
         ValueError: it does not, or an option is unknown.
     """
-    for name, value in (("activation", activation), ("output_activation", output_activation)):
-        check_option(name, value, ACTIVATIONS)
+    check_option("activation", activation, ACTIVATIONS)
+    check_option("output_activation", output_activation, ACTIVATIONS)
     most = _extension.require().MAX_MLP_LAYERS
     if not 1 <= len(weights) <= most:
         raise ValueError(f"`{list_name}` must have 1 to {most} layers, got {len(weights)}")
-    if compute_dtype not in (*FACTORS, weights[0].dtype):
+    if compute_dtype is not None and compute_dtype not in (*FACTORS, weights[0].dtype):
         allowed = ", ".join(map(str, FACTORS))
         raise ValueError(f"`compute_dtype` must be {allowed} or {weights[0].dtype}, got {compute_dtype}")
     if biases and len(biases) != len(weights):

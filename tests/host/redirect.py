@@ -17,7 +17,7 @@ def take_cuda_ops(library: Any, set_attribute: Callable[[Any, str, Any], None] =
     """`hashgrid.ops` calls ``library``: CUDA's kernels behind ops that take tensors on the CPU."""
     namespace, device_type = ("hashgrid_on_host", "cpu") if _is_emulated(library) else ("hashgrid", "cuda")
     set_attribute(_extension, "ops", lambda: library)
-    set_attribute(_kernels, "place_of", lambda _: (namespace, device_type, _module(library)))
+    set_attribute(_kernels, "KERNELS", {"cpu": _kernels.Kernels(_module(library), device_type, namespace)})
 
 
 def has_tensor_cores(library: Any) -> bool:

@@ -11,7 +11,7 @@ from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.maths import optical_thickness
 from hashgrid.ops._autograd import is_recorded
-from hashgrid.ops._kernels import takes
+from hashgrid.ops._kernels import has_kernel, takes
 from hashgrid.ops._ngp.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops._ngp.occupancy_points import occupancy_points
 from hashgrid.ops._tensors import at_least_fp32, product_dtype
@@ -68,12 +68,13 @@ def occupancy_values(
     field_aabb = field_aabb.detach().to(aabb).contiguous()
     if field_aabb.shape != (6,):
         raise ValueError(f"`field_aabb` must have shape [6], got {list(field_aabb.shape)}")
-    read = table if half_table is None else half_table
-    products = product_dtype(compute_dtype, weights[0]) if weights else None
-    width = levels.n_levels * read.shape[-1]
-    if not is_recorded(aabb, table, *weights) and takes(
-        "occupancy_values", (aabb,), width, weights, products, levels=levels, table=read
-    ):
+    read, products = table if half_table is None else half_table, compute_dtype
+    in_one = bool(weights) and has_kernel("occupancy_values", aabb.device.type) and not is_recorded(table, *weights)
+    if in_one:
+        products = product_dtype(compute_dtype, weights[0])
+        width = levels.n_levels * read.shape[-1]
+        in_one = takes("occupancy_values", (aabb,), width, weights, products, levels=levels, table=read)
+    if in_one:
         return _extension.ops().occupancy_values(
             cells.contiguous(), aabb, list(resolution), n_cascades,
             None if seed is None else as_counter(seed, step, aabb.device), field_aabb,

@@ -10,7 +10,7 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.ops._autograd import is_recorded
-from hashgrid.ops._kernels import takes
+from hashgrid.ops._kernels import has_kernel, takes
 from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
 from hashgrid.ops._ngp.radiance_mlp import radiance_mlp
 from hashgrid.ops._tensors import product_dtype
@@ -90,6 +90,8 @@ def has_field_kernel(
     compute_dtype: torch.dtype | None,
 ) -> bool:
     """Whether ``op``, "radiance_field" or "render_rays", has a kernel for such tensors and no gradient is recorded."""
+    if not has_kernel(op, points.device.type):
+        return False
     weights = [*density_weights, *color_weights]
     if not weights or ray_features.dim() != 2 or table.dim() != 2 or is_recorded(points, ray_features, table, *weights):
         return False
