@@ -1,4 +1,5 @@
-"""Which kernels there are: asked of the dispatcher and of the extensions, so that no rule is written down here."""
+"""Tells which kernels there are and what they take, by asking the dispatcher and the extensions: no rule is written
+here."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Kernels:
         self._known: dict[str, bool] = {}
 
     def have(self, op: str) -> bool:
-        """Whether one is registered for ``op``."""
+        """Returns whether one is registered for ``op``."""
         known = self._known.get(op)
         if known is None:
             name = f"{self._namespace}::{op}"
@@ -47,7 +48,7 @@ KERNELS = {"cpu": Kernels(_extension.module, "cpu"), "cuda": Kernels(_extension.
 
 @torch.compiler.assume_constant_result
 def has_kernel(op: str, device_type: str) -> bool:
-    """Whether ``torch.ops.hashgrid.<op>`` has a kernel for tensors on such devices."""
+    """Returns whether ``torch.ops.hashgrid.<op>`` has a kernel for tensors on such devices."""
     kernels = KERNELS.get(device_type)
     return kernels is not None and kernels.have(op)
 
@@ -64,7 +65,8 @@ def takes(
     levels: LevelTable | None = None,
     table: Tensor | None = None,
 ) -> bool:
-    """Whether the fused ``op`` has a kernel for networks, and for a grid in front of them. Where it has, shapes chain.
+    """Returns whether the fused ``op`` has a kernel for networks and, with ``levels``, for a grid in front of them. If
+    it has, each layer takes what the one before it gives.
 
     Args:
         op: "radiance_mlp", "radiance_field", "render_rays" or "occupancy_values".

@@ -92,7 +92,7 @@ def prepare_network(
     compute_dtype: torch.dtype | None,
     softplus_beta: float,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and biases as the kernels take them, of a network that takes ``x`` [..., in].
+    """Returns weights and biases as the kernels take them, of a network that takes ``x`` [..., in].
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
@@ -114,7 +114,7 @@ def check_network(
     compute_dtype: torch.dtype | None,
     list_name: str = "weights",
 ) -> None:
-    """Whether a network takes inputs ``width`` wide; messages call its weights ``list_name``.
+    """Checks that a network takes inputs ``width`` wide; messages call its weights ``list_name``.
 
     Raises:
         ValueError: it does not, or an option is unknown.
@@ -141,7 +141,8 @@ def check_network(
 def fold_softplus_beta(
     weights: list[Tensor], biases: list[Tensor], activation: str, beta: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters with which a plain softplus makes the same network, ``beta`` times the hidden values.
+    """Returns parameters that make the same network with a softplus of beta 1: its hidden values are ``beta`` times as
+    large.
 
     Raises:
         ValueError: ``beta`` is not positive, or hidden layers have another activation.
@@ -156,7 +157,7 @@ def fold_softplus_beta(
 
 
 def split_gradient(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
-    """The flat gradient of the kernels as one view per parameter."""
+    """Returns the flat gradient of the kernels as one view per parameter."""
     parts = grad_params.split([param.numel() for param in params])
     return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
 
@@ -193,8 +194,8 @@ def _tangent(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor |
 def _gradient_tangents(
     tensors: Sequence[Any], options: Sequence[Any], of_grad_y: Tensor | None, *directions: Tensor | None
 ) -> Gradients:
-    """Gradients are linear in ``grad_y``. Those of the inputs' tangents follow from the symmetry of second derivatives:
-    the change of a gradient along a direction is the gradient of its product with that direction."""
+    """Returns the change of the inputs' gradients along tangents. They are linear in ``grad_y``; along tangents of the
+    inputs, as second derivatives are symmetric, it is the gradient of their product with these tangents."""
     grad_y, x, weights, biases = tensors
     *shared, need_x, need_params = options
     terms: list[Any] = []
@@ -209,8 +210,9 @@ def _gradient_tangents(
 
 
 def _run_along(*arguments: Any) -> Tensor:
-    """The change of the outputs along directions of all inputs: the derivative of the inputs' gradients, times these
-    directions, to the outputs' gradient, whatever the latter is."""
+    """Returns the change of the outputs along directions of all inputs. It is the derivative, to the outputs' gradient,
+    of the product of the inputs' gradients with these directions; as that product is linear in it, its value does not
+    matter."""
     *flat, static = arguments
     n = len(flat) // 2
     x, weights, biases = nested(flat[n:], static.sizes[:3])
@@ -264,7 +266,8 @@ def _compute_second_order(
     options: Sequence[Any],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The same without a graph: by the kernel where there is one, composed of PyTorch's ops elsewhere."""
+    """Returns the gradients of `_second_order` without a graph: by the kernel where there is one, elsewhere by
+    PyTorch's ops."""
     of_x, *of_params = cotangents
     in_one = options[2] == FACTORS.index(None) and has_kernel("mlp_backward_backward", x.device.type)
     if in_one and of_x is not None and all(cotangent is None for cotangent in of_params):
@@ -301,7 +304,7 @@ _mlp_backward = differentiable("mlp_backward", _gradient_gradients, _gradient_ta
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.mlp`` and its derivatives, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.mlp`` and its derivatives, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::mlp")
     def _(x, weights, biases, *options):

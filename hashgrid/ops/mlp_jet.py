@@ -1,4 +1,5 @@
-"""The multilayer perceptron along directions on the native kernels: what a loss with second derivatives is made of."""
+"""Multilayer perceptron with derivatives along directions on the native kernels, for losses that hold second
+derivatives."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def mlp_jet(
 
 
 def flatten_directions(directions: Tensor, x: Tensor, name: str) -> Tensor:
-    """``directions`` [K, D] or [..., K, D] of points ``x`` [..., D] as a contiguous [N, K, D].
+    """Returns ``directions`` [K, D] or [..., K, D] of points ``x`` [..., D] as a contiguous [N, K, D].
 
     Raises:
         ValueError: shapes do not fit, or there are none or too many.
@@ -90,7 +91,8 @@ def flatten_directions(directions: Tensor, x: Tensor, name: str) -> Tensor:
 
 
 def check_operators(operators: Tensor | None, n_directions: int, n_accelerations: int | None) -> None:
-    """Whether ``operators`` sum up second derivatives along so many directions, and accelerations are as many.
+    """Checks that ``operators`` sum up derivatives along ``n_directions``, and that accelerations are as many as the
+    sums.
 
     Raises:
         ValueError: they do not.
@@ -110,7 +112,7 @@ def check_operators(operators: Tensor | None, n_directions: int, n_accelerations
 
 
 def unflatten_jet(results: Sequence[Tensor], batch: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """Results [N, C], [N, K, C], [N, M, C] of an op with the dimensions ``batch`` in place of the first."""
+    """Returns results [N, C], [N, K, C], [N, M, C] of an op with the dimensions ``batch`` in place of the first."""
     y, first, second = results
     if len(batch) == 1:
         return y, first, second
@@ -139,7 +141,7 @@ _mlp_jet = differentiable("mlp_jet", _gradients)
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.mlp_jet`` and its derivative, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.mlp_jet`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::mlp_jet")
     def _(x, directions, accelerations, operators, weights, biases, *options):

@@ -1,4 +1,4 @@
-"""What a radiance field says of the cells of an occupancy grid, as one kernel where there is one."""
+"""Optical thickness of the cells of an occupancy grid by a radiance field, as one kernel where there is one."""
 
 from __future__ import annotations
 

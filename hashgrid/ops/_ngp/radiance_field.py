@@ -32,8 +32,9 @@ def radiance_field(
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Density and colour of points: a hash grid, a network whose first output is the logarithm of the density, and one
-    that makes colours of all its outputs and of features of the point's ray. Hidden layers are ReLU, without biases.
+    """Returns density and colour of points, by a hash grid, a network whose first output is the logarithm of the
+    density, and a network that makes colours of all outputs of the first and of features of the point's ray. Hidden
+    layers are ReLU, without biases.
 
     On a GPU from sm_80 on, where no gradient is recorded, it is one kernel: fp32, 3 dimensions, an even number of
     features per level and per ray, 16 outputs of the density network, 16-bit products, a table of fp32 or a half
@@ -89,7 +90,8 @@ def has_field_kernel(
     output_activation: str,
     compute_dtype: torch.dtype | None,
 ) -> bool:
-    """Whether ``op``, "radiance_field" or "render_rays", has a kernel for such tensors and no gradient is recorded."""
+    """Returns whether ``op``, "radiance_field" or "render_rays", has a kernel for such tensors and no gradient is
+    recorded."""
     if not has_kernel(op, points.device.type):
         return False
     weights = [*density_weights, *color_weights]

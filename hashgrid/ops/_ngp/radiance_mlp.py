@@ -27,9 +27,9 @@ def radiance_mlp(
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Both networks of Instant-NGP's field (Müller et al. 2022, section 5.4). The first output of one is the log of a
-    density; the other makes colours of all these outputs and of features of the point's ray. Hidden layers are ReLU,
-    without biases.
+    """Returns densities and colours by both networks of Instant-NGP's field (Müller et al. 2022, section 5.4). The
+    first output of the one is the logarithm of a density; the other makes colours of all outputs of the first and of
+    features of the point's ray. Hidden layers are ReLU, without biases.
 
     Neither geometry features nor the inputs of the colour network, nor gradients of either, go through memory, and no
     row of ``ray_features`` is repeated. Gradients have the same bits in every run. They are those of `mlp`, with the
@@ -86,7 +86,7 @@ def _radiance_by_mlp(
     output_activation: str,
     compute_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    """The same of `mlp` and PyTorch's ops.
+    """Returns the same by `mlp` and PyTorch's ops.
 
     Raises:
         ValueError: an option is unknown, or shapes do not chain.
@@ -144,7 +144,7 @@ def _differentiable(
     options: Sequence[int],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of (x, ``weights``), made of PyTorch's ops."""
+    """Returns the gradients of (x, ``weights``), made of PyTorch's ops."""
 
     def function(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         output_activation, factors = ACTIVATIONS[options[0]], FACTORS[options[1]]
@@ -169,7 +169,7 @@ _radiance_mlp = differentiable("radiance_mlp", _gradients)
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.radiance_mlp`` and its derivative, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.radiance_mlp`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::radiance_mlp")
     def _(x, ray_features, rays, density_weights, color_weights, *options):

@@ -51,7 +51,8 @@ def render_rays(
     max_samples_per_ray: int = 1024,
     early_stop_eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What rays see of a radiance field: `march_rays`, `radiance_field` and `composite` in one. Not differentiable.
+    """Returns what rays see of a radiance field: `march_rays`, `radiance_field` and `composite` in one. Not
+    differentiable.
 
     On a GPU it is one kernel for the fields that `radiance_field` has one for, with three colours: no sample goes
     through memory, samples behind surfaces are not evaluated, and nothing is read back by the host. Everywhere else it
@@ -133,8 +134,8 @@ def _render_through_memory(
     field: dict[str, Any],
     early_stop_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The same result from march_rays, window_samples, radiance_field and composite. ``rays``: origins and directions,
-    the same in the field's unit cube, features."""
+    """Returns the same by `march_rays`, `window_samples`, `radiance_field` and `composite`. ``rays`` are origins and
+    directions, these two in the field's unit cube, and features."""
     rays_o, rays_d, unit_o, unit_d, ray_features = rays
     t_starts, t_ends, ray_indices, packed_info = march_rays(rays_o, rays_d, *grid, **march)
     # Hidden samples stay zero: compositing does not look at them.
