@@ -25,13 +25,12 @@ inline HashEncodeParams make_hash_encode_params(const Tensor& positions, const T
   p.n_dims = static_cast<int32_t>(positions.size(1));
   p.n_entries = table.size(0);
   p.n_features = static_cast<int32_t>(table.size(1));
-  STD_TORCH_CHECK(takes_features(table.size(1)),
-                  "`table` must have 1, 2, 4 or 8 features per entry, got ", table.size(1));
+  STD_TORCH_CHECK(takes_features(table.size(1)), "`table` must have 1, 2, 4 or 8 features per entry, got ",
+                  table.size(1));
   p.dtype = real_dtype_of(positions, "positions");
   p.table_dtype = dtype_of(table, "table");
-  STD_TORCH_CHECK(takes_table(p.dtype, p.table_dtype),
-                  "`positions` and `table` must both be float64 or neither, got ", name_of(positions.scalar_type()),
-                  " and ", name_of(table.scalar_type()));
+  STD_TORCH_CHECK(takes_table(p.dtype, p.table_dtype), "`positions` and `table` must both be float64 or neither, got ",
+                  name_of(positions.scalar_type()), " and ", name_of(table.scalar_type()));
   STD_TORCH_CHECK(positions.is_contiguous() && table.is_contiguous(), "`positions` and `table` must be contiguous");
   STD_TORCH_CHECK(interpolation >= 0 && interpolation <= 2, "`interpolation` must be 0, 1 or 2, got ", interpolation);
   STD_TORCH_CHECK(bounds >= 0 && bounds <= 2, "`bounds` must be 0, 1 or 2, got ", bounds);

@@ -17,14 +17,14 @@ inline bool takes_products(DType dtype, MlpFactors factors) {
 }
 
 inline Activation activation_of(int64_t value, const char* name) {
-  STD_TORCH_CHECK(takes_activation(value), "`", name, "` must be in 0..",
-                  static_cast<int64_t>(Activation::kSine), ", got ", value);
+  STD_TORCH_CHECK(takes_activation(value), "`", name, "` must be in 0..", static_cast<int64_t>(Activation::kSine),
+                  ", got ", value);
   return static_cast<Activation>(value);
 }
 
 inline MlpFactors factors_of(int64_t value) {
-  STD_TORCH_CHECK(takes_factors(value),
-                  "`factors` must be 0 (as the tensors), 1 (bfloat16) or 2 (float16), got ", value);
+  STD_TORCH_CHECK(takes_factors(value), "`factors` must be 0 (as the tensors), 1 (bfloat16) or 2 (float16), got ",
+                  value);
   return static_cast<MlpFactors>(value);
 }
 
@@ -36,8 +36,7 @@ inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_typ
                                  const char* list = "weights") {
   MlpParams p = {};
   const int64_t n_layers = static_cast<int64_t>(weights.size());
-  STD_TORCH_CHECK(takes_layers(n_layers), "`", list, "` must have 1..", kMaxMlpLayers,
-                  " layers, got ", n_layers);
+  STD_TORCH_CHECK(takes_layers(n_layers), "`", list, "` must have 1..", kMaxMlpLayers, " layers, got ", n_layers);
   STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
                   " tensors, one per layer, or none, got ", biases.size());
   p.dtype = dtype;
@@ -46,9 +45,8 @@ inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_typ
   p.activation = activation_of(activation, "activation");
   p.output_activation = activation_of(output_activation, "output_activation");
   p.factors = factors_of(factors);
-  STD_TORCH_CHECK(takes_products(p.dtype, p.factors),
-                  p.factors == MlpFactors::kFloat16 ? "float16" : "bfloat16", " products need float32 tensors, got ",
-                  name_of(x_type));
+  STD_TORCH_CHECK(takes_products(p.dtype, p.factors), p.factors == MlpFactors::kFloat16 ? "float16" : "bfloat16",
+                  " products need float32 tensors, got ", name_of(x_type));
   for (int l = 0; l < p.n_layers; ++l) {
     const Tensor& weight = weights[l];
     const std::string name = std::string(list) + "[" + std::to_string(l) + "]";
