@@ -3,9 +3,10 @@ here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +15,17 @@ from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
+F = TypeVar("F", bound=Callable[..., bool])
+
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # numbers of csrc/core/dtype.h
 _ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}
 _FACTORS = {dtype: number for number, dtype in enumerate(FACTORS)}
+
+
+def _constant_to_compilers(function: F) -> F:
+    """`torch.compiler.assume_constant_result`, without the compiler, which that would load with the package."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class Kernels:
@@ -46,7 +55,7 @@ class Kernels:
 KERNELS = {"cpu": Kernels(_extension.module, "cpu"), "cuda": Kernels(_extension.cuda_module, "cuda")}
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_compilers
 def has_kernel(op: str, device_type: str) -> bool:
     """Returns whether ``torch.ops.hashgrid.<op>`` has a kernel for tensors on such devices."""
     kernels = KERNELS.get(device_type)
@@ -102,6 +111,6 @@ def _ask(op: str, device_type: str, *numbers: object) -> bool:
     return kernels is not None and kernels.module is not None and kernels.module.supports(op, *numbers)
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_compilers
 def _ask_as_constant(op: str, device_type: str, *numbers: object) -> bool:
     return _ask(op, device_type, *numbers)
