@@ -7,7 +7,6 @@ the host, and tests of modules also run with everything on the CPU.
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from host.redirect import has_tensor_cores
+from host.redirect import has_tensor_cores, take_cuda_ops
 from problems.agreement import check_agreement, detached, moved, tensors_of
 from problems.composite import check_composite_budget, composite_and_derivatives, make_samples
 from problems.hash_encode import (
@@ -33,7 +32,7 @@ from problems.sphere_trace import rough, strange_rays
 from torch import Tensor, nn
 
 import hashgrid
-from hashgrid import FusedMLP, HashGrid, OccupancyGrid, _extension, make_level_table, ops, reference
+from hashgrid import FusedMLP, HashGrid, OccupancyGrid, make_level_table, ops, reference
 from hashgrid.ops import _ngp
 from hashgrid.optim import Adam
 from hashgrid.util.choices import FACTORS
@@ -55,9 +54,8 @@ class Other:
     def kernels(self) -> Iterator[None]:
         """Inside, `hashgrid.ops` call them, in a backward pass as well."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_extension, "ops", lambda: self.library)
-            for name in ("gather_rows", "visible_cells"):  # PyTorch's ops on a GPU
-                patch.setattr(importlib.import_module(f"hashgrid.ops._ngp.{name}"), "KERNEL_DEVICES", ())
+            if self.device == "cpu":
+                take_cuda_ops(self.library, patch.setattr)
             yield
 
     def on(self, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ static inline bool is_zero(VecF x) {
 #endif
 }
 
+// Lane by lane; compilers find the vector instruction.
 static inline VecF square_root(VecF x) {
   for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;
@@ -49,6 +50,7 @@ static inline uint16_t float_to_float16(float x) {
 #endif
 }
 
+// A vector in half precision, rounded to nearest, ties to even; NaN stays NaN.
 static inline void store_shadow(uint16_t* out, VecF x, bool bfloat16) {
   if (bfloat16) {
     const VecU bits = reinterpret_cast<VecU>(x);
@@ -69,6 +71,7 @@ static inline void store_shadow(uint16_t* out, VecF x, bool bfloat16) {
 #endif
 }
 
+// The arrays from one element on.
 struct AdamPointers {
   float* param;
   float* grad;
@@ -94,6 +97,7 @@ struct AdamTail {
   uint16_t shadow[kLanes];
 };
 
+// Pointers to copies of `count` elements; the lanes behind them hold zeros.
 static inline AdamPointers load_tail(const AdamPointers& a, int64_t count, AdamTail* tail) {
   std::memset(tail, 0, sizeof(*tail));
   const float* sources[5] = {a.param, a.grad, a.exp_avg, a.exp_avg_sq, a.ema};
@@ -108,6 +112,7 @@ static inline AdamPointers load_tail(const AdamPointers& a, int64_t count, AdamT
           a.shadow != nullptr ? tail->shadow : nullptr};
 }
 
+// Back from the copies: memory behind the range is not written.
 static inline void store_tail(const AdamTail& tail, int64_t count, const AdamPointers& a) {
   float* targets[5] = {a.param, a.grad, a.exp_avg, a.exp_avg_sq, a.ema};
   for (int k = 0; k < 5; ++k) {
@@ -133,6 +138,7 @@ static inline void adam_vector(const AdamStepParams& p, const AdamConstants<floa
   store(a.exp_avg, avg);
   store(a.exp_avg_sq, sq);
   if (a.ema != nullptr) {
+    // The average catches up with the value that the row had while it was idle, before the new one joins.
     const VecF old_ema = load(a.ema);
     const VecF ema = ema_update(constants, ema_catch_up(old_ema, old_param, keep), param);
     store(a.ema, kMasked ? (mask ? ema : old_ema) : ema);
@@ -157,15 +163,19 @@ static void adam_span(const AdamStepParams& p, const AdamConstants<float>& const
   }
 }
 
+// Learning rate times bias correction of a step; steps behind the end of the table have its last correction.
 static inline float next_rate(const AdamStepParams& p, int32_t step) {
   return static_cast<float>(p.lr) * p.bias_corrections[step < p.n_bias_corrections ? step : p.n_bias_corrections - 1];
 }
 
+// What is left of the average of a row after the steps that it was idle.
 static inline float next_keep(const AdamStepParams& p, int32_t last) {
   const int32_t idle = p.global_step - 1 - last;
   return p.ema_keeps[idle < p.n_ema_keeps ? idle : p.n_ema_keeps - 1];
 }
 
+// Maps of `permute` between lanes of elements and lanes of rows: the lane kDistance away, the row of an element, the
+// first element of a row.
 template <int kDistance>
 struct Neighbour {
   static constexpr int source(int lane) { return lane ^ kDistance; }
@@ -232,6 +242,7 @@ static inline void adam_row_vector(const AdamStepParams& p, const AdamConstants<
                                    const AdamPointers& a, int32_t* steps, int32_t* ema_last) {
   constexpr int kRows = kLanes / kF;
   const VecF grad = load(a.grad);
+  // A row's lanes are all set where any of them has a gradient.
   VecI mask = grad != VecF{};
   if constexpr (kF >= 2) mask |= permute<Neighbour<1>>(mask);
   if constexpr (kF >= 4) mask |= permute<Neighbour<2>>(mask);
@@ -252,6 +263,7 @@ static inline void adam_row_vector(const AdamStepParams& p, const AdamConstants<
   adam_vector<true>(p, constants, a, grad, mask, rate * static_cast<float>(p.lr), keep);
 }
 
+// Rows of kF elements: a chunk of kChunk vectors is scanned for gradients while the chunk before it is updated.
 template <int kF>
 static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end) {
   const AdamConstants<float> constants = adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
@@ -297,6 +309,7 @@ static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end
     current = 1 - current;
   }
   if (row == end) return;
+  // The last rows, fewer than a vector holds.
   AdamTail tail;
   int32_t steps[kRows] = {}, ema_last[kRows] = {};
   const int64_t n_rows = end - row;
@@ -310,6 +323,7 @@ static void adam_narrow_rows(const AdamStepParams& p, int64_t begin, int64_t end
   if (p.ema_last != nullptr) std::memcpy(p.ema_last + row, ema_last, n_rows * sizeof(int32_t));
 }
 
+// Whether any is not zero; NaN is not.
 template <typename T>
 static inline bool has_gradient(const T* grad, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
@@ -318,6 +332,7 @@ static inline bool has_gradient(const T* grad, int64_t count) {
   return false;
 }
 
+// Rows of any length, one after the other.
 static void adam_wide_rows(const AdamStepParams& p, int64_t begin, int64_t end) {
   const AdamConstants<float> constants = adam_constants<float>(p.beta1, p.beta2, p.eps, p.weight_decay, p.ema_decay);
   for (int64_t row = begin; row < end; ++row) {
@@ -351,6 +366,7 @@ static void adam_span_double(const AdamStepParams& p, int64_t first, int64_t cou
   }
 }
 
+// The same in fp64.
 static void adam_rows_double(const AdamStepParams& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = row * p.row_size;
@@ -360,6 +376,11 @@ static void adam_rows_double(const AdamStepParams& p, int64_t begin, int64_t end
   }
 }
 
+// Work units: rows [n_rows, row_size] with skip_zero, which have counters of their own, else elements, which share one.
+// One thread takes a range of them in vectors of kLanes elements: a vector holds kLanes / row_size rows of 1, 2, 4 or 8
+// elements, or part of a longer row. Threads share nothing but the rates, which they look up in tables by a row's
+// count. All arrays of fp32 have one layout, so that one offset serves param, grad, exp_avg, exp_avg_sq, ema and
+// shadow. Nothing is added up over elements.
 static void adam_step_range(const AdamStepParams& p, int64_t begin, int64_t end) {
   if (!p.skip_zero) {  // the caller advances the shared counters once all ranges are done
     const int32_t step = *p.steps + 1;

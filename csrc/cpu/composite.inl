@@ -18,6 +18,7 @@ struct CompositeScratch {
   V* spread;
 };
 
+// Of the calling thread, one row after the other.
 template <typename V>
 static inline CompositeScratch<V> composite_scratch(const CompositeParams& p) {
   V* rows = static_cast<V*>(p.scratch);
@@ -55,6 +56,7 @@ static void exponentiate(const CompositeScratch<float>& s, int64_t count) {
   }
 }
 
+// fp64 and dual numbers, sample by sample.
 template <typename V>
 static void exponentiate(const CompositeScratch<V>& s, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
@@ -76,6 +78,7 @@ static inline void for_each_ray(const CompositeParams& p, int64_t begin, int64_t
   for (int64_t ray = begin; ray < end;) {
     const int64_t first = p.packed_info[2 * ray];
     int64_t count = 0, next = ray;
+    // Sums in front of each sample of the group, ray by ray; the loop below the last ray makes vectors of them.
     do {
       const int64_t n = p.packed_info[2 * next + 1];
       if (p.are_alphas) {
@@ -152,6 +155,7 @@ static void composite_forward_typed(const CompositeParams& p, int64_t begin, int
         }
       }
     });
+    // Hidden samples: zeros, not what happened to be there.
     for (int64_t i = n; i < count; ++i) weights[i] = T(0);
     if (p.transmittances != nullptr) {
       T* transmittances = static_cast<T*>(p.transmittances) + first;
@@ -167,6 +171,7 @@ static void composite_forward_typed(const CompositeParams& p, int64_t begin, int
   });
 }
 
+// kC: as above. kAlphas: `sigmas` are alphas, and gradients go back through products of 1 - alpha, which may be 0.
 template <typename V, int kC, bool kAlphas>
 static void composite_backward_instance(const CompositeParams& p, int64_t begin, int64_t end) {
   typedef typename RealOf<V>::Type T;
@@ -235,6 +240,10 @@ static void composite_backward_typed(const CompositeParams& p, int64_t begin, in
   composite_backward_instance<V, kC, false>(p, begin, end);
 }
 
+// Work units: rays. One thread takes a range of them, in groups of about kCompositeGroup samples that have a scratch of
+// its own, [kCompositeRows, scratch_capacity]; rays share nothing. Samples of a ray lie side by side, and its sums run
+// front to back in their order: thickness (or transmittance of alphas), opacity, depth and distortion in fp64, features
+// in T. Writes weights and transmittances [n_samples], features [n_rays, n_features], the rest [n_rays].
 static void composite_forward_range(const CompositeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) {
     if (p.second_order) return composite_forward_typed<Dual<double>, 0>(p, begin, end);
@@ -245,6 +254,9 @@ static void composite_forward_range(const CompositeParams& p, int64_t begin, int
   composite_forward_typed<float, 0>(p, begin, end);
 }
 
+// Work units: rays, in the same groups. A ray is walked front to back for weights and spreads, which stay in the
+// scratch, then back to front for the sums over the samples behind, in fp64. Writes grad_sigmas [n_samples] and
+// grad_features [n_samples, n_features], zeros behind the last sample that counts; no two rays write the same place.
 static void composite_backward_range(const CompositeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) {
     if (p.second_order) return composite_backward_typed<Dual<double>, 0>(p, begin, end);

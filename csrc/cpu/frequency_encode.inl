@@ -30,7 +30,9 @@ static inline void sin_cos_pi(VecF x, VecF* sine, VecF* cosine) {
   *cosine = reinterpret_cast<VecF>(reinterpret_cast<VecU>(odd ? s : c) ^ cosine_sign);
 }
 
-// Units: inputs x.
+// Work units: inputs x [n_inputs]. One thread takes blocks of kFrequencyBlock / n_frequencies of them: their arguments
+// are written to an array on its stack, in the order of y [n_inputs, n_frequencies, 2], and read back as vectors; sines
+// and cosines are interleaved on the way out. Nothing is shared or added up. fp64 goes value by value.
 static void frequency_encode_forward_range(const FrequencyEncodeParams& p, int64_t begin, int64_t end) {
   const int64_t n_frequencies = p.n_frequencies;
   if (p.dtype == DType::kFloat64) {
@@ -54,6 +56,7 @@ static void frequency_encode_forward_range(const FrequencyEncodeParams& p, int64
       const float value = x[i + j / n_frequencies];
       for (int64_t k = 0; k < n_frequencies; ++k) arguments[j + k] = value * p.scales[k];
     }
+    // The last vector runs past them.
     for (int64_t j = count; j < count + kLanes; ++j) arguments[j] = 0.0f;
     float* y = static_cast<float*>(p.y) + i * n_frequencies * 2;
     for (int64_t j = 0; j < count; j += kLanes) {
@@ -73,7 +76,8 @@ static void frequency_encode_forward_range(const FrequencyEncodeParams& p, int64
   }
 }
 
-// d x = sum_k 2^k pi (grad_sin cos - grad_cos sin)
+// Work units: inputs, in the same blocks; writes grad_x [n_inputs]. An input's d x = sum_k 2^k pi (grad_sin cos -
+// grad_cos sin) runs over its frequencies in order, in T; the terms are vector code over the block, kept on the stack.
 static void frequency_encode_backward_range(const FrequencyEncodeParams& p, int64_t begin, int64_t end) {
   constexpr double kPi = 3.141592653589793;
   const int64_t n_frequencies = p.n_frequencies;
@@ -111,6 +115,7 @@ static void frequency_encode_backward_range(const FrequencyEncodeParams& p, int6
       sin_cos_pi(load(arguments + j), &sine, &cosine);
       store(terms + j, permute<EvenLanes>(low, high) * cosine - permute<OddLanes>(low, high) * sine);
     }
+    // Terms of an input lie side by side.
     for (int64_t n = 0; n < n_inputs; ++n) {
       float total = 0.0f;
       for (int64_t k = 0; k < n_frequencies; ++k) total += p.scales[k] * terms[n * n_frequencies + k];

@@ -102,6 +102,7 @@ static void compute_corners(const HashEncodeParams& p, const AxisLevel& level, i
   for (int c = 0; c < kCorners; ++c) store(group->corner[c].weight, weight[c]);
 }
 
+// The instance for a number of dimensions, chosen once per range.
 using ComputeCorners = void (*)(const HashEncodeParams&, const AxisLevel&, int64_t, CornerGroup*);
 
 static ComputeCorners pick_compute_corners(int n_dims) {
@@ -113,6 +114,7 @@ static ComputeCorners pick_compute_corners(int n_dims) {
 
 // ---- rows of the table -------------------------------------------------------------------------------------------
 
+// Exact: the bits of a bfloat16 are the upper half of a float's.
 static inline float bfloat16_to_float(uint16_t bits) {
   const uint32_t wide = static_cast<uint32_t>(bits) << 16;
   float value;
@@ -120,6 +122,7 @@ static inline float bfloat16_to_float(uint16_t bits) {
   return value;
 }
 
+// Exact, subnormals included.
 static inline float float16_to_float(uint16_t bits) {
 #if defined(HASHGRID_HAS_AVX2)
   return _cvtsh_ss(bits);
@@ -142,6 +145,7 @@ static inline float float16_to_float(uint16_t bits) {
 #endif
 }
 
+// How the table holds its elements.
 struct Float32Table {
   typedef float Element;
   static inline float to_float(float x) { return x; }
@@ -167,6 +171,7 @@ struct RowOf<1> {
   typedef float InMemory;
 };
 
+// Rows of the table begin anywhere: vectors of them are not aligned.
 template <int kF>
 static inline typename RowOf<kF>::Type load_row(const float* p) {
   return *reinterpret_cast<const typename RowOf<kF>::InMemory*>(p);
@@ -206,6 +211,7 @@ static inline RowOf<8>::Type widen(BFloat16Table, __m128i halves) {
 static inline RowOf<8>::Type widen(Float16Table, __m128i halves) { return _mm256_cvtph_ps(halves); }
 #endif
 
+// A row of kF features as floats.
 template <typename Table, int kF>
 static inline typename RowOf<kF>::Type load_table_row(const typename Table::Element* p) {
   if constexpr (sizeof(typename Table::Element) == 4) {
@@ -287,6 +293,7 @@ static inline const CornerGroup::Corner* shift_lanes(const CornerGroup& group, i
   return corner;
 }
 
+// Its elements added up in order.
 static inline float row_sum(float row) { return row; }
 template <typename Row>
 static inline float row_sum(Row row) {
@@ -295,6 +302,7 @@ static inline float row_sum(Row row) {
   return total;
 }
 
+// Asks for the rows of a group, corner by corner.
 template <int kRowBytes>
 static void prefetch_rows(const CornerGroup& group, int n_corners, const char* rows) {
   for (int c = 0; c < n_corners; ++c) {
@@ -384,11 +392,13 @@ static void dot_rows(const CornerGroup& group, int n_corners, const void* level_
   }
 }
 
+// The instances for a table's dtype, its features and the number of corners, chosen once per range.
 struct RowKernels {
   void (*interpolate)(const CornerGroup&, int, const void*, int, float*);
   void (*dot_rows)(const CornerGroup&, int, const void*, const float*, int, float (*)[kLanes]);
 };
 
+// 4, 8 and 16 corners are those of 2, 3 and 4 dimensions.
 template <typename Table, int kF>
 static RowKernels row_kernels(int n_corners) {
   switch (n_corners) {
@@ -433,6 +443,7 @@ static inline int64_t element_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
+// Where the rows of a level begin.
 static inline const char* level_rows(const HashEncodeParams& p, const AxisLevel& level) {
   return static_cast<const char*>(p.table) + level.offset * p.n_features * element_size(p.table_dtype);
 }
@@ -476,6 +487,7 @@ struct SwapHigh {
 // Pairs of floats in a vector: a square of kPairs vectors is transposed in registers.
 constexpr int kPairs = kLanes / 2;
 
+// Vector i receives pair i of all kPairs vectors, in log2(kPairs) steps.
 template <int kStep = 1>
 static inline void transpose_pairs(VecF* rows) {
   if constexpr (kStep < kPairs) {
@@ -496,6 +508,7 @@ static inline void load_level_weights(const float* level_weights, int l, VecF* w
   for (int i = 0; i < kPairs; ++i) weights[i] = splat(level_weights != nullptr ? level_weights[l + i] : 1.0f);
 }
 
+// Rows of known length are one vector each.
 template <int kF>
 static inline void copy_rows_of(int64_t count, float weight, const float* in, int64_t in_stride, float* out,
                                 int64_t out_stride) {
@@ -582,14 +595,17 @@ static inline void transpose_positions(const float* positions, int64_t count, fl
   }
 }
 
-// Transposes positions to [n_dims, n_points] and, if there is one, grad_y to [n_levels, n_points, n_features] with the
-// level weights applied. Points that take no part get position 0 and gradient 0.
+// Work units: points. One thread takes kBlock of them at a time and transposes their positions to soa_positions
+// [n_dims, soa_stride] and, if there is one, grad_y to level_features [n_levels, n_points, F] with the level weights
+// applied. Points that take no part get position 0 and gradient 0. No two units write the same place, and nothing is
+// added up.
 static void hash_encode_prepare_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return;
   const int64_t row = static_cast<int64_t>(p.n_levels) * p.n_features;
   const float* positions = static_cast<const float*>(p.positions);
   for (int64_t start = begin; start < end; start += kBlock) {
     const int64_t count = min_count(kBlock, end - start);
+    // Nearly all blocks are inside, where positions are copied as they are.
     const bool plain = within_bounds(positions + start * p.n_dims, count * p.n_dims, p.bounds);
     bool inside[kBlock];
     if (plain && p.n_dims == 3) {
@@ -634,7 +650,10 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
 template <typename T>
 static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, int64_t end);
 
-// Units are (level, chunk of kLevelChunk points); fills level_features.
+// Work units: (level, chunk of kLevelChunk points), level by level, so that the threads are at few levels at a time and
+// share their rows in the outer caches. One thread takes kLanes points at a time, and of each the 2^D rows of its cell;
+// the sum over corners is fp32, in their order, whatever vectors the points share. Fills level_features [n_levels,
+// n_points, F].
 static void hash_encode_forward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const RowKernels rows_of = pick_row_kernels(p);
@@ -674,7 +693,8 @@ static void write_features(const HashEncodeParams& p, const float* features, flo
   }
 }
 
-// In fp64 the whole forward pass.
+// Work units: points: level_features to y [n_points, n_levels * F], a transposition of squares of vectors. In fp64 the
+// whole forward pass.
 static void hash_encode_finish_forward_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return scalar_forward<double>(p, begin, end);
   write_features(p, p.level_features, std::numeric_limits<float>::quiet_NaN(), p.y, begin, end);
@@ -716,6 +736,7 @@ static void scatter_shard(const CornerGroup& group, int n_corners, float* rows, 
   }
 }
 
+// As RowKernels: for a whole level, and for a shard of it.
 struct ScatterKernels {
   void (*level)(const CornerGroup&, int, float*, const float*, int);
   void (*shard)(const CornerGroup&, int, float*, const float*, int, uint32_t, uint32_t);
@@ -749,11 +770,13 @@ static ScatterKernels pick_scatter(const HashEncodeParams& p) {
   }
 }
 
+// What a work unit of the table gradient owns.
 struct Shard {
   int level;
   uint32_t low, high;  // entries [low, high) of the level
 };
 
+// Entries of a level are split evenly, and the split does not depend on the number of threads.
 static inline Shard shard_of(const HashEncodeParams& p, int64_t unit) {
   const int level = static_cast<int>(unit / p.n_shards);
   const int64_t shard = unit % p.n_shards;
@@ -793,6 +816,9 @@ static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64
   }
 }
 
+// Work units: (level, shard of its entries). One thread owns the shard's rows of grad_table and walks over all points,
+// kLanes at a time, adding only what falls into them: no atomics, and each row adds up its points in their order, for
+// any number of threads. The number of shards follows from the problem (p.n_shards); with one, rows need no comparison.
 static void hash_encode_backward_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return scalar_backward_table<double>(p, begin, end);
   scatter_units(p, begin, end, [](const AxisLevel&, int64_t, CornerGroup*) {});
@@ -803,6 +829,8 @@ template <int kDims>
 static void add_position_gradient(const HashEncodeParams& p, const AxisLevel& level, const CornerGroup& group,
                                   const float (*dots)[kLanes], int64_t i) {
   const bool smooth = p.interpolation == Interpolation::kSmoothstep;
+  // Along an axis the derivatives of two weights differ in sign alone: the dots of such a pair are subtracted, and
+  // weighted by the other axes.
   VecF upper[kDims], lower[kDims];
 #pragma GCC unroll 8
   for (int d = 0; d < kDims; ++d) {
@@ -840,7 +868,9 @@ static AddPositionGradient pick_add_position_gradient(int n_dims) {
   return kByDims[n_dims - 1];
 }
 
-// Units are chunks of kLevelChunk points of level p.current_level, added to soa_grad_positions.
+// Work units: chunks of kLevelChunk points of level p.current_level; the caller goes from level to level and waits in
+// between. One thread adds kLanes points at a time to soa_grad_positions [n_dims, soa_stride]: sums over features, then
+// corners, then levels, each in a fixed order, in fp32.
 static void hash_encode_backward_positions_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const RowKernels rows_of = pick_row_kernels(p);
@@ -861,7 +891,8 @@ static void hash_encode_backward_positions_range(const HashEncodeParams& p, int6
   }
 }
 
-// soa_grad_positions to [n_points, n_dims]; zero where the bounds policy cuts the gradient. In fp64 the whole pass.
+// Work units: points: soa_grad_positions to [n_points, n_dims]; zero where the bounds policy cuts the gradient. In fp64
+// the whole pass.
 static void hash_encode_finish_backward_positions_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return scalar_backward_positions<double>(p, begin, end);
   const float* positions = static_cast<const float*>(p.positions);

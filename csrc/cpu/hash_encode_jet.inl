@@ -35,7 +35,9 @@ static void jet_backward_table(const HashEncodeJetParams& p, int64_t begin, int6
   }
 }
 
-// fp32 knows two and three dimensions whose axes are alike, what most fields have.
+// Work units of the three: points, points, (level, shard). Results of a point are rows [n_levels * F], of derivatives
+// [K, n_levels * F]; its sums run over directions, levels and corners in order. The caller zeroes grad_table. fp32
+// knows two and three dimensions whose axes are alike, what most fields have.
 #define HASHGRID_JET_RANGE(name)                                                                     \
   static void hash_encode_##name##_range(const HashEncodeJetParams& p, int64_t begin, int64_t end) { \
     if (p.grid.dtype == DType::kFloat64) return name<double, 0>(p, begin, end);                      \

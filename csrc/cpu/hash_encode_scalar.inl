@@ -7,6 +7,7 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
+// Number i of the table, in double.
 static inline double load_feature(const void* table, DType dtype, int64_t i) {
   switch (dtype) {
     case DType::kFloat64:
@@ -31,6 +32,7 @@ static AxisLevels all_levels(const HashEncodeParams& p) {
   return levels;
 }
 
+// Points [begin, end), each on its own: levels, then corners, then features in order, added up in the row of y.
 template <typename T>
 static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const AxisLevels levels = all_levels(p);
@@ -40,6 +42,7 @@ static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end
     T* y = static_cast<T*>(p.y) + n * row;
     const GridPoint<T, 0> point = load_point<T>(p, n);
     const bool finite = point.state != PointState::kNotFinite;
+    // Outside of the bounds features are zero, of what is not finite NaN.
     for (int64_t k = 0; k < row; ++k) y[k] = finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
@@ -55,6 +58,7 @@ static void scalar_forward(const HashEncodeParams& p, int64_t begin, int64_t end
   }
 }
 
+// A unit zeroes what it owns, before it adds to it.
 template <typename T>
 static inline void zero_shard(const HashEncodeParams& p, const Shard& shard) {
   const GridLevel& level = p.levels[shard.level];
@@ -64,6 +68,7 @@ static inline void zero_shard(const HashEncodeParams& p, const Shard& shard) {
   }
 }
 
+// Units (level, shard): all points in order, of which the shard's rows are added to.
 template <typename T>
 static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const uint32_t n_corners = n_corners_of(p, p.n_dims);
@@ -80,7 +85,7 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
       const T* grad_y = static_cast<const T*>(p.grad_y) + n * row + shard.level * p.n_features;
       for (uint32_t c = 0; c < n_corners; ++c) {
         const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
-        if (entry < shard.low || entry >= shard.high) continue;
+        if (entry < shard.low || entry >= shard.high) continue;  // another unit's
         const double weight = corner_weight(cell.weights, c, -1, -1) * level_weight<T>(p, shard.level);
         T* target = grad_table + (level.offset + entry) * p.n_features;
         for (int f = 0; f < p.n_features; ++f) target[f] += weight * grad_y[f];
@@ -89,6 +94,8 @@ static void scalar_backward_table(const HashEncodeParams& p, int64_t begin, int6
   }
 }
 
+// Points [begin, end), each on its own: a dot product over features per corner, added up over corners and levels in
+// order in the row of grad_positions.
 template <typename T>
 static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const AxisLevels levels = all_levels(p);
@@ -102,7 +109,7 @@ static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, 
     if (point.state != PointState::kInside) continue;
     for (int l = 0; l < p.n_levels; ++l) {
       const GridCell<double, 0> cell = find_cell<double>(p, levels.level[l], point);
-      double factor[kMaxDims];
+      double factor[kMaxDims];  // d position in the cell / d x, times the level's weight
       for (int d = 0; d < p.n_dims; ++d) factor[d] = level_weight<T>(p, l) * levels.level[l].scale[d];
       for (uint32_t c = 0; c < n_corners; ++c) {
         const int64_t first = first_feature(p, levels.level[l], cell, c);
@@ -118,6 +125,7 @@ static void scalar_backward_positions(const HashEncodeParams& p, int64_t begin, 
   }
 }
 
+// A chunk's sums [n_levels], over its points in order; of a point, over corners and features.
 template <typename T>
 static void backward_level_weights(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const AxisLevels levels = all_levels(p);
@@ -147,11 +155,15 @@ static void backward_level_weights(const HashEncodeParams& p, int64_t begin, int
   }
 }
 
+// Work units: chunks of kLevelWeightChunk points, whose sums go to grad_level_chunks [n_chunks, n_levels], in fp64. The
+// op adds up the chunks in order; their size is fixed, so that the bits do not depend on the number of threads.
 static void hash_encode_backward_level_weights_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return backward_level_weights<double>(p, begin, end);
   backward_level_weights<float>(p, begin, end);
 }
 
+// The three cotangents pulled back to grad_y, positions and level weights; formulas are in core/grid_point.h. Points in
+// order, of each its levels, corners and features.
 template <typename T>
 static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const AxisLevels levels = all_levels(p);
@@ -160,7 +172,9 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
   const T* grad_grad_positions = static_cast<const T*>(p.grad_grad_positions);
   const T* grad_grad_table = static_cast<const T*>(p.grad_grad_table);
   const T* u = static_cast<const T*>(p.grad_grad_level_weights);
+  // Cotangents that are missing are zero.
   for (int64_t chunk_begin = begin; chunk_begin < end; ++chunk_begin) {
+    // Without a gradient of level weights there are no chunks of it.
     double* sums = p.grad_level_chunks != nullptr ? p.grad_level_chunks + chunk_begin * p.n_levels : nullptr;
     for (int l = 0; sums != nullptr && l < p.n_levels; ++l) sums[l] = 0.0;
     const int64_t last = min_count((chunk_begin + 1) * kLevelWeightChunk, p.n_points);
@@ -173,7 +187,7 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
       for (int d = 0; out_x != nullptr && d < p.n_dims; ++d) out_x[d] = T(0);
       const GridPoint<T, 0> point = load_point<T>(p, n);
       if (point.state != PointState::kInside) continue;
-      double total_x[kMaxDims] = {};
+      double total_x[kMaxDims] = {};  // over all levels, rounded to T once
       for (int l = 0; l < p.n_levels; ++l) {
         const GridCell<double, 0> cell = find_cell<double>(p, levels.level[l], point);
         const double m = level_weight<T>(p, l);
@@ -185,6 +199,7 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
           for (int f = 0; f < p.n_features; ++f) {
             const double value = load_feature(p.table, p.table_dtype, first + f);
             const double table_cotangent = grad_grad_table != nullptr ? grad_grad_table[first + f] : 0.0;
+            // The feature's change along v and along the table's cotangent, before the level's weight.
             const double plain = corner.along * value + corner.weight * table_cotangent;
             const double grad = grad_y[l * p.n_features + f];
             total_y[f] += m * plain + u_level * corner.weight * value;
@@ -202,12 +217,14 @@ static void second_points(const HashEncodeParams& p, int64_t begin, int64_t end)
   }
 }
 
-// Units are chunks of kLevelWeightChunk points.
+// Work units: chunks of kLevelWeightChunk points. A thread writes its points' rows of grad_grad_y [n_points, n_levels *
+// F] and grad_positions [n_points, n_dims], and the chunk's row of grad_level_chunks, each if it is asked for.
 static void hash_encode_second_points_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return second_points<double>(p, begin, end);
   second_points<float>(p, begin, end);
 }
 
+// Units (level, shard), as scalar_backward_table: the factor of grad_y is of second order.
 template <typename T>
 static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const uint32_t n_corners = n_corners_of(p, p.n_dims);
@@ -229,7 +246,7 @@ static void second_table(const HashEncodeParams& p, int64_t begin, int64_t end) 
       const GridCell<double, 0> cell = find_cell<double>(p, level, point);
       for (uint32_t c = 0; c < n_corners; ++c) {
         const uint32_t entry = grid_index(level, p.n_dims, cell.base, c);
-        if (entry < shard.low || entry >= shard.high) continue;
+        if (entry < shard.low || entry >= shard.high) continue;  // another unit's
         const SecondOrderCorner<double, 0> corner = second_order_corner(level, point, cell, c, v);
         const double factor = m * corner.along + u_level * corner.weight;
         T* target = grad_table + (level.offset + entry) * p.n_features;

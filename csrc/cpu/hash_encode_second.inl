@@ -111,7 +111,10 @@ static SecondKernels pick_second_kernels(int n_dims) {
   return kByDims[n_dims - 1];
 }
 
-// Units are chunks of kLevelChunk points of level p.current_level; fills second_features, adds to soa_grad_positions.
+// Work units: chunks of kLevelChunk points of level p.current_level; the caller goes from level to level. One thread
+// takes kLanes points at a time; fills second_features [n_levels, n_points, F] and adds to soa_grad_positions [n_dims,
+// soa_stride], if gradients of positions are asked for. Sums over corners are fp32, in their order, those over levels
+// in the order of passes.
 static void hash_encode_second_level_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
   const RowKernels rows_of = pick_row_kernels(p);
@@ -138,12 +141,15 @@ static void hash_encode_second_level_range(const HashEncodeParams& p, int64_t be
   }
 }
 
-// second_features to grad_grad_y, and the sums over levels to grad_positions.
+// Work units: points: second_features to grad_grad_y [n_points, n_levels * F], and the sums over levels to
+// grad_positions.
 static void hash_encode_finish_second_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   write_features(p, p.second_features, 0.0f, p.grad_grad_y, begin, end);
   if (p.grad_positions != nullptr) hash_encode_finish_backward_positions_range(p, begin, end);
 }
 
+// Work units: (level, shard), as of the table gradient, with a_c in place of a corner's weight. Without a cotangent of
+// positions, and in fp64, point by point.
 static void hash_encode_second_table_range(const HashEncodeParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return second_table<double>(p, begin, end);
   if (p.soa_cotangents == nullptr) return second_table<float>(p, begin, end);

@@ -44,6 +44,7 @@ static inline uint32_t lane_bits(VecI mask) {
 #endif
 }
 
+// 32-bit words by number, one to a lane.
 static inline VecU gather_words(const void* words, VecU index) {
 #if defined(HASHGRID_HAS_AVX512)
   return reinterpret_cast<VecU>(_mm512_i32gather_epi32(reinterpret_cast<__m512i>(index), words, 4));
@@ -57,10 +58,12 @@ static inline VecU gather_words(const void* words, VecU index) {
 #endif
 }
 
+// The step from t: one length, or in proportion to t between two bounds.
 static inline VecF step_at(const MarchGrid<float>& grid, VecF t) {
   return clamp(t * grid.cone_angle, grid.step_size, grid.max_step);
 }
 
+// The rays of a vector, one to a lane.
 struct RayLanes {
   VecF origin[3], direction[3];
   VecF t_begin, t_stop;
@@ -78,6 +81,7 @@ static inline VecI look_up_cells(const MarchRaysParams& p, const MarchGrid<float
   for (int axis = 0; axis < 3; ++axis) {
     point[axis] = rays.origin[axis] + rounded_multiply(rays.direction[axis], t);
   }
+  // The finest cascade that holds the point and whose cells are not shorter than the step.
   VecI index = {};
   VecF growth = splat(1.0f);
   if (kCascades) {
@@ -92,6 +96,7 @@ static inline VecI look_up_cells(const MarchRaysParams& p, const MarchGrid<float
       growth = select(outside, growth * 2.0f, growth);
     }
   }
+  // The cell's number, and that of its brick.
   VecF low[3], side[3];
   VecI cell[3], brick = index;
   for (int axis = 0; axis < 3; ++axis) {
@@ -110,6 +115,7 @@ static inline VecI look_up_cells(const MarchRaysParams& p, const MarchGrid<float
     const VecU words = gather_words(p.bricks, reinterpret_cast<VecU>(brick >> 2));
     distance = reinterpret_cast<VecI>(words >> reinterpret_cast<VecU>((brick & 3) << 3)) & 0xff;
   }
+  // Where the ray leaves the cell or, in empty bricks, the box that they make.
   VecF exit = splat(std::numeric_limits<float>::infinity());
   for (int axis = 0; axis < 3; ++axis) {
     const VecF zero = splat(0.0f), margin = splat(static_cast<float>(kCellMargin));
@@ -200,6 +206,7 @@ struct RayGroup {
   uint32_t active;  // lanes that have a ray
 };
 
+// Gives the free lanes their next rays.
 static void load_rays(const MarchGrid<float>& grid, uint32_t free_lanes, RayQueue* queue, RayGroup* group) {
   for (uint32_t left = free_lanes; left != 0; left &= left - 1) {
     const int lane = __builtin_ctz(left);
@@ -271,6 +278,8 @@ static inline void visit_cells(const MarchRaysParams& p, const MarchGrid<float>&
   }
 }
 
+// Rays [begin, end), the groups in turns until all lanes idle. kEqualSteps: steps do not grow, and empty cells are left
+// by whole numbers of them.
 template <bool kEqualSteps, bool kCascades, bool kBricks>
 static void march_lanes(const MarchRaysParams& p, const MarchGrid<float>& grid, int64_t begin, int64_t end) {
   RayQueue queue(p, begin, end);
@@ -335,7 +344,9 @@ static void spread_distances(uint8_t* __restrict to, uint8_t* __restrict copy, i
   }
 }
 
-// Cascades [begin, end) of `bricks`.
+// Work units: cascades of `bricks` [n_cascades, x, y, z]; `copy` is workspace of the cascade. Rows along z are marked
+// and spread, then planes along y, then the cascade along x: the nearest brick by the largest difference of the axes
+// comes out of one axis after the other. Bytes are compared in vectors.
 static void march_rays_bricks_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
   const int64_t n_x = p.resolution[0] / kMarchBrick, n_y = p.resolution[1] / kMarchBrick;
   const int64_t n_z = p.resolution[2] / kMarchBrick, plane = n_y * n_z;
@@ -367,11 +378,15 @@ static void march_rays_begin_typed(const MarchRaysParams& p, int64_t begin, int6
   }
 }
 
+// Work units: rays, each on its own: where it enters and leaves the box, t_begin and t_stop [n_rays].
 static void march_rays_begin_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return march_rays_begin_typed<double>(p, begin, end);
   march_rays_begin_typed<float>(p, begin, end);
 }
 
+// Work units: rays. One thread marches its range kMarchGroups * kLanes at a time. Each lane has a row of lane_samples
+// [kMarchGroups, kLanes, lane_capacity]; when its ray ends, the samples move to the thread's part of `samples`, one ray
+// after another in the order in which rays end. ray_samples and packed_info say where they are and how many.
 static void march_rays_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) {
     const MarchGrid<double> grid = make_march_grid<double>(p);
@@ -413,6 +428,8 @@ static void march_rays_write_typed(const MarchRaysParams& p, int64_t begin, int6
   }
 }
 
+// Work units: rays, once the op knows where each one's samples go: t_starts, t_ends and ray_indices [n_samples], in the
+// order of rays whatever the order in which they ended.
 static void march_rays_write_range(const MarchRaysParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return march_rays_write_typed<double>(p, begin, end);
   march_rays_write_typed<float>(p, begin, end);

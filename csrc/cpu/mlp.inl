@@ -13,6 +13,7 @@ static inline int64_t columns_with_gradient(const MlpParams& p, int layer) {
   return layer > 0 && layer == p.n_density_layers ? p.layers[layer - 1].n_out : p.layers[layer].n_in;
 }
 
+// A layer's sums from the factors of its inputs; `finish` takes them tile by tile.
 template <class F, bool kBias = true, class Finish>
 static void forward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& in, Finish finish,
                             Prefetch* prefetch) {
@@ -22,11 +23,12 @@ static void forward_product(const MlpParams& p, int layer, const BlockRows& bloc
   const int64_t depth = (l.n_in + F::kPack - 1) / F::kPack;
   const Columns<Element> weight = {at<const Element>(p.packed, l.packed_weight), depth * kTileVectors * Product::kWidth,
                                    0};
-  // Without biases these are zeros.
+  // Without biases these are zeros; sums begin with them, so that the order of additions is the same.
   multiply<Product, kBias>(block.padded, l.n_out, depth, broadcast_rows(in), weight,
                            at<const typename F::Real>(p.packed, l.packed_bias), finish, prefetch);
 }
 
+// The gradient of its inputs from that of its sums.
 template <class F, class Finish>
 static void backward_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& gradient,
                              Finish finish, Prefetch* prefetch) {
@@ -40,6 +42,7 @@ static void backward_product(const MlpParams& p, int layer, const BlockRows& blo
                            nullptr, finish, prefetch);
 }
 
+// The gradient of its weight over the block's rows, added to `partial`.
 template <class F>
 static void weight_product(const MlpParams& p, int layer, const BlockRows& block, const Factors<F>& gradient,
                            const Factors<F>& in, typename F::Real* partial, Prefetch* prefetch) {
@@ -81,6 +84,7 @@ static void join_networks(const MlpParams& p, const BlockRows& block, typename F
   typedef typename F::Real Real;
   typedef typename F::Vec Vec;
   const int64_t n_geometry = p.layers[p.n_density_layers - 1].n_out, n_columns = p.layers[p.n_density_layers].n_in;
+  // Features of a row's ray go beside its geometry, unrounded.
   Real* log_sigmas = at<Real>(p.scratch, p.log_sigmas);
   for (int64_t r = 0; r < block.count; ++r) {
     const Real* features = static_cast<const Real*>(p.ray_features) + p.rays[block.first + r] * p.n_ray_features;
@@ -156,6 +160,7 @@ static void run_hidden_layers(const MlpParams& p, const BlockRows& block, Factor
   }
 }
 
+// Rows of block `block`; the last one may have fewer, and is padded.
 static inline BlockRows block_rows(const MlpParams& p, int64_t block) {
   BlockRows rows;
   rows.first = block * p.n_block;
@@ -164,6 +169,7 @@ static inline BlockRows block_rows(const MlpParams& p, int64_t block) {
   return rows;
 }
 
+// What block b reads and writes of user memory, for the products of the block before it to ask for.
 template <class F>
 static void prefetch_inputs(const MlpParams& p, int64_t b, Prefetch* prefetch) {
   typedef typename F::Real Real;
@@ -179,6 +185,7 @@ static void prefetch_inputs(const MlpParams& p, int64_t b, Prefetch* prefetch) {
   if (p.grad_x != nullptr) prefetch->add(2, static_cast<const Real*>(p.grad_x) + block.first * n_in, rows * n_in);
 }
 
+// Blocks [begin, end): hidden layers, then the last one, to y directly where it holds whole tiles.
 template <class F>
 static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
   typedef typename F::Real Real;
@@ -187,7 +194,7 @@ static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
   const int64_t n_out = p.layers[last].n_out;
   for (int64_t b = begin; b < end; ++b) {
     const BlockRows block = block_rows(p, b);
-    Prefetch next;
+    Prefetch next;  // a few lines per tile of this block's products
     prefetch_inputs<F>(p, b + 1, &next);
     Prefetch* prefetch = &next;
     run_hidden_layers<F>(p, block, inputs, prefetch);
@@ -215,6 +222,7 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
   Prefetch* prefetch = &next_block;
   run_hidden_layers<F>(p, block, inputs, prefetch);
 
+  // From grad_y to the gradient of the last layer's sums.
   const Rounding rounding = gradient_rounding(p.factors);
   const int last = p.n_layers - 1;
   const MlpLayer& out = p.layers[last];
@@ -238,6 +246,7 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
     const MlpLayer& layer = p.layers[l];
     if (partial != nullptr) weight_product<F>(p, l, block, gradient, inputs[l], partial, prefetch);
     if (l == 0) break;
+    // Back through the weight, then through the activation below or, between two networks, to the density.
     stride = column_pad(layer.n_in);
     const MlpLayer& below = p.layers[l - 1];
     Real* grad_bias = partial != nullptr && below.bias != nullptr ? partial + below.grad_bias : nullptr;
@@ -270,6 +279,7 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
     staging = other;
     other = swapped;
   }
+  // The last product, to grad_x directly where it holds whole tiles.
   if (p.grad_x == nullptr) return;
   const int64_t n_in = p.layers[0].n_in;
   Real* grad_x = static_cast<Real*>(p.grad_x) + block.first * n_in;
@@ -303,6 +313,7 @@ static void pack_columns(const MlpParams& p, const typename F::Real* data, int64
   constexpr int64_t kPanel = kTileVectors * F::kWidth;
   typename F::Product::Element* out = static_cast<typename F::Product::Element*>(packed);
   for (int64_t panel = 0; panel < columns; panel += kPanel) {
+    // The last panel is as narrow as whole vectors allow.
     const int64_t width = round_up(columns - panel < kPanel ? columns - panel : kPanel, F::kWidth);
     for (int64_t d = 0; d < depth; d += F::kPack) {
       for (int64_t c = panel; c < panel + width; c += F::kWidth) {
@@ -326,6 +337,7 @@ static void pack_columns(const MlpParams& p, const typename F::Real* data, int64
   }
 }
 
+// Layers [begin, end).
 template <class F>
 static void mlp_pack_layers(const MlpParams& p, int64_t begin, int64_t end) {
   typedef typename F::Real Real;
@@ -375,6 +387,9 @@ static void mlp_reduce_rows(const MlpParams& p, int64_t begin, int64_t end) {
 
 // ---- range kernels -----------------------------------------------------------------------------------------------
 
+// Work units: layers. Lays a weight [n_out, n_in] out as the products read it: panels of kTileVectors vectors of
+// columns, each [depth, columns of the panel], for the forward product and transposed for the one that pulls gradients
+// back; biases are padded with zeros. Factors are rounded here, once per call.
 static void mlp_pack_range(const MlpParams& p, int64_t begin, int64_t end) {
 #if defined(HASHGRID_HAS_AVX512_BF16)
   if (p.halves) return mlp_pack_layers<BFloat16Factors>(p, begin, end);
@@ -383,6 +398,9 @@ static void mlp_pack_range(const MlpParams& p, int64_t begin, int64_t end) {
   mlp_pack_layers<RealFactors<float>>(p, begin, end);
 }
 
+// Work units: blocks of n_block rows. One thread takes a block through all layers, in a scratch of its own; threads
+// share the packed weights. Sums are tiles in registers, each over a layer's inputs in order, in fp32 or fp64. x and y
+// are [n_rows, columns], read and written in place where they hold whole vectors.
 static void mlp_forward_range(const MlpParams& p, int64_t begin, int64_t end) {
 #if defined(HASHGRID_HAS_AVX512_BF16)
   if (p.halves) return mlp_forward_blocks<BFloat16Factors>(p, begin, end);
@@ -391,6 +409,10 @@ static void mlp_forward_range(const MlpParams& p, int64_t begin, int64_t end) {
   mlp_forward_blocks<RealFactors<float>>(p, begin, end);
 }
 
+// Work units: partial sums. One thread takes the blocks of a partial sum in order: forward again, then from the last
+// layer to the first, where a weight's gradient is a product over the block's rows that joins the partial sum. Which
+// blocks a partial sum has follows from the problem, so that the bits do not depend on the number of threads. grad_x
+// [n_rows, n_in] is written block by block.
 static void mlp_backward_range(const MlpParams& p, int64_t begin, int64_t end) {
 #if defined(HASHGRID_HAS_AVX512_BF16)
   if (p.halves) return run_partials<float>(p, begin, end, &mlp_backward_block<BFloat16Factors>);
@@ -399,6 +421,8 @@ static void mlp_backward_range(const MlpParams& p, int64_t begin, int64_t end) {
   run_partials<float>(p, begin, end, &mlp_backward_block<RealFactors<float>>);
 }
 
+// Work units: output rows of all layers, one below the other. A row of a weight's gradient is the sum of its rows in
+// the partial sums [n_partials, partial_size], in order, which drops their padding; its bias likewise.
 static void mlp_reduce_range(const MlpParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return mlp_reduce_rows<double>(p, begin, end);
   mlp_reduce_rows<float>(p, begin, end);

@@ -6,6 +6,7 @@ namespace HASHGRID_ISA {
 
 // ---- activations of vectors --------------------------------------------------------------------------------------
 
+// The vector form of core/activation.h; its exp, tanh and the like are those of cpu/vector_math.h.
 template <Activation kActivation>
 HASHGRID_INLINE VecF activate_vector(VecF z) {
   switch (kActivation) {
@@ -30,6 +31,7 @@ HASHGRID_INLINE VecF activate_vector(VecF z) {
   }
 }
 
+// Derivatives, from the input or the output: derivative_reads_input() says which.
 template <Activation kActivation>
 HASHGRID_INLINE VecF derivative_vector(VecF source) {
   switch (kActivation) {
@@ -56,6 +58,7 @@ HASHGRID_INLINE VecF derivative_vector(VecF source) {
   }
 }
 
+// fp64 is there to be exact: lane by lane, by the scalar functions.
 typedef typename Lane<double>::Vec VecDouble;
 
 template <Activation kActivation>
@@ -110,13 +113,16 @@ struct BFloat16Factors {
   static constexpr int kWidth = kLanes;
   static constexpr bool kInPlace = false;
 
+  // Two rows of floats as one vector of bfloat16, nearest, ties to even.
   HASHGRID_INLINE __m512i round_rows(Vec a, Vec b) {
     return reinterpret_cast<__m512i>(
         (VecU)_mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a)));
   }
+  // Such a vector to its two rows and, where it is asked for, to the interleaved copy.
   HASHGRID_INLINE void put_bits(Stored* rows, Pair* pairs, int64_t stride, __m512i bits) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), _mm512_castsi512_si256(bits));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + stride), _mm512_extracti64x4_epi64(bits, 1));
+    // The low halves of the lanes are the first row, the high halves the second.
     if (pairs != nullptr) {
       const __m512i interleave = reinterpret_cast<__m512i>(
           VecU{0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007, 0x180008, 0x190009,
@@ -145,6 +151,7 @@ struct BFloat16Factors {
 static inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 static inline int64_t column_pad(int64_t columns) { return round_up(columns, kMlpColumnPad); }
 
+// A matrix of a workspace; null where there is none, which the offset -1 stands for.
 template <typename T>
 static inline T* at(void* base, int64_t offset) {
   return offset < 0 ? nullptr : reinterpret_cast<T*>(static_cast<char*>(base) + offset);
@@ -158,6 +165,7 @@ struct Factors {
   int64_t stride;
 };
 
+// Such a matrix as the factor `a` of a product over its columns.
 template <class F>
 HASHGRID_INLINE Broadcast<typename F::Product::Element> broadcast_rows(const Factors<F>& m) {
   return {reinterpret_cast<const typename F::Product::Element*>(m.rows), m.stride / F::kPack, 1};
@@ -212,6 +220,7 @@ HASHGRID_INLINE void put_rows(Rounding rounding, const Factors<F>& out, int64_t 
   put_whole_rows<F>(rounding, out, r, c, a, b);
 }
 
+// A tile of sums to rows `row` and columns `column` on; what is padding becomes zero where depth runs over pairs.
 template <class F, int kVectors>
 HASHGRID_INLINE void put_tile(Rounding rounding, const Factors<F>& out, int64_t row, int64_t column, int64_t count,
                               int64_t columns, typename F::Vec (&sum)[kTileRows][kVectors]) {
@@ -293,6 +302,7 @@ static bool fits_tiles(int64_t columns, const BlockRows& block) {
 
 // ---- elementwise passes ------------------------------------------------------------------------------------------
 
+// body.run(ActivationTag<activation>()): passes have loops of their own for every activation.
 template <Activation kActivation>
 struct ActivationTag {
   static constexpr Activation kValue = kActivation;
@@ -409,7 +419,7 @@ struct GradientPass {
   void run(Tag) const {
     typedef typename F::Vec Vec;
     for (int64_t c = 0; c < columns; c += F::kWidth) {
-      Vec total_a = {}, total_b = {};
+      Vec total_a = {}, total_b = {};  // of even and of odd rows
       for (int64_t r = 0; r < block.padded; r += 2) {
         Vec a, b;
         if (stride == 0) {
@@ -483,6 +493,7 @@ struct StoreGradient {
 
   template <int kVectors>
   HASHGRID_INLINE_METHOD void store(int64_t row, int64_t column, Vec (&sum)[kTileRows][kVectors]) const {
+    // Most tiles: a ReLU without a bias is a mask on the way to memory.
     const bool whole = row + kTileRows <= count && column + kVectors * F::kWidth <= columns;
     if (activation == Activation::kReLU && grad_bias == nullptr && whole) return put_masked_tile(row, column, sum);
     if (activation == Activation::kReLU) {

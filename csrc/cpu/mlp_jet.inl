@@ -333,11 +333,17 @@ static void mlp_jet_backward_partials(const MlpJetParams& p, int64_t begin, int6
   }
 }
 
+// Work units: blocks of n_block points. One thread takes a block's slabs, [n_slabs, points, padded columns], through
+// all layers in a scratch of its own; threads share the packed weights. Writes y [n_rows, n_out], `first` [n_rows, K,
+// n_out] and `second` [n_rows, M, n_out].
 static void mlp_jet_forward_range(const MlpJetParams& p, int64_t begin, int64_t end) {
   if (p.mlp.dtype == DType::kFloat64) return mlp_jet_forward_blocks<double>(p, begin, end);
   mlp_jet_forward_blocks<float>(p, begin, end);
 }
 
+// Work units: partial sums, as of mlp_backward: their blocks in order, each forward again and then back. A weight's
+// gradient is a product over the rows of all slabs, in their order; a bias has that of the values alone. Gradients of
+// the inputs are written block by block.
 static void mlp_jet_backward_range(const MlpJetParams& p, int64_t begin, int64_t end) {
   if (p.mlp.dtype == DType::kFloat64) return mlp_jet_backward_partials<double>(p, begin, end);
   mlp_jet_backward_partials<float>(p, begin, end);

@@ -33,6 +33,7 @@ static_assert(kMlpRowPad % kTileRows == 0, "blocks hold whole tiles");
 #define HASHGRID_INLINE static inline __attribute__((always_inline))
 #define HASHGRID_INLINE_METHOD inline __attribute__((always_inline))
 
+// Vectors of the instruction set by their element.
 template <typename T>
 struct Lane;
 template <>
@@ -130,6 +131,7 @@ struct Columns {
   int64_t depth_stride;
 };
 
+// One step along the depth: kTileRows elements of `a`, each broadcast, times kVectors vectors of `b`.
 template <class P, int kVectors>
 HASHGRID_INLINE void add_products(const typename P::Element* a, int64_t a_row, const typename P::Element* b,
                                   typename P::Vec (&sum)[kTileRows][kVectors]) {
@@ -196,6 +198,7 @@ struct Prefetch {
   }
 };
 
+// All tiles of a panel, from the first rows to the last: the panel of `b` stays in the L1 cache.
 template <class P, int kVectors, bool kBias, class Finish>
 static void multiply_panel(int64_t rows, int64_t column, int64_t depth, Broadcast<typename P::Element> a,
                            const typename P::Element* b, int64_t b_step, const typename P::Sum* bias, Finish finish,

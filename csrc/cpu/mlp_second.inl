@@ -18,6 +18,7 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
+// s'' of activations from what their first derivative reads too: the input, or the output.
 template <Activation kActivation>
 HASHGRID_INLINE VecF second_derivative_vector(VecF source) {
   switch (kActivation) {
@@ -243,6 +244,9 @@ static void mlp_second_block(const MlpParams& p, int64_t b, T* partial) {
   if (!direct) export_rows<F>(sums, sums_stride, n_in, block, grad_x);
 }
 
+// Work units: partial sums, as of mlp_backward. One thread takes a block forward with its tangents, then back with the
+// gradients of both; writes grad_grad_y [n_rows, n_out] and grad_x [n_rows, n_in] block by block. The gradient of a
+// weight joins the partial sum in two products, that of tangents first.
 static void mlp_second_range(const MlpParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return run_partials<double>(p, begin, end, &mlp_second_block<double>);
   run_partials<float>(p, begin, end, &mlp_second_block<float>);

@@ -19,6 +19,8 @@ static void occupancy_points_typed(const OccupancyPointsParams& p, int64_t begin
   }
 }
 
+// Work units: points [n_points, 3], each in cell cells[i]. Threads share `invalid_cell` alone, which receives one of
+// the cells that do not exist, whichever.
 static void occupancy_points_range(const OccupancyPointsParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return occupancy_points_typed<double>(p, begin, end);
   occupancy_points_typed<float>(p, begin, end);

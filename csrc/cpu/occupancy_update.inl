@@ -4,13 +4,14 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
+// Work units: cells of density [n_cells]; negative ones, where no camera looks, stay.
 static void occupancy_update_decay_range(const OccupancyUpdateParams& p, int64_t begin, int64_t end) {
   float* density = p.density;
   const float decay = p.decay;
   for (int64_t i = begin; i < end; ++i) density[i] = density[i] >= 0.0f ? density[i] * decay : density[i];
 }
 
-// A cell that does not exist is reported.
+// Work units: samples, in cells that are unique: no two write the same density. A cell that does not exist is reported.
 static void occupancy_update_raise_range(const OccupancyUpdateParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t cell = p.cells[i];
@@ -22,6 +23,9 @@ static void occupancy_update_raise_range(const OccupancyUpdateParams& p, int64_t
   }
 }
 
+// Work units: chunks of kOccupancyChunk cells; writes the sum of the densities of a chunk's visible cells, and their
+// number. Every kSums-th cell joins one of kSums sums in fp64, which are added in order; the op adds the chunks in
+// order.
 static void occupancy_update_sum_range(const OccupancyUpdateParams& p, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kOccupancyChunk;
@@ -53,6 +57,7 @@ static void occupancy_update_sum_range(const OccupancyUpdateParams& p, int64_t b
   }
 }
 
+// Work units: bytes of the bits, from eight cells each, the first in the lowest bit. Spare bits are 0.
 static void occupancy_update_pack_range(const OccupancyUpdateParams& p, int64_t begin, int64_t end) {
   for (int64_t byte = begin; byte < end; ++byte) {
     const float* density = p.density + 8 * byte;

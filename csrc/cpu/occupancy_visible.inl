@@ -7,6 +7,9 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
+// Work units: blocks of kVisibleBlock^3 cells, of all cascades. One thread writes its block's cells of visible
+// [n_cells], and has a list of candidates [n_views] of its own; planes [n_views, 5, 4] are shared. Nothing is added up,
+// and the order of views does not change the answer.
 static void occupancy_visible_range(const OccupancyVisibleParams& p, int64_t begin, int64_t end) {
   const CellBoxes<float> boxes = make_cell_boxes(p.resolution, p.aabb);
   const float diagonal = cell_diagonal(boxes);

@@ -23,6 +23,8 @@ static void pixel_loss_typed(const PixelLossParams& p, int64_t begin, int64_t en
   }
 }
 
+// Work units: chunks of kLossChunk rays. Writes the gradients of each ray, and the chunk's sums of loss and squared
+// error over its rays in order, in fp64.
 static void pixel_loss_range(const PixelLossParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return pixel_loss_typed<double>(p, begin, end);
   pixel_loss_typed<float>(p, begin, end);

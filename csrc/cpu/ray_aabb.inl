@@ -17,6 +17,7 @@ static void ray_aabb_typed(const RayAabbParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// Work units: rays, each on its own; t_min and t_max [n_rays].
 static void ray_aabb_range(const RayAabbParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return ray_aabb_typed<double>(p, begin, end);
   ray_aabb_typed<float>(p, begin, end);

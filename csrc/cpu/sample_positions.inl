@@ -9,6 +9,7 @@ static void sample_positions_typed(const SamplePositionsParams& p, int64_t begin
   for (int64_t n = begin; n < end; ++n) write_position<T>(p, n);
 }
 
+// Work units: samples, each on its own; positions [n_samples, 3].
 static void sample_positions_range(const SamplePositionsParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return sample_positions_typed<double>(p, begin, end);
   sample_positions_typed<float>(p, begin, end);

@@ -6,6 +6,8 @@ namespace HASHGRID_ISA {
 
 constexpr int64_t kDrawnRays = 64;  // whose pixels are on their way at a time
 
+// Work units: rays, each by (counter, ray) alone. kDrawnRays pixels are drawn before the first is read, so that their
+// cache lines arrive meanwhile; writes rays_o, rays_d, rgba and noise.
 static void sample_rays_range(const SampleRaysParams& p, int64_t begin, int64_t end) {
   const uint32_t key = counter_key(p.counter);
   int64_t rows[kDrawnRays];

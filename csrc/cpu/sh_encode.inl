@@ -12,6 +12,7 @@ static inline void load_directions(const float* directions, int64_t begin, int c
   }
 }
 
+// Of a known degree, so that the recurrence is unrolled.
 template <int kDegree>
 static void sh_forward(const ShEncodeParams& p, int64_t begin, int64_t end) {
   constexpr int kChannels = kDegree * kDegree;
@@ -37,6 +38,7 @@ static void sh_forward(const ShEncodeParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// The same of the gradient; lanes behind the last direction have gradients of zero.
 template <int kDegree>
 static void sh_backward(const ShEncodeParams& p, int64_t begin, int64_t end) {
   constexpr int kChannels = kDegree * kDegree;
@@ -67,6 +69,8 @@ static void sh_backward(const ShEncodeParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// Work units: directions [n_points, 3], kLanes to a vector; y [n_points, degree^2]. Values of a vector stay in
+// registers, or on the stack where the degree has too many. fp64 goes one by one.
 static void sh_encode_forward_range(const ShEncodeParams& p, int64_t begin, int64_t end) {
   constexpr RangeKernel<ShEncodeParams> kByDegree[kMaxShDegree] = {&sh_forward<1>, &sh_forward<2>, &sh_forward<3>,
                                                                    &sh_forward<4>, &sh_forward<5>, &sh_forward<6>,
@@ -74,6 +78,8 @@ static void sh_encode_forward_range(const ShEncodeParams& p, int64_t begin, int6
   kByDegree[p.degree - 1](p, begin, end);
 }
 
+// Work units: directions, in the same vectors; grad_directions [n_points, 3]. A direction's sum runs over its channels
+// in the order of the recurrence, in T.
 static void sh_encode_backward_range(const ShEncodeParams& p, int64_t begin, int64_t end) {
   constexpr RangeKernel<ShEncodeParams> kByDegree[kMaxShDegree] = {&sh_backward<1>, &sh_backward<2>, &sh_backward<3>,
                                                                    &sh_backward<4>, &sh_backward<5>, &sh_backward<6>,

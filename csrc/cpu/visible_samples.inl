@@ -4,6 +4,7 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
+// exp(-thickness), the bits that compositing has.
 static inline VecF transmittance_of(VecF thickness) {
   VecF transmittance, unused;
   exponentials(-thickness, &transmittance, &unused);
@@ -50,11 +51,14 @@ static void visible_samples_count_typed(const VisibleSamplesParams& p, int64_t b
   }
 }
 
+// Work units: rays; the second column of kept_info [n_rays, 2]. Thickness is added up front to back in fp64, one sample
+// after the other; its exponentials are taken of kLanes samples together.
 static void visible_samples_count_range(const VisibleSamplesParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return visible_samples_count_typed<double>(p, begin, end);
   visible_samples_count_typed<float>(p, begin, end);
 }
 
+// Work units: rays, once the op knows where each one's samples go: consecutive numbers in `index` [n_kept].
 static void visible_samples_write_range(const VisibleSamplesParams& p, int64_t begin, int64_t end) {
   for (int64_t ray = begin; ray < end; ++ray) {
     int64_t* index = p.index + p.kept_info[2 * ray];

@@ -19,6 +19,8 @@ static void window_samples_count_typed(const WindowSamplesParams& p, int64_t beg
   }
 }
 
+// Work units: rays; the second column of kept_info [n_rays, 2]. Samples in front of the window are added up as those of
+// visible_samples.
 static void window_samples_count_range(const WindowSamplesParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return window_samples_count_typed<double>(p, begin, end);
   window_samples_count_typed<float>(p, begin, end);
@@ -40,6 +42,7 @@ static void window_samples_write_typed(const WindowSamplesParams& p, int64_t beg
   }
 }
 
+// Work units: rays, once the op knows where each one's samples go: `index` [n_kept] and positions [n_kept, 3].
 static void window_samples_write_range(const WindowSamplesParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::kFloat64) return window_samples_write_typed<double>(p, begin, end);
   window_samples_write_typed<float>(p, begin, end);

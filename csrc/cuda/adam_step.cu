@@ -73,7 +73,10 @@ __device__ inline void update_elements(const AdamStepParams& p, const AdamConsta
   }
 }
 
-// Thread: row global_thread() of [n_rows, row_size]. kF: row_size, 0 when only known at run time: element by element.
+// Thread: row global_thread() of [n_rows, row_size], which lies in one piece in every array; threads share nothing. kF
+// is row_size, and a row one vector; with kF = 0 it is taken element by element. Reads the gradient first and, where
+// that is zero, nothing else. Writes param, exp_avg, exp_avg_sq and what there is of ema, shadow and grad (zeros) of
+// its row, and the row's counters. Nothing is added up over rows.
 template <typename T, int kF>
 __global__ void adam_step_rows_kernel(HASHGRID_PARAMS AdamStepParams p, HASHGRID_PARAMS AdamConstants<T> constants,
                                       AdamLogs logs) {
@@ -115,7 +118,8 @@ __global__ void adam_step_rows_kernel(HASHGRID_PARAMS AdamStepParams p, HASHGRID
   }
 }
 
-// Thread: one parameter. Works out the rates its elements share [2], in fp64, and advances its counters [1].
+// One block. Thread: one parameter of the list. Works out the rates that all of its elements share, shared_rates [2],
+// in fp64, and advances its counters [1]; the next kernel in the stream reads the rates.
 __global__ void adam_step_prepare_kernel(HASHGRID_PARAMS AdamStepList list) {
   if (static_cast<int>(threadIdx.x) >= list.n) return;
   const AdamStepParams& p = list.of[threadIdx.x];
@@ -127,8 +131,9 @@ __global__ void adam_step_prepare_kernel(HASHGRID_PARAMS AdamStepList list) {
   *p.ema_last = *p.global_step_data;
 }
 
-// Thread: one of n_rows * row_size elements of parameter blockIdx.y, so that neighbours touch neighbouring addresses of
-// every array.
+// Thread: one of the n_rows * row_size elements of parameter blockIdx.y, so that neighbours touch neighbouring
+// addresses of every array; threads share nothing but the rates, which they read. Blocks behind the end of a short
+// parameter leave at once.
 template <typename T>
 __global__ void adam_step_elements_kernel(HASHGRID_PARAMS AdamStepList list,
                                           HASHGRID_PARAMS AdamConstants<T> constants) {

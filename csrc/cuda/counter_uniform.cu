@@ -9,7 +9,8 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
-// Thread: one number; the part of the hash that all share costs a dozen integer instructions per thread.
+// Thread: number i of u [n] from index[i] and the counter, which all threads read from the cache; they share nothing
+// else. The part of the hash that depends on the counter alone costs each thread a dozen integer instructions.
 __global__ void counter_uniform_kernel(HASHGRID_PARAMS CounterUniformParams p) {
   const int64_t i = global_thread();
   if (i >= p.n) return;

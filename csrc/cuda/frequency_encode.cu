@@ -10,7 +10,8 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
-// Thread: frequency i % n_frequencies of input i / n_frequencies; y is [n_inputs, n_frequencies, 2].
+// Thread: frequency i % n_frequencies of input i / n_frequencies. It writes the pair (sin, cos) at 2 i of y [n_inputs,
+// n_frequencies, 2], one vector, next to its neighbour's. Threads share nothing; those of one input read the same x.
 template <typename T>
 __global__ void frequency_encode_forward_kernel(HASHGRID_PARAMS FrequencyEncodeParams p) {
   const int64_t i = global_thread();
@@ -21,7 +22,9 @@ __global__ void frequency_encode_forward_kernel(HASHGRID_PARAMS FrequencyEncodeP
   store_row<T, 2>(static_cast<T*>(p.y) + 2 * i, pair);
 }
 
-// Thread: one input. d x = sum_k 2^k pi (grad_sin cos - grad_cos sin)
+// Thread: input i of grad_x [n_inputs], from its row of grad_y [n_inputs, n_frequencies, 2]; threads share nothing. It
+// takes sines and cosines again and adds up d x = sum_k 2^k pi (grad_sin cos - grad_cos sin) over the frequencies in
+// order, in T; the factor pi comes last.
 template <typename T>
 __global__ void frequency_encode_backward_kernel(HASHGRID_PARAMS FrequencyEncodeParams p) {
   const int64_t i = global_thread();

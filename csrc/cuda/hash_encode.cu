@@ -58,6 +58,8 @@ inline int log2_levels_of(const HashEncodeParams& p) {
   return log2_levels;
 }
 
+// A thread for each point and level, in whole warps; blocks of one group of levels follow each other in the x
+// direction, so that those in flight work on the same rows.
 inline LaunchShape points_and_levels(const HashEncodeParams& p, int log2_levels) {
   const int64_t levels = int64_t{1} << log2_levels;
   const int64_t n_warps = divide_up(p.n_points, kWarpSize / levels);
@@ -114,6 +116,7 @@ __device__ inline void add_to_table(const HashEncodeParams& p, int64_t first, co
   }
 }
 
+// 2^fixed_exponent where integers are added, NaN where some contribution is not finite.
 template <TableSum kSum>
 __device__ inline double fixed_scale(const HashEncodeParams& p) {
   if constexpr (kSum != TableSum::kAddFixed) return 0.0;
@@ -164,6 +167,8 @@ struct Run {
   int longest;  // of the warp; 1 where runs would save less than a quarter of the reductions, and every lane is one
 };
 
+// The run of this lane, from its point's cell and those of its neighbours. Points of another level are no neighbours; a
+// lane that is not `active`, because it has nothing to add, is a run by itself.
 template <int kDims>
 __device__ inline Run find_run(bool active, const uint32_t* cell, int log2_levels) {
   const int lane = lane_index();
@@ -248,7 +253,8 @@ __global__ void hash_encode_backward_table_kernel(HASHGRID_PARAMS HashEncodePara
   }
 }
 
-// Thread: one element of the table.
+// Thread: one element of the table [n_entries, n_features], on its own. Adds to grad_table the sum in `fixed`, an
+// integer in steps of 2^-fixed_exponent; elements that nothing was added to are left alone.
 template <typename T>
 __global__ void hash_encode_add_fixed_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   const int64_t i = global_thread();
@@ -296,6 +302,7 @@ __global__ void hash_encode_backward_positions_kernel(HASHGRID_PARAMS HashEncode
 
 // ---- gradient to the level weights -------------------------------------------------------------------------------
 
+// Number i of the table, in double.
 template <typename Element>
 __device__ inline double load_feature(const void* table, int64_t i) {
   return static_cast<double>(to_real(static_cast<const Element*>(table)[i]));
@@ -339,7 +346,8 @@ __global__ void hash_encode_backward_level_weights_kernel(HASHGRID_PARAMS HashEn
   if (threadIdx.x == 0) p.grad_level_chunks[static_cast<int64_t>(blockIdx.x) * p.n_levels + l] = total;
 }
 
-// Thread: one level; adds its chunks in order.
+// One block. Thread: one level; adds up its column of grad_level_chunks [n_chunks, n_levels] in the order of chunks, in
+// fp64.
 template <typename T>
 __global__ void hash_encode_sum_level_chunks_kernel(HASHGRID_PARAMS HashEncodeParams p, int64_t n_chunks) {
   const int l = threadIdx.x;
@@ -351,7 +359,10 @@ __global__ void hash_encode_sum_level_chunks_kernel(HASHGRID_PARAMS HashEncodePa
 
 // ---- second order ------------------------------------------------------------------------------------------------
 
-// Thread: one point. Pulls the cotangents back to grad_y and positions; see core/grid_point.h.
+// Thread: one point, on its own. Pulls the cotangents of (grad_positions, grad_table, grad_level_weights) back to its
+// row of grad_grad_y [n_points, n_levels * F] and of grad_positions [n_points, n_dims]; formulas are in
+// core/grid_point.h. It walks over the levels and the corners of each in order: sums over corners (of a feature) and
+// over levels (of a coordinate) stay in registers, in A.
 template <typename T, typename Element, int kDims>
 __global__ void hash_encode_second_points_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   using A = typename Arithmetic<T, kDims>::Type;
@@ -409,7 +420,10 @@ __global__ void hash_encode_second_points_kernel(HASHGRID_PARAMS HashEncodeParam
   }
 }
 
-// Block: chunk blockIdx.x at level blockIdx.y of the cotangent pulled back to the level weights.
+// Block: chunk blockIdx.x of kLevelWeightPoints points at level blockIdx.y, of the cotangents pulled back to the level
+// weights. As in hash_encode_backward_level_weights_kernel a thread adds up every kThreads-th point in their order, the
+// block its threads by halves in shared memory, all in fp64; writes one number of grad_level_chunks [n_chunks,
+// n_levels].
 template <typename T, typename Element>
 __global__ void hash_encode_second_level_weights_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   __shared__ double shared[kThreads];
@@ -452,7 +466,8 @@ __device__ inline A second_table_factor(const HashEncodeParams& p, int l, const 
   return m * corner.along + u_level * corner.weight;
 }
 
-// Thread: point global_thread() at level blockIdx.y. Any number of dimensions, any kind of sum.
+// Thread: point global_thread() at level blockIdx.y, on its own; adds to 2^D rows of the table by atomics, feature by
+// feature, in any order unless the sum is kAddFixed. Any number of dimensions, axes that may differ, any kind of sum.
 template <typename T, TableSum kSum>
 __global__ void hash_encode_second_table_any_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   using A = typename Arithmetic<T, 0>::Type;
@@ -478,8 +493,9 @@ __global__ void hash_encode_second_table_any_kernel(HASHGRID_PARAMS HashEncodePa
   if constexpr (kSum == TableSum::kFindLargest) record_largest(p, largest);
 }
 
-// Thread: point global_thread() at level blockIdx.y. fp32, 3 dimensions, grad_table begins at a multiple of 16 bytes:
-// rows are added whole, x-neighbours together where they are a pair.
+// Thread: point global_thread() at level blockIdx.y, on its own; adds to 8 rows of the table by atomics, in any order.
+// fp32, 3 dimensions, grad_table begins at a multiple of 16 bytes: rows are added whole, x-neighbours together where
+// they are a pair.
 template <int kF>
 __global__ void hash_encode_second_table_kernel(HASHGRID_PARAMS HashEncodeParams p) {
   const int64_t n = global_thread();
@@ -545,6 +561,7 @@ void with_dims(const HashEncodeParams& p, Use use) {
   }
 }
 
+// use(Constant<kF>) for the features per level.
 template <typename Use>
 void with_features(const HashEncodeParams& p, Use use) {
   switch (p.n_features) {
@@ -594,6 +611,8 @@ void with_instance(const HashEncodeParams& p, Use use) {
 
 // ---- launchers ---------------------------------------------------------------------------------------------------
 
+// One kind of sum over all points and levels. The kernel with runs takes what it is specialised for, the other the
+// rest.
 template <TableSum kSum>
 void launch_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
   const int log2_levels = log2_levels_of(p);
@@ -617,6 +636,7 @@ void launch_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
   });
 }
 
+// The same of the second order.
 template <TableSum kSum>
 void launch_second_table(const HashEncodeParams& p, cudaStream_t stream) {
   const LaunchShape shape = blocks_of(p.n_points, kThreads, static_cast<unsigned>(p.n_levels));
@@ -666,6 +686,7 @@ void launch_hash_encode_forward(const HashEncodeParams& p, cudaStream_t stream) 
   });
 }
 
+// With `fixed`: the largest contribution, then all of them as multiples of a step that it decides, then their sums.
 void launch_hash_encode_backward_table(const HashEncodeParams& p, cudaStream_t stream) {
   if (p.fixed == nullptr) return launch_backward_table<TableSum::kAdd>(p, stream);
   launch_backward_table<TableSum::kFindLargest>(p, stream);

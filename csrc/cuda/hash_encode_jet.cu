@@ -12,7 +12,9 @@ namespace HASHGRID_ISA {
 
 constexpr int kJetThreads = 128;
 
-// Thread: point; blockIdx.y: level.
+// Thread: point global_thread() at level blockIdx.y, on its own. Writes F values, [K, F] first derivatives and [K, F]
+// second ones of the level into the point's rows of the three results, [n_points, n_levels * F] and [n_points, K,
+// n_levels * F]. Sums over corners, in their order, are in A.
 template <typename T, int kDims>
 __global__ void hash_encode_jet_forward_kernel(HASHGRID_PARAMS HashEncodeJetParams p) {
   typedef typename Arithmetic<T, kDims>::Type A;
@@ -23,7 +25,9 @@ __global__ void hash_encode_jet_forward_kernel(HASHGRID_PARAMS HashEncodeJetPara
                [=](int64_t i) { return static_cast<A>(table[i]); });
 }
 
-// Thread: point.
+// Thread: one point, on its own; writes the gradients of its position [n_dims] and of its directions [K, n_dims], each
+// unless it is not asked for. Sums run over the levels and their corners, of the position over the directions first, in
+// that order, in A; they stay in registers.
 template <typename T, int kDims>
 __global__ void hash_encode_jet_backward_points_kernel(HASHGRID_PARAMS HashEncodeJetParams p) {
   typedef typename Arithmetic<T, kDims>::Type A;
@@ -33,7 +37,8 @@ __global__ void hash_encode_jet_backward_points_kernel(HASHGRID_PARAMS HashEncod
   pull_back_jet<A>(p, load_point<T, kDims>(p.grid, n), n, [=](int64_t i) { return static_cast<A>(table[i]); });
 }
 
-// Thread: point; blockIdx.y: level.
+// Thread: point global_thread() at level blockIdx.y. For every direction it adds to 2^D rows of grad_table by atomics,
+// in any order; a value is a product of three in A, and zeros are not added.
 template <typename T, int kDims>
 __global__ void hash_encode_jet_backward_table_kernel(HASHGRID_PARAMS HashEncodeJetParams p) {
   typedef typename Arithmetic<T, kDims>::Type A;

@@ -7,6 +7,7 @@ namespace HASHGRID_ISA {
 
 // ---- kernel ------------------------------------------------------------------------------------------------------
 
+// Body of hash_encode_mlp_kernel, on its own so that it is left out where there are no such instructions.
 template <typename Element, class Half, int kDims, int kTiles, bool kReLU>
 __device__ inline void encode_and_pass(const GridParams& grid, const MlpParams& p) {
   const GridLevel* levels = share_levels(grid);
@@ -18,7 +19,10 @@ __device__ inline void encode_and_pass(const GridParams& grid, const MlpParams& 
   write_last_layer(p, first, factors);
 }
 
-// Warp: 32 points through grid and layers, each at most kTiles * 16 wide. kReLU: of the hidden layers.
+// Warp: 32 points through grid and layers, each at most kTiles * 16 wide; kReLU: of the hidden layers. A lane encodes
+// the columns of its fragments (hash_encode_tiles.cuh), so that features stay in registers; the block shares the
+// levels, in shared memory, and packed weights in the L1 cache, and warps exchange nothing. Sums over corners and over
+// a layer's inputs are fp32, in the order of corners and of tiles. Writes rows of y [n_rows, n_out].
 template <typename Element, class Half, int kDims, int kTiles, bool kReLU>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kTiles))
     hash_encode_mlp_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams p) {

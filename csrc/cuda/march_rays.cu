@@ -29,8 +29,9 @@ __device__ inline int32_t locate_brick(const MarchRaysParams& p, int32_t index, 
   return index;
 }
 
-// Thread: one brick, half a byte of each of its 16 columns. 0 where it has to be looked into, else kMaxBrickDistance,
-// to `brick_copies`.
+// Thread: one brick of brick_copies [n_bricks]: 0 where it has to be looked into, because a cell of it is occupied or
+// finer cascades cover it, else kMaxBrickDistance. It reads half a byte of the bits for each of the brick's 16 columns
+// of 4 cells; neighbours in z read neighbouring halves. Threads share nothing.
 static __global__ void march_rays_mark_bricks_kernel(HASHGRID_PARAMS MarchRaysParams p, int64_t n_bricks) {
   const int64_t index = global_thread();
   if (index >= n_bricks) return;
@@ -50,7 +51,9 @@ static __global__ void march_rays_mark_bricks_kernel(HASHGRID_PARAMS MarchRaysPa
   p.brick_copies[index] = any != 0 ? 0 : kMaxBrickDistance;
 }
 
-// Thread: one brick and its neighbours.
+// Thread: one brick of `bricks` [n_bricks]. Reads the marks of its neighbours, up to kMaxBrickDistance - 1 away along
+// every axis within the cascade, from `brick_copies`; the L1 cache holds them, threads share nothing else. Writes the
+// distance to the nearest brick that has to be looked into, the largest of the three axes.
 static __global__ void march_rays_bricks_kernel(HASHGRID_PARAMS MarchRaysParams p, int64_t n_bricks) {
   constexpr int kReach = kMaxBrickDistance - 1;
   const int64_t index = global_thread();
@@ -85,7 +88,8 @@ __device__ inline int64_t march(const MarchRaysParams& p, const MarchGrid<T>& gr
   return march_ray(p, grid, ray, span.begin, span.end, max_samples, emit);
 }
 
-// Thread: one ray. packed_info is [n_rays, 2]; the second column receives the number of samples.
+// Thread: one ray. Marches and writes the number of its samples into the second column of packed_info [n_rays, 2]; rays
+// behind n_rays_in_use have none. Threads share the bits and the bricks in the caches, nothing else.
 template <typename T>
 __global__ void march_rays_count_kernel(HASHGRID_PARAMS MarchRaysParams p) {
   const int64_t ray = global_thread();
@@ -98,8 +102,9 @@ __global__ void march_rays_count_kernel(HASHGRID_PARAMS MarchRaysParams p) {
   p.packed_info[2 * ray + 1] = march(p, grid, ray, p.max_samples_per_ray, [](T) {});
 }
 
-// Thread: one ray. Of all rays at most one is the first whose samples do not fit: it ends the result of fixed size. If
-// all of `total` samples fit, the first thread does.
+// Thread: one ray. Of all rays at most one is the first whose samples do not fit: it ends the result of fixed size, and
+// writes `cut`, the samples in front of it, and totals [2], the samples there would be and the rays that fit. If all of
+// `total` samples fit, the first thread does; so one thread writes each word, whichever comes first.
 static __global__ void march_rays_cut_kernel(HASHGRID_PARAMS MarchRaysParams p, const int64_t* total) {
   const int64_t ray = global_thread();
   if (ray >= p.n_rays) return;
@@ -114,7 +119,9 @@ static __global__ void march_rays_cut_kernel(HASHGRID_PARAMS MarchRaysParams p, 
   }
 }
 
-// Thread: one ray, up to its last sample. Stores of a thread are consecutive: lines fill up in the L2 cache.
+// Thread: one ray, marched again up to its last sample. Writes t_starts, t_ends and ray_indices [n_samples] from the
+// ray's first sample on, one after the other: lines fill up in the L2 cache. A ray that does not fit into a result of
+// fixed size becomes one without samples at its end.
 template <typename T>
 __global__ void march_rays_write_kernel(HASHGRID_PARAMS MarchRaysParams p) {
   const int64_t ray = global_thread();

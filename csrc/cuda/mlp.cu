@@ -9,8 +9,10 @@ namespace HASHGRID_ISA {
 
 constexpr int kPackThreads = 128;
 
-// Thread: a unit of PackedWeights of layer blockIdx.y / 2; odd blockIdx.y packs the transposed weight, for gradients.
-// Values beyond the weight are zero.
+// Thread: a unit of PackedWeights, 16 bytes, of layer blockIdx.y / 2; odd blockIdx.y packs the transposed weight, for
+// gradients. Units lie as [tiles of outputs, tiles of depth, lane], in the order in which the lanes of a product read
+// them; values beyond the weight are zero. The first threads of a layer also copy its bias, padded with zeros. Threads
+// share nothing, and every value is rounded to 16 bits here, once per call.
 __global__ void mlp_pack_kernel(HASHGRID_PARAMS MlpParams p) {
   const MlpLayer& layer = p.layers[blockIdx.y / 2];
   const bool transposed = blockIdx.y % 2 != 0;

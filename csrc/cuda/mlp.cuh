@@ -62,8 +62,9 @@ inline void clear_parameter_gradients(const MlpParams& p, cudaStream_t stream) {
 
 // ---- sum of partial sums -----------------------------------------------------------------------------------------
 
-// Block: 32 elements of the partial sums; every kReduceGroups-th partial sum is added to one of kReduceGroups sums, and
-// these in order. Target::of(p, i): where element i belongs among the parameters; -1: nowhere.
+// Block: 32 elements of the partial sums [n_partials, partial_size], a lane for each. Warp g of kReduceGroups adds up
+// every kReduceGroups-th partial sum from the g-th on, in order; the first warp then adds the sums of the warps, from
+// shared memory, in order. Target::of(p, i): where element i belongs among the parameters; -1: nowhere.
 template <typename T, class Target>
 __global__ void mlp_reduce_kernel(HASHGRID_PARAMS MlpParams p) {
   __shared__ T sums[kReduceGroups][kWarpSize];

@@ -32,8 +32,10 @@ __device__ inline void fused_forward(const MlpParams& p) {
   write_last_layer(p, first, factors);
 }
 
-// Warp: kM * 16 rows through all layers, each at most kTiles * 16 wide; warps know nothing of each other. kReLU: of the
-// hidden layers. Sums fp32, factors rounded.
+// Warp: kM * 16 rows of x [n_rows, n_in] through all layers, each at most kTiles * 16 wide, to rows of y [n_rows,
+// n_out]. A row's factors stay in the registers of its warp; warps share packed weights in the L1 cache and nothing
+// else. Sums over a layer's inputs are fp32, in the order of tiles of 16 and as the tensor cores add within one;
+// factors are rounded. kReLU: of the hidden layers.
 template <class Half, int kTiles, int kM, bool kReLU>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kTiles))
     mlp_fused_forward_kernel(HASHGRID_PARAMS MlpParams p) {
@@ -588,8 +590,12 @@ __device__ inline void fused_backward(const MlpParams& p) {
 }
 
 // Block: a range of blocks of n_block rows, one after the other; warp w takes rows w * kM * 16 and on of each. Shared
-// memory: every layer's factors, the last gradient, sums of the parameter gradients (see MlpParams). Sums are fp32,
-// factors rounded, among them the gradients before each product; bias gradients sum what is not rounded.
+// memory: every layer's factors, the last gradient, sums of the parameter gradients (see MlpParams). For gradients of
+// rows a warp reads what it wrote itself; for those of weights each warp has squares of two by two tiles, of all rows
+// of the block. Sums are fp32: of a weight over the rows of a block as tensor cores add, then over the blocks in order;
+// of a bias over a warp's rows, then the warps in order; partial sums of blocks of threads are left to
+// mlp_reduce_kernel. Factors are rounded, among them the gradients before each product; bias gradients sum what is not
+// rounded.
 template <class Half, int kTiles, int kM>
 __global__ void __launch_bounds__(kMaxFusedRows / (kM * kTile) * kWarpSize, 1)
     mlp_fused_backward_kernel(HASHGRID_PARAMS MlpParams p) {

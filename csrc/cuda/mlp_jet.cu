@@ -23,6 +23,7 @@ struct JetRows {
   T* second;
 };
 
+// Those of points `begin` and on.
 template <typename T>
 JetRows<T> jet_rows(void* values, void* first, void* second, int64_t begin, const JetShape& shape, int64_t columns) {
   const auto advance = [&](void* rows, int64_t per_point) {
@@ -44,7 +45,8 @@ __device__ inline T* jet_element(const JetRows<T>& rows, int64_t n_points, const
   return derivatives + (point * (second ? shape.n_seconds : shape.n_directions) + k) * columns + column;
 }
 
-// Thread: one element of the slabs.
+// Thread: element i of slabs [n_slabs, n_points, columns], from the place in user memory that jet_element finds;
+// neighbours write, and mostly read, neighbouring addresses. Nothing is shared.
 template <typename T>
 __global__ void mlp_jet_import_kernel(JetRows<T> rows, int64_t n_points, JetShape shape, int64_t columns, T* slabs) {
   const int64_t i = global_thread();
@@ -53,7 +55,7 @@ __global__ void mlp_jet_import_kernel(JetRows<T> rows, int64_t n_points, JetShap
   slabs[i] = from == nullptr ? T(0) : *from;
 }
 
-// Thread: one element of the slabs.
+// Thread: element i of the slabs, to that place; results that nobody asked for are left out.
 template <typename T>
 __global__ void mlp_jet_export_kernel(const T* slabs, int64_t n_points, JetShape shape, int64_t columns,
                                       JetRows<T> rows) {
@@ -85,8 +87,9 @@ __device__ inline T jet_gradient(const JetShape& shape, const T* second, int64_t
   return total;
 }
 
-// Thread: one of `slab` values and its derivatives, from pre-activations to outputs. The companion takes the value's
-// place among the pre-activations.
+// Thread: value i of a slab [n_points, columns] and all its derivatives, which lie `slab` elements apart: `sums`,
+// pre-activations, to `outputs`. The companion takes the value's place among the pre-activations. Threads share
+// nothing; sums over directions, where operators ask for them, run in order, in T.
 template <typename T>
 __global__ void mlp_jet_activate_kernel(T* sums, T* outputs, int64_t slab, JetShape shape, Activation activation) {
   const int64_t i = global_thread();
@@ -104,7 +107,8 @@ __global__ void mlp_jet_activate_kernel(T* sums, T* outputs, int64_t slab, JetSh
   }
 }
 
-// Thread: the same on the way back, gradients of outputs to those of pre-activations, in place.
+// Thread: the same on the way back, gradients of outputs to those of pre-activations, in place. What the value receives
+// is a sum over first derivatives, then over second ones, in order, in T.
 template <typename T>
 __global__ void mlp_jet_derivative_kernel(const T* sums, const T* values, T* gradient, int64_t slab, JetShape shape,
                                           Activation activation) {
@@ -150,6 +154,8 @@ inline int64_t lay_out_jets(MlpJetParams& p, int64_t n_points, bool backward) {
   return scratch.size;
 }
 
+// Pre-activations of layer l from its inputs: two products with the same weights, of the values, where biases enter,
+// and of all derivatives as rows of one matrix.
 template <typename T>
 void launch_jet_product(const MlpJetParams& p, int l, int64_t n_points, const T* in, T* sums, cudaStream_t stream) {
   const MlpLayer& layer = p.mlp.layers[l];
@@ -196,6 +202,7 @@ T* launch_jet_layers(const MlpJetParams& p, int64_t first, int64_t n_points, cud
   return in;
 }
 
+// Chunk by chunk: all layers, then the slabs of results to user memory.
 template <typename T>
 void launch_jet_forward(const MlpJetParams& p, cudaStream_t stream) {
   const JetShape& shape = p.shape;
@@ -293,6 +300,7 @@ void launch_jet_backward(const MlpJetParams& p, cudaStream_t stream) {
 
 using namespace HASHGRID_ISA;
 
+// As many points to a chunk, in whole tiles of a product, as kMaxChunkBytes of slabs have room for.
 MlpWorkspace plan_mlp_jet(MlpJetParams& p, bool backward, bool need_params) {
   const int64_t per_tile = std::max<int64_t>(1, lay_out_jets(p, kProductTile, backward));
   const int64_t tiles =

@@ -53,8 +53,10 @@ __device__ inline float round_factor(float x, Rounding rounding) {
 }
 __device__ inline double round_factor(double x, Rounding) { return x; }
 
-// Block: a square of kProductTile rows and columns, 4 x 4 to a thread; both factors pass through shared memory,
-// kProductDepth at a time, transposed so that a thread reads its four in one vector. Sums in T.
+// Block: a square of kProductTile rows and columns of the result, 4 x 4 to a thread, and of slice blockIdx.z with
+// kWeights. Both factors pass through shared memory, [kProductDepth, kProductTile] at a time, transposed so that a
+// thread reads its four in one vector; two barriers part the turns. Each sum is one thread's, in T, in the order of
+// depth; the bias, or what the result held, comes last.
 template <typename T, ProductKind kKind>
 __global__ void __launch_bounds__(kThreads) mlp_product_kernel(HASHGRID_PARAMS Product<T> q) {
   constexpr int kStride = kProductTile + 4, kSide = 4, kPerSide = kProductTile / kSide;
@@ -131,14 +133,15 @@ __global__ void __launch_bounds__(kThreads) mlp_product_kernel(HASHGRID_PARAMS P
   }
 }
 
-// Thread: one value. `z` and `y` may be the same.
+// Thread: value i of y [n], from z; the two may be the same. Nothing is shared.
 template <typename T>
 __global__ void mlp_activate_kernel(const T* z, T* y, int64_t n, Activation activation) {
   const int64_t i = global_thread();
   if (i < n) y[i] = activate(z[i], activation);
 }
 
-// Thread: one value. `source` holds what comes before the activation if `from_input`, else what its derivative reads.
+// Thread: value i of `result` [n]; arrays may be the same. Nothing is shared. `source` holds what comes before the
+// activation if `from_input`, else what its derivative reads.
 template <typename T>
 __global__ void mlp_derivative_kernel(const T* grad, const T* source, T* result, int64_t n, Activation activation,
                                       bool from_input) {

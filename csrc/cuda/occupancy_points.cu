@@ -9,8 +9,9 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
-// Thread: one point. cells [n_points], points [n_points, 3]. The point of a cell that does not exist is left as it is;
-// one such cell, whichever, ends up in `invalid_cell`.
+// Thread: one point of points [n_points, 3], in cell cells[i]: its centre or, with a counter, a place that (counter,
+// cell) decides. Threads share nothing. The point of a cell that does not exist is left as it is; one such cell,
+// whichever, ends up in `invalid_cell`. The same bits as on the CPU.
 template <typename T>
 __global__ void occupancy_points_kernel(HASHGRID_PARAMS OccupancyPointsParams p) {
   const int64_t i = global_thread();

@@ -16,7 +16,7 @@ namespace HASHGRID_ISA {
 constexpr int kThreads = 256;
 constexpr int kSumThreads = 512;  // of a block that sums; each adds every kSumThreads-th value of the chunk
 
-// Thread: one cell. density [n_cells], negative where no camera looks.
+// Thread: one cell of density [n_cells], negative where no camera looks: those stay. Threads share nothing.
 __global__ void occupancy_update_decay_kernel(HASHGRID_PARAMS OccupancyUpdateParams p) {
   const int64_t i = global_thread();
   if (i >= p.n_cells) return;
@@ -24,7 +24,8 @@ __global__ void occupancy_update_decay_kernel(HASHGRID_PARAMS OccupancyUpdatePar
   if (density >= 0.0f) p.density[i] = density * p.decay;
 }
 
-// Thread: one sample. cells [n_samples] are unique: no two threads write the same density.
+// Thread: one sample. The cells [n_samples] are unique: no two threads write the same density. A cell that does not
+// exist ends up in `invalid_cell`, one of them if there are several.
 __global__ void occupancy_update_raise_kernel(HASHGRID_PARAMS OccupancyUpdateParams p) {
   const int64_t i = global_thread();
   if (i >= p.n_samples) return;
@@ -36,7 +37,9 @@ __global__ void occupancy_update_raise_kernel(HASHGRID_PARAMS OccupancyUpdatePar
   p.density[cell] = raised_density(p.density[cell], p.values[i]);
 }
 
-// Block: chunk blockIdx.x of the cells; the sum of the densities of its visible cells, and their number.
+// Block: chunk blockIdx.x of kOccupancyChunk cells; writes the sum of the densities of its visible cells, and their
+// number. A thread adds every kSumThreads-th cell in order, in fp64; then lanes are added by halves, and warps in order
+// in shared memory (block_sums).
 __global__ void occupancy_update_sum_kernel(HASHGRID_PARAMS OccupancyUpdateParams p) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kOccupancyChunk;
   double sum = 0.0;
@@ -53,7 +56,8 @@ __global__ void occupancy_update_sum_kernel(HASHGRID_PARAMS OccupancyUpdateParam
   p.chunk_counts[blockIdx.x] = count;
 }
 
-// One block: the threshold. NaN when no cell is visible: nothing is above it.
+// One block: the threshold, from chunk_sums and chunk_counts [n_chunks], which it adds up as a chunk's cells are. NaN
+// when no cell is visible: nothing is above it.
 __global__ void occupancy_update_threshold_kernel(HASHGRID_PARAMS OccupancyUpdateParams p, int64_t n_chunks) {
   double sum = 0.0;
   int64_t count = 0;
@@ -67,7 +71,8 @@ __global__ void occupancy_update_threshold_kernel(HASHGRID_PARAMS OccupancyUpdat
   *p.mean_threshold = static_cast<float>(mean > p.max_threshold ? p.max_threshold : mean);
 }
 
-// Thread: one byte of the bits, eight cells. Spare bits are 0.
+// Thread: one byte of the bits, from eight cells, the first of them in the lowest bit; threads share nothing. Spare
+// bits of the last byte are 0.
 __global__ void occupancy_update_pack_kernel(HASHGRID_PARAMS OccupancyUpdateParams p) {
   const int64_t byte = global_thread();
   if (8 * byte >= p.n_cells) return;

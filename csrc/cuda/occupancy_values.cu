@@ -45,7 +45,11 @@ __device__ inline void evaluate_cells(const GridParams& grid, const MlpParams& n
   p.values[i] = exists ? rounded_multiply(sigma, length) : std::numeric_limits<float>::quiet_NaN();
 }
 
-// Warp: 32 cells, one per lane. A cell that does not exist has the value NaN, which occupancy_update passes over.
+// Warp: 32 cells. A lane finds the point of its cell; then the warp takes the 32 points through grid and layers
+// together, as fragments of rows in registers (hash_encode_tiles.cuh, mlp_tiles.cuh), and each lane gets the density of
+// its cell back. The block shares the levels, in shared memory, and packed weights in the L1 cache; warps exchange
+// nothing. Sums are fp32, in the order of corners and of tiles. Writes values [n_points]; a cell that does not exist
+// has the value NaN, which occupancy_update passes over.
 template <typename Element, class Half>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kValueTiles))
     occupancy_values_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams network,

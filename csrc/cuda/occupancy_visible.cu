@@ -11,7 +11,8 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
-// Thread: one cell. visible [n_cells], planes [n_views, 5, 4].
+// Thread: one cell of visible [n_cells]. Reads planes [n_views, 5, 4] view after view, until one sees the sphere around
+// the cell; threads share nothing else. Nothing is added up.
 __global__ void occupancy_visible_kernel(HASHGRID_PARAMS OccupancyVisibleParams p) {
   const int64_t cell = global_thread();
   if (cell >= p.n_cells) return;

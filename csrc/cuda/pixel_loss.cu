@@ -10,7 +10,9 @@ namespace HASHGRID_ISA {
 
 constexpr int kLossThreads = static_cast<int>(kLossChunk);
 
-// Thread: one ray. Block: the sums of chunk blockIdx.x.
+// Thread: one ray; writes its gradients, zeros for rays that do not count. Block: the sums of loss and squared error of
+// chunk blockIdx.x, kLossChunk rays, one for each thread. They are fp64: lanes are added by halves, warps in order in
+// shared memory (block_sums). Writes chunk_losses and chunk_errors [n_chunks].
 template <typename T>
 __global__ void pixel_loss_kernel(HASHGRID_PARAMS PixelLossParams p) {
   const int64_t ray = global_thread();
@@ -27,7 +29,7 @@ __global__ void pixel_loss_kernel(HASHGRID_PARAMS PixelLossParams p) {
   p.chunk_errors[blockIdx.x] = error;
 }
 
-// One block.
+// One block. A thread adds every kLossThreads-th chunk in order, the block its threads as above; writes the two means.
 __global__ void pixel_loss_sum_kernel(HASHGRID_PARAMS PixelLossParams p, int64_t n_chunks) {
   double loss = 0.0, error = 0.0;
   for (int64_t chunk = threadIdx.x; chunk < n_chunks; chunk += kLossThreads) {

@@ -6,6 +6,7 @@
 namespace hashgrid {
 namespace HASHGRID_ISA {
 
+// Body of radiance_field_kernel, on its own so that it is left out where there are no such instructions.
 template <typename Element, class Half>
 __device__ inline void evaluate_field(const GridParams& grid, const MlpParams& p) {
   const GridLevel* levels = share_levels(grid);
@@ -17,7 +18,10 @@ __device__ inline void evaluate_field(const GridParams& grid, const MlpParams& p
   write_radiance(p, first, &factors);
 }
 
-// Warp: 32 points through grid and both networks; hidden layers are ReLU.
+// Warp: 32 points through grid and both networks, whose hidden layers are ReLU; features, geometry and the colour
+// network's inputs stay in registers. The block shares the levels, in shared memory, and packed weights in the L1
+// cache; warps exchange nothing. Sums are fp32, in the order of corners and of tiles. Writes sigmas [n_rows] and rows
+// of y [n_rows, n_out], the colours.
 template <typename Element, class Half>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kRadianceTiles))
     radiance_field_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams p) {

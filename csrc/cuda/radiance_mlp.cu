@@ -7,6 +7,7 @@ namespace HASHGRID_ISA {
 
 constexpr int kRowTiles = 2;  // of a warp: two share each load of weights
 
+// Body of radiance_mlp_forward_kernel, on its own so that it is left out where there are no such instructions.
 template <class Half>
 __device__ inline void evaluate_networks(const MlpParams& p) {
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kForwardWarps + warp_index()) * (kRowTiles * kTile);
@@ -17,14 +18,19 @@ __device__ inline void evaluate_networks(const MlpParams& p) {
   write_radiance(p, first, &factors);
 }
 
-// Warp: 32 rows through both networks; hidden layers are ReLU.
+// Warp: 32 rows of x [n_rows, n_in] through both networks, whose hidden layers are ReLU; what lies between stays in
+// registers (radiance_tiles.cuh). Warps share packed weights in the L1 cache and nothing else. Sums over a layer's
+// inputs are fp32, in the order of tiles. Writes sigmas [n_rows] and rows of y [n_rows, n_out], the colours.
 template <class Half>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, forward_blocks(kRadianceTiles))
     radiance_mlp_forward_kernel(HASHGRID_PARAMS MlpParams p) {
   if constexpr (kHasMma) evaluate_networks<Half>(p);
 }
 
-// Block: as mlp_fused_backward_kernel.
+// Block: a range of blocks of n_block rows, as in mlp_fused_backward_kernel, with both networks as one: shared memory
+// holds every layer's factors, the logarithms of the densities [n_block], the last gradient and the sums of parameter
+// gradients; sums run in the same order. Between the networks, gradients of ray features end, and that of the density
+// joins in.
 template <class Half>
 __global__ void __launch_bounds__(kMaxFusedRows / (kRowTiles * kTile) * kWarpSize, 1)
     radiance_mlp_backward_kernel(HASHGRID_PARAMS MlpParams p) {

@@ -9,8 +9,9 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
-// Thread: one ray. rays_o and rays_d are [n_rays, 3]: a warp reads whole lines of them, three times from the cache. The
-// same bits as on the CPU, as differences and divisions are all there is to round.
+// Thread: one ray. rays_o and rays_d are [n_rays, 3]: a warp reads whole lines of them, three times from the cache;
+// writes t_min and t_max [n_rays]. Threads share nothing but the box. The same bits as on the CPU, as differences and
+// divisions are all there is to round.
 template <typename T>
 __global__ void ray_aabb_kernel(HASHGRID_PARAMS RayAabbParams p) {
   const int64_t ray = global_thread();

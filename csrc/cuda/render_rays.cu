@@ -167,8 +167,11 @@ __device__ inline void render_rays(const GridParams& grid, const MlpParams& netw
   }
 }
 
-// Warp: 32 rays at a time, one per lane, until all have been taken. What a ray shows depends on neither the others nor
-// their order. Transmittance, opacity and depth are sums in fp64, colours in fp32.
+// Warp: 32 rays at a time, one per lane, until all have been taken by the counter next_ray, which all warps add to. The
+// block shares the scene and the levels, in shared memory, and packed weights in the L1 cache; the lanes of a warp
+// exchange positions and results of their samples. What a ray shows depends on neither the others nor their order: its
+// samples are added front to back. Thickness, opacity and depth are sums in fp64, colours in fp32. Writes colors
+// [n_rays, 3], opacities and depths [n_rays]; n_evaluated is a sum of whole numbers over the warps.
 template <typename Element, class Half>
 __global__ void __launch_bounds__(kForwardWarps* kWarpSize, kRenderBlocks)
     render_rays_kernel(HASHGRID_PARAMS GridParams grid, HASHGRID_PARAMS MlpParams networks,

@@ -9,7 +9,8 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
-// Thread: one sample.
+// Thread: one sample of positions [n_samples, 3], from its ray's rows of rays_o and rays_d and its own interval; NaN
+// where the ray does not exist. Threads share nothing. The same bits as on the CPU.
 template <typename T>
 __global__ void sample_positions_kernel(HASHGRID_PARAMS SamplePositionsParams p) {
   const int64_t n = global_thread();

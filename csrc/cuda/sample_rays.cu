@@ -8,7 +8,8 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 128;
 
-// Thread: one ray.
+// Thread: one ray, the values of its pixel [4] and three random numbers, all drawn by (counter, ray) alone: what a ray
+// is does not depend on how many there are. Threads share nothing. The same bits as on the CPU.
 __global__ void sample_rays_kernel(HASHGRID_PARAMS SampleRaysParams p) {
   const int64_t ray = global_thread();
   if (ray >= p.n_rays) return;

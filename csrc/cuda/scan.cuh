@@ -31,8 +31,9 @@ __device__ inline int64_t block_sum_in_front(int64_t value, int64_t* total) {
   return in_front;
 }
 
-// Block: chunk blockIdx.x of the rays. info [n_rays, 2], counts in the second column; neighbours read neighbouring
-// rays.
+// Block: chunk blockIdx.x of kScanChunk rays. info is [n_rays, 2], counts in the second column; a thread adds every
+// kScanThreads-th ray, so that neighbours read neighbouring rays, and the block its threads. Writes scan[blockIdx.x].
+// Sums of whole numbers are the same in any order.
 static __global__ void scan_chunk_sums_kernel(const int64_t* info, int64_t n_rays, int64_t* scan) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kScanChunk;
   int64_t sum = 0, total;
@@ -43,7 +44,8 @@ static __global__ void scan_chunk_sums_kernel(const int64_t* info, int64_t n_ray
   if (threadIdx.x == 0) scan[blockIdx.x] = total;
 }
 
-// One block: replaces the chunks' sums by the sums in front of them, and appends the total.
+// One block: replaces the chunks' sums in scan [n_chunks] by the sums in front of them, kScanThreads at a time with the
+// sum so far carried on, and appends the total.
 static __global__ void scan_chunks_kernel(int64_t* scan, int64_t n_chunks) {
   int64_t before = 0;
   for (int64_t first = 0; first < n_chunks; first += kScanThreads) {
@@ -56,7 +58,8 @@ static __global__ void scan_chunks_kernel(int64_t* scan, int64_t n_chunks) {
   if (threadIdx.x == 0) scan[n_chunks] = before;
 }
 
-// Block: chunk blockIdx.x of the rays; the first column of `info` receives where each ray starts.
+// Block: chunk blockIdx.x of the rays, kScanThreads at a time, a thread for each; the first column of `info` receives
+// where each ray starts, which is the sum in front of the chunk and of the rays in front within it.
 static __global__ void scan_rays_kernel(int64_t* info, int64_t n_rays, const int64_t* scan) {
   int64_t before = scan[blockIdx.x];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kScanChunk;

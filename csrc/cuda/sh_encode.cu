@@ -9,6 +9,8 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 128;
 
+// Thread: one direction [3], on its own; writes its row of y [n_points, degree^2], four values at a time where rows are
+// whole vectors. Values come from a recurrence, each from one or two before it, in T.
 template <typename T, int kDegree>
 __global__ void sh_encode_forward_kernel(HASHGRID_PARAMS ShEncodeParams p, HASHGRID_PARAMS ShConstants<T> constants) {
   constexpr int kChannels = kDegree * kDegree, kWidth = kChannels % 4 == 0 ? 4 : 1;
@@ -22,6 +24,8 @@ __global__ void sh_encode_forward_kernel(HASHGRID_PARAMS ShEncodeParams p, HASHG
   for (int c = 0; c < kChannels; c += kWidth) store_row<T, kWidth>(y + c, values + c);
 }
 
+// Thread: one direction, on its own; reads its row of grad_y [n_points, degree^2] and writes grad_directions [n_points,
+// 3]. The sum over channels runs in the order of the recurrence, in T.
 template <typename T, int kDegree>
 __global__ void sh_encode_backward_kernel(HASHGRID_PARAMS ShEncodeParams p, HASHGRID_PARAMS ShConstants<T> constants) {
   constexpr int kChannels = kDegree * kDegree, kWidth = kChannels % 4 == 0 ? 4 : 1;
@@ -40,6 +44,7 @@ __global__ void sh_encode_backward_kernel(HASHGRID_PARAMS ShEncodeParams p, HASH
   out[2] = z;
 }
 
+// The instance of p.degree, found by counting down from kDegree.
 template <typename T, int kDegree>
 void launch_forward(const ShEncodeParams& p, cudaStream_t stream) {
   if (p.degree != kDegree) {

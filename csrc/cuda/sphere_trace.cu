@@ -8,7 +8,9 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
-// Thread: one live ray. Their numbers rise, so that neighbours read neighbouring rows while few rays have ended.
+// Thread: one row of positions [n_points, 3] and distances [n_points], of ray rays[unit], which no other thread has:
+// one step of its `state`, `status` and `n_evaluations` [n_rays], unless it has ended, and its next point. The numbers
+// of rays rise, so that neighbours read neighbouring rows while few rays have ended. Nothing is shared or added up.
 template <typename T>
 __global__ void sphere_trace_kernel(HASHGRID_PARAMS SphereTraceParams p) {
   const int64_t unit = global_thread();

@@ -10,9 +10,10 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 128;
 
-// Warp: one ray. kept_info is [n_rays, 2], the second column receives the number of samples in front of the first
-// hidden one. A ray that does not start where the one in front ends keeps none and is reported behind the sums of
-// `scan`.
+// Warp: one ray, 32 samples at a time, a lane for each. Thickness is a scan over the lanes in fp64, carried on from one
+// group to the next (samples.cuh). kept_info is [n_rays, 2], its second column receives the number of samples in front
+// of the first hidden one. A ray that does not start where the one in front ends keeps none and is reported behind the
+// sums of `scan`. Warps share nothing.
 template <typename T>
 __global__ void visible_samples_count_kernel(HASHGRID_PARAMS VisibleSamplesParams p, int64_t* fault) {
   const int64_t ray = global_thread() / kWarpSize;
@@ -25,7 +26,7 @@ __global__ void visible_samples_count_kernel(HASHGRID_PARAMS VisibleSamplesParam
   if (lane == 0) p.kept_info[2 * ray + 1] = n_kept;
 }
 
-// Warp: one ray, its kept samples 32 at a time.
+// Warp: one ray, 32 of its kept samples at a time; writes consecutive numbers to `index` from the ray's first place on.
 __global__ void visible_samples_write_kernel(HASHGRID_PARAMS VisibleSamplesParams p) {
   const int64_t ray = global_thread() / kWarpSize;
   if (ray >= p.n_rays) return;

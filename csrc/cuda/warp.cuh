@@ -48,6 +48,7 @@ __device__ inline T value_of_lane(const T& value, int lane) {
   return __shfl_sync(kAllLanes, value, lane);
 }
 
+// The same where all lanes choose one.
 template <typename T>
 __device__ inline T broadcast(const T& value, int lane) {
   return __shfl_sync(kAllLanes, value, lane);
@@ -131,7 +132,8 @@ __device__ inline A sum_of_lanes(A value) {
   return value;
 }
 
-// The sums over a block of kWarps warps of two values per thread, in thread 0.
+// The sums over a block of kWarps warps of two values per thread, in thread 0: lanes by halves, then warps in order,
+// from shared memory [kWarps] of each.
 template <int kWarps, typename A, typename B>
 __device__ inline void block_sums(A* first, B* second) {
   __shared__ A firsts[kWarps];

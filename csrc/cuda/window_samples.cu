@@ -12,8 +12,9 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 128;
 
-// Warp: one ray. The second column of kept_info receives the number of samples of the window, none where sample
-// `p.begin` is hidden. Faults as in visible_samples.cu.
+// Warp: one ray. The second column of kept_info [n_rays, 2] receives the number of samples of the window, none where
+// sample `p.begin` is hidden; the samples in front of it are scanned as in visible_samples.cu, which also reports
+// faults in this way. Warps share nothing.
 template <typename T>
 __global__ void window_samples_count_kernel(HASHGRID_PARAMS WindowSamplesParams p, int64_t* fault) {
   const int64_t ray = global_thread() / kWarpSize;
@@ -28,7 +29,8 @@ __global__ void window_samples_count_kernel(HASHGRID_PARAMS WindowSamplesParams 
   if (lane_index() == 0) p.kept_info[2 * ray + 1] = open ? last - p.begin : 0;
 }
 
-// Warp: one ray, its samples 32 at a time.
+// Warp: one ray, 32 of its samples at a time, a lane for each; writes `index` [n_kept] and positions [n_kept, 3] from
+// the ray's first place on.
 template <typename T>
 __global__ void window_samples_write_kernel(HASHGRID_PARAMS WindowSamplesParams p) {
   const int64_t ray = global_thread() / kWarpSize;

@@ -78,6 +78,25 @@ inline void check_dtype(const Tensor& tensor, const char* name, ScalarType dtype
                   name_of(tensor.scalar_type()));
 }
 
+inline void check_contiguous(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), "`", name, "` must be contiguous");
+}
+
+// The data of a contiguous tensor of this shape and dtype.
+inline const void* checked_data(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape,
+                                ScalarType dtype) {
+  check_shape(tensor, name, shape);
+  check_dtype(tensor, name, dtype);
+  check_contiguous(tensor, name);
+  return tensor.const_data_ptr();
+}
+
+// The same, null where there is no tensor.
+inline const void* checked_data(const std::optional<Tensor>& tensor, const char* name,
+                                const std::vector<int64_t>& shape, ScalarType dtype) {
+  return tensor.has_value() ? checked_data(*tensor, name, shape, dtype) : nullptr;
+}
+
 inline DType dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:

@@ -17,11 +17,7 @@ inline int32_t count_directions(const Tensor& directions) {
 // Data of an optional tensor [N, K, columns] beside the points `x` [N, ...], null without one.
 inline const void* jet_rows(const std::optional<Tensor>& rows, const char* name, const Tensor& x, int64_t n_directions,
                             int64_t columns) {
-  if (!rows.has_value()) return nullptr;
-  check_shape(*rows, name, {x.size(0), n_directions, columns});
-  check_dtype(*rows, name, x.scalar_type());
-  STD_TORCH_CHECK(rows->is_contiguous(), "`", name, "` must be contiguous");
-  return rows->const_data_ptr();
+  return checked_data(rows, name, {x.size(0), n_directions, columns}, x.scalar_type());
 }
 
 }  // namespace hashgrid

@@ -36,10 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> mlp_backward_backward_cpu(const Tensor& cotan
       make_mlp_params(x, weights, biases, activation, output_activation, static_cast<int64_t>(MlpFactors::kReal)));
   MlpParams& p = mlp.p;
   set_grad_y(grad_y, x, p);
-  check_shape(cotangent, "cotangent", {p.n_rows, x.size(1)});
-  check_dtype(cotangent, "cotangent", x.scalar_type());
-  STD_TORCH_CHECK(cotangent.is_contiguous(), "`cotangent` must be contiguous");
-  p.cotangent = cotangent.const_data_ptr();
+  p.cotangent = checked_data(cotangent, "cotangent", {p.n_rows, x.size(1)}, x.scalar_type());
   Tensor grad_grad_y = empty(x, {need_grad_y ? p.n_rows : 0, grad_y.size(1)});
   if (need_grad_y) p.grad_grad_y = grad_grad_y.mutable_data_ptr();
   auto [grad_x, grad_params] = run_backward(kernels().mlp_second, MlpPass::kSecond, mlp, x, need_x, need_params);

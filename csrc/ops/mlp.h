@@ -6,15 +6,25 @@
 
 namespace hashgrid {
 
+// What kernels take on every device; `supports` asks the same.
+constexpr int64_t kMaxMlpWidth = (1 << 20) - 1;
+inline bool takes_layers(int64_t n_layers) { return n_layers >= 1 && n_layers <= kMaxMlpLayers; }
+inline bool takes_width(int64_t width) { return width >= 1 && width <= kMaxMlpWidth; }
+inline bool takes_activation(int64_t value) { return value >= 0 && value <= static_cast<int64_t>(Activation::kSine); }
+inline bool takes_factors(int64_t value) { return value >= 0 && value <= static_cast<int64_t>(MlpFactors::kFloat16); }
+inline bool takes_products(DType dtype, MlpFactors factors) {
+  return factors == MlpFactors::kReal || dtype == DType::kFloat32;
+}
+
 inline Activation activation_of(int64_t value, const char* name) {
-  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(Activation::kSine), "`", name, "` must be in 0..",
-                  static_cast<int64_t>(Activation::kSine), ", got ", value);
+  STD_TORCH_CHECK(takes_activation(value), "`", name, "` must be in 0..", static_cast<int64_t>(Activation::kSine),
+                  ", got ", value);
   return static_cast<Activation>(value);
 }
 
 inline MlpFactors factors_of(int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value <= static_cast<int64_t>(MlpFactors::kFloat16),
-                  "`factors` must be 0 (as the tensors), 1 (bfloat16) or 2 (float16), got ", value);
+  STD_TORCH_CHECK(takes_factors(value), "`factors` must be 0 (as the tensors), 1 (bfloat16) or 2 (float16), got ",
+                  value);
   return static_cast<MlpFactors>(value);
 }
 
@@ -26,8 +36,7 @@ inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_typ
                                  const char* list = "weights") {
   MlpParams p = {};
   const int64_t n_layers = static_cast<int64_t>(weights.size());
-  STD_TORCH_CHECK(n_layers >= 1 && n_layers <= kMaxMlpLayers, "`", list, "` must have 1..", kMaxMlpLayers,
-                  " layers, got ", n_layers);
+  STD_TORCH_CHECK(takes_layers(n_layers), "`", list, "` must have 1..", kMaxMlpLayers, " layers, got ", n_layers);
   STD_TORCH_CHECK(biases.empty() || biases.size() == weights.size(), "`biases` must have ", n_layers,
                   " tensors, one per layer, or none, got ", biases.size());
   p.dtype = dtype;
@@ -36,18 +45,17 @@ inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_typ
   p.activation = activation_of(activation, "activation");
   p.output_activation = activation_of(output_activation, "output_activation");
   p.factors = factors_of(factors);
-  STD_TORCH_CHECK(p.factors == MlpFactors::kReal || p.dtype == DType::kFloat32,
-                  p.factors == MlpFactors::kFloat16 ? "float16" : "bfloat16", " products need float32 tensors, got ",
-                  name_of(x_type));
+  STD_TORCH_CHECK(takes_products(p.dtype, p.factors), p.factors == MlpFactors::kFloat16 ? "float16" : "bfloat16",
+                  " products need float32 tensors, got ", name_of(x_type));
   for (int l = 0; l < p.n_layers; ++l) {
     const Tensor& weight = weights[l];
     const std::string name = std::string(list) + "[" + std::to_string(l) + "]";
     STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && weight.size(0) >= 1, "`", name,
                     "` must have shape [out, ", width, "], got ", shape_of(weight));
     check_dtype(weight, name.c_str(), x_type);
-    STD_TORCH_CHECK(weight.is_contiguous(), "`", name, "` must be contiguous");
-    STD_TORCH_CHECK(weight.size(0) < (1 << 20) && width < (1 << 20), "`", name,
-                    "` is wider than 2^20: ", shape_of(weight));
+    check_contiguous(weight, name.c_str());
+    STD_TORCH_CHECK(takes_width(weight.size(0)) && takes_width(width), "`", name, "` must be at most ", kMaxMlpWidth,
+                    " wide, got ", shape_of(weight));
     MlpLayer& layer = p.layers[l];
     layer.n_in = static_cast<int32_t>(width);
     layer.n_out = static_cast<int32_t>(weight.size(0));
@@ -55,10 +63,7 @@ inline MlpParams make_mlp_params(int64_t n_rows, int64_t width, ScalarType x_typ
     layer.input_pairs = layer.source = layer.packed_transposed = layer.tangent_source = -1;
     if (!biases.empty()) {
       const std::string bias_name = "biases[" + std::to_string(l) + "]";
-      check_shape(biases[l], bias_name.c_str(), {layer.n_out});
-      check_dtype(biases[l], bias_name.c_str(), x_type);
-      STD_TORCH_CHECK(biases[l].is_contiguous(), "`", bias_name, "` must be contiguous");
-      layer.bias = biases[l].const_data_ptr();
+      layer.bias = checked_data(biases[l], bias_name.c_str(), {layer.n_out}, x_type);
     }
     width = layer.n_out;
   }
@@ -69,7 +74,7 @@ inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& wei
                                  int64_t activation, int64_t output_activation, int64_t factors,
                                  const char* list = "weights") {
   STD_TORCH_CHECK(x.dim() == 2, "`x` must have shape [N, in], got ", shape_of(x));
-  STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
+  check_contiguous(x, "x");
   STD_TORCH_CHECK(x.size(1) >= 1, "`x` must have at least one column, got ", shape_of(x));
   MlpParams p = make_mlp_params(x.size(0), x.size(1), x.scalar_type(), real_dtype_of(x, "x"), weights, biases,
                                 activation, output_activation, factors, list);
@@ -78,10 +83,7 @@ inline MlpParams make_mlp_params(const Tensor& x, const std::vector<Tensor>& wei
 }
 
 inline void set_grad_y(const Tensor& grad_y, const Tensor& x, MlpParams& p, const char* name = "grad_y") {
-  check_shape(grad_y, name, {p.n_rows, p.layers[p.n_layers - 1].n_out});
-  check_dtype(grad_y, name, x.scalar_type());
-  STD_TORCH_CHECK(grad_y.is_contiguous(), "`", name, "` must be contiguous");
-  p.grad_y = grad_y.const_data_ptr();
+  p.grad_y = checked_data(grad_y, name, {p.n_rows, p.layers[p.n_layers - 1].n_out}, x.scalar_type());
 }
 
 // Weights and biases of all layers.

@@ -23,10 +23,7 @@ inline MlpJetParams make_mlp_jet_params(const Tensor& x, const Tensor& direction
     STD_TORCH_CHECK(shape.n_seconds >= 1 && shape.n_seconds <= kMaxJetDirections,
                     "`operators` must have shape [M, K] with M in 1..", kMaxJetDirections, ", got ",
                     shape_of(*operators));
-    check_shape(*operators, "operators", {shape.n_seconds, shape.n_directions});
-    check_dtype(*operators, "operators", x.scalar_type());
-    STD_TORCH_CHECK(operators->is_contiguous(), "`operators` must be contiguous");
-    shape.operators = operators->const_data_ptr();
+    shape.operators = checked_data(operators, "operators", {shape.n_seconds, shape.n_directions}, x.scalar_type());
   }
   shape.n_slabs = 1 + shape.n_directions + shape.n_seconds;
   p.directions = jet_rows(directions, "directions", x, shape.n_directions, x.size(1));

@@ -4,6 +4,8 @@
 
 #include "cpu/capability.h"
 #include "cpu/fma_rate.h"
+#include "ops/jets.h"
+#include "ops/supports_module.h"
 #include "ops/thread_pool.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -19,6 +21,9 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "own_threads", [] { return std::make_pair(hashgrid::ThreadPool::in_use(), hashgrid::ThreadPool::n_threads()); },
       "What `use_own_threads` was told last.");
+  hashgrid::define_supports(m);
+  m.attr("MAX_MLP_LAYERS") = hashgrid::kMaxMlpLayers;
+  m.attr("MAX_JET_DIRECTIONS") = hashgrid::kMaxJetDirections;
   m.def("compiler", [] { return std::string(HASHGRID_COMPILER); }, "Compiler the extension was built with.");
   m.def(
       "no_cuda", [] { return std::string(HASHGRID_NO_CUDA); },

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "ops/mlp.h"
-#include "ops/rays.h"
 
 namespace hashgrid {
 
@@ -19,8 +18,8 @@ inline MlpParams join_networks(const MlpParams& density, const Tensor& like, con
   MlpParams p = density;
   p.n_density_layers = density.n_layers;
   p.n_layers += color.n_layers;
-  STD_TORCH_CHECK(p.n_layers <= kMaxMlpLayers, "`density_weights` and `color_weights` must have at most ",
-                  kMaxMlpLayers, " layers together, got ", p.n_layers);
+  STD_TORCH_CHECK(takes_layers(p.n_layers), "`density_weights` and `color_weights` must have at most ", kMaxMlpLayers,
+                  " layers together, got ", p.n_layers);
   for (int l = 0; l < color.n_layers; ++l) p.layers[density.n_layers + l] = color.layers[l];
   p.output_activation = color.output_activation;
   p.n_rays = ray_features.size(0);

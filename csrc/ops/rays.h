@@ -19,19 +19,6 @@ inline Tensor empty_like_dtype(const Tensor& like, std::vector<int64_t> shape,
 
 inline int64_t element_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
-inline void check_contiguous(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), "`", name, "` must be contiguous");
-}
-
-// The data of a contiguous tensor of this shape and dtype.
-inline const void* checked_data(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape,
-                                ScalarType dtype) {
-  check_shape(tensor, name, shape);
-  check_dtype(tensor, name, dtype);
-  check_contiguous(tensor, name);
-  return tensor.const_data_ptr();
-}
-
 // The dtype of rays_o [R, 3], which rays_d and aabb [6] share.
 inline DType check_rays(const Tensor& rays_o, const Tensor& rays_d, const Tensor& aabb) {
   STD_TORCH_CHECK(rays_o.dim() == 2 && rays_o.size(1) == 3, "`rays_o` must have shape [R, 3], got ", shape_of(rays_o));

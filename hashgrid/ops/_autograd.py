@@ -21,15 +21,15 @@ Gradients = Sequence[Tensor | None]
 
 
 class Function(torch.autograd.Function):
-    """An autograd function of ours. `torch.func` transforms its parts, by the rules that the ops inside have."""
+    """An autograd function whose vmap is that of the ops inside: `torch.func` transforms them one by one."""
 
     generate_vmap_rule = True
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)`` without the `inspect.signature` that PyTorch runs in every call of a function with
-    ``setup_context``: 20 of the 40 µs that an encoding of a few points takes. ``args`` are those of ``forward``, in
-    order and without defaults.
+    """Returns ``function.apply(*args)``, without the `inspect.signature` that PyTorch runs in every call of a function
+    with ``setup_context``: 20 of the 40 µs that an encoding of a few points takes. ``args`` are those of ``forward``,
+    in order and without defaults.
 
     Raises:
         NotImplementedError: in forward-mode differentiation by `torch.func`, of a function without one, or inside of
@@ -44,31 +44,32 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 def _plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """PyTorch's own apply, behind that of Python."""
+    """Returns the ``apply`` of PyTorch's C++ class, which that of `torch.autograd.Function` calls."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def is_transformed() -> bool:
-    """Whether `torch.func` is at work, in which gradients are results and ``requires_grad_`` is not allowed."""
+    """Returns whether `torch.func` is at work, in which gradients are results and ``requires_grad_`` is not allowed."""
     return torch._C._are_functorch_transforms_active()
 
 
 def has_tangents() -> bool:
-    """Whether forward-mode differentiation is at work, by `torch.func` or by dual numbers."""
+    """Returns whether forward-mode differentiation is at work, by `torch.func` or by dual numbers."""
     return forward_ad._current_level >= 0
 
 
 def is_recorded(*tensors: Tensor) -> bool:
-    """Whether a call with ``tensors`` becomes part of a graph: of autograd, of a compiler, of a functorch transform. If
-    not, a kernel without a derivative can take it."""
+    """Returns whether a call with ``tensors`` becomes part of a graph: of autograd, of a compiler, of a `torch.func`
+    transform. If not, a kernel without a derivative can take it."""
     if torch.compiler.is_compiling() or is_transformed() or has_tangents():
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def is_asked_for(ctx: Any, index: int) -> bool:
-    """Whether this backward pass goes on to tensor ``index`` of the inputs. ``needs_input_grad`` does not say: for the
-    gradient of positions alone, as an eikonal loss takes it, that of the parameters would be made and thrown away."""
+    """Returns whether this backward pass uses the gradient of tensor ``index`` of the inputs. ``needs_input_grad`` is
+    true for every tensor that requires one: when an eikonal loss takes the gradient of positions alone, that of the
+    parameters would be computed and thrown away."""
     if torch.compiler.is_compiling():
         return True
     try:
@@ -81,7 +82,7 @@ def is_asked_for(ctx: Any, index: int) -> bool:
 
 
 class Static:
-    """Arguments that are no tensors, in one: `torch.func` would take containers apart.
+    """All arguments that are no tensors, as one object: `torch.func` would take a tuple or list of them apart.
 
     Attributes:
         sizes: lengths of the lists among the tensors, None for what is no list; None where there are no lists.
@@ -100,7 +101,7 @@ def differentiable(
     jvp: Callable[..., Any] = no_forward_mode,
     n_kept: int = 0,
 ) -> Callable[..., Any]:
-    """``torch.ops.hashgrid.<name>`` with a derivative, as a function that takes the arguments of its schema.
+    """Returns ``torch.ops.hashgrid.<name>`` with a derivative, as a function that takes the arguments of its schema.
 
     Eagerly and in `torch.func` it is an autograd function that is called at little cost; a compiler gets the registered
     op. The derivative of both is what is given here, so that what checks the registered op checks what users run. In
@@ -169,8 +170,8 @@ def make_function(
     jvp: Callable[..., Any] = no_forward_mode,
     n_kept: int = 0,
 ) -> type[Function]:
-    """An autograd function of tensors, those of lists each by itself, and a `Static`; see `differentiable`. Graphs show
-    ``name``."""
+    """Returns an autograd function that takes tensors, those of lists one by one, and a `Static`; see `differentiable`.
+    Its class, which graphs show, is named after ``name``."""
 
     class Made(Function):
         forward = staticmethod(run)
@@ -214,7 +215,8 @@ def _pull_back(ctx: Any, backward: Callable[..., Gradients], needs: Sequence[boo
 
 
 def _flat(arguments: Sequence[Any]) -> tuple[list[Any], tuple[int | None, ...]]:
-    """Arguments and those in lists side by side, and the lengths of the lists, None for what is none."""
+    """Returns all arguments, those in lists one by one, and per argument the length of its list, None if it is no
+    list."""
     flat: list[Any] = []
     sizes: list[int | None] = []
     for argument in arguments:
@@ -228,7 +230,7 @@ def _flat(arguments: Sequence[Any]) -> tuple[list[Any], tuple[int | None, ...]]:
 
 
 def nested(flat: Sequence[Any], sizes: Sequence[int | None] | None) -> Sequence[Any]:
-    """The inverse. What comes behind the arguments stays there."""
+    """Returns what `_flat` was given: arguments with their lists. Values behind the last argument stay behind it."""
     if sizes is None:
         return flat
     arguments, first = [], 0
@@ -239,8 +241,8 @@ def nested(flat: Sequence[Any], sizes: Sequence[int | None] | None) -> Sequence[
 
 
 def differentiable_by_formula(name: str, formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``torch.ops.hashgrid.<name>`` of one tensor with derivatives of every order: the first by the kernel
-    ``<name>_backward``, further ones by PyTorch's ops in ``formula``, which takes the same arguments."""
+    """Returns ``torch.ops.hashgrid.<name>``, an op of one tensor, with derivatives of every order: the first by the
+    kernel ``<name>_backward``, further ones by PyTorch's ops in ``formula``, which takes the same arguments."""
 
     def gradients(needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], grad_y: Tensor) -> Gradients:
         return (encode_backward(grad_y.contiguous(), *tensors, *options),)
@@ -279,7 +281,7 @@ def differentiable_by_formula(name: str, formula: Callable[..., Tensor]) -> Call
 
 
 def added(terms: Sequence[Sequence[Any]]) -> Sequence[Any]:
-    """The sum of one or two terms of several results, result by result."""
+    """Returns the sum of one or two terms, each a sequence of results, result by result."""
     return terms[0] if len(terms) == 1 else [a + b for a, b in zip(*terms, strict=True)]
 
 
@@ -292,8 +294,8 @@ _MESSAGES = {"mlp": _JETS, "hash_encode": _JETS, "mlp_jet": _ONCE, "hash_encode_
 
 
 def no_third_derivative(name: str, compute: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """``compute(*tensors)``, the second derivative of the op ``name``, of a jet the first; differentiating the result
-    raises.
+    """Returns ``compute(*tensors)``, the last derivative that the op ``name`` has: the second, of a jet the first.
+    Differentiating the result raises.
 
     `torch.autograd.function.once_differentiable` would give zero, silently, where the cotangents are constant.
     """
@@ -343,7 +345,8 @@ def pull_back_gradient(
 def pull_back_transformed(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor, cotangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, ...]:
-    """The same inside `torch.func` and of several inputs: gradients to ``grad_y`` and to ``inputs``."""
+    """Returns the same as `pull_back_gradient` inside `torch.func` and for several inputs: gradients to ``grad_y`` and
+    to each of ``inputs``."""
     asked = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
 
     def first(grad_y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Where a module finds its ops: the one native file that knows the reference."""
+"""Chooses the ops of a module by the name of a backend: the one native file that knows the reference."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hashgrid.util.choices import BACKENDS, check_option
 
 
 def backend_ops(backend: str) -> ModuleType:
-    """``hashgrid.ops`` or ``hashgrid.reference``."""
+    """Returns ``hashgrid.ops`` or ``hashgrid.reference``."""
     return ops if check_option("backend", backend, BACKENDS) == "native" else reference
 
 
 def ngp_ops(backend: str) -> ModuleType:
-    """``hashgrid.ops._ngp``, the fused ops of the fast path, or ``hashgrid.reference``."""
+    """Returns ``hashgrid.ops._ngp``, the fused ops of the fast path, or ``hashgrid.reference``."""
     return _ngp if check_option("backend", backend, BACKENDS) == "native" else reference

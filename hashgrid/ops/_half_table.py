@@ -1,4 +1,4 @@
-"""Whether a half-precision copy of a parameter still matches it: known by the parameter's version, not by comparing."""
+"""Tells whether a half-precision copy of a parameter still matches it: by the parameter's version, not by comparing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def watch(param: Tensor) -> None:
 
 @contextmanager
 def moving_parameter(param: Tensor) -> Iterator[None]:
-    """Inside, memory that ``param.data`` is set to belongs to nobody else: a module moves it or casts it."""
+    """Marks, as a context, that a module moves or casts ``param``: memory that ``param.data`` is set to in it belongs
+    to nobody else."""
     lent = param.__dict__.pop("_hashgrid_lent", False)
     yield
     has_moved = param.__dict__.pop("_hashgrid_lent", False)
@@ -75,8 +76,8 @@ def mark_unknown(half_table: Tensor) -> None:
 
 
 def is_current(half_table: Tensor, param: Tensor) -> bool:
-    """Whether ``half_table`` holds the values of ``param``: those of `mark_current`, unchanged since. Unseen are writes
-    that no tensor knows of, such as those to ``param.detach().numpy()``."""
+    """Returns whether ``half_table`` holds the values of ``param``: it did at `mark_current`, and neither has been
+    written to since. Writes that no tensor counts, such as those to ``param.detach().numpy()``, are not seen."""
     written = getattr(half_table, "_hashgrid_written", None)
     return (
         written is not None

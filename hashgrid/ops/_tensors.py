@@ -25,18 +25,19 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def maths_dtype(x: Tensor) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything else."""
+    """Returns the dtype that formulas run in: fp64 for fp64, fp32 for everything else."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """``x``, in fp32 where it is of half precision: a layer under autocast may have made it so."""
+    """Returns ``x``, cast to fp32 if it is of half precision, as the output of a layer under autocast is."""
     return x.float() if x.dtype in HALF_DTYPES else x
 
 
 def product_dtype(compute_dtype: torch.dtype | None, weight: Tensor) -> torch.dtype | None:
-    """The dtype in which `mlp` multiplies: ``compute_dtype``, or when that is None the one of an autocast region. As
-    in PyTorch's own layers, float64 ``weight`` stays out of it; so does a dtype that `mlp` has no products of."""
+    """Returns the dtype in which `mlp` multiplies: ``compute_dtype`` or, if that is None, the one of autocast where it
+    is on. Autocast does not apply to a float64 ``weight``, as in PyTorch's own layers, nor does a dtype that `mlp` has
+    no products of."""
     if compute_dtype is not None or weight.dtype == torch.float64 or not _autocast_is_on(weight.device.type):
         return compute_dtype
     dtype = torch.get_autocast_dtype(weight.device.type)
@@ -44,7 +45,8 @@ def product_dtype(compute_dtype: torch.dtype | None, weight: Tensor) -> torch.dt
 
 
 def keeping_dtype(fn: Callable[[Tensor], Tensor], kept: Collection[Tensor]) -> Callable[[Tensor], Tensor]:
-    """``fn`` of `nn.Module._apply`, which moves and casts tensors, but the tensors ``kept`` are moved only."""
+    """Returns ``fn``, a function that `nn.Module._apply` moves and casts tensors with, changed to move the tensors
+    ``kept`` without a cast."""
 
     def moved(tensor: Tensor) -> Tensor:
         result = fn(tensor)
@@ -56,8 +58,8 @@ def keeping_dtype(fn: Callable[[Tensor], Tensor], kept: Collection[Tensor]) -> C
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates what is made of PyTorch's ops, which autocast would run in half precision. The compiled ops need it
-    not: autocast has no rule for them."""
+    """Decorates functions made of PyTorch's ops, which autocast would run in half precision. Compiled ops do not need
+    it: autocast has no rule for them."""
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -75,12 +77,12 @@ def _autocast_is_on(device_type: str) -> bool:
 
 
 def _device_type(arguments: Iterable[Any]) -> str | None:
-    """The kind of device of the first tensor."""
+    """Returns the kind of device of the first tensor, None without one."""
     return next((argument.device.type for argument in arguments if isinstance(argument, Tensor)), None)
 
 
 def flatten(x: Tensor, n_dims: int | None, name: str) -> Tensor:
-    """``x`` [..., D] as a contiguous [N, D].
+    """Returns ``x`` [..., D] as a contiguous [N, D].
 
     Raises:
         ValueError: ``x`` has no dimension, or its last one is not ``n_dims``.
@@ -92,5 +94,5 @@ def flatten(x: Tensor, n_dims: int | None, name: str) -> Tensor:
 
 
 def unflatten(y: Tensor, batch: torch.Size) -> Tensor:
-    """The inverse for an output [N, C]: [*batch, C]."""
+    """Returns ``y`` [N, C] as [*batch, C]."""
     return y if len(batch) == 1 else y.reshape(*batch, y.shape[-1])

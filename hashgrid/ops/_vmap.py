@@ -62,7 +62,8 @@ def register_vmap(
         return batched(info.batch_size, in_dims, arguments)
 
     def legacy_rule(*arguments: Any) -> Any:
-        """The same for ``vectorize=True`` and ``is_grads_batched=True``, which have a vmap of their own."""
+        """Gives it the same rule for ``vectorize=True`` and ``is_grads_batched=True``, which PyTorch maps in another
+        way."""
         level = torch._C._vmapmode_increment_nesting() - 1
         torch._C._vmapmode_decrement_nesting()
         if level != 1:

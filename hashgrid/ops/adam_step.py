@@ -87,7 +87,7 @@ def adam_step(
 
 
 def check_alike(skip_zero: bool, half_copy: Tensor | None) -> None:
-    """Raises a ValueError for what `adam_step` takes of single parameters only."""
+    """Checks that a list of parameters asks for nothing that `adam_step` does for single ones only."""
     if skip_zero or half_copy is not None:
         raise ValueError("`skip_zero` and `half_copy` must not come with lists; update that one alone")
 

@@ -28,7 +28,7 @@ def composite(
     alphas: Tensor | None = None,
     return_transmittances: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Composite the samples of every ray, front to back.
+    """Composites the samples of every ray, front to back.
 
     With ``dt = t_end - t_start``: ``alpha_i = 1 - exp(-sigma_i dt_i)`` where densities are given,
     ``T_i = prod_{j<i} (1 - alpha_j)`` and ``w_i = T_i alpha_i``. A sample counts iff ``T_i >= early_stop_eps``; the
@@ -115,8 +115,9 @@ def _tangent(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor |
 
 
 def _gradient_tangents(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor | None) -> Gradients:
-    """Gradients are linear in those of the outputs. Those of the inputs' tangents follow from the symmetry of second
-    derivatives: the change of a gradient along a direction is the gradient of its product with that direction."""
+    """Returns the change of the inputs' gradients along tangents. They are linear in those of the outputs; along
+    tangents of the inputs, as second derivatives are symmetric, it is the gradient of their product with these
+    tangents."""
     of_grads, directions = tangents[:_N_OUTPUTS], tangents[_N_OUTPUTS : _N_OUTPUTS + 2]
     grads, inputs = tensors[:_N_OUTPUTS], tensors[_N_OUTPUTS:]
     terms: list[Any] = []
@@ -128,8 +129,9 @@ def _gradient_tangents(tensors: Sequence[Any], options: Sequence[Any], *tangents
 
 
 def _run_along(*arguments: Any) -> Any:
-    """The change of the outputs along directions of sigmas and features: the derivative of the inputs' gradients, times
-    these directions, to the outputs' gradients, whatever the latter are."""
+    """Returns the change of the outputs along directions of sigmas and features. It is the derivative, to the outputs'
+    gradients, of the product of the inputs' gradients with these directions; as that product is linear in them, their
+    values do not matter."""
     *tensors, static = arguments
     *options, need_transmittances = static.options
     grads: list[Tensor | None] = [None] * _N_OUTPUTS
@@ -158,7 +160,7 @@ _composite_backward = differentiable("composite_backward", _gradient_gradients, 
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.composite`` and its derivatives, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.composite`` and its derivatives, and vmap over them."""
 
     def outputs(sigmas, features, packed_info, n_transmittances):
         n_rays = packed_info.shape[0]

@@ -29,7 +29,7 @@ def counter_uniform(seed: int | Tensor, step: int | Tensor, index: Tensor) -> Te
 
 
 def as_counter(seed: int | Tensor, step: int | Tensor, device: torch.device) -> Tensor:
-    """Seed and step as the int64 tensor [2] on ``device`` that kernels read."""
+    """Returns seed and step as the int64 tensor [2] on ``device`` that kernels read."""
     if not isinstance(seed, Tensor) and not isinstance(step, Tensor):
         words = [_signed64(as_integer("seed", seed)), as_integer("step", step) & 0xFFFFFFFF]
         return torch.tensor(words, dtype=torch.int64, device=device)
@@ -43,7 +43,7 @@ def as_counter(seed: int | Tensor, step: int | Tensor, device: torch.device) -> 
 
 
 def _signed64(value: int) -> int:
-    """The low 64 bits of ``value`` as the signed number a tensor can carry."""
+    """Returns the low 64 bits of ``value`` as the signed number that a tensor can carry."""
     return (value + 2**63) % 2**64 - 2**63
 
 

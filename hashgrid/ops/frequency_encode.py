@@ -41,7 +41,7 @@ _encode = differentiable_by_formula("frequency_encode", waves)
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.frequency_encode`` and its derivative, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.frequency_encode`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::frequency_encode")
     def _(x, n_frequencies):

@@ -68,12 +68,12 @@ def encoding_options(levels: LevelTable, interpolation: str, bounds: str) -> tup
 
 
 def n_levels_of(scales: Sequence[float], geometry: Sequence[int]) -> int:
-    """Number of levels in what ops take: D scales and D + 3 integers each, and the shift."""
+    """Returns the number of levels in what ops take: D scales and D + 3 integers for each, and the shift."""
     return (len(geometry) - (len(scales) - 1)) // 3
 
 
 def is_deterministic() -> bool:
-    """Whether CUDA has to sum the table's gradient in a way that no order changes; on the CPU it always is."""
+    """Returns whether the table's gradient on CUDA has to have the same bits in every run; on the CPU it always has."""
     return torch.are_deterministic_algorithms_enabled()
 
 
@@ -123,8 +123,8 @@ def _tangent(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor |
 
 
 def _gradient_tangents(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor | None) -> Gradients:
-    """Gradients are linear in ``grad_y``. Those of the inputs' tangents follow from the symmetry of second derivatives:
-    the change of a gradient along a direction is the gradient of its product with that direction."""
+    """Returns the change of the inputs' gradients along tangents. They are linear in ``grad_y``; along tangents of the
+    inputs, as second derivatives are symmetric, it is the gradient of their product with these tangents."""
     of_grad_y, *directions = tangents
     grad_y, *inputs = tensors
     terms: list[Any] = []
@@ -137,8 +137,9 @@ def _gradient_tangents(tensors: Sequence[Any], options: Sequence[Any], *tangents
 
 
 def _run_along(*arguments: Any) -> Tensor:
-    """The change of the features along directions of all inputs: the derivative of the inputs' gradients, times these
-    directions, to the features' gradient, whatever the latter is."""
+    """Returns the change of the features along directions of all inputs. It is the derivative, to the features'
+    gradient, of the product of the inputs' gradients with these directions; as that product is linear in it, its value
+    does not matter."""
     *tensors, static = arguments
     directions, inputs, options = tensors[:3], tensors[3:], static.options
     positions, table, _ = inputs
@@ -166,7 +167,7 @@ _encode_backward = differentiable("hash_encode_backward", _gradient_gradients, _
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.hash_encode`` and its derivatives, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.hash_encode`` and its derivatives, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::hash_encode")
     def _(positions, table, level_weights, scales, geometry, *options):

@@ -1,4 +1,4 @@
-"""Multiresolution hash encoding along directions on the native kernels."""
+"""Multiresolution hash encoding with derivatives along directions, on the native kernels."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ _encode_jet = differentiable("hash_encode_jet", _gradients)
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.hash_encode_jet`` and its derivative, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.hash_encode_jet`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::hash_encode_jet")
     def _(positions, directions, table, scales, geometry, *options):

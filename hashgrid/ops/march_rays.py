@@ -85,7 +85,7 @@ def march_rays(
 
 
 def check_fixed_size(n_samples: int | None, n_rays: Tensor | None) -> None:
-    """Raises a ValueError where ``n_rays`` comes alone."""
+    """Checks that ``n_rays`` comes with the size of the result."""
     if n_rays is not None and n_samples is None:
         raise ValueError("`n_rays` must come with `n_samples`, the size of the result, got it alone")
 

@@ -22,12 +22,10 @@ from hashgrid.ops._autograd import (
     no_third_derivative,
     pull_back_transformed,
 )
+from hashgrid.ops._kernels import has_kernel
 from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten, without_autocast
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option, check_softplus_beta
-
-MAX_LAYERS = 9
-SECOND_ORDER_DEVICES = ("cpu",)  # that have a kernel for it
 
 
 def mlp(
@@ -71,12 +69,7 @@ def mlp(
         ValueError: an option is unknown, or shapes do not chain.
         RuntimeError: a dtype the kernels do not take.
     """
-    weights = [at_least_fp32(weight) for weight in weights]
-    biases = [] if biases is None else [at_least_fp32(bias) for bias in biases]
-    if x.dim() == 0:
-        raise ValueError("`x` must have shape [..., in], got []")
-    check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)
-    weights, biases = fold_softplus_beta(weights, biases, activation, softplus_beta)
+    weights, biases = prepare_network(x, weights, biases, activation, output_activation, compute_dtype, softplus_beta)
     compute_dtype = product_dtype(compute_dtype, weights[0])
     batch = x.shape[:-1]
     flat = flatten(x.to(weights[0].dtype), weights[0].shape[1], "x")
@@ -90,6 +83,28 @@ def mlp(
     return unflatten(y, batch)
 
 
+def prepare_network(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    activation: str,
+    output_activation: str,
+    compute_dtype: torch.dtype | None,
+    softplus_beta: float,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns weights and biases as the kernels take them, of a network that takes ``x`` [..., in].
+
+    Raises:
+        ValueError: an option is unknown, or shapes do not chain.
+    """
+    if x.dim() == 0:
+        raise ValueError("`x` must have shape [..., in], got []")
+    weights = [at_least_fp32(weight) for weight in weights]
+    biases = [] if biases is None else [at_least_fp32(bias) for bias in biases]
+    check_network(x.shape[-1], weights, biases, activation, output_activation, compute_dtype)
+    return fold_softplus_beta(weights, biases, activation, softplus_beta)
+
+
 def check_network(
     width: int,
     weights: list[Tensor],
@@ -99,16 +114,17 @@ def check_network(
     compute_dtype: torch.dtype | None,
     list_name: str = "weights",
 ) -> None:
-    """Whether a network takes inputs ``width`` wide; messages call its weights ``list_name``.
+    """Checks that a network takes inputs ``width`` wide; messages call its weights ``list_name``.
 
     Raises:
         ValueError: it does not, or an option is unknown.
     """
-    for name, value in (("activation", activation), ("output_activation", output_activation)):
-        check_option(name, value, ACTIVATIONS)
-    if not 1 <= len(weights) <= MAX_LAYERS:
-        raise ValueError(f"`{list_name}` must have 1 to {MAX_LAYERS} layers, got {len(weights)}")
-    if compute_dtype not in (*FACTORS, weights[0].dtype):
+    check_option("activation", activation, ACTIVATIONS)
+    check_option("output_activation", output_activation, ACTIVATIONS)
+    most = _extension.require().MAX_MLP_LAYERS
+    if not 1 <= len(weights) <= most:
+        raise ValueError(f"`{list_name}` must have 1 to {most} layers, got {len(weights)}")
+    if compute_dtype is not None and compute_dtype not in (*FACTORS, weights[0].dtype):
         allowed = ", ".join(map(str, FACTORS))
         raise ValueError(f"`compute_dtype` must be {allowed} or {weights[0].dtype}, got {compute_dtype}")
     if biases and len(biases) != len(weights):
@@ -125,7 +141,8 @@ def check_network(
 def fold_softplus_beta(
     weights: list[Tensor], biases: list[Tensor], activation: str, beta: float
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters with which a plain softplus makes the same network, ``beta`` times the hidden values.
+    """Returns parameters that make the same network with a softplus of beta 1: its hidden values are ``beta`` times as
+    large.
 
     Raises:
         ValueError: ``beta`` is not positive, or hidden layers have another activation.
@@ -140,7 +157,7 @@ def fold_softplus_beta(
 
 
 def split_gradient(grad_params: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
-    """The flat gradient of the kernels as one view per parameter."""
+    """Returns the flat gradient of the kernels as one view per parameter."""
     parts = grad_params.split([param.numel() for param in params])
     return [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
 
@@ -177,8 +194,8 @@ def _tangent(tensors: Sequence[Any], options: Sequence[Any], *tangents: Tensor |
 def _gradient_tangents(
     tensors: Sequence[Any], options: Sequence[Any], of_grad_y: Tensor | None, *directions: Tensor | None
 ) -> Gradients:
-    """Gradients are linear in ``grad_y``. Those of the inputs' tangents follow from the symmetry of second derivatives:
-    the change of a gradient along a direction is the gradient of its product with that direction."""
+    """Returns the change of the inputs' gradients along tangents. They are linear in ``grad_y``; along tangents of the
+    inputs, as second derivatives are symmetric, it is the gradient of their product with these tangents."""
     grad_y, x, weights, biases = tensors
     *shared, need_x, need_params = options
     terms: list[Any] = []
@@ -193,8 +210,9 @@ def _gradient_tangents(
 
 
 def _run_along(*arguments: Any) -> Tensor:
-    """The change of the outputs along directions of all inputs: the derivative of the inputs' gradients, times these
-    directions, to the outputs' gradient, whatever the latter is."""
+    """Returns the change of the outputs along directions of all inputs. It is the derivative, to the outputs' gradient,
+    of the product of the inputs' gradients with these directions; as that product is linear in it, its value does not
+    matter."""
     *flat, static = arguments
     n = len(flat) // 2
     x, weights, biases = nested(flat[n:], static.sizes[:3])
@@ -248,10 +266,11 @@ def _compute_second_order(
     options: Sequence[Any],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The same without a graph: by the kernel where there is one, composed of PyTorch's ops elsewhere."""
+    """Returns the gradients of `_second_order` without a graph: by the kernel where there is one, elsewhere by
+    PyTorch's ops."""
     of_x, *of_params = cotangents
-    has_kernel = x.device.type in SECOND_ORDER_DEVICES and options[2] == FACTORS.index(None)
-    if has_kernel and of_x is not None and all(cotangent is None for cotangent in of_params):
+    in_one = options[2] == FACTORS.index(None) and has_kernel("mlp_backward_backward", x.device.type)
+    if in_one and of_x is not None and all(cotangent is None for cotangent in of_params):
         needs = (*wanted[:2], any(wanted[2:]))
         grad_grad_y, grad_x, grad_params = _extension.ops().mlp_backward_backward(
             of_x.contiguous(), grad_y, x, params[:n_layers], params[n_layers:], *options[:2], *needs
@@ -285,7 +304,7 @@ _mlp_backward = differentiable("mlp_backward", _gradient_gradients, _gradient_ta
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.mlp`` and its derivatives, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.mlp`` and its derivatives, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::mlp")
     def _(x, weights, biases, *options):

@@ -1,4 +1,5 @@
-"""The multilayer perceptron along directions on the native kernels: what a loss with second derivatives is made of."""
+"""Multilayer perceptron with derivatives along directions on the native kernels, for losses that hold second
+derivatives."""
 
 from __future__ import annotations
 
@@ -10,12 +11,10 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.ops._autograd import Gradients, differentiable, no_third_derivative
-from hashgrid.ops._tensors import at_least_fp32, unflatten
+from hashgrid.ops._tensors import unflatten
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.ops.mlp import check_network, fold_softplus_beta, split_gradient
+from hashgrid.ops.mlp import prepare_network, split_gradient
 from hashgrid.util.choices import ACTIVATIONS
-
-MAX_DIRECTIONS = 64
 
 
 def mlp_jet(
@@ -57,12 +56,7 @@ def mlp_jet(
         ValueError: an option is unknown, or shapes do not chain.
         RuntimeError: a dtype the kernels do not take.
     """
-    weights = [at_least_fp32(weight) for weight in weights]
-    biases = [] if biases is None else [at_least_fp32(bias) for bias in biases]
-    if x.dim() == 0:
-        raise ValueError("`x` must have shape [..., in], got []")
-    check_network(x.shape[-1], weights, biases, activation, output_activation, None)
-    weights, biases = fold_softplus_beta(weights, biases, activation, softplus_beta)
+    weights, biases = prepare_network(x, weights, biases, activation, output_activation, None, softplus_beta)
     batch, dtype = x.shape[:-1], weights[0].dtype
     along = flatten_directions(directions, x, "directions").to(dtype)
     bent = None
@@ -78,7 +72,7 @@ def mlp_jet(
 
 
 def flatten_directions(directions: Tensor, x: Tensor, name: str) -> Tensor:
-    """``directions`` [K, D] or [..., K, D] of points ``x`` [..., D] as a contiguous [N, K, D].
+    """Returns ``directions`` [K, D] or [..., K, D] of points ``x`` [..., D] as a contiguous [N, K, D].
 
     Raises:
         ValueError: shapes do not fit, or there are none or too many.
@@ -90,23 +84,25 @@ def flatten_directions(directions: Tensor, x: Tensor, name: str) -> Tensor:
         each = ", ".join(map(str, (*batch, "K", width)))
         raise ValueError(f"`{name}` must have shape [K, {width}] or [{each}], got {list(directions.shape)}")
     n_directions = directions.shape[-2]
-    if not 1 <= n_directions <= MAX_DIRECTIONS:
-        raise ValueError(f"`{name}` must be 1 to {MAX_DIRECTIONS} per point, got {n_directions}")
+    most = _extension.require().MAX_JET_DIRECTIONS
+    if not 1 <= n_directions <= most:
+        raise ValueError(f"`{name}` must be 1 to {most} per point, got {n_directions}")
     return directions.reshape(batch.numel(), n_directions, width).contiguous()
 
 
 def check_operators(operators: Tensor | None, n_directions: int, n_accelerations: int | None) -> None:
-    """Whether ``operators`` sum up second derivatives along so many directions, and accelerations are as many.
+    """Checks that ``operators`` sum up derivatives along ``n_directions``, and that accelerations are as many as the
+    sums.
 
     Raises:
         ValueError: they do not.
     """
     n_seconds, what = n_directions, "`directions`"
     if operators is not None:
-        if operators.dim() != 2 or operators.shape[1] != n_directions or not 1 <= len(operators) <= MAX_DIRECTIONS:
+        most = _extension.require().MAX_JET_DIRECTIONS
+        if operators.dim() != 2 or operators.shape[1] != n_directions or not 1 <= len(operators) <= most:
             raise ValueError(
-                f"`operators` must have shape [M, {n_directions}] with M in 1..{MAX_DIRECTIONS},"
-                f" got {list(operators.shape)}"
+                f"`operators` must have shape [M, {n_directions}] with M in 1..{most}, got {list(operators.shape)}"
             )
         if operators.requires_grad:
             raise ValueError("`operators` must be constants, got a tensor that requires grad; detach it")
@@ -116,7 +112,7 @@ def check_operators(operators: Tensor | None, n_directions: int, n_accelerations
 
 
 def unflatten_jet(results: Sequence[Tensor], batch: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-    """Results [N, C], [N, K, C], [N, M, C] of an op with the dimensions ``batch`` in place of the first."""
+    """Returns results [N, C], [N, K, C], [N, M, C] of an op with the dimensions ``batch`` in place of the first."""
     y, first, second = results
     if len(batch) == 1:
         return y, first, second
@@ -145,7 +141,7 @@ _mlp_jet = differentiable("mlp_jet", _gradients)
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.mlp_jet`` and its derivative, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.mlp_jet`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::mlp_jet")
     def _(x, directions, accelerations, operators, weights, biases, *options):

@@ -37,7 +37,7 @@ def ray_aabb(
 
 
 def prepare_rays(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Detached, contiguous and of one dtype, that of ``rays_o``, at least fp32."""
+    """Returns the three tensors detached, contiguous and in the dtype of ``rays_o``, at least fp32."""
     dtype = maths_dtype(rays_o)
     rays_o, rays_d, aabb = (x.detach().to(dtype).contiguous() for x in (rays_o, rays_d, aabb))
     return rays_o, rays_d, aabb.to(rays_o.device)
@@ -46,7 +46,8 @@ def prepare_rays(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> tuple[Tensor, 
 def as_limits(
     near: float | Tensor | None, far: float | Tensor | None, rays_o: Tensor
 ) -> tuple[float, float, Tensor | None]:
-    """``near`` and ``far`` for all rays, and [R, 2] of each ray where one of them is a tensor.
+    """Returns ``near`` and ``far`` of all rays as numbers, and a tensor [R, 2] of each ray's where one of them is a
+    tensor.
 
     Raises:
         ValueError: a tensor has another shape, or a number is NaN.

@@ -41,7 +41,7 @@ _encode = differentiable_by_formula("sh_encode", spherical_harmonics)
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.sh_encode`` and its derivative, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.sh_encode`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::sh_encode")
     def _(directions, degree):

@@ -98,7 +98,7 @@ def prepare_trace(
     epsilon: float,
     step_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rays and limits, checked, detached, contiguous and of one dtype, that of ``rays_o``, at least fp32."""
+    """Returns rays and limits checked, detached, contiguous and in the dtype of ``rays_o``, at least fp32."""
     if rays_o.dim() != 2 or rays_o.shape[1] != 3:
         raise ValueError(f"`rays_o` must have shape [R, 3], got {list(rays_o.shape)}")
     if rays_d.shape != rays_o.shape:
@@ -123,7 +123,7 @@ def prepare_trace(
 
 
 def begin_trace(rays_o: Tensor, rays_d: Tensor, t_min: Tensor, t_max: Tensor) -> tuple[Tensor, ...]:
-    """State [R, 5], status [R], number of evaluations [R] and length of the directions [R].
+    """Returns state [R, 5], status [R], number of evaluations [R] and length of the directions [R].
 
     The state: t; t and distance of the last point on the side the ray comes from, called outside, zero before the
     first; the same of the last point on the other side.
@@ -138,7 +138,7 @@ def begin_trace(rays_o: Tensor, rays_d: Tensor, t_min: Tensor, t_max: Tensor) ->
 
 
 def ask(field: Field, positions: Tensor) -> Tensor:
-    """What ``field`` says of ``positions`` [A, 3]: distances [A] in their dtype."""
+    """Returns the distances [A] that ``field`` gives ``positions`` [A, 3], in their dtype."""
     distances: Any = field(positions)
     if not isinstance(distances, Tensor):
         raise ValueError(f"`field` must return a tensor of distances, got {type(distances).__name__}")
@@ -157,7 +157,8 @@ def ask(field: Field, positions: Tensor) -> Tensor:
 
 
 def end_trace(state: Tensor, status: Tensor, n_evaluations: Tensor) -> SphereTrace:
-    """What came of the rays. A root that is known to lie between two points is a hit, however far they are apart."""
+    """Returns what became of the rays. A ray whose root is known to lie between two points is a hit, however far apart
+    they are."""
     hit = (status == HIT) | (status == OUTSIDE_MOVED) | (status == INSIDE_MOVED)
     return SphereTrace(torch.where(hit, state[:, 0], math.inf), hit, n_evaluations)
 

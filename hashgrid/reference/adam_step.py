@@ -31,7 +31,7 @@ def adam_step(
     half_copy: Tensor | None = None,
     zero_grad: bool = False,
 ) -> None:
-    """Update ``param`` and its state in place.
+    """Updates ``param`` and its state in place.
 
     ``p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)``: as in tcnn, ``eps`` is added to the uncorrected
     root. With ``skip_zero``, rows whose gradient is all zero are left alone, state included, and t counts the updates

@@ -21,7 +21,7 @@ def composite(
     alphas: Tensor | None = None,
     return_transmittances: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Composite the samples of every ray, front to back.
+    """Composites the samples of every ray, front to back.
 
     With ``dt = t_end - t_start``: ``alpha_i = 1 - exp(-sigma_i dt_i)`` where densities are given,
     ``T_i = prod_{j<i} (1 - alpha_j)`` and ``w_i = T_i alpha_i``. A sample counts iff ``T_i >= early_stop_eps``; the
@@ -109,7 +109,7 @@ def exclusive_sum(values: Tensor, rank: Tensor) -> Tensor:
 
 
 def exclusive_product(values: Tensor, rank: Tensor) -> Tensor:
-    """Return ``prod_{j<i} values_j`` within each ray [S], scanned as :func:`inclusive_sum` is; a factor may be 0."""
+    """Returns ``prod_{j<i} values_j`` within each ray [S], scanned as :func:`inclusive_sum` is; a factor may be 0."""
     values = torch.where(rank >= 1, _shift(values, 1), 1)
     step, longest = 1, int(rank.max()) if rank.numel() else 0
     while step <= longest:
@@ -132,7 +132,7 @@ def _check_arguments(
 
 
 def check_samples(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, packed_info: Tensor, name: str = "sigmas") -> None:
-    """Raise ValueError unless the shapes are [S], [S], [S] and [R, 2], with counts that add up to at most S."""
+    """Raises ValueError unless the shapes are [S], [S], [S] and [R, 2], with counts that add up to at most S."""
     if sigmas.dim() != 1:
         raise ValueError(f"`{name}` must have shape [S], got {list(sigmas.shape)}")
     n_samples = sigmas.shape[0]

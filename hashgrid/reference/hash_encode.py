@@ -59,7 +59,7 @@ def hash_encode_into(
     precomputed: Tensor | None = None,
     grad_buffer: Tensor | None = None,
 ) -> Tensor:
-    """See :func:`hashgrid.ops._ngp.hash_encode_into`; the gradient of ``table`` takes its ordinary way, not that to
+    """See :func:`hashgrid.ops._ngp.hash_encode_into`; autograd passes the gradient of ``table`` on, nothing is added to
     ``grad_buffer``."""
     y = _encode(positions, table, levels, interpolation, bounds, level_weights, half_table)
     return y if precomputed is None else straight_through(precomputed, y)
@@ -139,7 +139,8 @@ def _cell_corners(x: Tensor, levels: LevelTable, level: int, interpolation: str)
 
 
 def _gather(entries: Tensor, index: Tensor) -> Tensor:
-    """``entries[index]``; index_select because its gradient, index_add, is the fastest of PyTorch's on the CPU."""
+    """Returns ``entries[index]``, by index_select because its gradient, index_add, is the fastest of PyTorch's on the
+    CPU."""
     return entries.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 

@@ -1,4 +1,4 @@
-"""Multiresolution hash encoding along directions in plain PyTorch."""
+"""Multiresolution hash encoding with derivatives along directions, in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -184,7 +184,8 @@ class _Grid:
         self.cell_sizes = 2 * half / self.cells  # [C, 3]
 
     def look_up(self, origin: Tensor, direction: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the cells at distance ``t`` [A] are occupied [A], and up to where the rays are in them [A].
+        """Returns whether the cells at distance ``t`` [A] are occupied [A], and up to which distance the rays are in
+        them [A].
 
         The cascade is the smallest one that contains the point and has no cell side below ``dt`` [A].
         """

@@ -1,4 +1,4 @@
-"""The multilayer perceptron along directions in plain PyTorch."""
+"""Multilayer perceptron with derivatives along directions in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def occupancy_update(
     decay: float = 0.95,
     max_threshold: float = 0.01,
 ) -> None:
-    """Decay all cells, raise the sampled ones to ``values``, and set the bit of those above the threshold.
+    """Decays all cells, raises the sampled ones to ``values``, and sets the bits of those above the threshold.
 
     The threshold is ``min(max_threshold, mean)``, the mean over all visible cells summed in fp64, rounded to the dtype
     of ``density``. Cells with a negative density, which no camera sees, keep it and stay empty. NaN values are ignored.

@@ -1,4 +1,4 @@
-"""What a radiance field says of the cells of an occupancy grid, in plain PyTorch."""
+"""Optical thickness of the cells of an occupancy grid by a radiance field, in plain PyTorch."""
 
 from __future__ import annotations
 

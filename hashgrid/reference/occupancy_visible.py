@@ -1,4 +1,4 @@
-"""Which cells of an occupancy grid some camera sees, in plain PyTorch."""
+"""Cells of an occupancy grid that some camera sees, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CELLS_AT_ONCE = 1 << 14
 @torch.no_grad()
 @without_autocast
 def occupancy_visible(planes: Tensor, aabb: Tensor, resolution: tuple[int, int, int], n_cascades: int = 1) -> Tensor:
-    """Whether the sphere around each cell reaches into a view.
+    """Returns whether the sphere around each cell reaches into a view.
 
     Args:
         planes: [N, 5, 4], planes of N view frusta; a point x is inside where ``plane[:3] @ x + plane[3] >= 0`` for all

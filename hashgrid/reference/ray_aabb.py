@@ -47,7 +47,7 @@ def ray_aabb(
 
 
 def check_rays(rays_o: Tensor, rays_d: Tensor, aabb: Tensor) -> None:
-    """Raise ValueError unless the shapes are [R, 3], [R, 3] and [6]."""
+    """Raises ValueError unless the shapes are [R, 3], [R, 3] and [6]."""
     if rays_o.dim() != 2 or rays_o.shape[1] != 3:
         raise ValueError(f"`rays_o` must have shape [R, 3], got {list(rays_o.shape)}")
     if rays_d.shape != rays_o.shape:

@@ -1,4 +1,4 @@
-"""Which samples compositing will count, in plain PyTorch."""
+"""Samples that compositing will count, in plain PyTorch."""
 
 from __future__ import annotations
 

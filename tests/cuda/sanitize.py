@@ -21,6 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from host.redirect import has_tensor_cores  # noqa: E402
 from problems.samples import AABB, ON_CUDA, SAMPLES, TENSOR_CORES_ONLY  # noqa: E402
 
 from hashgrid import _extension, ops  # noqa: E402
@@ -73,7 +74,7 @@ def work(name: str, n: int) -> None:
 
 def run_samples(name: str, samples: Iterable[Sequence]) -> None:
     on_gpu = torch.get_default_device().type == "cuda"
-    if on_gpu and name in TENSOR_CORES_ONLY and not _extension.cuda_module.has_tensor_cores():
+    if on_gpu and name in TENSOR_CORES_ONLY and not has_tensor_cores(torch.ops.hashgrid):
         return  # it refuses, and the work below takes others
     op = getattr(_extension.ops(), name)
     for arguments in samples:

@@ -56,7 +56,7 @@ void adam_step_foreach_cuda(const std::vector<Tensor>& params, const std::vector
                                    {&steps, "steps"},
                                    {&emas, "emas"},
                                    {&ema_lasts, "ema_lasts"}}) {
-    for (const Tensor& tensor : *list) device.check(tensor, name);
+    device.check(*list, name);
   }
   device.check(global_step, "global_step");
   if (!lr.is_cpu()) device.check(lr, "lr");

@@ -55,6 +55,9 @@ class DeviceScope {
   void check(const std::optional<Tensor>& tensor, const char* name) const {
     if (tensor.has_value()) check(*tensor, name);
   }
+  void check(const std::vector<Tensor>& tensors, const char* name) const {
+    for (const Tensor& tensor : tensors) check(tensor, name);
+  }
 
  private:
 #if !defined(HASHGRID_ON_HOST)

@@ -28,8 +28,8 @@ Tensor hash_encode_mlp_cuda(const Tensor& positions, const Tensor& any_table,
   device.check(any_table, "table");
   const Tensor table = aligned(any_table);
   device.check(level_weights, "level_weights");
-  for (const Tensor& weight : weights) device.check(weight, "weights");
-  for (const Tensor& bias : biases) device.check(bias, "biases");
+  device.check(weights, "weights");
+  device.check(biases, "biases");
   const HashEncodeParams grid =
       make_hash_encode_params(positions, table, level_weights, {scales, geometry}, interpolation, bounds);
   MlpParams p = make_mlp_params(grid, positions, weights, biases, activation, output_activation, factors);

@@ -7,11 +7,6 @@
 namespace hashgrid {
 namespace {
 
-void check_devices(const DeviceScope& device, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases) {
-  for (const Tensor& weight : weights) device.check(weight, "weights");
-  for (const Tensor& bias : biases) device.check(bias, "biases");
-}
-
 // Chooses kernels and allocates what they need.
 void plan(const Tensor& like, bool backward, bool need_params, MlpParams& p, Workspace& workspace) {
   const MlpWorkspace sizes = plan_mlp(p, backward, need_params);
@@ -23,7 +18,8 @@ void plan(const Tensor& like, bool backward, bool need_params, MlpParams& p, Wor
 Tensor mlp_cuda(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                 int64_t activation, int64_t output_activation, int64_t factors) {
   const DeviceScope device(x);
-  check_devices(device, weights, biases);
+  device.check(weights, "weights");
+  device.check(biases, "biases");
   MlpParams p = make_mlp_params(x, weights, biases, activation, output_activation, factors);
   Tensor y = torch::stable::new_empty(x, {p.n_rows, p.layers[p.n_layers - 1].n_out});
   p.y = y.mutable_data_ptr();
@@ -40,7 +36,8 @@ std::tuple<Tensor, Tensor> mlp_backward_cuda(const Tensor& grad_y, const Tensor&
                                              bool need_params) {
   const DeviceScope device(x);
   device.check(grad_y, "grad_y");
-  check_devices(device, weights, biases);
+  device.check(weights, "weights");
+  device.check(biases, "biases");
   MlpParams p = make_mlp_params(x, weights, biases, activation, output_activation, factors);
   set_grad_y(grad_y, x, p);
   Tensor grad_x = torch::stable::new_empty(x, {need_x ? p.n_rows : 0, x.size(1)});

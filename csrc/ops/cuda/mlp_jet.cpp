@@ -11,8 +11,8 @@ void check_devices(const DeviceScope& device, const Tensor& directions, const st
   device.check(directions, "directions");
   device.check(accelerations, "accelerations");
   device.check(operators, "operators");
-  for (const Tensor& weight : weights) device.check(weight, "weights");
-  for (const Tensor& bias : biases) device.check(bias, "biases");
+  device.check(weights, "weights");
+  device.check(biases, "biases");
 }
 
 // Chooses chunks and allocates what they need.

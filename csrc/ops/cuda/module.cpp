@@ -3,11 +3,11 @@
 
 #include <string>
 
-#include "cuda/kernels.h"
+#include "ops/supports_module.h"
 
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of hashgrid";
   m.def("toolkit", [] { return std::string(HASHGRID_CUDA_RELEASE); }, "Release of the CUDA toolkit it was built with.");
-  m.def("has_tensor_cores", &hashgrid::has_tensor_cores, "Whether the current GPU runs the kernels on tensor cores.");
+  hashgrid::define_supports(m);
   m.def("archs", [] { return std::string(HASHGRID_CUDA_ARCHS); }, "GPUs it was built for.");
 }

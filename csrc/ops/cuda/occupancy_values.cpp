@@ -17,7 +17,7 @@ Tensor occupancy_values_cuda(const Tensor& cells, const Tensor& aabb, const std:
   device.check(counter, "counter");
   device.check(field_aabb, "field_aabb");
   device.check(any_table, "table");
-  for (const Tensor& weight : weights) device.check(weight, "weights");
+  device.check(weights, "weights");
   const Tensor table = aligned(any_table);
   check_dtype(aabb, "aabb", ScalarType::Float);
   OccupancyValuesParams p = {};

@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor> radiance_field_cuda(const Tensor& positions, const Te
   device.check(any_table, "table");
   device.check(any_ray_features, "ray_features");
   device.check(rays, "rays");
-  for (const Tensor& weight : density_weights) device.check(weight, "density_weights");
-  for (const Tensor& weight : color_weights) device.check(weight, "color_weights");
+  device.check(density_weights, "density_weights");
+  device.check(color_weights, "color_weights");
   const Tensor table = aligned(any_table), ray_features = aligned(any_ray_features);
   const HashEncodeParams grid =
       make_hash_encode_params(positions, table, std::nullopt, {scales, geometry}, interpolation, bounds);

@@ -12,8 +12,8 @@ MlpParams make_checked_params(const DeviceScope& device, const Tensor& x, const 
                               const std::vector<Tensor>& color_weights, int64_t output_activation, int64_t factors) {
   device.check(ray_features, "ray_features");
   device.check(rays, "rays");
-  for (const Tensor& weight : density_weights) device.check(weight, "density_weights");
-  for (const Tensor& weight : color_weights) device.check(weight, "color_weights");
+  device.check(density_weights, "density_weights");
+  device.check(color_weights, "color_weights");
   const MlpParams p =
       make_radiance_mlp_params(x, ray_features, rays, density_weights, color_weights, output_activation, factors);
   STD_TORCH_CHECK(has_radiance_mlp(p), "radiance_mlp has no kernel", missing_tensor_cores(), " for `x` ", shape_of(x),

@@ -24,8 +24,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> render_rays_cuda(
   device.check(bits, "bits");
   device.check(field_aabb, "field_aabb");
   device.check(any_table, "table");
-  for (const Tensor& weight : density_weights) device.check(weight, "density_weights");
-  for (const Tensor& weight : color_weights) device.check(weight, "color_weights");
+  device.check(density_weights, "density_weights");
+  device.check(color_weights, "color_weights");
   const Tensor table = aligned(any_table), ray_features = aligned(any_ray_features);
   check_dtype(rays_o, "rays_o", ScalarType::Float);
   RenderRaysParams p = {};

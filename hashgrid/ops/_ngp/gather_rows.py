@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.ops._autograd import is_recorded
-
-KERNEL_DEVICES = ("cpu",)
+from hashgrid.ops._kernels import has_kernel
 
 
 def gather_rows(
@@ -34,7 +33,7 @@ def gather_rows(
         RuntimeError, IndexError: a shape or a dtype does not fit, or a row does not exist.
     """
     recorded = is_recorded(*blocks) or (beside is not None and is_recorded(beside))
-    if recorded or rows.device.type not in KERNEL_DEVICES or _extension.module is None:
+    if recorded or not has_kernel("gather_rows", rows.device.type):
         gathered = torch.cat(tuple(blocks)).index_select(0, rows)
         if beside is None or beside_rows is None:
             return gathered

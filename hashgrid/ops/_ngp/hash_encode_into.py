@@ -25,8 +25,8 @@ def hash_encode_into(
     precomputed: Tensor | None = None,
     grad_buffer: Tensor | None = None,
 ) -> Tensor:
-    """`hash_encode`, which see for the first arguments, with what a training loop knows more than it does. No forward
-    mode.
+    """Returns what `hash_encode` does, with three things that a training loop can give; the other arguments are
+    explained there. Has no forward mode.
 
     Args:
         half_table: [n_entries, F], half-precision copy of ``table`` to read instead; the gradient still goes to

@@ -32,7 +32,7 @@ def hash_encode_mlp(
     compute_dtype: torch.dtype | None = None,
     softplus_beta: float = 1.0,
 ) -> Tensor:
-    """``mlp(hash_encode(positions, ...), ...)``, for arguments see `hash_encode_into` and `mlp`.
+    """Returns ``mlp(hash_encode(positions, ...), ...)``; `hash_encode_into` and `mlp` explain the arguments.
 
     Where no gradient is recorded, features do not reach memory: on the CPU, and on a GPU from sm_80 on with 2 or 3
     dimensions, an even number of features per level, fp32 positions, 16-bit products (``compute_dtype`` or autocast), a
@@ -72,7 +72,7 @@ def hash_encode_mlp(
 
 
 def _have_one_dtype(*tensors: Tensor) -> bool:
-    """The two ops cast between them."""
+    """Returns whether no cast is needed: the two ops cast between them, the kernel does not."""
     return all(tensor.dtype == tensors[0].dtype for tensor in tensors)
 
 

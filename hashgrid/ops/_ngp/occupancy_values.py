@@ -1,4 +1,4 @@
-"""What a radiance field says of the cells of an occupancy grid, as one kernel where there is one."""
+"""Optical thickness of the cells of an occupancy grid by a radiance field, as one kernel where there is one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.maths import optical_thickness
+from hashgrid.ops._autograd import is_recorded
+from hashgrid.ops._kernels import has_kernel, takes
 from hashgrid.ops._ngp.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops._ngp.occupancy_points import occupancy_points
-from hashgrid.ops._ngp.radiance_field import has_density_kernel
 from hashgrid.ops._tensors import at_least_fp32, product_dtype
 from hashgrid.ops.counter_uniform import as_counter
 from hashgrid.ops.hash_encode import encoding_options
-from hashgrid.ops.mlp import check_network
-from hashgrid.util.choices import BOUNDS, FACTORS, INTERPOLATIONS, check_option
+from hashgrid.util.choices import FACTORS
 
 N_CHUNK = 1 << 17  # cells at a time, where points go through memory
 
@@ -68,16 +68,19 @@ def occupancy_values(
     field_aabb = field_aabb.detach().to(aabb).contiguous()
     if field_aabb.shape != (6,):
         raise ValueError(f"`field_aabb` must have shape [6], got {list(field_aabb.shape)}")
-    if has_density_kernel(aabb, table, levels, weights, half_table, compute_dtype):
-        check_option("interpolation", interpolation, INTERPOLATIONS)
-        check_option("bounds", bounds, BOUNDS)
-        check_network(levels.n_levels * table.shape[1], weights, [], "relu", "none", compute_dtype)
+    read, products = table if half_table is None else half_table, compute_dtype
+    in_one = bool(weights) and has_kernel("occupancy_values", aabb.device.type) and not is_recorded(table, *weights)
+    if in_one:
+        products = product_dtype(compute_dtype, weights[0])
+        width = levels.n_levels * read.shape[-1]
+        in_one = takes("occupancy_values", (aabb,), width, weights, products, levels=levels, table=read)
+    if in_one:
         return _extension.ops().occupancy_values(
             cells.contiguous(), aabb, list(resolution), n_cascades,
             None if seed is None else as_counter(seed, step, aabb.device), field_aabb,
-            (table if half_table is None else half_table).contiguous(),
+            read.contiguous(),
             *encoding_options(levels, interpolation, bounds),
-            [weight.contiguous() for weight in weights], FACTORS.index(product_dtype(compute_dtype, weights[0])),
+            [weight.contiguous() for weight in weights], FACTORS.index(products),
             step_size,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Which cells of an occupancy grid some camera sees, on the native kernels."""
+"""Cells of an occupancy grid that some camera sees, on the native kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hashgrid import _extension
 
 
 def occupancy_visible(planes: Tensor, aabb: Tensor, resolution: tuple[int, int, int], n_cascades: int = 1) -> Tensor:
-    """Whether the sphere around each cell reaches into a view.
+    """Returns whether the sphere around each cell reaches into a view.
 
     Args:
         planes: [N, 5, 4], planes of N view frusta; a point x is inside where ``plane[:3] @ x + plane[3] >= 0`` for all

@@ -53,7 +53,7 @@ def pixel_loss(
 def _gradients(
     needs: Sequence[bool], tensors: Sequence[Any], options: Sequence[Any], grad_loss: Tensor, *_: None
 ) -> Gradients:
-    """The forward pass has made the first derivative; the second is composed of PyTorch's ops."""
+    """Returns the first derivative, which the forward pass has made; a second one is composed of PyTorch's ops."""
     colors, opacities, background, targets, n_rays, *grads = tensors
     if torch.is_grad_enabled():  # to be differentiated once more
         # new views, so that grad_loss computed from them does not lead back to what is differentiated here
@@ -67,7 +67,7 @@ _pixel_loss = differentiable("pixel_loss", _gradients, n_kept=2)
 
 
 def _register() -> None:
-    """Fake kernel of ``torch.ops.hashgrid.pixel_loss``, and vmap over it."""
+    """Registers the fake kernel of ``torch.ops.hashgrid.pixel_loss``, and vmap over it."""
 
     @torch.library.register_fake("hashgrid::pixel_loss")
     def _(colors, opacities, background, targets, n_rays, beta):

@@ -10,14 +10,12 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.ops._autograd import is_recorded
+from hashgrid.ops._kernels import has_kernel, takes
 from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
-from hashgrid.ops._ngp.radiance_mlp import N_GEOMETRY, fits_tensor_cores, radiance_mlp
+from hashgrid.ops._ngp.radiance_mlp import radiance_mlp
 from hashgrid.ops._tensors import product_dtype
 from hashgrid.ops.hash_encode import encoding_options
-from hashgrid.ops.mlp import check_network
-from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
-
-KERNEL_DEVICES = ("cuda",)
+from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 
 def radiance_field(
@@ -34,8 +32,9 @@ def radiance_field(
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Density and colour of points: a hash grid, a network whose first output is the logarithm of the density, and one
-    that makes colours of all its outputs and of features of the point's ray. Hidden layers are ReLU, without biases.
+    """Returns density and colour of points, by a hash grid, a network whose first output is the logarithm of the
+    density, and a network that makes colours of all outputs of the first and of features of the point's ray. Hidden
+    layers are ReLU, without biases.
 
     On a GPU from sm_80 on, where no gradient is recorded, it is one kernel: fp32, 3 dimensions, an even number of
     features per level and per ray, 16 outputs of the density network, 16-bit products, a table of fp32 or a half
@@ -58,17 +57,14 @@ def radiance_field(
         RuntimeError: a dtype or size the kernels do not take.
     """
     density_weights, color_weights = list(density_weights), list(color_weights)
-    if not has_kernel(
-        positions, ray_features, table, levels, density_weights, color_weights, half_table, compute_dtype
-    ):
+    if not has_field_kernel(
+        "radiance_field", positions, ray_features, table, levels,
+        density_weights, color_weights, half_table, output_activation, compute_dtype,
+    ):  # fmt: skip
         encoded = hash_encode_into(positions, table, levels, interpolation, bounds, None, half_table)
         return radiance_mlp(
             encoded, ray_features, rays, density_weights, color_weights, output_activation, compute_dtype
         )
-    check_field(
-        ray_features, table, levels, density_weights, color_weights,
-        interpolation, bounds, output_activation, compute_dtype,
-    )  # fmt: skip
     return _extension.ops().radiance_field(
         positions.contiguous(),
         (table if half_table is None else half_table).contiguous(),
@@ -82,72 +78,30 @@ def radiance_field(
     )
 
 
-def check_field(
+def has_field_kernel(
+    op: str,
+    points: Tensor,
     ray_features: Tensor,
     table: Tensor,
     levels: LevelTable,
     density_weights: list[Tensor],
     color_weights: list[Tensor],
-    interpolation: str,
-    bounds: str,
+    half_table: Tensor | None,
     output_activation: str,
     compute_dtype: torch.dtype | None,
-) -> None:
-    """Raises a ValueError where an option is unknown or shapes do not chain."""
-    check_option("interpolation", interpolation, INTERPOLATIONS)
-    check_option("bounds", bounds, BOUNDS)
-    width = levels.n_levels * table.shape[1]
-    check_network(width, density_weights, [], "relu", "none", compute_dtype, "density_weights")
-    width = density_weights[-1].shape[0] + ray_features.shape[1]
-    check_network(width, color_weights, [], "relu", output_activation, compute_dtype, "color_weights")
-
-
-def has_kernel(
-    positions: Tensor,
-    ray_features: Tensor,
-    table: Tensor,
-    levels: LevelTable,
-    density_weights: list[Tensor],
-    color_weights: list[Tensor],
-    half_table: Tensor | None,
-    compute_dtype: torch.dtype | None,
 ) -> bool:
-    """Whether there is one for points like ``positions``, in their device and dtype, and this field."""
-    if not (density_weights and color_weights and all(tensor.dim() == 2 for tensor in (*color_weights, ray_features))):
+    """Returns whether ``op``, "radiance_field" or "render_rays", has a kernel for such tensors and no gradient is
+    recorded."""
+    if not has_kernel(op, points.device.type):
         return False
     weights = [*density_weights, *color_weights]
-    return (
-        has_density_kernel(positions, table, levels, weights, half_table, compute_dtype)
-        and not is_recorded(ray_features)
-        and ray_features.dtype == torch.float32
-        and ray_features.shape[1] % 2 == 0
-        and density_weights[-1].shape[0] == N_GEOMETRY
-    )
-
-
-def has_density_kernel(
-    positions: Tensor,
-    table: Tensor,
-    levels: LevelTable,
-    weights: list[Tensor],
-    half_table: Tensor | None,
-    compute_dtype: torch.dtype | None,
-) -> bool:
-    """Whether there is one for a grid and the networks behind it, whatever lies between these."""
-    tensors = [positions, table, *weights]
-    if positions.device.type not in KERNEL_DEVICES or is_recorded(*tensors):
+    if not weights or ray_features.dim() != 2 or table.dim() != 2 or is_recorded(points, ray_features, table, *weights):
         return False
-    if not (weights and all(tensor.dim() == 2 for tensor in (*weights, table))):
-        return False
-    products = product_dtype(compute_dtype, weights[0])
-    return (
-        fits_tensor_cores(positions.device, weights, products)
-        and all(tensor.dtype == torch.float32 for tensor in tensors)
-        and (half_table is None or half_table.dtype == products)
-        and levels.n_input_dims == 3
-        and not levels.per_axis
-        and table.shape[1] % 2 == 0
-    )
+    return takes(
+        op, (points, ray_features), levels.n_levels * table.shape[1], weights, product_dtype(compute_dtype, weights[0]),
+        len(density_weights), ray_features.shape[1], output_activation,
+        levels, table if half_table is None else half_table,
+    )  # fmt: skip
 
 
 def _register() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +11,11 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.maths import color_inputs, density_of, layers
 from hashgrid.ops._autograd import Gradients, differentiable, has_tangents, is_transformed
-from hashgrid.ops._tensors import HALF_DTYPES, at_least_fp32, product_dtype, without_autocast
+from hashgrid.ops._kernels import takes
+from hashgrid.ops._tensors import at_least_fp32, product_dtype, without_autocast
 from hashgrid.ops._vmap import register_vmap
-from hashgrid.ops.mlp import MAX_LAYERS, check_network, mlp, split_gradient
+from hashgrid.ops.mlp import check_network, mlp, split_gradient
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
-
-TENSOR_CORE_DEVICES = ("cuda",)  # where the kernel takes what `fits_tensor_cores` says, and nothing else
-N_GEOMETRY = 16  # outputs of the density network on tensor cores
-MAX_WIDTH = 64  # of both networks there
 
 
 def radiance_mlp(
@@ -31,9 +27,9 @@ def radiance_mlp(
     output_activation: str = "sigmoid",
     compute_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Both networks of Instant-NGP's field (Müller et al. 2022, section 5.4). The first output of one is the log of a
-    density; the other makes colours of all these outputs and of features of the point's ray. Hidden layers are ReLU,
-    without biases.
+    """Returns densities and colours by both networks of Instant-NGP's field (Müller et al. 2022, section 5.4). The
+    first output of the one is the logarithm of a density; the other makes colours of all outputs of the first and of
+    features of the point's ray. Hidden layers are ReLU, without biases.
 
     Neither geometry features nor the inputs of the colour network, nor gradients of either, go through memory, and no
     row of ``ray_features`` is repeated. Gradients have the same bits in every run. They are those of `mlp`, with the
@@ -66,65 +62,44 @@ def radiance_mlp(
         raise ValueError(f"`x` must have shape [N, in], got {list(x.shape)}")
     if ray_features.dim() != 2:
         raise ValueError(f"`ray_features` must have shape [R, E], got {list(ray_features.shape)}")
-    check_network(x.shape[1], weights[:n_density], [], "relu", "none", compute_dtype, "density_weights")
-    width = weights[n_density - 1].shape[0] + ray_features.shape[1]
-    check_network(width, weights[n_density:], [], "relu", output_activation, compute_dtype, "color_weights")
-    if len(weights) > MAX_LAYERS:
-        raise ValueError(
-            f"`density_weights` and `color_weights` must have at most {MAX_LAYERS} layers, got {len(weights)}"
+    products = product_dtype(compute_dtype, weights[0]) if weights else compute_dtype
+    composed = (ray_features.requires_grad and torch.is_grad_enabled()) or has_tangents()
+    if composed or not takes(
+        "radiance_mlp", (), x.shape[1], weights, products, n_density, ray_features.shape[1], output_activation
+    ):
+        return _radiance_by_mlp(
+            x, ray_features, rays, weights[:n_density], weights[n_density:], output_activation, products
         )
-    compute_dtype = product_dtype(compute_dtype, weights[0])
-    if not _has_kernel(x, ray_features, weights, n_density, compute_dtype):
-        geometry = mlp(x, weights[:n_density], compute_dtype=compute_dtype)
-        inputs = color_inputs(geometry, ray_features, rays)
-        colors = mlp(inputs, weights[n_density:], None, "relu", output_activation, compute_dtype)
-        return density_of(geometry), colors
     dtype = weights[0].dtype
-    options = (
-        ACTIVATIONS.index(output_activation),
-        FACTORS.index(None if compute_dtype == dtype else compute_dtype),
-    )
+    options = ACTIVATIONS.index(output_activation), FACTORS.index(None if products == dtype else products)
     arguments = [tensor.to(dtype).contiguous() for tensor in (x, ray_features)]
     params = [weight.contiguous() for weight in weights]
     return _radiance_mlp(*arguments, rays.contiguous(), params[:n_density], params[n_density:], *options)
 
 
-def fits_tensor_cores(device: torch.device, weights: Sequence[Tensor], products: torch.dtype | None) -> bool:
-    """Whether a kernel on tensor cores takes layers of these weights; of a device with kernels that know no other."""
-    return (
-        _has_tensor_cores(device)
-        and products in HALF_DTYPES
-        and all(tensor.dtype == torch.float32 for tensor in weights)
-        and max(size for weight in weights for size in weight.shape) <= MAX_WIDTH
-    )
+def _radiance_by_mlp(
+    x: Tensor,
+    ray_features: Tensor,
+    rays: Tensor,
+    density_weights: list[Tensor],
+    color_weights: list[Tensor],
+    output_activation: str,
+    compute_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the same by `mlp` and PyTorch's ops.
 
-
-def _has_tensor_cores(device: torch.device) -> bool:
-    if torch.compiler.is_compiling():  # which cannot ask the extension
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return _ask_for_tensor_cores(device)
-
-
-@functools.cache
-def _ask_for_tensor_cores(device: torch.device) -> bool:
-    if _extension.cuda_module is None:
-        return False
-    with torch.cuda.device(device):
-        return _extension.cuda_module.has_tensor_cores()
-
-
-def _has_kernel(
-    x: Tensor, ray_features: Tensor, weights: list[Tensor], n_density: int, products: torch.dtype | None
-) -> bool:
-    if (ray_features.requires_grad and torch.is_grad_enabled()) or has_tangents():
-        return False
-    if x.device.type not in TENSOR_CORE_DEVICES:
-        return True
-    return (
-        fits_tensor_cores(x.device, weights, products)
-        and ray_features.shape[1] % 2 == 0
-        and weights[n_density - 1].shape[0] == N_GEOMETRY
-    )
+    Raises:
+        ValueError: an option is unknown, or shapes do not chain.
+    """
+    check_network(x.shape[1], density_weights, [], "relu", "none", compute_dtype, "density_weights")
+    width = density_weights[-1].shape[0] + ray_features.shape[1]
+    check_network(width, color_weights, [], "relu", output_activation, compute_dtype, "color_weights")
+    n_layers, most = len(density_weights) + len(color_weights), _extension.require().MAX_MLP_LAYERS
+    if n_layers > most:
+        raise ValueError(f"`density_weights` and `color_weights` must have at most {most} layers, got {n_layers}")
+    geometry = mlp(x, density_weights, compute_dtype=compute_dtype)
+    inputs = color_inputs(geometry, ray_features, rays)
+    return density_of(geometry), mlp(inputs, color_weights, None, "relu", output_activation, compute_dtype)
 
 
 # ---- derivatives: the first one has a kernel, the second is composed of PyTorch's ops --------------------------------
@@ -169,7 +144,7 @@ def _differentiable(
     options: Sequence[int],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of (x, ``weights``), made of PyTorch's ops."""
+    """Returns the gradients of (x, ``weights``), made of PyTorch's ops."""
 
     def function(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         output_activation, factors = ACTIVATIONS[options[0]], FACTORS[options[1]]
@@ -194,7 +169,7 @@ _radiance_mlp = differentiable("radiance_mlp", _gradients)
 
 
 def _register() -> None:
-    """Fake kernels of ``torch.ops.hashgrid.radiance_mlp`` and its derivative, and vmap over them."""
+    """Registers fake kernels of ``torch.ops.hashgrid.radiance_mlp`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::radiance_mlp")
     def _(x, ray_features, rays, density_weights, color_weights, *options):

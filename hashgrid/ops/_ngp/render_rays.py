@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
-from hashgrid.ops._ngp.radiance_field import check_field, has_kernel, radiance_field
+from hashgrid.ops._ngp.radiance_field import has_field_kernel, radiance_field
 from hashgrid.ops._ngp.window_samples import window_samples
 from hashgrid.ops._tensors import product_dtype
 from hashgrid.ops.composite import composite
@@ -20,7 +20,6 @@ from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.ray_aabb import prepare_rays
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
-N_COLORS = 3  # of the kernel
 N_CHUNK = 1 << 17  # rays at a time, where samples go through memory
 FIRST_WINDOW, GROWTH = 8, 4  # samples of a ray evaluated together there, and factor from one window to the next
 
@@ -52,7 +51,8 @@ def render_rays(
     max_samples_per_ray: int = 1024,
     early_stop_eps: float = 1e-4,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What rays see of a radiance field: `march_rays`, `radiance_field` and `composite` in one. Not differentiable.
+    """Returns what rays see of a radiance field: `march_rays`, `radiance_field` and `composite` in one. Not
+    differentiable.
 
     On a GPU it is one kernel for the fields that `radiance_field` has one for, with three colours: no sample goes
     through memory, samples behind surfaces are not evaluated, and nothing is read back by the host. Everywhere else it
@@ -85,12 +85,10 @@ def render_rays(
     if ray_features.dim() != 2 or ray_features.shape[0] != rays_o.shape[0]:
         raise ValueError(f"`ray_features` must have shape [{rays_o.shape[0]}, E], got {list(ray_features.shape)}")
     grid = (aabb, bits.contiguous(), resolution, n_cascades)
-    in_one = has_kernel(rays_o, ray_features, table, levels, density_weights, color_weights, half_table, compute_dtype)
-    if in_one and color_weights[-1].shape[0] == N_COLORS:
-        check_field(
-            ray_features, table, levels, density_weights, color_weights,
-            interpolation, bounds, output_activation, compute_dtype,
-        )  # fmt: skip
+    if has_field_kernel(
+        "render_rays", rays_o, ray_features, table, levels,
+        density_weights, color_weights, half_table, output_activation, compute_dtype,
+    ):  # fmt: skip
         return _extension.ops().render_rays(
             rays_o, rays_d, ray_features.contiguous(), *grid[:2], list(resolution), n_cascades, field_aabb,
             (table if half_table is None else half_table).contiguous(),
@@ -136,8 +134,8 @@ def _render_through_memory(
     field: dict[str, Any],
     early_stop_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The same result from march_rays, window_samples, radiance_field and composite. ``rays``: origins and directions,
-    the same in the field's unit cube, features."""
+    """Returns the same by `march_rays`, `window_samples`, `radiance_field` and `composite`. ``rays`` are origins and
+    directions, these two in the field's unit cube, and features."""
     rays_o, rays_d, unit_o, unit_d, ray_features = rays
     t_starts, t_ends, ray_indices, packed_info = march_rays(rays_o, rays_d, *grid, **march)
     # Hidden samples stay zero: compositing does not look at them.
@@ -162,8 +160,9 @@ def _render_through_memory(
 def _register() -> None:
     @torch.library.register_fake("hashgrid::render_rays")
     def _(rays_o, *options):
-        n = rays_o.shape[0]
-        return rays_o.new_empty(n, N_COLORS), *(rays_o.new_empty(n) for _ in range(2)), rays_o.new_empty(1).long()
+        n, color_weights = rays_o.shape[0], options[-8]
+        colors = rays_o.new_empty(n, color_weights[-1].shape[0])
+        return colors, rays_o.new_empty(n), rays_o.new_empty(n), rays_o.new_empty(1).long()
 
 
 if _extension.module is not None:

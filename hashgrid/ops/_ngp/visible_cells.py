@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-
-KERNEL_DEVICES = ("cpu",)
+from hashgrid.ops._kernels import has_kernel
 
 
 def visible_cells(density: Tensor, chosen: Tensor | None = None) -> Tensor:
@@ -26,7 +25,7 @@ def visible_cells(density: Tensor, chosen: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: a shape or a dtype does not fit.
     """
-    if density.device.type not in KERNEL_DEVICES or _extension.module is None:
+    if not has_kernel("visible_cells", density.device.type):
         visible = density >= 0
         return (visible if chosen is None else visible & chosen).nonzero().squeeze(-1)
     return _extension.ops().visible_cells(density.detach().contiguous(), chosen)

@@ -1,4 +1,4 @@
-"""Which samples compositing will count, on the native kernels."""
+"""Samples that compositing will count, on the native kernels."""
 
 from __future__ import annotations
 
