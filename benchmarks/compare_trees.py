@@ -4,7 +4,7 @@
 
 Each turn is a process of its own, and runs a suite of `hashgrid bench` as its checkout has it, our contender alone. A
 pair is one turn of each; which comes first alternates. Printed is the median over the pairs of the ratio of speeds,
-above 1 where AFTER is faster. Writes results/compare_trees.json with every figure.
+above 1 where AFTER is faster. Writes results/compare_trees.json with every figure; other suites keep theirs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,10 +26,10 @@ from hashgrid.util.files import atomic_write_json
 
 PATH = Path(__file__).parent / "results" / "compare_trees.json"
 OPTIONS = {
-    "nerf_step": ["--seconds", "5"],
-    "sdf_step": ["--seconds", "3"],
-    "render": ["--seconds", "4"],
-    "train": ["--train-seconds", "20", "--views", "4"],
+    "nerf_step": ["--seconds", "4", "--warm-steps", "100"],
+    "sdf_step": ["--seconds", "3", "--warm-steps", "30"],
+    "render": ["--seconds", "4", "--warm-steps", "100"],
+    "train": ["--train-seconds", "12", "--views", "2"],
 }
 
 # What a turn runs: other contenders are left out, and a curve of theirs is ours.
@@ -72,7 +72,7 @@ def turn(tree: Path, suite: str) -> dict[str, float]:
     return speeds
 
 
-def summarise(pairs: list[dict[str, Mapping[str, float]]]) -> dict[str, float]:
+def summarise(pairs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians of the pairs' ratios; of PSNR the median difference in dB."""
     medians = {}
     for name in dict.fromkeys(name for pair in pairs for name in pair["after"]):
@@ -96,16 +96,17 @@ def main() -> None:
     trees = {"before": args.before.resolve(), "after": args.after.resolve()}
     warn_if_busy()
     facts = environment(torch.device("cpu"))
-    pairs: list[dict[str, Mapping[str, float]]] = []
+    commits = {which: commit(tree) for which, tree in trees.items()}
+    stored = json.loads(PATH.read_text())["pairs"] if PATH.exists() else []
+    pairs: list[dict[str, Any]] = [pair for pair in stored if pair["suite"] not in args.suites]
     for i in range(args.pairs):
         for suite in args.suites:
             order = ("before", "after") if i % 2 == 0 else ("after", "before")
-            pairs.append({which: turn(trees[which], suite) for which in order})
+            pairs.append({"suite": suite, "commits": commits} | {which: turn(trees[which], suite) for which in order})
             for name, ratio in summarise(pairs[-1:]).items():
                 print(f"{i + 1}: {name} {ratio:.3f}", flush=True)
         medians = summarise(pairs)
-        commits = {which: commit(tree) for which, tree in trees.items()}
-        atomic_write_json(PATH, {"environment": facts, "commits": commits, "medians": medians, "pairs": pairs})
+        atomic_write_json(PATH, {"environment": facts, "medians": medians, "pairs": pairs})
     for name, ratio in medians.items():
         print(f"{name}: {ratio:.3f}")
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hashgrid.util.autograd import apply
 from hashgrid.util.choices import ACTIVATIONS, check_option
-from hashgrid.util.forward_mode import check_forward_modes
 
 EXP_GRADIENT_CLAMP = 15.0
 FIRST_DRAW, DRAWS_PER_RAY = 2**31, 5  # indices of random numbers; march_rays takes those of the rays themselves
@@ -81,15 +81,13 @@ def straight_through(value: Tensor, gradient_to: Tensor) -> Tensor:
     """Exactly ``value`` in the dtype of ``gradient_to``, which receives the whole gradient; same shapes."""
     if torch.compiler.is_compiling():
         return _StraightThrough.apply(value, gradient_to)
-    check_forward_modes(1)
-    return _StraightThroughForwardMode.apply(value, gradient_to)
+    return apply(_StraightThroughForwardMode, value, gradient_to)
 
 
 def _exp(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return _ClampedGradientExp.apply(x)
-    check_forward_modes(1)
-    return _ClampedGradientExpForwardMode.apply(x)
+    return apply(_ClampedGradientExpForwardMode, x)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hashgrid.ops._autograd import apply
+from hashgrid.util.autograd import apply
 
 
 class Scale(torch.autograd.Function):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hashgrid.levels import FEATURE_COUNTS, LevelTable, as_level_table, make_level_table
 from hashgrid.maths import straight_through
-from hashgrid.ops._autograd import has_tangents, is_transformed
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.ops._half_table import is_current, mark_current, mark_unknown, moving_parameter, watch
 from hashgrid.ops._tensors import HALF_DTYPES, maths_dtype
+from hashgrid.util.autograd import has_tangents, is_transformed
 from hashgrid.util.choices import BACKENDS, BOUNDS, INTERPOLATIONS, as_integer, check_option
 
 

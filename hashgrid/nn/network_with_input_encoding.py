@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from hashgrid.nn.fused_mlp import FusedMLP
 from hashgrid.nn.hash_grid import HashGrid
-from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._backend import ngp_ops
+from hashgrid.util.autograd import is_recorded
 
 
 class NetworkWithInputEncoding(nn.Module):

@@ -9,61 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import forward_ad
 
 from hashgrid import _extension
-from hashgrid.util.forward_mode import check_forward_modes, n_forward_modes, no_forward_mode
+from hashgrid.util.autograd import (
+    Function,
+    apply,
+    has_tangents,
+    is_transformed,
+    n_forward_modes,
+    no_forward_mode,
+    plain_apply,
+)
 
 Gradients = Sequence[Tensor | None]
 
 
 # ---- calling ---------------------------------------------------------------------------------------------------------
-
-
-class Function(torch.autograd.Function):
-    """An autograd function whose vmap is that of the ops inside: `torch.func` transforms them one by one."""
-
-    generate_vmap_rule = True
-
-
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """Returns ``function.apply(*args)``, without the `inspect.signature` that PyTorch runs in every call of a function
-    with ``setup_context``: 20 of the 40 µs that an encoding of a few points takes. ``args`` are those of ``forward``,
-    in order and without defaults.
-
-    Raises:
-        NotImplementedError: in forward-mode differentiation by `torch.func`, of a function without one, or inside of
-            another forward mode.
-    """
-    if torch.compiler.is_compiling():
-        return function.apply(*args)
-    if is_transformed():
-        check_forward_modes(function.jvp is not torch.autograd.Function.jvp)
-        return function.apply(*args)
-    return _plain_apply(function)(*unwrap_dead_wrappers(args))
-
-
-def _plain_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Returns the ``apply`` of PyTorch's C++ class, which that of `torch.autograd.Function` calls."""
-    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
-
-
-def is_transformed() -> bool:
-    """Returns whether `torch.func` is at work, in which gradients are results and ``requires_grad_`` is not allowed."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def has_tangents() -> bool:
-    """Returns whether forward-mode differentiation is at work, by `torch.func` or by dual numbers."""
-    return forward_ad._current_level >= 0
-
-
-def is_recorded(*tensors: Tensor) -> bool:
-    """Returns whether a call with ``tensors`` becomes part of a graph: of autograd, of a compiler, of a `torch.func`
-    transform. If not, a kernel without a derivative can take it."""
-    if torch.compiler.is_compiling() or is_transformed() or has_tangents():
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def is_asked_for(ctx: Any, index: int) -> bool:
@@ -133,7 +94,7 @@ def differentiable(
         return getattr(_extension.ops(), name)(*tensors, *static.options)
 
     function = make_function(name, run, backward, jvp, n_kept)
-    plain_apply = _plain_apply(function)
+    call_plainly = plain_apply(function)
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():  # Dynamo knows no function with a forward mode
@@ -144,7 +105,7 @@ def differentiable(
         if torch.is_grad_enabled():
             for tensor in flat:
                 if tensor is not None and tensor.requires_grad:
-                    return plain_apply(*unwrap_dead_wrappers((*flat, Static(sizes, arguments[n:]))))
+                    return call_plainly(*unwrap_dead_wrappers((*flat, Static(sizes, arguments[n:]))))
         return getattr(_extension.ops(), name)(*arguments)  # as in most backward passes
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.ops._autograd import Gradients, Static, added, apply, differentiable, make_function, no_third_derivative
+from hashgrid.ops._autograd import Gradients, Static, added, differentiable, make_function, no_third_derivative
 from hashgrid.ops._tensors import HALF_DTYPES, maths_dtype
 from hashgrid.ops._vmap import register_vmap
+from hashgrid.util.autograd import apply
 from hashgrid.util.choices import exactly_one
 
 _N_OUTPUTS = 6

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
-from hashgrid.ops._autograd import Gradients, Static, added, apply, differentiable, make_function, no_third_derivative
+from hashgrid.ops._autograd import Gradients, Static, added, differentiable, make_function, no_third_derivative
 from hashgrid.ops._tensors import at_least_fp32, flatten, unflatten
 from hashgrid.ops._vmap import register_vmap
+from hashgrid.util.autograd import apply
 from hashgrid.util.choices import BOUNDS, INTERPOLATIONS, check_option
 
 

@@ -14,9 +14,7 @@ from hashgrid.ops._autograd import (
     Gradients,
     Static,
     added,
-    apply,
     differentiable,
-    is_transformed,
     make_function,
     nested,
     no_third_derivative,
@@ -25,6 +23,7 @@ from hashgrid.ops._autograd import (
 from hashgrid.ops._kernels import has_kernel
 from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten, without_autocast
 from hashgrid.ops._vmap import register_vmap
+from hashgrid.util.autograd import apply, is_transformed
 from hashgrid.util.choices import ACTIVATIONS, FACTORS, check_option, check_softplus_beta
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hashgrid import _extension
-from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._kernels import has_kernel
+from hashgrid.util.autograd import is_recorded
 
 
 def gather_rows(

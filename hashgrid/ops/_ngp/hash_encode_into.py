@@ -9,9 +9,10 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
-from hashgrid.ops._autograd import Function, apply, is_asked_for
+from hashgrid.ops._autograd import is_asked_for
 from hashgrid.ops._tensors import at_least_fp32, flatten, unflatten
 from hashgrid.ops.hash_encode import encoding_options, is_deterministic, second_order
+from hashgrid.util.autograd import Function, apply
 
 
 def hash_encode_into(

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
-from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
 from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten
 from hashgrid.ops.hash_encode import encoding_options
 from hashgrid.ops.mlp import check_network, fold_softplus_beta, mlp
+from hashgrid.util.autograd import is_recorded
 from hashgrid.util.choices import ACTIVATIONS, BOUNDS, FACTORS, INTERPOLATIONS, check_option
 
 

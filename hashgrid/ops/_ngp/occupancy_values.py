@@ -10,13 +10,13 @@ from torch import Tensor
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
 from hashgrid.maths import optical_thickness
-from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._kernels import has_kernel, takes
 from hashgrid.ops._ngp.hash_encode_mlp import hash_encode_mlp
 from hashgrid.ops._ngp.occupancy_points import occupancy_points
 from hashgrid.ops._tensors import at_least_fp32, product_dtype
 from hashgrid.ops.counter_uniform import as_counter
 from hashgrid.ops.hash_encode import encoding_options
+from hashgrid.util.autograd import is_recorded
 from hashgrid.util.choices import FACTORS
 
 N_CHUNK = 1 << 17  # cells at a time, where points go through memory

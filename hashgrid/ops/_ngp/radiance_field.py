@@ -9,12 +9,12 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
-from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._kernels import has_kernel, takes
 from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
 from hashgrid.ops._ngp.radiance_mlp import radiance_mlp
 from hashgrid.ops._tensors import product_dtype
 from hashgrid.ops.hash_encode import encoding_options
+from hashgrid.util.autograd import is_recorded
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 

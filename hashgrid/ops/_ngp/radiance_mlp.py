@@ -10,11 +10,12 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.maths import color_inputs, density_of, layers
-from hashgrid.ops._autograd import Gradients, differentiable, has_tangents, is_transformed
+from hashgrid.ops._autograd import Gradients, differentiable
 from hashgrid.ops._kernels import takes
 from hashgrid.ops._tensors import at_least_fp32, product_dtype, without_autocast
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.ops.mlp import check_network, mlp, split_gradient
+from hashgrid.util.autograd import has_tangents, is_transformed
 from hashgrid.util.choices import ACTIVATIONS, FACTORS
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.maths import middles
-from hashgrid.ops._autograd import is_recorded
 from hashgrid.ops._tensors import at_least_fp32, maths_dtype
+from hashgrid.util.autograd import is_recorded
 
 
 def sample_positions(rays_o: Tensor, rays_d: Tensor, ray_indices: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
