@@ -14,9 +14,9 @@ from hashgrid.data.distances import DistanceRecipe, make_pool
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import load_mesh, make_mesh
 from hashgrid.data.mesh_files import write_ply
-from hashgrid.fields.base import grid_groups
 from hashgrid.fields.distance import GridDistance
 from hashgrid.geometry.cameras import framing
+from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.surface import render
 from hashgrid.util.files import atomic_write_image

@@ -10,20 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.geometry.rays import At
-from hashgrid.nn import HashGrid
 from hashgrid.ops._ngp.gather_rows import gather_rows
 from hashgrid.ops._tensors import keeping_dtype
 from hashgrid.util.config import Config
-
-
-def grid_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for :class:`hashgrid.optim.Adam`: the tables of hash grids, of which most entries see no sample in a step,
-    and everything else, with weight decay."""
-    tables = [module.table for module in model.modules() if isinstance(module, HashGrid)]
-    known = set(tables)
-    rest = [param for param in model.parameters() if param not in known]
-    groups: list[dict[str, Any]] = [{"params": tables, "skip_zero": True}] if tables else []
-    return [*groups, {"params": rest, "weight_decay": weight_decay}]
 
 
 class Kept:

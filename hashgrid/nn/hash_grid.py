@@ -222,3 +222,13 @@ class HashGrid(nn.Module):
         options = f"interpolation={self.interpolation!r}, bounds={self.bounds!r}, backend={self.backend!r}"
         dtype = "" if self.compute_dtype is None else f", compute_dtype={self.compute_dtype}"
         return f"{sizes}, n_entries={self.levels.n_entries}, {options}{dtype}"
+
+
+def grid_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for :class:`hashgrid.optim.Adam`: the tables of hash grids, of which most entries see no sample in a step,
+    and everything else, with weight decay."""
+    tables = [module.table for module in model.modules() if isinstance(module, HashGrid)]
+    known = set(tables)
+    rest = [param for param in model.parameters() if param not in known]
+    groups: list[dict[str, Any]] = [{"params": tables, "skip_zero": True}] if tables else []
+    return [*groups, {"params": rest, "weight_decay": weight_decay}]

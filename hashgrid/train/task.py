@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hashgrid.fields.base import grid_groups
+from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.optim import Adam
 from hashgrid.train.config import RunConfig
 from hashgrid.train.schedule import Schedule
