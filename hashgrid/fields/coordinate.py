@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from hashgrid.fields.base import SignalField
-from hashgrid.nn import FusedMLP
+from hashgrid.nn import FusedMLP, jets
 from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.device import DTYPES
@@ -82,3 +82,9 @@ class CoordinateField(SignalField):
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Values [..., C] of points [..., D]."""
         return encode_and_pass(self.encoding, self.mlp, x, level_weights)
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Values with first and second derivatives; see `derivatives_along`."""
+        return jets.through([self.encoding, self.mlp], x, directions, accelerations, operators)

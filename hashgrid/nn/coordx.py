@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -33,7 +33,8 @@ class CoordX(nn.Module):
         n_split_layers: so many of them are of single coordinates, 1 at least. Deeper ones cost less and fit worse.
         fusion: outputs of the split layers are multiplied ("product"), added ("sum") or put side by side ("concat").
         groups: coordinates that go together, as in ``((0,), (1, 2))`` for time and place; None for each by itself.
-        w0: frequency of every layer.
+        w0: frequency of the first layers, as of :class:`Siren`.
+        w0_hidden: of the following ones.
         backend: ``"native"`` or ``"reference"``.
 
     Raises:
@@ -57,6 +58,7 @@ class CoordX(nn.Module):
         fusion: Literal["product", "sum", "concat"] = "product",
         groups: Sequence[Sequence[int]] | None = None,
         w0: float = SIREN_FREQUENCY,
+        w0_hidden: float = SIREN_FREQUENCY,
         backend: str = "native",
     ) -> None:
         super().__init__()
@@ -69,11 +71,12 @@ class CoordX(nn.Module):
                 f"`n_split_layers` must be in 1..{n_hidden_layers} and `n_hidden_layers` at most {MAX_HIDDEN_LAYERS},"
                 f" got {n_split_layers} and {n_hidden_layers}"
             )
-        if not 0 < w0 < math.inf:
-            raise ValueError(f"`w0` must be positive and finite, got {w0}")
+        if not (0 < w0 < math.inf and 0 < w0_hidden < math.inf):
+            raise ValueError(f"`w0` and `w0_hidden` must be positive and finite, got {w0} and {w0_hidden}")
         self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
         self.fusion = check_option("fusion", fusion, ("product", "sum", "concat"))
-        self.w0, self.backend = w0, check_option("backend", backend, BACKENDS)
+        self.w0, self.w0_hidden = w0, w0_hidden
+        self.backend = check_option("backend", backend, BACKENDS)
         self.first, self.shared, self.rest = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         n_groups, n = len(self.groups), n_neurons
         for group in self.groups:
@@ -86,7 +89,7 @@ class CoordX(nn.Module):
 
     def _layer(self, n_in: int, n_out: int, is_first: bool, n_branches: int) -> nn.Linear:
         layer = nn.Linear(n_in, n_out)
-        draw_sines_(layer.weight, layer.bias, self.w0, is_first)
+        draw_sines_(layer.weight, layer.bias, self.w0_hidden, is_first)
         with torch.no_grad():
             layer.bias.div_(n_branches)
         return layer
@@ -126,8 +129,7 @@ class CoordX(nn.Module):
         ops, parts = backend_ops(self.backend), []
         for i, group in enumerate(self.groups):
             values, first, second = jets.channels((x, directions, accelerations), list(group))
-            split = self._network([self.first[i], *self.shared], "sine")
-            parts.append(ops.mlp_jet(values, first, **split, accelerations=second, operators=operators))
+            parts.append(ops.mlp_jet(values, first, **self._split(i), accelerations=second, operators=operators))
         if self.fusion == "product":
             whole = reduce(lambda a, b: jets.product(a, b, operators), parts)
         elif self.fusion == "sum":
@@ -136,12 +138,11 @@ class CoordX(nn.Module):
         else:
             whole = jets.concatenated(parts)
         values, first, second = whole
-        rest = self._network(self.rest, "none")
-        return ops.mlp_jet(values, first, **rest, accelerations=second, operators=operators)
+        return ops.mlp_jet(values, first, **self._rest(), accelerations=second, operators=operators)
 
     def _branch(self, i: int, x: Tensor) -> Tensor:
         """Outputs of the split layers of group ``i``."""
-        return backend_ops(self.backend).mlp(x, **self._network([self.first[i], *self.shared], "sine"))
+        return backend_ops(self.backend).mlp(x, **self._split(i))
 
     def _together(self, branches: Sequence[Tensor]) -> Tensor:
         if self.fusion == "concat":
@@ -149,16 +150,22 @@ class CoordX(nn.Module):
             y = torch.cat([branch.expand(*sides, -1) for branch in branches], dim=-1)
         else:
             y = reduce(torch.mul if self.fusion == "product" else torch.add, branches)
-        return backend_ops(self.backend).mlp(y, **self._network(self.rest, "none"))
+        return backend_ops(self.backend).mlp(y, **self._rest())
 
-    def _network(self, layers: Sequence[nn.Module], output: str) -> dict[str, object]:
-        """Arguments of :func:`hashgrid.ops.mlp`; all but an output of "none" have sines."""
-        factors = [self.w0] * len(layers)
-        if output == "none":
-            factors[-1] = 1.0
-        return {
-            "weights": [factor * layer.weight for factor, layer in zip(factors, layers, strict=True)],
-            "biases": [factor * layer.bias for factor, layer in zip(factors, layers, strict=True)],
-            "activation": "sine",
-            "output_activation": output,
-        }
+    def _split(self, i: int) -> dict[str, object]:
+        layers = [self.first[i], *self.shared]
+        return _arguments(layers, [self.w0, *[self.w0_hidden] * len(self.shared)], "sine")
+
+    def _rest(self) -> dict[str, object]:
+        return _arguments(self.rest, [*[self.w0_hidden] * (len(self.rest) - 1), 1.0], "none")
+
+
+def _arguments(layers: Iterable[nn.Module], factors: Sequence[float], output_activation: str) -> dict[str, object]:
+    """Arguments of :func:`hashgrid.ops.mlp` for layers of sines, whose factors stand beside the parameters."""
+    pairs = list(zip(factors, layers, strict=True))
+    return {
+        "weights": [factor * layer.weight for factor, layer in pairs],
+        "biases": [factor * layer.bias for factor, layer in pairs],
+        "activation": "sine",
+        "output_activation": output_activation,
+    }
