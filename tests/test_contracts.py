@@ -26,7 +26,7 @@ from hashgrid.data.volumes import generated_volume
 from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays
-from hashgrid.nn import OccupancyGrid
+from hashgrid.nn import OccupancyGrid, derivatives_along, jacobian, laplacian
 from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
@@ -152,6 +152,44 @@ def test_distance_field(name: str, backend: str) -> None:
     assert 0 < rate["final_learning_rate"] < rate["learning_rate"]
 
 
+SMALL_SIGNALS: dict[str, dict[str, Any]] = {
+    "hash": {"log2_hashmap_size": 8, "n_levels": 4},
+    "dense": {"dense_resolutions": (4, 8)},
+    **{name: {"plane_resolutions": (4, 8), "n_plane_features": 8} for name in ("planes", "vm", "cp")},
+    "fourier": {"n_neurons": 16, "n_fourier_features": 16, "fourier_scale": 4.0},
+}
+
+
+@pytest.mark.parametrize("name", SIGNAL_FIELDS)
+def test_signal_field(name: str) -> None:
+    """Both backends agree, derivatives too; a point is asked by itself, and every parameter asks to be learned."""
+    kind, fields = SIGNAL_FIELDS[name], {}
+    config = kind.configured(kind.Config().replace(**SMALL_SIGNALS.get(name, {"n_neurons": 16})), (24, 30))
+    config.check()
+    for backend in BACKENDS:
+        torch.manual_seed(0)
+        fields[backend] = kind(config, 2, 3, backend).double()
+    field, reference = fields["native"], fields["reference"]
+    x = torch.rand(3, 5, 2, dtype=torch.float64)
+    values = field(x)
+    assert values.shape == (3, 5, 3) and field(x[:0]).shape == (0, 5, 3)
+    torch.testing.assert_close(values, reference(x))
+    torch.testing.assert_close(field(x[1]), values[1])
+    outputs = field.outputs(x)
+    torch.testing.assert_close(outputs[-1], values)
+    torch.testing.assert_close(jacobian(field, x), derivatives_along(field, x, torch.eye(2))[1].transpose(-2, -1))
+    expected = derivatives_along(reference, x, torch.eye(2))[2].sum(-2)
+    torch.testing.assert_close(laplacian(field, x), expected, rtol=1e-6, atol=1e-8)
+    sum(output.square().mean() for output in outputs).backward()
+    assert all(param.grad is not None and param.grad.any() for param in field.parameters())
+    other = kind(config, 2, 3).double()
+    other.load_state_dict(field.state_dict())
+    assert torch.equal(other(x), field(x))
+    assert hasattr(config, field.size) and (field.n_levels == 0 or field(x, torch.ones(field.n_levels)).shape)
+    options = Image.Config().replace(field=kind.Config(), **kind.recipe)
+    options.check()
+
+
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
 
@@ -230,11 +268,10 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         return task
     command, _, field = name.partition(" ")
     task, signal = SIGNALS[command]
-    sizes = {"batch": 256, **SMALL_SIGNALS[field or "hash"], "device": "cpu", **changes}
+    sizes = {"batch": 256, **SMALL_SIGNALS.get(field or "hash", {"n_neurons": 16}), "device": "cpu", **changes}
     return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
 
 
-SMALL_SIGNALS: dict[str, dict[str, Any]] = {"hash": {"log2_hashmap_size": 8, "n_levels": 4}}
 SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "image": (Image, lambda: generated_picture(30, 20)),
     "audio": (Audio, lambda: generated_sound(0.02, 8000)),

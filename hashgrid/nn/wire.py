@@ -116,13 +116,20 @@ class ComplexLinear(nn.Module):
 class GaborWavelets(nn.Module):
     """A layer of wavelets: real and imaginary parts [..., 2 out] of [..., in] (the first layer) or [..., 2 in]."""
 
+    w0: Tensor
+    s0: Tensor
+
     def __init__(
         self, n_in: int, n_out: int, w0: float, s0: float, windows: int, is_first: bool, trainable: bool
     ) -> None:
         super().__init__()
         self.linear = ComplexLinear(n_in, n_out, is_first)
         self.across = ComplexLinear(n_in, n_out, is_first) if windows == 2 else None
-        self.w0, self.s0 = (nn.Parameter(torch.tensor(value), requires_grad=trainable) for value in (w0, s0))
+        for name, value in (("w0", w0), ("s0", s0)):
+            if trainable:
+                self.register_parameter(name, nn.Parameter(torch.tensor(float(value))))
+            else:
+                self.register_buffer(name, torch.tensor(float(value)))
         self.is_first = is_first
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +140,8 @@ class GaborWavelets(nn.Module):
         else:
             real, imaginary = z.chunk(2, dim=-1)
             phase, exponent = self.w0 * real, -self.w0 * imaginary - self.s0.square() * window
-        size = exponent.exp()
+        # what is far from a wavelet is nothing, not denormal numbers, which take six times as long
+        size = F.threshold(exponent.exp(), torch.finfo(z.dtype).tiny ** 0.5, 0.0)
         return torch.cat((size * phase.cos(), size * phase.sin()), dim=-1)
 
     def _square(self, z: Tensor) -> Tensor:
