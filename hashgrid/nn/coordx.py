@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -160,7 +160,7 @@ class CoordX(nn.Module):
         return _arguments(self.rest, [*[self.w0_hidden] * (len(self.rest) - 1), 1.0], "none")
 
 
-def _arguments(layers: Iterable[nn.Module], factors: Sequence[float], output_activation: str) -> dict[str, object]:
+def _arguments(layers: Iterable[Any], factors: Sequence[float], output_activation: str) -> dict[str, object]:
     """Arguments of :func:`hashgrid.ops.mlp` for layers of sines, whose factors stand beside the parameters."""
     pairs = list(zip(factors, layers, strict=True))
     return {

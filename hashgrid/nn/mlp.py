@@ -352,7 +352,8 @@ class Siren(MLP):
         if n_hidden_layers < 1:
             raise ValueError(f"`n_hidden_layers` must be at least 1, got {n_hidden_layers}")
         self.w0, self.w0_hidden, self.factored = w0, w0_hidden, factored
-        self.bias_init = check_option("bias_init", bias_init, ("default", "weight", "zero"))
+        check_option("bias_init", bias_init, ("default", "weight", "zero"))
+        self.bias_init = bias_init
         super().__init__(
             n_input_dims,
             n_output_dims,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class Planes(nn.Module):
         """Features with first and second derivatives; see `derivatives_along`."""
         whole: jets.Jet | None = None
         for plane, group in zip(self.planes, self.axes, strict=True):
+            assert isinstance(plane, HashGrid)
             jet = plane.jet(*jets.channels((x, directions, accelerations), list(group)), operators)
             whole = jet if whole is None else jets.product(whole, jet, operators)
         assert whole is not None
@@ -162,4 +164,5 @@ class PlanesAndLines(nn.Module):
         self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
     ) -> jets.Jet:
         """Features with first and second derivatives; see `derivatives_along`."""
-        return jets.concatenated([product.jet(x, directions, accelerations, operators) for product in self.products])
+        products: Iterable[Any] = self.products
+        return jets.concatenated([product.jet(x, directions, accelerations, operators) for product in products])
