@@ -36,6 +36,7 @@ class VolumeTask(SignalTask):
     """
 
     name = "volume"
+    preview = "slices.png"
     Config = VolumeConfig
     summary = "Fits density as a function of position to a volume, and writes it, slices and an iso-surface."
     source_help = "volume: .npy, .nii, .nii.gz or a .tif stack; a generated one if none"
