@@ -141,10 +141,9 @@ class Sdf(Task):
 
     def level_weights(self, fraction: float) -> Tensor | None:
         """Weights [n_levels] of the field's levels, one level after the other; None once all are on."""
-        config, n_levels = self.config, self.model.n_levels
-        if n_levels == 0 or fraction >= config.coarse_to_fine:
-            return None
-        return levels_on(n_levels, config.coarse_levels, fraction / config.coarse_to_fine).to(self.device)
+        end = self.config.coarse_to_fine
+        share = fraction / end if end else 1.0
+        return levels_on(self.model.n_levels, self.config.coarse_levels, share, self.device)
 
     def loss(self, progress: Progress) -> Step:
         config, weights = self.config, self.level_weights(progress.fraction)
