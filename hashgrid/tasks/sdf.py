@@ -141,8 +141,7 @@ class Sdf(Task):
 
     def level_weights(self, fraction: float) -> Tensor | None:
         """Weights [n_levels] of the field's levels, one level after the other; None once all are on."""
-        end = self.config.coarse_to_fine
-        share = fraction / end if end else 1.0
+        share = fraction / self.config.coarse_to_fine if self.config.coarse_to_fine else 1.0
         return levels_on(self.model.n_levels, self.config.coarse_levels, share, self.device)
 
     def loss(self, progress: Progress) -> Step:
