@@ -63,6 +63,8 @@ class Image(SignalTask):
         self.picture, self.path, shape = picture, path, picture.signal.shape
         if config.inpaint is not None:
             picture.signal.known = (~read_mask(config.inpaint, shape)).view(-1).nonzero().squeeze(1)
+        if config.domain == "laplacian" and config.knows("max_resolution"):  # coarser cells have none inside
+            config = config.replace(max_resolution=getattr(config.field, "max_resolution", 0) or max(shape))
         super().__init__(config, picture.signal)
         self.pasted, self.inside = None, torch.ones(len(self.signal), dtype=torch.bool, device=self.device)
         if config.paste is not None and config.mask is not None:
