@@ -179,14 +179,16 @@ def test_pictures_are_learned_from_differences_alone(domain: str, tmp_path: Path
     task = Image(config, picture)
     Trainer(task).train()
     signal = task.signal
-    learned, truth = (values.double() / 255 for values in (signal.sampled(task._levelled()), signal.values))
+    with torch.no_grad():
+        learned = task.model(signal.places(torch.arange(24 * 32))).double().view(24, 32, 3)
+    truth = signal.values.double() / 255
     if domain == "gradients":
         assert signal.psnr(signal.sampled(task._levelled())) > 30 > 20 > signal.psnr(signal.sampled(task.model))
     else:  # harmonic functions are free: what is learned is the Laplacian
         stencils = [
             v[2:, 1:-1] + v[:-2, 1:-1] + v[1:-1, 2:] + v[1:-1, :-2] - 4 * v[1:-1, 1:-1] for v in (learned, truth)
         ]
-        assert float((stencils[0] - stencils[1]).square().mean()) < 0.06 * float(stencils[1].square().mean())
+        assert float((stencils[0] - stencils[1]).square().mean()) < 0.05 * float(stencils[1].square().mean())
 
 
 def test_a_paste_has_no_seam(tmp_path: Path) -> None:
