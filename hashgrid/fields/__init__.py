@@ -4,7 +4,7 @@ from hashgrid.fields.base import RadianceField, SignalField
 from hashgrid.fields.classic import Classic, ClassicPaper
 from hashgrid.fields.coordinate import CoordinateField
 from hashgrid.fields.coordx import CoordXField
-from hashgrid.fields.distance import DistanceField, GridDistance
+from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
 from hashgrid.fields.encoded import CpField, DenseField, FourierField, FrequencyField, MlpField, PlanesSignal, VmField
 from hashgrid.fields.filters import BaconField, FiltersField
 from hashgrid.fields.ngp import Ngp
@@ -18,7 +18,6 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "classic_paper": ClassicPaper,
     "planes": PlanesField,
 }
-DISTANCE_FIELDS: dict[str, type[DistanceField]] = {"grid": GridDistance, "siren": SirenDistance}
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "hash": CoordinateField,
     "dense": DenseField,
@@ -33,4 +32,9 @@ SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "mfn": FiltersField,
     "bacon": BaconField,
     "coordx": CoordXField,
+}
+DISTANCE_FIELDS: dict[str, type[DistanceField]] = {
+    "grid": GridDistance,
+    "siren": SirenDistance,
+    **{name: distance_field(kind) for name, kind in SIGNAL_FIELDS.items() if name not in ("hash", "siren")},
 }

@@ -108,9 +108,8 @@ def jacobian(field: Stage, x: Tensor) -> Tensor:
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
-        >>> jacobian(lambda x: torch.stack((x.prod(-1), x.sum(-1)), dim=-1), x)
-        tensor([[[2., 1.],
-                 [1., 1.]]])
+        >>> jacobian(lambda x: torch.stack((x.prod(-1), x.sum(-1)), dim=-1), x).tolist()
+        [[[2.0, 1.0], [1.0, 1.0]]]
     """
     return value_and_jacobian(field, x)[1]
 
