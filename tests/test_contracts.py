@@ -91,7 +91,17 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         "compute_dtype": "float32",
     },
 }
-NETWORKS: dict[str, dict[str, Any]] = {"grid": {"log2_hashmap_size": 8, "n_levels": 2}, "siren": {"n_neurons": 16}}
+SMALL_SIGNALS: dict[str, dict[str, Any]] = {
+    "hash": {"log2_hashmap_size": 8, "n_levels": 4},
+    "dense": {"dense_resolutions": (4, 8)},
+    **{name: {"plane_resolutions": (4, 8), "n_plane_features": 8} for name in ("planes", "vm", "cp")},
+    "fourier": {"n_neurons": 16, "n_fourier_features": 16, "fourier_scale": 4.0},
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    **{name: SMALL_SIGNALS.get(name, {"n_neurons": 16}) for name in DISTANCE_FIELDS},
+    "grid": {"log2_hashmap_size": 8, "n_levels": 2},
+    "bacon": {"n_neurons": 16, "output_layers": (4,)},  # distances are the last output
+}
 
 
 def make(name: str, backend: str = "native") -> RadianceField:
@@ -150,14 +160,6 @@ def test_distance_field(name: str, backend: str) -> None:
     torch.testing.assert_close(field(x[:1])[0], distance[0])
     rate = field.Config().to_dict()
     assert 0 < rate["final_learning_rate"] < rate["learning_rate"]
-
-
-SMALL_SIGNALS: dict[str, dict[str, Any]] = {
-    "hash": {"log2_hashmap_size": 8, "n_levels": 4},
-    "dense": {"dense_resolutions": (4, 8)},
-    **{name: {"plane_resolutions": (4, 8), "n_plane_features": 8} for name in ("planes", "vm", "cp")},
-    "fourier": {"n_neurons": 16, "n_fourier_features": 16, "fourier_scale": 4.0},
-}
 
 
 @pytest.mark.parametrize("name", SIGNAL_FIELDS)
@@ -282,7 +284,7 @@ KINDS = [
     *(f"image {name}" for name in SIGNAL_FIELDS),
     *(name for name in SIGNALS if name != "image"),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
-    *(f"sdf {name}" for name in DISTANCE_FIELDS),
+    *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hashgrid.fields.coordinate import CoordinateConfig, CoordinateField
 
-MOST_ENTRIES = 1 << 24  # of a dense grid whose resolutions nobody gave
+MOST_ENTRIES = 1 << 22  # of a dense grid whose size nobody gave
 LONGEST_PLANE = 1024  # vertices along a side, likewise
 
 
@@ -64,7 +64,7 @@ class FourierConfig(MlpConfig):
 
     encoding: str = "fourier"
     n_hidden_layers: int = 3  # of the network
-    fourier_scale: float = 0.0  # periods along a side; 0: 10, or a fiftieth of the samples along the longest one
+    fourier_scale: float = 0.0  # periods along a side; 0: 10, or a hundredth of the samples along the longest one
 
 
 class FourierField(MlpField):
@@ -76,7 +76,7 @@ class FourierField(MlpField):
     @classmethod
     def configured(cls, config: Any, shape: Sequence[int]) -> Any:
         config = super().configured(config, shape)
-        return config if config.fourier_scale > 0 else config.replace(fourier_scale=max(10.0, max(shape) / 50))
+        return config if config.fourier_scale > 0 else config.replace(fourier_scale=max(10.0, max(shape) / 100))
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,33 @@ class DenseConfig(CoordinateConfig):
     name = "dense"
 
     encoding: str = "dense"
-    dense_resolutions: tuple[int, ...] = ()  # of a dense grid: vertices along a side; none: up to half the samples
+    dense_resolutions: tuple[int, ...] = ()  # of a dense grid: vertices along a side; none: 4 that double to `finest`
+    finest: int = 0  # vertices along a side of the finest grid; 0: half the samples along the longest one
 
 
 class DenseField(CoordinateField):
-    """Dense grids of several resolutions."""
+    """Dense grids of several resolutions.
+
+    Args:
+        config: sizes of the field.
+        n_input_dims: D.
+        n_output_dims: C.
+        backend: ``"native"`` or ``"reference"``.
+    """
 
     Config = DenseConfig
-    size = "n_features_per_level"
+    size = "finest"
+
+    def __init__(self, config: Any, n_input_dims: int, n_output_dims: int, backend: str = "native") -> None:
+        if not config.dense_resolutions:
+            config = config.replace(dense_resolutions=octaves_to(config.finest or 128, 4))
+        super().__init__(config, n_input_dims, n_output_dims, backend)
 
     @classmethod
     def configured(cls, config: Any, shape: Sequence[int]) -> Any:
-        finest = min(max(shape) // 2, int(MOST_ENTRIES ** (1 / len(shape))))
         config = super().configured(config, shape)
-        return config if config.dense_resolutions else config.replace(dense_resolutions=octaves_to(finest, 4))
+        finest = min(max(shape) // 2, int(MOST_ENTRIES ** (1 / len(shape))))
+        return config if config.finest > 0 else config.replace(finest=max(finest, 2))
 
 
 @dataclass(frozen=True)
@@ -109,20 +122,32 @@ class PlanesConfig(CoordinateConfig):
     name = "planes"
 
     encoding: str = "planes"
-    plane_resolutions: tuple[int, ...] = ()  # of planes, cp and vm: vertices along a side; none: up to half the samples
+    plane_resolutions: tuple[int, ...] = ()  # vertices along a side; none: 3 that double to `finest`
+    finest: int = 0  # vertices along a side of the finest planes; 0: half the samples along the longest one
 
 
 class PlanesSignal(CoordinateField):
-    """Planes through pairs of axes, multiplied (Fridovich-Keil et al. 2023)."""
+    """Planes through pairs of axes, multiplied (Fridovich-Keil et al. 2023).
+
+    Args:
+        config: sizes of the field.
+        n_input_dims: D.
+        n_output_dims: C.
+        backend: ``"native"`` or ``"reference"``.
+    """
 
     Config = PlanesConfig
-    size = "n_plane_features"
+    size = "finest"
+
+    def __init__(self, config: Any, n_input_dims: int, n_output_dims: int, backend: str = "native") -> None:
+        if not config.plane_resolutions:
+            config = config.replace(plane_resolutions=octaves_to(config.finest or 256, 3))
+        super().__init__(config, n_input_dims, n_output_dims, backend)
 
     @classmethod
     def configured(cls, config: Any, shape: Sequence[int]) -> Any:
         config = super().configured(config, shape)
-        resolutions = octaves_to(min(max(shape) // 2, LONGEST_PLANE), 3)
-        return config if config.plane_resolutions else config.replace(plane_resolutions=resolutions)
+        return config if config.finest > 0 else config.replace(finest=min(max(max(shape) // 2, 2), LONGEST_PLANE))
 
 
 @dataclass(frozen=True)

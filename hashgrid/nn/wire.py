@@ -59,7 +59,7 @@ class Wire(nn.Module):
             raise ValueError(f"`windows` must be 1 or 2, got {windows}")
         if not (0 <= w0 < math.inf and 0 < s0 < math.inf):
             raise ValueError(f"`w0` must be at least 0 and `s0` above it, both finite, got {w0} and {s0}")
-        width = int(n_neurons / (math.sqrt(2) if windows == 1 else 2))
+        width = max(int(n_neurons / (math.sqrt(2) if windows == 1 else 2)), min(n_neurons, 1))
         if min(n_input_dims, n_output_dims, width, n_hidden_layers) < 1:
             sizes = f"{n_input_dims}, {n_output_dims}, {n_neurons} and {n_hidden_layers}"
             raise ValueError(f"inputs, outputs, neurons and hidden layers must be positive, got {sizes}")
