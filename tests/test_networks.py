@@ -370,9 +370,8 @@ def test_sines_are_not_rounded_under_autocast(name: str) -> None:
         (lambda: CoordX(2, 1, 8).grid([torch.rand(3)]), "`axes` must be 2 tensors, one per group, got 1"),
         (lambda: CoordX(2, 1, 8).grid([torch.rand(3), torch.rand(3, 2)]), r"`axes\[1\]` must have shape \[N, 1\]"),
         (lambda: Planes(3, axes=((0, 3),)), r"`axes` must be groups of different axes below 3, got \(0, 3\)"),
-        (lambda: Planes(1), "`axes` must name at least one plane, got none in 1 dimensions"),
+        (lambda: Planes(3, axes=()), "`axes` must name at least one plane, got none"),
         (lambda: Planes(3, n_features=12), "`n_features` must be 1, 2, 4 or a multiple of 8, got 12"),
-        (lambda: PlanesAndLines(1), "`n_input_dims` must be at least 2 to have planes, got 1; use Lines"),
     ],
 )
 def test_bad_input(make: Callable[[], object], message: str) -> None:
