@@ -1,0 +1,164 @@
+"""``hashgrid pde``: the solution of a differential equation as a function of position and time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hashgrid.data.collocation import Collocation
+from hashgrid.data.equations import EQUATIONS, Equation, find_equation
+from hashgrid.fields import SIGNAL_FIELDS
+from hashgrid.fields.smooth import SmoothField
+from hashgrid.optim import Adam
+from hashgrid.rendering.solution import grid_of, write_solution
+from hashgrid.train.config import RunConfig
+from hashgrid.train.lbfgs import AdamThenLbfgs, Lbfgs
+from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Stepper, Task
+from hashgrid.util.config import Config
+
+FIELDS = {"smooth": SmoothField, **SIGNAL_FIELDS}
+
+
+@dataclass(frozen=True)
+class PdeConfig(RunConfig):
+    """A physics-informed network (Raissi et al. 2019) for a few CPU cores."""
+
+    fields = FIELDS
+    default_seconds = 30.0
+
+    field: Config = SmoothField.Config()
+    coefficients: tuple[str, ...] = ()  # of the equation, such as nu=0.01
+    conditions: Literal["auto", "hard", "soft"] = "auto"  # held exactly, or learned; auto: exactly where they can be
+    condition_weight: float = 100.0  # of squared errors of soft conditions beside squared residuals
+    batch: int = 4096  # points inside, per step
+    difficult: float = 0.25  # share of them drawn where the equation fails most
+    redraw_steps: int = 250  # until they are drawn again
+    adam_share: float = 0.2  # of the budget; the rest is for L-BFGS
+    learning_rate: float = 5e-3  # of Adam, after the first steps
+    final_learning_rate: float = 5e-5  # at the end of its share
+    history: int = 50  # steps that L-BFGS remembers
+    weight_decay: float = 0.0  # of networks
+
+    def check(self) -> None:
+        super().check()
+        for name, least in (("batch", 1), ("redraw_steps", 1), ("history", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
+        for name in ("difficult", "adam_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
+        if not self.condition_weight > 0 or not 0 < self.final_learning_rate <= self.learning_rate:
+            raise ValueError(
+                "`condition_weight` must be positive and `final_learning_rate` in (0, `learning_rate`],"
+                f" got {self.condition_weight}, {self.final_learning_rate} and {self.learning_rate}"
+            )
+
+
+class Pde(Task):
+    """Solves an equation: Adam first, then L-BFGS.
+
+    Args:
+        config: the recipe.
+        equation: what to solve.
+        path: the file that it is in, if any.
+    """
+
+    name = "pde"
+    Config = PdeConfig
+    summary = "Solves a differential equation with a network, and compares it with the solution in closed form."
+    source_help = f"{', '.join(EQUATIONS)}, or a Python file with an equation; heat if none"
+    packages = ("PIL", "matplotlib")
+    config: PdeConfig
+
+    def __init__(self, config: PdeConfig, equation: Equation, path: Path | None = None) -> None:
+        equation.check()
+        self.equation, self.path, kind = equation, path, FIELDS[config.field.name]
+        field = kind.configured(config.field, [len(axis) for axis in grid_of(equation)])
+        super().__init__(config.replace(field=field))
+        config, device = self.config, torch.device(self.config.device)
+        points = config.batch, config.seed, device
+        if config.conditions == "auto":
+            try:
+                self.problem = Collocation(equation, True, *points)
+            except ValueError:
+                self.problem = Collocation(equation, False, *points)
+            self.config = config.replace(conditions="soft" if self.problem.constraint is None else "hard")
+        else:
+            self.problem = Collocation(equation, config.conditions == "hard", *points)
+        self.model = kind(config.field, len(equation.axes), 1, config.backend).to(device)
+        # the loop's rate falls over the whole run, this one over Adam's share of it
+        fall = (config.final_learning_rate / config.learning_rate) ** (1 / max(config.adam_share, 1e-2))
+        self.schedule = Schedule(config.learning_rate, config.learning_rate * max(fall, 1e-30))
+        self.lbfgs = Lbfgs(config.history)
+        self.difficult = self.problem.block(0)[:0]
+
+    @classmethod
+    def folder(cls, source: Path | None, config: PdeConfig) -> str:
+        return "heat" if source is None else source.stem
+
+    @classmethod
+    def make(cls, config: PdeConfig, source: Path | None, notes: dict[str, Any]) -> Pde:
+        source = Path(notes.get("equation", "heat")) if source is None else source
+        if source.suffix == ".py" and "equation" in notes and str(source) == notes["equation"]:
+            raise ValueError(f"`EQUATION` must be given again, the file '{source}': a checkpoint runs no code")
+        return cls(config, find_equation(source, config.coefficients), source if source.suffix == ".py" else None)
+
+    def describe(self) -> str:
+        kind, text = type(self.equation), (type(self.equation).__doc__ or "").split("\n")[0]
+        return f"{self.equation.name or kind.__name__}, {self.config.conditions} conditions: {text}"
+
+    def notes(self) -> dict[str, Any]:
+        return {"equation": self.equation.name if self.path is None else str(self.path)}
+
+    def before_step(self, progress: Progress) -> None:
+        config = self.config
+        if progress.step % config.redraw_steps == 0:
+            n, seed = round(config.difficult * config.batch), config.seed * 1_000_003 + progress.step
+            self.difficult = self.problem.difficult(self.model, n, seed) if n else self.difficult
+            self.lbfgs.here = None  # the loss becomes another one
+
+    def loss(self, progress: Progress) -> Step:
+        config, problem = self.config, self.problem
+        is_adam = progress.fraction < config.adam_share
+        block = problem.block(progress.step if is_adam else progress.step // config.redraw_steps)
+        index = torch.cat((block[: config.batch - len(self.difficult)], self.difficult))
+        residual = problem.residual(self.model, index).square().mean()
+        terms, loss = {"residual": residual.detach()}, residual
+        if errors := problem.border_errors(self.model):
+            border = torch.stack([error.square().mean() for error in errors]).sum()
+            terms["border"], loss = border.detach(), residual + config.condition_weight * border
+        return Step(loss, terms, {"samples": len(index)})
+
+    def stepper(self, optimizer: Adam) -> Stepper:
+        return AdamThenLbfgs(self, optimizer, self.lbfgs, self.config.adam_share)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"difficult": self.difficult, **{f"lbfgs.{name}": part for name, part in self.lbfgs.state().items()}}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.difficult = state["difficult"].to(self.device)
+        parts = {name: part.to(self.device) for name, part in state.items()}
+        self.lbfgs.load_state({name[6:]: part for name, part in parts.items() if name.startswith("lbfgs.")})
+
+    def evaluate(self, report: Report) -> dict[str, Any]:
+        equation, axes = self.equation, grid_of(self.equation)
+        x = torch.cartesian_prod(*axes).view(-1, len(axes))
+        values = self.problem.values(self.model, x)
+        with torch.no_grad():
+            parts = [equation.truth(some) for some in x.split(1 << 13)]
+            residual = self.problem.residual(self.model, self.problem.block(1)).square().mean().sqrt()
+        known = [part for part in parts if part is not None]
+        truth = torch.cat(known) if known else None
+        error = None if truth is None else float((values - truth).norm() / truth.norm())
+        write_solution(report.out / "solution.png", equation, axes, values, truth)
+        figures = {"equation": self.notes()["equation"], "relative_l2": error, "residual": float(residual)}
+        if truth is not None:
+            figures["max_error"] = float((values - truth).abs().max())
+        report.say(f"{equation.name}: " + (f"relative L2 error {error:.2e}" if error is not None else "no truth known"))
+        return {name: value for name, value in figures.items() if value is None or value == value or math.nan}
