@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hashgrid.data.conditions import Constraint, Jet, jet_of, product
+from hashgrid.data.conditions import Constraint, Jet, jet_of, one_each, product
 from hashgrid.data.equations import Equation
 from hashgrid.nn.derivatives import Stage, derivatives_along
 
@@ -86,7 +86,8 @@ class Collocation:
 
     def residual(self, field: Stage, index: Tensor) -> Tensor:
         """By how much ``field`` fails the equation [N] at points of the pool."""
-        return self.equation.residual(self.x[index], *self.solution(field, index))
+        x = self.x[index]
+        return one_each("residual", self.equation.residual(x, *self.solution(field, index)), x)
 
     def border_errors(self, field: Stage) -> list[Tensor]:
         """By how much it fails each condition [N]; nothing where it cannot."""

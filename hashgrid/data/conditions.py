@@ -9,8 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hashgrid.nn.derivatives import derivatives_along
-
+# What can be known along an axis, to be held exactly: ends, 0 or 1, and whether it is the slope there.
+ALLOWED = (
+    set(),
+    *({(end, False)} for end in (0, 1)),
+    {(0, False), (1, False)},
+    *({(end, False), (end, True)} for end in (0, 1)),
+)
 Function = Callable[[Tensor], Tensor]  # of points [N, D], values [N]
 
 
@@ -31,7 +36,18 @@ class Condition:
 
     def values(self, x: Tensor) -> Tensor:
         """What is known [N] at points [N, D]."""
-        return self.value(x) if callable(self.value) else torch.full_like(x[:, 0], self.value)
+        return one_each("value", self.value(x), x) if callable(self.value) else torch.full_like(x[:, 0], self.value)
+
+
+def one_each(name: str, values: Tensor, x: Tensor) -> Tensor:
+    """``values``, what a function called ``name`` has said of points ``x`` [N, D].
+
+    Raises:
+        ValueError: they are not [N].
+    """
+    if values.shape != x.shape[:1]:
+        raise ValueError(f"`{name}` must give values [N] of points [N, {x.shape[1]}], got {list(values.shape)}")
+    return values
 
 
 class Jet(NamedTuple):
@@ -44,10 +60,19 @@ class Jet(NamedTuple):
 
 def jet_of(function: Function, x: Tensor, operators: Tensor) -> Jet:
     """The jet of a function made of PyTorch's own ops at ``x`` [N, D], with the second derivatives along the axes that
-    ``operators`` [M, D] sum up."""
-    axes = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    stage = lambda x: function(x)[:, None]  # noqa: E731
-    return Jet(*(part.squeeze(-1) for part in derivatives_along(stage, x, axes, operators.to(x))))
+    ``operators`` [M, D] sum up. In reverse mode: what `torch.func.jvp` loads at its first call takes over a second."""
+    x = x.detach().requires_grad_()
+
+    def slopes(of: Tensor) -> Tensor:
+        if not of.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(of.sum(), x, create_graph=True, materialize_grads=True)[0]
+
+    with torch.enable_grad():
+        value = function(x)
+        first = slopes(value)
+        second = torch.stack([slopes(first[:, i])[:, i] for i in range(x.shape[1])], dim=1)
+    return Jet(value.detach(), first.detach(), second.detach() @ operators.to(second).T)
 
 
 def product(a: Jet, b: Jet, operators: Tensor) -> Jet:
@@ -82,9 +107,8 @@ class Constraint:
             if more or at not in box[i].tolist() or condition.slope not in (None, axis):
                 raise ValueError(f"conditions can be hard at faces of the box only, got one at {dict(condition.where)}")
             faces[i][int(at == box[i, 1]), condition.slope is not None] = condition
-        allowed = ([], [(0, False)], [(1, False)], [(0, False), (1, False)], [(0, False), (0, True)])
         for axis, known in zip(axes, faces, strict=True):
-            if sorted(known) not in (*allowed, [(1, False), (1, True)]):
+            if known.keys() not in ALLOWED:
                 raise ValueError(f"conditions along `{axis}` cannot be hard: give `conditions` soft")
         # a slope is corrected first, while nothing else has one
         order = sorted(range(len(axes)), key=lambda i: not any(is_slope for _, is_slope in faces[i]))

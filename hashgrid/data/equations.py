@@ -7,14 +7,15 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.conditions import Condition
+from hashgrid.data.conditions import Condition, one_each
 
 PI = math.pi
 
@@ -26,7 +27,7 @@ class Equation:
 
     Example:
         >>> class Decay(Equation):
-        ...     name, axes, box, operators = "decay", ("t",), ((0.0, 1.0),), ()
+        ...     axes, box, operators = ("t",), ((0.0, 1.0),), ()
         ...     def residual(self, x, u, first, second):
         ...         return first[:, 0] + 3 * u
         ...     def conditions(self):
@@ -35,14 +36,16 @@ class Equation:
         ...         return torch.exp(-3 * x[:, 0])
     """
 
-    name: ClassVar[str] = ""
+    name: ClassVar[str] = "equation"  # of a subclass that of the class, unless it says otherwise
     axes: ClassVar[Sequence[str]] = ("x", "t")
     box: ClassVar[Sequence[tuple[float, float]]] = ((0.0, 1.0), (0.0, 1.0))  # ends of each axis
     # which sums of second derivatives along the axes ``residual`` wants, one row each: u_xx alone is (1, 0), the
     # Laplacian (1, 1)
     operators: ClassVar[Sequence[Sequence[float]]] = ((1.0, 0.0),)
-    recipe: ClassVar[dict[str, Any]] = {}  # options of the task that differ
     positive: ClassVar[Sequence[str]] = ()  # coefficients that must be
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__dict__.get("name", cls.__name__.lower())
 
     def residual(self, x: Tensor, u: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """What vanishes [N] where ``u`` [N] solves the equation at ``x`` [N, D]; ``first`` [N, D] are its derivatives
@@ -56,6 +59,17 @@ class Equation:
     def truth(self, x: Tensor) -> Tensor | None:
         """The solution [N] at ``x`` [N, D], in PyTorch's ops; None where it is not known."""
         return None
+
+    @torch.no_grad()
+    def true_values(self, x: Tensor) -> Tensor | None:
+        """What ``truth`` gives, a part of the points after the other and checked."""
+        parts = [self.truth(some) for some in x.split(1 << 13)]
+        known = [
+            one_each("truth", part, some)
+            for part, some in zip(parts, x.split(1 << 13), strict=True)
+            if part is not None
+        ]
+        return torch.cat(known) if known else None
 
     def check(self) -> None:
         """Raises ValueError where a coefficient, or what the class says, cannot be used."""
@@ -82,7 +96,6 @@ class Equation:
 class Heat(Equation):
     """``u_t = a u_xx`` on a rod of length 1 that is cold at both ends."""
 
-    name = "heat"
     positive = ("a",)
 
     a: float = 0.1  # diffusivity
@@ -101,7 +114,6 @@ class Heat(Equation):
 class Wave(Equation):
     """``u_tt = c^2 u_xx``: a string of length 1 that is let go, over one period."""
 
-    name = "wave"
     operators = ((1.0, 0.0), (0.0, 1.0))
     positive = ("c",)
 
@@ -136,8 +148,6 @@ class _Still(Equation):
 class Poisson(_Still):
     """``-(u_xx + u_yy) = 2 pi^2 sin(pi x) sin(pi y)`` on the unit square."""
 
-    name = "poisson"
-
     def residual(self, x: Tensor, u: Tensor, first: Tensor, second: Tensor) -> Tensor:
         return second[:, 0] + 2 * PI**2 * self.truth(x)
 
@@ -149,7 +159,6 @@ class Poisson(_Still):
 class Helmholtz(_Still):
     """``u_xx + u_yy + k^2 u = q`` on [-1, 1]^2, of which ``sin(a1 pi x) sin(a2 pi y)`` is the solution."""
 
-    name = "helmholtz"
     box = ((-1.0, 1.0), (-1.0, 1.0))
     positive = ("a1", "a2", "k")
 
@@ -173,10 +182,11 @@ class Helmholtz(_Still):
 
 @dataclass(frozen=True)
 class Burgers(Equation):
-    """``u_t + u u_x = nu u_xx`` on [-1, 1], from ``-sin(pi x)``: a shock stands at x = 0 after t = 1 / pi, of slope -152
-    at nu = 0.01 / pi (Raissi et al. 2019)."""
+    """``u_t + u u_x = nu u_xx`` on [-1, 1], from ``-sin(pi x)``.
 
-    name = "burgers"
+    A shock stands at x = 0 from t = 1 / pi on, of slope -152 at nu = 0.01 / pi (Raissi et al. 2019).
+    """
+
     box = ((-1.0, 1.0), (0.0, 1.0))
     positive = ("nu",)
 
@@ -191,19 +201,24 @@ class Burgers(Equation):
     def truth(self, x: Tensor) -> Tensor:
         """By the transformation of Cole and Hopf: a mean of ``-sin(pi (x - e))`` over Gaussian distances e of variance
         2 nu t, weighed by ``exp(-cos(pi (x - e)) / (2 pi nu))``, by Gauss-Hermite quadrature."""
-        nodes, weights = np.polynomial.hermite.hermgauss(N_NODES)
-        z, log_weights = (torch.from_numpy(values).to(x) for values in (nodes, np.log(weights)))
+        z, log_weights = (values.to(x) for values in _quadrature())
         angle = PI * (x[:, :1] - z * (4 * self.nu * x[:, 1:]).sqrt())  # [N, nodes]
         # as a softmax, which takes the largest exponent out: they reach 1 / (2 pi nu) = 50
         shares = torch.softmax(log_weights - torch.cos(angle) / (2 * PI * self.nu), dim=1)
         return -(shares * torch.sin(angle)).sum(dim=1)
 
 
+@cache
+def _quadrature(n_nodes: int = 240) -> tuple[Tensor, Tensor]:
+    """Nodes and logarithms of weights [n_nodes] of Gauss-Hermite quadrature; weights of more are too small for fp64."""
+    nodes, weights = np.polynomial.hermite.hermgauss(n_nodes)
+    return torch.from_numpy(nodes), torch.from_numpy(np.log(weights))
+
+
 @dataclass(frozen=True)
 class Advection(Equation):
     """``u_t + c u_x = 0``: waves ``sin(2 pi x)`` that flow in at x = 0 and out at x = 1."""
 
-    name = "advection"
     operators = ()
     positive = ("c",)
 
@@ -221,14 +236,14 @@ class Advection(Equation):
 
 @dataclass(frozen=True)
 class Eikonal(Equation):
-    """``|grad u| = 1`` on [-1, 1]^2 with the distance from the middle as the only solution: nothing else rises from 0
-    there to these values at the border."""
+    """``|grad u| = 1`` on [-1, 1]^2, the distance from the middle.
 
-    name = "eikonal"
+    Nothing else rises from 0 there to these values at the border.
+    """
+
     axes = ("x", "y")
     box = ((-1.0, 1.0), (-1.0, 1.0))
     operators = ()
-    recipe = {"conditions": "soft"}
 
     def residual(self, x: Tensor, u: Tensor, first: Tensor, second: Tensor) -> Tensor:
         return first.square().sum(dim=1) - 1
@@ -240,8 +255,6 @@ class Eikonal(Equation):
     def truth(self, x: Tensor) -> Tensor:
         return x.norm(dim=1)
 
-
-N_NODES = 240  # of the quadrature; weights of more are too small for fp64
 
 EQUATIONS: dict[str, type[Equation]] = {
     kind.name: kind for kind in (Poisson, Heat, Wave, Helmholtz, Burgers, Advection, Eikonal)
@@ -257,7 +270,7 @@ def find_equation(source: str | Path, coefficients: Sequence[str] = ()) -> Equat
     path = Path(source)
     kind = _equation_of(path) if path.suffix == ".py" else EQUATIONS.get(str(source))
     if kind is None:
-        raise ValueError(f"`EQUATION` must be one of {', '.join(EQUATIONS)} or a Python file, got '{source}'")
+        raise ValueError(f"`SOURCE` must be one of {', '.join(EQUATIONS)} or a Python file, got '{source}'")
     known, values = [field.name for field in dataclasses.fields(kind)], {}
     for text in coefficients:
         name, _, value = text.partition("=")
@@ -276,7 +289,7 @@ def find_equation(source: str | Path, coefficients: Sequence[str] = ()) -> Equat
 def _equation_of(path: Path) -> type[Equation]:
     """The one subclass of :class:`Equation` that a file makes, which is run."""
     if not path.is_file():
-        raise ValueError(f"`EQUATION` must be one of {', '.join(EQUATIONS)} or a Python file; there is no '{path}'")
+        raise ValueError(f"`SOURCE` must be one of {', '.join(EQUATIONS)} or a Python file; there is no '{path}'")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

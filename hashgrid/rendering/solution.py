@@ -23,7 +23,9 @@ def grid_of(equation: Equation) -> list[Tensor]:
     return [torch.linspace(low, high, n, dtype=torch.float64) for (low, high), n in ends]
 
 
-def write_solution(path: Path, equation: Equation, axes: Sequence[Tensor], values: Tensor, truth: Tensor | None) -> None:
+def write_solution(
+    path: Path, equation: Equation, axes: Sequence[Tensor], values: Tensor, truth: Tensor | None
+) -> None:
     """Writes ``prediction | truth | error`` of values [N] on a grid, each with its scale: maps of two axes, in the
     middle of all others, or curves of a single one."""
     figure = optional_import("matplotlib.figure").Figure(figsize=(11, 3.1), layout="constrained", dpi=110)
@@ -63,7 +65,7 @@ def _map(
     """Time runs to the right, what else there is upwards."""
     across, up = (1, 0) if equation.axes[1] == "t" else (0, 1)
     image = panel.numpy() if across == 1 else panel.T.numpy()
-    colors = {"cmap": "magma_r" if name == "|error|" else "RdBu_r", "vmin": low, "vmax": high}
+    colors = {"cmap": "magma_r" if name == "|error|" else "viridis", "vmin": low, "vmax": high}
     extent = (*equation.box[across], *equation.box[up])
     drawn = plot.imshow(image, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **colors)
     plot.set(title=name, xlabel=equation.axes[across], ylabel=equation.axes[up])

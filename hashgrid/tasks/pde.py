@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 from hashgrid.data.collocation import Collocation
 from hashgrid.data.equations import EQUATIONS, Equation, find_equation
 from hashgrid.fields import SIGNAL_FIELDS
+from hashgrid.fields.base import SignalField
 from hashgrid.fields.smooth import SmoothField
 from hashgrid.optim import Adam
 from hashgrid.rendering.solution import grid_of, write_solution
@@ -22,7 +22,7 @@ from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Stepper, Task
 from hashgrid.util.config import Config
 
-FIELDS = {"smooth": SmoothField, **SIGNAL_FIELDS}
+FIELDS: dict[str, type[SignalField]] = {"smooth": SmoothField, **SIGNAL_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class PdeConfig(RunConfig):
     """A physics-informed network (Raissi et al. 2019) for a few CPU cores."""
 
     fields = FIELDS
-    default_seconds = 30.0
+    default_seconds = 60.0
 
     field: Config = SmoothField.Config()
     coefficients: tuple[str, ...] = ()  # of the equation, such as nu=0.01
     conditions: Literal["auto", "hard", "soft"] = "auto"  # held exactly, or learned; auto: exactly where they can be
-    condition_weight: float = 100.0  # of squared errors of soft conditions beside squared residuals
+    condition_weight: float = 10.0  # of squared errors of soft conditions beside squared residuals
     batch: int = 4096  # points inside, per step
     difficult: float = 0.25  # share of them drawn where the equation fails most
     redraw_steps: int = 250  # until they are drawn again
@@ -104,17 +104,25 @@ class Pde(Task):
 
     @classmethod
     def make(cls, config: PdeConfig, source: Path | None, notes: dict[str, Any]) -> Pde:
-        source = Path(notes.get("equation", "heat")) if source is None else source
-        if source.suffix == ".py" and "equation" in notes and str(source) == notes["equation"]:
-            raise ValueError(f"`EQUATION` must be given again, the file '{source}': a checkpoint runs no code")
-        return cls(config, find_equation(source, config.coefficients), source if source.suffix == ".py" else None)
+        solved, file = notes.get("equation", "heat"), notes.get("file")
+        if source is None and file is not None:
+            raise ValueError(f"`SOURCE` must be given again, the file of `{solved}`, {file}: a checkpoint runs no code")
+        equation = find_equation(source or solved, config.coefficients)
+        if notes and equation.name != solved:
+            raise ValueError(f"`SOURCE` must be the equation of the checkpoint, {solved}, got {equation.name}")
+        return cls(config, equation, source if source is not None and source.suffix == ".py" else None)
 
     def describe(self) -> str:
-        kind, text = type(self.equation), (type(self.equation).__doc__ or "").split("\n")[0]
-        return f"{self.equation.name or kind.__name__}, {self.config.conditions} conditions: {text}"
+        text = (type(self.equation).__doc__ or "").split("\n")[0].replace("``", "")
+        return f"{self.equation.name}, {self.config.conditions} conditions: {text}"
 
     def notes(self) -> dict[str, Any]:
-        return {"equation": self.equation.name if self.path is None else str(self.path)}
+        return {"equation": self.equation.name, "file": None if self.path is None else self.path.name}
+
+    def begin(self) -> None:
+        some = self.problem.block(0)[:2]  # what does not fit should fail now
+        self.problem.residual(self.model, some)
+        self.equation.true_values(self.problem.x[some].double().cpu())
 
     def before_step(self, progress: Progress) -> None:
         config = self.config
@@ -150,15 +158,15 @@ class Pde(Task):
         equation, axes = self.equation, grid_of(self.equation)
         x = torch.cartesian_prod(*axes).view(-1, len(axes))
         values = self.problem.values(self.model, x)
-        with torch.no_grad():
-            parts = [equation.truth(some) for some in x.split(1 << 13)]
-            residual = self.problem.residual(self.model, self.problem.block(1)).square().mean().sqrt()
-        known = [part for part in parts if part is not None]
-        truth = torch.cat(known) if known else None
-        error = None if truth is None else float((values - truth).norm() / truth.norm())
+        truth = equation.true_values(x)
         write_solution(report.out / "solution.png", equation, axes, values, truth)
-        figures = {"equation": self.notes()["equation"], "relative_l2": error, "residual": float(residual)}
+        with torch.no_grad():
+            residual = self.problem.residual(self.model, self.problem.block(1)).square().mean().sqrt()
+        figures = {"equation": equation.name, "relative_l2": None, "max_error": None, "residual": float(residual)}
+        text = f"residual {figures['residual']:.1e}"
         if truth is not None:
-            figures["max_error"] = float((values - truth).abs().max())
-        report.say(f"{equation.name}: " + (f"relative L2 error {error:.2e}" if error is not None else "no truth known"))
-        return {name: value for name, value in figures.items() if value is None or value == value or math.nan}
+            error = values - truth
+            figures |= {"relative_l2": float(error.norm() / truth.norm()), "max_error": float(error.abs().max())}
+            text = f"relative L2 error {figures['relative_l2']:.2e}, {text}"
+        report.say(f"{equation.name}: {text}")
+        return figures

@@ -59,11 +59,8 @@ class Lbfgs:
             return x, loss, n_before + n
         new = x + found.at * direction
         step, change = new - x, found.gradient - gradient
-        if float(step @ change) > 1e-10 * float(change @ change) * 1e-6:
-            self.steps, self.changes = (
-                [*kept[-self.history + 1 :], pair]
-                for kept, pair in ((self.steps, step), (self.changes, change))
-            )  # fmt: skip
+        if float(step @ change) > 1e-10 * float(step.norm() * change.norm()):
+            self.steps, self.changes = [*self.steps, step][-self.history :], [*self.changes, change][-self.history :]
         self.here = found.loss, found.gradient
         return new, found.loss, n_before + n
 
@@ -145,12 +142,15 @@ def _between(low: Point, high: Point) -> float:
 
 
 class AdamThenLbfgs(Stepper):
-    """Takes steps of Adam until a share of the budget is spent, and then iterations of L-BFGS. The loss must be the
-    same function of the parameters until ``task.objective`` gives another number.
+    """Takes steps of Adam until a share of the budget is spent, and then iterations of L-BFGS. For these the loss must
+    be the same function of the parameters from step to step; where it becomes another one, the task sets ``lbfgs.here``
+    to None.
 
     Args:
-        task: with attributes ``lbfgs``, ``adam_share`` and ``objective``.
+        task: what is trained; its checkpoints hold ``lbfgs.state()``.
         optimizer: Adam.
+        lbfgs: what goes on from it.
+        adam_share: of the budget.
     """
 
     def __init__(self, task: Task, optimizer: Adam, lbfgs: Lbfgs, adam_share: float) -> None:
@@ -160,6 +160,7 @@ class AdamThenLbfgs(Stepper):
     def run(self, progress: Progress) -> None:
         """Takes one step, or one iteration."""
         if progress.fraction < self.adam_share:
+            self.lbfgs.here = None
             return super().run(progress)
         step = Step(0.0, {}, {})
 
