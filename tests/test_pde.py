@@ -153,16 +153,16 @@ def test_residuals_are_those_of_the_written_out_solution() -> None:
     problem = Collocation(equation, True, 16, 0, CPU)
     plain = SmoothField(SmoothConfig(n_neurons=8), 2, 1, "reference").double()
     plain.load_state_dict(field.state_dict())
-    layers, constraint, index = plain.mlp.to_sequential(), problem.constraint, problem.block(1)
+    layers, constraint, points = plain.mlp.to_sequential(), problem.constraint, problem.block(1)
     assert constraint is not None
 
     def solution(x: Tensor) -> Tensor:
         unit = (x - problem.low) / problem.extent
         return constraint.lift(x) + constraint.mask(x) * layers(2 * unit - 1).squeeze(-1)
 
-    x = problem.x[index].double()
+    x = points.x.double()
     expected = equation.residual(x, *jet_of(solution, x, operators_of(equation)))
-    torch.testing.assert_close(problem.residual(field, index).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(problem.residual(field, points).double(), expected, rtol=1e-4, atol=1e-4)
     a, b = (jet_of(function, x, torch.ones(1, 2)) for function in (lambda x: x[:, 0].sin(), lambda x: x.prod(1)))
     whole = jet_of(lambda x: x[:, 0].sin() * x.prod(1), x, torch.ones(1, 2))
     for part, expected in zip(product(a, b, torch.ones(1, 2)), whole, strict=True):
@@ -179,12 +179,15 @@ def test_difficult_points_are_where_the_equation_fails() -> None:
         def conditions(self) -> list[Condition]:
             return [Condition({"x": 0.0})]
 
-    problem = Collocation(Corner(), False, 256, 0, CPU)
+    problem, nothing = Collocation(Corner(), False, 256, 0, CPU), torch.empty(0, 2, dtype=torch.float64)
     field = SmoothField(SmoothConfig(n_neurons=8), 2, 1)
-    drawn = problem.x[problem.difficult(field, 400, 3)]
+    drawn = problem.difficult(field, 400, 3, nothing)
     share = float((drawn < 0.5).all(1).float().mean())
     assert share == pytest.approx((4 + 0.05) / (4 + 0.05 + 3 * 0.05), abs=0.01)
-    assert not torch.equal(problem.difficult(field, 400, 3), problem.difficult(field, 400, 4))
+    assert not torch.equal(problem.difficult(field, 400, 4, nothing), drawn)
+    again = problem.difficult(field, 400, 5, torch.full((2000, 2), 0.49, dtype=torch.float64))
+    assert again.min() >= 0 and again.max() <= 1
+    assert 0.7 < float(((again - 0.49).abs() < 0.1).all(1).float().mean()) < 1  # most candidates are near there
 
 
 # ---- L-BFGS ----------------------------------------------------------------------------------------------------------

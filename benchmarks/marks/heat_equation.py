@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from hashgrid import own_threads
 from hashgrid.bench.environment import environment
+from hashgrid.data.collocation import Points
 from hashgrid.data.equations import find_equation
 from hashgrid.fields.smooth import SmoothField
 from hashgrid.rendering.solution import grid_of
@@ -40,15 +41,15 @@ def make_task(seed: int, args: argparse.Namespace, backend: str) -> Pde:
     return Pde(config.replace(learning_rate=args.lr, **network, **recipe), find_equation("heat"))
 
 
-def loss(task: Pde, residual: Callable[[Tensor], Tensor]) -> Tensor:
-    """Loss of a step with ``residual`` of points of the pool, whichever way it is computed."""
+def loss(task: Pde, residual: Callable[[Points], Tensor]) -> Tensor:
+    """Loss of a step with ``residual``, whichever way it is computed."""
     inside, border = residual(task.problem.block(0)), task.problem.border_errors(task.model)
     return inside.square().mean() + 10 * torch.stack([error.square().mean() for error in border]).sum()
 
 
-def nested_residual(task: Pde, layers: nn.Module, index: Tensor) -> Tensor:
+def nested_residual(task: Pde, layers: nn.Module, points: Points) -> Tensor:
     """The residual as one writes it in plain PyTorch: reverse mode of reverse mode."""
-    x = task.problem.unit[index].requires_grad_()
+    x = points.unit.clone().requires_grad_()
     u = layers(2 * x - 1)
     (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first[:, 0].sum(), x, create_graph=True)
@@ -90,9 +91,11 @@ def step_times(args: argparse.Namespace, turns: int = 15) -> dict[str, float]:
     assert isinstance(nested.model, SmoothField)
     layers = nested.model.mlp = nested.model.mlp.to_sequential()  # type: ignore[assignment]
     steps: dict[str, Callable[[], None]] = {
-        "native": lambda: loss(native, lambda i: native.problem.residual(native.model, i)).backward(),
-        "reference": lambda: loss(reference, lambda i: reference.problem.residual(reference.model, i)).backward(),
-        "nested": lambda: loss(nested, lambda i: nested_residual(nested, layers, i)).backward(),
+        "native": lambda: loss(native, lambda points: native.problem.residual(native.model, points)).backward(),
+        "reference": lambda: loss(
+            reference, lambda points: reference.problem.residual(reference.model, points)
+        ).backward(),
+        "nested": lambda: loss(nested, lambda points: nested_residual(nested, layers, points)).backward(),
     }
     clock = time.perf_counter if native.device.type == "cuda" else time.process_time
     times: dict[str, list[float]] = {name: [] for name in steps}

@@ -96,7 +96,7 @@ class Pde(Task):
         fall = (config.final_learning_rate / config.learning_rate) ** (1 / max(config.adam_share, 1e-2))
         self.schedule = Schedule(config.learning_rate, config.learning_rate * max(fall, 1e-30))
         self.lbfgs = Lbfgs(config.history)
-        self.difficult = self.problem.block(0)[:0]
+        self._take_difficult(torch.empty(0, len(equation.axes), dtype=torch.float64))
 
     @classmethod
     def folder(cls, source: Path | None, config: PdeConfig) -> str:
@@ -120,28 +120,32 @@ class Pde(Task):
         return {"equation": self.equation.name, "file": None if self.path is None else self.path.name}
 
     def begin(self) -> None:
-        some = self.problem.block(0)[:2]  # what does not fit should fail now
+        some = self.problem.pool.at(slice(0, 2))  # what does not fit should fail now
         self.problem.residual(self.model, some)
-        self.equation.true_values(self.problem.x[some].double().cpu())
+        self.equation.true_values(some.x.double().cpu())
+
+    def _take_difficult(self, unit: Tensor) -> None:
+        self.difficult, self._difficult = unit, self.problem.points(unit)
 
     def before_step(self, progress: Progress) -> None:
         config = self.config
-        if progress.step % config.redraw_steps == 0:
+        if progress.step % config.redraw_steps == 0 and config.difficult > 0:
             n, seed = round(config.difficult * config.batch), config.seed * 1_000_003 + progress.step
-            self.difficult = self.problem.difficult(self.model, n, seed) if n else self.difficult
+            self._take_difficult(self.problem.difficult(self.model, n, seed, self.difficult))
+        if progress.step % config.redraw_steps == 0:
             self.lbfgs.here = None  # the loss becomes another one
 
     def loss(self, progress: Progress) -> Step:
         config, problem = self.config, self.problem
         is_adam = progress.fraction < config.adam_share
         block = problem.block(progress.step if is_adam else progress.step // config.redraw_steps)
-        index = torch.cat((block[: config.batch - len(self.difficult)], self.difficult))
-        residual = problem.residual(self.model, index).square().mean()
+        points = block.at(slice(0, config.batch - len(self.difficult))).join(self._difficult)
+        residual = problem.residual(self.model, points).square().mean()
         terms, loss = {"residual": residual.detach()}, residual
         if errors := problem.border_errors(self.model):
             border = torch.stack([error.square().mean() for error in errors]).sum()
             terms["border"], loss = border.detach(), residual + config.condition_weight * border
-        return Step(loss, terms, {"samples": len(index)})
+        return Step(loss, terms, {"samples": len(points.x)})
 
     def stepper(self, optimizer: Adam) -> Stepper:
         return AdamThenLbfgs(self, optimizer, self.lbfgs, self.config.adam_share)
@@ -150,7 +154,7 @@ class Pde(Task):
         return {"difficult": self.difficult, **{f"lbfgs.{name}": part for name, part in self.lbfgs.state().items()}}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.difficult = state["difficult"].to(self.device)
+        self._take_difficult(state["difficult"])
         parts = {name: part.to(self.device) for name, part in state.items()}
         self.lbfgs.load_state({name[6:]: part for name, part in parts.items() if name.startswith("lbfgs.")})
 
