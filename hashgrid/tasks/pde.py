@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,8 @@ class Pde(Task):
     summary = "Solves a differential equation with a network, and compares it with the solution in closed form."
     source_help = f"{', '.join(EQUATIONS)}, or a Python file with an equation; heat if none"
     packages = ("PIL", "matplotlib")
+    metric = "relative_l2"
+    preview = "solution.png"
     config: PdeConfig
 
     def __init__(self, config: PdeConfig, equation: Equation, path: Path | None = None) -> None:
@@ -158,6 +161,11 @@ class Pde(Task):
         parts = {name: part.to(self.device) for name, part in state.items()}
         self.lbfgs.load_state({name[6:]: part for name, part in parts.items() if name.startswith("lbfgs.")})
 
+    def score(self, optimizer: Adam) -> float:
+        x = self.problem.pool.x[: 1 << 12].double().cpu()
+        truth = self.equation.true_values(x)
+        return math.nan if truth is None else relative_l2(self.problem.values(self.model, x), truth)
+
     def evaluate(self, report: Report) -> dict[str, Any]:
         equation, axes = self.equation, grid_of(self.equation)
         x = torch.cartesian_prod(*axes).view(-1, len(axes))
@@ -170,7 +178,12 @@ class Pde(Task):
         text = f"residual {figures['residual']:.1e}"
         if truth is not None:
             error = values - truth
-            figures |= {"relative_l2": float(error.norm() / truth.norm()), "max_error": float(error.abs().max())}
+            figures |= {"relative_l2": relative_l2(values, truth), "max_error": float(error.abs().max())}
             text = f"relative L2 error {figures['relative_l2']:.2e}, {text}"
         report.say(f"{equation.name}: {text}")
         return figures
+
+
+def relative_l2(values: Tensor, truth: Tensor) -> float:
+    """Norm of the error of ``values`` [N] relative to that of the ``truth`` [N]."""
+    return float((values - truth).norm() / truth.norm())

@@ -170,7 +170,7 @@ class AdamThenLbfgs(Stepper):
             step = self.task.loss(progress)
             if not math.isfinite(value := float(step.loss.detach())):
                 return value, torch.full_like(x, math.nan)
-            return value, _flat(torch.autograd.grad(step.loss, self._parameters))
+            return value, _flat(torch.autograd.grad(step.loss, self._parameters, materialize_grads=True))
 
         x, loss, n = self.lbfgs.step(_flat(self._parameters), evaluate)
         _write(self._parameters, x)
