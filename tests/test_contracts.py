@@ -15,6 +15,7 @@ from problems.nerf import TINY
 from torch import Tensor, nn
 
 from hashgrid.cli import TASKS, main
+from hashgrid.data.equations import find_equation
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
 from hashgrid.data.pictures import generated_picture
@@ -33,6 +34,7 @@ from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
 from hashgrid.tasks.image import Image
 from hashgrid.tasks.nerf import Nerf
+from hashgrid.tasks.pde import Pde, PdeConfig
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.tasks.video import VideoTask
 from hashgrid.tasks.volume import VolumeTask
@@ -269,6 +271,9 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         task.begin()
         return task
     command, _, field = name.partition(" ")
+    if command == "pde":
+        small = {"batch": 128, "redraw_steps": 3, "adam_share": 0.3, "device": "cpu", **changes}
+        return Pde(PdeConfig().replace(**small), find_equation("heat"))
     task, signal = SIGNALS[command]
     sizes = {"batch": 256, **SMALL_SIGNALS.get(field or "hash", {"n_neurons": 16}), "device": "cpu", **changes}
     return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
@@ -283,6 +288,7 @@ SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
 KINDS = [
     *(f"image {name}" for name in SIGNAL_FIELDS),
     *(name for name in SIGNALS if name != "image"),
+    "pde",
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
     *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]
