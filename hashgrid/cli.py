@@ -19,6 +19,9 @@ TASKS = {
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
     "ct": ("hashgrid.tasks.ct", "Ct", "find a volume from few X-ray projections"),
     "image": ("hashgrid.tasks.image", "Image", "fit a photo"),
+    "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),
+    "video": ("hashgrid.tasks.video", "VideoTask", "fit a video"),
+    "volume": ("hashgrid.tasks.volume", "VolumeTask", "fit a volume"),
 }
 
 
