@@ -6,33 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hashgrid.data.backprojection import FILTERS, filtered_back_projection
 from hashgrid.data.draws import draw_rows
 from hashgrid.data.projections import BOX, Projections, load_projections, scan_phantom
-from hashgrid.fields.coordinate import CoordinateConfig, CoordinateField
+from hashgrid.data.signals import Signal
+from hashgrid.fields import SIGNAL_FIELDS
+from hashgrid.fields.base import SignalField
+from hashgrid.fields.coordinate import CoordinateConfig
 from hashgrid.ops._backend import backend_ops
 from hashgrid.rendering.samplers import Jitter, StratifiedSampler
+from hashgrid.rendering.slices import write_slices
 from hashgrid.train.config import RunConfig
 from hashgrid.train.losses import variation_along_rays
 from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
-from hashgrid.util.files import atomic_write_array
-from hashgrid.util.metrics import volume_psnr
-from hashgrid.util.pictures import write_slices
+from hashgrid.util.files import atomic_path
 
-CHUNK = 1 << 18  # points of the volume that are asked together
+SAMPLES = 1 << 18  # that are evaluated together
 
 
 @dataclass(frozen=True)
 class PhantomConfig(Config):
-    """How the built-in phantom is scanned."""
+    """How the phantom is scanned that is there without SOURCE."""
 
     views: int = 20  # projections
-    size: int = 64  # voxels per side, and pixels of the detector
+    size: int = 64  # voxels per side, as large as pixels of the detector
     dims: Literal[2, 3] = 3  # of the volume; a scan of one's own says it by its shape
     beam: Literal["parallel", "cone"] = "parallel"
 
@@ -44,17 +47,15 @@ class PhantomConfig(Config):
 
 @dataclass(frozen=True)
 class CtConfig(RunConfig):
-    """A grid as fine as the volume, non-negative attenuation, and a small price on how much it changes along rays."""
+    """A grid as fine as the voxels, attenuation that is not negative, and a price on its changes along rays."""
 
-    fields = {"mlp": CoordinateField}
+    fields = SIGNAL_FIELDS
     default_seconds = 60.0
 
-    field: CoordinateConfig = CoordinateConfig(
-        n_levels=4, n_features_per_level=4, log2_hashmap_size=18, base_resolution=8, max_resolution=64
-    )
+    field: Config = CoordinateConfig(n_levels=4, n_features_per_level=4, base_resolution=8, max_resolution=64)
     phantom: PhantomConfig = PhantomConfig()
-    geometry: Path | None = None  # JSON that says how SOURCE was scanned; SOURCE with .json
-    truth: Path | None = None  # .npy of the volume to compare with
+    geometry: Path | None = None  # JSON that says how SOURCE was measured; SOURCE with .json if none
+    truth: Path | None = None  # .npy of the volume that SOURCE is of, to compare with
     resolution: int = 0  # voxels per side of the volume that is written; 0 for those of the truth or the detector
     rays: int = 512  # per step
     samples_per_ray: int = 64
@@ -67,32 +68,39 @@ class CtConfig(RunConfig):
         for name in ("rays", "samples_per_ray"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.resolution < 0:
+            raise ValueError(f"`resolution` must be at least 0, got {self.resolution}")
 
 
 class Ct(Task):
-    """Fits a field of attenuation to line integrals through it.
+    """Fits a field of attenuation to integrals along rays through it.
 
     Args:
         config: the recipe.
-        scan: the line integrals; those of rays beside the volume are not looked at.
+        scan: the integrals; those of rays beside the volume are not looked at.
+        source: its file, if it has one.
     """
 
     name = "ct"
+    metric = "psnr"
+    preview = "slices.png"
     Config = CtConfig
-    summary = "Finds attenuation in a volume from few X-ray projections; without SOURCE in the phantom of Shepp and Logan."
-    source_help = "line integrals [angles, rows, columns] or [angles, columns]: NPY or NPZ"
+    summary = "Finds attenuation in a volume from few X-ray projections; without SOURCE those of a phantom."
+    source_help = "integrals [angles, rows, columns] or [angles, columns]: NPY or NPZ, and a geometry beside it"
     packages = ("skimage", "scipy", "PIL", "imageio.v3")
     config: CtConfig
+    model: SignalField
 
     def __init__(self, config: CtConfig, scan: Projections, source: Path | None = None) -> None:
-        super().__init__(config)
-        self.scan, self.source, config = scan, source, self.config
-        self.model = CoordinateField(config.field, scan.n_dims, 1, config.backend).to(config.device)
+        self.scan, self.source, kind = scan, source, SIGNAL_FIELDS[config.field.name]
+        self.side = config.resolution or (scan.values.shape[-1] if scan.truth is None else len(scan.truth))
+        super().__init__(config.replace(field=kind.configured(config.field, (self.side,) * scan.n_dims)))
+        config = self.config
+        self.model = kind(config.field, scan.n_dims, 1, config.backend).to(config.device)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, decay_start=0.2)
         self.sampler = StratifiedSampler(config.samples_per_ray, backend=config.backend)
         self.aabb, self.hits = torch.tensor(BOX, device=config.device), scan.hits.to(config.device)
-        # rays, integrals and fields in the unit in which the largest integral is 1 per side of the volume
-        self.unit = float(scan.values.abs().max())
+        self.unit = float(scan.values.abs().max())  # of integrals, and of attenuation per side of the volume
         self.targets = scan.values.flatten().to(config.device)[self.hits] / self.unit
 
     @classmethod
@@ -110,7 +118,7 @@ class Ct(Task):
     def describe(self) -> str:
         n_views, n_rows, n_columns = self.scan.values.shape
         name = "phantom" if self.source is None else self.source.name
-        return f"{name}: {n_views} projections of {n_rows}x{n_columns}, {self.scan.beams.beam} beams"
+        return f"{name}: {n_views} projections of {n_columns}x{n_rows} pixels, {self.scan.beams.beam} beams"
 
     def notes(self) -> dict[str, Any]:
         return {"source": None if self.source is None else str(self.source.resolve())}
@@ -120,14 +128,13 @@ class Ct(Task):
         return nn.functional.softplus(self.model(x), beta=10)
 
     def project(self, index: Tensor, jitter: Jitter) -> tuple[Tensor, Tensor]:
-        """Integrals [R] along rays ``index`` [R] of those that hit, and the attenuation at their samples [R, n]."""
+        """Integrals [R] along those rays that hit, number ``index`` [R], and the attenuation at their samples [R, n]."""
         rays = self.scan.rays(self.hits[index])
         samples = self.sampler.pack(self.sampler.edges(rays, self.aabb, jitter))
         points = samples.positions(rays.origins, rays.directions)[:, : self.scan.n_dims]
-        values = self.attenuation(points.contiguous())
-        integrals = backend_ops(self.config.backend).line_integrals(
-            values, samples.t_starts, samples.t_ends, samples.packed_info
-        )
+        values = self.attenuation(points)
+        intervals = samples.t_starts, samples.t_ends, samples.packed_info
+        integrals = backend_ops(self.config.backend).line_integrals(values, *intervals)
         return integrals[:, 0], values.view(len(index), -1)
 
     def loss(self, progress: Progress) -> Step:
@@ -139,40 +146,43 @@ class Ct(Task):
         return Step(loss, {"mse": mse.detach()}, {"samples": values.numel(), "rays": config.rays})
 
     @torch.no_grad()
-    def volume(self, n: int) -> Tensor:
-        """Attenuation per unit of length at the middles of voxels [n, ...] (z, y, x), on the CPU."""
-        n_dims, scale = self.scan.n_dims, self.unit / self.scan.beams.volume
-        axis = (torch.arange(n, device=self.device) + 0.5) / n
-        volume = torch.empty(n**n_dims)
-        for index in torch.arange(n**n_dims, device=self.device).split(CHUNK):
-            x = torch.stack([axis[index // n**d % n] for d in range(n_dims)], dim=-1)
-            volume[index.cpu()] = (scale * self.attenuation(x))[:, 0].cpu()
-        return volume.view((n,) * n_dims)
-
-    @torch.no_grad()
     def residual(self) -> float:
-        """Relative L2 difference of projections, at the middles of intervals, over all rays."""
-        parts = torch.arange(len(self.hits), device=self.device).split(CHUNK // self.config.samples_per_ray)
+        """Relative L2 difference of all integrals, with samples in the middles of intervals."""
+        parts = torch.arange(len(self.hits), device=self.device).split(max(1, SAMPLES // self.config.samples_per_ray))
         ours = torch.cat([self.project(index, None)[0] for index in parts])
         return float((ours - self.targets).norm() / self.targets.norm())
 
+    def volume(self) -> Tensor:
+        """Attenuation per unit of length [n, ...] (z, y, x): means over voxels, each of 3 points along each axis."""
+        shape = (self.side,) * self.scan.n_dims
+        voxels = Signal(torch.zeros(*shape, 1, device=self.device), 0.0, self.unit / self.scan.beams.volume)
+        third = torch.tensor([-1.0, 0.0, 1.0], device=self.device) / (3 * self.side)
+        offsets = torch.cartesian_prod(*[third] * len(shape))
+
+        def mean(x: Tensor) -> Tensor:
+            return torch.stack([self.attenuation(x + offset) for offset in offsets]).mean(0)
+
+        return voxels.sampled(mean).squeeze(-1)
+
     def evaluate(self, report: Report) -> dict[str, Any]:
-        scan, truth = self.scan, self.scan.truth
-        n = self.config.resolution or (scan.values.shape[-1] if truth is None else len(truth))
-        volume = self.volume(n)
-        atomic_write_array(report.out / "volume.npy", volume)
-        figures: dict[str, Any] = {"residual": self.residual(), "resolution": n}
-        panels = {"ours": volume}
-        truth = truth if truth is not None and len(truth) == n else None
+        scan, volume = self.scan, self.volume()
+        with atomic_path(report.out / "volume.npy") as path:
+            np.save(path, volume.numpy())
+        truth = scan.truth if scan.truth is not None and scan.truth.shape == volume.shape else None
+        judge = None if truth is None else Signal(truth[..., None], float(truth.min()), float(truth.max()))
+
+        def psnr(values: Tensor) -> float | None:
+            return None if judge is None else judge.psnr(values[..., None])
+
+        figures = {"residual": self.residual(), "resolution": self.side, "psnr": psnr(volume), "fbp": None}
+        volumes = {"ours": volume}
         if scan.beams.beam == "parallel":
-            results = {name: filtered_back_projection(scan, n, name).clamp_min(0) for name in FILTERS}
-            best = "hann" if truth is None else max(FILTERS, key=lambda name: volume_psnr(results[name], truth))
-            panels["filtered back projection"] = results[best]
-            figures["fbp"] = {"filter": best, "psnr": None if truth is None else volume_psnr(results[best], truth)}
-        if truth is not None:
-            figures["psnr"] = volume_psnr(volume, truth)
-        write_slices(report.out / "slices.png", panels, truth)
+            results = {name: filtered_back_projection(scan, self.side, name).clamp_min(0) for name in FILTERS}
+            best = "hann" if truth is None else max(FILTERS, key=lambda name: psnr(results[name]) or 0.0)
+            volumes["filtered back projection"] = results[best]
+            figures["fbp"] = {"filter": best, "psnr": psnr(results[best])}
+        write_slices(report.out / "slices.png", volumes, truth)
         said = "" if truth is None else f", PSNR {figures['psnr']:.2f} dB"
-        said += f" (filtered back projection {figures['fbp']['psnr']:.2f})" if figures.get("fbp", {}).get("psnr") else ""
-        report.say(f"{self.describe()}: residual {figures['residual']:.2e}{said}")
+        said += f", filtered back projection {figures['fbp']['psnr']:.2f} dB" if said and figures["fbp"] else ""
+        report.say(f"{self.describe()}, residual {100 * figures['residual']:.2f} %{said}")
         return figures
