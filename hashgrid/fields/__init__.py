@@ -3,7 +3,7 @@
 from hashgrid.fields.base import RadianceField, SignalField
 from hashgrid.fields.classic import Classic, ClassicPaper
 from hashgrid.fields.coordinate import CoordinateField
-from hashgrid.fields.distance import DistanceField, GridDistance
+from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.planes import PlanesField
 from hashgrid.fields.siren import SirenDistance
@@ -14,5 +14,9 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "classic_paper": ClassicPaper,
     "planes": PlanesField,
 }
-DISTANCE_FIELDS: dict[str, type[DistanceField]] = {"grid": GridDistance, "siren": SirenDistance}
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {"hash": CoordinateField}
+DISTANCE_FIELDS: dict[str, type[DistanceField]] = {
+    "grid": GridDistance,
+    "siren": SirenDistance,
+    **{name: distance_field(kind) for name, kind in SIGNAL_FIELDS.items() if name not in ("hash", "siren")},
+}

@@ -128,6 +128,7 @@ class SignalField(nn.Module):
 
     def __init__(self, config: Any, n_input_dims: int, n_output_dims: int, backend: str = "native") -> None:
         super().__init__()
+        self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
 
     @classmethod
     def configured(cls, config: Any, shape: Sequence[int]) -> Any:
