@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.phantom import Phantom
+from hashgrid.data.phantom import SHEPP_LOGAN, Phantom
 from hashgrid.geometry.beams import Beams
 from hashgrid.geometry.rays import Rays
 from hashgrid.ops._backend import backend_ops
+from hashgrid.util.config import Config
 
 CHUNK = 1 << 18  # rays that are looked at together
 BOX = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)  # of the volume
+
+
+@dataclass(frozen=True)
+class PhantomConfig(Config):
+    """How the phantom is scanned that is there without SOURCE."""
+
+    views: int = 20  # projections
+    size: int = 64  # voxels per side, as large as pixels of the detector
+    dims: Literal[2, 3] = 3  # of the volume; a scan of one's own says it by its shape
+    beam: Literal["parallel", "cone"] = "parallel"
+
+    def check(self) -> None:
+        super().check()
+        if self.views < 1 or self.size < 4:
+            raise ValueError(f"`views` must be at least 1 and `size` at least 4, got {self.views} and {self.size}")
 
 
 @dataclass(frozen=True)
@@ -62,28 +80,31 @@ class Projections:
 
 
 def scan_phantom(
-    n_views: int, n: int, n_dims: int = 3, beam: str = "parallel", turn: float | None = None
+    n_views: int,
+    n: int,
+    n_dims: int = 3,
+    beam: Literal["parallel", "cone"] = "parallel",
+    rows: tuple[tuple[float, ...], ...] = SHEPP_LOGAN,
 ) -> Projections:
-    """Scans the phantom of Shepp and Logan, of side 2, with exact line integrals through the middles of pixels.
+    """Scans a phantom of side 2 with exact integrals through the middles of pixels, parallel beams over 180 degrees and
+    cones over 360.
 
     Args:
-        n_views: projections, at equal distances over ``turn``.
-        n: voxels per side of the truth; pixels of a parallel beam are as large as voxels, and cover the volume as it
-            turns, those of a cone at the axis.
+        n_views: projections, at equal distances.
+        n: voxels per side of the truth. Pixels are as large as voxels, of cones as their shadows from the axis; the
+            detector covers the volume as it turns.
         n_dims: 2 or 3.
-        beam: ``"parallel"`` or ``"cone"``, of which the source is two sides of the volume from the axis, the detector
-            one.
-        turn: degrees; None for 180 of parallel beams, 360 of a cone.
+        beam: the source of a cone is two sides of the volume from the axis, the detector one.
+        rows: ellipsoids of the :class:`Phantom`.
     """
-    phantom, turn = Phantom(n_dims=n_dims), (180.0 if beam == "parallel" else 360.0) if turn is None else turn
+    phantom, turn = Phantom(rows, n_dims), 180.0 if beam == "parallel" else 360.0
     angles = tuple(turn * i / n_views for i in range(n_views))
-    pixel, n_columns, n_rows = 2 / n, 2 * -(-n * 1.4143 // 2) + 1, n if n_dims == 3 else 1
+    pixel, n_columns, n_rows = 2 / n, 2 * math.ceil(n * math.sqrt(0.5)) + 1, n
     beams = Beams(angles=angles, volume=2.0, pixel=(pixel, pixel))
-    if beam == "cone":  # magnified, most where the volume is nearest to the source
-        n_rows = 2 * -(-n_rows * 1.55 // 2) + 1 if n_dims == 3 else 1
+    if beam == "cone":  # things are 1.5 times as large on the detector at the axis, and larger in front of it
         beams = beams.replace(beam="cone", pixel=(1.5 * pixel, 1.5 * pixel), source=4.0, detector=2.0)
-        n_columns = 2 * -(-n * 1.52 // 2) + 1
-    empty = Projections(torch.zeros(n_views, int(n_rows), int(n_columns)), beams, n_dims)
+        n_columns = n_rows = 2 * math.ceil(0.78 * n) + 1
+    empty = Projections(torch.zeros(n_views, n_rows if n_dims == 3 else 1, n_columns), beams, n_dims)
     values = []
     for index in torch.arange(empty.values.numel()).split(CHUNK):
         rays = empty.rays(index)

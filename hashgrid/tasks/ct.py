@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from hashgrid.data.backprojection import FILTERS, filtered_back_projection
 from hashgrid.data.draws import draw_rows
-from hashgrid.data.projections import BOX, Projections, load_projections, scan_phantom
+from hashgrid.data.projections import BOX, PhantomConfig, Projections, load_projections, scan_phantom
 from hashgrid.data.signals import Signal
 from hashgrid.fields import SIGNAL_FIELDS
 from hashgrid.fields.base import SignalField
 from hashgrid.fields.coordinate import CoordinateConfig
+from hashgrid.nn.hash_grid import keep_gradients
 from hashgrid.ops._backend import backend_ops
+from hashgrid.optim import Adam
 from hashgrid.rendering.samplers import Jitter, StratifiedSampler
 from hashgrid.rendering.slices import write_slices
 from hashgrid.train.config import RunConfig
@@ -28,21 +31,6 @@ from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_path
 
 SAMPLES = 1 << 18  # that are evaluated together
-
-
-@dataclass(frozen=True)
-class PhantomConfig(Config):
-    """How the phantom is scanned that is there without SOURCE."""
-
-    views: int = 20  # projections
-    size: int = 64  # voxels per side, as large as pixels of the detector
-    dims: Literal[2, 3] = 3  # of the volume; a scan of one's own says it by its shape
-    beam: Literal["parallel", "cone"] = "parallel"
-
-    def check(self) -> None:
-        super().check()
-        if self.views < 1 or self.size < 4:
-            raise ValueError(f"`views` must be at least 1 and `size` at least 4, got {self.views} and {self.size}")
 
 
 @dataclass(frozen=True)
@@ -57,15 +45,15 @@ class CtConfig(RunConfig):
     geometry: Path | None = None  # JSON that says how SOURCE was measured; SOURCE with .json if none
     truth: Path | None = None  # .npy of the volume that SOURCE is of, to compare with
     resolution: int = 0  # voxels per side of the volume that is written; 0 for those of the truth or the detector
-    rays: int = 512  # per step
+    batch: int = 512  # rays per step
     samples_per_ray: int = 64
-    variation_weight: float = 1e-3  # of the mean change between neighbouring samples of a ray
+    variation_weight: float = 3e-3  # of the mean change between neighbouring samples of a ray
     learning_rate: float = 1e-2  # after the first steps
     final_learning_rate: float = 1e-3  # at the end of a run
 
     def check(self) -> None:
         super().check()
-        for name in ("rays", "samples_per_ray"):
+        for name in ("batch", "samples_per_ray"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.resolution < 0:
@@ -101,7 +89,12 @@ class Ct(Task):
         self.sampler = StratifiedSampler(config.samples_per_ray, backend=config.backend)
         self.aabb, self.hits = torch.tensor(BOX, device=config.device), scan.hits.to(config.device)
         self.unit = float(scan.values.abs().max())  # of integrals, and of attenuation per side of the volume
+        truth = scan.truth if scan.truth is not None and len(scan.truth) == self.side else None
+        self.truth = None if truth is None else Signal(truth[..., None], float(truth.min()), float(truth.max()))
         self.targets = scan.values.flatten().to(config.device)[self.hits] / self.unit
+
+    def begin(self) -> None:
+        keep_gradients(self.model)
 
     @classmethod
     def folder(cls, source: Path | None, config: Any) -> str:
@@ -128,7 +121,7 @@ class Ct(Task):
         return nn.functional.softplus(self.model(x), beta=10)
 
     def project(self, index: Tensor, jitter: Jitter) -> tuple[Tensor, Tensor]:
-        """Integrals [R] along those rays that hit, number ``index`` [R], and the attenuation at their samples [R, n]."""
+        """Integrals [R] along rays ``index`` [R] of those that hit, and the attenuation at their samples [R, n]."""
         rays = self.scan.rays(self.hits[index])
         samples = self.sampler.pack(self.sampler.edges(rays, self.aabb, jitter))
         points = samples.positions(rays.origins, rays.directions)[:, : self.scan.n_dims]
@@ -139,11 +132,11 @@ class Ct(Task):
 
     def loss(self, progress: Progress) -> Step:
         config, step = self.config, progress.step
-        index = draw_rows(config.seed, step, config.rays, len(self.hits), self.device, backend=config.backend)
+        index = draw_rows(config.seed, step, config.batch, len(self.hits), self.device, backend=config.backend)
         integrals, values = self.project(index, (config.seed, step))
         mse = nn.functional.mse_loss(integrals, self.targets[index])
         loss = mse + config.variation_weight * variation_along_rays(values)
-        return Step(loss, {"mse": mse.detach()}, {"samples": values.numel(), "rays": config.rays})
+        return Step(loss, {"mse": mse.detach()}, {"samples": values.numel(), "rays": config.batch})
 
     @torch.no_grad()
     def residual(self) -> float:
@@ -152,37 +145,45 @@ class Ct(Task):
         ours = torch.cat([self.project(index, None)[0] for index in parts])
         return float((ours - self.targets).norm() / self.targets.norm())
 
+    def voxels(self, x: Tensor) -> Tensor:
+        """Attenuation per unit of length of voxels around their middles [N, 2 or 3] of the unit cube [N, 1]: means of 3
+        points along each axis."""
+        third = torch.tensor([-1.0, 0.0, 1.0], device=x.device) / (3 * self.side)
+        parts = [self.attenuation(x + offset) for offset in torch.cartesian_prod(*[third] * x.shape[1])]
+        return torch.stack(parts).mean(0) * (self.unit / self.scan.beams.volume)
+
     def volume(self) -> Tensor:
-        """Attenuation per unit of length [n, ...] (z, y, x): means over voxels, each of 3 points along each axis."""
-        shape = (self.side,) * self.scan.n_dims
-        voxels = Signal(torch.zeros(*shape, 1, device=self.device), 0.0, self.unit / self.scan.beams.volume)
-        third = torch.tensor([-1.0, 0.0, 1.0], device=self.device) / (3 * self.side)
-        offsets = torch.cartesian_prod(*[third] * len(shape))
+        """Attenuation per unit of length of all voxels [n, ...] (z, y, x), on the CPU."""
+        shape = (*(self.side,) * self.scan.n_dims, 1)
+        return Signal(torch.zeros(shape, device=self.device)).sampled(self.voxels).squeeze(-1)
 
-        def mean(x: Tensor) -> Tensor:
-            return torch.stack([self.attenuation(x + offset) for offset in offsets]).mean(0)
-
-        return voxels.sampled(mean).squeeze(-1)
+    @torch.no_grad()
+    def score(self, optimizer: Adam) -> float:
+        if self.truth is None:
+            return math.nan
+        index = self.truth.draw(1 << 13, 0, 0)
+        values = self.voxels(self.truth.places(index).to(self.device)).cpu()
+        error = (values - self.truth.low) / (self.truth.high - self.truth.low) - self.truth.at(index)
+        return -10 * math.log10(max(float(error.square().mean()), 1e-12))
 
     def evaluate(self, report: Report) -> dict[str, Any]:
-        scan, volume = self.scan, self.volume()
+        volume, truth, residual = self.volume(), self.truth, self.residual()
         with atomic_path(report.out / "volume.npy") as path:
             np.save(path, volume.numpy())
-        truth = scan.truth if scan.truth is not None and scan.truth.shape == volume.shape else None
-        judge = None if truth is None else Signal(truth[..., None], float(truth.min()), float(truth.max()))
-
-        def psnr(values: Tensor) -> float | None:
-            return None if judge is None else judge.psnr(values[..., None])
-
-        figures = {"residual": self.residual(), "resolution": self.side, "psnr": psnr(volume), "fbp": None}
         volumes = {"ours": volume}
-        if scan.beams.beam == "parallel":
-            results = {name: filtered_back_projection(scan, self.side, name).clamp_min(0) for name in FILTERS}
-            best = "hann" if truth is None else max(FILTERS, key=lambda name: psnr(results[name]) or 0.0)
+        figures: dict[str, Any] = {"residual": residual, "resolution": self.side}
+        said = f"{self.describe()}, residual {100 * residual:.2f} %"
+        if truth is not None:
+            figures["psnr"] = truth.psnr(volume[..., None])
+            said += f", PSNR {figures['psnr']:.2f} dB"
+        if self.scan.beams.beam == "parallel":
+            choices = FILTERS if truth is not None else ("hann",)
+            results = {name: filtered_back_projection(self.scan, self.side, name).clamp_min(0) for name in choices}
+            quality = {} if truth is None else {name: truth.psnr(x[..., None]) for name, x in results.items()}
+            best = max(choices, key=lambda name: quality.get(name, 0.0))
             volumes["filtered back projection"] = results[best]
-            figures["fbp"] = {"filter": best, "psnr": psnr(results[best])}
-        write_slices(report.out / "slices.png", volumes, truth)
-        said = "" if truth is None else f", PSNR {figures['psnr']:.2f} dB"
-        said += f", filtered back projection {figures['fbp']['psnr']:.2f} dB" if said and figures["fbp"] else ""
-        report.say(f"{self.describe()}, residual {100 * figures['residual']:.2f} %{said}")
+            figures["fbp"] = {"filter": best, "psnr": quality.get(best)}
+            said += f", of filtered back projection {quality[best]:.2f} dB" if quality else ""
+        write_slices(report.out / "slices.png", volumes, None if truth is None else truth.values.squeeze(-1))
+        report.say(said)
         return figures
