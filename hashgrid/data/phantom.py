@@ -33,8 +33,8 @@ class Phantom:
 
     Example:
         >>> import torch
-        >>> Phantom().values(torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 0.99]])).tolist()
-        [0.20000000298023224, 0.0]
+        >>> Phantom().values(torch.tensor([[0.5, 0.5, 0.5], [0.5, 0.5, 0.99]]))
+        tensor([0.2000, 0.0000])
     """
 
     rows: tuple[tuple[float, ...], ...] = SHEPP_LOGAN
