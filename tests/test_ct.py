@@ -175,6 +175,8 @@ def test_scans_in_two_dimensions_and_in_npy(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(scan.beams.to_dict()))
     read = load_projections(tmp_path / "a.npy", tmp_path / "b.json")
     assert read.n_dims == 2 and torch.equal(read.values, scan.values) and read.beams == scan.beams
+    assert read.side == 8  # without a truth: pixels are as large as voxels
+    assert load_projections(write_scan(tmp_path)).side == 8  # at the axis of a cone
 
 
 @pytest.mark.parametrize(

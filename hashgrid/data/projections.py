@@ -59,6 +59,15 @@ class Projections:
         """The rays of pixels [R] int64 of the flat values, in the unit cube that holds the volume."""
         return self.beams.rays(index, *self.values.shape[1:])
 
+    @property
+    def side(self) -> int:
+        """Voxels along the side of the truth, or else as large as pixels are at the axis, no more than columns."""
+        if self.truth is not None:
+            return len(self.truth)
+        beams = self.beams
+        shrunk = beams.source / (beams.source + beams.detector) if beams.beam == "cone" else 1.0
+        return max(1, min(self.values.shape[-1], round(beams.volume / (beams.pixel[1] * shrunk))))
+
     @cached_property
     def hits(self) -> Tensor:
         """The pixels [H] int64 of the flat values whose rays meet the volume.

@@ -40,24 +40,25 @@ class CtConfig(RunConfig):
     fields = SIGNAL_FIELDS
     default_seconds = 60.0
 
-    field: Config = CoordinateConfig(n_levels=4, n_features_per_level=4, base_resolution=8, max_resolution=64)
+    field: Config = CoordinateConfig(n_levels=4, n_features_per_level=4, base_resolution=8)
     phantom: PhantomConfig = PhantomConfig()
     geometry: Path | None = None  # JSON that says how SOURCE was measured; SOURCE with .json if none
     truth: Path | None = None  # .npy of the volume that SOURCE is of, to compare with
-    resolution: int = 0  # voxels per side of the volume that is written; 0 for those of the truth or the detector
+    resolution: int = (
+        0  # voxels per side of the volume that is written; 0 for those of the truth, or as large as pixels
+    )
     batch: int = 512  # rays per step
-    samples_per_ray: int = 64
+    samples_per_ray: int = 0  # 0 for three to two voxels along the side of the volume
     variation_weight: float = 3e-3  # of the mean change between neighbouring samples of a ray
     learning_rate: float = 1e-2  # after the first steps
     final_learning_rate: float = 1e-3  # at the end of a run
 
     def check(self) -> None:
         super().check()
-        for name in ("batch", "samples_per_ray"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.resolution < 0:
-            raise ValueError(f"`resolution` must be at least 0, got {self.resolution}")
+        if self.batch < 1:
+            raise ValueError(f"`batch` must be at least 1, got {self.batch}")
+        if (smallest := min(self.samples_per_ray, self.resolution)) < 0:
+            raise ValueError(f"`samples_per_ray` and `resolution` must be at least 0, got {smallest}")
 
 
 class Ct(Task):
@@ -81,12 +82,13 @@ class Ct(Task):
 
     def __init__(self, config: CtConfig, scan: Projections, source: Path | None = None) -> None:
         self.scan, self.source, kind = scan, source, SIGNAL_FIELDS[config.field.name]
-        self.side = config.resolution or (scan.values.shape[-1] if scan.truth is None else len(scan.truth))
-        super().__init__(config.replace(field=kind.configured(config.field, (self.side,) * scan.n_dims)))
+        self.side = config.resolution or scan.side
+        # cells as fine as voxels: for a signal that is known at twice as many places
+        super().__init__(config.replace(field=kind.configured(config.field, (2 * self.side,) * scan.n_dims)))
         config = self.config
         self.model = kind(config.field, scan.n_dims, 1, config.backend).to(config.device)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, decay_start=0.2)
-        self.sampler = StratifiedSampler(config.samples_per_ray, backend=config.backend)
+        self.sampler = StratifiedSampler(config.samples_per_ray or 3 * self.side // 2, backend=config.backend)
         self.aabb, self.hits = torch.tensor(BOX, device=config.device), scan.hits.to(config.device)
         self.unit = float(scan.values.abs().max())  # of integrals, and of attenuation per side of the volume
         truth = scan.truth if scan.truth is not None and len(scan.truth) == self.side else None
@@ -106,6 +108,8 @@ class Ct(Task):
         if source is None:
             phantom = config.phantom
             return cls(config, scan_phantom(phantom.views, phantom.size, phantom.dims, phantom.beam))
+        files = {name: path.resolve() for name in ("geometry", "truth") if (path := getattr(config, name))}
+        config = config.replace(**files)  # a run may go on from another folder
         return cls(config, load_projections(source, config.geometry, config.truth), source)
 
     def describe(self) -> str:
@@ -141,7 +145,7 @@ class Ct(Task):
     @torch.no_grad()
     def residual(self) -> float:
         """Relative L2 difference of all integrals, with samples in the middles of intervals."""
-        parts = torch.arange(len(self.hits), device=self.device).split(max(1, SAMPLES // self.config.samples_per_ray))
+        parts = torch.arange(len(self.hits), device=self.device).split(max(1, SAMPLES // self.sampler.n_samples))
         ours = torch.cat([self.project(index, None)[0] for index in parts])
         return float((ours - self.targets).norm() / self.targets.norm())
 
