@@ -17,6 +17,7 @@ from hashgrid.version import __version__
 TASKS = {
     "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
+    "ct": ("hashgrid.tasks.ct", "Ct", "find a volume from few X-ray projections"),
     "image": ("hashgrid.tasks.image", "Image", "fit a photo"),
     "pde": ("hashgrid.tasks.pde", "Pde", "solve a differential equation"),
     "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),

@@ -19,6 +19,7 @@ from hashgrid.data.equations import find_equation
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
 from hashgrid.data.pictures import generated_picture
+from hashgrid.data.projections import scan_phantom
 from hashgrid.data.scene import Scene, Views
 from hashgrid.data.shape import Shape
 from hashgrid.data.sound import generated_sound
@@ -32,6 +33,7 @@ from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
+from hashgrid.tasks.ct import Ct
 from hashgrid.tasks.image import Image
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.pde import Pde, PdeConfig
@@ -284,6 +286,7 @@ SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "audio": (Audio, lambda: generated_sound(0.02, 8000)),
     "video": (VideoTask, lambda: generated_video(4, 16)),
     "volume": (VolumeTask, lambda: generated_volume(8)),
+    "ct": (Ct, lambda: scan_phantom(5, 8)),
 }
 KINDS = [
     *(f"image {name}" for name in SIGNAL_FIELDS),
