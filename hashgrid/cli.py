@@ -18,6 +18,9 @@ TASKS = {
     "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
     "image": ("hashgrid.tasks.image", "Image", "fit a photo"),
+    "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),
+    "video": ("hashgrid.tasks.video", "VideoTask", "fit a video"),
+    "volume": ("hashgrid.tasks.volume", "VolumeTask", "fit a volume"),
 }
 
 

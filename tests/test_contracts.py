@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,25 @@ from torch import Tensor, nn
 from hashgrid.cli import TASKS, main
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
+from hashgrid.data.pictures import generated_picture
 from hashgrid.data.scene import Scene, Views
 from hashgrid.data.shape import Shape
-from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS
+from hashgrid.data.sound import generated_sound
+from hashgrid.data.videos import generated_video
+from hashgrid.data.volumes import generated_volume
+from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid
 from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
-from hashgrid.tasks.image import Image, ImageConfig
+from hashgrid.tasks.audio import Audio
+from hashgrid.tasks.image import Image
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.sdf import Sdf, SdfConfig
+from hashgrid.tasks.video import VideoTask
+from hashgrid.tasks.volume import VolumeTask
 from hashgrid.train.checkpoint import load_checkpoint
 from hashgrid.train.loop import Trainer
 from hashgrid.train.task import Task
@@ -219,12 +227,25 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         task = Sdf(SdfConfig.defaults(field).replace(**sizes), Shape.of(make_mesh(*torus_knot(n_along=64, n_around=8))))
         task.begin()
         return task
-    sizes = {"batch": 256, "log2_hashmap_size": 8, "n_levels": 4, "device": "cpu"}
-    picture = torch.rand(20, 30, 3, generator=torch.Generator().manual_seed(0))
-    return Image(ImageConfig().replace(**sizes, **changes), picture)
+    command, _, field = name.partition(" ")
+    task, signal = SIGNALS[command]
+    sizes = {"batch": 256, **SMALL_SIGNALS[field or "hash"], "device": "cpu", **changes}
+    return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
 
 
-KINDS = ["image", *(f"nerf {name}" for name in RADIANCE_FIELDS), *(f"sdf {name}" for name in DISTANCE_FIELDS)]
+SMALL_SIGNALS: dict[str, dict[str, Any]] = {"hash": {"log2_hashmap_size": 8, "n_levels": 4}}
+SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
+    "image": (Image, lambda: generated_picture(30, 20)),
+    "audio": (Audio, lambda: generated_sound(0.02, 8000)),
+    "video": (VideoTask, lambda: generated_video(4, 16)),
+    "volume": (VolumeTask, lambda: generated_volume(8)),
+}
+KINDS = [
+    *(f"image {name}" for name in SIGNAL_FIELDS),
+    *(name for name in SIGNALS if name != "image"),
+    *(f"nerf {name}" for name in RADIANCE_FIELDS),
+    *(f"sdf {name}" for name in DISTANCE_FIELDS),
+]
 
 
 def test_every_task_is_here() -> None:

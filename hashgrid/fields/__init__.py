@@ -1,7 +1,8 @@
 """Neural fields by name: one method, one file."""
 
-from hashgrid.fields.base import RadianceField
+from hashgrid.fields.base import RadianceField, SignalField
 from hashgrid.fields.classic import Classic, ClassicPaper
+from hashgrid.fields.coordinate import CoordinateField
 from hashgrid.fields.distance import DistanceField, GridDistance
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.planes import PlanesField
@@ -14,3 +15,4 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "planes": PlanesField,
 }
 DISTANCE_FIELDS: dict[str, type[DistanceField]] = {"grid": GridDistance, "siren": SirenDistance}
+SIGNAL_FIELDS: dict[str, type[SignalField]] = {"hash": CoordinateField}

@@ -1,4 +1,4 @@
-"""What every radiance field can do; see `docs/extending.md` for one of one page."""
+"""What every field can do, of radiance or of a signal; see `docs/extending.md` for one of one page."""
 
 from __future__ import annotations
 
@@ -108,3 +108,32 @@ class RadianceField(nn.Module):
 
 def _set_inverse_extent(field: RadianceField, *_: object) -> None:
     field.inverse_extent.copy_(1.0 / (field.aabb[3:] - field.aabb[:3]))
+
+
+class SignalField(nn.Module):
+    """Values of points in the unit cube, of whatever is sampled there: a picture, a sound, a volume, distances to a
+    surface. A method is a subclass with ``forward``.
+
+    Args:
+        config: sizes of the field.
+        n_input_dims: D.
+        n_output_dims: C.
+        backend: ``"native"`` or ``"reference"``.
+    """
+
+    Config: ClassVar[type[Config]]  # the class of its options
+    recipe: ClassVar[dict[str, Any]] = {}  # options of training that differ from the task's
+    size: ClassVar[str] = "n_neurons"  # the option that says how large it is
+    n_levels: int = 0  # levels of detail that ``level_weights`` [n_levels] are for; 0 without
+
+    def __init__(self, config: Any, n_input_dims: int, n_output_dims: int, backend: str = "native") -> None:
+        super().__init__()
+
+    @classmethod
+    def configured(cls, config: Any, shape: Sequence[int]) -> Any:
+        """The options for a signal of so many samples along each axis, where they depend on that."""
+        return config
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Values [..., C] of points [..., D]."""
+        raise NotImplementedError

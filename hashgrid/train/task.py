@@ -90,6 +90,7 @@ class Task:
     source_help: ClassVar[str]  # what SOURCE is
     packages: ClassVar[Sequence[str]] = ()  # what has to be installed besides safetensors and tqdm
     config: RunConfig  # the recipe, with the device that it runs on
+    metric: ClassVar[str] = ""  # the figure of `results.json` that says how good it is
     model: nn.Module  # what has parameters, on its device
     schedule: Schedule  # of the learning rate
     ema_decay: float | None = None  # of the averages that are evaluated instead of the weights; None for none
