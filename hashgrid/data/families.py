@@ -7,9 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from hashgrid.data.pictures import read_picture
+from hashgrid.util.choices import check_option
 
 Draw = Callable[[int, torch.Generator], Tensor]
 SHARPNESS = 1.5  # pixels over which the edge of a polygon fades
@@ -41,7 +45,9 @@ def polygon_distances(x: Tensor, vertices: Tensor) -> Tensor:
     return torch.where(crossed.sum(-1) % 2 == 1, -distance, distance)
 
 
-def random_polygons(n: int, generator: torch.Generator, n_corners: int = 12, radius: tuple[float, float] = (0.2, 0.42)) -> Tensor:
+def random_polygons(
+    n: int, generator: torch.Generator, n_corners: int = 12, radius: tuple[float, float] = (0.2, 0.42)
+) -> Tensor:
     """Vertices [n, n_corners, 2] of stars and of what lies between them and regular polygons, in the unit square."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -85,7 +91,9 @@ def images(size: int) -> Draw:
             distance = (x - uniform(0.1, 0.9, 1, 2)).square().sum(-1)
             blob = torch.exp(-distance / (2 * uniform(0.05, 0.2, 1).square()))
             picture = picture + blob[..., None] * uniform(-0.5, 0.5, 1, 3)
-        inside = torch.sigmoid(-polygon_distances(x, random_polygons(n, generator, radius=(0.1, 0.25))) * size * 4 / SHARPNESS)
+        inside = torch.sigmoid(
+            -polygon_distances(x, random_polygons(n, generator, radius=(0.1, 0.25))) * size * 4 / SHARPNESS
+        )
         picture = torch.lerp(picture, uniform(0, 1, 1, 3), inside[..., None])
         return picture.clamp(0, 1).view(n, size, size, 3)
 
@@ -94,10 +102,96 @@ def images(size: int) -> Draw:
 
 @dataclass(frozen=True)
 class Family:
-    """Signals to learn from, and unseen ones."""
+    """Signals to learn from, and others to see what was learned.
+
+    Attributes:
+        name: what they are.
+        draw: of those to learn from: so many values [n, size, size, C], by a generator of random numbers.
+        draw_unseen: of the others.
+        n_channels: C.
+        mean: what a value is about.
+    """
 
     name: str
-    draw: Draw  # of signals to learn from
+    draw: Draw
     draw_unseen: Draw
     n_channels: int
-    mean: float  # what a value is about
+    mean: float
+
+
+def generated_family(name: str, size: int) -> Family:
+    """One of `GENERATED`; no signal of it comes twice.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    make, n_channels, mean = GENERATED[check_option("family", name, GENERATED)]
+    return Family(f"generated {name}", make(size), make(size), n_channels, mean)
+
+
+GENERATED: dict[str, tuple[Callable[[int], Draw], int, float]] = {
+    "images": (images, 3, 0.5),
+    "shapes": (shapes, 1, 0.0),
+}
+
+
+def photo_family(folder: Path, size: int, smallest: float = 0.5, n_crops: int = 1024) -> Family:
+    """Squares [size, size, 3] cut from the photos of a folder. Every fourth photo, in the order of their names, is for
+    the unseen signals; of a single one, its right quarter.
+
+    Args:
+        folder: of files with the endings of pictures; others are passed over.
+        size: pixels of a side.
+        smallest: side of the smallest square, as a share of the photo's shorter side; 1 for the middle of each photo.
+        n_crops: that are kept in memory.
+
+    Raises:
+        ValueError: there is no photo.
+        PhotoError: a file is damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"`SOURCE` must be a folder of photos, got `{folder}`")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    if not paths:
+        raise ValueError(f"`SOURCE` must be a folder of photos ({', '.join(ENDINGS)}), `{folder}` holds none")
+    photos = [_reduced(path, size / smallest) for path in paths]
+    if len(photos) == 1:
+        border = photos[0].shape[2] * 3 // 4
+        known, unseen = [photos[0][:, :, :border]], [photos[0][:, :, border:]]
+    else:
+        held_out = set(range(3, len(photos), 4)) or {len(photos) - 1}
+        known = [photo for i, photo in enumerate(photos) if i not in held_out]
+        unseen = [photos[i] for i in sorted(held_out)]
+    generator = torch.Generator().manual_seed(0)
+    pools = [_crops(part, size, smallest, n, generator) for part, n in ((known, n_crops), (unseen, n_crops // 4))]
+    return Family(f"{len(photos)} photos of {folder.name}", *map(_drawn_from, pools), 3, 0.5)
+
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr")
+
+
+def _reduced(path: Path, side: float) -> Tensor:
+    """A photo [3, H, W] in [0, 1], by averaging so small that its shorter side is about twice ``side``."""
+    picture = read_picture(path)
+    pixels = picture.shown(picture.signal.values).permute(2, 0, 1).float() / 255
+    factor = max(1, int(min(pixels.shape[1:]) / (2 * side)))
+    return torch.nn.functional.avg_pool2d(pixels, factor) if factor > 1 else pixels
+
+
+def _crops(photos: list[Tensor], size: int, smallest: float, n: int, generator: torch.Generator) -> Tensor:
+    """Squares [n, size, size, 3] of photos [3, H, W] in turn."""
+    crops = []
+    for i in range(n):
+        photo = photos[i % len(photos)]
+        height, width = photo.shape[1:]
+        share, down, right, mirror = torch.rand(4, generator=generator).tolist()
+        side = max(1, round(min(height, width) * (smallest + (1 - smallest) * share)))
+        top, left = (round((room - side) * at) for room, at in ((height, down), (width, right)))
+        crop = photo[:, top : top + side, left : left + side]
+        crop = torch.nn.functional.interpolate(crop[None], (size, size), mode="bilinear", antialias=True)[0]
+        crops.append(crop.flip(-1) if mirror < 0.5 else crop)
+    return torch.stack(crops).permute(0, 2, 3, 1).clamp(0, 1).contiguous()
+
+
+def _drawn_from(pool: Tensor) -> Draw:
+    return lambda n, generator: pool[torch.randint(len(pool), (n,), generator=generator)]

@@ -1,5 +1,5 @@
-"""SIREN whose signal is chosen by a latent vector: COIN++ (Dupont et al. 2022), and the plain SIREN as its authors
-parametrise it."""
+"""SIREN whose signal is chosen by a latent vector: COIN++ (Dupont et al. 2022). Without one it is SIREN as its
+authors parametrise it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hashgrid.fields.base import SignalField
 from hashgrid.ops._backend import backend_ops
 from hashgrid.util.config import Config
 
@@ -17,12 +18,13 @@ from hashgrid.util.config import Config
 class ModulatedConfig(Config):
     """Sizes of a :class:`ModulatedSiren`."""
 
-    name = "siren"
+    name = "modulated"
 
     n_neurons: int = 64  # of a hidden layer
     n_hidden_layers: int = 3  # of the network
     omega: float = 30.0  # frequency of the sines
     n_latent: int = 0  # entries of the latent vector; 0 for none
+    offset: float = 0.5  # what is added to outputs: about the mean of a signal
 
     def check(self) -> None:
         super().check()
@@ -33,7 +35,7 @@ class ModulatedConfig(Config):
             )
 
 
-class ModulatedSiren(nn.Module):
+class ModulatedSiren(SignalField):
     """``sin(omega (W x + b + shift))`` over [-1, 1]^D, each layer's shift a linear function of one latent vector
     (Dupont et al. 2022, section 3). Without latent vector it is SIREN (Sitzmann et al. 2020). omega is beside
     the parameters, not part of them: a step of gradient descent moves a layer ``omega^2`` times as far, which is what
@@ -56,14 +58,12 @@ class ModulatedSiren(nn.Module):
     """
 
     Config = ModulatedConfig
-    n_levels = 0
+    recipe = {"learning_rate": 1e-3, "final_learning_rate": 2e-5}
     latent: Tensor
 
-    def __init__(
-        self, config: ModulatedConfig, n_input_dims: int, n_output_dims: int, backend: str = "native"
-    ) -> None:
-        super().__init__()
-        self.omega, self.backend = config.omega, backend
+    def __init__(self, config: ModulatedConfig, n_input_dims: int, n_output_dims: int, backend: str = "native") -> None:
+        super().__init__(config, n_input_dims, n_output_dims, backend)
+        self.omega, self.offset, self.backend = config.omega, config.offset, backend
         widths = [n_input_dims, *[config.n_neurons] * config.n_hidden_layers, n_output_dims]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for layer, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
@@ -77,13 +77,11 @@ class ModulatedSiren(nn.Module):
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Values [..., C] of points [..., D] in the unit cube; there are no levels to weigh."""
+        # a part of a ParameterList would be made of new parameters, that know nothing of what took the old ones' place
         weights, biases = list(self.weights), list(self.biases)
         if self.shift is not None:
             shifts = self.shift(self.latent).chunk(len(biases) - 1)
             biases[:-1] = [bias + shift for bias, shift in zip(biases, shifts, strict=False)]
-        last = len(weights) - 1
-        weights, biases = (
-            [param if layer == last else self.omega * param for layer, param in enumerate(params)]
-            for params in (weights, biases)
-        )
+        weights = [*(self.omega * weight for weight in weights[:-1]), weights[-1]]
+        biases = [*(self.omega * bias for bias in biases[:-1]), biases[-1] + self.offset]
         return backend_ops(self.backend).mlp(2 * x - 1, weights, biases, "sine")

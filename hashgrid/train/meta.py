@@ -123,7 +123,9 @@ def _rate_of(rate: Rate, name: str, step: int) -> float | Tensor:
 
 def _refuse(loss: float, step: int, rate: Rate) -> None:
     given = "a learned one" if isinstance(rate, Mapping) else rate
-    raise AdaptationError(f"the loss is {loss} after {step} inner steps; lower the inner rate ({given}) or check the data")
+    raise AdaptationError(
+        f"the loss is {loss} after {step} inner steps; lower the inner rate ({given}) or check the data"
+    )
 
 
 class Learner(nn.Module):
@@ -269,7 +271,12 @@ class Hyper(Learner):
     """
 
     def __init__(
-        self, model: nn.Module, network: nn.Module, steps: int = 3, rate: Rate = 1e-2, names: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        steps: int = 3,
+        rate: Rate = 1e-2,
+        names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(model, steps, rate, names)
         self.model.requires_grad_(False)

@@ -1,0 +1,197 @@
+"""``hashgrid meta``: a start from which a few steps of gradient descent fit any signal of a family."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hashgrid.data.families import Family, generated_family, photo_family, pixel_centres
+from hashgrid.fields import SIGNAL_FIELDS
+from hashgrid.nn.hash_grid import grid_groups
+from hashgrid.nn.hypernetwork import HyperNetwork
+from hashgrid.rendering.starts import JUDGED_STEPS, compare_starts
+from hashgrid.train.config import RunConfig
+from hashgrid.train.loop import load_model
+from hashgrid.train.meta import Hyper, Learner, Maml, MetaSdf, Reptile, Samples
+from hashgrid.train.run import read_checkpoint
+from hashgrid.train.schedule import Schedule
+from hashgrid.train.task import Progress, Report, Step, Task
+from hashgrid.util.config import Config
+
+
+class Recipe(NamedTuple):
+    steps: int  # inner steps of training
+    rate: float  # of the inner steps, at first where they are learned
+    learning_rate: float
+
+
+RECIPES = {
+    "maml": Recipe(3, 0.03, 1e-3),
+    "reptile": Recipe(8, 0.1, 3e-3),
+    "metasdf": Recipe(3, 0.01, 1e-3),
+    "hypernet": Recipe(3, 0.03, 1e-4),
+    "coinpp": Recipe(3, 1.0, 1e-3),
+}
+
+
+@dataclass(frozen=True)
+class MetaConfig(RunConfig):
+    """Defaults of learned starts. Zeros stand for what the method says."""
+
+    fields = SIGNAL_FIELDS
+    default_seconds = 60.0
+
+    field: Config = SIGNAL_FIELDS["modulated"].Config()
+    method: Literal["maml", "reptile", "metasdf", "hypernet", "coinpp"] = "maml"
+    family: Literal["images", "shapes"] = "images"  # that is learned from without SOURCE
+    image_size: int = 32  # samples along each side of a signal
+    smallest_crop: float = 0.5  # of a photo's shorter side
+    signals: int = 3  # per step
+    inner_steps: int = 0  # of gradient descent on each
+    inner_rate: float = 0.0  # of those
+    first_order: bool = False  # maml takes the gradients of inner steps for constants
+    context: int = 200  # samples that a hypernetwork looks at, at most
+    inner_backend: Literal["auto", "native", "reference"] = "auto"  # auto: PyTorch's layers for second derivatives
+    n_unseen: int = 16  # signals of the evaluation
+    learning_rate: float = 0.0  # after the first steps
+    weight_decay: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        for name in ("image_size", "signals", "context", "n_unseen"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("inner_steps", "inner_rate", "learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be positive, or 0 for the method's, got {getattr(self, name)}")
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"`smallest_crop` must be in (0, 1], got {self.smallest_crop}")
+        if self.method in ("hypernet", "coinpp") and self.field.name != "modulated":
+            raise ValueError(f"`--method {self.method}` must have `--field modulated`, got {self.field.name!r}")
+
+
+def make_learner(config: MetaConfig, n_channels: int) -> Learner:
+    """A field for signals [image_size, image_size, n_channels] and how its start is learned, as ``config`` says."""
+    second_order = config.method in ("metasdf", "coinpp") or (config.method == "maml" and not config.first_order)
+    backend = config.backend if config.inner_backend == "auto" else config.inner_backend
+    if config.inner_backend == "auto" and second_order and getattr(config.field, "encoding", "") != "hash":
+        backend = "reference"  # kernels leave second derivatives of weights to it and would do the first ones twice
+    field = SIGNAL_FIELDS[config.field.name](config.field, 2, n_channels, backend)
+    steps, rate = config.inner_steps, config.inner_rate
+    if config.method == "reptile":
+        return Reptile(field, steps, rate)
+    if config.method == "metasdf":
+        return MetaSdf(field, steps, rate)
+    if config.method == "hypernet":
+        return Hyper(field, HyperNetwork(field, 2, n_channels, backend=config.backend), steps, rate)
+    names = ["latent"] if config.method == "coinpp" else None
+    return Maml(field, steps, rate, names, config.first_order)
+
+
+class Meta(Task):
+    """Learns a start for a family of signals.
+
+    Args:
+        config: the recipe.
+        family: what to learn from.
+        source: folder of the photos, if they are not generated.
+    """
+
+    name = "meta"
+    Config = MetaConfig
+    summary = "Learns where to start, so that a few steps of gradient descent fit any signal of a family."
+    source_help = "folder of photos; generated images or shapes if none"
+    packages = ("PIL", "imageio.v3", "matplotlib")
+    metric = "loss"
+    config: MetaConfig
+    model: Learner
+
+    def __init__(self, config: MetaConfig, family: Family, source: Path | None = None) -> None:
+        recipe = RECIPES[config.method]
+        for name, value in zip(("inner_steps", "inner_rate", "learning_rate"), recipe, strict=True):
+            config = config if getattr(config, name) else config.replace(**{name: value})
+        config = config.replace(**{"offset": family.mean} if config.knows("offset") else {})
+        if config.method == "coinpp" and not config.field.n_latent:  # type: ignore[attr-defined]
+            config = config.replace(n_latent=128)
+        shape = (config.image_size, config.image_size)
+        super().__init__(config.replace(field=SIGNAL_FIELDS[config.field.name].configured(config.field, shape)))
+        self.family, self.source = family, source
+        self.model = make_learner(self.config, family.n_channels).to(self.config.device)
+        self.random = copy.deepcopy(self.model.model)
+        self.places = pixel_centres(self.config.image_size).to(self.device)
+        self.schedule = Schedule(self.config.learning_rate, self.config.learning_rate / 20)
+
+    @classmethod
+    def make(cls, config: MetaConfig, source: Path | None, notes: dict[str, Any]) -> Meta:
+        source = Path(notes["photos"]) if source is None and notes.get("photos") else source
+        if source is None:
+            return cls(config, generated_family(config.family, config.image_size))
+        return cls(config, photo_family(source, config.image_size, config.smallest_crop), source)
+
+    def describe(self) -> str:
+        config, size = self.config, self.config.image_size
+        model = f"{config.field.name}, {sum(p.numel() for p in self.model.model.parameters())} parameters"
+        return f"{self.family.name}, {size}x{size}; {config.method} of {model}, {self.model.model.backend} backend"
+
+    def notes(self) -> dict[str, Any]:
+        return {
+            "photos": None if self.source is None else str(self.source.resolve()),
+            "n_channels": self.family.n_channels,
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = grid_groups(self.model, self.config.weight_decay)
+        return [{**group, "params": [param for param in group["params"] if param.requires_grad]} for group in groups]
+
+    def loss(self, progress: Progress) -> Step:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
+        signals = [self._signal(values) for values in self.family.draw(config.signals, generator)]
+        losses = [self.model(self._looked_at(signal, generator), signal) for signal in signals]
+        n_samples = config.signals * len(self.places) * (self.model.steps + 1)
+        return Step(torch.stack(losses).mean(), {}, {"samples": n_samples})
+
+    def _signal(self, values: Tensor) -> Samples:
+        return Samples(self.places, values.reshape(len(self.places), -1).to(self.device))
+
+    def _looked_at(self, signal: Samples, generator: torch.Generator, n: int = 0) -> Samples:
+        """What the start is made from: for a hypernetwork ``n`` samples, or a random number of them."""
+        if not isinstance(self.model, Hyper):
+            return signal
+        most = min(self.config.context, len(signal.x))
+        n = n or int(torch.randint(min(10, most), most + 1, (1,), generator=generator))
+        index = torch.randperm(len(signal.x), generator=generator)[:n].to(self.device)
+        return Samples(signal.x[index], signal.y[index])
+
+    @torch.no_grad()
+    def evaluate(self, report: Report) -> dict[str, Any]:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 - 1)
+        signals = [self._signal(values) for values in self.family.draw_unseen(config.n_unseen, generator)]
+        starts = [self.model.start(self._looked_at(signal, generator, config.context)) for signal in signals]
+        figures = compare_starts(report.out, self.model, self.random, signals, starts, config.image_size)
+        report.say(
+            f"{config.method}: loss {figures['loss']:.2e} after {JUDGED_STEPS} steps,"
+            f" {figures['ratio']:.1f} times less than from a random start"
+        )
+        return {"family": self.family.name, "method": config.method, **figures}
+
+
+def load_learner(path: str | Path) -> Learner:
+    """The learned start in a checkpoint of ``hashgrid meta``, on the CPU: ``learner.adapt(Samples(x, y))`` fits a
+    signal, ``learner.model`` is the field.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or it holds something else.
+    """
+    tensors, metadata = read_checkpoint(Path(path), Meta)
+    config = MetaConfig.from_dict({**metadata["config"], "device": "cpu"}, f"`{path}`")
+    with torch.random.fork_rng(devices=[]):
+        learner = make_learner(config, metadata["notes"]["n_channels"])
+    load_model(learner, tensors)
+    return learner
