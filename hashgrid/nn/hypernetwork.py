@@ -51,16 +51,18 @@ class HyperNetwork(nn.Module):
         self.shapes = {name: param.shape for name, param in model.named_parameters()}
         n_inputs = n_input_dims + n_output_dims
         self.encoder = FusedMLP(n_inputs, n_latent, n_neurons, 3, bias=True, backend=backend)
-        _kaiming(self.encoder)
+        for weight, bias in zip(self.encoder.weights, self.encoder.biases, strict=True):
+            _kaiming(weight, bias)
         self.heads = nn.ModuleList()
         for name, shape in self.shapes.items():
-            head = FusedMLP(n_latent, shape.numel(), n_neurons, 1, bias=True, backend=backend)
-            _kaiming(head)
+            first, last = nn.Linear(n_latent, n_neurons), nn.Linear(n_neurons, shape.numel())
+            _kaiming(first.weight, first.bias)
+            _kaiming(last.weight, last.bias)
+            bound = 1 / self._fan_in(name)
             with torch.no_grad():
-                head.weights[-1].div_(100)
-            fan_in = self._fan_in(name)
-            nn.init.uniform_(head.biases[-1], -1 / fan_in, 1 / fan_in)
-            self.heads.append(head)
+                last.weight.div_(100)
+                last.bias.uniform_(-bound, bound)
+            self.heads.append(nn.Sequential(first, nn.ReLU(), last))  # of one row: there is nothing to fuse
 
     def _fan_in(self, name: str) -> int:
         shape = self.shapes[name]
@@ -85,7 +87,7 @@ class HyperNetwork(nn.Module):
         return params, self.latent_weight * z.square().mean() + self.made_weight * squares
 
 
-def _kaiming(network: FusedMLP) -> None:
-    for weight, bias in zip(network.weights, network.biases, strict=True):
-        nn.init.kaiming_normal_(weight, nonlinearity="relu")
-        nn.init.uniform_(bias, -1 / math.sqrt(weight.shape[1]), 1 / math.sqrt(weight.shape[1]))
+def _kaiming(weight: Tensor, bias: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    bound = 1 / math.sqrt(weight.shape[1])
+    nn.init.uniform_(bias, -bound, bound)

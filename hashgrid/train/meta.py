@@ -112,7 +112,7 @@ def adapt(
     found = torch.stack(losses) if losses else torch.empty(0)
     if not found.isfinite().all():
         first = int((~found.isfinite()).nonzero()[0])
-        _refuse(float(found[first]), first, rate)
+        _refuse(found[first].item(), first, rate)
     return Adapted(params, found)
 
 
@@ -177,7 +177,7 @@ class Learner(nn.Module):
     def _measured(self, params: Params, query: Loss, steps: int) -> Tensor:
         value = query(bind(self.model, params))
         if not value.detach().isfinite():
-            _refuse(float(value), steps, self.rate)
+            _refuse(value.item(), steps, self.rate)
         return value
 
 
@@ -247,7 +247,7 @@ class MetaSdf(Maml):
             raise ValueError(f"`steps` must be at least 1 for rates to be learned, got {steps}")
         self.rates = nn.ParameterList()
         for name, value in super().start(_no_loss).items():
-            first = torch.as_tensor(_rate_of(rate, name, 0)).to(value)
+            first = torch.as_tensor(_rate_of(rate, name, 0), dtype=value.dtype, device=value.device)
             self.rates.append(nn.Parameter(first.expand(steps, *value.shape).clone()))
 
     @property
