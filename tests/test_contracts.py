@@ -15,6 +15,7 @@ from problems.nerf import TINY
 from torch import Tensor, nn
 
 from hashgrid.cli import TASKS, main
+from hashgrid.data.families import generated_family
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
 from hashgrid.data.pictures import generated_picture
@@ -32,6 +33,7 @@ from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, S
 from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
 from hashgrid.tasks.image import Image
+from hashgrid.tasks.meta import Meta, MetaConfig
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.tasks.video import VideoTask
@@ -228,12 +230,18 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         task.begin()
         return task
     command, _, field = name.partition(" ")
+    if command == "meta":
+        sizes = {"method": field, "image_size": 8, "n_neurons": 8, "n_hidden_layers": 1, "device": "cpu"}
+        return Meta(MetaConfig().replace(**sizes, **changes), generated_family("images", 8))
     task, signal = SIGNALS[command]
     sizes = {"batch": 256, **SMALL_SIGNALS[field or "hash"], "device": "cpu", **changes}
     return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
 
 
-SMALL_SIGNALS: dict[str, dict[str, Any]] = {"hash": {"log2_hashmap_size": 8, "n_levels": 4}}
+SMALL_SIGNALS: dict[str, dict[str, Any]] = {
+    "hash": {"log2_hashmap_size": 8, "n_levels": 4},
+    "modulated": {"n_neurons": 16},
+}
 SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "image": (Image, lambda: generated_picture(30, 20)),
     "audio": (Audio, lambda: generated_sound(0.02, 8000)),
@@ -243,6 +251,7 @@ SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
 KINDS = [
     *(f"image {name}" for name in SIGNAL_FIELDS),
     *(name for name in SIGNALS if name != "image"),
+    *(f"meta {method}" for method in ("metasdf", "reptile", "hypernet", "coinpp")),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
     *(f"sdf {name}" for name in DISTANCE_FIELDS),
 ]

@@ -1,4 +1,4 @@
-"""Learned starts: gradients against closed forms and differences, families, the command, and that a start is worth it."""
+"""Learned starts: gradients against closed forms and differences, families, the command, what a start is worth."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_gradient_of_rates() -> None:
     slopes = [2 * X * (after(i) * X - Y) for i in range(3)]
     factor = 1 - 2 * RATE * X**2
     expected = [-slopes[2] * factor * slopes[0], -slopes[2] * slopes[1]]
-    torch.testing.assert_close(learner.rates[0].grad.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        learner.rates[0].grad.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10
+    )
     model.weight.data.fill_(after(2))  # the last rate serves all further steps
     learner.rates[0].data[1] = 0
     assert learner.adapt(signal, 5).params["weight"].item() == pytest.approx(after(3), abs=1e-12)
@@ -80,7 +82,8 @@ def test_gradient_through_kernels(activation: str) -> None:
 
     def moved(by: float) -> float:
         params = {
-            name: (param + by * d).detach() for (name, param), d in zip(model.named_parameters(), directions, strict=True)
+            name: (param + by * d).detach()
+            for (name, param), d in zip(model.named_parameters(), directions, strict=True)
         }
         return float(query(bind(model, adapt(model, signal, 3, 0.02, params).params)).detach())
 
@@ -107,7 +110,7 @@ def test_adapting_leaves_the_model_alone() -> None:
     assert not params["weight"].requires_grad and model.weight.item() == W and model.weight.grad is None
     assert losses.tolist() == pytest.approx([(after(i) * X - Y) ** 2 for i in range(3)])
     assert params["weight"].item() == pytest.approx(after(3))
-    with pytest.raises(AdaptationError, match=r"the loss is (inf|nan) after \d+ inner steps; lower the inner rate \(10+"):
+    with pytest.raises(AdaptationError, match=r"the loss is (inf|nan) after \d+ inner steps; lower the inner rate"):
         adapt(model, signal, 400, 1e3)
     with pytest.raises(AdaptationError, match="after 1 inner steps; lower the inner rate"):
         Maml(model, 1, 1e300)(signal)
@@ -210,14 +213,14 @@ def test_unseen_signals_are_of_other_photos(tmp_path: Path) -> None:
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
-TINY = {"device": "cpu", "image_size": 12, "n_neurons": 24, "n_hidden_layers": 2, "signals": 2}
+TINY = {"device": "cpu", "image_size": 10, "n_neurons": 24, "n_hidden_layers": 2, "signals": 2}
 
 
-@pytest.mark.parametrize(("method", "steps"), [("maml", 40), ("metasdf", 60), ("reptile", 30)])
+@pytest.mark.parametrize(("method", "steps"), [("maml", 30), ("reptile", 30)])
 def test_learned_start_is_worth_it(method: str, steps: int) -> None:
     """A fifth of the loss of a random start after three steps, on signals that were not seen."""
-    config = MetaConfig().replace(**TINY, method=method, steps=steps, family="shapes", learning_rate=4e-3)
-    task = Meta(config, generated_family("shapes", 12))
+    config = MetaConfig().replace(**TINY, method=method, steps=steps, family="shapes", learning_rate=6e-3)
+    task = Meta(config, generated_family("shapes", 10))
     start = {name: value.clone() for name, value in task.model.model.named_parameters()}
     trainer = Trainer(task)
     trainer.train()
@@ -228,13 +231,12 @@ def test_learned_start_is_worth_it(method: str, steps: int) -> None:
     assert 5 * learned[JUDGED_STEPS] < min(float(loss) for loss in curves if math.isfinite(loss))
 
 
-@pytest.mark.parametrize("method", ["metasdf", "hypernet", "coinpp"])
-def test_command(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for package in ("PIL", "imageio.v3", "matplotlib"):
         pytest.importorskip(package)
     out = tmp_path / "out"
-    sizes = ["--image-size", "8", "--n-neurons", "8", "--n-unseen", "3", "--device", "cpu"]
-    assert main(["meta", "--method", method, "--steps", "2", "--out", str(out), *sizes]) == 0
+    sizes = ["--image-size", "8", "--n-neurons", "8", "--n-unseen", "2", "--device", "cpu"]
+    assert main(["meta", "--method", "hypernet", "--steps", "2", "--out", str(out), *sizes]) == 0
     names = {"results.json", "config.json", "checkpoint.safetensors", "strip.png", "curve.png"}
     assert {path.name for path in out.iterdir()} == names
     results = json.loads((out / "results.json").read_text())
@@ -244,7 +246,7 @@ def test_command(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["meta", "--eval", str(out / "checkpoint.safetensors"), "--out", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["losses"] == results["losses"] and again["losses_random"] == results["losses_random"]
-    learner = load_learner(out / "checkpoint.safetensors")
+    learner, _ = load_learner(out / "checkpoint.safetensors")
     signal = Samples(pixel_centres(8), torch.rand(64, 3))
     params, losses = learner.adapt(signal)
     assert losses.shape == (3,) and bind(learner.model, params)(signal.x).shape == (64, 3)

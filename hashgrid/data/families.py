@@ -163,8 +163,9 @@ def photo_family(folder: Path, size: int, smallest: float = 0.5, n_crops: int = 
         known = [photo for i, photo in enumerate(photos) if i not in held_out]
         unseen = [photos[i] for i in sorted(held_out)]
     generator = torch.Generator().manual_seed(0)
-    pools = [_crops(part, size, smallest, n, generator) for part, n in ((known, n_crops), (unseen, n_crops // 4))]
-    return Family(f"{len(photos)} photos of {folder.name}", *map(_drawn_from, pools), 3, 0.5)
+    pool = _crops(known, size, smallest, n_crops, generator)
+    others = _crops(unseen, size, smallest, n_crops // 4, generator)
+    return Family(f"{len(photos)} photos of {folder.name}", _drawn_from(pool), _drawn_from(others), 3, 0.5)
 
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr")

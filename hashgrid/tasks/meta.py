@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,19 +23,13 @@ from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
 
-
-class Recipe(NamedTuple):
-    steps: int  # inner steps of training
-    rate: float  # of the inner steps, at first where they are learned
-    learning_rate: float
-
-
-RECIPES = {
-    "maml": Recipe(3, 0.03, 1e-3),
-    "reptile": Recipe(8, 0.1, 3e-3),
-    "metasdf": Recipe(3, 0.01, 1e-3),
-    "hypernet": Recipe(3, 0.03, 1e-4),
-    "coinpp": Recipe(3, 1.0, 1e-3),
+# steps on each signal, their rate (the first one where rates are learned), learning rate
+RECIPES: dict[str, tuple[int, float, float]] = {
+    "maml": (3, 0.03, 1e-3),
+    "reptile": (8, 0.1, 3e-3),
+    "metasdf": (3, 0.01, 1e-3),
+    "hypernet": (3, 0.03, 1e-4),
+    "coinpp": (3, 1.0, 3e-3),
 }
 
 
@@ -63,25 +57,31 @@ class MetaConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        for name in ("image_size", "signals", "context", "n_unseen"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("inner_steps", "inner_rate", "learning_rate"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be positive, or 0 for the method's, got {getattr(self, name)}")
+        counts, methods = (
+            ("image_size", "signals", "context", "n_unseen"),
+            ("inner_steps", "inner_rate", "learning_rate"),
+        )
+        for name in (*counts, *methods):
+            if not getattr(self, name) >= (least := int(name in counts)):
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"`smallest_crop` must be in (0, 1], got {self.smallest_crop}")
         if self.method in ("hypernet", "coinpp") and self.field.name != "modulated":
             raise ValueError(f"`--method {self.method}` must have `--field modulated`, got {self.field.name!r}")
 
 
+def field_backend(config: MetaConfig) -> str:
+    """Of a field whose inner steps are differentiated: kernels leave second derivatives of weights to PyTorch's ops,
+    and those compute the first ones again."""
+    second_order = config.method in ("metasdf", "coinpp") or (config.method == "maml" and not config.first_order)
+    if config.inner_backend != "auto":
+        return config.inner_backend
+    return "reference" if second_order and getattr(config.field, "encoding", "") != "hash" else config.backend
+
+
 def make_learner(config: MetaConfig, n_channels: int) -> Learner:
     """A field for signals [image_size, image_size, n_channels] and how its start is learned, as ``config`` says."""
-    second_order = config.method in ("metasdf", "coinpp") or (config.method == "maml" and not config.first_order)
-    backend = config.backend if config.inner_backend == "auto" else config.inner_backend
-    if config.inner_backend == "auto" and second_order and getattr(config.field, "encoding", "") != "hash":
-        backend = "reference"  # kernels leave second derivatives of weights to it and would do the first ones twice
-    field = SIGNAL_FIELDS[config.field.name](config.field, 2, n_channels, backend)
+    field = SIGNAL_FIELDS[config.field.name](config.field, 2, n_channels, field_backend(config))
     steps, rate = config.inner_steps, config.inner_rate
     if config.method == "reptile":
         return Reptile(field, steps, rate)
@@ -135,14 +135,13 @@ class Meta(Task):
 
     def describe(self) -> str:
         config, size = self.config, self.config.image_size
-        model = f"{config.field.name}, {sum(p.numel() for p in self.model.model.parameters())} parameters"
-        return f"{self.family.name}, {size}x{size}; {config.method} of {model}, {self.model.model.backend} backend"
+        n, backend = sum(param.numel() for param in self.model.model.parameters()), field_backend(config)
+        model = f"{config.field.name} with {n} parameters on the {backend} backend"
+        return f"{self.family.name}, {size}x{size}; {config.method} of {model}"
 
     def notes(self) -> dict[str, Any]:
-        return {
-            "photos": None if self.source is None else str(self.source.resolve()),
-            "n_channels": self.family.n_channels,
-        }
+        photos = None if self.source is None else str(self.source.resolve())
+        return {"photos": photos, "n_channels": self.family.n_channels}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = grid_groups(self.model, self.config.weight_decay)
@@ -175,16 +174,14 @@ class Meta(Task):
         signals = [self._signal(values) for values in self.family.draw_unseen(config.n_unseen, generator)]
         starts = [self.model.start(self._looked_at(signal, generator, config.context)) for signal in signals]
         figures = compare_starts(report.out, self.model, self.random, signals, starts, config.image_size)
-        report.say(
-            f"{config.method}: loss {figures['loss']:.2e} after {JUDGED_STEPS} steps,"
-            f" {figures['ratio']:.1f} times less than from a random start"
-        )
+        after = f"loss {figures['loss']:.2e} after {JUDGED_STEPS} steps"
+        report.say(f"{config.method}: {after}, {figures['ratio']:.1f} times less than from a random start")
         return {"family": self.family.name, "method": config.method, **figures}
 
 
-def load_learner(path: str | Path) -> Learner:
-    """The learned start in a checkpoint of ``hashgrid meta``, on the CPU: ``learner.adapt(Samples(x, y))`` fits a
-    signal, ``learner.model`` is the field.
+def load_learner(path: str | Path) -> tuple[Learner, MetaConfig]:
+    """The learned start in a checkpoint of ``hashgrid meta``, on the CPU, and how it was learned:
+    ``learner.adapt(Samples(x, y))`` fits a signal, ``learner.model`` is the field.
 
     Raises:
         ValueError: there is no such file, it is damaged, or it holds something else.
@@ -194,4 +191,4 @@ def load_learner(path: str | Path) -> Learner:
     with torch.random.fork_rng(devices=[]):
         learner = make_learner(config, metadata["notes"]["n_channels"])
     load_model(learner, tensors)
-    return learner
+    return learner, config
