@@ -28,7 +28,7 @@ RECIPES: dict[str, tuple[int, float, float]] = {
     "maml": (3, 0.03, 1e-3),
     "reptile": (8, 0.1, 3e-3),
     "metasdf": (3, 0.01, 1e-3),
-    "hypernet": (3, 0.03, 1e-4),
+    "hypernet": (3, 0.01, 1e-3),
     "coinpp": (3, 1.0, 3e-3),
 }
 
@@ -117,7 +117,7 @@ class Meta(Task):
             config = config if getattr(config, name) else config.replace(**{name: value})
         config = config.replace(**{"offset": family.mean} if config.knows("offset") else {})
         if config.method == "coinpp" and not config.field.n_latent:  # type: ignore[attr-defined]
-            config = config.replace(n_latent=128)
+            config = config.replace(n_latent=256)
         shape = (config.image_size, config.image_size)
         super().__init__(config.replace(field=SIGNAL_FIELDS[config.field.name].configured(config.field, shape)))
         self.family, self.source = family, source
