@@ -252,6 +252,28 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert losses.shape == (3,) and bind(learner.model, params)(signal.x).shape == (64, 3)
 
 
+def test_photo_starts_where_it_was_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`hashgrid image --init`: with the sizes of the checkpoint, after its steps; other signals are refused."""
+    for package in ("PIL", "imageio.v3", "matplotlib"):
+        pytest.importorskip(package)
+    iio, path = pytest.importorskip("imageio.v3"), tmp_path / "start.safetensors"
+    photo = generated_family("images", 16).draw(1, torch.Generator().manual_seed(4))[0]
+    iio.imwrite(tmp_path / "photo.png", (photo * 255).round().byte().numpy())
+    config = MetaConfig().replace(**{**TINY, "image_size": 16}, steps=1)
+    Trainer(Meta(config, generated_family("images", 16))).save(path)
+    options = ["--init", str(path), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["image", str(tmp_path / "photo.png"), *options, "--steps", "0"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["config"]["field"]["n_neurons"] == TINY["n_neurons"]
+    learner, _ = load_learner(path)
+    signal = Samples(pixel_centres(16), (photo * 255).round().view(-1, 3) / 255)
+    loss = learner.adapt(signal, learner.steps + 1).losses[-1]
+    assert results["psnr"] == pytest.approx(-10 * math.log10(loss), abs=0.3)  # on random pixels there
+    iio.imwrite(tmp_path / "grey.png", (photo[..., 0] * 255).round().byte().numpy())
+    assert main(["image", str(tmp_path / "grey.png"), *options]) == 1
+    assert "`--init` must be of field, dimensions and channels ('modulated', 2, 1)" in capsys.readouterr().err
+
+
 def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for package in ("PIL", "imageio.v3", "matplotlib"):
         pytest.importorskip(package)

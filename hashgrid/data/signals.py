@@ -126,9 +126,9 @@ class Signal:
             yield index, difference / (self.high - self.low)
 
     def psnr(self, values: Tensor, where: Tensor | None = None) -> float:
-        """PSNR in dB of stored values [*shape, C]: ``-10 log10`` of the squared error, pooled over samples and channels,
-        relative to the squared range from ``low`` to ``high``; of the samples of ``where`` [*shape] bool only, if
-        given. inf where nothing differs, NaN where there are no samples."""
+        """PSNR in dB of stored values [*shape, C]: ``-10 log10`` of the squared error, pooled over samples and
+        channels, relative to the squared range from ``low`` to ``high``; of the samples of ``where`` [*shape] bool
+        only, if given. inf where nothing differs, NaN where there are no samples."""
         total, count = 0.0, 0
         chosen = None if where is None else where.reshape(-1).cpu()
         for index, difference in self.differences(values):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.fields.base import SignalField
+from hashgrid.nn import jets
 from hashgrid.ops._backend import backend_ops
 from hashgrid.util.config import Config
 
@@ -77,11 +78,22 @@ class ModulatedSiren(SignalField):
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Values [..., C] of points [..., D] in the unit cube; there are no levels to weigh."""
+        return backend_ops(self.backend).mlp(2 * x - 1, *self._layers(), "sine")
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Values with first and second derivatives; see `derivatives_along`."""
+        *inputs, acceleration = jets.mapped((x - 0.5, directions, accelerations), lambda part: 2 * part)
+        options = {"accelerations": acceleration, "operators": operators}
+        return backend_ops(self.backend).mlp_jet(*inputs, *self._layers(), "sine", **options)
+
+    def _layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases of a network of plain sines."""
         # a part of a ParameterList would be made of new parameters, that know nothing of what took the old ones' place
         weights, biases = list(self.weights), list(self.biases)
         if self.shift is not None:
             shifts = self.shift(self.latent).chunk(len(biases) - 1)
             biases[:-1] = [bias + shift for bias, shift in zip(biases, shifts, strict=False)]
         weights = [*(self.omega * weight for weight in weights[:-1]), weights[-1]]
-        biases = [*(self.omega * bias for bias in biases[:-1]), biases[-1] + self.offset]
-        return backend_ops(self.backend).mlp(2 * x - 1, weights, biases, "sine")
+        return weights, [*(self.omega * bias for bias in biases[:-1]), biases[-1] + self.offset]

@@ -50,7 +50,8 @@ def compare_starts(
         Mean squared errors after 3 steps (``loss``, ``loss_random``), their ``ratio``, the ``random_rate``, and both
         after 0 to 10 steps (``losses``, ``losses_random``).
     """
-    model, parameters = learner.model, {name: param.detach() for name, param in random.named_parameters()}
+    model = learner.model
+    parameters = {name: param.detach() for name, param in random.named_parameters() if name in learner.trainable}
     learned = mean_losses(model, signals, learner.rate, starts)
     curves = {rate: mean_losses(random, signals, rate, [parameters] * len(signals)) for rate in RANDOM_RATES}
     rate = min(curves, key=lambda rate: curves[rate][JUDGED_STEPS].nan_to_num(torch.inf).item())

@@ -34,6 +34,7 @@ class Audio(SignalTask):
     name = "audio"
     Config = AudioConfig
     metric = "snr"
+    preview = "waves.png"
     summary = "Fits amplitude as a function of time to a sound, and writes what was learned."
     source_help = "sound: WAV or FLAC; a generated one like speech if none"
     packages = ("soundfile", "matplotlib")
@@ -41,6 +42,7 @@ class Audio(SignalTask):
 
     def __init__(self, config: AudioConfig, sound: Sound, path: Path | None = None) -> None:
         self.sound, self.path = sound, path
+        self.energy = float(sound.signal.values.double().square().mean())
         super().__init__(config, sound.signal)
 
     @classmethod
@@ -54,12 +56,14 @@ class Audio(SignalTask):
     def notes(self) -> dict[str, Any]:
         return {"sound": None if self.path is None else str(self.path.resolve())}
 
+    def in_decibels(self, mse: float) -> float:
+        return 10 * math.log10(max(self.energy, 1e-12)) + super().in_decibels(mse)
+
     def evaluate(self, report: Report) -> dict[str, Any]:
         values, truth = self.signal.sampled(self.model), self.signal.values.cpu()
         self.sound.write(report.out / "reconstruction.wav", values)
-        energy, error = truth.double().square().sum(), (values.double() - truth.double()).square().sum()
         figures = {"sound": str(self.path or "generated"), "rate": self.sound.rate, **self.quality(values)}
-        figures["snr"] = 10 * math.log10(max(float(energy / error.clamp_min(1e-30)), 1e-30))
+        figures["snr"] = self.in_decibels(float((values.double() - truth.double()).square().mean()))
         plot_waves(report.out / "waves.png", truth[:, 0], values[:, 0], self.sound.rate)
         report.say(f"{self.describe()}, SNR {figures['snr']:.2f} dB")
         return figures

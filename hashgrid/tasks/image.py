@@ -16,8 +16,9 @@ from hashgrid.tasks.signal import SignalConfig, SignalTask
 from hashgrid.train.task import Progress, Report, Step
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.metrics import ssim
-from hashgrid.util.pictures import GAP, colorize
+from hashgrid.util.pictures import GAP, colorize, write_comparison
 
+DETAIL = 256  # pixels along the sides of the middle that is shown beside the truth
 ERROR_SCALE = 0.1  # mean absolute error that is shown brightest
 
 
@@ -52,6 +53,7 @@ class Image(SignalTask):
     """
 
     name = "image"
+    preview = "detail.png"
     Config = ImageConfig
     summary = "Fits colour as a function of position to a photo, and writes what was learned and where it errs."
     source_help = "photo: 8 or 16 bits, or OpenEXR; a drawn one if none"
@@ -61,6 +63,8 @@ class Image(SignalTask):
         self.picture, self.path, shape = picture, path, picture.signal.shape
         if config.inpaint is not None:
             picture.signal.known = (~read_mask(config.inpaint, shape)).view(-1).nonzero().squeeze(1)
+        if config.domain == "laplacian" and config.knows("max_resolution"):  # coarser cells have none inside
+            config = config.replace(max_resolution=getattr(config.field, "max_resolution", 0) or max(shape))
         super().__init__(config, picture.signal)
         self.pasted, self.inside = None, torch.ones(len(self.signal), dtype=torch.bool, device=self.device)
         if config.paste is not None and config.mask is not None:
@@ -117,6 +121,8 @@ class Image(SignalTask):
         shown, truth = self.picture.shown(values), self.picture.shown(self.signal.values.cpu())
         if self.picture.is_linear:
             atomic_write_image(report.out / "reconstruction.png", shown)
+        middle = tuple(slice((n - min(n, DETAIL)) // 2, (n + min(n, DETAIL)) // 2) for n in shown.shape[:2])
+        write_comparison(report.out / "detail.png", truth[middle], shown[middle], error_scale=ERROR_SCALE)
         if min(height, width) > 10 and self.pasted is None:
             figures["ssim"] = ssim(shown, truth)
         if self.config.zoom > 1:

@@ -127,6 +127,12 @@ class Meta(Task):
         self.schedule = Schedule(self.config.learning_rate, self.config.learning_rate / 20)
 
     @classmethod
+    def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
+        """The recipe is that of the method, not of the field."""
+        config = cls.Config.for_device(device)
+        return config.replace(field=SIGNAL_FIELDS[field].Config()) if field in SIGNAL_FIELDS else config
+
+    @classmethod
     def make(cls, config: MetaConfig, source: Path | None, notes: dict[str, Any]) -> Meta:
         source = Path(notes["photos"]) if source is None and notes.get("photos") else source
         if source is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import Tensor
 from hashgrid.data.signals import Signal
 from hashgrid.fields import SIGNAL_FIELDS
 from hashgrid.fields.base import SignalField
-from hashgrid.nn import HashGrid
+from hashgrid.nn.hash_grid import keep_gradients
+from hashgrid.optim import Adam
 from hashgrid.tasks.meta import load_learner
 from hashgrid.train.config import RunConfig
 from hashgrid.train.meta import Samples
@@ -63,15 +65,15 @@ class SignalTask(Task):
 
     def __init__(self, config: SignalConfig, signal: Signal) -> None:
         kind = SIGNAL_FIELDS[config.field.name]
-        field, start = start_of(config.init, config.field.name, signal) if config.init else (config.field, None)
-        config = config.replace(field=field)
-        super().__init__(config.replace(field=kind.configured(config.field, signal.shape)))
-        config = self.config
         signal = signal.keep(config.keep, config.seed) if config.keep < 1 else signal
+        field, start = start_of(config.init, config.field.name, signal) if config.init else (config.field, None)
+        super().__init__(config.replace(field=kind.configured(field, signal.shape)))
+        config = self.config
         self.signal = signal.to(torch.device(config.device))
         self.model = kind(config.field, len(signal.shape), signal.n_channels, config.backend).to(config.device)
         if start is not None:
             self.model.load_state_dict(start)
+        self._judged: Tensor | None = None  # samples that `score` looks at
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, power=2.0, warmup_steps=0)
 
     @classmethod
@@ -79,19 +81,31 @@ class SignalTask(Task):
         return super().defaults("modulated" if field is None and "--init" in given else field, device, given)
 
     def begin(self) -> None:
-        for module in self.model.modules():
-            if isinstance(module, HashGrid):  # no fresh pages for a gradient in every step
-                module.accumulate_grad = True
+        keep_gradients(self.model)
 
     def loss(self, progress: Progress) -> Step:
         config = self.config
         index = self.signal.draw(config.batch, config.seed, progress.step)
-        loss = self.error(self.model(self.signal.places(index)), self.signal.at(index))
-        return Step(loss, {"mse": loss.detach()}, {"samples": config.batch})
+        target = self.signal.at(index)
+        errors = [self.error(output, target) for output in self.model.outputs(self.signal.places(index))]
+        return Step(torch.stack(errors).mean(), {"mse": errors[-1].detach()}, {"samples": config.batch})
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of outputs and targets [N, C]."""
         return torch.nn.functional.mse_loss(output, target)
+
+    @torch.no_grad()
+    def score(self, optimizer: Adam) -> float:
+        if self._judged is None:  # what was not learned from, where there is such
+            signal, unknown = self.signal, ~self.signal.known_mask().view(-1)
+            pool = unknown.nonzero().squeeze(1).to(self.device) if unknown.any() else None
+            self._judged = Signal(signal.values, signal.low, signal.high, pool).draw(1 << 15, 0, 0)
+        error = self.model(self.signal.places(self._judged)) - self.signal.at(self._judged)
+        return self.in_decibels(float(error.square().mean()))
+
+    def in_decibels(self, mse: float) -> float:
+        """The metric of a mean squared error."""
+        return -10 * math.log10(max(mse, 1e-12))
 
     def quality(self, values: Tensor, where: Tensor | None = None) -> dict[str, Any]:
         """PSNR in dB of stored values [*shape, C] as they are written, at all samples or where asked; where not all

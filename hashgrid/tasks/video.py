@@ -43,6 +43,7 @@ class VideoTask(SignalTask):
     """
 
     name = "video"
+    preview = "comparison.png"
     Config = VideoConfig
     summary = "Fits colour as a function of position and time to a video, and writes what was learned."
     source_help = "video: any file that FFmpeg reads; a generated one if none"

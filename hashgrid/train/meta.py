@@ -70,7 +70,8 @@ def adapt(
         steps: how many.
         rate: of all steps and parameters; or one per name of a parameter, a number or a tensor [K, ...] that broadcasts
             to [K, *shape], one per step, of which the last serves all further steps.
-        params: where the steps begin, and which parameters they change; None for all parameters of the model.
+        params: where the steps begin, and which parameters they change; None for all of the model that require
+            gradients.
         create_graph: whether the steps' gradients are differentiated, too. Without, the result depends on the start by
             the identity alone (first-order MAML); under `torch.no_grad` it does not depend on it at all.
 
@@ -91,7 +92,7 @@ def adapt(
         raise ValueError(f"`steps` must be at least 0, got {steps}")
     differentiable = torch.is_grad_enabled()
     if params is None:
-        params = dict(model.named_parameters())
+        params = {name: param for name, param in model.named_parameters() if param.requires_grad}
     if not differentiable:
         params = {name: value.detach() for name, value in params.items()}
     losses = []
@@ -138,7 +139,8 @@ class Learner(nn.Module):
         model: whose parameters are learned.
         steps: inner steps of training.
         rate: of the inner steps; see :func:`adapt`.
-        names: parameters or buffers of the model that the inner steps change; None for all parameters.
+        names: parameters or buffers of the model that the inner steps change; None for all parameters that require
+            gradients.
 
     Raises:
         ValueError: an argument is out of range.
@@ -149,7 +151,8 @@ class Learner(nn.Module):
         if steps < 0 or (isinstance(rate, (int, float)) and not rate >= 0):
             raise ValueError(f"`steps` and `rate` must be at least 0, got {steps} and {rate}")
         known = dict(model.named_parameters()) | dict(model.named_buffers())
-        self.names = list(dict(model.named_parameters()) if names is None else names)
+        self.trainable = [name for name, param in model.named_parameters() if param.requires_grad]
+        self.names = self.trainable if names is None else list(names)
         if missing := set(self.names) - set(known):
             raise ValueError(f"`names` must be of parameters or buffers of the model, got {sorted(missing)}")
         self.model, self.steps, self._rate = model, steps, rate
