@@ -23,6 +23,7 @@ TASKS = {
     "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),
     "video": ("hashgrid.tasks.video", "VideoTask", "fit a video"),
     "volume": ("hashgrid.tasks.volume", "VolumeTask", "fit a volume"),
+    "meta": ("hashgrid.tasks.meta", "Meta", "learn a start from which a few steps fit any of a family of signals"),
 }
 
 

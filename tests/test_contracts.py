@@ -22,6 +22,7 @@ from hashgrid.data.pictures import generated_picture
 from hashgrid.data.projections import scan_phantom
 from hashgrid.data.scene import Scene, Views
 from hashgrid.data.shape import Shape
+from hashgrid.data.signal_families import generated_family
 from hashgrid.data.sound import generated_sound
 from hashgrid.data.videos import generated_video
 from hashgrid.data.volumes import generated_volume
@@ -35,6 +36,7 @@ from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
 from hashgrid.tasks.ct import Ct
 from hashgrid.tasks.image import Image
+from hashgrid.tasks.meta import Meta, MetaConfig
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.pde import Pde, PdeConfig
 from hashgrid.tasks.sdf import Sdf, SdfConfig
@@ -276,6 +278,9 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
     if command == "pde":
         small = {"batch": 128, "redraw_steps": 3, "adam_share": 0.3, "device": "cpu", **changes}
         return Pde(PdeConfig().replace(**small), find_equation("heat"))
+    if command == "meta":
+        sizes = {"method": field, "image_size": 8, "n_neurons": 8, "n_hidden_layers": 1, "device": "cpu"}
+        return Meta(MetaConfig().replace(**sizes, **changes), generated_family("images", 8))
     task, signal = SIGNALS[command]
     sizes = {"batch": 256, **SMALL_SIGNALS.get(field or "hash", {"n_neurons": 16}), "device": "cpu", **changes}
     return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
@@ -292,6 +297,7 @@ KINDS = [
     *(f"image {name}" for name in SIGNAL_FIELDS),
     *(name for name in SIGNALS if name != "image"),
     "pde",
+    *(f"meta {method}" for method in ("metasdf", "reptile", "hypernet", "coinpp")),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
     *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]

@@ -7,6 +7,7 @@ from hashgrid.fields.coordx import CoordXField
 from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
 from hashgrid.fields.encoded import CpField, DenseField, FourierField, FrequencyField, MlpField, PlanesSignal, VmField
 from hashgrid.fields.filters import BaconField, FiltersField
+from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.planes import PlanesField
 from hashgrid.fields.siren import SirenDistance, SirenField
@@ -28,6 +29,7 @@ SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "frequency": FrequencyField,
     "fourier": FourierField,
     "siren": SirenField,
+    "modulated": ModulatedSiren,
     "wire": WireField,
     "mfn": FiltersField,
     "bacon": BaconField,
