@@ -13,6 +13,7 @@ from hashgrid.compress.fixed_point import product, sine_of_turns
 
 BITS = 18  # of the fraction of weights, coordinates and activations
 MAX_LAYERS, MAX_NEURONS = 32, 1024
+CLOSE = 0.98  # share of the bytes with which no other number of layers is tried
 _SIZES = struct.Struct("<BH")
 
 
@@ -50,17 +51,18 @@ class CoinSizes:
 
 
 def coin_sizes(n_bytes: int) -> CoinSizes:
-    """The largest network whose file has ``n_bytes`` or less, of about as many layers as the paper's of that size.
+    """A network whose file has ``n_bytes`` or little less, of about as many layers as the paper's of that size.
 
     Raises:
         CodecError: not even the smallest network fits.
     """
-    typical = 5 if n_bytes < 11_000 else 10 if n_bytes < 45_000 else 13
-    found = None
+    typical, found = 5 if n_bytes < 11_000 else 10, None
     for n_layers in (typical, typical - 1, typical + 1, typical - 2, typical + 2):
         fitting = [w for w in range(1, MAX_NEURONS + 1) if CoinSizes(n_layers, w).n_bytes <= n_bytes]
-        if fitting and (found is None or CoinSizes(n_layers, fitting[-1]).n_parameters > found.n_parameters):
+        if fitting and (found is None or CoinSizes(n_layers, fitting[-1]).n_bytes > found.n_bytes):
             found = CoinSizes(n_layers, fitting[-1])
+        if found is not None and found.n_bytes > CLOSE * n_bytes:
+            break
     if found is None:
         raise CodecError(
             f"no network fits into {n_bytes} bytes; the smallest takes {CoinSizes(typical - 1, 1).n_bytes}"

@@ -45,7 +45,8 @@ class Coin(nn.Module):
 
     Config = CoinConfig
     method = "coin"
-    recipe = {"learning_rate": 3e-3, "final_learning_rate": 3e-5}
+    recipe = {"learning_rate": 1.5e-2, "final_learning_rate": 1.5e-4, "batch": 1 << 14}
+    typical_width = 28  # wider networks learn at lower rates
 
     def __init__(self, config: CoinConfig, width: int, height: int, n_bytes: int, backend: str = "native") -> None:
         super().__init__()
@@ -76,6 +77,11 @@ class Coin(nn.Module):
         """Weight and bias of every layer."""
         blocks = [block for block in self.blocks if isinstance(block, FusedMLP)]
         return [pair for block in blocks for pair in zip(block.weights, block.biases, strict=True)]
+
+    @property
+    def rate(self) -> float:
+        """Factor of learning rates."""
+        return min(1.0, self.typical_width / self.sizes.n_neurons)
 
     def begin(self, mean: Tensor) -> None:
         """Begins with the mean colour [3] of the photo; the paper's networks do not."""

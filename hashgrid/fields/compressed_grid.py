@@ -19,9 +19,11 @@ from hashgrid.nn import FusedMLP
 from hashgrid.ops._backend import backend_ops
 from hashgrid.util.config import Config
 
+FINE_FROM = 0.7  # bits per pixel: from there on with a vertex on every pixel
+NEURONS = ((16_000, 24), (0, 16))  # of a hidden layer, from so many bytes on
 FREEZE_AT = 0.9  # of a run
 RESERVE = 0.003  # of the bytes, for the network to change after that
-ENTRIES_PER_UNIT = 20.0  # of tables: at a learning rate for networks, entries move by a tenth
+ENTRIES_PER_UNIT = 40.0  # of tables: at a learning rate for networks, entries move by a fifth
 COLORS = ((0.5, -0.25, -0.6), (-0.5, 0.5, -0.5))  # what the two other channels begin as, in RGB
 
 
@@ -31,20 +33,22 @@ class CompressedGridConfig(Config):
 
     name = "grid"
 
-    finest_level: int = 1  # of the first channel: 0 has a vertex on every pixel, 1 on every second one, and so on
+    finest_level: int = -1  # of the first channel: 0 has a vertex on every pixel, 1 on every second one; -1 by the bits
     coarsest_level: int = 6  # of all channels
-    n_neurons: int = 16  # of a hidden layer
+    n_neurons: int = 0  # of a hidden layer; 0 by the bytes
     n_hidden_layers: int = 1  # of the network
     fraction_bits: int = 6  # of weights
     first_step: float = 0.05  # between two values of an entry, at the beginning
-    first_price: float = 2e-3  # of a bit per pixel, in mean squared error, at the beginning
+    first_price: float = 2e-3  # of a bit per pixel, in mean squared error, at the beginning, at .3 bits per pixel
     measure_every: int = 50  # steps: what entries cost
 
-    def sizes(self, width: int, height: int) -> GridSizes:
-        """Sizes for a photo."""
-        coarsest = max(self.finest_level, min(self.coarsest_level, int(math.log2(max(width, height))) - 2))
-        levels = (self.finest_level, min(self.finest_level + 1, coarsest), coarsest)
-        return GridSizes(width, height, *levels, self.n_neurons, self.n_hidden_layers, self.fraction_bits)
+    def sizes(self, width: int, height: int, n_bytes: int) -> GridSizes:
+        """Sizes for a photo and the bytes it may have."""
+        finest = self.finest_level if self.finest_level >= 0 else int(8 * n_bytes < FINE_FROM * width * height)
+        coarsest = max(finest, min(self.coarsest_level, int(math.log2(max(width, height))) - 2))
+        n_neurons = self.n_neurons or next(n for least, n in NEURONS if n_bytes >= least)
+        levels = (finest, min(finest + 1, coarsest), coarsest)
+        return GridSizes(width, height, *levels, n_neurons, self.n_hidden_layers, self.fraction_bits)
 
 
 def level_table(sizes: GridSizes, levels: range) -> LevelTable:
@@ -68,28 +72,30 @@ class CompressedGrid(nn.Module):
         config: sizes.
         width: of the photo, in pixels.
         height: of the photo, in pixels.
-        n_bytes: of the file; sizes do not depend on it.
+        n_bytes: of the file.
         backend: ``"native"`` or ``"reference"``.
     """
 
     Config = CompressedGridConfig
     method = "grid"
+    rate = 1.0  # factor of learning rates
     price: Tensor
     frozen: Tensor
 
     def __init__(
-        self, config: CompressedGridConfig, width: int, height: int, n_bytes: int = 0, backend: str = "native"
+        self, config: CompressedGridConfig, width: int, height: int, n_bytes: int, backend: str = "native"
     ) -> None:
         super().__init__()
-        self.config, self.sizes, self.backend = config, config.sizes(width, height), backend
+        self.config, self.sizes, self.backend = config, config.sizes(width, height, n_bytes), backend
         sizes, n = self.sizes, len(self.sizes.channels)
         self.levels = [level_table(sizes, range(i, sizes.coarsest + 1)) for i in (sizes.finest, sizes.finest_color)]
         shapes = [(levels.n_entries, i + 1) for i, levels in enumerate(self.levels)]
         self.tables = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in shapes)
         self.log_steps = nn.Parameter(torch.full((n,), math.log(config.first_step)))
-        self.mlp = FusedMLP(n, 3, config.n_neurons, config.n_hidden_layers, bias=True, backend=backend)
+        self.mlp = FusedMLP(n, 3, sizes.n_neurons, sizes.n_hidden_layers, bias=True, backend=backend)
         self.beside = nn.Parameter(torch.ones(3, n))  # a linear map, whose outputs are added
-        self.register_buffer("price", torch.tensor(config.first_price))
+        bits_per_pixel = 8 * n_bytes / (width * height)
+        self.register_buffer("price", torch.tensor(config.first_price * (0.3 / bits_per_pixel) ** 1.5))
         self.register_buffer("frozen", torch.tensor(False))  # whether entries stay as they are
         for i, shape in enumerate(shapes):
             self.register_buffer(f"bits_{i}", torch.zeros(shape))  # that an entry would save if it were one less

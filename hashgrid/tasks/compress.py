@@ -78,7 +78,8 @@ class Compress(Task):
         self.model = model.to(self.config.device)
         self.pixels = photo.reshape(-1, 3).to(self.device)
         self.model.begin(self.pixels.float().mean(0) / 255)
-        self.schedule = Schedule(config.learning_rate, config.final_learning_rate, power=2.0, warmup_steps=0)
+        first, last = (self.model.rate * rate for rate in (config.learning_rate, config.final_learning_rate))
+        self.schedule = Schedule(first, last, power=2.0, warmup_steps=0)
 
     @classmethod
     def make(cls, config: CompressConfig, source: Path | None, notes: dict[str, Any]) -> Compress:
