@@ -48,8 +48,8 @@ def round_to_fit(
     sizes: GridSizes, planes: Sequence[np.ndarray], n_bytes: int, encode: Callable[[Planes], bytes], to_fill: bool
 ) -> Attempt:
     """Integers near real numbers so that they take at most ``n_bytes``, and those bytes. Values between two integers
-    become the smaller one more or less often; where that does not do, integers become zero that have the least around
-    them.
+    become the smaller one more or less often; where that does not do, integers become zero, on fine levels first and
+    those first that have the least around them. An entry of a coarse level is seen by more pixels.
 
     Args:
         encode: makes bytes of integers.
@@ -60,7 +60,10 @@ def round_to_fit(
     """
 
     def rounded(bound: float) -> Planes:
-        return [round_with(plane, bound) for plane in planes]
+        return [
+            round_with(plane, bound / 2 ** (level - sizes.finest))
+            for (level, _), plane in zip(sizes.channels, planes, strict=True)
+        ]
 
     def search(low: float, high: float, step: float, make: Callable[[float], Planes]) -> Attempt | None:
         """With the least number that makes few enough bytes: the larger it is, the fewer they are."""
@@ -82,7 +85,11 @@ def round_to_fit(
     least = rounded(0.5)
     flat = np.concatenate([plane.reshape(-1) for plane in least])
     known = contexts(sizes, least)
-    order = np.argsort(np.concatenate([context.classes.reshape(-1) for context in known]), kind="stable")
+    keys = [
+        N_CLASSES * level + context.classes.reshape(-1).astype(np.int32)
+        for (level, _), context in zip(sizes.channels, known, strict=True)
+    ]
+    order = np.argsort(np.concatenate(keys), kind="stable")
     order = order[flat[order] != 0]
     ends = np.cumsum([plane.size for plane in planes])[:-1]
 
