@@ -3,10 +3,14 @@
 from hashgrid.fields.base import RadianceField, SignalField
 from hashgrid.fields.classic import Classic, ClassicPaper
 from hashgrid.fields.coordinate import CoordinateField
+from hashgrid.fields.coordx import CoordXField
 from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
+from hashgrid.fields.encoded import CpField, DenseField, FourierField, FrequencyField, MlpField, PlanesSignal, VmField
+from hashgrid.fields.filters import BaconField, FiltersField
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.planes import PlanesField
-from hashgrid.fields.siren import SirenDistance
+from hashgrid.fields.siren import SirenDistance, SirenField
+from hashgrid.fields.wire import WireField
 
 RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "ngp": Ngp,
@@ -14,7 +18,21 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "classic_paper": ClassicPaper,
     "planes": PlanesField,
 }
-SIGNAL_FIELDS: dict[str, type[SignalField]] = {"hash": CoordinateField}
+SIGNAL_FIELDS: dict[str, type[SignalField]] = {
+    "hash": CoordinateField,
+    "dense": DenseField,
+    "planes": PlanesSignal,
+    "vm": VmField,
+    "cp": CpField,
+    "mlp": MlpField,
+    "frequency": FrequencyField,
+    "fourier": FourierField,
+    "siren": SirenField,
+    "wire": WireField,
+    "mfn": FiltersField,
+    "bacon": BaconField,
+    "coordx": CoordXField,
+}
 DISTANCE_FIELDS: dict[str, type[DistanceField]] = {
     "grid": GridDistance,
     "siren": SirenDistance,

@@ -75,8 +75,9 @@ class SignalTask(Task):
     def loss(self, progress: Progress) -> Step:
         config = self.config
         index = self.signal.draw(config.batch, config.seed, progress.step)
-        loss = self.error(self.model(self.signal.places(index)), self.signal.at(index))
-        return Step(loss, {"mse": loss.detach()}, {"samples": config.batch})
+        target = self.signal.at(index)
+        errors = [self.error(output, target) for output in self.model.outputs(self.signal.places(index))]
+        return Step(torch.stack(errors).mean(), {"mse": errors[-1].detach()}, {"samples": config.batch})
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """Scalar loss of outputs and targets [N, C]."""

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.data.mesh import Mesh, is_watertight
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.data.volumes import Volume, generated_volume, read_volume
+from hashgrid.geometry.boxes import Placement
+from hashgrid.rendering.measure import f_score
 from hashgrid.tasks.signal import SignalConfig, SignalTask
 from hashgrid.train.task import Report
 from hashgrid.util.files import atomic_write_image
@@ -40,7 +43,7 @@ class VolumeTask(SignalTask):
     Config = VolumeConfig
     summary = "Fits density as a function of position to a volume, and writes it, slices and an iso-surface."
     source_help = "volume: .npy, .nii, .nii.gz or a .tif stack; a generated one if none"
-    packages = ("PIL", "imageio.v3", "skimage", "scipy")
+    packages = ("PIL", "imageio.v3", "skimage", "igl")
     config: VolumeConfig
 
     def __init__(self, config: VolumeConfig, volume: Volume, path: Path | None = None) -> None:
@@ -67,8 +70,8 @@ class VolumeTask(SignalTask):
         iso = self.config.iso if self.config.iso is not None else 0.5 * (low + high)
         learned, exact = surface(values, iso), surface(truth, iso)
         if learned is not None:
-            placed = learned[0] @ self.volume.affine[:3, :3].T + self.volume.affine[:3, 3]
-            write_ply(report.out / "surface.ply", placed, learned[1])
+            placed = learned.vertices @ self.volume.affine[:3, :3].T + self.volume.affine[:3, 3]
+            write_ply(report.out / "surface.ply", placed, learned.faces)
             figures["mesh"] = str(report.out / "surface.ply")
         if learned is not None and exact is not None:
             figures |= {"iso": iso, "f_score": f_score(learned, exact, 1.0)}
@@ -78,34 +81,14 @@ class VolumeTask(SignalTask):
         return figures
 
 
-def surface(values: Tensor, iso: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """Vertices [V, 3] in voxels (k, j, i) and faces [F, 3] of the surface at ``iso``; None if there is none."""
+def surface(values: Tensor, iso: float) -> Mesh | None:
+    """The surface at ``iso``, in voxels (k, j, i); None if there is none."""
     array = values.squeeze(-1).numpy()
     if min(array.shape) < 2 or not array.min() < iso < array.max():
         return None
     vertices, faces, _, _ = optional_import("skimage.measure").marching_cubes(array.astype(np.float32), iso)
-    return vertices.astype(np.float64), faces.astype(np.int64)
-
-
-def f_score(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], distance: float) -> float:
-    """Harmonic mean of the shares of points of each surface (vertices, faces) that are within ``distance`` of the
-    other; 30 000 points of each, uniformly drawn."""
-    tree = optional_import("scipy.spatial").cKDTree
-    points = [_points_on(*mesh, 30_000) for mesh in (a, b)]
-    shares = [
-        float((tree(other).query(own, distance_upper_bound=4 * distance)[0] < distance).mean())
-        for own, other in (points, points[::-1])
-    ]
-    return 2 * shares[0] * shares[1] / max(sum(shares), 1e-12)
-
-
-def _points_on(vertices: np.ndarray, faces: np.ndarray, n: int) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    corners = vertices[faces]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    chosen = corners[generator.choice(len(faces), n, p=area / area.sum())]
-    u, v = np.sqrt(generator.random(n))[:, None], generator.random(n)[:, None]
-    return (1 - u) * chosen[:, 0] + u * (1 - v) * chosen[:, 1] + u * v * chosen[:, 2]
+    faces = faces.astype(np.int64)
+    return Mesh(vertices.astype(np.float64), faces, Placement(), is_watertight(faces), "surface")
 
 
 def slices(truth: Tensor, values: Tensor, low: float, high: float) -> Tensor:
