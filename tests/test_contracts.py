@@ -34,6 +34,7 @@ from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
+from hashgrid.tasks.compress import Compress, CompressConfig
 from hashgrid.tasks.ct import Ct
 from hashgrid.tasks.image import Image
 from hashgrid.tasks.meta import Meta, MetaConfig
@@ -274,6 +275,10 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         task = Sdf(SdfConfig.defaults(field).replace(**sizes), Shape.of(make_mesh(*torus_knot(n_along=64, n_around=8))))
         task.begin()
         return task
+    if name.startswith("compress"):
+        config = Compress.defaults(name.partition(" ")[2], torch.device("cpu"), set()).replace(batch=256, compress=6.0)
+        photo = generated_picture(30, 20).signal.values.view(20, 30, -1)[..., :3]
+        return Compress(config.replace(device="cpu", **changes), photo)
     command, _, field = name.partition(" ")
     if command == "pde":
         small = {"batch": 128, "redraw_steps": 3, "adam_share": 0.3, "device": "cpu", **changes}
@@ -298,6 +303,7 @@ KINDS = [
     *(name for name in SIGNALS if name != "image"),
     "pde",
     *(f"meta {method}" for method in ("metasdf", "reptile", "hypernet", "coinpp")),
+    *(f"compress {name}" for name in CompressConfig.fields),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
     *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]
