@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from problems.nerf import TINY
+from problems.shapes import small_shapes
 from torch import Tensor, nn
 
 from hashgrid.cli import TASKS, main
@@ -18,7 +19,7 @@ from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
 from hashgrid.data.scene import Scene, Views
 from hashgrid.data.shape import Shape
-from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS
+from hashgrid.fields import DISTANCE_FIELDS, LATENT_FIELDS, RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid
@@ -219,12 +220,19 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         task = Sdf(SdfConfig.defaults(field).replace(**sizes), Shape.of(make_mesh(*torus_knot(n_along=64, n_around=8))))
         task.begin()
         return task
+    if name.startswith("shape"):
+        return small_shapes(name.partition(" ")[2] or "deepsdf", **changes)
     sizes = {"batch": 256, "log2_hashmap_size": 8, "n_levels": 4, "device": "cpu"}
     picture = torch.rand(20, 30, 3, generator=torch.Generator().manual_seed(0))
     return Image(ImageConfig().replace(**sizes, **changes), picture)
 
 
-KINDS = ["image", *(f"nerf {name}" for name in RADIANCE_FIELDS), *(f"sdf {name}" for name in DISTANCE_FIELDS)]
+KINDS = [
+    "image",
+    *(f"shape {name}" for name in LATENT_FIELDS if not name.endswith("paper")),
+    *(f"nerf {name}" for name in RADIANCE_FIELDS),
+    *(f"sdf {name}" for name in DISTANCE_FIELDS),
+]
 
 
 def test_every_task_is_here() -> None:

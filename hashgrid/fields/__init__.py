@@ -2,7 +2,9 @@
 
 from hashgrid.fields.base import RadianceField
 from hashgrid.fields.classic import Classic, ClassicPaper
+from hashgrid.fields.deepsdf import DeepSdf, DeepSdfPaper
 from hashgrid.fields.distance import DistanceField, GridDistance
+from hashgrid.fields.latent import LatentField
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.planes import PlanesField
 from hashgrid.fields.siren import SirenDistance
@@ -14,3 +16,4 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "planes": PlanesField,
 }
 DISTANCE_FIELDS: dict[str, type[DistanceField]] = {"grid": GridDistance, "siren": SirenDistance}
+LATENT_FIELDS: dict[str, type[LatentField]] = {"deepsdf": DeepSdf, "deepsdf_paper": DeepSdfPaper}

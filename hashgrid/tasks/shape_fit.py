@@ -1,0 +1,116 @@
+"""Shapes from what is known of a part of them: by a trained network, or by one of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid.fields.latent import LatentField, OneShape, shapes_of
+from hashgrid.train.losses import of_shape
+from hashgrid.util.config import Config
+
+
+@dataclass(frozen=True)
+class FitRecipe(Config):
+    """How codes of unseen shapes are found (Park et al. 2019, section 5.2: 800 steps)."""
+
+    fit_steps: int = 400
+    fit_points: int = 1 << 10  # of each shape and step
+    fit_rate: float = 5e-3  # a tenth of it in the second half
+    fit_weight: float = 1e-4  # of the mean square of codes
+    fit_std: float = 0.01  # of the first codes
+
+
+def complete(
+    field: LatentField,
+    x: Tensor,
+    distances: Tensor,
+    recipe: FitRecipe,
+    truncation: float = 0.05,
+    clouds: Tensor | None = None,
+    seed: int = 0,
+) -> list[OneShape]:
+    """Shapes by the latents that fit what is known of them best; the field stays as it is.
+
+    Args:
+        field: trained.
+        x: [B, M, 3] points in the shapes' cubes.
+        distances: [B, M] signed distances there.
+        recipe: how codes are found.
+        truncation: of distances, in units of the cube.
+        clouds: [B, P, 3] points, which a field without codes encodes instead.
+        seed: of the first codes and of the draws.
+    """
+    field.requires_grad_(False).eval()
+    if field.code_shape is None:
+        if clouds is None:
+            raise ValueError("`clouds` must be given for a field that encodes points, got None")
+        with torch.no_grad():
+            return shapes_of(field, field.encode(clouds))
+    generator = torch.Generator().manual_seed(seed)
+    codes = recipe.fit_std * torch.randn(len(x), *field.code_shape, generator=generator)
+    codes = codes.to(x.device).requires_grad_()
+
+    def loss(points: Tensor, target: Tensor) -> Tensor:
+        penalty = recipe.fit_weight * codes.square().mean()
+        return of_shape(field.target, field(points, codes), target, truncation) + penalty
+
+    _minimize(loss, [codes], recipe.fit_rate, x, distances, recipe, generator)
+    return shapes_of(field, codes.detach())
+
+
+def learn_alone(
+    make: Callable[[], LatentField],
+    rate: float,
+    x: Tensor,
+    distances: Tensor,
+    recipe: FitRecipe,
+    truncation: float = 0.05,
+    clouds: Tensor | None = None,
+    seed: int = 0,
+) -> list[OneShape]:
+    """Shapes by a network each that ``make`` makes and that sees nothing but what is known of its shape, in as many
+    steps as :func:`complete` takes, with the learning rate ``rate``; arguments as there."""
+    shapes = []
+    for index in range(len(x)):
+        generator = torch.Generator().manual_seed(seed)
+        field, rows = make().to(x.device).train(), slice(index, index + 1)
+
+        def latent(field: LatentField = field, rows: slice = rows) -> Any:
+            if field.code_shape is not None:
+                return torch.zeros(1, *field.code_shape, device=x.device)
+            assert clouds is not None
+            return field.encode(clouds[rows])
+
+        def loss(points: Tensor, target: Tensor, field: LatentField = field, latent: Any = latent) -> Tensor:
+            return of_shape(field.target, field(points, latent()), target, truncation)
+
+        _minimize(loss, list(field.parameters()), rate, x[rows], distances[rows], recipe, generator)
+        field.requires_grad_(False).eval()
+        shapes += shapes_of(field, latent())
+    return shapes
+
+
+def _minimize(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    params: list[Tensor],
+    rate: float,
+    x: Tensor,
+    distances: Tensor,
+    recipe: FitRecipe,
+    generator: torch.Generator,
+) -> None:
+    """Adam's steps on a loss of points [B, n, 3] and distances [B, n] drawn from ``x`` and ``distances``."""
+    optimizer = torch.optim.Adam(params, lr=rate)
+    for step in range(recipe.fit_steps):
+        if step == recipe.fit_steps // 2:
+            optimizer.param_groups[0]["lr"] = rate / 10
+        rows = torch.randint(x.shape[1], (len(x), recipe.fit_points), generator=generator).to(x.device)
+        optimizer.zero_grad()
+        value = loss(x.gather(1, rows[..., None].expand(-1, -1, 3)), distances.gather(1, rows))
+        value.backward(inputs=params)
+        optimizer.step()
