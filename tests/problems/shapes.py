@@ -14,6 +14,19 @@ from hashgrid.tasks.shape import Shape, ShapeConfig
 
 SIZES: dict[str, dict[str, Any]] = {
     "deepsdf": {"n_latent": 4, "n_neurons": 32, "n_hidden_layers": 4, "dropout": 0.1},
+    "udf": {"n_latent": 4, "n_neurons": 32, "n_hidden_layers": 4},
+    "occupancy": {"n_latent": 4, "n_neurons": 16, "n_blocks": 2},
+    "occupancy_points": {"n_latent": 4, "n_neurons": 16, "n_blocks": 2},
+    "conv_occupancy": {
+        "plane_resolution": 8,
+        "volume_resolution": 8,
+        "n_features": 8,
+        "n_neurons": 8,
+        "unet_depth": 2,
+        "features": "both",
+        "n_blocks": 2,
+    },
+    "local_grid": {"n_vertices": 3, "n_latent": 4, "n_neurons": 16, "n_hidden_layers": 2},
 }
 
 
