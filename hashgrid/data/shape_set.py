@@ -68,7 +68,7 @@ def load_shapes(source: Path | None, config: ShapeSetConfig, seed: int = 0, clos
         MeshError: a file cannot be used, a folder holds no mesh that can, or the only mesh is open.
     """
     if source is None:
-        n_unseen = 8 if config.n_unseen is None else config.n_unseen
+        n_unseen = 8 * closed if config.n_unseen is None else config.n_unseen
         shapes = [family_mesh(config.family, index, seed) for index in range(config.n_shapes + n_unseen)]
         return ShapeSet(shapes[: config.n_shapes], shapes[config.n_shapes :], config.family)
     if not source.is_dir():

@@ -17,13 +17,13 @@ class DeepSdfConfig(Config):
 
     name = "deepsdf"
 
-    n_latent: int = 64  # numbers of a shape's code
-    n_neurons: int = 256  # of a hidden layer
+    n_latent: int = 32  # numbers of a shape's code
+    n_neurons: int = 128  # of a hidden layer
     n_hidden_layers: int = 8
     weight_norm: bool = True
     dropout: float = 0.0  # share of hidden values that a step leaves out; the fused kernels need none
-    learning_rate: float = 1e-3  # after the first steps; twice as much for codes
-    final_learning_rate: float = 5e-5  # at the end of a run
+    learning_rate: float = 3e-3  # after the first steps; twice as much for codes
+    final_learning_rate: float = 1e-4  # at the end of a run
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ class Volume(torch.nn.Module):
         yield self.values
 
 
-def picture_of_mesh(mesh: Mesh | None, size: int = 160, up: str = "y", cells: int = 48) -> Tensor:
+def picture_of_mesh(mesh: Mesh | None, size: int = 160, up: str = "y") -> Tensor:
     """A picture [size, size, 3] of a mesh, as a thin sheet where it is open, or of nothing."""
+    cells = max(4, 3 * size // 10)
     if mesh is None or not len(mesh.faces):
         return torch.ones(size, size, 3)
     if mesh.watertight and not mesh.doubt:
@@ -54,8 +55,9 @@ def picture_of_mesh(mesh: Mesh | None, size: int = 160, up: str = "y", cells: in
     return _picture(Volume.of(lambda x: mesh.nearest(x)[0] - 0.75 / cells, cells), size, up)
 
 
-def picture_of_points(points: np.ndarray, size: int = 160, up: str = "y", cells: int = 80) -> Tensor:
+def picture_of_points(points: np.ndarray, size: int = 160, up: str = "y") -> Tensor:
     """A picture [size, size, 3] of points [N, 3] as little balls."""
+    cells = max(4, size // 2)
     tree = optional_import("scipy.spatial").cKDTree(points)
     return _picture(Volume.of(lambda x: tree.query(x, workers=-1)[0] - 0.012, cells), size, up)
 

@@ -13,7 +13,14 @@ from hashgrid.data.shape_pool import CloudRecipe, ShapePool, ShapeSampleRecipe, 
 from hashgrid.data.shape_set import ShapeSet, ShapeSetConfig, around, load_shapes, surface_clouds
 from hashgrid.fields import LATENT_FIELDS
 from hashgrid.fields.latent import LatentField, ShapeModel, shapes_of
-from hashgrid.rendering.shape_scores import ShapePictureConfig, ious, measure_shapes, show_between, show_completed
+from hashgrid.rendering.shape_scores import (
+    ShapePictureConfig,
+    describe,
+    ious,
+    measure_shapes,
+    show_between,
+    show_completed,
+)
 from hashgrid.tasks.shape_fit import FitRecipe, complete, learn_alone
 from hashgrid.train.config import RunConfig
 from hashgrid.train.losses import of_shape
@@ -48,6 +55,8 @@ class ShapeConfig(RunConfig):
         super().check()
         if not 1 <= self.shape_batch <= self.batch:
             raise ValueError(f"`shape_batch` must be in 1..`batch`, got {self.shape_batch} and {self.batch}")
+        if self.shapes.n_unseen and LATENT_FIELDS[self.field.name].target == "unsigned":
+            raise ValueError(f"`n_unseen` must be 0 for `--field {self.field.name}`, got {self.shapes.n_unseen}")
         if not self.truncation > 0:
             raise ValueError(f"`truncation` must be positive, got {self.truncation}")
 
@@ -132,7 +141,7 @@ class Shape(Task):
         else:
             latent = self.model.latents()
         figures = measure_shapes(report.out, shapes_of(field, latent), meshes, config.pictures)
-        report.say(f"{len(meshes)} shapes, IoU {figures['iou']:.4f}, least {figures['iou_min']:.4f}")
+        report.say(describe(figures))
         if len(meshes) > 1 and config.pictures.image_size:
             show_between(report.out, field, latent, config.pictures)
         if self.shapes.unseen and not report.interrupted:
