@@ -19,8 +19,8 @@ from hashgrid.util.config import Config
 class ShapeSampleRecipe(Config):
     """Which points of each shape's cube are samples. Lengths are in units of the cube."""
 
-    pool: int = 1 << 20  # samples of all shapes, computed before training
-    least_pool: int = 1 << 14  # of one shape
+    pool: int = 1 << 19  # samples of all shapes, computed before training
+    least_pool: int = 1 << 13  # of one shape
     near: float = 0.7  # of the samples, half of them at each of
     near_scales: tuple[float, float] = (1 / 48, 1 / 192)  # distances from the surface; the rest is anywhere
 

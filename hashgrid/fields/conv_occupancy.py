@@ -59,7 +59,7 @@ class ConvOccupancy(LatentField):
 
     Config = ConvOccupancyConfig
     target = "occupancy"
-    whole_kernels = False
+    recipe = {"batch": 1 << 13}
 
     def __init__(self, config: ConvOccupancyConfig | None = None, backend: str = "native") -> None:
         super().__init__()

@@ -20,7 +20,6 @@ class LatentField(nn.Module):
     Config: ClassVar[type[Config]]  # of its options; ``learning_rate`` and ``final_learning_rate`` are among them
     recipe: ClassVar[dict[str, Any]] = {}  # options of training that differ from the task's
     target: ClassVar[Literal["distance", "occupancy", "unsigned"]] = "distance"  # what its values are trained to be
-    whole_kernels: ClassVar[bool] = True  # whether its time goes to hashgrid's ops, not to PyTorch's
     code_shape: tuple[int, ...] | None = None  # of one shape's code; None where points are encoded
     level: float = 0.0  # of the surface
 

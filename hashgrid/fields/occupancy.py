@@ -21,7 +21,7 @@ class OccupancyConfig(Config):
     name = "occupancy"
 
     n_latent: int = 64  # numbers of a shape's code
-    n_neurons: int = 128  # of a layer
+    n_neurons: int = 64  # of a layer
     n_blocks: int = 5
     threshold: float = 0.5  # probability of the surface; Mescheder et al. use 0.2 where points are encoded
     learning_rate: float = 1e-3  # after the first steps; twice as much for codes
@@ -50,7 +50,7 @@ class Occupancy(LatentField):
 
     Config = OccupancyConfig
     target = "occupancy"
-    whole_kernels = False
+    recipe = {"batch": 1 << 13}
 
     def __init__(self, config: OccupancyConfig | None = None, backend: str = "native") -> None:
         super().__init__()

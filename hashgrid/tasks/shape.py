@@ -27,7 +27,6 @@ from hashgrid.train.losses import of_shape
 from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
-from hashgrid.util.threads import threads_in_use
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class ShapeConfig(RunConfig):
     shape_batch: int = 8  # shapes per step
     batch: int = 1 << 14  # samples per step, of all shapes
     truncation: float = 0.05  # of distances; 0.1 in a sphere of radius 1
-    code_std: float = 0.01  # of the first codes
+    code_std: float = 0.1  # of the first codes
     code_weight: float = 1e-4  # of the length of codes, after the first tenth of the run
     without_prior: bool = True  # compare completion with a network that knows no other shape
 
@@ -105,8 +104,6 @@ class Shape(Task):
 
     def begin(self) -> None:
         config, meshes = self.config, self.shapes.meshes
-        if not self.model.field.whole_kernels:
-            torch.set_num_threads(threads_in_use())
         self.samples = ShapePool(meshes, config.samples, config.seed, self.device, config.backend)
         if self.model.codes is None:
             self._clouds = surface_clouds(meshes, config.clouds.cloud_pool, config.seed)[0].to(self.device)
