@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,29 +75,45 @@ def learn_alone(
 ) -> list[OneShape]:
     """Shapes by a network each that ``make`` makes and that sees nothing but what is known of its shape, in as many
     steps as :func:`complete` takes, with the learning rate ``rate``; arguments as there."""
-    shapes = []
-    for index in range(len(x)):
-        generator = torch.Generator().manual_seed(seed)
-        field, rows = make().to(x.device).train(), slice(index, index + 1)
+    clouds = x if clouds is None else clouds
+    return [
+        _learn_one(
+            make().to(x.device), rate, x[i : i + 1], distances[i : i + 1], clouds[i : i + 1], recipe, truncation, seed
+        )
+        for i in range(len(x))
+    ]
 
-        def latent(field: LatentField = field, rows: slice = rows) -> Any:
-            if field.code_shape is not None:
-                return torch.zeros(1, *field.code_shape, device=x.device)
-            assert clouds is not None
-            return field.encode(clouds[rows])
 
-        def loss(points: Tensor, target: Tensor, field: LatentField = field, latent: Any = latent) -> Tensor:
-            return of_shape(field.target, field(points, latent()), target, truncation)
+def _learn_one(
+    field: LatentField,
+    rate: float,
+    x: Tensor,
+    distances: Tensor,
+    cloud: Tensor,
+    recipe: FitRecipe,
+    truncation: float,
+    seed: int,
+) -> OneShape:
+    """The shape that a field makes of [1, M, 3] points with distances and a cloud [1, P, 3], by the training of all of
+    its parameters; its code stays zero."""
 
-        _minimize(loss, list(field.parameters()), rate, x[rows], distances[rows], recipe, generator)
-        field.requires_grad_(False).eval()
-        shapes += shapes_of(field, latent())
-    return shapes
+    def latent() -> Any:
+        shape = field.code_shape
+        return field.encode(cloud) if shape is None else torch.zeros(1, *shape, device=x.device)
+
+    def loss(points: Tensor, target: Tensor) -> Tensor:
+        return of_shape(field.target, field(points, latent()), target, truncation)
+
+    field.train()
+    params = list(field.parameters())
+    _minimize(loss, params, rate, x, distances, recipe, torch.Generator().manual_seed(seed))
+    field.requires_grad_(False).eval()
+    return OneShape(field, latent())
 
 
 def _minimize(
     loss: Callable[[Tensor, Tensor], Tensor],
-    params: list[Tensor],
+    params: Sequence[Tensor],
     rate: float,
     x: Tensor,
     distances: Tensor,
@@ -112,5 +128,5 @@ def _minimize(
         rows = torch.randint(x.shape[1], (len(x), recipe.fit_points), generator=generator).to(x.device)
         optimizer.zero_grad()
         value = loss(x.gather(1, rows[..., None].expand(-1, -1, 3)), distances.gather(1, rows))
-        value.backward(inputs=params)
+        value.backward(inputs=list(params))
         optimizer.step()
