@@ -101,7 +101,7 @@ def test_auto_decoder_knows_spheres_that_it_has_not_seen() -> None:
     assert bool((places > 0).all() | (places < 0).all())
     x = points(1, 2000)
     truth = distance(x, torch.tensor(0.264))
-    (shape,) = complete(model.field, x, truth, FitRecipe(fit_steps=40, fit_points=200, fit_rate=0.02), 0.05)
+    (shape,) = complete(model.field, x, truth, FitRecipe(fit_steps=40, fit_points=200, fit_rate=0.1), trained=codes)
     assert float((shape(x[0]) - truth[0]).abs().mean()) < 0.005
     assert float((OneShape(model.field, codes)(x[0]) - truth[0]).abs().mean()) > 0.05
 

@@ -86,6 +86,10 @@ class ShapeModel(nn.Module):
         if field.code_shape is not None:  # Adam's steps do not know how large a gradient is: codes move so much faster
             self.codes = nn.Parameter(torch.randn(n_shapes, *field.code_shape) * (code_std / self.CODE_RATE))
 
+    def trained(self) -> Tensor | None:
+        """Codes [S, ...] of all shapes; None of a field without codes."""
+        return None if self.codes is None else self.latents().detach()
+
     def latents(self, shapes: Tensor | slice = slice(None)) -> Tensor:
         """Codes of shapes [B] among those that were trained."""
         assert self.codes is not None

@@ -151,7 +151,7 @@ class Shape(Task):
         clouds, normals = self._cloud(meshes, halves=True)
         seen = *around(clouds, normals, 1 << 14, seed=config.seed), config.fit, config.truncation, clouds, config.seed
         with torch.enable_grad():
-            found = {"completed": complete(field, *seen)}
+            found = {"completed": complete(field, *seen, trained=self.model.trained())}
             if config.without_prior:
                 rate = config.field.learning_rate  # type: ignore[attr-defined]
                 found["without the prior"] = learn_alone(lambda: make_field(config), rate, *seen)

@@ -16,13 +16,15 @@ from hashgrid.util.config import Config
 
 @dataclass(frozen=True)
 class FitRecipe(Config):
-    """How codes of unseen shapes are found (Park et al. 2019, section 5.2: 800 steps)."""
+    """How codes of unseen shapes are found, as in DeepSDF (Park et al. 2019, section 5.2: 800 steps), but by their
+    coordinates along the principal axes of the codes that were trained, in standard deviations: of what a half leaves
+    open, the likely is preferred, whatever the scale of the codes."""
 
     fit_steps: int = 400
     fit_points: int = 1 << 10  # of each shape and step
-    fit_rate: float = 5e-3  # a tenth of it in the second half
-    fit_weight: float = 1e-4  # of the mean square of codes
-    fit_std: float = 0.01  # of the first codes
+    fit_rate: float = 0.03  # a tenth of it in the second half
+    fit_weight: float = 2e-4  # of the mean square of the coordinates
+    fit_std: float = 0.01  # of the first coordinates
 
 
 def complete(
@@ -33,6 +35,7 @@ def complete(
     truncation: float = 0.05,
     clouds: Tensor | None = None,
     seed: int = 0,
+    trained: Tensor | None = None,
 ) -> list[OneShape]:
     """Shapes by the latents that fit what is known of them best; the field stays as it is.
 
@@ -44,6 +47,7 @@ def complete(
         truncation: of distances, in units of the cube.
         clouds: [B, P, 3] points, which a field without codes encodes instead.
         seed: of the first codes and of the draws.
+        trained: [S, ...] codes of other shapes, at least two, for a field with codes.
     """
     field.requires_grad_(False).eval()
     if field.code_shape is None:
@@ -51,16 +55,24 @@ def complete(
             raise ValueError("`clouds` must be given for a field that encodes points, got None")
         with torch.no_grad():
             return shapes_of(field, field.encode(clouds))
+    if trained is None or len(trained) < 2:
+        raise ValueError("`trained` must hold codes of at least two shapes for a field with codes")
     generator = torch.Generator().manual_seed(seed)
-    codes = recipe.fit_std * torch.randn(len(x), *field.code_shape, generator=generator)
-    codes = codes.to(x.device).requires_grad_()
+    rows = trained.detach().flatten(1)
+    mean, axes = rows.mean(0), torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    steps = axes.S[:, None] / (len(rows) - 1) ** 0.5 * axes.Vh  # [K, Z], one standard deviation along each axis
+    place = recipe.fit_std * torch.randn(len(x), len(steps), generator=generator)
+    place = place.to(x.device).requires_grad_()
+
+    def codes() -> Tensor:
+        return (mean + place @ steps).unflatten(1, trained.shape[1:])
 
     def loss(points: Tensor, target: Tensor) -> Tensor:
-        penalty = recipe.fit_weight * codes.square().mean()
-        return of_shape(field.target, field(points, codes), target, truncation) + penalty
+        penalty = recipe.fit_weight * place.square().mean()
+        return of_shape(field.target, field(points, codes()), target, truncation) + penalty
 
-    _minimize(loss, [codes], recipe.fit_rate, x, distances, recipe, generator)
-    return shapes_of(field, codes.detach())
+    _minimize(loss, [place], recipe.fit_rate, x, distances, recipe, generator)
+    return shapes_of(field, codes().detach())
 
 
 def learn_alone(
