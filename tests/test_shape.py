@@ -179,8 +179,8 @@ def test_folders_of_shapes(tmp_path: Path) -> None:
         shapes = load_shapes(tmp_path, ShapeSetConfig())
     assert [mesh.name for mesh in shapes.meshes] == ["closed.ply"] and not shapes.unseen
     with pytest.warns(MeshWarning):
-        assert len(load_shapes(tmp_path, ShapeSetConfig(n_unseen=1), closed=False).unseen) == 1
-        with pytest.raises(ValueError, match="`n_unseen` must be less than the 1 meshes"):
+        assert len(load_shapes(tmp_path, ShapeSetConfig(), closed=False).meshes) == 2
+        with pytest.raises(ValueError, match="`n_unseen` must leave two of the 1 meshes"):
             load_shapes(tmp_path, ShapeSetConfig(n_unseen=1))
     vertices[0] = np.nan
     write_ply(tmp_path / "wrong.ply", vertices, faces)

@@ -68,7 +68,9 @@ def load_shapes(source: Path | None, config: ShapeSetConfig, seed: int = 0, clos
         MeshError: a file cannot be used, a folder holds no mesh that can, or the only mesh is open.
     """
     if source is None:
-        n_unseen = 8 * closed if config.n_unseen is None else config.n_unseen
+        if config.n_unseen and config.n_shapes < 2:
+            raise ValueError(f"`n_shapes` must be at least 2 where some are kept back, got {config.n_shapes}")
+        n_unseen = 8 * (closed and config.n_shapes > 1) if config.n_unseen is None else config.n_unseen
         shapes = [family_mesh(config.family, index, seed) for index in range(config.n_shapes + n_unseen)]
         return ShapeSet(shapes[: config.n_shapes], shapes[config.n_shapes :], config.family)
     if not source.is_dir():
@@ -88,9 +90,9 @@ def load_shapes(source: Path | None, config: ShapeSetConfig, seed: int = 0, clos
         if left_out:
             warn_of_mesh(f"left out, not closed: {some(left_out)}; `--field udf` takes open surfaces")
     n_unseen = config.n_unseen or 0
-    if n_unseen >= len(meshes):
-        raise ValueError(f"`n_unseen` must be less than the {len(meshes)} meshes of `{source}`, got {n_unseen}")
     n_seen = len(meshes) - n_unseen
+    if n_unseen and n_seen < 2:
+        raise ValueError(f"`n_unseen` must leave two of the {len(meshes)} meshes in `{source}`, got {n_unseen}")
     return ShapeSet(meshes[:n_seen], meshes[n_seen:], source.resolve().name, source)
 
 
@@ -130,6 +132,7 @@ def around(points: Tensor, normals: Tensor, n: int, reach: float = 0.01, seed: i
     """Points [S, n, 3] near oriented points [S, P, 3], and their distances [S, n]: what a scan says of a shape. They
     lie along the normals, normally distributed with ``reach``."""
     generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(points.shape[1], (len(points), n), generator=generator)[..., None].expand(-1, -1, 3)
-    distance = reach * torch.randn(index.shape[:2], generator=generator)
+    index = torch.randint(points.shape[1], (len(points), n), generator=generator).to(points.device)
+    distance = reach * torch.randn(index.shape, generator=generator).to(points.device)
+    index = index[..., None].expand(-1, -1, 3)
     return points.gather(1, index) + distance[..., None] * normals.gather(1, index), distance
