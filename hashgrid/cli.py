@@ -19,6 +19,9 @@ TASKS = {
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
     "shape": ("hashgrid.tasks.shape", "Shape", "fit one network to a shape or to many"),
     "image": ("hashgrid.tasks.image", "Image", "fit a photo"),
+    "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),
+    "video": ("hashgrid.tasks.video", "VideoTask", "fit a video"),
+    "volume": ("hashgrid.tasks.volume", "VolumeTask", "fit a volume"),
 }
 
 
@@ -46,6 +49,10 @@ def _run(words: list[str]) -> int:
 
         module, name, _ = TASKS[words[0]]
         return run_task(getattr(importlib.import_module(module), name), words[1:])
+    if words and words[0] == "compare":
+        from hashgrid.tasks.compare import main as compare
+
+        return compare(TASKS, words[1:])
     if words and words[0] == "bench":
         return _bench(words[1:])
     args = _parser().parse_args(words)
@@ -77,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, _, summary) in TASKS.items():
         commands.add_parser(name, help=summary)
 
+    commands.add_parser("compare", help="train several fields on one task, side by side")
     info = commands.add_parser("info", help="versions, compiler, CPU capability, CUDA")
     info.set_defaults(run=_info)
     scene = commands.add_parser("scene", help="render the procedural scene to a transforms.json folder")

@@ -60,11 +60,14 @@ def test_command_writes_everything(photo: Path, tmp_path: Path, capsys: pytest.C
     out = tmp_path / "out"
     assert main(["image", str(photo), "--out", str(out), "--steps", "3", "--device", "cpu"]) == 0
     assert {path.name for path in out.iterdir()} == {
-        *("results.json", "config.json", "checkpoint.safetensors", "reconstruction.png", "error.png")
+        *("results.json", "config.json", "checkpoint.safetensors", "reconstruction.png", "error.png", "detail.png")
     }
     results = results_of(out)
     assert results["train"]["steps"] == 3 and results["train"]["samples"] == 3 * results["config"]["batch"]
-    assert (results["width"], results["height"]) == (60, 40) and "photo.png: 60x40, PSNR" in capsys.readouterr().out
+    assert (results["width"], results["height"]) == (
+        60,
+        40,
+    ) and "photo.png: 60x40, 3 channels of 8 bits, PSNR" in capsys.readouterr().out
 
 
 def test_time_limit_ends_a_run(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

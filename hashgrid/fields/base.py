@@ -1,4 +1,4 @@
-"""What every radiance field can do; see `docs/extending.md` for one of one page."""
+"""What every field can do, of radiance or of a signal; see `docs/extending.md` for one of one page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.geometry.rays import At
+from hashgrid.nn import jets
 from hashgrid.ops._ngp.gather_rows import gather_rows
 from hashgrid.ops._tensors import keeping_dtype
 from hashgrid.util.config import Config
@@ -108,3 +109,56 @@ class RadianceField(nn.Module):
 
 def _set_inverse_extent(field: RadianceField, *_: object) -> None:
     field.inverse_extent.copy_(1.0 / (field.aabb[3:] - field.aabb[:3]))
+
+
+class SignalField(nn.Module):
+    """Values of points in the unit cube, of whatever is sampled there: a picture, a sound, a volume, distances to a
+    surface. A method is a subclass with ``forward``.
+
+    Args:
+        config: sizes of the field.
+        n_input_dims: D.
+        n_output_dims: C.
+        backend: ``"native"`` or ``"reference"``.
+    """
+
+    Config: ClassVar[type[Config]]  # the class of its options
+    recipe: ClassVar[dict[str, Any]] = {}  # options of training that differ from the task's
+    size: ClassVar[str] = "n_neurons"  # the option that says how large it is
+    n_levels: int = 0  # levels of detail that ``level_weights`` [n_levels] are for; 0 without
+
+    def __init__(self, config: Any, n_input_dims: int, n_output_dims: int, backend: str = "native") -> None:
+        super().__init__()
+        self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
+
+    @classmethod
+    def configured(cls, config: Any, shape: Sequence[int]) -> Any:
+        """The options for a signal of so many samples along each axis, where they depend on that."""
+        return config
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Values [..., C] of points [..., D]."""
+        raise NotImplementedError
+
+    def outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """What is compared with the signal at points [..., D]: its values [..., C], the last, and what else should be
+        like them."""
+        return [self(x)]
+
+
+class NetworkField(SignalField):
+    """A ``network`` that sees the unit cube around the origin, and says -1 for a value of 0 and 1 for 1."""
+
+    network: nn.Module
+    side: float = 2.0  # of the cube, as the network sees it
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        return 0.5 + 0.5 * self.network(self.side * (x - 0.5))
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Values with first and second derivatives; see `derivatives_along`."""
+        inputs = jets.mapped((x - 0.5, directions, accelerations), lambda part: self.side * part)
+        values, first, second = jets.through([self.network], *inputs, operators)
+        return 0.5 + 0.5 * values, 0.5 * first, 0.5 * second

@@ -1,13 +1,15 @@
-"""Any signal over the unit cube: an encoding and a network behind it."""
+"""An encoding and a network behind it, for any signal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hashgrid.nn import FusedMLP
+from hashgrid.fields.base import SignalField
+from hashgrid.nn import FusedMLP, HashGrid, jets
 from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.device import DTYPES
@@ -19,8 +21,9 @@ Activation = Literal["relu", "leaky_relu", "silu", "softplus", "sigmoid", "tanh"
 class CoordinateConfig(EncodingConfig):
     """Sizes of a :class:`CoordinateField`."""
 
-    name = "mlp"
+    name = "hash"
 
+    max_resolution: int = 0  # of a hash grid: cells of the finest level; 0: half the samples along the longest side
     n_neurons: int = 64  # of a hidden layer
     n_hidden_layers: int = 2  # of the network
     activation: Activation = "relu"  # of hidden layers
@@ -33,8 +36,8 @@ class CoordinateConfig(EncodingConfig):
         return FusedMLP(n_inputs, n_outputs, bias=bias, compute_dtype=dtype, backend=backend, **sizes)  # type: ignore[arg-type]
 
 
-class CoordinateField(nn.Module):
-    """Values [..., C] of points [..., D] in the unit cube.
+class CoordinateField(SignalField):
+    """An encoding and an MLP behind it: by default Instant-NGP's (Müller et al. 2022).
 
     Args:
         config: encoding and network.
@@ -51,6 +54,7 @@ class CoordinateField(nn.Module):
     """
 
     Config = CoordinateConfig
+    size = "log2_hashmap_size"
 
     def __init__(
         self,
@@ -60,17 +64,28 @@ class CoordinateField(nn.Module):
         backend: str = "native",
         accumulate_grad: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(config, n_input_dims, n_output_dims, backend)
         self.encoding = make_encoding(n_input_dims, config, backend, accumulate_grad=accumulate_grad)
-        # Sitzmann et al. (2020): without phases sines are odd about the centre
-        bias = config.activation == "sine"
+        # without biases sines are odd about the centre, and rectifiers have all their corners in the origin of their
+        # inputs; a grid's features have no such place
+        bias = config.activation == "sine" or not isinstance(self.encoding, HashGrid)
         self.mlp = config.make_network(self.encoding.n_output_dims, n_output_dims, bias, backend)
 
-    @property
-    def n_levels(self) -> int:
-        """Levels that ``level_weights`` [n_levels] are for; 0 for none."""
-        return self.encoding.n_levels
+        self.n_levels = self.encoding.n_levels
+
+    @classmethod
+    def configured(cls, config: CoordinateConfig, shape: Sequence[int]) -> CoordinateConfig:
+        if config.max_resolution > 0:
+            return config
+        # finer cells would hold noise: between two samples nothing is known
+        return config.replace(max_resolution=max(max(shape) // 2, config.base_resolution))
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Values [..., C] of points [..., D]."""
         return encode_and_pass(self.encoding, self.mlp, x, level_weights)
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Values with first and second derivatives; see `derivatives_along`."""
+        return jets.through([self.encoding, self.mlp], x, directions, accelerations, operators)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from hashgrid.fields.base import SignalField
 from hashgrid.fields.coordinate import Activation, CoordinateConfig
+from hashgrid.nn import HashGrid
 from hashgrid.nn.encoding import make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.config import Config
@@ -21,6 +24,7 @@ class DistanceField(nn.Module):
     Config: ClassVar[type[Config]]  # of its options; ``learning_rate`` and ``final_learning_rate`` are among them
     recipe: ClassVar[dict[str, Any]] = {}  # options of training on a mesh that differ from the task's, and
     recipe_for_points: ClassVar[dict[str, Any]] = {}  # on points
+    size: ClassVar[str] = "n_neurons"  # the option that says how large it is
     n_levels: int = 0  # levels of detail that ``level_weights`` [n_levels] are for; 0 without
 
     @property
@@ -71,6 +75,7 @@ class GridDistance(DistanceField):
     """
 
     Config = GridDistanceConfig
+    size = "log2_hashmap_size"
     recipe_for_points = {
         "n_levels": 8,
         "n_features_per_level": 4,
@@ -86,7 +91,8 @@ class GridDistance(DistanceField):
         self.from_centre = config.from_centre
         self.grid = make_encoding(3, config, backend)
         self.n_levels = self.grid.n_levels
-        self.mlp = config.make_network(self.grid.n_output_dims, 1, False, backend)
+        bias = not isinstance(self.grid, HashGrid)  # as of CoordinateField
+        self.mlp = config.make_network(self.grid.n_output_dims, 1, bias, backend)
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""
@@ -98,3 +104,30 @@ def distance_to_centre(x: Tensor) -> Tensor:
     """Distances [...] of points [..., 3] to the centre of the cube, rounded off to 0.1 there: smooth, and not so small
     that a bit of surface stays behind."""
     return ((x - 0.5).square().sum(-1) + 0.1**2).sqrt()
+
+
+def distance_field(kind: type[SignalField]) -> type[DistanceField]:
+    """A field of any signal as one of distances, in steps of the rates that ``kind.recipe`` has for signals."""
+    rates = [("learning_rate", 1e-3), ("final_learning_rate", 1e-5)]
+    options: Any = dataclasses.make_dataclass(
+        f"{kind.__name__}DistanceConfig",
+        [(name, float, dataclasses.field(default=kind.recipe.get(name, rate))) for name, rate in rates],
+        bases=(kind.Config,),
+        frozen=True,
+    )
+
+    class SignalDistance(DistanceField):
+        Config = options
+        size = kind.size
+
+        def __init__(self, config: Any = None, backend: str = "native") -> None:
+            super().__init__()
+            config = options() if config is None else config
+            self.signal = kind(kind.configured(config, (1024, 1024, 1024)), 3, 1, backend)
+            self.n_levels = self.signal.n_levels
+
+        def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+            return self.signal(x, level_weights).squeeze(-1)
+
+    SignalDistance.__name__ = SignalDistance.__qualname__ = f"{kind.__name__}Distance"
+    return SignalDistance

@@ -232,3 +232,10 @@ def grid_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     rest = [param for param in model.parameters() if param not in known]
     groups: list[dict[str, Any]] = [{"params": tables, "skip_zero": True}] if tables else []
     return [*groups, {"params": rest, "weight_decay": weight_decay}]
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Lets the hash grids of a model add their gradients to buffers that stay: no fresh pages in every step."""
+    for module in model.modules():
+        if isinstance(module, HashGrid):
+            module.accumulate_grad = True

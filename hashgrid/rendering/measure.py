@@ -67,6 +67,16 @@ def compare_meshes(vertices: np.ndarray, faces: np.ndarray, mesh: Mesh, n: int =
     }
 
 
+def f_score(a: Mesh, b: Mesh, distance: float, n: int = 30_000) -> float:
+    """Harmonic mean of precision and recall: of the shares of ``n`` points of each surface that are nearer than
+    ``distance`` to the other (Tatarchenko et al. 2019, section 5)."""
+    shares = [
+        float((target.nearest(source.sample_surface(n, np.random.default_rng(2))[0])[0] < distance).mean())
+        for source, target in ((a, b), (b, a))
+    ]
+    return 2 * shares[0] * shares[1] / max(sum(shares), 1e-12)
+
+
 def eikonal_error(field: DistanceField, mesh: Mesh, n: int = 1 << 15, distance: float = 0.01) -> float:
     """Mean of \\|1 - \\|grad f\\|\\| at points up to ``distance`` along each axis from the surface."""
     generator = np.random.default_rng(3)

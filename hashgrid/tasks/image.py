@@ -4,108 +4,113 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
-from hashgrid.data.images import load_photo
-from hashgrid.fields.coordinate import CoordinateConfig, CoordinateField
-from hashgrid.train.config import RunConfig
-from hashgrid.train.schedule import Schedule
-from hashgrid.train.task import Progress, Report, Step, Task
-from hashgrid.util.files import atomic_write_image
-from hashgrid.util.metrics import psnr
-from hashgrid.util.pictures import colorize
-
-CHUNK = 1 << 16  # pixels of the reconstruction that are evaluated together
-ERROR_SCALE = 0.1  # mean absolute error that is shown brightest
+from hashgrid.data.differences import bending, difference_error, levelled
+from hashgrid.data.pictures import Picture, generated_picture, read_mask, read_picture
+from hashgrid.data.signals import SignalError
+from hashgrid.rendering.picture_views import write_picture_views
+from hashgrid.tasks.signal import SignalConfig, SignalTask
+from hashgrid.train.task import Progress, Report, Step
 
 
 @dataclass(frozen=True)
-class ImageConfig(RunConfig):
-    """Defaults of image fitting: Instant-NGP's recipe (Müller et al. 2022) with a batch for a few CPU cores."""
+class ImageConfig(SignalConfig):
+    """Defaults of image fitting."""
 
-    fields = {"mlp": CoordinateField}
-    default_steps = 2000
-
-    field: CoordinateConfig = CoordinateConfig(max_resolution=0)
-    batch: int = 1 << 15  # pixels per step
-    learning_rate: float = 1e-2  # after the first steps
-    final_learning_rate: float = 1e-4  # at the end of a run
     allow_huge: bool = False  # read photos of more than 179 million pixels
+    inpaint: Path | None = None  # mask: what is bright in it is filled in, not learned
+    paste: Path | None = None  # photo that is pasted where `mask` is bright, without seams (Pérez et al. 2003)
+    mask: Path | None = None  # where `paste` goes
+    domain: Literal["values", "gradients", "laplacian"] = "values"  # of pixels: what is learned
+    smoothness: float = 0.0  # weight of second differences between neighbouring pixels, known or not
+    zoom: int = 0  # also write the middle, so many times larger
+
+    def check(self) -> None:
+        super().check()
+        if (self.paste is None) != (self.mask is None):
+            raise ValueError(f"`paste` and `mask` must be given together, got {self.paste} and {self.mask}")
+        if self.paste is not None and (self.domain != "values" or self.inpaint is not None):
+            raise ValueError("`paste` goes with neither `domain` nor `inpaint`: it is their combination; give one")
+        if self.smoothness < 0 or (self.smoothness > 0 and (self.domain != "values" or self.paste is not None)):
+            raise ValueError(f"`smoothness` must be at least 0, and is for values alone, got {self.smoothness}")
+        if self.zoom < 0:
+            raise ValueError(f"`zoom` must be at least 0, got {self.zoom}")
 
 
-class Image(Task):
-    """Fits a field to a photo [H, W, 3] of sRGB colours in [0, 1]."""
+class Image(SignalTask):
+    """Fits a field to a picture.
+
+    Args:
+        config: the recipe.
+        picture: what to fit.
+        path: its file, if it has one.
+    """
 
     name = "image"
+    preview = "detail.png"
     Config = ImageConfig
     summary = "Fits colour as a function of position to a photo, and writes what was learned and where it errs."
-    source_help = "photo"
-    packages = ("PIL", "imageio.v3")
+    source_help = "photo: 8 or 16 bits, or OpenEXR; a drawn one if none"
     config: ImageConfig
 
-    def __init__(self, config: ImageConfig, image: Tensor, photo: Path = Path("image")) -> None:
-        self.photo, self.image = photo, image
-        self.height, self.width = image.shape[:2]
-        if config.field.max_resolution == 0:  # cells of half a pixel less would be noise
-            finest = max(self.width, self.height) // 2
-            config = config.replace(max_resolution=max(finest, config.field.base_resolution))
-        super().__init__(config)
-        config = self.config
-        self.model = CoordinateField(config.field, 2, 3, config.backend).to(config.device)
-        self.schedule = Schedule(config.learning_rate, config.final_learning_rate, power=2.0, warmup_steps=0)
-        self.pixels = image.reshape(-1, 3).to(self.device)
+    def __init__(self, config: ImageConfig, picture: Picture, path: Path | None = None) -> None:
+        self.picture, self.path, shape = picture, path, picture.signal.shape
+        if config.inpaint is not None:
+            picture.signal.known = (~read_mask(config.inpaint, shape)).view(-1).nonzero().squeeze(1)
+        if config.domain == "laplacian" and config.knows("max_resolution"):  # coarser cells have none inside
+            config = config.replace(max_resolution=getattr(config.field, "max_resolution", 0) or max(shape))
+        super().__init__(config, picture.signal)
+        self.pasted, self.inside = None, torch.ones(len(self.signal), dtype=torch.bool, device=self.device)
+        if config.paste is not None and config.mask is not None:
+            other = read_picture(config.paste)
+            if other.signal.values.shape != picture.signal.values.shape or other.is_linear != picture.is_linear:
+                raise SignalError(f"`paste` must be like the photo, got {other.describe()} beside {picture.describe()}")
+            self.pasted = other.signal.to(self.device)
+            self.inside = read_mask(config.mask, shape).view(-1).to(self.device)
 
     @classmethod
     def make(cls, config: ImageConfig, source: Path | None, notes: dict[str, Any]) -> Image:
-        source = Path(notes["photo"]) if source is None and "photo" in notes else source
-        if source is None:
-            raise ValueError("`SOURCE` must be a photo, got none")
-        return cls(config, load_photo(source, allow_huge=config.allow_huge), source)
+        source = Path(notes["photo"]) if source is None and notes.get("photo") else source
+        picture = generated_picture() if source is None else read_picture(source, allow_huge=config.allow_huge)
+        return cls(config, picture, source)
 
     def describe(self) -> str:
-        return f"{self.photo.name}: {self.width}x{self.height}"
+        return self.picture.describe()
 
     def notes(self) -> dict[str, Any]:
-        return {"photo": str(self.photo.resolve())}
+        return {"photo": None if self.path is None else str(self.path.resolve())}
 
     def loss(self, progress: Progress) -> Step:
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
-        index = torch.randint(len(self.pixels), (config.batch,), generator=generator).to(self.device)
-        loss = nn.functional.mse_loss(self.model(self._centres(index)), self.pixels[index])
-        return Step(loss, {"mse": loss.detach()}, {"samples": config.batch})
-
-    @torch.no_grad()
-    def reconstruct(self) -> Tensor:
-        """The image [H, W, 3] that was learned, clipped to [0, 1], on the CPU."""
-        image = torch.empty(self.width * self.height, 3)
-        for start in range(0, len(image), CHUNK):
-            pixel = torch.arange(start, min(start + CHUNK, len(image)), device=self.device)
-            image[start : start + CHUNK] = self.model(self._centres(pixel))
-        return image.clamp_(0, 1).view(self.height, self.width, 3)
+        if config.domain == "values" and self.pasted is None:
+            step = super().loss(progress)
+            if config.smoothness == 0:
+                return step
+            anywhere = self.signal.draw(config.batch // 2, config.seed + 1, progress.step, everywhere=True)
+            bent = bending(self.model, self.signal, anywhere)
+            return step._replace(loss=step.loss + config.smoothness * bent)
+        index = self.signal.draw(config.batch, config.seed, progress.step)
+        inside, laplacian = self.inside[index], config.domain == "laplacian"
+        source = self.signal if self.pasted is None else self.pasted
+        loss, around = difference_error(self.model, self.signal, source, index, inside, laplacian)
+        terms = {"mse_of_differences": loss.detach()}
+        if self.pasted is not None:  # what is around it stays as it is
+            loss = loss + (around * ~inside).sum() / (~inside).sum().clamp_min(1)
+        return Step(loss, terms, {"samples": config.batch})
 
     def evaluate(self, report: Report) -> dict[str, Any]:
-        rendered = self.reconstruct()
-        result = psnr(rendered, self.image)
-        atomic_write_image(report.out / "reconstruction.png", rendered)
-        atomic_write_image(report.out / "error.png", error_map(rendered, self.image))
-        report.say(f"{self.describe()}, PSNR {result:.2f} dB")
-        return {"photo": str(self.photo), "width": self.width, "height": self.height, "psnr": result}
-
-    def _centres(self, pixel: Tensor) -> Tensor:
-        """Middles [N, 2] of pixels [N] in the unit square."""
-        x = (pixel % self.width + 0.5) / self.width
-        y = (torch.div(pixel, self.width, rounding_mode="floor") + 0.5) / self.height
-        return torch.stack((x, y), dim=1)
-
-
-def error_map(rendered: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute error per pixel as a colour image [H, W, 3]."""
-    image, n_rows = torch.empty_like(truth), 256  # at once: further copies of a gigapixel would not fit
-    for start in range(0, len(truth), n_rows):
-        rows = slice(start, start + n_rows)
-        image[rows] = colorize((rendered[rows] - truth[rows]).abs().mean(dim=-1) / ERROR_SCALE)
-    return image
+        field: Any = self.model
+        if self.config.domain != "values":
+            some = self.signal.draw(min(len(self.signal), 1 << 16), self.config.seed, 0, everywhere=True)
+            field = levelled(field, self.signal, some)
+        values = self.signal.sampled(field)
+        self.picture.write(report.out / f"reconstruction.{self.picture.extension}", values)
+        height, width = self.signal.shape
+        figures = {"photo": str(self.path or "generated"), "width": width, "height": height}
+        figures |= self.quality(values, None if self.pasted is None else ~self.inside)
+        figures |= write_picture_views(report.out, self.picture, values, field, self.config.zoom)
+        report.say(f"{self.describe()}, PSNR {figures['psnr']:.2f} dB")
+        return figures

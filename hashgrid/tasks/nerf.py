@@ -84,6 +84,8 @@ class Nerf(Task):
     """
 
     name = "nerf"
+    metric = "test.psnr_mean"
+    preview = "psnr_over_time.png"
     Config = NerfConfig
     summary = (
         "Trains a radiance field on posed photographs and renders the test views; without SOURCE of a procedural scene."

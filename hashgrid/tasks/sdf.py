@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,15 @@ from hashgrid.data.shape import Shape, load_shape, noted_placement, recall_shape
 from hashgrid.fields import DISTANCE_FIELDS
 from hashgrid.fields.distance import DistanceField
 from hashgrid.geometry.boxes import Placement
-from hashgrid.nn import HashGrid
+from hashgrid.nn.hash_grid import keep_gradients
+from hashgrid.optim import Adam
 from hashgrid.rendering.measure import RunningIou, describe, measure
 from hashgrid.rendering.shape_views import PictureConfig, write_pictures, write_surface
 from hashgrid.train.config import RunConfig
 from hashgrid.train.loop import load_model
 from hashgrid.train.losses import DistanceLosses
 from hashgrid.train.run import read_checkpoint
-from hashgrid.train.schedule import Schedule
+from hashgrid.train.schedule import Schedule, levels_on
 from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import
@@ -77,6 +79,8 @@ class Sdf(Task):
     """
 
     name = "sdf"
+    metric = "iou"
+    preview = "strip.png"
     Config = SdfConfig
     summary = "Fits a signed distance field to a mesh or to points, and makes a mesh of it; without either to a knot."
     source_help = "mesh: OBJ, PLY, STL, OFF or GLB"
@@ -126,9 +130,7 @@ class Sdf(Task):
         else:
             assert shape.mesh is not None
             self.samples = DistancePool(shape.mesh, config.distances, *how, refreshed=config.time_limit is not None)
-        for module in self.model.modules():
-            if isinstance(module, HashGrid):  # no fresh pages for a gradient in every step
-                module.accumulate_grad = True
+        keep_gradients(self.model)
 
     def state(self) -> dict[str, Tensor]:
         return self.samples.state() if isinstance(self.samples, DistancePool) else {}
@@ -139,12 +141,8 @@ class Sdf(Task):
 
     def level_weights(self, fraction: float) -> Tensor | None:
         """Weights [n_levels] of the field's levels, one level after the other; None once all are on."""
-        config, n_levels = self.config, self.model.n_levels
-        if n_levels == 0 or fraction >= config.coarse_to_fine:
-            return None
-        coarse = min(config.coarse_levels, n_levels)
-        on = coarse + fraction / config.coarse_to_fine * (n_levels - coarse)
-        return (on - torch.arange(n_levels, device=self.device)).clamp(0, 1)
+        share = fraction / self.config.coarse_to_fine if self.config.coarse_to_fine else 1.0
+        return levels_on(self.model.n_levels, self.config.coarse_levels, share, self.device)
 
     def loss(self, progress: Progress) -> Step:
         config, weights = self.config, self.level_weights(progress.fraction)
@@ -159,6 +157,10 @@ class Sdf(Task):
     def headline(self, progress: Progress) -> str:
         overlap = "" if self._monitor is None else f" IoU {self._monitor(self.model, progress.seconds):.4f}"
         return super().headline(progress) + overlap
+
+    def score(self, optimizer: Adam) -> float:
+        with optimizer.swap_ema():
+            return math.nan if self._monitor is None else self._monitor(self.model, math.inf)
 
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, field, shape = self.config, self.model.requires_grad_(False), self.shape

@@ -90,6 +90,8 @@ class Task:
     source_help: ClassVar[str]  # what SOURCE is
     packages: ClassVar[Sequence[str]] = ()  # what has to be installed besides safetensors and tqdm
     config: RunConfig  # the recipe, with the device that it runs on
+    metric: ClassVar[str] = ""  # the figure of `results.json` that says how good it is, as in "test.psnr_mean"
+    preview: ClassVar[str] = ""  # the file of an evaluation that shows it best
     model: nn.Module  # what has parameters, on its device
     schedule: Schedule  # of the learning rate
     ema_decay: float | None = None  # of the averages that are evaluated instead of the weights; None for none
@@ -162,6 +164,10 @@ class Task:
     def evaluate(self, report: Report) -> dict[str, Any]:
         """Measures what was trained and writes pictures to ``report.out``; returns figures for ``results.json``."""
         return {}
+
+    def score(self, optimizer: Adam) -> float:
+        """The metric in a moment, from some of the data, in the middle of training; NaN where that cannot be."""
+        return math.nan
 
     def finish(self, out: Path) -> None:
         """Writes what people look at and nobody measures, such as a turntable."""
