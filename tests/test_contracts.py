@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from problems.nerf import TINY
+from problems.shapes import small_shapes
 from torch import Tensor, nn
 
 from hashgrid.cli import TASKS, main
@@ -26,7 +27,7 @@ from hashgrid.data.signal_families import generated_family
 from hashgrid.data.sound import generated_sound
 from hashgrid.data.videos import generated_video
 from hashgrid.data.volumes import generated_volume
-from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
+from hashgrid.fields import DISTANCE_FIELDS, LATENT_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid, derivatives_along, jacobian, laplacian
@@ -279,6 +280,8 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         config = Compress.defaults(name.partition(" ")[2], torch.device("cpu"), set()).replace(batch=256, compress=6.0)
         photo = generated_picture(30, 20).signal.values.view(20, 30, -1)[..., :3]
         return Compress(config.replace(device="cpu", **changes), photo)
+    if name.startswith("shape"):
+        return small_shapes(name.partition(" ")[2], **changes)
     command, _, field = name.partition(" ")
     if command == "pde":
         small = {"batch": 128, "redraw_steps": 3, "adam_share": 0.3, "device": "cpu", **changes}
@@ -304,6 +307,7 @@ KINDS = [
     "pde",
     *(f"meta {method}" for method in ("metasdf", "reptile", "hypernet", "coinpp")),
     *(f"compress {name}" for name in CompressConfig.fields),
+    *(f"shape {name}" for name in LATENT_FIELDS if name != "deepsdf_paper"),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
     *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]
