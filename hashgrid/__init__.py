@@ -1,4 +1,4 @@
-"""Neural graphics for PyTorch: hash encoding, fused MLPs, ray marching, compositing.
+"""Implicit neural representations for PyTorch: encodings, fused networks, ray marching, compositing.
 
 Modules live here, the functions behind them in :mod:`hashgrid.ops`, and plain-PyTorch twins of the functions in
 :mod:`hashgrid.reference`.
@@ -7,14 +7,32 @@ Modules live here, the functions behind them in :mod:`hashgrid.ops`, and plain-P
 from hashgrid import ops, optim, reference
 from hashgrid.levels import LevelTable, make_level_table
 from hashgrid.nn import (
+    MLP,
+    Bacon,
+    CoordX,
     Frequency,
     FusedMLP,
     HashGrid,
+    IntegratedFrequency,
+    LearnedFourier,
+    Lines,
+    MultiplicativeFilterNetwork,
     NetworkWithInputEncoding,
     OccupancyGrid,
+    Planes,
+    PlanesAndLines,
+    RandomFourier,
     RaySamples,
+    Siren,
     SphericalHarmonics,
+    Wire,
+    curl,
     derivatives_along,
+    divergence,
+    gradient,
+    jacobian,
+    laplacian,
+    value_and_jacobian,
     value_and_laplacian,
 )
 from hashgrid.rendering.composite import composite
@@ -24,21 +42,39 @@ from hashgrid.version import __version__
 follow_environment()
 
 __all__ = [
+    "Bacon",
+    "CoordX",
     "Frequency",
     "FusedMLP",
     "HashGrid",
+    "IntegratedFrequency",
+    "LearnedFourier",
     "LevelTable",
+    "Lines",
+    "MLP",
+    "MultiplicativeFilterNetwork",
     "NetworkWithInputEncoding",
     "OccupancyGrid",
+    "Planes",
+    "PlanesAndLines",
+    "RandomFourier",
     "RaySamples",
+    "Siren",
     "SphericalHarmonics",
+    "Wire",
     "__version__",
     "composite",
+    "curl",
     "derivatives_along",
+    "divergence",
+    "gradient",
+    "jacobian",
+    "laplacian",
     "make_level_table",
     "ops",
     "optim",
     "own_threads",
     "reference",
+    "value_and_jacobian",
     "value_and_laplacian",
 ]

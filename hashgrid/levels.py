@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from hashgrid.util.choices import as_integer, as_integers
@@ -166,6 +167,25 @@ def make_level_table(
     shift = 0.5 if convention == "tcnn" else 0.0
     return LevelTable(
         n_input_dims, tuple(scales), tuple(resolutions), shift, tuple(offsets), tuple(sizes), tuple(hashed)
+    )
+
+
+def dense_level_table(resolutions: Sequence[Sequence[int]]) -> LevelTable:
+    """Dense levels over the unit cube whose outermost vertices lie on its sides, one after the other: of each level the
+    vertices along every axis, at least 1, as in ``[(16, 16), (32, 24)]``.
+
+    Raises:
+        ValueError: a level has no vertices, or more than 2^31.
+    """
+    sizes = [math.prod(row) for row in resolutions]
+    return LevelTable(
+        n_input_dims=len(resolutions[0]),
+        scales=tuple(tuple(n - 1.0 for n in row) for row in resolutions),
+        resolutions=tuple(tuple(row) for row in resolutions),
+        shift=0.0,
+        offsets=tuple(accumulate(sizes[:-1], initial=0)),
+        sizes=tuple(sizes),
+        hashed=(False,) * len(sizes),
     )
 
 

@@ -12,29 +12,35 @@ from typing import Any
 import pytest
 import torch
 from problems.nerf import TINY
+from problems.shapes import small_shapes
 from torch import Tensor, nn
 
 from hashgrid.cli import TASKS, main
+from hashgrid.data.equations import find_equation
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
 from hashgrid.data.pictures import generated_picture
 from hashgrid.data.projections import scan_phantom
 from hashgrid.data.scene import Scene, Views
 from hashgrid.data.shape import Shape
+from hashgrid.data.signal_families import generated_family
 from hashgrid.data.sound import generated_sound
 from hashgrid.data.videos import generated_video
 from hashgrid.data.volumes import generated_volume
-from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
+from hashgrid.fields import DISTANCE_FIELDS, LATENT_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays
-from hashgrid.nn import OccupancyGrid
+from hashgrid.nn import OccupancyGrid, derivatives_along, jacobian, laplacian
 from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
+from hashgrid.tasks.compress import Compress, CompressConfig
 from hashgrid.tasks.ct import Ct
 from hashgrid.tasks.image import Image
+from hashgrid.tasks.meta import Meta, MetaConfig
 from hashgrid.tasks.nerf import Nerf
+from hashgrid.tasks.pde import Pde, PdeConfig
 from hashgrid.tasks.sdf import Sdf, SdfConfig
 from hashgrid.tasks.video import VideoTask
 from hashgrid.tasks.volume import VolumeTask
@@ -48,33 +54,34 @@ BACKENDS = ("native", "reference")
 
 # ---- encodings -------------------------------------------------------------------------------------------------------
 
-SIZES = EncodingConfig(n_levels=4, log2_hashmap_size=8, base_resolution=4, max_resolution=32, n_frequencies=5)
+SIZES = EncodingConfig(n_levels=4, log2_hashmap_size=8, base_resolution=4, max_resolution=32, n_frequencies=5).replace(
+    dense_resolutions=(3, 8), plane_resolutions=(8, 16), n_plane_features=8, n_fourier_features=32
+)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("n_input_dims", [2, 3])
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_encoding(name: str, n_input_dims: int, backend: str) -> None:
-    encoding = make_encoding(n_input_dims, SIZES.replace(encoding=name), backend)
+    encoding = make_encoding(n_input_dims, SIZES.replace(encoding=name), backend).double()
     assert encoding.n_input_dims == n_input_dims
-    x = torch.rand(7, 3, n_input_dims, requires_grad=True)
+    x = torch.rand(7, 3, n_input_dims, dtype=torch.float64, requires_grad=True)
     y = encoding(x)
     assert y.shape == (7, 3, encoding.n_output_dims)
     torch.testing.assert_close(encoding(x[2]), y[2])  # a point is encoded by itself
-    assert encoding(torch.rand(0, n_input_dims)).shape == (0, encoding.n_output_dims)
+    assert encoding(x[0, :0]).shape == (0, encoding.n_output_dims)
     cotangent = torch.rand_like(y)
     (gradient,) = torch.autograd.grad(y, x, cotangent)
-    step = 1e-3 * torch.randn_like(x)
+    step = 1e-7 * torch.randn_like(x)  # grids have kinks at the borders of cells, one in so many points
     with torch.no_grad():
         change = ((encoding(x + step) - encoding(x - step)) / 2 * cotangent).sum((0, 1))
     assert gradient.isfinite().all() and gradient.shape == x.shape
-    if name != "hash":  # whose derivative jumps at the borders of cells
-        assert float((gradient * step).sum()) == pytest.approx(float(change.sum()), rel=0.05, abs=1e-3)
+    assert float((gradient * step).sum()) == pytest.approx(float(change.sum()), rel=1e-4, abs=1e-14)
     if encoding.n_levels:
-        ones = torch.ones(encoding.n_levels)
+        ones = torch.ones(encoding.n_levels, dtype=torch.float64)
         torch.testing.assert_close(encoding(x, ones), y)
         assert not encoding(x, 0 * ones).any()
-    other = make_encoding(n_input_dims, SIZES.replace(encoding=name), backend)
+    other = make_encoding(n_input_dims, SIZES.replace(encoding=name), backend).double()
     other.load_state_dict(encoding.state_dict())
     assert torch.equal(other(x), y)
 
@@ -92,7 +99,17 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         "compute_dtype": "float32",
     },
 }
-NETWORKS: dict[str, dict[str, Any]] = {"grid": {"log2_hashmap_size": 8, "n_levels": 2}, "siren": {"n_neurons": 16}}
+SMALL_SIGNALS: dict[str, dict[str, Any]] = {
+    "hash": {"log2_hashmap_size": 8, "n_levels": 4},
+    "dense": {"dense_resolutions": (4, 8)},
+    **{name: {"plane_resolutions": (4, 8), "n_plane_features": 8} for name in ("planes", "vm", "cp")},
+    "fourier": {"n_neurons": 16, "n_fourier_features": 16, "fourier_scale": 4.0},
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    **{name: SMALL_SIGNALS.get(name, {"n_neurons": 16}) for name in DISTANCE_FIELDS},
+    "grid": {"log2_hashmap_size": 8, "n_levels": 2},
+    "bacon": {"n_neurons": 16, "output_layers": (4,)},  # distances are the last output
+}
 
 
 def make(name: str, backend: str = "native") -> RadianceField:
@@ -151,6 +168,36 @@ def test_distance_field(name: str, backend: str) -> None:
     torch.testing.assert_close(field(x[:1])[0], distance[0])
     rate = field.Config().to_dict()
     assert 0 < rate["final_learning_rate"] < rate["learning_rate"]
+
+
+@pytest.mark.parametrize("name", SIGNAL_FIELDS)
+def test_signal_field(name: str) -> None:
+    """Both backends agree, derivatives too; a point is asked by itself, and every parameter asks to be learned."""
+    kind, fields = SIGNAL_FIELDS[name], {}
+    config = kind.configured(kind.Config().replace(**SMALL_SIGNALS.get(name, {"n_neurons": 16})), (24, 30))
+    config.check()
+    for backend in BACKENDS:
+        torch.manual_seed(0)
+        fields[backend] = kind(config, 2, 3, backend).double()
+    field, reference = fields["native"], fields["reference"]
+    x = torch.rand(3, 5, 2, dtype=torch.float64)
+    values = field(x)
+    assert values.shape == (3, 5, 3) and field(x[:0]).shape == (0, 5, 3)
+    torch.testing.assert_close(values, reference(x))
+    torch.testing.assert_close(field(x[1]), values[1])
+    outputs = field.outputs(x)
+    torch.testing.assert_close(outputs[-1], values)
+    torch.testing.assert_close(jacobian(field, x), derivatives_along(field, x, torch.eye(2))[1].transpose(-2, -1))
+    expected = derivatives_along(reference, x, torch.eye(2))[2].sum(-2)
+    torch.testing.assert_close(laplacian(field, x), expected, rtol=1e-6, atol=1e-8)
+    sum(output.square().mean() for output in outputs).backward()
+    assert all(param.grad is not None and param.grad.any() for param in field.parameters())
+    other = kind(config, 2, 3).double()
+    other.load_state_dict(field.state_dict())
+    assert torch.equal(other(x), field(x))
+    assert hasattr(config, field.size) and (field.n_levels == 0 or field(x, torch.ones(field.n_levels)).shape)
+    options = Image.Config().replace(field=kind.Config(), **kind.recipe)
+    options.check()
 
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
@@ -229,13 +276,24 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         task = Sdf(SdfConfig.defaults(field).replace(**sizes), Shape.of(make_mesh(*torus_knot(n_along=64, n_around=8))))
         task.begin()
         return task
+    if name.startswith("compress"):
+        config = Compress.defaults(name.partition(" ")[2], torch.device("cpu"), set()).replace(batch=256, compress=6.0)
+        photo = generated_picture(30, 20).signal.values.view(20, 30, -1)[..., :3]
+        return Compress(config.replace(device="cpu", **changes), photo)
+    if name.startswith("shape"):
+        return small_shapes(name.partition(" ")[2], **changes)
     command, _, field = name.partition(" ")
+    if command == "pde":
+        small = {"batch": 128, "redraw_steps": 3, "adam_share": 0.3, "device": "cpu", **changes}
+        return Pde(PdeConfig().replace(**small), find_equation("heat"))
+    if command == "meta":
+        sizes = {"method": field, "image_size": 8, "n_neurons": 8, "n_hidden_layers": 1, "device": "cpu"}
+        return Meta(MetaConfig().replace(**sizes, **changes), generated_family("images", 8))
     task, signal = SIGNALS[command]
-    sizes = {"batch": 256, **SMALL_SIGNALS[field or "hash"], "device": "cpu", **changes}
+    sizes = {"batch": 256, **SMALL_SIGNALS.get(field or "hash", {"n_neurons": 16}), "device": "cpu", **changes}
     return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
 
 
-SMALL_SIGNALS: dict[str, dict[str, Any]] = {"hash": {"log2_hashmap_size": 8, "n_levels": 4}}
 SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "image": (Image, lambda: generated_picture(30, 20)),
     "audio": (Audio, lambda: generated_sound(0.02, 8000)),
@@ -246,8 +304,12 @@ SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
 KINDS = [
     *(f"image {name}" for name in SIGNAL_FIELDS),
     *(name for name in SIGNALS if name != "image"),
+    "pde",
+    *(f"meta {method}" for method in ("metasdf", "reptile", "hypernet", "coinpp")),
+    *(f"compress {name}" for name in CompressConfig.fields),
+    *(f"shape {name}" for name in LATENT_FIELDS if name != "deepsdf_paper"),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
-    *(f"sdf {name}" for name in DISTANCE_FIELDS),
+    *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]
 
 

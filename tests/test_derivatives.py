@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,18 @@ import torch
 from problems.jets import jet_by_reverse_mode
 from torch import Tensor, nn
 
-from hashgrid import FusedMLP, HashGrid, NetworkWithInputEncoding, derivatives_along, value_and_laplacian
+from hashgrid import (
+    FusedMLP,
+    HashGrid,
+    NetworkWithInputEncoding,
+    curl,
+    derivatives_along,
+    divergence,
+    gradient,
+    jacobian,
+    laplacian,
+    value_and_laplacian,
+)
 from hashgrid.nn.encodings import Frequency
 
 GRID = {"n_levels": 3, "log2_hashmap_size": 8, "base_resolution": 3, "per_level_scale": 1.7}
@@ -64,6 +76,62 @@ def test_laplacian_of_known_functions() -> None:
     field = FusedMLP(3, 1, n_hidden_layers=0, output_activation="sine").double()
     values, laplacian = value_and_laplacian(field, x)
     torch.testing.assert_close(laplacian, -field.weights[0].square().sum() * values)
+
+
+def test_operators_of_known_fields() -> None:
+    x = torch.rand(2, 5, 3, dtype=torch.float64)
+    a, b, c = x.unbind(-1)
+
+    def field(x: Tensor) -> Tensor:
+        a, b, c = x.unbind(-1)
+        return torch.stack((a * b, b * c**2, a**2 * c), dim=-1)
+
+    zero = torch.zeros_like(a)
+    rows = [(b, a, zero), (zero, c**2, 2 * b * c), (2 * a * c, zero, a**2)]
+    torch.testing.assert_close(jacobian(field, x), torch.stack([torch.stack(row, -1) for row in rows], -2))
+    torch.testing.assert_close(divergence(field, x), b + c**2 + a**2)
+    torch.testing.assert_close(curl(field, x), torch.stack((-2 * b * c, -2 * a * c, -a), -1))
+    torch.testing.assert_close(laplacian(field, x), torch.stack((zero, 2 * b, 2 * c), -1))
+    torch.testing.assert_close(gradient(lambda x: field(x)[..., :1], x), torch.stack(rows[0], -1))
+    turning = curl(lambda x: torch.stack((-x[..., 1], x[..., 0]), -1), x[..., :2])
+    torch.testing.assert_close(turning, 2 + zero)
+    assert not jacobian(lambda x: torch.ones_like(x), x).any()  # constants have no graph
+
+
+@pytest.mark.parametrize("operator", [jacobian, divergence, curl, laplacian])
+def test_a_loss_of_an_operator_trains(operator: Callable[..., Tensor]) -> None:
+    """On native kernels: gradients of parameters and points are those of the reference, and of a difference."""
+    grads = {}
+    x = torch.rand(7, 2, dtype=torch.float64, requires_grad=True)
+    for backend in ("native", "reference"):
+        torch.manual_seed(0)
+        field = FusedMLP(2, 2, 8, 2, activation="tanh", bias=True, backend=backend).double()
+        params = [x, *field.weights]
+        grads[backend] = torch.autograd.grad(operator(field, x).square().sum(), params)
+    for a, b in zip(grads["native"], grads["reference"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+    weight, step = field.weights[1], 1e-5
+    losses = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight[0, 0] += sign * step
+            losses.append(float(operator(field, x).square().sum()))
+            weight[0, 0] -= sign * step
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(float(grads["native"][2][0, 0]), rel=1e-5)
+    with torch.no_grad():
+        assert not operator(field, x).requires_grad
+
+
+def test_several_channels_are_not_summed_up() -> None:
+    x = torch.rand(5, 2)
+    for operator, field, message in (
+        (gradient, FusedMLP(2, 3), "`field` must have one channel to have a gradient, got 3; take its jacobian"),
+        (divergence, FusedMLP(2, 3), "`field` must have 2 channels, as points have dimensions, got 3"),
+        (curl, FusedMLP(2, 3), "`field` must have 2 channels in the plane or 3 in space, got 3 in 2 dimensions"),
+        (jacobian, lambda x: x.sum(-1), r"`field` must return shape \[5, C\] for points \[5, 2\], got \[5\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            operator(field, x)
 
 
 def test_a_module_may_bring_its_own_jet() -> None:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hashgrid.nn.planes import Planes
+from hashgrid import HashGrid
+from hashgrid.levels import dense_level_table
+from hashgrid.nn.planes import Lines, Planes, PlanesAndLines
 
 RESOLUTIONS = (9, (12, 7, 4))  # vertices: one number for all axes, or one per axis
 N_FEATURES = 16
@@ -55,3 +57,38 @@ def test_table_has_the_product_of_both_sides() -> None:
 def test_wrong_number_of_axes() -> None:
     with pytest.raises(ValueError, match=r"`resolutions\[1\]` must be an integer or 3 of them, got \(8, 8\)"):
         Planes(3, (16, (8, 8)))
+
+
+def vertices(sides: tuple[int, ...]) -> Tensor:
+    """Points [n_x * n_y * ..., D] of a grid whose outermost vertices lie on the cube's sides."""
+    return torch.cartesian_prod(*[torch.linspace(0, 1, n, dtype=torch.float64) for n in sides])
+
+
+def test_lines_are_a_sum_of_outer_products() -> None:
+    """At the vertices of three lines, whose tables are the factors."""
+    sides = (4, 5, 6)
+    lines = Lines(3, (sides,), 8).double()
+    factors = [line.table.detach() for line in lines.planes]
+    expected = torch.einsum("ir,jr,kr->ijkr", *factors)
+    torch.testing.assert_close(lines(vertices(sides)).detach().view(*sides, 8), expected)
+
+
+def test_planes_and_lines_are_the_decomposition_into_vectors_and_matrices() -> None:
+    sides = (4, 5, 6)
+    grids = PlanesAndLines(3, (sides,), 4).double()
+    y = grids(vertices(sides)).detach().view(*sides, 3, 4)
+    terms = {(0, 1): "jir,kr->ijkr", (0, 2): "kir,jr->ijkr", (1, 2): "kjr,ir->ijkr"}  # rows are of the second axis
+    for i, ((a, b), rule) in enumerate(terms.items()):
+        plane, line = (grid.table.detach() for grid in grids.products[i].planes)
+        torch.testing.assert_close(y[..., i, :], torch.einsum(rule, plane.view(sides[b], sides[a], 4), line))
+    assert PlanesAndLines(2, (4,), 8)(torch.rand(5, 2)).shape == (5, 8)
+    assert PlanesAndLines(4, (4,), 8)(torch.rand(5, 4)).shape == (5, 48)
+
+
+def test_dense_grid_has_its_entries_at_its_vertices() -> None:
+    sides = (4, 5, 6)
+    levels = dense_level_table([(2, 2, 2), sides])
+    grid = HashGrid(3, n_features_per_level=2, level_table=levels).double()
+    assert len(grid.table) == 8 + 4 * 5 * 6
+    table = grid.table.detach()[8:].view(6, 5, 4, 2).permute(2, 1, 0, 3)  # x is fastest
+    torch.testing.assert_close(grid(vertices(sides)).detach()[:, 2:].view(*sides, 2), table)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.geometry.rays import At
+from hashgrid.nn import jets
 from hashgrid.ops._ngp.gather_rows import gather_rows
 from hashgrid.ops._tensors import keeping_dtype
 from hashgrid.util.config import Config
@@ -138,3 +139,26 @@ class SignalField(nn.Module):
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Values [..., C] of points [..., D]."""
         raise NotImplementedError
+
+    def outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """What is compared with the signal at points [..., D]: its values [..., C], the last, and what else should be
+        like them."""
+        return [self(x)]
+
+
+class NetworkField(SignalField):
+    """A ``network`` that sees the unit cube around the origin, and says -1 for a value of 0 and 1 for 1."""
+
+    network: nn.Module
+    side: float = 2.0  # of the cube, as the network sees it
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        return 0.5 + 0.5 * self.network(self.side * (x - 0.5))
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Values with first and second derivatives; see `derivatives_along`."""
+        inputs = jets.mapped((x - 0.5, directions, accelerations), lambda part: self.side * part)
+        values, first, second = jets.through([self.network], *inputs, operators)
+        return 0.5 + 0.5 * values, 0.5 * first, 0.5 * second

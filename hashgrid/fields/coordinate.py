@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from hashgrid.fields.base import SignalField
-from hashgrid.nn import FusedMLP
+from hashgrid.nn import FusedMLP, HashGrid, jets
 from hashgrid.nn.encoding import EncodingConfig, make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.device import DTYPES
@@ -66,8 +66,9 @@ class CoordinateField(SignalField):
     ) -> None:
         super().__init__(config, n_input_dims, n_output_dims, backend)
         self.encoding = make_encoding(n_input_dims, config, backend, accumulate_grad=accumulate_grad)
-        # Sitzmann et al. (2020): without phases sines are odd about the centre
-        bias = config.activation == "sine"
+        # without biases sines are odd about the centre, and rectifiers have all their corners in the origin of their
+        # inputs; a grid's features have no such place
+        bias = config.activation == "sine" or not isinstance(self.encoding, HashGrid)
         self.mlp = config.make_network(self.encoding.n_output_dims, n_output_dims, bias, backend)
 
         self.n_levels = self.encoding.n_levels
@@ -82,3 +83,9 @@ class CoordinateField(SignalField):
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Values [..., C] of points [..., D]."""
         return encode_and_pass(self.encoding, self.mlp, x, level_weights)
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Values with first and second derivatives; see `derivatives_along`."""
+        return jets.through([self.encoding, self.mlp], x, directions, accelerations, operators)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hashgrid.fields.base import SignalField
 from hashgrid.fields.coordinate import Activation, CoordinateConfig
+from hashgrid.nn import HashGrid
 from hashgrid.nn.encoding import make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
 from hashgrid.util.config import Config
@@ -90,7 +91,8 @@ class GridDistance(DistanceField):
         self.from_centre = config.from_centre
         self.grid = make_encoding(3, config, backend)
         self.n_levels = self.grid.n_levels
-        self.mlp = config.make_network(self.grid.n_output_dims, 1, False, backend)
+        bias = not isinstance(self.grid, HashGrid)  # as of CoordinateField
+        self.mlp = config.make_network(self.grid.n_output_dims, 1, bias, backend)
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""

@@ -15,9 +15,7 @@ class PlanesConfig(NgpConfig):
 
     name = "planes"
 
-    plane_resolutions: tuple[int, ...] = (64, 128, 256)  # vertices along a side of the planes
     plane_axes: tuple[float, float, float] = (1.0, 1.0, 1.0)  # times the resolution, along x, y and z
-    n_plane_features: int = 16  # per resolution; a multiple of 8
 
 
 class PlanesField(Ngp):

@@ -1,4 +1,4 @@
-"""Derivatives of fields along directions, for losses that hold them: differential equations, curvature.
+"""Derivatives of fields, along directions and as the operators of vector analysis, for losses that hold them.
 
 `torch.autograd.grad` of `torch.autograd.grad` gives second derivatives, too, but a loss of them then differentiates a
 third time, which the native kernels refuse. Here derivatives are carried forward with the values, so that such a loss
@@ -7,14 +7,14 @@ is as far from its parameters as any other: one backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from hashgrid.nn import jets
+from hashgrid.nn.jets import Stage
 from hashgrid.nn.network_with_input_encoding import NetworkWithInputEncoding
-
-Stage = Callable[[Tensor], Tensor]
 
 
 def derivatives_along(
@@ -53,12 +53,7 @@ def derivatives_along(
     if operators is not None and (operators.dim() != 2 or operators.shape[1] != directions.shape[-2]):
         raise ValueError(f"`operators` must have shape [M, {directions.shape[-2]}], got {list(operators.shape)}")
     operators = None if operators is None else operators.to(x.dtype)
-    values, first, second = x, directions.to(x.dtype), None
-    for stage in _stages(field):
-        values, first, second = (getattr(stage, "jet", None) or _jet_of(stage))(values, first, second, operators)
-    if second is None:  # an empty nn.Sequential
-        second = torch.zeros_like(first if operators is None else operators @ first)
-    return values, first, second
+    return jets.through(list(_stages(field)), x, directions.to(x.dtype), None, operators)
 
 
 def value_and_laplacian(field: Stage, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,29 +80,97 @@ def _stages(field: Stage) -> Iterator[Stage]:
         yield field
 
 
-def _jet_of(stage: Stage) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """The method ``jet`` of a stage made of PyTorch's ops."""
+def value_and_jacobian(field: Stage, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [..., C] of ``field`` at ``x`` [..., D] and their first derivatives [..., C, D], a row per channel.
 
-    def slope(x: Tensor, v: Tensor) -> Tensor:
-        return torch.func.jvp(stage, (x,), (v,))[1]
+    A backward pass per channel, of any field whose points do not depend on one another; a loss of the result trains the
+    field, and ``x`` where that requires grad.
 
-    def jet(
-        x: Tensor, directions: Tensor, accelerations: Tensor | None, operators: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        try:
-            # of the slope along each direction: itself and its derivative
-            along = [torch.func.jvp(lambda x, v=v: slope(x, v), (x,), (v,)) for v in directions.unbind(-2)]
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                "`field` must be modules with a method `jet` or PyTorch's own ops, got native kernels inside of"
-                f" {getattr(stage, '__name__', type(stage).__name__)}: give it a method `jet`, pass its parts as"
-                ' nn.Sequential, or use `backend="reference"`'
-            ) from error
-        first, second = (torch.stack([pair[i] for pair in along], dim=-2) for i in range(2))
-        if operators is not None:
-            second = operators @ second
-        if accelerations is not None:
-            second = second + torch.stack([slope(x, v) for v in accelerations.unbind(-2)], dim=-2)
-        return stage(x), first, second
+    Raises:
+        ValueError: the field does not return [..., C].
+    """
+    is_recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        values = field(x)
+        if values.dim() != x.dim() or values.shape[:-1] != x.shape[:-1]:
+            batch = "".join(f"{n}, " for n in x.shape[:-1])
+            raise ValueError(
+                f"`field` must return shape [{batch}C] for points {list(x.shape)}, got {list(values.shape)}"
+            )
+        rows = [_gradient_of(channel, x, is_recorded) for channel in values.unbind(-1)]
+    derivatives = torch.stack(rows, dim=-2) if rows else x.new_zeros(*x.shape[:-1], 0, x.shape[-1])
+    return (values, derivatives) if is_recorded else (values.detach(), derivatives.detach())
 
-    return jet
+
+def jacobian(field: Stage, x: Tensor) -> Tensor:
+    """First derivatives [..., C, D] of ``field`` at ``x`` [..., D]; see `value_and_jacobian`.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> jacobian(lambda x: torch.stack((x.prod(-1), x.sum(-1)), dim=-1), x).tolist()
+        [[[2.0, 1.0], [1.0, 1.0]]]
+    """
+    return value_and_jacobian(field, x)[1]
+
+
+def gradient(field: Stage, x: Tensor) -> Tensor:
+    """Gradients [..., D] of a ``field`` of one channel at ``x`` [..., D]; a loss of them trains. Those of several
+    channels are rows of the `jacobian`, and not summed up here.
+
+    Raises:
+        ValueError: the field does not have one channel.
+    """
+    rows = jacobian(field, x)
+    if rows.shape[-2] != 1:
+        raise ValueError(f"`field` must have one channel to have a gradient, got {rows.shape[-2]}; take its jacobian")
+    return rows.squeeze(-2)
+
+
+def divergence(field: Stage, x: Tensor) -> Tensor:
+    """Divergence [...] of a ``field`` with a channel per dimension at ``x`` [..., D]; a loss of it trains.
+
+    Raises:
+        ValueError: the field has more or fewer channels.
+    """
+    rows = jacobian(field, x)
+    if rows.shape[-2] != rows.shape[-1]:
+        raise ValueError(
+            f"`field` must have {rows.shape[-1]} channels, as points have dimensions, got {rows.shape[-2]}"
+        )
+    return rows.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def curl(field: Stage, x: Tensor) -> Tensor:
+    """Curl of a ``field`` with a channel per dimension at ``x`` [..., D]: vectors [..., 3] in space, in the plane their
+    component [...] out of it; a loss of it trains.
+
+    Raises:
+        ValueError: D is neither 2 nor 3, or the field has more or fewer channels.
+    """
+    rows = jacobian(field, x)
+    n_channels, n_dims = rows.shape[-2:]
+    if n_dims not in (2, 3) or n_channels != n_dims:
+        raise ValueError(
+            f"`field` must have 2 channels in the plane or 3 in space, got {n_channels} in {n_dims} dimensions"
+        )
+    turns = rows - rows.transpose(-2, -1)
+    if n_dims == 2:
+        return turns[..., 1, 0]
+    return torch.stack([turns[..., i, j] for i, j in ((2, 1), (0, 2), (1, 0))], dim=-1)
+
+
+def laplacian(field: Stage, x: Tensor) -> Tensor:
+    """Laplacians [..., C] of the channels of ``field`` at ``x`` [..., D]; see `value_and_laplacian`. A grid that is
+    interpolated linearly has no curvature along the axes within its cells, and the kinks between them are not seen."""
+    return value_and_laplacian(field, x)[1]
+
+
+def _gradient_of(channel: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+    """Gradients of the sum of ``channel``, of which each value depends on its own point."""
+    if not channel.requires_grad:  # a constant
+        return torch.zeros_like(x)
+    (result,) = torch.autograd.grad(
+        channel.sum(), x, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return result

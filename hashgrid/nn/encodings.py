@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from hashgrid.ops._backend import backend_ops
@@ -39,18 +42,33 @@ class SphericalHarmonics(nn.Module):
 
 
 class Frequency(nn.Module):
-    """``sin(2^k pi x), cos(2^k pi x)`` of every input dimension for k below ``n_frequencies``.
+    """``sin(2^k pi x), cos(2^k pi x)`` of every input dimension for k below ``n_frequencies`` (Mildenhall et al. 2020,
+    eq. 4).
 
     Args:
         n_input_dims: dimensions D of the input.
         n_frequencies: K.
         backend: ``"native"`` or ``"reference"``.
+        pi: False leaves pi out, as the code of that paper does: all frequencies are then lower by 1.65 octaves, and
+            ``x`` is rounded once more before it is doubled.
+        identity: whether ``x`` itself comes before the waves, as in that code.
 
     Raises:
         ValueError: an argument is out of range.
+
+    Example:
+        >>> Frequency(3, n_frequencies=10, pi=False, identity=True).n_output_dims
+        63
     """
 
-    def __init__(self, n_input_dims: int, n_frequencies: int = 12, backend: str = "native") -> None:
+    def __init__(
+        self,
+        n_input_dims: int,
+        n_frequencies: int = 12,
+        backend: str = "native",
+        pi: bool = True,
+        identity: bool = False,
+    ) -> None:
         super().__init__()
         n_input_dims = as_integer("n_input_dims", n_input_dims)
         n_frequencies = as_integer("n_frequencies", n_frequencies)
@@ -61,21 +79,70 @@ class Frequency(nn.Module):
         self.n_input_dims = n_input_dims
         self.n_frequencies = n_frequencies
         self.backend = check_option("backend", backend, BACKENDS)
+        self.pi, self.identity = pi, identity
         self.n_levels = n_frequencies
-        self.n_output_dims = n_input_dims * 2 * n_frequencies
+        self.n_output_dims = n_input_dims * (2 * n_frequencies + identity)
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
-        """Encoding [..., D * 2 * K] of ``x`` [..., D]; ``level_weights`` [K] scale the frequencies, for coarse-to-fine
-        schedules (Lin et al. 2021, eq. 14)."""
+        """Encoding [..., D * 2 * K] of ``x`` [..., D], behind ``x`` with ``identity``; ``level_weights`` [K] scale the
+        frequencies, for coarse-to-fine schedules (Lin et al. 2021, eq. 14)."""
+        y = self._waves(x)
+        if level_weights is not None:
+            if level_weights.shape != (self.n_levels,):
+                raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
+            y = self._scaled(y, level_weights.to(y.dtype))
+        return torch.cat((x.to(y.dtype), y), dim=-1) if self.identity else y
+
+    def _waves(self, x: Tensor) -> Tensor:
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
-        y = backend_ops(self.backend).frequency_encode(x, self.n_frequencies)
-        if level_weights is None:
-            return y
-        if level_weights.shape != (self.n_levels,):
-            raise ValueError(f"`level_weights` must have shape [{self.n_levels}], got {list(level_weights.shape)}")
-        shape = (self.n_input_dims, self.n_frequencies, 2)
-        return (y.unflatten(-1, shape) * level_weights.to(y.dtype)[:, None]).flatten(-3)
+        return backend_ops(self.backend).frequency_encode(x if self.pi else x / math.pi, self.n_frequencies)
+
+    def _scaled(self, y: Tensor, factors: Tensor) -> Tensor:
+        """Waves times ``factors`` [K] or [..., D, K]."""
+        return (y.unflatten(-1, (self.n_input_dims, self.n_frequencies, 2)) * factors[..., None]).flatten(-3)
 
     def extra_repr(self) -> str:
-        return f"{self.n_input_dims}, n_frequencies={self.n_frequencies}, backend={self.backend!r}"
+        options = f"pi={self.pi}, identity={self.identity}, backend={self.backend!r}"
+        return f"{self.n_input_dims}, n_frequencies={self.n_frequencies}, {options}"
+
+
+class IntegratedFrequency(Frequency):
+    """The mean of :class:`Frequency` over a Gaussian: waves shorter than it fade (Barron et al. 2021, mip-NeRF, eq. 13
+    and 14).
+
+    Args:
+        n_input_dims: dimensions D of the input.
+        n_frequencies: K.
+        backend: ``"native"`` or ``"reference"``.
+        pi: whether frequencies have the factor pi; that paper's have not.
+        deviation: standard deviation along every axis where ``forward`` is not told variances.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        n_input_dims: int,
+        n_frequencies: int = 16,
+        backend: str = "native",
+        pi: bool = False,
+        deviation: float = 0.0,
+    ) -> None:
+        super().__init__(n_input_dims, n_frequencies, backend, pi)
+        if not 0 <= deviation < math.inf:
+            raise ValueError(f"`deviation` must be non-negative and finite, got {deviation}")
+        self.deviation = deviation
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None, variances: Tensor | None = None) -> Tensor:
+        """Encoding [..., D * 2 * K] of Gaussians with means ``x`` [..., D] and a diagonal of the covariance
+        ``variances`` [..., D], in the same units squared."""
+        y = super().forward(x, level_weights)
+        if variances is None:
+            variances = torch.full_like(x, self.deviation**2)
+        elif variances.shape != x.shape:
+            raise ValueError(f"`variances` must have shape {list(x.shape)}, got {list(variances.shape)}")
+        octaves = torch.arange(self.n_frequencies, device=x.device, dtype=y.dtype)
+        squares = 4.0**octaves * (math.pi**2 if self.pi else 1.0)  # of angular frequencies
+        return self._scaled(y, torch.exp(-0.5 * squares * variances.to(y.dtype)[..., None]))

@@ -1,26 +1,30 @@
-"""Features on planes through the unit cube (Fridovich-Keil et al. 2023, K-Planes), of any axes and resolutions."""
+"""Features on planes and lines through the unit cube, multiplied: factorised grids of any axes and resolutions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate, combinations
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from hashgrid.levels import LevelTable
+from hashgrid.levels import FEATURE_COUNTS, dense_level_table
+from hashgrid.nn import jets
 from hashgrid.nn.hash_grid import HashGrid
-from hashgrid.util.choices import as_integers
+from hashgrid.util.choices import as_integer, as_integers
 
 
 class Planes(nn.Module):
-    """The product of what the planes through two axes each say of a point, at several resolutions side by side.
+    """The product of what the planes through two axes each say of a point (Fridovich-Keil et al. 2023, K-Planes), at
+    several resolutions side by side.
 
     Args:
         n_input_dims: dimensions D of the points.
         resolutions: vertices along the sides of the planes, for each resolution one number or one per axis, as in
             ``((64, 64, 32), (128, 128, 64))``.
-        n_features: per resolution; a multiple of 8.
-        axes: pairs of axes, one per plane; None for all of them.
+        n_features: per resolution: 1, 2, 4 or a multiple of 8.
+        axes: the axes of each plane, or of whatever has any number of them; None for all pairs.
         init: the features are drawn from this range; their product should not vanish.
         backend: ``"native"`` or ``"reference"``.
 
@@ -40,46 +44,125 @@ class Planes(nn.Module):
         n_input_dims: int = 3,
         resolutions: Sequence[int | Sequence[int]] = (64, 128, 256),
         n_features: int = 16,
-        axes: Sequence[tuple[int, int]] | None = None,
+        axes: Sequence[Sequence[int]] | None = None,
         init: tuple[float, float] = (0.1, 0.5),
         backend: str = "native",
     ) -> None:
         super().__init__()
-        if n_features < 8 or n_features % 8:
-            raise ValueError(f"`n_features` must be a multiple of 8, got {n_features}")
-        self.axes = tuple(axes) if axes is not None else tuple(combinations(range(n_input_dims), 2))
-        for pair in self.axes:
-            if len(set(pair)) != 2 or not all(0 <= axis < n_input_dims for axis in pair):
-                raise ValueError(f"`axes` must be pairs of different axes below {n_input_dims}, got {pair}")
+        n_features, per_entry = as_integer("n_features", n_features), min(n_features, FEATURE_COUNTS[-1])
+        if per_entry not in FEATURE_COUNTS or n_features % per_entry:
+            raise ValueError(f"`n_features` must be 1, 2, 4 or a multiple of 8, got {n_features}")
+        self.axes = tuple(map(tuple, combinations(range(n_input_dims), 2) if axes is None else axes))
+        if not self.axes:
+            raise ValueError(f"`axes` must name at least one plane, got none in {n_input_dims} dimensions")
+        for group in self.axes:
+            if not group or len(set(group)) != len(group) or not all(0 <= axis < n_input_dims for axis in group):
+                raise ValueError(f"`axes` must be groups of different axes below {n_input_dims}, got {group}")
         self.n_input_dims = n_input_dims
         self.resolutions = tuple(as_integers(f"resolutions[{i}]", r, n_input_dims) for i, r in enumerate(resolutions))
         self.n_output_dims = n_features * len(self.resolutions)
         self.planes = nn.ModuleList()
-        for a, b in self.axes:
-            levels = plane_levels([(r[a], r[b]) for r in self.resolutions for _ in range(n_features // 8)])
-            plane = HashGrid(2, n_features_per_level=8, level_table=levels, backend=backend)
+        for group in self.axes:
+            sides = [[r[axis] for axis in group] for r in self.resolutions for _ in range(n_features // per_entry)]
+            levels = dense_level_table(sides)
+            plane = HashGrid(len(group), n_features_per_level=per_entry, level_table=levels, backend=backend)
             nn.init.uniform_(plane.table, *init)
             self.planes.append(plane)
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Features [..., n_output_dims] of points [..., D]."""
+        if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
+            raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
         product = None
-        for plane, pair in zip(self.planes, self.axes, strict=True):
-            y = plane(x[..., list(pair)])
+        for plane, group in zip(self.planes, self.axes, strict=True):
+            y = plane(x[..., list(group)])
             product = y if product is None else product * y
         assert product is not None
         return product
 
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Features with first and second derivatives; see `derivatives_along`."""
+        whole: jets.Jet | None = None
+        for plane, group in zip(self.planes, self.axes, strict=True):
+            assert isinstance(plane, HashGrid)
+            jet = plane.jet(*jets.channels((x, directions, accelerations), list(group)), operators)
+            whole = jet if whole is None else jets.product(whole, jet, operators)
+        assert whole is not None
+        return whole
 
-def plane_levels(resolutions: Sequence[tuple[int, int]]) -> LevelTable:
-    """Dense levels over the unit square whose outermost vertices lie on its sides, one after the other."""
-    sizes = [columns * rows for columns, rows in resolutions]
-    return LevelTable(
-        n_input_dims=2,
-        scales=tuple((columns - 1.0, rows - 1.0) for columns, rows in resolutions),
-        resolutions=tuple(resolutions),
-        shift=0.0,
-        offsets=tuple(accumulate(sizes[:-1], initial=0)),
-        sizes=tuple(sizes),
-        hashed=(False,) * len(sizes),
-    )
+
+class Lines(Planes):
+    """The product of what a line along each axis says of a point: a sum of rank ``n_features`` behind a linear layer
+    (CP decomposition; Chen et al. 2022, TensoRF, section 3.1).
+
+    Args:
+        n_input_dims: dimensions D of the points.
+        resolutions: vertices along the lines, as of :class:`Planes`.
+        n_features: per resolution: 1, 2, 4 or a multiple of 8.
+        init: the features are drawn from this range.
+        backend: ``"native"`` or ``"reference"``.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        n_input_dims: int = 3,
+        resolutions: Sequence[int | Sequence[int]] = (64, 128, 256),
+        n_features: int = 16,
+        init: tuple[float, float] = (0.1, 0.5),
+        backend: str = "native",
+    ) -> None:
+        super().__init__(
+            n_input_dims, resolutions, n_features, [(axis,) for axis in range(n_input_dims)], init, backend
+        )
+
+
+class PlanesAndLines(nn.Module):
+    """For each pair of axes, the product of what its plane says of a point and what a line along each other axis does,
+    side by side (VM decomposition; Chen et al. 2022, TensoRF, section 3.2). In two dimensions that is one plane.
+
+    Args:
+        n_input_dims: dimensions D of the points, at least 2.
+        resolutions: vertices along the sides of planes and lines, as of :class:`Planes`.
+        n_features: per resolution and pair of axes: 1, 2, 4 or a multiple of 8.
+        init: the features are drawn from this range.
+        backend: ``"native"`` or ``"reference"``.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    n_levels = 0
+
+    def __init__(
+        self,
+        n_input_dims: int = 3,
+        resolutions: Sequence[int | Sequence[int]] = (64, 128, 256),
+        n_features: int = 16,
+        init: tuple[float, float] = (0.1, 0.5),
+        backend: str = "native",
+    ) -> None:
+        super().__init__()
+        if n_input_dims < 2:
+            raise ValueError(f"`n_input_dims` must be at least 2 to have planes, got {n_input_dims}; use Lines")
+        self.n_input_dims = n_input_dims
+        self.products = nn.ModuleList()
+        for pair in combinations(range(n_input_dims), 2):
+            axes = [pair, *((axis,) for axis in range(n_input_dims) if axis not in pair)]
+            self.products.append(Planes(n_input_dims, resolutions, n_features, axes, init, backend))
+        self.n_output_dims = sum(product.n_output_dims for product in self.products)  # type: ignore[misc]
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Features [..., n_output_dims] of points [..., D]."""
+        return torch.cat([product(x) for product in self.products], dim=-1)
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Features with first and second derivatives; see `derivatives_along`."""
+        products: Iterable[Any] = self.products
+        return jets.concatenated([product.jet(x, directions, accelerations, operators) for product in products])
