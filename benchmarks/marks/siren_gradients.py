@@ -1,6 +1,6 @@
 """A picture from its gradients alone: what a SIREN (Sitzmann et al. 2020, section 4.1) makes of them, and how soon.
 
-    python benchmarks/marks/siren_gradients.py  # camera.png at 128 x 128, 15 minutes; results/siren_gradients.json, .png
+    python benchmarks/marks/siren_gradients.py  # camera.png, 128 x 128, 15 minutes; results/siren_gradients.json, .png
     python benchmarks/marks/siren_gradients.py --side 48 --seconds 30 --neurons 128 --batch 512 --w0 15 --out /tmp
 
 The network learns the gradient of the picture's interpolant, a cosine series through the middles of its pixels, at
