@@ -171,11 +171,19 @@ class CompressedGrid(nn.Module):
         """
         return self._fitting(n_bytes)[1]
 
+    @torch.no_grad()
     def _fitting(self, n_bytes: int) -> tuple[Planes, bytes]:
-        def encode(planes: Planes) -> bytes:
-            return grid_code.encode(self._code(planes))
-
-        return round_to_fit(self.sizes, self._planes(), n_bytes, encode, to_fill=not self.frozen)
+        """Integers and bytes. An error of one on a level is seen by four times as many pixels as on the next finer."""
+        gains = (self.beside.square().sum(0) * self.log_steps.exp().square()).tolist()
+        bits = self._by_channel([self.get_buffer(f"bits_{i}") for i in range(len(self.tables))])
+        weights = [
+            plane / np.float32(gain * 4.0**level)
+            for (level, _), plane, gain in zip(self.sizes.channels, bits, gains, strict=True)
+        ]
+        planes = self._planes()
+        if not any(weight.any() for weight in weights):  # never measured
+            weights = [np.ones_like(plane) for plane in planes]
+        return round_to_fit(planes, weights, n_bytes, lambda rounded: grid_code.encode(self._code(rounded)))
 
     @torch.no_grad()
     def _code(self, planes: Planes) -> GridCode:
@@ -188,11 +196,14 @@ class CompressedGrid(nn.Module):
         biases = [integers(bias, BIAS_BITS) for bias in self.mlp.biases]
         return GridCode(self.sizes, planes, integers(self.log_steps.exp(), STEP_BITS, 1, 65535), weights, biases)
 
-    @torch.no_grad()
     def _planes(self) -> Planes:
         """Entries [H, W] of each channel, not rounded."""
-        views = {feature: view.cpu().numpy() for feature, view in self._views(list(self.tables))}
-        return [views[feature] * np.float32(ENTRIES_PER_UNIT) for feature in self.sizes.channels]
+        return [plane * np.float32(ENTRIES_PER_UNIT) for plane in self._by_channel(list(self.tables))]
+
+    def _by_channel(self, tables: list[Tensor]) -> Planes:
+        """What tables hold [H, W] of each channel."""
+        views = {feature: view.cpu().numpy() for feature, view in self._views(tables)}
+        return [views[feature] for feature in self.sizes.channels]
 
     def _put(self, planes: Planes, tables: list[Tensor]) -> None:
         """Writes planes [H, W] of the channels to tables."""
