@@ -114,7 +114,7 @@ def test_field_beats_filtered_back_projection(tmp_path: Path) -> None:
     """Of a disk with a hole, whose border is longer than a voxel of so few."""
     pytest.importorskip("skimage")
     rows = ((1.0, 0.7, 0.6, 0.6, 0.0, 0.1, 0.0, 0.0), (-0.6, 0.2, 0.3, 0.3, 0.2, 0.1, 0.0, 20.0))
-    sizes = SMALL | {"steps": 220, "samples_per_ray": 48, "max_resolution": 32}
+    sizes = SMALL | {"steps": 180, "samples_per_ray": 48, "max_resolution": 32}
     task = Ct(CtConfig().replace(**sizes), scan_phantom(12, 32, 2, rows=rows))
     trainer = Trainer(task)
     trainer.train()

@@ -41,9 +41,9 @@ def test_a_code_put_into_biases_is_a_code_put_in() -> None:
     inputs = torch.cat([x, latent[:, None].expand(-1, 7, -1)], dim=-1)
     y = inputs
     for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
-        if layer < len(mlp.lengths):
-            weight = nn.functional.normalize(weight, dim=1) * mlp.lengths[layer]
-        y = torch.cat([y, inputs], dim=-1) if layer == mlp.skip else y
+        if layer < 6:  # not of the last one
+            weight = nn.functional.normalize(weight, dim=1) * mlp.gains[layer]
+        y = torch.cat([y, inputs], dim=-1) if layer == 3 else y
         y = y @ weight.t() + bias
         y = y.tanh() if layer == len(mlp.weights) - 1 else y.relu()
     assert mlp.weights[2].shape == (24 - 8, 24) and mlp.weights[3].shape == (24, 24)
@@ -56,7 +56,7 @@ def test_a_code_put_into_biases_is_a_code_put_in() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             mlp(*wrong)
-    with pytest.raises(ValueError, match="`n_neurons` must be more than the 8 inputs"):
+    with pytest.raises(ValueError, match="`n_neurons` must be above the 8 inputs"):
         LatentMLP(3, 5, n_neurons=8)
 
 

@@ -150,7 +150,8 @@ def main() -> None:
     todo = [(path, bpp, method) for bpp in args.bpp for path in args.photos for method in args.methods]
     for path, bpp, method in todo:
         name = path.stem
-        if (name, method, bpp) in rows and not args.again:
+        done = rows.get((name, method, bpp))
+        if done and done.get("seconds", args.seconds) == args.seconds and not args.again:
             continue
         load, photo = os.getloadavg(), load_photo(path).mul_(255).add_(0.5).byte().numpy()
         with own_threads(args.threads):

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--field", default="deepsdf")
     parser.add_argument("--neurons", type=int, help="of a hidden layer, where not the field's default")
+    parser.add_argument("--pool", type=int, default=1 << 20, help="samples of all shapes")
     parser.add_argument("--out", type=Path, default=Path("outputs") / "marks" / "shapes_autodecoder")
     parser.add_argument("--json", type=Path, default=PATH)
     args = parser.parse_args()
@@ -62,7 +63,7 @@ def main() -> None:
     runs = []
     for seed in args.seeds:
         config = Shape.defaults(args.field, torch.device("cpu"), set())
-        sizes = {"n_meshes": 32, "pool": 1 << 20, "shape_batch": 11, "seed": seed}
+        sizes = {"n_meshes": 32, "pool": args.pool, "shape_batch": 11, "seed": seed}
         config = config.replace(time_limit=60 * args.minutes, **sizes)
         if args.neurons is not None:
             config = config.replace(n_neurons=args.neurons)

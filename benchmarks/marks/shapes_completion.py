@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("fields", nargs="*", default=FIELDS)
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, per field")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--family", default="mixed")
+    parser.add_argument("--family", default="drilled")
     parser.add_argument("--shapes", type=int, default=64)
     parser.add_argument("--fit-steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("outputs") / "marks" / "shapes_completion")

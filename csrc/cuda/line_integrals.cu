@@ -29,6 +29,7 @@ __global__ void line_integrals_forward_kernel(HASHGRID_PARAMS LineIntegralsParam
   const T* steps = static_cast<const T*>(p.steps) + range.first;
   const T* values = static_cast<const T*>(p.values) + range.first * p.n_channels;
   T* row = static_cast<T*>(p.sums) + ray * p.n_channels;
+  // Lanes behind the end of a ray stay with sums of zero: all of them take part in the exchange.
   for (int64_t base = 0; base < p.n_channels; base += kC) {
     T sums[kC] = {};
     for (int64_t i = lane; i < count; i += kWarpSize) {
@@ -59,6 +60,7 @@ __global__ void line_integrals_backward_kernel(HASHGRID_PARAMS LineIntegralsPara
   const T nan = std::numeric_limits<T>::quiet_NaN();
   const T* grad = static_cast<const T*>(p.grad_sums) + ray * p.n_channels;
   for (int64_t i = range.first + lane_index(); i < range.first + range.count; i += kWarpSize) {
+    // NaN in place of the gradient marks the samples of a ray that is not where it should be.
     const T step = static_cast<const T*>(p.steps)[i];
     T of_step = T(0);
     for (int64_t c = 0; c < p.n_channels; ++c) {

@@ -27,13 +27,12 @@ Tensor line_integrals_cpu(const Tensor& values, const Tensor& steps, const Tenso
 }
 
 std::tuple<Tensor, Tensor> line_integrals_backward_cpu(const Tensor& grad_sums, const Tensor& values,
-                                                       const Tensor& steps, const Tensor& packed_info,
-                                                       bool need_values, bool need_steps) {
+                                                       const Tensor& steps, const Tensor& packed_info, bool need_values,
+                                                       bool need_steps) {
   LineIntegralsParams p = make_line_integrals_params(values, steps, packed_info);
   p.grad_sums = checked_data(grad_sums, "grad_sums", {p.n_rays, p.n_channels}, values.scalar_type());
   const int64_t n_placed = check_back_to_back(p.packed_info, p.n_rays, p.n_samples).n_samples;
-  const std::tuple<Tensor, Tensor> gradients =
-      allocate_integral_gradients(values, need_values, need_steps, false, &p);
+  const std::tuple<Tensor, Tensor> gradients = allocate_integral_gradients(values, need_values, need_steps, false, &p);
   parallel_units(p.n_rays, kRayGrain,
                  [&](int64_t begin, int64_t end) { kernels().line_integrals_backward(p, begin, end); });
   clear_from(p.grad_values, p, n_placed, p.n_channels);

@@ -271,7 +271,7 @@ def render(code: GridCode, rows: int = 64) -> np.ndarray:
 
 
 def interpolate(plane: np.ndarray, level: int, first: int, last: int, width: int) -> np.ndarray:
-    """Values [last - first, width] between those [H, W] at every ``2^level``-th pixel, of rows first..last; exact."""
+    """Values [last - first, width] between those [H, W] at every ``2^level``-th pixel, of rows first..last."""
     y, x = np.arange(first, last), np.arange(width)
     above, left = y >> level, x >> level
     part_y = (y - (above << level))[:, None] * 2.0**-level

@@ -11,11 +11,11 @@ from hashgrid.compress.entropy import CodecError, code_lengths
 from hashgrid.compress.grid_code import N_GROUPS, GridSizes, contexts, fit_entries, group_of
 
 LEAST_PRICE, LARGEST_PRICE = 0.2, 14.0  # bits
-FINENESS = 1e-6  # of the bound of rounding: many entries lie very close to the middle between two integers
+FIRST, FINENESS = 0.01, 1e-6  # of bounds of rounding: many numbers lie very close to the middle between two integers
+MOST_UP = 0.2  # that a fraction may lie below a half and be rounded up
 FULL = 0.999  # share of the bytes with which a search ends
 
 Planes = list[np.ndarray]
-Attempt = tuple[Planes, bytes]
 
 
 def prices(sizes: GridSizes, planes: Sequence[np.ndarray]) -> tuple[float, Planes]:
@@ -39,67 +39,45 @@ def prices(sizes: GridSizes, planes: Sequence[np.ndarray]) -> tuple[float, Plane
     return bits / 8 + len(entries.to_bytes()), found
 
 
-def round_with(values: np.ndarray, bound: float) -> np.ndarray:
+def round_with(values: np.ndarray, bound: np.ndarray | float) -> np.ndarray:
     """Integers int32 near ``values``: a magnitude becomes the next larger integer from a fraction of 0.5 + bound on."""
     return (np.sign(values) * np.floor(np.maximum(np.abs(values) + (0.5 - bound), 0))).astype(np.int32)
 
 
 def round_to_fit(
-    sizes: GridSizes, planes: Sequence[np.ndarray], n_bytes: int, encode: Callable[[Planes], bytes], to_fill: bool
-) -> Attempt:
-    """Integers near real numbers so that they take at most ``n_bytes``, and those bytes. Values between two integers
-    become the smaller one more or less often; where that does not do, integers become zero, on fine levels first and
-    those first that have the least around them. An entry of a coarse level is seen by more pixels.
+    planes: Sequence[np.ndarray], weights: Sequence[np.ndarray], n_bytes: int, encode: Callable[[Planes], bytes]
+) -> tuple[Planes, bytes]:
+    """Integers near real numbers so that they take at most ``n_bytes``, and those bytes. A number ``y`` that costs so
+    many bits more for each unit becomes the integer that makes the sum of its error and the price of its bits least:
+    what is nearest to ``|y|`` less a bound, which is proportional to the bits over the weight of its error. The price
+    is the least that will do, and less than nothing where bytes are left.
 
     Args:
+        planes: the numbers.
+        weights: bits over the weight of the error of each, in any unit.
+        n_bytes: most bytes.
         encode: makes bytes of integers.
-        to_fill: whether bytes that are left may be used by rounding up more often.
 
     Raises:
         CodecError: it does not fit with zeros alone.
     """
+    unit = sum(float(weight.sum()) for weight in weights) / sum(weight.size for weight in weights)
 
-    def rounded(bound: float) -> Planes:
-        return [
-            round_with(plane, bound / 2 ** (level - sizes.finest))
-            for (level, _), plane in zip(sizes.channels, planes, strict=True)
-        ]
+    def attempt(price: float) -> tuple[Planes, bytes]:
+        bounds = (np.maximum(weight * np.float32(price / unit), -MOST_UP) for weight in weights)
+        rounded = [round_with(plane, bound) for plane, bound in zip(planes, bounds, strict=True)]
+        return rounded, encode(rounded)
 
-    def search(low: float, high: float, step: float, make: Callable[[float], Planes]) -> Attempt | None:
-        """With the least number that makes few enough bytes: the larger it is, the fewer they are."""
-        tried = make(high)
-        found = tried, encode(tried)
-        if len(found[1]) > n_bytes:
-            return None
-        while high - low > step and len(found[1]) < FULL * n_bytes:
-            tried = make(middle := (low + high) / 2)
-            if len(payload := encode(tried)) <= n_bytes:
-                found, high = (tried, payload), middle
-            else:
-                low = middle
-        return found
-
-    found = search(-0.2 if to_fill else 0.0, 0.0, FINENESS, rounded) or search(0.0, 0.5, FINENESS, rounded)
-    if found is not None:
-        return found
-    least = rounded(0.5)
-    flat = np.concatenate([plane.reshape(-1) for plane in least])
-    known = contexts(sizes, least)
-    keys = [
-        N_CLASSES * level + context.classes.reshape(-1).astype(np.int32)
-        for (level, _), context in zip(sizes.channels, known, strict=True)
-    ]
-    order = np.argsort(np.concatenate(keys), kind="stable")
-    order = order[flat[order] != 0]
-    ends = np.cumsum([plane.size for plane in planes])[:-1]
-
-    def without(n: float) -> Planes:
-        kept = flat.copy()
-        kept[order[: int(n)]] = 0
-        return [part.reshape(plane.shape) for part, plane in zip(np.split(kept, ends), planes, strict=True)]
-
-    found = search(0, len(order), max(1.0, len(order) / 1000), without)
-    if found is None:
-        n_least = len(encode(without(len(order))))
-        raise CodecError(f"network and steps alone take {n_least} bytes, {n_bytes} are asked for")
+    low, high, found = -MOST_UP, 0.0, attempt(0.0)
+    while len(found[1]) > n_bytes:
+        if not any(plane.any() for plane in found[0]):
+            raise CodecError(f"network and steps alone take {len(found[1])} bytes, {n_bytes} are asked for")
+        low, high = high, max(2 * high, FIRST)
+        found = attempt(high)
+    while high - low > FINENESS * max(1.0, high) and len(found[1]) < FULL * n_bytes:
+        tried = attempt(middle := (low + high) / 2)
+        if len(tried[1]) <= n_bytes:
+            found, high = tried, middle
+        else:
+            low = middle
     return found

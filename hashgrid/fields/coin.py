@@ -83,8 +83,8 @@ class Coin(nn.Module):
         """Factor of learning rates."""
         return min(1.0, self.typical_width / self.sizes.n_neurons)
 
-    def begin(self, mean: Tensor) -> None:
-        """Begins with the mean colour [3] of the photo; the paper's networks do not."""
+    def begin(self, photo: Tensor) -> None:
+        """Nothing of the photo is known at the beginning."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Colours [..., 3], not clipped, of points [..., 2]."""

@@ -24,6 +24,7 @@ NEURONS = ((16_000, 24), (0, 16))  # of a hidden layer, from so many bytes on
 FREEZE_AT = 0.9  # of a run
 RESERVE = 0.003  # of the bytes, for the network to change after that
 ENTRIES_PER_UNIT = 40.0  # of tables: at a learning rate for networks, entries move by a fifth
+STEP_PER_ERROR = 1.7  # between steps and the root of the error that is expected
 COLORS = ((0.5, -0.25, -0.6), (-0.5, 0.5, -0.5))  # what the two other channels begin as, in RGB
 
 
@@ -38,9 +39,9 @@ class CompressedGridConfig(Config):
     n_neurons: int = 0  # of a hidden layer; 0 by the bytes
     n_hidden_layers: int = 1  # of the network
     fraction_bits: int = 6  # of weights
-    first_step: float = 0.05  # between two values of an entry, at the beginning
-    first_price: float = 2e-3  # of a bit per pixel, in mean squared error, at the beginning, at .3 bits per pixel
-    measure_every: int = 50  # steps: what entries cost
+    first_step: float = 0.0  # between two values of an entry, at the beginning; 0 by the photo
+    first_price: float = 0.0  # of a bit per pixel, in mean squared error, at the beginning; 0 by the photo
+    measure_every: int = 30  # steps: what entries cost
 
     def sizes(self, width: int, height: int, n_bytes: int) -> GridSizes:
         """Sizes for a photo and the bytes it may have."""
@@ -91,11 +92,11 @@ class CompressedGrid(nn.Module):
         self.levels = [level_table(sizes, range(i, sizes.coarsest + 1)) for i in (sizes.finest, sizes.finest_color)]
         shapes = [(levels.n_entries, i + 1) for i, levels in enumerate(self.levels)]
         self.tables = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in shapes)
-        self.log_steps = nn.Parameter(torch.full((n,), math.log(config.first_step)))
+        self.log_steps = nn.Parameter(torch.full((n,), math.log(config.first_step or 0.05)))
         self.mlp = FusedMLP(n, 3, sizes.n_neurons, sizes.n_hidden_layers, bias=True, backend=backend)
         self.beside = nn.Parameter(torch.ones(3, n))  # a linear map, whose outputs are added
-        bits_per_pixel = 8 * n_bytes / (width * height)
-        self.register_buffer("price", torch.tensor(config.first_price * (0.3 / bits_per_pixel) ** 1.5))
+        self.bits_per_pixel = 8 * n_bytes / (width * height)
+        self.register_buffer("price", torch.tensor(config.first_price))
         self.register_buffer("frozen", torch.tensor(False))  # whether entries stay as they are
         for i, shape in enumerate(shapes):
             self.register_buffer(f"bits_{i}", torch.zeros(shape))  # that an entry would save if it were one less
@@ -105,9 +106,16 @@ class CompressedGrid(nn.Module):
             self.beside[:, n - 2 * n_colors :] = torch.tensor(COLORS).T.repeat(1, n_colors)
 
     @torch.no_grad()
-    def begin(self, mean: Tensor) -> None:
-        """Begins with the mean colour [3] of the photo."""
-        self.mlp.biases[-1].copy_(mean)
+    def begin(self, photo: Tensor) -> None:
+        """Begins with the mean colour of a photo [H, W, 3] uint8, and with steps and a price for about the error that
+        is to be expected: a share of what is lost when each four by four pixels become one."""
+        values = photo.to(self.price.device, torch.float32) / 255
+        self.mlp.biases[-1].copy_(values.mean((0, 1)))
+        blocks = values[: values.shape[0] // 4 * 4, : values.shape[1] // 4 * 4].unfold(0, 4, 4).unfold(1, 4, 4)
+        detail = float(blocks.var((-2, -1), correction=0).mean()) if blocks.numel() else 0.0
+        expected = max(0.45 * detail * (0.3 / self.bits_per_pixel) ** 1.2, 1e-6)
+        self.log_steps.fill_(math.log(self.config.first_step or STEP_PER_ERROR * expected**0.5))
+        self.price.fill_(self.config.first_price or 3 * expected * 0.3 / self.bits_per_pixel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Colours [..., 3], not clipped, of points [..., 2]."""
@@ -142,7 +150,7 @@ class CompressedGrid(nn.Module):
         elif step % self.config.measure_every == 0:
             taken = self.measure()
             if step > 0:
-                self.price.mul_(min(1.3, max(0.85, (taken / n_bytes) ** 0.6)))
+                self.price.mul_(min(1.3, max(0.75, (taken / n_bytes) ** 0.5)))
 
     @torch.no_grad()
     def measure(self) -> float:
@@ -163,11 +171,19 @@ class CompressedGrid(nn.Module):
         """
         return self._fitting(n_bytes)[1]
 
+    @torch.no_grad()
     def _fitting(self, n_bytes: int) -> tuple[Planes, bytes]:
-        def encode(planes: Planes) -> bytes:
-            return grid_code.encode(self._code(planes))
-
-        return round_to_fit(self.sizes, self._planes(), n_bytes, encode, to_fill=not self.frozen)
+        """Integers and bytes. An error of one on a level is seen by four times as many pixels as on the next finer."""
+        gains = (self.beside.square().sum(0) * self.log_steps.exp().square()).tolist()
+        bits = self._by_channel([self.get_buffer(f"bits_{i}") for i in range(len(self.tables))])
+        weights = [
+            plane / np.float32(gain * 4.0**level)
+            for (level, _), plane, gain in zip(self.sizes.channels, bits, gains, strict=True)
+        ]
+        planes = self._planes()
+        if not any(weight.any() for weight in weights):  # never measured
+            weights = [np.ones_like(plane) for plane in planes]
+        return round_to_fit(planes, weights, n_bytes, lambda rounded: grid_code.encode(self._code(rounded)))
 
     @torch.no_grad()
     def _code(self, planes: Planes) -> GridCode:
@@ -180,11 +196,14 @@ class CompressedGrid(nn.Module):
         biases = [integers(bias, BIAS_BITS) for bias in self.mlp.biases]
         return GridCode(self.sizes, planes, integers(self.log_steps.exp(), STEP_BITS, 1, 65535), weights, biases)
 
-    @torch.no_grad()
     def _planes(self) -> Planes:
         """Entries [H, W] of each channel, not rounded."""
-        views = {feature: view.cpu().numpy() for feature, view in self._views(list(self.tables))}
-        return [views[feature] * np.float32(ENTRIES_PER_UNIT) for feature in self.sizes.channels]
+        return [plane * np.float32(ENTRIES_PER_UNIT) for plane in self._by_channel(list(self.tables))]
+
+    def _by_channel(self, tables: list[Tensor]) -> Planes:
+        """What tables hold [H, W] of each channel."""
+        views = {feature: view.cpu().numpy() for feature, view in self._views(tables)}
+        return [views[feature] for feature in self.sizes.channels]
 
     def _put(self, planes: Planes, tables: list[Tensor]) -> None:
         """Writes planes [H, W] of the channels to tables."""

@@ -77,7 +77,7 @@ class Compress(Task):
         model = kind(config.field, self.width, self.height, self.n_bytes, self.config.backend)
         self.model = model.to(self.config.device)
         self.pixels = photo.reshape(-1, 3).to(self.device)
-        self.model.begin(self.pixels.float().mean(0) / 255)
+        self.model.begin(photo)
         first, last = (self.model.rate * rate for rate in (config.learning_rate, config.final_learning_rate))
         self.schedule = Schedule(first, last, power=2.0, warmup_steps=0)
 

@@ -138,9 +138,9 @@ class Ct(Task):
         config, step = self.config, progress.step
         index = draw_rows(config.seed, step, config.batch, len(self.hits), self.device, backend=config.backend)
         integrals, values = self.project(index, (config.seed, step))
-        mse = nn.functional.mse_loss(integrals, self.targets[index])
-        loss = mse + config.variation_weight * variation_along_rays(values)
-        return Step(loss, {"mse": mse.detach()}, {"samples": values.numel(), "rays": config.batch})
+        error = nn.functional.mse_loss(integrals, self.targets[index])
+        loss = error + config.variation_weight * variation_along_rays(values)
+        return Step(loss, {"squared_error": error.detach()}, {"samples": values.numel(), "rays": config.batch})
 
     @torch.no_grad()
     def residual(self) -> float:
@@ -174,7 +174,7 @@ class Ct(Task):
         volume, truth, residual = self.volume(), self.truth, self.residual()
         with atomic_path(report.out / "volume.npy") as path:
             np.save(path, volume.numpy())
-        volumes = {"ours": volume}
+        volumes = {"field": volume}
         figures: dict[str, Any] = {"residual": residual, "resolution": self.side}
         said = f"{self.describe()}, residual {100 * residual:.2f} %"
         if truth is not None:

@@ -25,8 +25,7 @@ std::tuple<Tensor, Tensor> line_integrals_backward_cuda(const Tensor& grad_sums,
   device.check(packed_info, "packed_info");
   LineIntegralsParams p = make_line_integrals_params(values, steps, packed_info);
   p.grad_sums = checked_data(grad_sums, "grad_sums", {p.n_rays, p.n_channels}, values.scalar_type());
-  const std::tuple<Tensor, Tensor> gradients =
-      allocate_integral_gradients(values, need_values, need_steps, true, &p);
+  const std::tuple<Tensor, Tensor> gradients = allocate_integral_gradients(values, need_values, need_steps, true, &p);
   launch_line_integrals_backward(p, device.stream());
   return gradients;
 }
