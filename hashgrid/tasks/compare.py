@@ -124,9 +124,12 @@ def config_of_size(model: torch.nn.Module, config: Any, n_parameters: int) -> An
         raise ValueError(f"`--parameters` is for fields with an option for their size, got {type(model).__name__}")
     option, dims = model.size, (model.n_input_dims, model.n_output_dims) if isinstance(model, SignalField) else ()
 
-    def count(size: int) -> int:
-        with torch.random.fork_rng(devices=[]):
-            field = type(model)(config.replace(**{option: size}), *dims)
+    def count(size: int) -> float:
+        try:
+            with torch.device("meta"):  # nothing is allocated
+                field = type(model)(config.replace(**{option: size}), *dims)
+        except ValueError:  # larger than the field can be
+            return math.inf
         return sum(param.numel() for param in field.parameters())
 
     low, high = 1, 2
