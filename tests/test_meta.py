@@ -159,6 +159,9 @@ def test_hypernetwork_starts_as_a_siren_does() -> None:
     squares = torch.cat([value.flatten() for value in params.values()]).square().mean()
     z = network.encoder(torch.cat((2 * x - 1, y), dim=1)).mean(0)
     torch.testing.assert_close(penalty, 0.1 * z.square().mean() + 100 * squares)
+    both, penalties = network(torch.stack([x, 1 - x]), torch.stack([y, y]))
+    torch.testing.assert_close(penalties[0], penalty)
+    torch.testing.assert_close(both["weights.1"][0], params["weights.1"])
     order = torch.randperm(40)
     for again, _ in (network(x[order], y[order]), network(x.repeat(2, 1), y.repeat(2, 1))):
         for name, value in params.items():
@@ -284,7 +287,7 @@ def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ([str(tmp_path / "none")], f"`SOURCE` must be a folder of photos, got `{tmp_path / 'none'}`"),
         (["--inner-rate", "1e20"], "inner steps; lower the inner rate (1e+20) or check the data"),
         (["--method", "coinpp", "--field", "hash"], "`--method coinpp` must have `--field modulated`, got 'hash'"),
-        (["--signals", "0"], "`signals` must be at least 1, got 0"),
+        (["--n-unseen", "0"], "`n_unseen` must be at least 1, got 0"),
     ):
         assert main(["meta", *arguments, *small]) == 1
         error = capsys.readouterr().err.splitlines()[-1]

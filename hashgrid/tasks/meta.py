@@ -23,14 +23,15 @@ from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
 
-# steps on each signal, their rate (the first one where rates are learned), learning rate
-RECIPES: dict[str, tuple[int, float, float]] = {
-    "maml": (3, 0.03, 1e-3),
-    "reptile": (8, 0.1, 3e-3),
-    "metasdf": (3, 0.01, 1e-3),
-    "hypernet": (3, 0.01, 1e-3),
-    "coinpp": (3, 1.0, 3e-3),
+# signals per step, steps on each, their rate (the first one where rates are learned), learning rate
+RECIPES: dict[str, tuple[int, int, float, float]] = {
+    "maml": (3, 3, 0.03, 1e-3),
+    "reptile": (3, 8, 0.1, 3e-3),
+    "metasdf": (3, 3, 0.01, 1e-3),
+    "hypernet": (16, 3, 0.01, 1e-3),
+    "coinpp": (3, 3, 0.3, 1e-3),
 }
+OPTIONS = ("signals", "inner_steps", "inner_rate", "learning_rate")  # that a recipe is of
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class MetaConfig(RunConfig):
     family: Literal["images", "shapes"] = "images"  # that is learned from without SOURCE
     image_size: int = 32  # samples along each side of a signal
     smallest_crop: float = 0.5  # of a photo's shorter side
-    signals: int = 3  # per step
+    signals: int = 0  # per step
     inner_steps: int = 0  # of gradient descent on each
     inner_rate: float = 0.0  # of those
     first_order: bool = False  # maml takes the gradients of inner steps for constants
@@ -57,12 +58,8 @@ class MetaConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        counts, methods = (
-            ("image_size", "signals", "context", "n_unseen"),
-            ("inner_steps", "inner_rate", "learning_rate"),
-        )
-        for name in (*counts, *methods):
-            if not getattr(self, name) >= (least := int(name in counts)):
+        for name in ("image_size", "context", "n_unseen", *OPTIONS):
+            if not getattr(self, name) >= (least := int(name not in OPTIONS)):
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"`smallest_crop` must be in (0, 1], got {self.smallest_crop}")
@@ -88,7 +85,9 @@ def make_learner(config: MetaConfig, n_channels: int) -> Learner:
     if config.method == "metasdf":
         return MetaSdf(field, steps, rate)
     if config.method == "hypernet":
-        return Hyper(field, HyperNetwork(field, 2, n_channels, backend=config.backend), steps, rate)
+        # squared errors of colours in [0, 1] are a quarter of those of the paper's in [-1, 1], so its weights are, too
+        network = HyperNetwork(field, 2, n_channels, backend=config.backend, latent_weight=0.025, made_weight=25.0)
+        return Hyper(field, network, steps, rate)
     names = ["latent"] if config.method == "coinpp" else None
     return Maml(field, steps, rate, names, config.first_order)
 
@@ -112,8 +111,7 @@ class Meta(Task):
     model: Learner
 
     def __init__(self, config: MetaConfig, family: Family, source: Path | None = None) -> None:
-        recipe = RECIPES[config.method]
-        for name, value in zip(("inner_steps", "inner_rate", "learning_rate"), recipe, strict=True):
+        for name, value in zip(OPTIONS, RECIPES[config.method], strict=True):
             config = config if getattr(config, name) else config.replace(**{name: value})
         config = config.replace(**{"offset": family.mean} if config.knows("offset") else {})
         if config.method == "coinpp" and not config.field.n_latent:  # type: ignore[attr-defined]
@@ -124,6 +122,7 @@ class Meta(Task):
         self.model = make_learner(self.config, family.n_channels).to(self.config.device)
         self.random = copy.deepcopy(self.model.model)
         self.places = pixel_centres(self.config.image_size).to(self.device)
+        self.n_looked_at = min(self.config.context, len(self.places))
         self.schedule = Schedule(self.config.learning_rate, self.config.learning_rate / 20)
 
     @classmethod
@@ -157,19 +156,18 @@ class Meta(Task):
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
         signals = [self._signal(values) for values in self.family.draw(config.signals, generator)]
-        losses = [self.model(self._looked_at(signal, generator), signal) for signal in signals]
+        n = int(torch.randint(min(10, self.n_looked_at), self.n_looked_at + 1, (1,), generator=generator))
+        losses = self.model.losses([self._looked_at(signal, generator, n) for signal in signals], signals)
         n_samples = config.signals * len(self.places) * (self.model.steps + 1)
-        return Step(torch.stack(losses).mean(), {}, {"samples": n_samples})
+        return Step(losses.mean(), {}, {"samples": n_samples})
 
     def _signal(self, values: Tensor) -> Samples:
         return Samples(self.places, values.reshape(len(self.places), -1).to(self.device))
 
-    def _looked_at(self, signal: Samples, generator: torch.Generator, n: int = 0) -> Samples:
-        """What the start is made from: for a hypernetwork ``n`` samples, or a random number of them."""
+    def _looked_at(self, signal: Samples, generator: torch.Generator, n: int) -> Samples:
+        """What the start is made from: for a hypernetwork ``n`` samples."""
         if not isinstance(self.model, Hyper):
             return signal
-        most = min(self.config.context, len(signal.x))
-        n = n or int(torch.randint(min(10, most), most + 1, (1,), generator=generator))
         index = torch.randperm(len(signal.x), generator=generator)[:n].to(self.device)
         return Samples(signal.x[index], signal.y[index])
 
@@ -178,7 +176,7 @@ class Meta(Task):
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 - 1)
         signals = [self._signal(values) for values in self.family.draw_unseen(config.n_unseen, generator)]
-        starts = [self.model.start(self._looked_at(signal, generator, config.context)) for signal in signals]
+        starts = [self.model.start(self._looked_at(signal, generator, self.n_looked_at)) for signal in signals]
         figures = compare_starts(report.out, self.model, self.random, signals, starts, config.image_size)
         after = f"loss {figures['loss']:.2e} after {JUDGED_STEPS} steps"
         report.say(f"{config.method}: {after}, {figures['ratio']:.1f} times less than from a random start")
