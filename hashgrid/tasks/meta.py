@@ -158,7 +158,7 @@ class Meta(Task):
         signals = [self._signal(values) for values in self.family.draw(config.signals, generator)]
         n = int(torch.randint(min(10, self.n_looked_at), self.n_looked_at + 1, (1,), generator=generator))
         losses = self.model.losses([self._looked_at(signal, generator, n) for signal in signals], signals)
-        n_samples = config.signals * len(self.places) * (self.model.steps + 1)
+        n_samples = config.signals * len(self.places) * (1 if isinstance(self.model, Hyper) else self.model.steps + 1)
         return Step(losses.mean(), {}, {"samples": n_samples})
 
     def _signal(self, values: Tensor) -> Samples:
