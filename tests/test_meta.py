@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from hashgrid import FusedMLP
 from hashgrid.cli import main
-from hashgrid.data.families import generated_family, photo_family, pixel_centres, polygon_distances, random_polygons
+from hashgrid.data.signal_families import (
+    generated_family,
+    photo_family,
+    pixel_centres,
+    polygon_distances,
+    random_polygons,
+)
 from hashgrid.fields.modulated import ModulatedConfig, ModulatedSiren
 from hashgrid.nn.hypernetwork import HyperNetwork
 from hashgrid.rendering.starts import JUDGED_STEPS, mean_losses

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hashgrid.cli import main
+from hashgrid.data.differences import bending, levelled
 from hashgrid.data.pictures import generated_picture, read_mask, read_picture
 from hashgrid.data.signals import Signal, SignalError
 from hashgrid.data.sound import generated_sound, read_sound
@@ -183,12 +184,28 @@ def test_pictures_are_learned_from_differences_alone(domain: str, tmp_path: Path
         learned = task.model(signal.places(torch.arange(24 * 32))).double().view(24, 32, 3)
     truth = signal.values.double() / 255
     if domain == "gradients":
-        assert signal.psnr(signal.sampled(task._levelled())) > 30 > 20 > signal.psnr(signal.sampled(task.model))
+        assert (
+            signal.psnr(signal.sampled(levelled(task.model, signal, torch.arange(24 * 32))))
+            > 30
+            > 20
+            > signal.psnr(signal.sampled(task.model))
+        )
     else:  # harmonic functions are free: what is learned is the Laplacian
         stencils = [
             v[2:, 1:-1] + v[:-2, 1:-1] + v[1:-1, 2:] + v[1:-1, :-2] - 4 * v[1:-1, 1:-1] for v in (learned, truth)
         ]
         assert float((stencils[0] - stencils[1]).square().mean()) < 0.05 * float(stencils[1].square().mean())
+
+
+def test_bending_is_the_length_of_second_differences() -> None:
+    """Of a parabola and a slope, by hand; planes do not bend."""
+    signal = Signal(torch.zeros(10, 20, 2))
+    inner = torch.tensor([21 + 20 * i for i in range(8)])  # none at a border
+    plane = bending(lambda x: x @ torch.tensor([[3.0, 1.0], [-2.0, 5.0]]), signal, inner)
+    assert float(plane) == pytest.approx(1e-3, rel=1e-3)
+    parabola = bending(lambda x: torch.stack((x[:, 0].square() * 400, 0 * x[:, 1]), dim=1), signal, inner)
+    assert float(parabola) == pytest.approx(2.0, rel=1e-4)
+    assert float(bending(lambda x: x.square() * 400, signal, torch.tensor([0]))) == pytest.approx(1e-3)  # a corner
 
 
 def test_a_paste_has_no_seam(tmp_path: Path) -> None:

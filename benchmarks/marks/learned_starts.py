@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hashgrid.bench.environment import environment, warn_if_busy
-from hashgrid.data.families import Family, generated_family, photo_family
+from hashgrid.data.signal_families import Family, generated_family, photo_family
 from hashgrid.tasks.meta import RECIPES, Meta, MetaConfig
 from hashgrid.train.loop import Trainer
 from hashgrid.train.meta import Learner, Maml, Reptile, Samples

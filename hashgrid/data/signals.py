@@ -64,12 +64,12 @@ class Signal:
         known = None if self.known is None else self.known.to(device)
         return Signal(self.values.to(device), self.low, self.high, known)
 
-    def draw(self, n: int, seed: int, step: int) -> Tensor:
-        """Flat indices [n] of samples to learn from, a function of seed and step."""
+    def draw(self, n: int, seed: int, step: int, everywhere: bool = False) -> Tensor:
+        """Flat indices [n] of samples, a function of seed and step: of those to learn from, or of all."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        total = len(self) if self.known is None else len(self.known)
-        index = torch.randint(total, (n,), generator=generator).to(self.values.device)
-        return index if self.known is None else self.known[index].long()
+        known = None if everywhere else self.known
+        index = torch.randint(len(self) if known is None else len(known), (n,), generator=generator)
+        return index.to(self.values.device) if known is None else known[index.to(known.device)].long()
 
     def at(self, index: Tensor) -> Tensor:
         """What a network should say [N, C] at samples [N], fp32."""

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from hashgrid.data.differences import bending, difference_error, levelled
 from hashgrid.data.pictures import Picture, generated_picture, read_mask, read_picture
-from hashgrid.data.signals import CHUNK, SignalError
+from hashgrid.data.signals import SignalError
+from hashgrid.rendering.picture_views import write_picture_views
 from hashgrid.tasks.signal import SignalConfig, SignalTask
 from hashgrid.train.task import Progress, Report, Step
-from hashgrid.util.files import atomic_write_image
-from hashgrid.util.metrics import ssim
-from hashgrid.util.pictures import GAP, colorize, write_comparison
-
-DETAIL = 256  # pixels along the sides of the middle that is shown beside the truth
-ERROR_SCALE = 0.1  # mean absolute error that is shown brightest
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,7 @@ class ImageConfig(SignalConfig):
     paste: Path | None = None  # photo that is pasted where `mask` is bright, without seams (Pérez et al. 2003)
     mask: Path | None = None  # where `paste` goes
     domain: Literal["values", "gradients", "laplacian"] = "values"  # of pixels: what is learned
+    smoothness: float = 0.0  # weight of second differences between neighbouring pixels, known or not
     zoom: int = 0  # also write the middle, so many times larger
 
     def check(self) -> None:
@@ -39,6 +34,8 @@ class ImageConfig(SignalConfig):
             raise ValueError(f"`paste` and `mask` must be given together, got {self.paste} and {self.mask}")
         if self.paste is not None and (self.domain != "values" or self.inpaint is not None):
             raise ValueError("`paste` goes with neither `domain` nor `inpaint`: it is their combination; give one")
+        if self.smoothness < 0 or (self.smoothness > 0 and (self.domain != "values" or self.paste is not None)):
+            raise ValueError(f"`smoothness` must be at least 0, and is for values alone, got {self.smoothness}")
         if self.zoom < 0:
             raise ValueError(f"`zoom` must be at least 0, got {self.zoom}")
 
@@ -55,7 +52,10 @@ class Image(SignalTask):
     name = "image"
     preview = "detail.png"
     Config = ImageConfig
-    summary = "Fits colour as a function of position to a photo, and writes what was learned and where it errs."
+    summary = (
+        "Fits colour as a function of position to a photo, and writes what was learned and where it errs."
+        " With --compress BPP it writes a small file instead: hashgrid compress --help."
+    )
     source_help = "photo: 8 or 16 bits, or OpenEXR; a drawn one if none"
     config: ImageConfig
 
@@ -89,82 +89,31 @@ class Image(SignalTask):
     def loss(self, progress: Progress) -> Step:
         config = self.config
         if config.domain == "values" and self.pasted is None:
-            return super().loss(progress)
-        signal, index = self.signal, self.signal.draw(config.batch, config.seed, progress.step)
-        source = self.pasted or signal
-        ahead, exists = signal.neighbours(index, 1)
-        behind, exists_behind = signal.neighbours(index, -1)
-        neighbours = [ahead] if config.domain != "laplacian" else [ahead, behind]
-        sites = torch.cat([index[:, None], *neighbours], dim=1)  # [N, 1 + D or 1 + 2 D]
-        output = self.model(signal.places(sites.view(-1))).view(*sites.shape, -1)
-        errors = output - source.at(sites.view(-1)).view_as(output)
-        differences = errors[:, 1:] - errors[:, :1]  # their errors are differences of errors
-        if config.domain == "laplacian":
-            differences = differences.sum(dim=1, keepdim=True)
-            exists = (exists & exists_behind).all(dim=1, keepdim=True)
-        inside = self.inside[index]
-        exists = exists & inside[:, None]
-        loss = (differences.square().mean(-1) * exists).sum() / exists.sum().clamp_min(1)
+            step = super().loss(progress)
+            if config.smoothness == 0:
+                return step
+            anywhere = self.signal.draw(config.batch // 2, config.seed + 1, progress.step, everywhere=True)
+            bent = bending(self.model, self.signal, anywhere)
+            return step._replace(loss=step.loss + config.smoothness * bent)
+        index = self.signal.draw(config.batch, config.seed, progress.step)
+        inside, laplacian = self.inside[index], config.domain == "laplacian"
+        source = self.signal if self.pasted is None else self.pasted
+        loss, around = difference_error(self.model, self.signal, source, index, inside, laplacian)
         terms = {"mse_of_differences": loss.detach()}
         if self.pasted is not None:  # what is around it stays as it is
-            around = (output[:, 0] - signal.at(index)).square().mean(-1)
             loss = loss + (around * ~inside).sum() / (~inside).sum().clamp_min(1)
-        return Step(loss, terms, {"samples": sites.numel()})
+        return Step(loss, terms, {"samples": config.batch})
 
     def evaluate(self, report: Report) -> dict[str, Any]:
-        values = self.signal.sampled(self._levelled())
+        field: Any = self.model
+        if self.config.domain != "values":
+            some = self.signal.draw(min(len(self.signal), 1 << 16), self.config.seed, 0, everywhere=True)
+            field = levelled(field, self.signal, some)
+        values = self.signal.sampled(field)
         self.picture.write(report.out / f"reconstruction.{self.picture.extension}", values)
         height, width = self.signal.shape
         figures = {"photo": str(self.path or "generated"), "width": width, "height": height}
         figures |= self.quality(values, None if self.pasted is None else ~self.inside)
-        atomic_write_image(report.out / "error.png", self._errors(values))
-        shown, truth = self.picture.shown(values), self.picture.shown(self.signal.values.cpu())
-        if self.picture.is_linear:
-            atomic_write_image(report.out / "reconstruction.png", shown)
-        middle = tuple(slice((n - min(n, DETAIL)) // 2, (n + min(n, DETAIL)) // 2) for n in shown.shape[:2])
-        write_comparison(report.out / "detail.png", truth[middle], shown[middle], error_scale=ERROR_SCALE)
-        if min(height, width) > 10 and self.pasted is None:
-            figures["ssim"] = ssim(shown, truth)
-        if self.config.zoom > 1:
-            atomic_write_image(report.out / "zoom.png", self._zoomed(truth))
+        figures |= write_picture_views(report.out, self.picture, values, field, self.config.zoom)
         report.say(f"{self.describe()}, PSNR {figures['psnr']:.2f} dB")
         return figures
-
-    @torch.no_grad()
-    def _levelled(self) -> Callable[[Tensor], Tensor]:
-        """The field; where differences alone were learned, ``a f + b`` of each channel that is nearest to the picture:
-        they say nothing of the level, and Laplacians nothing of what is harmonic."""
-        if self.config.domain == "values":
-            return self.model
-        index = self.signal.draw(min(len(self.signal), 1 << 16), self.config.seed, -1)
-        output, target = self.model(self.signal.places(index)), self.signal.at(index)
-        centred = output - output.mean(0)
-        slope = (centred * target).sum(0) / centred.square().sum(0).clamp_min(1e-12)
-        offset = target.mean(0) - slope * output.mean(0)
-        return lambda x: slope * self.model(x) + offset
-
-    def _errors(self, values: Tensor) -> Tensor:
-        """Mean absolute error per pixel as a colour image [H, W, 3], uint8."""
-        colours = torch.empty(len(self.signal), 3, dtype=torch.uint8)
-        for index, difference in self.signal.differences(values):
-            colours[index] = (colorize(difference.abs().mean(-1) / ERROR_SCALE) * 255 + 0.5).byte()
-        return colours.view(*self.signal.shape, 3)
-
-    @torch.no_grad()
-    def _zoomed(self, truth: Tensor) -> Tensor:
-        """The middle, as large as the picture: bicubic, and of the field, side by side [H, 2 W + gap, 3]."""
-        height, width, zoom = *self.signal.shape, self.config.zoom
-        y = 0.5 + ((torch.arange(height) + 0.5) / height - 0.5) / zoom
-        x = 0.5 + ((torch.arange(width) + 0.5) / width - 0.5) / zoom
-        field, fine, coarse = self._levelled(), [], []
-        pixels = truth.permute(2, 0, 1)[None].float()
-        for rows in y.split(max(1, CHUNK // width)):
-            grid = torch.stack(torch.meshgrid(x, rows, indexing="xy"), dim=-1)
-            output = field(grid.view(-1, 2).to(self.device)).cpu().view(len(rows), width, -1)
-            fine.append(self.picture.shown(self.signal.stored(output)))
-            bicubic = torch.nn.functional.grid_sample(
-                pixels, 2 * grid[None] - 1, mode="bicubic", padding_mode="border", align_corners=False
-            )
-            coarse.append(bicubic[0].permute(1, 2, 0).clamp(0, 255).add(0.5).byte())
-        gap = torch.full((height, GAP, 3), 255, dtype=torch.uint8)
-        return torch.cat([torch.cat(coarse), gap, torch.cat(fine)], dim=1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hashgrid.data.families import Family, generated_family, photo_family, pixel_centres
+from hashgrid.data.signal_families import Family, generated_family, photo_family, pixel_centres
 from hashgrid.fields import SIGNAL_FIELDS
 from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.nn.hypernetwork import HyperNetwork
