@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hashgrid import FusedMLP
 from hashgrid.cli import main
 from hashgrid.data.signal_families import (
+    GENERATED,
     generated_family,
     photo_family,
     pixel_centres,
@@ -193,11 +194,11 @@ def test_distances_of_polygons() -> None:
         assert 5 < int(inside.sum()) < 200 and torch.equal(found < 0, inside)
 
 
-@pytest.mark.parametrize("name", ["images", "shapes"])
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_signals_are_functions_of_the_generator(name: str) -> None:
     family = generated_family(name, 8)
     one, again, other = (family.draw(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert one.shape == (3, 8, 8, family.n_channels) and one.isfinite().all()
+    assert one.shape == (3, *[8] * GENERATED[name].n_dims, family.n_channels) and one.isfinite().all()
     assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one[0], one[1])
 
 

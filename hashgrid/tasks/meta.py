@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hashgrid.data.signal_families import Family, generated_family, photo_family, pixel_centres
+from hashgrid.data.signal_families import GENERATED, Family, generated_family, photo_family, pixel_centres
 from hashgrid.fields import SIGNAL_FIELDS
 from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.nn.hypernetwork import HyperNetwork
@@ -43,8 +43,8 @@ class MetaConfig(RunConfig):
 
     field: Config = SIGNAL_FIELDS["modulated"].Config()
     method: Literal["maml", "reptile", "metasdf", "hypernet", "coinpp"] = "maml"
-    family: Literal["images", "shapes"] = "images"  # that is learned from without SOURCE
-    image_size: int = 32  # samples along each side of a signal
+    family: Literal["images", "shapes", "solids"] = "images"  # that is learned from without SOURCE
+    image_size: int = 0  # samples along each side of a signal; 0: 32, of solids 12
     smallest_crop: float = 0.5  # of a photo's shorter side
     signals: int = 0  # per step
     inner_steps: int = 0  # of gradient descent on each
@@ -58,8 +58,8 @@ class MetaConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        for name in ("image_size", "context", "n_unseen", *OPTIONS):
-            if not getattr(self, name) >= (least := int(name not in OPTIONS)):
+        for name in ("context", "n_unseen", "image_size", *OPTIONS):
+            if not getattr(self, name) >= (least := int(name in ("context", "n_unseen"))):
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"`smallest_crop` must be in (0, 1], got {self.smallest_crop}")
@@ -77,8 +77,9 @@ def field_backend(config: MetaConfig) -> str:
 
 
 def make_learner(config: MetaConfig, n_channels: int) -> Learner:
-    """A field for signals [image_size, image_size, n_channels] and how its start is learned, as ``config`` says."""
-    field = SIGNAL_FIELDS[config.field.name](config.field, 2, n_channels, field_backend(config))
+    """A field for signals of ``n_channels`` and how its start is learned, as ``config`` says."""
+    n_dims = GENERATED[config.family].n_dims
+    field = SIGNAL_FIELDS[config.field.name](config.field, n_dims, n_channels, field_backend(config))
     steps, rate = config.inner_steps, config.inner_rate
     if config.method == "reptile":
         return Reptile(field, steps, rate)
@@ -86,7 +87,7 @@ def make_learner(config: MetaConfig, n_channels: int) -> Learner:
         return MetaSdf(field, steps, rate)
     if config.method == "hypernet":
         # squared errors of colours in [0, 1] are a quarter of those of the paper's in [-1, 1], so its weights are, too
-        network = HyperNetwork(field, 2, n_channels, backend=config.backend, latent_weight=0.025, made_weight=25.0)
+        network = HyperNetwork(field, n_dims, n_channels, backend=config.backend, latent_weight=0.025, made_weight=25.0)
         return Hyper(field, network, steps, rate)
     names = ["latent"] if config.method == "coinpp" else None
     return Maml(field, steps, rate, names, config.first_order)
@@ -104,24 +105,25 @@ class Meta(Task):
     name = "meta"
     Config = MetaConfig
     summary = "Learns where to start, so that a few steps of gradient descent fit any signal of a family."
-    source_help = "folder of photos; generated images or shapes if none"
+    source_help = "folder of photos; generated images, shapes or solids if none"
     packages = ("PIL", "imageio.v3", "matplotlib")
     metric = "loss"
     config: MetaConfig
     model: Learner
 
     def __init__(self, config: MetaConfig, family: Family, source: Path | None = None) -> None:
-        for name, value in zip(OPTIONS, RECIPES[config.method], strict=True):
+        recipe = dict(zip(OPTIONS, RECIPES[config.method], strict=True))
+        for name, value in {"image_size": GENERATED[config.family].size, **recipe}.items():
             config = config if getattr(config, name) else config.replace(**{name: value})
         config = config.replace(**{"offset": family.mean} if config.knows("offset") else {})
         if config.method == "coinpp" and not config.field.n_latent:  # type: ignore[attr-defined]
             config = config.replace(n_latent=256)
-        shape = (config.image_size, config.image_size)
+        shape = (config.image_size,) * GENERATED[config.family].n_dims
         super().__init__(config.replace(field=SIGNAL_FIELDS[config.field.name].configured(config.field, shape)))
         self.family, self.source = family, source
         self.model = make_learner(self.config, family.n_channels).to(self.config.device)
         self.random = copy.deepcopy(self.model.model)
-        self.places = pixel_centres(self.config.image_size).to(self.device)
+        self.places = pixel_centres(self.config.image_size, len(shape)).to(self.device)
         self.n_looked_at = min(self.config.context, len(self.places))
         self.schedule = Schedule(self.config.learning_rate, self.config.learning_rate / 20)
 
@@ -134,15 +136,16 @@ class Meta(Task):
     @classmethod
     def make(cls, config: MetaConfig, source: Path | None, notes: dict[str, Any]) -> Meta:
         source = Path(notes["photos"]) if source is None and notes.get("photos") else source
+        size = config.image_size or GENERATED[config.family].size
         if source is None:
-            return cls(config, generated_family(config.family, config.image_size))
-        return cls(config, photo_family(source, config.image_size, config.smallest_crop), source)
+            return cls(config, generated_family(config.family, size))
+        return cls(config.replace(family="images"), photo_family(source, size, config.smallest_crop), source)
 
     def describe(self) -> str:
-        config, size = self.config, self.config.image_size
+        config, size = self.config, "x".join([str(self.config.image_size)] * self.places.shape[1])
         n, backend = sum(param.numel() for param in self.model.model.parameters()), field_backend(config)
         model = f"{config.field.name} with {n} parameters on the {backend} backend"
-        return f"{self.family.name}, {size}x{size}; {config.method} of {model}"
+        return f"{self.family.name}, {size}; {config.method} of {model}"
 
     def notes(self) -> dict[str, Any]:
         photos = None if self.source is None else str(self.source.resolve())
@@ -177,7 +180,7 @@ class Meta(Task):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 - 1)
         signals = [self._signal(values) for values in self.family.draw_unseen(config.n_unseen, generator)]
         starts = [self.model.start(self._looked_at(signal, generator, self.n_looked_at)) for signal in signals]
-        figures = compare_starts(report.out, self.model, self.random, signals, starts, config.image_size)
+        figures = compare_starts(report.out, self.model, self.random, signals, starts)
         after = f"loss {figures['loss']:.2e} after {JUDGED_STEPS} steps"
         report.say(f"{config.method}: {after}, {figures['ratio']:.1f} times less than from a random start")
         return {"family": self.family.name, "method": config.method, **figures}
