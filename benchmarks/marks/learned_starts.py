@@ -2,7 +2,7 @@
 
     python benchmarks/marks/learned_starts.py [METHOD ...] [--families images shapes solids photos] [--seeds 0 1 2]
 
-A random start gets the best of seven rates for its steps. ``photos`` are those of ``HASHGRID_DATA``/image, by default
+A random start gets the best of seven rates for its steps. ``photos`` are those of ``HASHGRID_DATA``/data/image, by default
 ../shared/data/image beside the repository; without them that family is left out. Also reports by how much MAML's
 gradients differ from their closed form on a linear model. Writes results/learned_starts.json; what is not named keeps
 its rows.
@@ -30,7 +30,7 @@ from hashgrid.util.files import atomic_write_json
 from hashgrid.util.threads import own_threads
 
 PATH = Path(__file__).parent / "results" / "learned_starts.json"
-PHOTOS = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "image"
+PHOTOS = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared")) / "data" / "image"
 STEPS = {"maml": 800, "reptile": 600, "metasdf": 800, "hypernet": 1500, "coinpp": 1500}
 VARIANTS: dict[str, dict[str, Any]] = {**{name: {"method": name} for name in RECIPES}}
 VARIANTS["first_order_maml"] = {"method": "maml", "first_order": True}
