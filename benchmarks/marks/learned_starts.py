@@ -2,10 +2,10 @@
 
     python benchmarks/marks/learned_starts.py [METHOD ...] [--families images shapes solids photos] [--seeds 0 1 2]
 
-A random start gets the best of seven rates for its steps. ``photos`` are those of ``HASHGRID_DATA``/data/image, by default
-../shared/data/image beside the repository; without them that family is left out. Also reports by how much MAML's
-gradients differ from their closed form on a linear model. Writes results/learned_starts.json; what is not named keeps
-its rows.
+A random start gets the best of seven rates for its steps. ``photos`` are those of ``HASHGRID_DATA``/data/image, by
+default ../shared/data/image beside the repository; without them that family is left out. Also reports by how much
+MAML's gradients differ from their closed form on a linear model. Writes results/learned_starts.json; what is not named
+keeps its rows.
 """
 
 from __future__ import annotations
