@@ -14,7 +14,6 @@ from hashgrid.compress import grid_code
 from hashgrid.compress.entropy import entropy, fit
 from hashgrid.compress.grid_code import BIAS_BITS, STEP_BITS, GridCode, GridSizes
 from hashgrid.compress.rate import Planes, prices, round_to_fit
-from hashgrid.levels import LevelTable
 from hashgrid.nn import FusedMLP
 from hashgrid.ops._backend import backend_ops
 from hashgrid.util.config import Config
@@ -52,16 +51,6 @@ class CompressedGridConfig(Config):
         return GridSizes(width, height, *levels, n_neurons, self.n_hidden_layers, self.fraction_bits)
 
 
-def level_table(sizes: GridSizes, levels: range) -> LevelTable:
-    """Levels with a vertex on every ``2^level``-th pixel, for positions in pixels over ``2^16``."""
-    shapes = [sizes.shape(level) for level in levels]
-    counts = [height * width for height, width in shapes]
-    offsets = tuple(sum(counts[:i]) for i in range(len(counts)))
-    resolutions = tuple((width, height) for height, width in shapes)
-    scales = tuple((2.0 ** (16 - level),) * 2 for level in levels)
-    return LevelTable(2, scales, resolutions, 0.0, offsets, tuple(counts), (False,) * len(counts))
-
-
 class CompressedGrid(nn.Module):
     """Colours [..., 3] of points [..., 2] in the unit square of a photo of known size, from integers and steps.
 
@@ -89,7 +78,7 @@ class CompressedGrid(nn.Module):
         super().__init__()
         self.config, self.sizes, self.backend = config, config.sizes(width, height, n_bytes), backend
         sizes, n = self.sizes, len(self.sizes.channels)
-        self.levels = [level_table(sizes, range(i, sizes.coarsest + 1)) for i in (sizes.finest, sizes.finest_color)]
+        self.levels = [sizes.level_table(first) for first in (sizes.finest, sizes.finest_color)]
         shapes = [(levels.n_entries, i + 1) for i, levels in enumerate(self.levels)]
         self.tables = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in shapes)
         self.log_steps = nn.Parameter(torch.full((n,), math.log(config.first_step or 0.05)))
@@ -176,10 +165,8 @@ class CompressedGrid(nn.Module):
         """Integers and bytes. An error of one on a level is seen by four times as many pixels as on the next finer."""
         gains = (self.beside.square().sum(0) * self.log_steps.exp().square()).tolist()
         bits = self._by_channel([self.get_buffer(f"bits_{i}") for i in range(len(self.tables))])
-        weights = [
-            plane / np.float32(gain * 4.0**level)
-            for (level, _), plane, gain in zip(self.sizes.channels, bits, gains, strict=True)
-        ]
+        of_errors = [gain * 4.0**level for (level, _), gain in zip(self.sizes.channels, gains, strict=True)]
+        weights = [plane / np.float32(weight) for plane, weight in zip(bits, of_errors, strict=True)]
         planes = self._planes()
         if not any(weight.any() for weight in weights):  # never measured
             weights = [np.ones_like(plane) for plane in planes]
