@@ -140,7 +140,7 @@ class CompressedGrid(nn.Module):
         elif step % self.config.measure_every == 0:
             taken = self.measure()
             if step > 0:
-                self.price.mul_(min(1.3, max(0.75, (taken / n_bytes) ** 0.5)))
+                self.price.mul_(min(1.6, max(0.7, (taken / n_bytes) ** 0.7)))
 
     @torch.no_grad()
     def measure(self) -> float:
