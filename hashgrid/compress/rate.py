@@ -86,7 +86,7 @@ def round_to_fit(
             raise CodecError(f"network and steps alone take {len(found[1])} bytes, {n_bytes} are asked for")
         low, high = high, max(2 * high, FIRST)
         found = attempt(high)
-    while high - low > FINENESS * max(1.0, high) and len(found[1]) < FULL * n_bytes:
+    while high - low > FINENESS * max(1.0, high) and len(found[1]) < FULL * n_bytes - 4:  # words of 4
         tried = attempt(middle := (low + high) / 2)
         if len(tried[1]) <= n_bytes:
             found, high = tried, middle
