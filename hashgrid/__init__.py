@@ -1,4 +1,4 @@
-"""Neural graphics for PyTorch: hash encoding, fused MLPs, ray marching, compositing.
+"""Implicit neural representations for PyTorch: encodings, fused networks, ray marching, compositing.
 
 Modules live here, the functions behind them in :mod:`hashgrid.ops`, and plain-PyTorch twins of the functions in
 :mod:`hashgrid.reference`.
@@ -42,39 +42,39 @@ from hashgrid.version import __version__
 follow_environment()
 
 __all__ = [
-    "MLP",
     "Bacon",
     "CoordX",
+    "Frequency",
+    "FusedMLP",
+    "HashGrid",
     "IntegratedFrequency",
     "LearnedFourier",
+    "LevelTable",
     "Lines",
+    "MLP",
     "MultiplicativeFilterNetwork",
+    "NetworkWithInputEncoding",
+    "OccupancyGrid",
     "Planes",
     "PlanesAndLines",
     "RandomFourier",
+    "RaySamples",
     "Siren",
+    "SphericalHarmonics",
     "Wire",
+    "__version__",
+    "composite",
     "curl",
+    "derivatives_along",
     "divergence",
     "gradient",
     "jacobian",
     "laplacian",
-    "value_and_jacobian",
-    "Frequency",
-    "FusedMLP",
-    "HashGrid",
-    "LevelTable",
-    "NetworkWithInputEncoding",
-    "OccupancyGrid",
-    "RaySamples",
-    "SphericalHarmonics",
-    "__version__",
-    "composite",
-    "derivatives_along",
     "make_level_table",
     "ops",
     "optim",
     "own_threads",
     "reference",
+    "value_and_jacobian",
     "value_and_laplacian",
 ]

@@ -15,13 +15,17 @@ from hashgrid.version import __version__
 
 # A task is a module with a class: what `hashgrid NAME` runs, and what it does.
 TASKS = {
-    "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
-    "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
     "image": ("hashgrid.tasks.image", "Image", "fit a photo"),
-    "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
     "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),
     "video": ("hashgrid.tasks.video", "VideoTask", "fit a video"),
     "volume": ("hashgrid.tasks.volume", "VolumeTask", "fit a volume"),
+    "ct": ("hashgrid.tasks.ct", "Ct", "find a volume from few X-ray projections"),
+    "pde": ("hashgrid.tasks.pde", "Pde", "solve a differential equation"),
+    "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
+    "shape": ("hashgrid.tasks.shape", "Shape", "fit one network to a shape or to many"),
+    "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
+    "meta": ("hashgrid.tasks.meta", "Meta", "learn a start from which a few steps fit any of a family of signals"),
+    "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
 }
 
 
