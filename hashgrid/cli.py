@@ -17,7 +17,7 @@ from hashgrid.version import __version__
 TASKS = {
     "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
-    "shape": ("hashgrid.tasks.shape", "Shape", "fit one network to a shape or to many"),
+    "shape": ("hashgrid.tasks.shape", "ShapeTask", "fit one network to a shape or to many"),
     "image": ("hashgrid.tasks.image", "Image", "fit a photo"),
     "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),
     "video": ("hashgrid.tasks.video", "VideoTask", "fit a video"),

@@ -34,7 +34,8 @@ class LocalGridConfig(Config):
 
 class LocalGrid(LatentField):
     """Logits of being inside: one small network is asked once for each of the eight vertices around a point, with the
-    vertex's code and the point's place relative to it, and its answers are blended by trilinear weights.
+    vertex's code and the point's place relative to it, and its answers are blended by trilinear weights. Trained are
+    the blends, not each answer beside them.
 
     Args:
         config: sizes of the field.
