@@ -42,6 +42,7 @@ def hashgrid(*arguments: object, cwd: Path) -> str:
 EXAMPLES = {
     "drop_in.py": (["1"], [], r"step +0  mean error [\d.]+  \| gradient - 1 \|\^2 [\d.]+"),
     "fit_image.py": (["{photo}", "2"], ["fitted.png"], r"PSNR of the whole image [\d.]+ dB, written to fitted.png"),
+    "pde_own.py": (["2"], ["fisher"], r"results in fisher"),
     "sdf_from_mesh.py": (["{mesh}", "20"], ["field.ply", "field.png"], r"[1-9]\d* faces in field.ply, .* field.png"),
     "sdf_from_points.py": (["{points}", "15"], ["surface.ply"], r"[1-9]\d* vertices, .* written to surface.ply"),
     "train_nerf.py": (["{scene}", "2"], ["view.png"], r"first test view: [\d.]+ dB, written to view.png"),

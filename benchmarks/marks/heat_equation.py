@@ -1,5 +1,6 @@
-"""A network that solves the heat equation u_t = a u_xx on [0, 1]^2 with u(x, 0) = sin(pi x) and u = 0 at both ends
-(a physics-informed network, Raissi et al. 2019). Its loss holds u_t and u_xx, so its gradient is of third order.
+"""What derivatives of a network cost in a loss: the heat equation of `hashgrid pde`, u_t = a u_xx on [0, 1]^2 with
+u(x, 0) = sin(pi x) and u = 0 at both ends, with soft conditions and by Adam alone (Raissi et al. 2019). The loss holds
+u_t and u_xx, so its gradient is of third order. How well all equations are solved: `equations.py`.
 
     python benchmarks/marks/heat_equation.py  # seeds 0, 1, 2; writes results/heat_equation.json
     python benchmarks/marks/heat_equation.py --backend reference --seeds 0 --out /tmp
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable
@@ -21,65 +21,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hashgrid import FusedMLP, derivatives_along, own_threads
+from hashgrid import own_threads
 from hashgrid.bench.environment import environment
-
-DIFFUSIVITY = 0.1
-BORDER_WEIGHT = 10.0  # of the squared errors at t = 0 and at both ends beside the squared residual
-
-
-def exact(x: Tensor) -> Tensor:
-    """The solution [N, 1] at points [N, 2] of (x, t)."""
-    return torch.exp(-DIFFUSIVITY * math.pi**2 * x[:, 1:]) * torch.sin(math.pi * x[:, :1])
+from hashgrid.data.collocation import Points
+from hashgrid.data.equations import find_equation
+from hashgrid.fields.smooth import SmoothField
+from hashgrid.rendering.solution import grid_of
+from hashgrid.tasks.pde import Pde, PdeConfig
+from hashgrid.train.loop import Trainer
 
 
-def residual(network: torch.nn.Module, x: Tensor) -> Tensor:
-    """``u_t - a u_xx`` [N, 1]. The network sees [-1, 1]^2: a unit step of x or t is one of 2 there."""
-    along_x = torch.tensor([[1.0, 0.0]], device=x.device)  # u_tt is not wanted
-    _, first, second = derivatives_along(network, 2 * x - 1, 2 * torch.eye(2, device=x.device), along_x)
-    return first[:, 1] - DIFFUSIVITY * second[:, 0]
+def make_task(seed: int, args: argparse.Namespace, backend: str) -> Pde:
+    """A network of 3 hidden layers of 64 on the heat equation, as the options say."""
+    config = PdeConfig(steps=args.steps, seed=seed, backend=backend, device=args.device)
+    network = {"n_neurons": 64, "n_hidden_layers": 3, "activation": args.activation}
+    recipe = {"conditions": "soft", "condition_weight": 10.0, "batch": args.points, "difficult": 0.0, "adam_share": 1.0}
+    return Pde(config.replace(learning_rate=args.lr, **network, **recipe), find_equation("heat"))
 
 
-def border(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Points [3 n, 2] at t = 0 and at both ends, and the values [3 n, 1] there."""
-    x = torch.rand(3 * n, 2, device=device)
-    x[:n, 1] = 0
-    x[n : 2 * n, 0] = 0
-    x[2 * n :, 0] = 1
-    return x, torch.where(x[:, 1:] == 0, torch.sin(math.pi * x[:, :1]), 0)
+def loss(task: Pde, residual: Callable[[Points], Tensor]) -> Tensor:
+    """Loss of a step with ``residual``, whichever way it is computed."""
+    inside, border = residual(task.problem.block(0)), task.problem.border_errors(task.model)
+    return inside.square().mean() + 10 * torch.stack([error.square().mean() for error in border]).sum()
 
 
-def nested_residual(network: torch.nn.Module, x: Tensor) -> Tensor:
-    """The same as one writes it in plain PyTorch: reverse mode of reverse mode."""
-    x = x.requires_grad_()
-    (first,) = torch.autograd.grad(network(2 * x - 1).sum(), x, create_graph=True)
+def nested_residual(task: Pde, layers: nn.Module, points: Points) -> Tensor:
+    """The residual as one writes it in plain PyTorch: reverse mode of reverse mode."""
+    x = points.unit.clone().requires_grad_()
+    u = layers(2 * x - 1)
+    (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first[:, 0].sum(), x, create_graph=True)
-    return first[:, 1:] - DIFFUSIVITY * second[:, :1]
+    return task.equation.residual(x, u[:, 0], first, second[:, :1])
 
 
-def loss(
-    network: torch.nn.Module,
-    n_points: int,
-    device: torch.device,
-    of: Callable[[torch.nn.Module, Tensor], Tensor] = residual,
-) -> Tensor:
-    inside = torch.rand(n_points, 2, device=device)
-    x, values = border(n_points // 8, device)
-    return of(network, inside).square().mean() + BORDER_WEIGHT * (network(2 * x - 1) - values).square().mean()
-
-
-def make_network(activation: str, backend: str, device: torch.device) -> FusedMLP:
-    return FusedMLP(2, 1, 64, 3, activation=activation, bias=True, backend=backend).to(device)
-
-
-def relative_error(network: torch.nn.Module, device: torch.device) -> float:
+def relative_error(task: Pde) -> float:
     """L2 distance to the solution on 256 x 101 points, relative to the solution's norm."""
-    axes = torch.linspace(0, 1, 256, device=device), torch.linspace(0, 1, 101, device=device)
-    x = torch.cartesian_prod(*axes)
-    with torch.no_grad():
-        return ((network(2 * x - 1) - exact(x)).norm() / exact(x).norm()).item()
+    x = torch.cartesian_prod(*grid_of(task.equation))
+    truth = task.equation.true_values(x)
+    assert truth is not None
+    return float((task.problem.values(task.model, x) - truth).norm() / truth.norm())
 
 
 def threads_of(backend: str, n: int) -> contextlib.AbstractContextManager[int]:
@@ -87,46 +69,43 @@ def threads_of(backend: str, n: int) -> contextlib.AbstractContextManager[int]:
     return own_threads(n) if backend == "native" else contextlib.nullcontext(n)
 
 
-def train(seed: int, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    torch.manual_seed(seed)
-    network = make_network(args.activation, args.backend, device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
+def train(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     start, start_cpu = time.perf_counter(), time.process_time()
-    for _ in range(args.steps):
-        optimizer.zero_grad()
-        loss(network, args.points, device).backward()
-        optimizer.step()
-        schedule.step()
+    trainer = Trainer(make_task(seed, args, args.backend))
+    trainer.train()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    assert isinstance(trainer.task, Pde)
     return {
         "seed": seed,
         "train.seconds": seconds,
         "train.cpu_seconds": cpu_seconds,  # of all threads: what a busy machine lengthens less
         "train.steps": args.steps,
-        "relative_l2": relative_error(network, device),
+        "relative_l2": relative_error(trainer.task),
     }
 
 
-def step_times(args: argparse.Namespace, device: torch.device, turns: int = 15) -> dict[str, float]:
+def step_times(args: argparse.Namespace, turns: int = 15) -> dict[str, float]:
     """Median seconds of a step's loss and gradients by each way, which take turns: on a CPU of its time and on one
     thread, as neither waiting nor other processes count then."""
-    native, reference = (make_network(args.activation, backend, device) for backend in ("native", "reference"))
-    layers = reference.to_sequential()
-    steps = {
-        "native": lambda: loss(native, args.points, device).backward(),
-        "reference": lambda: loss(reference, args.points, device).backward(),
-        "nested": lambda: loss(layers, args.points, device, nested_residual).backward(),
+    native, reference, nested = (make_task(0, args, backend) for backend in ("native", "reference", "reference"))
+    assert isinstance(nested.model, SmoothField)
+    layers = nested.model.mlp = nested.model.mlp.to_sequential()  # type: ignore[assignment]
+    steps: dict[str, Callable[[], None]] = {
+        "native": lambda: loss(native, lambda points: native.problem.residual(native.model, points)).backward(),
+        "reference": lambda: loss(
+            reference, lambda points: reference.problem.residual(reference.model, points)
+        ).backward(),
+        "nested": lambda: loss(nested, lambda points: nested_residual(nested, layers, points)).backward(),
     }
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    clock = time.perf_counter if native.device.type == "cuda" else time.process_time
     times: dict[str, list[float]] = {name: [] for name in steps}
     torch.set_num_threads(1)
     for turn in range(turns + 2):
         for name, step in steps.items():
             start = clock()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if native.device.type == "cuda":
+                torch.cuda.synchronize(native.device)
             if turn >= 2:
                 times[name].append(clock() - start)
     return {name: sorted(values)[turns // 2] for name, values in times.items()}
@@ -151,11 +130,11 @@ def main() -> None:
     runs = []
     for seed in args.seeds:
         with threads_of(args.backend, args.threads):
-            run = train(seed, args, device)
+            run = train(seed, args)
         runs.append(run)
         took = f"{run['train.seconds']:.1f} s ({run['train.cpu_seconds']:.1f} s of the CPU)"
         print(f"seed {seed}: relative L2 {run['relative_l2']:.2e} after {took}")
-    seconds = step_times(args, device)
+    seconds = step_times(args)
     ratios = {name: seconds[name] / seconds["native"] for name in ("reference", "nested")}
     shares = ", ".join(f"{name} {1e3 * seconds[name]:.2f} ms ({ratio:.1f} times)" for name, ratio in ratios.items())
     print(f"step on one thread: native {1e3 * seconds['native']:.2f} ms, {shares}")

@@ -1,6 +1,6 @@
 """Trains on and writes a generated picture of 100 megapixels, and notes the peak of memory of the whole process.
 
-    python benchmarks/marks/huge_image.py  # writes results/huge_image.json; the picture is deleted afterwards
+python benchmarks/marks/huge_image.py  # writes results/huge_image.json; the picture is deleted afterwards
 """
 
 from __future__ import annotations

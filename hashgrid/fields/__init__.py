@@ -11,6 +11,7 @@ from hashgrid.fields.encoded import CpField, DenseField, FourierField, Frequency
 from hashgrid.fields.filters import BaconField, FiltersField
 from hashgrid.fields.latent import LatentField
 from hashgrid.fields.local_grid import LocalGrid
+from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
 from hashgrid.fields.planes import PlanesField
@@ -34,6 +35,7 @@ SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "frequency": FrequencyField,
     "fourier": FourierField,
     "siren": SirenField,
+    "modulated": ModulatedSiren,
     "wire": WireField,
     "mfn": FiltersField,
     "bacon": BaconField,

@@ -81,6 +81,12 @@ def normal_cosine(gradient: Tensor, normals: Tensor) -> Tensor:
     return (1 - torch.nn.functional.cosine_similarity(gradient, normals, dim=-1)).mean()
 
 
+def variation_along_rays(values: Tensor) -> Tensor:
+    """``|v_{i+1} - v_i|`` of neighbouring samples along rays [R, n]: total variation (Rudin et al. 1992), in the
+    directions that rays have."""
+    return values.diff(dim=1).abs().mean() if values.shape[1] > 1 else values.new_zeros(())
+
+
 @dataclass(frozen=True)
 class DistanceLosses(Config):
     """What a distance field is trained by. Lengths are in units of the cube."""
