@@ -22,7 +22,7 @@ TASKS = {
     "ct": ("hashgrid.tasks.ct", "Ct", "find a volume from few X-ray projections"),
     "pde": ("hashgrid.tasks.pde", "Pde", "solve a differential equation"),
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
-    "shape": ("hashgrid.tasks.shape", "Shape", "fit one network to a shape or to many"),
+    "shape": ("hashgrid.tasks.shape", "ShapeTask", "fit one network to a shape or to many"),
     "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
     "meta": ("hashgrid.tasks.meta", "Meta", "learn a start from which a few steps fit any of a family of signals"),
     "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
