@@ -15,13 +15,17 @@ from hashgrid.version import __version__
 
 # A task is a module with a class: what `hashgrid NAME` runs, and what it does.
 TASKS = {
-    "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
-    "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
     "image": ("hashgrid.tasks.image", "Image", "fit a photo"),
-    "pde": ("hashgrid.tasks.pde", "Pde", "solve a differential equation"),
     "audio": ("hashgrid.tasks.audio", "Audio", "fit a sound"),
     "video": ("hashgrid.tasks.video", "VideoTask", "fit a video"),
     "volume": ("hashgrid.tasks.volume", "VolumeTask", "fit a volume"),
+    "ct": ("hashgrid.tasks.ct", "Ct", "find a volume from few X-ray projections"),
+    "pde": ("hashgrid.tasks.pde", "Pde", "solve a differential equation"),
+    "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
+    "shape": ("hashgrid.tasks.shape", "Shape", "fit one network to a shape or to many"),
+    "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
+    "meta": ("hashgrid.tasks.meta", "Meta", "learn a start from which a few steps fit any of a family of signals"),
+    "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
 }
 
 
@@ -44,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if words[:1] == ["image"] and any(word.partition("=")[0] == "--compress" for word in words):
+        words = ["compress", *words[1:]]  # of the same photo, but another task
     if words and words[0] in TASKS:
         from hashgrid.train.run import main as run_task
 
@@ -94,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     scene.add_argument("--test-views", type=int, default=20)
     scene.add_argument("--seed", type=int, default=0)
     scene.set_defaults(run=_scene)
+    decompress = commands.add_parser("decompress", help="read a file of `image --compress`: the same pixels everywhere")
+    decompress.add_argument("file", type=Path, metavar="FILE")
+    decompress.add_argument("out", type=Path, metavar="OUT", help="picture to write; PNG keeps every bit")
+    decompress.add_argument("--allow-huge", action="store_true", help="read more than 179 million pixels")
+    decompress.set_defaults(run=_decompress)
     commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
     return parser
 
@@ -103,6 +114,18 @@ def _info(args: argparse.Namespace) -> int:
 
     for name, value in describe():
         print(f"{name + ':' if name else '':16}{value}")
+    return 0
+
+
+def _decompress(args: argparse.Namespace) -> int:
+    from torch import from_numpy
+
+    from hashgrid.compress.photo import read_compressed
+    from hashgrid.util.files import atomic_write_image
+
+    photo = read_compressed(args.file, args.allow_huge)
+    atomic_write_image(args.out, from_numpy(photo))
+    print(f"{photo.shape[1]}x{photo.shape[0]} pixels in {args.out}")
     return 0
 
 

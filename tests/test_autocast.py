@@ -54,6 +54,11 @@ def _composite(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     return ops.composite(x[:, 0] * 4, x, t_starts.to(x), t_ends.to(x), packed_info)
 
 
+def _line_integrals(ops: ModuleType, x: Tensor) -> Tensor:
+    t_starts, t_ends, _, packed_info = _samples()
+    return ops.line_integrals(x[: len(t_starts)], t_starts.to(x), t_ends.to(x), packed_info)
+
+
 def _visible_samples(ops: ModuleType, x: Tensor) -> tuple[Tensor, ...]:
     t_starts, t_ends, _, packed_info = _samples()
     x = torch.cat([x, x])[: len(t_starts)]
@@ -98,6 +103,7 @@ READERS: dict[str, Callable[[ModuleType, Tensor], Tensor | tuple[Tensor, ...]]] 
     "sh_encode": lambda ops, x: ops.sh_encode(x - 0.5, 5),
     "frequency_encode": lambda ops, x: ops.frequency_encode(x, 8),
     "composite": _composite,
+    "line_integrals": _line_integrals,
     "visible_samples": _visible_samples,
     "window_samples": _window_samples,
     "ray_aabb": _ray_aabb,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from problems.nerf import TINY
+from problems.shapes import small_shapes
 from torch import Tensor, nn
 
 from hashgrid.cli import TASKS, main
@@ -19,12 +20,14 @@ from hashgrid.data.equations import find_equation
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
 from hashgrid.data.pictures import generated_picture
+from hashgrid.data.projections import scan_phantom
 from hashgrid.data.scene import Scene, Views
 from hashgrid.data.shape import Shape
+from hashgrid.data.signal_families import generated_family
 from hashgrid.data.sound import generated_sound
 from hashgrid.data.videos import generated_video
 from hashgrid.data.volumes import generated_volume
-from hashgrid.fields import DISTANCE_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
+from hashgrid.fields import DISTANCE_FIELDS, LATENT_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid, derivatives_along, jacobian, laplacian
@@ -32,7 +35,10 @@ from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
+from hashgrid.tasks.compress import Compress, CompressConfig
+from hashgrid.tasks.ct import Ct
 from hashgrid.tasks.image import Image
+from hashgrid.tasks.meta import Meta, MetaConfig
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.pde import Pde, PdeConfig
 from hashgrid.tasks.sdf import Sdf, SdfConfig
@@ -270,10 +276,19 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
         task = Sdf(SdfConfig.defaults(field).replace(**sizes), Shape.of(make_mesh(*torus_knot(n_along=64, n_around=8))))
         task.begin()
         return task
+    if name.startswith("compress"):
+        config = Compress.defaults(name.partition(" ")[2], torch.device("cpu"), set()).replace(batch=256, compress=6.0)
+        photo = generated_picture(30, 20).signal.values.view(20, 30, -1)[..., :3]
+        return Compress(config.replace(device="cpu", **changes), photo)
+    if name.startswith("shape"):
+        return small_shapes(name.partition(" ")[2], **changes)
     command, _, field = name.partition(" ")
     if command == "pde":
         small = {"batch": 128, "redraw_steps": 3, "adam_share": 0.3, "device": "cpu", **changes}
         return Pde(PdeConfig().replace(**small), find_equation("heat"))
+    if command == "meta":
+        sizes = {"method": field, "image_size": 8, "n_neurons": 8, "n_hidden_layers": 1, "device": "cpu"}
+        return Meta(MetaConfig().replace(**sizes, **changes), generated_family("images", 8))
     task, signal = SIGNALS[command]
     sizes = {"batch": 256, **SMALL_SIGNALS.get(field or "hash", {"n_neurons": 16}), "device": "cpu", **changes}
     return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
@@ -284,11 +299,15 @@ SIGNALS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "audio": (Audio, lambda: generated_sound(0.02, 8000)),
     "video": (VideoTask, lambda: generated_video(4, 16)),
     "volume": (VolumeTask, lambda: generated_volume(8)),
+    "ct": (Ct, lambda: scan_phantom(5, 8)),
 }
 KINDS = [
     *(f"image {name}" for name in SIGNAL_FIELDS),
     *(name for name in SIGNALS if name != "image"),
     "pde",
+    *(f"meta {method}" for method in ("metasdf", "reptile", "hypernet", "coinpp")),
+    *(f"compress {name}" for name in CompressConfig.fields),
+    *(f"shape {name}" for name in LATENT_FIELDS if name != "deepsdf_paper"),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
     *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]

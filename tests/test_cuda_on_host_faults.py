@@ -76,6 +76,12 @@ FAULTS = {
         ),
         *("composite_case(33)", WRONG),
     ),
+    "samples of a line integral": (
+        *("cuda/line_integrals.cu", "for (int64_t i = lane; i < count; i += kWarpSize)"),
+        'for (int64_t i = lane; i < (hashgrid_on_host::planted("samples of a line integral") ? 3 : count);'
+        " i += kWarpSize)",
+        *("line_integrals_case(33)", WRONG),
+    ),
     "barrier of hash_encode": (
         "cuda/hash_encode.cu",
         *without("barrier of hash_encode", "__syncthreads();\n    if (static_cast<int>(threadIdx.x) < half)"),
@@ -193,7 +199,7 @@ print(json.dumps(outcomes))
 def outcomes(cuda_on_host: ModuleType) -> dict[str, tuple[int, str]]:
     """Of each check of a fault, and of all without one, "": exit status and output, in a process of its own."""
     out = HOST_BUILD.parent / "host_faults"
-    only = ("composite", "hash_encode", "hash_encode_jet", "march_rays", "mlp", "mlp_jet")
+    only = ("composite", "hash_encode", "hash_encode_jet", "line_integrals", "march_rays", "mlp", "mlp_jet")
     only += ("occupancy_update", "occupancy_values")
     only += ("radiance_mlp", "render_rays", "sample_rays")
     module = build_with_faults(out, [fault[:3] for fault in FAULTS.values()], only, HOST_BUILD)

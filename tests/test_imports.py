@@ -37,7 +37,7 @@ PACKAGE = TESTS.parent / "hashgrid"
 LAYERS = (
     ("levels", "maths", "util", "_extension"),
     ("ops", "reference"),
-    ("geometry", "optim"),
+    ("geometry", "optim", "compress"),
     ("nn",),
     ("fields",),
     ("rendering", "data", "train"),

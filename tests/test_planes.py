@@ -81,6 +81,7 @@ def test_planes_and_lines_are_the_decomposition_into_vectors_and_matrices() -> N
     for i, ((a, b), rule) in enumerate(terms.items()):
         plane, line = (grid.table.detach() for grid in grids.products[i].planes)
         torch.testing.assert_close(y[..., i, :], torch.einsum(rule, plane.view(sides[b], sides[a], 4), line))
+    assert PlanesAndLines(1, (4,), 8)(torch.rand(5, 1)).shape == Planes(1, (4,), 8)(torch.rand(5, 1)).shape == (5, 8)
     assert PlanesAndLines(2, (4,), 8)(torch.rand(5, 2)).shape == (5, 8)
     assert PlanesAndLines(4, (4,), 8)(torch.rand(5, 4)).shape == (5, 48)
 

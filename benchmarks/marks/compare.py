@@ -3,7 +3,8 @@
     python benchmarks/marks/compare.py                       # all; photos where --data has them
     python benchmarks/marks/compare.py audio video --scale 0.1 --out /tmp
 
-Each comparison is one process of its own; what it wrote is kept as results/compare/NAME.json, NAME.png and NAME_strip.png.
+Each comparison is one process of its own; what it wrote is kept as NAME.json, NAME.png and NAME_strip.png in
+results/compare.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ using RangeKernel = void (*)(const Params& params, int64_t begin, int64_t end);
   X(MarchRaysParams, march_rays_write)                       /* rays */                                 \
   X(CompositeParams, composite_forward)                      /* rays */                                 \
   X(CompositeParams, composite_backward)                     /* rays */                                 \
+  X(LineIntegralsParams, line_integrals_forward)             /* rays */                                 \
+  X(LineIntegralsParams, line_integrals_backward)            /* rays */                                 \
   X(VisibleSamplesParams, visible_samples_count)             /* rays */                                 \
   X(VisibleSamplesParams, visible_samples_write)             /* rays */                                 \
   X(WindowSamplesParams, window_samples_count)               /* rays */                                 \

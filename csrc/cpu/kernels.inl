@@ -33,6 +33,7 @@
 #include "cpu/sphere_trace.inl"
 #include "cpu/march_rays.inl"
 #include "cpu/composite.inl"
+#include "cpu/line_integrals.inl"
 #include "cpu/visible_samples.inl"
 #include "cpu/window_samples.inl"
 #include "cpu/fma_probe.inl"

@@ -16,6 +16,7 @@ struct FrequencyEncodeParams;
 struct GridParams;
 struct HashEncodeJetParams;
 struct HashEncodeParams;
+struct LineIntegralsParams;
 struct MarchRaysParams;
 struct MlpJetParams;
 struct MlpParams;
@@ -109,6 +110,9 @@ void launch_march_rays_count(const MarchRaysParams& p, cudaStream_t stream);
 void launch_march_rays_write(const MarchRaysParams& p, cudaStream_t stream);
 void launch_composite_forward(const CompositeParams& p, cudaStream_t stream);
 void launch_composite_backward(const CompositeParams& p, cudaStream_t stream);
+void launch_line_integrals_forward(const LineIntegralsParams& p, cudaStream_t stream);
+// Fills grad_values and grad_steps, each unless it is null.
+void launch_line_integrals_backward(const LineIntegralsParams& p, cudaStream_t stream);
 // Fills kept_info; the number of samples kept is then in `scan`, and behind it a fault of packed_info.
 void launch_visible_samples_count(const VisibleSamplesParams& p, cudaStream_t stream);
 void launch_visible_samples_write(const VisibleSamplesParams& p, cudaStream_t stream);

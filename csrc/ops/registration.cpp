@@ -73,6 +73,10 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "composite_backward_backward(Tensor? grad_grad_sigmas, Tensor? "
       "grad_grad_features, " HASHGRID_COMPOSITE_GRADIENTS_SCHEMA HASHGRID_COMPOSITE_SCHEMA
       ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("line_integrals(Tensor values, Tensor steps, Tensor packed_info) -> Tensor");
+  m.def(
+      "line_integrals_backward(Tensor grad_sums, Tensor values, Tensor steps, Tensor packed_info, bool need_values, "
+      "bool need_steps) -> (Tensor, Tensor)");
   m.def(
       "visible_samples(Tensor sigmas, Tensor t_starts, Tensor t_ends, Tensor packed_info, float early_stop_eps) "
       "-> (Tensor, Tensor)");

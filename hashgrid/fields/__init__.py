@@ -2,14 +2,21 @@
 
 from hashgrid.fields.base import RadianceField, SignalField
 from hashgrid.fields.classic import Classic, ClassicPaper
+from hashgrid.fields.conv_occupancy import ConvOccupancy
 from hashgrid.fields.coordinate import CoordinateField
 from hashgrid.fields.coordx import CoordXField
+from hashgrid.fields.deepsdf import DeepSdf, DeepSdfPaper
 from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
 from hashgrid.fields.encoded import CpField, DenseField, FourierField, FrequencyField, MlpField, PlanesSignal, VmField
 from hashgrid.fields.filters import BaconField, FiltersField
+from hashgrid.fields.latent import LatentField
+from hashgrid.fields.local_grid import LocalGrid
+from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.ngp import Ngp
+from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
 from hashgrid.fields.planes import PlanesField
 from hashgrid.fields.siren import SirenDistance, SirenField
+from hashgrid.fields.udf import UnsignedDistance
 from hashgrid.fields.wire import WireField
 
 RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
@@ -28,6 +35,7 @@ SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "frequency": FrequencyField,
     "fourier": FourierField,
     "siren": SirenField,
+    "modulated": ModulatedSiren,
     "wire": WireField,
     "mfn": FiltersField,
     "bacon": BaconField,
@@ -37,4 +45,13 @@ DISTANCE_FIELDS: dict[str, type[DistanceField]] = {
     "grid": GridDistance,
     "siren": SirenDistance,
     **{name: distance_field(kind) for name, kind in SIGNAL_FIELDS.items() if name not in ("hash", "siren")},
+}
+LATENT_FIELDS: dict[str, type[LatentField]] = {
+    "deepsdf": DeepSdf,
+    "deepsdf_paper": DeepSdfPaper,
+    "occupancy": Occupancy,
+    "occupancy_points": OccupancyPoints,
+    "conv_occupancy": ConvOccupancy,
+    "local_grid": LocalGrid,
+    "udf": UnsignedDistance,
 }

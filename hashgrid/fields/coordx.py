@@ -22,7 +22,7 @@ class CoordXConfig(Config):
     n_hidden_layers: int = 4  # of the network, layers of sines
     n_split_layers: int = 2  # of them, those of single coordinates
     fusion: Literal["product", "sum", "concat"] = "product"  # of what they say
-    w0: float = 0.0  # frequency of the first layer; 0: 30, or a hundredth of the samples along the longest side
+    w0: float = 0.0  # frequency of the first layer; 0: 30, or more for many samples along the longest side
 
 
 class CoordXField(NetworkField):

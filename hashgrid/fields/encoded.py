@@ -46,7 +46,7 @@ class FrequencyField(MlpField):
     """A ReLU network of sines and cosines along the axes (Mildenhall et al. 2020)."""
 
     Config = FrequencyConfig
-    recipe = {"learning_rate": 2e-3, "final_learning_rate": 1e-4, "batch": 1 << 13}
+    recipe = {"learning_rate": 5e-3, "final_learning_rate": 1e-4, "batch": 1 << 13}
 
     @classmethod
     def configured(cls, config: Any, shape: Sequence[int]) -> Any:
@@ -64,7 +64,7 @@ class FourierConfig(MlpConfig):
 
     encoding: str = "fourier"
     n_hidden_layers: int = 3  # of the network
-    fourier_scale: float = 0.0  # periods along a side; 0: 10, or a hundredth of the samples along the longest one
+    fourier_scale: float = 0.0  # periods along a side; 0: 10, or more for many samples
 
 
 class FourierField(MlpField):
@@ -76,7 +76,8 @@ class FourierField(MlpField):
     @classmethod
     def configured(cls, config: Any, shape: Sequence[int]) -> Any:
         config = super().configured(config, shape)
-        return config if config.fourier_scale > 0 else config.replace(fourier_scale=max(10.0, max(shape) / 100))
+        scale = max(10.0, max(shape) / (25 if len(shape) == 1 else 100))  # spectra of pictures fall faster
+        return config if config.fourier_scale > 0 else config.replace(fourier_scale=scale)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class FiltersConfig(Config):
     n_neurons: int = 128  # of a layer
     n_hidden_layers: int = 3  # of the network, products
     filters: Literal["fourier", "gabor"] = "gabor"  # sines, or sines within Gaussians
-    input_scale: float = 0.0  # of frequencies; 0: 256, or half the samples along the longest side
+    input_scale: float = 0.0  # of frequencies; 0: 256, or more for many samples along the longest side
     weight_scale: float = 1.0  # of the layers between the filters; the paper's lose power, 6 keeps it
 
 
@@ -54,7 +54,8 @@ class FiltersField(NetworkField):
 
     @classmethod
     def configured(cls, config: FiltersConfig, shape: Sequence[int]) -> FiltersConfig:
-        return config if config.input_scale > 0 else config.replace(input_scale=max(256.0, max(shape) / 2))
+        scale = max(256.0, max(shape) / (4 if len(shape) == 1 else 2))
+        return config if config.input_scale > 0 else config.replace(input_scale=scale)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class BaconField(NetworkField):
     """
 
     Config = BaconConfig
-    recipe = {"learning_rate": 5e-3, "final_learning_rate": 1e-4, "batch": 1 << 12}
+    recipe = {"learning_rate": 2e-2, "final_learning_rate": 2e-4, "batch": 1 << 12}
     network: Bacon
     side = 1.0  # one period
 

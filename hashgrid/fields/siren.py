@@ -23,7 +23,7 @@ class SirenConfig(Config):
 
     n_neurons: int = 128  # of a hidden layer
     n_hidden_layers: int = 4  # of the network, layers of sines
-    w0: float = 0.0  # frequency of the first layer; 0: 30, or a hundredth of the samples along the longest side
+    w0: float = 0.0  # frequency of the first layer; 0: 30, or more for many samples along the longest side
     w0_hidden: float = 30.0  # of the following ones
     factored: bool = True  # frequencies stand beside the weights, as in the paper, not in them
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of MLP products; sums stay fp32
@@ -62,10 +62,10 @@ class SirenField(NetworkField):
         return config if config.w0 > 0 else config.replace(w0=frequency_for(shape))
 
 
-def frequency_for(shape: Sequence[int]) -> float:
-    """Frequency of the first sines that suits a signal of so many samples along each axis: the paper's 30 for pictures,
-    3000 for its sounds."""
-    return max(30.0, max(shape) / 100)
+def frequency_for(shape: Sequence[int], least: float = 30.0) -> float:
+    """Frequency of the first layer that suits a signal of so many samples along each axis: the paper has 30 for
+    pictures and 3000 for sounds. Series, whose samples are many and whose spectra do not fall as fast, want more."""
+    return max(least, max(shape) / (10 if len(shape) == 1 else 100))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hashgrid.nn.filters import check_sizes
 from hashgrid.nn.fused_mlp import MAX_HIDDEN_LAYERS, SIREN_FREQUENCY
 from hashgrid.nn.mlp import draw_sines_
 from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.util.choices import BACKENDS, check_option
 
 
@@ -142,7 +143,7 @@ class CoordX(nn.Module):
 
     def _branch(self, i: int, x: Tensor) -> Tensor:
         """Outputs of the split layers of group ``i``."""
-        return backend_ops(self.backend).mlp(x, **self._split(i))
+        return self._run(x, self._split(i))
 
     def _together(self, branches: Sequence[Tensor]) -> Tensor:
         if self.fusion == "concat":
@@ -150,7 +151,11 @@ class CoordX(nn.Module):
             y = torch.cat([branch.expand(*sides, -1) for branch in branches], dim=-1)
         else:
             y = reduce(torch.mul if self.fusion == "product" else torch.add, branches)
-        return backend_ops(self.backend).mlp(y, **self._rest())
+        return self._run(y, self._rest())
+
+    def _run(self, x: Tensor, layers: dict[str, Any]) -> Tensor:
+        # autocast alone rounds nothing: sines of large numbers are lost in half precision
+        return backend_ops(self.backend).mlp(x, **layers, compute_dtype=maths_dtype(layers["weights"][0]))
 
     def _split(self, i: int) -> dict[str, object]:
         layers = [self.first[i], *self.shared]

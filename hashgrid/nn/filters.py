@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hashgrid.nn import jets
 from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.util.choices import BACKENDS, as_integer, check_option
 
 
@@ -104,7 +105,8 @@ class FilterNetwork(nn.Module):
         """The L + 1 filters [..., width] at ``x`` [..., in]."""
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
-        sines = backend_ops(self.backend).mlp(x, **self._sines())
+        # of half precision, under autocast, nothing would be left of many turns
+        sines = backend_ops(self.backend).mlp(x, **self._sines(), compute_dtype=maths_dtype(self.frequencies))
         window = self.window(x)
         return (sines if window is None else sines * window).split(self.n_neurons, dim=-1)
 

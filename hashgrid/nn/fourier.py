@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hashgrid.nn import jets
 from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.util.choices import BACKENDS, as_integer, check_option
 
 
@@ -59,7 +60,9 @@ class RandomFourier(nn.Module):
         """Features [..., 2 m] of points [..., D]; there are no levels to weigh."""
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
-        return backend_ops(self.backend).mlp(x, **self._layer())
+        layer = self._layer()
+        # of half precision, under autocast, nothing would be left of many turns
+        return backend_ops(self.backend).mlp(x, **layer, compute_dtype=maths_dtype(self.frequencies))
 
     def jet(
         self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None

@@ -15,6 +15,7 @@ from hashgrid.maths import activate
 from hashgrid.nn import jets
 from hashgrid.nn.fused_mlp import MAX_HIDDEN_LAYERS, SIREN_FREQUENCY
 from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.util.choices import ACTIVATIONS, BACKENDS, FACTORS, as_integer, check_option, check_softplus_beta
 
 BiasInit = Literal["default", "weight", "zero"]
@@ -110,7 +111,7 @@ class MLP(nn.Module):
         self.skip_place = check_option("skip_place", skip_place, ("after", "before"))
         self.dropout = dropout
         self.softplus_beta = check_softplus_beta(activation, softplus_beta)
-        self.compute_dtype = None if compute_dtype == torch.float32 else compute_dtype
+        self.compute_dtype = compute_dtype
         self.backend = check_option("backend", backend, BACKENDS)
         shapes = []
         for layer in range(n_hidden_layers + 1):
@@ -191,6 +192,7 @@ class MLP(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
         weights, biases = self.layers_used()
+        compute_dtype = maths_dtype(weights[0]) if self.compute_dtype == torch.float32 else self.compute_dtype
         y = x
         for begin, end in self._runs():
             y = backend_ops(self.backend).mlp(
@@ -199,7 +201,7 @@ class MLP(nn.Module):
                 biases and biases[begin:end],
                 self.activation,
                 self._last_activation(end),
-                self.compute_dtype,
+                compute_dtype,
                 self.softplus_beta,
             )
             joins = end in self.skips
@@ -221,7 +223,7 @@ class MLP(nn.Module):
         Raises:
             ValueError: a shape does not fit, or ``compute_dtype`` is of half precision.
         """
-        if self.compute_dtype is not None:
+        if self.compute_dtype not in (None, torch.float32):
             raise ValueError(f"`compute_dtype` must be None for derivatives along directions, got {self.compute_dtype}")
         weights, biases = self.layers_used()
         y: jets.Jets = (x, directions, accelerations)
@@ -319,7 +321,8 @@ class Siren(MLP):
         bias_init: biases are drawn as the paper's code does ("default": up to ``1 / sqrt(in)`` times w0), as large as
             weights ("weight"), or are zero ("zero"), for which the paper's statistics hold.
         output_activation: of the last layer.
-        compute_dtype: as of :class:`FusedMLP`.
+        compute_dtype: as of :class:`FusedMLP`, but None rounds nothing under autocast either: half precision has no
+            sines of large numbers.
         backend: ``"native"`` or ``"reference"``.
 
     Raises:
@@ -361,7 +364,7 @@ class Siren(MLP):
             n_hidden_layers,
             "sine",
             output_activation,
-            compute_dtype=compute_dtype,
+            compute_dtype=compute_dtype or torch.float32,
             backend=backend,
         )
 

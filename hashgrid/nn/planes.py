@@ -24,7 +24,7 @@ class Planes(nn.Module):
         resolutions: vertices along the sides of the planes, for each resolution one number or one per axis, as in
             ``((64, 64, 32), (128, 128, 64))``.
         n_features: per resolution: 1, 2, 4 or a multiple of 8.
-        axes: the axes of each plane, or of whatever has any number of them; None for all pairs.
+        axes: the axes of each plane, or of whatever has any number of them; None for all pairs, or for the only one.
         init: the features are drawn from this range; their product should not vanish.
         backend: ``"native"`` or ``"reference"``.
 
@@ -52,9 +52,9 @@ class Planes(nn.Module):
         n_features, per_entry = as_integer("n_features", n_features), min(n_features, FEATURE_COUNTS[-1])
         if per_entry not in FEATURE_COUNTS or n_features % per_entry:
             raise ValueError(f"`n_features` must be 1, 2, 4 or a multiple of 8, got {n_features}")
-        self.axes = tuple(map(tuple, combinations(range(n_input_dims), 2) if axes is None else axes))
+        self.axes = tuple(map(tuple, combinations(range(n_input_dims), min(n_input_dims, 2)) if axes is None else axes))
         if not self.axes:
-            raise ValueError(f"`axes` must name at least one plane, got none in {n_input_dims} dimensions")
+            raise ValueError("`axes` must name at least one plane, got none")
         for group in self.axes:
             if not group or len(set(group)) != len(group) or not all(0 <= axis < n_input_dims for axis in group):
                 raise ValueError(f"`axes` must be groups of different axes below {n_input_dims}, got {group}")
@@ -123,10 +123,11 @@ class Lines(Planes):
 
 class PlanesAndLines(nn.Module):
     """For each pair of axes, the product of what its plane says of a point and what a line along each other axis does,
-    side by side (VM decomposition; Chen et al. 2022, TensoRF, section 3.2). In two dimensions that is one plane.
+    side by side (VM decomposition; Chen et al. 2022, TensoRF, section 3.2). In two dimensions that is one plane, in one
+    a line.
 
     Args:
-        n_input_dims: dimensions D of the points, at least 2.
+        n_input_dims: dimensions D of the points.
         resolutions: vertices along the sides of planes and lines, as of :class:`Planes`.
         n_features: per resolution and pair of axes: 1, 2, 4 or a multiple of 8.
         init: the features are drawn from this range.
@@ -147,11 +148,9 @@ class PlanesAndLines(nn.Module):
         backend: str = "native",
     ) -> None:
         super().__init__()
-        if n_input_dims < 2:
-            raise ValueError(f"`n_input_dims` must be at least 2 to have planes, got {n_input_dims}; use Lines")
         self.n_input_dims = n_input_dims
         self.products = nn.ModuleList()
-        for pair in combinations(range(n_input_dims), 2):
+        for pair in combinations(range(n_input_dims), min(n_input_dims, 2)):
             axes = [pair, *((axis,) for axis in range(n_input_dims) if axis not in pair)]
             self.products.append(Planes(n_input_dims, resolutions, n_features, axes, init, backend))
         self.n_output_dims = sum(product.n_output_dims for product in self.products)  # type: ignore[misc]

@@ -29,6 +29,8 @@ class Wire(nn.Module):
         s0: inverse width.
         windows: 1, or 2 for wavelets whose window is that of two linear functions (the paper's two-dimensional ones).
         trainable: whether w0 and s0 of each layer are parameters.
+        w0_first: frequency of the first layer, of real functions, in which no wavelet is above 1; None for ``w0``. It
+            grows with the signal, as that of :class:`Siren`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -49,23 +51,27 @@ class Wire(nn.Module):
         s0: float = 30.0,
         windows: int = 1,
         trainable: bool = False,
+        w0_first: float | None = None,
     ) -> None:
         super().__init__()
+        w0_first = w0 if w0_first is None else w0_first
         n_input_dims, n_output_dims = (
             as_integer("n_input_dims", n_input_dims),
             as_integer("n_output_dims", n_output_dims),
         )
         if windows not in (1, 2):
             raise ValueError(f"`windows` must be 1 or 2, got {windows}")
-        if not (0 <= w0 < math.inf and 0 < s0 < math.inf):
-            raise ValueError(f"`w0` must be at least 0 and `s0` above it, both finite, got {w0} and {s0}")
+        if not (0 <= min(w0, w0_first) and max(w0, w0_first) < math.inf and 0 < s0 < math.inf):
+            raise ValueError(
+                f"`w0` and `w0_first` must be at least 0 and `s0` above it, all finite, got {w0}, {w0_first} and {s0}"
+            )
         width = max(int(n_neurons / (math.sqrt(2) if windows == 1 else 2)), min(n_neurons, 1))
         if min(n_input_dims, n_output_dims, width, n_hidden_layers) < 1:
             sizes = f"{n_input_dims}, {n_output_dims}, {n_neurons} and {n_hidden_layers}"
             raise ValueError(f"inputs, outputs, neurons and hidden layers must be positive, got {sizes}")
         self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
         self.layers = nn.ModuleList(
-            GaborWavelets(width if i else n_input_dims, width, w0, s0, windows, i == 0, trainable)
+            GaborWavelets(width if i else n_input_dims, width, w0 if i else w0_first, s0, windows, i == 0, trainable)
             for i in range(n_hidden_layers)
         )
         self.output = ComplexLinear(width, n_output_dims)

@@ -6,6 +6,7 @@ from hashgrid.ops.counter_uniform import counter_uniform
 from hashgrid.ops.frequency_encode import frequency_encode
 from hashgrid.ops.hash_encode import hash_encode
 from hashgrid.ops.hash_encode_jet import hash_encode_jet
+from hashgrid.ops.line_integrals import line_integrals
 from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.mlp import mlp
 from hashgrid.ops.mlp_jet import mlp_jet
@@ -20,6 +21,7 @@ __all__ = [
     "frequency_encode",
     "hash_encode",
     "hash_encode_jet",
+    "line_integrals",
     "march_rays",
     "mlp",
     "mlp_jet",

@@ -10,6 +10,7 @@ from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode, hash_encode_into
 from hashgrid.reference.hash_encode_jet import hash_encode_jet
 from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
+from hashgrid.reference.line_integrals import line_integrals
 from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
 from hashgrid.reference.mlp_jet import mlp_jet
@@ -38,6 +39,7 @@ __all__ = [
     "hash_encode_into",
     "hash_encode_jet",
     "hash_encode_mlp",
+    "line_integrals",
     "march_rays",
     "mlp",
     "mlp_jet",

@@ -64,7 +64,7 @@ def to_mesh(
         previous = None if slab is None else slab.last
         if slab is None:
             continue
-        found, triangles = _march(slab.volume.numpy(), slab.mask.numpy())
+        found, triangles = march(slab.volume.numpy(), slab.mask.numpy())
         index = seam.join(found, slab.corner, len(slab.volume) - 1, n_vertices)
         new = index >= n_vertices
         vertices.append((found[new] + np.array(slab.corner, np.float32)) / np.float32(resolution))
@@ -92,18 +92,18 @@ def _survey(field: Distance, resolution: int, level: float, lipschitz: float) ->
     n = -(-resolution // coarse)
     index = torch.arange(n + 1) * coarse
     positions = index.clamp(max=resolution) / resolution
-    values = _evaluate(field, torch.cartesian_prod(positions, positions, positions)).view(n + 1, n + 1, n + 1) - level
+    values = evaluate(field, torch.cartesian_prod(positions, positions, positions)).view(n + 1, n + 1, n + 1) - level
     typical, steepest = _slopes(values, positions)
     steepest = max(lipschitz, 1.5 * steepest)
     inside = _inside(values, index, resolution)
     near = _may_cross(values, inside, steepest * coarse / resolution)
 
     index = torch.arange(factor * n + 1) * BLOCK
-    inside = _upsample(inside, factor)[: len(index), : len(index), : len(index)].contiguous()
+    inside = upsample(inside, factor)[: len(index), : len(index), : len(index)].contiguous()
     fine = torch.full(inside.shape, torch.inf)
-    wanted = _corners(near, factor).view(-1).nonzero()[:, 0]
+    wanted = corners_of(near, factor).view(-1).nonzero()[:, 0]
     points = torch.stack(torch.unravel_index(wanted, inside.shape), dim=-1).int() * BLOCK
-    fine.view(-1)[wanted] = _evaluate(field, points, resolution) - level
+    fine.view(-1)[wanted] = evaluate(field, points, resolution) - level
     inside.view(-1)[wanted] = _inside(fine, index, resolution).view(-1)[wanted]
     kept = _may_cross(fine, inside, steepest * BLOCK / resolution)
     active = torch.nn.functional.max_pool3d(kept[None].half(), 3, stride=1, padding=1)[0] > 0
@@ -129,23 +129,31 @@ def _inside(values: Tensor, index: Tensor, resolution: int) -> Tensor:
 def _may_cross(values: Tensor, inside: Tensor, rise: float) -> Tensor:
     """Which of the cubes between lattice points [n, n, n] the surface may pass through [n - 1, n - 1, n - 1]; the field
     rises by at most ``rise`` along a side. No point is farther than sqrt(3) / 2 sides from a corner."""
-    nearest, some, every = values.abs(), inside, inside
+    nearest = values.abs()
     for axis in range(3):
         n = nearest.shape[axis] - 1
         nearest = torch.minimum(nearest.narrow(axis, 0, n), nearest.narrow(axis, 1, n))
+    return (nearest <= rise * 3**0.5 / 2) | mixed(inside)
+
+
+def mixed(inside: Tensor) -> Tensor:
+    """Which of the cubes between lattice points [n, n, n] have some inside and some outside [n - 1, n - 1, n - 1]."""
+    some, every = inside, inside
+    for axis in range(3):
+        n = some.shape[axis] - 1
         some = some.narrow(axis, 0, n) | some.narrow(axis, 1, n)
         every = every.narrow(axis, 0, n) & every.narrow(axis, 1, n)
-    return (nearest <= rise * 3**0.5 / 2) | (some & ~every)
+    return some & ~every
 
 
-def _upsample(values: Tensor, factor: int) -> Tensor:
+def upsample(values: Tensor, factor: int) -> Tensor:
     """Every entry of [a, b, c] ``factor`` times along each axis."""
     for axis in range(3):
         values = values.repeat_interleave(factor, dim=axis)
     return values
 
 
-def _corners(blocks: Tensor, cells: int) -> Tensor:
+def corners_of(blocks: Tensor, cells: int) -> Tensor:
     """Which of the lattice points [cells * n + 1, ...] belong to one of the blocks [n, ...] or to its sides."""
     for axis in range(3):
         blocks = blocks.repeat_interleave(cells, dim=axis)
@@ -177,9 +185,9 @@ def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previ
 
     padded = torch.nn.functional.pad(lattice.kept, (1,) * 6)
     around = padded[tuple(slice(s.start, s.stop + 2) for s in spans)]
-    wanted = _corners(around, BLOCK)[tuple(slice(BLOCK, BLOCK + size) for size in sizes)].contiguous()
+    wanted = corners_of(around, BLOCK)[tuple(slice(BLOCK, BLOCK + size) for size in sizes)].contiguous()
     ends = tuple(slice(s.start, s.stop + 1) for s in spans)
-    inside = _upsample(lattice.inside[ends], BLOCK)[tuple(slice(0, size) for size in sizes)]
+    inside = upsample(lattice.inside[ends], BLOCK)[tuple(slice(0, size) for size in sizes)]
     reach = REACH * lattice.unit
     volume = torch.where(inside, -reach, reach)
     if previous is not None:
@@ -190,7 +198,7 @@ def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previ
     for begin in range(0, sizes[0], layers):
         part, mask = volume[begin : begin + layers], wanted[begin : begin + layers]
         points = mask.nonzero() + torch.tensor((corner[0] + begin, *corner[1:]))
-        values = _evaluate(field, points, resolution) - lattice.level
+        values = evaluate(field, points, resolution) - lattice.level
         size = values.abs().clamp_(APART * lattice.unit, reach)
         part.masked_scatter_(mask, torch.where(values < 0, -size, size))
     for axis in range(3):
@@ -200,12 +208,12 @@ def _slab(field: Distance, lattice: _Lattice, first: int, resolution: int, previ
     last = torch.full((resolution + 1, resolution + 1), torch.nan)
     last[corner[1] : corner[1] + sizes[1], corner[2] : corner[2] + sizes[2]] = volume[-1]
     mask = torch.zeros(sizes, dtype=torch.bool)
-    cells = _upsample(active[:, spans[1], spans[2]], BLOCK)
+    cells = upsample(active[:, spans[1], spans[2]], BLOCK)
     mask[1:, 1:, 1:] = cells[tuple(slice(0, size - 1) for size in sizes)]
     return _Slab(volume, mask, corner, last)
 
 
-def _march(volume: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def march(volume: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertices [v, 3] fp32 in cells from the corner and faces [f, 3] of the surface in a volume."""
     if not volume.min() < 0 < volume.max():
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64)
@@ -261,7 +269,7 @@ def in_parts(function: Distance, points: Tensor, device: torch.device) -> Tensor
     return torch.cat([function(part.to(device)).float().cpu() for part in points.split(CHUNK)])
 
 
-def _evaluate(field: Distance, points: Tensor, resolution: int | None = None) -> Tensor:
+def evaluate(field: Distance, points: Tensor, resolution: int | None = None) -> Tensor:
     """Values [N] on the CPU of points [N, 3], given as lattice indices where there is a resolution; indices beyond it
     mean the side of the cube."""
 

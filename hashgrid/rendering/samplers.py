@@ -181,11 +181,11 @@ class StratifiedSampler(Sampler):
         self.n_samples, self.near, self.backend = n_samples, near, backend
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        return self.pack(self.edges(rays, field, jitter)), None
+        return self.pack(self.edges(rays, field.aabb, jitter)), None
 
-    def edges(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Tensor:
-        """Ends of the intervals [R, n + 1], in the middle of which a field is asked."""
-        entry, leave = backend_ops(self.backend).ray_aabb(rays.origins, rays.directions, field.aabb)
+    def edges(self, rays: Rays, aabb: Tensor, jitter: Jitter) -> Tensor:
+        """Ends of the intervals [R, n + 1], in the middle of which a field of the box ``aabb`` [6] is asked."""
+        entry, leave = backend_ops(self.backend).ray_aabb(rays.origins, rays.directions, aabb)
         entry = entry.clamp(min=self.near)
         leave = torch.maximum(leave, entry)  # rays that miss the box: intervals of length zero
         missed = ~(leave.isfinite() & entry.isfinite())
@@ -222,7 +222,7 @@ class CoarseToFineSampler(StratifiedSampler):
         self.n_fine = n_fine
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        edges = self.edges(rays, field, jitter)
+        edges = self.edges(rays, field.aabb, jitter)
         seen = look(field.coarse or field, rays, self.pack(edges), self.early_stop_eps)
         fine = self.resample(edges, seen.weights.detach().view(len(rays), self.n_samples), jitter)
         return self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values), seen if field.coarse else None

@@ -52,7 +52,10 @@ class Image(SignalTask):
     name = "image"
     preview = "detail.png"
     Config = ImageConfig
-    summary = "Fits colour as a function of position to a photo, and writes what was learned and where it errs."
+    summary = (
+        "Fits colour as a function of position to a photo, and writes what was learned and where it errs."
+        " With --compress BPP it writes a small file instead: hashgrid compress --help."
+    )
     source_help = "photo: 8 or 16 bits, or OpenEXR; a drawn one if none"
     config: ImageConfig
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,9 @@ from hashgrid.fields import SIGNAL_FIELDS
 from hashgrid.fields.base import SignalField
 from hashgrid.nn.hash_grid import keep_gradients
 from hashgrid.optim import Adam
+from hashgrid.tasks.meta import load_learner
 from hashgrid.train.config import RunConfig
+from hashgrid.train.meta import Samples
 from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Step, Task
 from hashgrid.util.config import Config
@@ -34,6 +37,7 @@ class SignalConfig(RunConfig):
     keep: float = 1.0  # share of the samples to learn from, drawn at random; the others are for judging
     learning_rate: float = 1e-2  # after the first steps
     final_learning_rate: float = 1e-4  # at the end of a run
+    init: Path | None = None  # checkpoint of `hashgrid meta` to start from
 
     def check(self) -> None:
         super().check()
@@ -61,13 +65,20 @@ class SignalTask(Task):
 
     def __init__(self, config: SignalConfig, signal: Signal) -> None:
         kind = SIGNAL_FIELDS[config.field.name]
-        super().__init__(config.replace(field=kind.configured(config.field, signal.shape)))
-        config = self.config
         signal = signal.keep(config.keep, config.seed) if config.keep < 1 else signal
+        field, start = start_of(config.init, config.field.name, signal) if config.init else (config.field, None)
+        super().__init__(config.replace(field=kind.configured(field, signal.shape)))
+        config = self.config
         self.signal = signal.to(torch.device(config.device))
         self.model = kind(config.field, len(signal.shape), signal.n_channels, config.backend).to(config.device)
+        if start is not None:
+            self.model.load_state_dict(start)
         self._judged: Tensor | None = None  # samples that `score` looks at
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, power=2.0, warmup_steps=0)
+
+    @classmethod
+    def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
+        return super().defaults("modulated" if field is None and "--init" in given else field, device, given)
 
     def begin(self) -> None:
         keep_gradients(self.model)
@@ -104,3 +115,21 @@ class SignalTask(Task):
             known = self.signal.known_mask()
             figures |= {"psnr_known": self.signal.psnr(values, known), "psnr_unknown": self.signal.psnr(values, ~known)}
         return figures
+
+
+@torch.no_grad()
+def start_of(path: Path, field: str, signal: Signal, n_samples: int = 1 << 14) -> tuple[Config, dict[str, Tensor]]:
+    """Options and state of a field called ``field`` from a checkpoint of ``hashgrid meta``, after the steps that were
+    learned with it, on random samples of a picture.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or is not of such a field and such pictures.
+        AdaptationError: the steps lead nowhere.
+    """
+    learner, config = load_learner(path)
+    found = (config.field.name, 2, learner.model(torch.zeros(1, 2)).shape[-1])
+    if found != (wanted := (field, len(signal.shape), signal.n_channels)):
+        raise ValueError(f"`--init` must be of field, dimensions and channels {wanted}, `{path}` is of {found}")
+    index = signal.draw(n_samples, config.seed, -1)
+    samples = Samples(signal.places(index).cpu(), signal.at(index).cpu())
+    return config.field, {**learner.model.state_dict(), **learner.adapt(samples).params}

@@ -29,6 +29,22 @@ def truncated_l1(distance: Tensor, target: Tensor, truncation: float) -> Tensor:
     return (distance.clamp(-truncation, truncation) - target.clamp(-truncation, truncation)).abs().mean()
 
 
+def occupancy(logits: Tensor, distance: Tensor) -> Tensor:
+    """Binary cross entropy of logits [...] of being inside, where signed distances [...] are negative (Mescheder et al.
+    2019, eq. 3)."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, (distance < 0).to(logits.dtype))
+
+
+def of_shape(target: str, values: Tensor, distance: Tensor, truncation: float) -> Tensor:
+    """The loss of values [...] of a :class:`hashgrid.fields.latent.LatentField` at points with signed distances [...]:
+    of its ``target``. Distances are clamped to ``truncation``."""
+    if target == "occupancy":
+        return occupancy(values, distance)
+    if target == "unsigned":  # Chibane et al. 2020, eq. 3
+        return truncated_l1(values, distance.abs(), truncation)
+    return truncated_l1(values, distance, truncation)
+
+
 def on_surface(distance: Tensor) -> Tensor:
     """``|d|`` of distances [N] at points of the surface (Gropp et al. 2020, eq. 1; Sitzmann et al. 2020, eq. 6)."""
     return distance.abs().mean()
@@ -63,6 +79,12 @@ def normal_difference(gradient: Tensor, normals: Tensor) -> Tensor:
 def normal_cosine(gradient: Tensor, normals: Tensor) -> Tensor:
     """``1 - cos(g, n)`` of gradients and unit normals [N, 3] at points of the surface (Sitzmann et al. 2020, eq. 6)."""
     return (1 - torch.nn.functional.cosine_similarity(gradient, normals, dim=-1)).mean()
+
+
+def variation_along_rays(values: Tensor) -> Tensor:
+    """``|v_{i+1} - v_i|`` of neighbouring samples along rays [R, n]: total variation (Rudin et al. 1992), in the
+    directions that rays have."""
+    return values.diff(dim=1).abs().mean() if values.shape[1] > 1 else values.new_zeros(())
 
 
 @dataclass(frozen=True)

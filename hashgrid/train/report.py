@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,6 +105,23 @@ def plot_psnr(path: Path, points: Sequence[tuple[float, float]], final: float | 
         axes.plot(*end, "o", color="#d62728", markersize=4, label="test views")
         axes.annotate(f"{final:.2f}", end, textcoords="offset points", xytext=(0, -14), ha="right")
     axes.set(xlabel="training time [s]", ylabel="PSNR [dB]")
+    axes.grid(alpha=0.3)
+    if axes.has_data():
+        axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def plot_curves(path: Path, lines: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> None:
+    """Writes a plot of positive values after 0, 1, 2, ... of something, on a logarithmic scale; what is not finite is
+    left out."""
+    figure = optional_import("matplotlib.figure").Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in lines.items():
+        points = [(i, value) for i, value in enumerate(values) if math.isfinite(value)]
+        if points:
+            axes.semilogy(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend(frameon=False)

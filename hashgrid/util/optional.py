@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-EXTRAS = {"soundfile": "signals", "av": "signals", "nibabel": "signals", "tifffile": "signals", "OpenEXR": "signals"}
+EXTRAS = {
+    **dict.fromkeys(("soundfile", "av", "nibabel", "tifffile", "OpenEXR"), "signals"),
+    "constriction": "compress",
+}
 
 
 def optional_import(name: str) -> ModuleType:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,19 @@ def write_comparison(
     texts = [(columns[0] + 2, 3, f"truth  {title}"), (columns[1] + 2, 3, "render"), (columns[2] + 2, 3, "|error|")]
     texts += [(columns[3] + 15, HEADER, f"{error_scale:g}"), (columns[3] + 15, HEADER + height - 12, "0")]
     atomic_write_image(path, write_texts(torch.cat([torch.ones(HEADER, panels.shape[1], 3), panels]), texts))
+
+
+def write_grid(path: str | Path, columns: Mapping[str, Sequence[Tensor]]) -> None:
+    """Pictures [H, W, 3] of one size under titles, one column each."""
+    width = next(iter(columns.values()))[0].shape[1]
+    parts, texts = [], []
+    for i, (title, images) in enumerate(columns.items()):
+        gap = torch.ones(GAP, width, 3)
+        column = torch.cat([part for image in images for part in (image.float().cpu(), gap)])
+        parts += [column, torch.ones(len(column), GAP, 3)]
+        texts.append((i * (width + GAP) + 2, 3, title))
+    grid = torch.cat(parts, dim=1)
+    atomic_write_image(path, write_texts(torch.cat([torch.ones(HEADER, grid.shape[1], 3), grid]), texts))
 
 
 def write_depth(path: str | Path, depth: Tensor, opacity: Tensor | None = None) -> None:

@@ -276,6 +276,9 @@ def composite(n: int) -> None:
             twice(ops.composite(sigmas, features, t_starts, t_ends, packed_info), [sigmas, features])
             rest = features, t_starts, t_ends, packed_info
             twice(ops.composite(None, *rest, alphas=sigmas, return_transmittances=True), [sigmas, features])
+        for channels in (1, 5):
+            values = leaf(len(t_starts), channels, dtype=dtype)
+            twice(ops.line_integrals(values, t_starts, t_ends, packed_info), [values])
         sigmas = 20 * torch.rand(len(t_starts), dtype=dtype)
         _ngp.visible_samples(sigmas, t_starts, t_ends, packed_info, 1e-2)
         for begin in (0, 3):

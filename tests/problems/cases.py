@@ -19,6 +19,7 @@ from problems.adam_step import State, check_state, sparse_gradient
 from problems.composite import check_composite_budget, composite_and_derivatives, make_samples, with_alphas
 from problems.hash_encode import orders_of, safe_positions
 from problems.jets import check_jets
+from problems.line_integrals import check_budget, integrals_and_derivatives, make_problem
 from problems.march_rays import scene
 from problems.mlp import make_params
 from problems.mlp_on_host import MlpOnHost, check_fused, check_plain
@@ -341,6 +342,18 @@ def composite_case(n: int) -> None:
         check_composite_budget(*pooled)
 
 
+def line_integrals_case(n: int) -> None:
+    """One channel and several, each with values and lengths that have derivatives."""
+    lengths = (3, 0, 40, 1, 32, 33, 7)
+    for n_channels in (1, 5):
+        problem = make_problem([lengths[i % len(lengths)] for i in range(n)], n_channels, torch.float32)
+        exact = integrals_and_derivatives(reference.line_integrals, problem, torch.float64)
+        theirs = integrals_and_derivatives(reference.line_integrals, problem, torch.float32)
+        check_budget(integrals_and_derivatives(ops.line_integrals, problem, torch.float32), theirs, exact)
+        for a, b in zip(integrals_and_derivatives(ops.line_integrals, problem, torch.float64), exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
 def visible_samples_case(n: int) -> None:
     """Those that composite counts, in either precision."""
     for dtype in DTYPES:
@@ -417,6 +430,13 @@ CASES = (
     *(hash_encode_jet_case, mlp_jet_case),
     *(hash_encode_mlp_case, radiance_field_case, radiance_mlp_case, render_rays_case),
     *(counter_uniform_case, sample_rays_case, ray_aabb_case, sphere_trace_case, march_rays_case),
-    *(sample_positions_case, composite_case, pixel_loss_case, visible_samples_case, window_samples_case),
+    *(
+        line_integrals_case,
+        sample_positions_case,
+        composite_case,
+        pixel_loss_case,
+        visible_samples_case,
+        window_samples_case,
+    ),
     *(occupancy_points_case, occupancy_values_case, occupancy_visible_case, occupancy_update_case, adam_step_case),
 )

@@ -261,6 +261,20 @@ def _composite_backward_backward() -> Iterator[Arguments]:
         yield *cotangents, *_composite_gradients(), sigmas.detach(), features.detach(), *rest
 
 
+def _line_integrals() -> Iterator[Arguments]:
+    t_starts, t_ends, packed_info = _samples()
+    for n_channels, dtype in ((1, torch.float32), (3, torch.float32), (2, torch.float64)):
+        steps = (t_ends - t_starts).to(dtype).requires_grad_()
+        yield _leaf(len(t_starts), n_channels, dtype=dtype), steps, packed_info
+
+
+def _line_integrals_backward() -> Iterator[Arguments]:
+    for values, steps, packed_info in _line_integrals():
+        n_channels = values.shape[1]
+        grad_sums = _leaf(N_RAYS, n_channels, dtype=values.dtype)
+        yield grad_sums, values, steps, packed_info, n_channels != 2, n_channels != 1
+
+
 def _visible_samples() -> Iterator[Arguments]:
     t_starts, t_ends, packed_info = _samples()
     yield 20 * torch.rand(len(t_starts)), t_starts, t_ends, packed_info, 1e-2
@@ -369,6 +383,8 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "composite": _composite,
     "composite_backward": _composite_backward,
     "composite_backward_backward": _composite_backward_backward,
+    "line_integrals": _line_integrals,
+    "line_integrals_backward": _line_integrals_backward,
     "visible_samples": _visible_samples,
     "window_samples": _window_samples,
     "counter_uniform": _counter_uniform,
