@@ -37,7 +37,7 @@ class PdeConfig(RunConfig):
     coefficients: tuple[str, ...] = ()  # of the equation, such as nu=0.01
     conditions: Literal["auto", "hard", "soft"] = "auto"  # held exactly, or learned; auto: exactly where they can be
     condition_weight: float = 10.0  # of squared errors of soft conditions beside squared residuals
-    batch: int = 2048  # points inside, per step
+    batch: int = 4096  # points inside, per step
     difficult: float = 0.25  # share of them drawn where the equation fails most
     redraw_steps: int = 250  # until they are drawn again
     adam_share: float = 0.2  # of the budget; the rest is for L-BFGS
