@@ -258,10 +258,10 @@ def relative_l2(task: Pde) -> float:
     return float((task.problem.values(task.model, x) - truth).norm() / truth.norm())
 
 
-@pytest.mark.parametrize(("conditions", "bound"), [("hard", 1e-3), ("soft", 1e-2)])
-def test_heat_is_solved(conditions: str, bound: float) -> None:
-    """By Adam alone, for as many steps, to .03 and .7 only."""
-    task = solve("heat", steps=200, conditions=conditions, adam_share=0.4).task
+@pytest.mark.parametrize(("conditions", "steps", "bound"), [("hard", 100, 2e-3), ("soft", 150, 1e-2)])
+def test_heat_is_solved(conditions: str, steps: int, bound: float) -> None:
+    """By Adam alone, for as many steps, to .06 and .7 only."""
+    task = solve("heat", steps=steps, conditions=conditions, adam_share=0.4).task
     assert isinstance(task, Pde) and relative_l2(task) < bound
 
 
