@@ -185,36 +185,24 @@ def test_bad_input() -> None:
         value_and_laplacian(FusedMLP(2, 1, compute_dtype=torch.bfloat16), x)
 
 
-@pytest.fixture(scope="module")
-def heat() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "marks" / "heat_equation.py"
-    spec = importlib.util.spec_from_file_location("heat_equation", path)
+def load_mark(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "marks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_solution_of_the_heat_equation_has_no_residual(heat: ModuleType) -> None:
-    """The equation itself: plugged in, the solution leaves nothing, and another function does."""
-    x = torch.rand(50, 2)
-    solution = nn.Module()
-    solution.forward = lambda x: heat.exact((x + 1) / 2)
-    assert heat.residual(solution, x).abs().max() < 2e-6
-    solution.forward = lambda x: torch.sin(math.pi * (x[:, :1] + 1) / 2)
-    assert heat.residual(solution, x).abs().max() > 0.1
+def test_interpolant_of_a_picture_goes_through_its_pixels_with_the_slope_of_a_cosine() -> None:
+    """What `benchmarks/marks/siren_gradients.py` learns, of a picture whose gradient is known between pixels, too."""
+    mark = load_mark("siren_gradients")
+    places = mark.places(12)
 
+    def picture(x: Tensor) -> Tensor:
+        return torch.cos(math.pi * (x[:, 0] + 1)) * torch.cos(1.5 * math.pi * (x[:, 1] + 1))
 
-def test_a_network_solves_the_heat_equation(heat: ModuleType) -> None:
-    """Some hundred short steps on the native kernels: an untrained network is off by 1, a constant 0 by 1 as well."""
-    torch.manual_seed(0)
-    device = torch.device("cpu")
-    network = FusedMLP(2, 1, 32, 2, activation="tanh", bias=True)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
-    for _ in range(600):
-        optimizer.zero_grad()
-        heat.loss(network, 256, device).backward()
-        optimizer.step()
-        schedule.step()
-    assert heat.relative_error(network, device) < 0.01
+    between = 2 * torch.rand(50, 2) - 1
+    expected = jacobian(lambda x: picture(x)[:, None], between).squeeze(-2)
+    found = mark.Interpolant(picture(places).view(12, 12)).gradient(between)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

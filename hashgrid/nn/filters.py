@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hashgrid.nn import jets
 from hashgrid.ops._backend import backend_ops
-from hashgrid.ops._tensors import maths_dtype
+from hashgrid.ops._tensors import at_least_fp32, maths_dtype
 from hashgrid.util.choices import BACKENDS, as_integer, check_option
 
 
@@ -78,9 +78,9 @@ class FilterNetwork(nn.Module):
         after = [int(name) for name in self.heads] if after is None else after
         results, z = [], None
         for layer, g in enumerate(self.filters(x)):
-            z = g if z is None else g * F.linear(z, self.weights[layer - 1], self.biases[layer - 1])
+            z = g if z is None else g * F.linear(z, *self._linear(layer))
             if layer in after:
-                results.append(self.heads[str(layer)](z))
+                results.append(F.linear(z, *self._head(layer)))
         return results
 
     def jet(
@@ -95,11 +95,18 @@ class FilterNetwork(nn.Module):
         for layer in range(self.n_hidden_layers + 1):
             g = jets.channels(whole, slice(layer * self.n_neurons, (layer + 1) * self.n_neurons))
             if z is not None:
-                g = jets.product(g, jets.linear(z, self.weights[layer - 1], self.biases[layer - 1]), operators)
+                g = jets.product(g, jets.linear(z, *self._linear(layer)), operators)
             z = g
-        head = self.heads[str(self.n_hidden_layers)]
         assert z is not None
-        return jets.linear(z, head.weight, head.bias)  # type: ignore[return-value, arg-type]
+        return jets.linear(z, *self._head(self.n_hidden_layers))  # type: ignore[return-value]
+
+    def _linear(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias before product number ``layer``; of half precision, as fp32."""
+        return at_least_fp32(self.weights[layer - 1]), at_least_fp32(self.biases[layer - 1])
+
+    def _head(self, layer: int) -> tuple[Tensor, Tensor]:
+        head = self.heads[str(layer)]
+        return at_least_fp32(head.weight), at_least_fp32(head.bias)  # type: ignore[arg-type]
 
     def filters(self, x: Tensor) -> Sequence[Tensor]:
         """The L + 1 filters [..., width] at ``x`` [..., in]."""
@@ -189,9 +196,10 @@ class MultiplicativeFilterNetwork(FilterNetwork):
     def window(self, x: Tensor) -> Tensor | None:
         if self.mu is None or self.gamma is None:
             return None
-        # |x - mu|^2 without an array of [..., (L + 1) * width, D]
-        square = x.square().sum(-1, keepdim=True) + self.mu.square().sum(-1) - 2 * F.linear(x, self.mu)
-        return torch.exp(-0.5 * self.gamma * square)
+        x, mu, gamma = (at_least_fp32(tensor) for tensor in (x, self.mu, self.gamma))
+        # axis by axis: a product would be smaller and be rounded under autocast
+        square = sum((x[..., d, None] - mu[:, d]).square() for d in range(self.n_input_dims))
+        return torch.exp(-0.5 * gamma * square)
 
     def _windowed(self, sines: jets.Jet, x: jets.Jets, operators: Tensor | None) -> jets.Jet:
         if self.mu is None:
