@@ -169,6 +169,22 @@ def test_residuals_are_those_of_the_written_out_solution() -> None:
         torch.testing.assert_close(part, expected)
 
 
+def test_soft_conditions_are_values_and_slopes_at_their_places() -> None:
+    """In the equation's own coordinates: the wave's box is 4 units of time long."""
+    equation, field = find_equation("wave", ["c=0.5"]), SmoothField(SmoothConfig(n_neurons=8), 2, 1)
+    problem = Collocation(equation, False, 64, 0, CPU)
+    errors = problem.border_errors(field)
+    assert [len(error) for error in errors] == [8, 8, 8, 8]
+    for condition, border, error in zip(equation.conditions(), problem.borders, errors, strict=True):
+        x = (problem.low + problem.extent * border.unit).requires_grad_()
+        u = field(((x - problem.low) / problem.extent).float()).squeeze(-1)
+        (slopes,) = torch.autograd.grad(u.sum(), x)
+        for axis, at in condition.where.items():
+            torch.testing.assert_close(x[:, equation.axes.index(axis)], torch.full((8,), at, dtype=x.dtype))
+        found = u.double() if condition.slope is None else slopes[:, 1]
+        torch.testing.assert_close(error.double(), found - condition.values(x), rtol=1e-4, atol=1e-5)
+
+
 def test_difficult_points_are_where_the_equation_fails() -> None:
     class Corner(Equation):
         operators = ()
@@ -242,10 +258,10 @@ def relative_l2(task: Pde) -> float:
     return float((task.problem.values(task.model, x) - truth).norm() / truth.norm())
 
 
-@pytest.mark.parametrize(("conditions", "bound"), [("hard", 1e-3), ("soft", 1e-2)])
-def test_heat_is_solved(conditions: str, bound: float) -> None:
-    """By Adam alone, for as many steps, to .03 and .7 only."""
-    task = solve("heat", steps=200, conditions=conditions, adam_share=0.4).task
+@pytest.mark.parametrize(("conditions", "steps", "bound"), [("hard", 100, 2e-3), ("soft", 150, 1e-2)])
+def test_heat_is_solved(conditions: str, steps: int, bound: float) -> None:
+    """By Adam alone, for as many steps, to .06 and .7 only."""
+    task = solve("heat", steps=steps, conditions=conditions, adam_share=0.4).task
     assert isinstance(task, Pde) and relative_l2(task) < bound
 
 

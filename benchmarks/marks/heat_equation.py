@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--points", type=int, default=1024, help="inside the square, per step")
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--activation", default="tanh", help="tanh or sine")
     parser.add_argument("--backend", default="native", help="native or reference")
     parser.add_argument("--device", default="cpu")

@@ -184,7 +184,9 @@ class Helmholtz(_Still):
 class Burgers(Equation):
     """``u_t + u u_x = nu u_xx`` on [-1, 1], from ``-sin(pi x)``.
 
-    A shock stands at x = 0 from t = 1 / pi on, of slope -152 at nu = 0.01 / pi (Raissi et al. 2019).
+    A shock stands at x = 0 from t = 1 / pi on, of slope -152 at nu = 0.01 / pi (Raissi et al. 2019). The residual is
+    divided by ``1 + |u_x| / 20``: within the shock every term is hundreds of times as large as elsewhere. By a larger
+    part of the slope the loss would not see the shock drift, undivided it sees little else.
     """
 
     box = ((-1.0, 1.0), (0.0, 1.0))
@@ -193,7 +195,7 @@ class Burgers(Equation):
     nu: float = 0.01 / PI  # viscosity
 
     def residual(self, x: Tensor, u: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return first[:, 1] + u * first[:, 0] - self.nu * second[:, 0]
+        return (first[:, 1] + u * first[:, 0] - self.nu * second[:, 0]) / (1 + 0.05 * first[:, 0].abs())
 
     def conditions(self) -> Sequence[Condition]:
         return Condition({"t": 0.0}, lambda x: -torch.sin(PI * x[:, 0])), Condition({"x": -1.0}), Condition({"x": 1.0})

@@ -28,7 +28,7 @@ def write_solution(
 ) -> None:
     """Writes ``prediction | truth | error`` of values [N] on a grid, each with its scale: maps of two axes, in the
     middle of all others, or curves of a single one."""
-    figure = optional_import("matplotlib.figure").Figure(figsize=(11, 3.1), layout="constrained", dpi=110)
+    figure = optional_import("matplotlib.figure").Figure(figsize=(11, 3.1), layout="constrained", dpi=100)
     panels = {"prediction": values} if truth is None else {"prediction": values, "truth": truth}
     shown = {name: _middle(panel.view([len(axis) for axis in axes])) for name, panel in panels.items()}
     if truth is not None:
