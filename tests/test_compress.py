@@ -307,6 +307,8 @@ def test_files_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureF
         assert message in error and str(path) in error and error.count("\n") == 1
     assert main(["decompress", str(tmp_path / "absent.hgi"), str(out)]) == 1
     assert "does not exist" in capsys.readouterr().err and not out.exists()
+    assert main(["decompress", str(path), str(tmp_path / "out.jpg")]) == 1
+    assert "`OUT` must end in .png" in capsys.readouterr().err and not (tmp_path / "out.jpg").exists()
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
