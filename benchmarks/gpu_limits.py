@@ -256,6 +256,8 @@ COUNTS = (
     Count("window_samples_write_kernel<float>", "sample", 8 + 8 + 12, 0.9, 8, threads=128),
     Count("visible_samples_count_kernel<float>", "sample", 12, 0.4, 6, fp64_flop=6, threads=128),
     Count("visible_samples_write_kernel", "sample", 24, 0.75, threads=128),
+    Count("line_integrals_forward_kernel<float, 1>", "sample", 8, 0.25, 2, threads=128),
+    Count("line_integrals_backward_kernel<float>", "sample", 16, 0.5, 3, threads=128),
     Count("composite_forward_kernel<float, 3, false>", "sample", 24 + 4, 0.9, 20, fp64_flop=20, threads=128),
     Count("composite_backward_kernel<float, 3, false>", "sample", 28 + 16, 1.4, 40, fp64_flop=35, threads=128),
     Count("pixel_loss_kernel<float>", "ray", 40 + 16, 1.75, 60),

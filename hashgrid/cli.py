@@ -22,7 +22,7 @@ TASKS = {
     "ct": ("hashgrid.tasks.ct", "Ct", "find a volume from few X-ray projections"),
     "pde": ("hashgrid.tasks.pde", "Pde", "solve a differential equation"),
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
-    "shape": ("hashgrid.tasks.shape", "Shape", "fit one network to a shape or to many"),
+    "shape": ("hashgrid.tasks.shape", "ShapeTask", "fit one network to a shape or to many"),
     "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
     "meta": ("hashgrid.tasks.meta", "Meta", "learn a start from which a few steps fit any of a family of signals"),
     "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     scene.set_defaults(run=_scene)
     decompress = commands.add_parser("decompress", help="read a file of `image --compress`: the same pixels everywhere")
     decompress.add_argument("file", type=Path, metavar="FILE")
-    decompress.add_argument("out", type=Path, metavar="OUT", help="picture to write; PNG keeps every bit")
+    decompress.add_argument("out", type=Path, metavar="OUT", help="PNG to write")
     decompress.add_argument("--allow-huge", action="store_true", help="read more than 179 million pixels")
     decompress.set_defaults(run=_decompress)
     commands.add_parser("bench", help="validate and time the kernels against plain PyTorch")
@@ -123,6 +123,8 @@ def _decompress(args: argparse.Namespace) -> int:
     from hashgrid.compress.photo import read_compressed
     from hashgrid.util.files import atomic_write_image
 
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"`OUT` must end in .png, which keeps every bit, got `{args.out}`")
     photo = read_compressed(args.file, args.allow_huge)
     atomic_write_image(args.out, from_numpy(photo))
     print(f"{photo.shape[1]}x{photo.shape[0]} pixels in {args.out}")

@@ -12,7 +12,8 @@ import torch
 from hashgrid.cli import main
 from hashgrid.data.pictures import generated_picture
 from hashgrid.fields import SIGNAL_FIELDS
-from hashgrid.tasks.compare import as_table, config_of_size
+from hashgrid.rendering.comparison import as_table
+from hashgrid.tasks.compare import config_of_size
 
 pytest.importorskip("imageio.v3")
 pytest.importorskip("matplotlib")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from problems.nerf import TINY
+from problems.shapes import SIZES as SHAPE_SIZES
 from problems.shapes import small_shapes
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from hashgrid.data.videos import generated_video
 from hashgrid.data.volumes import generated_volume
 from hashgrid.fields import DISTANCE_FIELDS, LATENT_FIELDS, RADIANCE_FIELDS, SIGNAL_FIELDS
 from hashgrid.fields.base import RadianceField
+from hashgrid.fields.latent import pick
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid, derivatives_along, jacobian, laplacian
 from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
@@ -198,6 +200,30 @@ def test_signal_field(name: str) -> None:
     assert hasattr(config, field.size) and (field.n_levels == 0 or field(x, torch.ones(field.n_levels)).shape)
     options = Image.Config().replace(field=kind.Config(), **kind.recipe)
     options.check()
+
+
+@pytest.mark.parametrize("name", LATENT_FIELDS)
+def test_latent_field(name: str) -> None:
+    """Every parameter is asked for, shapes and points are values of their own, and none are none."""
+    kind, latents = LATENT_FIELDS[name], {}
+    for backend in BACKENDS:
+        torch.manual_seed(0)
+        field = kind(kind.Config().replace(**SHAPE_SIZES[name.removesuffix("_paper")]), backend)  # type: ignore[call-arg]
+        shape = field.code_shape
+        x, points = torch.rand(3, 20, 3), torch.rand(3, 30, 3)
+        latent = field.encode(points) if shape is None else torch.randn(3, *shape)
+        field(x, latent).square().sum().backward()
+        assert all(param.grad is not None and param.grad.isfinite().all() for param in field.parameters())
+        field.eval()
+        with torch.no_grad():
+            latent = field.encode(points) if shape is None else latent
+            values = field(x, latent)
+            torch.testing.assert_close(field(x[1:2, 4:9], pick(latent, slice(1, 2)))[0], values[1, 4:9])
+            assert values.shape == (3, 20) and field(x[:, :0], latent).shape == (3, 0)
+            latents[backend] = values
+    torch.testing.assert_close(latents["native"], latents["reference"], rtol=1e-4, atol=1e-5)
+    rate = kind.Config().to_dict()
+    assert 0 < rate["final_learning_rate"] < rate["learning_rate"]
 
 
 # ---- samplers --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hashgrid import FusedMLP
 from hashgrid.cli import main
 from hashgrid.data.signal_families import (
+    GENERATED,
     generated_family,
     photo_family,
     pixel_centres,
@@ -165,6 +166,9 @@ def test_hypernetwork_starts_as_a_siren_does() -> None:
     squares = torch.cat([value.flatten() for value in params.values()]).square().mean()
     z = network.encoder(torch.cat((2 * x - 1, y), dim=1)).mean(0)
     torch.testing.assert_close(penalty, 0.1 * z.square().mean() + 100 * squares)
+    both, penalties = network(torch.stack([x, 1 - x]), torch.stack([y, y]))
+    torch.testing.assert_close(penalties[0], penalty)
+    torch.testing.assert_close(both["weights.1"][0], params["weights.1"])
     order = torch.randperm(40)
     for again, _ in (network(x[order], y[order]), network(x.repeat(2, 1), y.repeat(2, 1))):
         for name, value in params.items():
@@ -190,11 +194,11 @@ def test_distances_of_polygons() -> None:
         assert 5 < int(inside.sum()) < 200 and torch.equal(found < 0, inside)
 
 
-@pytest.mark.parametrize("name", ["images", "shapes"])
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_signals_are_functions_of_the_generator(name: str) -> None:
     family = generated_family(name, 8)
     one, again, other = (family.draw(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert one.shape == (3, 8, 8, family.n_channels) and one.isfinite().all()
+    assert one.shape == (3, *[8] * GENERATED[name].n_dims, family.n_channels) and one.isfinite().all()
     assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one[0], one[1])
 
 
@@ -290,7 +294,7 @@ def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ([str(tmp_path / "none")], f"`SOURCE` must be a folder of photos, got `{tmp_path / 'none'}`"),
         (["--inner-rate", "1e20"], "inner steps; lower the inner rate (1e+20) or check the data"),
         (["--method", "coinpp", "--field", "hash"], "`--method coinpp` must have `--field modulated`, got 'hash'"),
-        (["--signals", "0"], "`signals` must be at least 1, got 0"),
+        (["--n-unseen", "0"], "`n_unseen` must be at least 1, got 0"),
     ):
         assert main(["meta", *arguments, *small]) == 1
         error = capsys.readouterr().err.splitlines()[-1]

@@ -88,8 +88,8 @@ def test_auto_decoder_knows_spheres_that_it_has_not_seen() -> None:
         direction = nn.functional.normalize(torch.randn(n_shapes, n, 3), dim=-1)
         return 0.5 + direction * (0.1 + 0.35 * torch.rand(n_shapes, n, 1))
 
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / 200)
+    for step in range(170):
+        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / 170)
         x = points(len(radii), 80)
         error = (model.field(x, model.latents()) - distance(x, radii[:, None])).abs().mean()
         optimizer.zero_grad()
@@ -212,8 +212,8 @@ def test_points_find_a_surface_with_a_rim() -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 TINY = {
-    "batch": 256, "pool": 2000, "least_pool": 500, "resolution": 8, "upsamplings": 1, "image_size": 8, "n_meshes": 2,
-    "n_between": 1, "iou_points": 500, "fit_steps": 3, "fit_points": 50, "n_points": 50, "cloud_pool": 100,
+    "batch": 256, "pool": 2000, "least_pool": 500, "resolution": 8, "upsamplings": 1, "image_size": 6, "n_meshes": 1,
+    "n_between": 1, "iou_points": 500, "fit_steps": 2, "fit_points": 50, "n_points": 50, "cloud_pool": 100,
     "n_dense": 200, "device": "cpu", "steps": 3,
 }  # fmt: skip
 

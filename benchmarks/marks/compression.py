@@ -111,7 +111,7 @@ def plot(rows: list[Row], path: Path) -> None:
     n_rows = -(-len(photos) // n_columns)
     figure = Figure(figsize=(3.1 * n_columns, 2.7 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
-    for panel, photo in zip(panels, photos, strict=False):
+    for photo, panel in zip(photos, panels, strict=False):  # in this order none is skipped
         for method, name in NAMES.items():
             of_method = [row for row in rows if (row["photo"], row["method"]) == (photo, method) and row["psnr"]]
             points = sorted((row["bpp"], row["psnr"]) for row in of_method)

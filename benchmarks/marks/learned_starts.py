@@ -1,11 +1,11 @@
 """What learned starts are worth: the loss of unseen signals after three steps from them, beside a random start's.
 
-    python benchmarks/marks/learned_starts.py [METHOD ...] [--families images shapes photos] [--seeds 0 1 2]
+    python benchmarks/marks/learned_starts.py [METHOD ...] [--families images shapes solids photos] [--seeds 0 1 2]
 
-A random start gets the best of seven rates for its steps. ``photos`` are those of ``HASHGRID_DATA``/image, by default
-../shared/data/image beside the repository; without them that family is left out. Also reports by how much MAML's
-gradients differ from their closed form on a linear model. Writes results/learned_starts.json; what is not named keeps
-its rows.
+A random start gets the best of seven rates for its steps. ``photos`` are those of ``HASHGRID_DATA``/data/image, by
+default ../shared/data/image beside the repository; without them that family is left out. Also reports by how much
+MAML's gradients differ from their closed form on a linear model. Writes results/learned_starts.json; what is not named
+keeps its rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hashgrid.bench.environment import environment, warn_if_busy
-from hashgrid.data.signal_families import Family, generated_family, photo_family
+from hashgrid.data.signal_families import GENERATED, Family, generated_family, photo_family
 from hashgrid.tasks.meta import RECIPES, Meta, MetaConfig
 from hashgrid.train.loop import Trainer
 from hashgrid.train.meta import Learner, Maml, Reptile, Samples
@@ -30,7 +30,7 @@ from hashgrid.util.files import atomic_write_json
 from hashgrid.util.threads import own_threads
 
 PATH = Path(__file__).parent / "results" / "learned_starts.json"
-PHOTOS = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "image"
+PHOTOS = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared")) / "data" / "image"
 STEPS = {"maml": 800, "reptile": 600, "metasdf": 800, "hypernet": 1500, "coinpp": 1500}
 VARIANTS: dict[str, dict[str, Any]] = {**{name: {"method": name} for name in RECIPES}}
 VARIANTS["first_order_maml"] = {"method": "maml", "first_order": True}
@@ -53,15 +53,18 @@ def linear_model_errors() -> dict[str, float]:
     return errors
 
 
-def family_of(name: str, size: int) -> Family:
-    return photo_family(PHOTOS, size) if name == "photos" else generated_family(name, size)
+def family_of(name: str) -> Family:
+    if name == "photos":
+        return photo_family(PHOTOS, GENERATED["images"].size)
+    return generated_family(name, GENERATED[name].size)
 
 
 def measure(variant: str, family: Family, name: str, seed: int, share: float) -> dict[str, Any]:
     """Learns one start with its own defaults."""
     changes = VARIANTS[variant]
     steps = max(1, round(share * STEPS[changes["method"]]))
-    task = Meta(MetaConfig().replace(**changes, steps=steps, seed=seed, device="cpu", n_unseen=32), family)
+    config = MetaConfig().replace(**changes, steps=steps, seed=seed, device="cpu", n_unseen=32)
+    task = Meta(config.replace(family="images" if name == "photos" else name), family)
     trainer = Trainer(task)
     trainer.train()
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +77,7 @@ def measure(variant: str, family: Family, name: str, seed: int, share: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=[*VARIANTS], metavar="METHOD", help=", ".join(VARIANTS))
-    parser.add_argument("--families", nargs="+", default=["images", "shapes", "photos"])
+    parser.add_argument("--families", nargs="+", default=["images", "shapes", "solids", "photos"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--share", type=float, default=1.0, help="of each method's steps, for a quick try")
     parser.add_argument("--threads", type=int, default=2)
@@ -85,12 +88,11 @@ def main() -> None:
     warn_if_busy()
     torch.set_num_threads(args.threads)
     rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-    size = MetaConfig().image_size
     for name in args.families:
         if name == "photos" and not PHOTOS.is_dir():
             print(f"no photos at {PHOTOS}: left out")
             continue
-        family = family_of(name, size)
+        family = family_of(name)
         for variant in args.methods:
             for seed in args.seeds:
                 with own_threads(args.threads):

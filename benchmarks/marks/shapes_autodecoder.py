@@ -19,7 +19,7 @@ import torch
 from hashgrid.bench.environment import environment, warn_if_busy
 from hashgrid.data.errors import MeshWarning
 from hashgrid.data.shape_set import load_shapes
-from hashgrid.tasks.shape import Shape, ShapeConfig
+from hashgrid.tasks.shape import ShapeConfig, ShapeTask
 from hashgrid.train.loop import Trainer
 from hashgrid.train.task import Report
 from hashgrid.util.files import atomic_write_json
@@ -33,7 +33,7 @@ def measure(folder: Path, config: ShapeConfig, out: Path) -> dict[str, Any]:
     begin, begin_cpu = time.perf_counter(), time.process_time()
     with warnings.catch_warnings(), threads_for(config.backend):
         warnings.simplefilter("ignore", MeshWarning)  # of the open ones, which are left out
-        task = Shape(config, load_shapes(folder, config.shapes, config.seed))
+        task = ShapeTask(config, load_shapes(folder, config.shapes, config.seed))
         task.begin()
         trainer = Trainer(task, seconds_before=time.perf_counter() - begin)
         trainer.train()
@@ -62,7 +62,7 @@ def main() -> None:
     warn_if_busy()
     runs = []
     for seed in args.seeds:
-        config = Shape.defaults(args.field, torch.device("cpu"), set())
+        config = ShapeTask.defaults(args.field, torch.device("cpu"), set())
         sizes = {"n_meshes": 32, "pool": args.pool, "shape_batch": 11, "seed": seed}
         config = config.replace(time_limit=60 * args.minutes, **sizes)
         if args.neurons is not None:

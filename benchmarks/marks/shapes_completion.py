@@ -20,7 +20,7 @@ import torch
 
 from hashgrid.bench.environment import environment, warn_if_busy
 from hashgrid.data.shape_set import load_shapes
-from hashgrid.tasks.shape import Shape, ShapeConfig
+from hashgrid.tasks.shape import ShapeConfig, ShapeTask
 from hashgrid.train.loop import Trainer
 from hashgrid.train.task import Report
 from hashgrid.util.files import atomic_write_json
@@ -34,7 +34,7 @@ def measure(config: ShapeConfig, out: Path) -> dict[str, Any]:
     """Trains and completes with one field and seed."""
     begin, begin_cpu = time.perf_counter(), time.process_time()
     with threads_for(config.backend):
-        task = Shape(config, load_shapes(None, config.shapes, config.seed))
+        task = ShapeTask(config, load_shapes(None, config.shapes, config.seed))
         task.begin()
         trainer = Trainer(task, seconds_before=time.perf_counter() - begin)
         trainer.train()
@@ -62,7 +62,7 @@ def main() -> None:
     rows = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
     for name in args.fields:
         for seed in args.seeds:
-            config = Shape.defaults(name, torch.device("cpu"), set())
+            config = ShapeTask.defaults(name, torch.device("cpu"), set())
             shapes = {"family": args.family, "n_shapes": args.shapes, "n_unseen": 8, "fit_steps": args.fit_steps}
             config = config.replace(time_limit=60 * args.minutes, seed=seed, n_meshes=8, **shapes)
             row = measure(config, args.out / f"{name}_{seed}")  # type: ignore[arg-type]

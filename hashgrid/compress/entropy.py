@@ -77,6 +77,7 @@ def entropy(symbols: np.ndarray, distribution: Distribution) -> float:
     return float(code_lengths(distribution)[symbols.reshape(-1) + distribution.largest].sum())
 
 
+@functools.lru_cache(maxsize=512)
 def _model(distribution: Distribution) -> Any:
     """The coder's model of a distribution. Its own rounding of counts, which float64 holds exactly, takes sums and
     products in a fixed order, which IEEE 754 defines to the bit."""

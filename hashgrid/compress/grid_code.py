@@ -20,6 +20,7 @@ import numpy as np
 from hashgrid.compress.contexts import LARGEST_SEEN, MARGIN, N_CLASSES, N_SIGNS, bordered, mean_of, orders, passes
 from hashgrid.compress.entropy import EVEN, LARGEST, CodecError, Decoder, Distribution, Encoder, fit
 from hashgrid.compress.fixed_point import product
+from hashgrid.levels import LevelTable
 
 FEATURE_BITS = 12  # of the fraction of features and activations
 STEP_BITS = 16  # of the fraction of steps
@@ -46,6 +47,15 @@ class GridSizes:
     def shape(self, level: int) -> tuple[int, int]:
         """Vertices of a level, down and across; the last ones lie on the picture's border or beyond."""
         return ((self.height - 1) >> level) + 2, ((self.width - 1) >> level) + 2
+
+    def level_table(self, first: int) -> LevelTable:
+        """Levels ``first`` to the coarsest one as ops take them, of positions in pixels over ``2^16``."""
+        shapes = [self.shape(level) for level in range(first, self.coarsest + 1)]
+        counts = [height * width for height, width in shapes]
+        offsets = tuple(sum(counts[:i]) for i in range(len(counts)))
+        resolutions = tuple((width, height) for height, width in shapes)
+        scales = tuple((2.0 ** (16 - first - i),) * 2 for i in range(len(counts)))
+        return LevelTable(2, scales, resolutions, 0.0, offsets, tuple(counts), (False,) * len(counts))
 
     @property
     def channels(self) -> list[tuple[int, int]]:

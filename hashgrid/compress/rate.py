@@ -18,6 +18,18 @@ FULL = 0.999  # share of the bytes with which a search ends
 Planes = list[np.ndarray]
 
 
+def expected_error(photo: np.ndarray, bits_per_pixel: float) -> float:
+    """Mean squared error in 0..1 of a photo [H, W, 3] uint8 at some rate, about: a share of what is lost when each four
+    by four pixels become one (at .3 bits per pixel JPEG leaves .36 to .75 of that on six photos)."""
+    height, width = (n // 4 * 4 for n in photo.shape[:2])
+    if min(height, width) < 4:
+        return 1e-3
+    lost = 0.0
+    for rows in np.split(photo[:height, :width], height // 4):
+        lost += float((rows / np.float32(255)).reshape(4, width // 4, 4, 3).var(axis=(0, 2)).mean())
+    return max(0.45 * lost / (height // 4) * (0.3 / bits_per_pixel) ** 1.2, 1e-6)
+
+
 def prices(sizes: GridSizes, planes: Sequence[np.ndarray]) -> tuple[float, Planes]:
     """Bytes that integers take, with their distributions, and of each entry the bits that it would save if it were one
     less, or of a zero those that it would cost to be one."""
@@ -74,7 +86,7 @@ def round_to_fit(
             raise CodecError(f"network and steps alone take {len(found[1])} bytes, {n_bytes} are asked for")
         low, high = high, max(2 * high, FIRST)
         found = attempt(high)
-    while high - low > FINENESS * max(1.0, high) and len(found[1]) < FULL * n_bytes:
+    while high - low > FINENESS * max(1.0, high) and len(found[1]) < FULL * n_bytes - 4:  # words of 4
         tried = attempt(middle := (low + high) / 2)
         if len(tried[1]) <= n_bytes:
             found, high = tried, middle

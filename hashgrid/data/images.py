@@ -77,7 +77,7 @@ def read_photo(
     from PIL import UnidentifiedImageError
 
     try:
-        with _open(path, allow_huge) as image:
+        with open_photo(path, allow_huge) as image:
             _check_single(path, _pages(image))
             turned = image.format == "TIFF"  # Pillow turns those itself as it loads them, and forgets the tag
             orientation = image.tag_v2.get(ORIENTATION, 1) if turned else 1
@@ -98,7 +98,7 @@ def read_photo(
     return np.ascontiguousarray(_turned(stored, orientation))
 
 
-def _open(source: Any, allow_huge: bool) -> Any:
+def open_photo(source: Any, allow_huge: bool) -> Any:
     """A picture of a file, by Pillow. Its limit of pixels is lifted while it looks at the header: it would warn from
     the limit on, and raise without a remedy from twice as many."""
     from PIL import Image
@@ -214,7 +214,7 @@ def _read_deep(path: Path, image: Any, raw_mode: str) -> np.ndarray:
     order = order.replace("N", "L" if sys.byteorder == "little" else "B")
     premultiplied, stored = name == "RGBa", name.upper()
     key = image.info.pop("transparency", None)
-    with _open(path, allow_huge=True) as again:
+    with open_photo(path, allow_huge=True) as again:
         values = _unpacked(image, f"{stored};16{order}") << 8
         values |= _unpacked(again, f"{stored};16{'B' if order == 'L' else 'L'}")
     return _keyed(_straight(values) if premultiplied else values, key)
@@ -241,7 +241,7 @@ def _read_deep_grey_alpha(path: Path) -> np.ndarray:
     content = bytearray(path.read_bytes())
     content[24:26] = bytes((8, 6))  # depth and colour type in the header, which begins at 12 and ends with its checksum
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    with _open(io.BytesIO(content), allow_huge=True) as image:
+    with open_photo(io.BytesIO(content), allow_huge=True) as image:
         values = np.array(image).astype(np.uint16)
     return values[..., ::2] << 8 | values[..., 1::2]
 

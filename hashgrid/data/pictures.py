@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.images import PhotoError, read_photo
+from hashgrid.data.images import PhotoError, open_photo, read_photo
 from hashgrid.data.signals import Signal, SignalError
 from hashgrid.util.files import atomic_path
 from hashgrid.util.optional import optional_import
@@ -112,12 +112,10 @@ def read_picture(path: Path, *, allow_huge: bool = False) -> Picture:
 
 def _profile(path: Path) -> bytes | None:
     """The ICC profile of RGB and grey files, whose colours are kept as they are; those of others were converted."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_photo(path, allow_huge=True) as image:
             return image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB") else None
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError):  # a file that another plugin reads
         return None
 
 

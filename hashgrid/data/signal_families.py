@@ -1,5 +1,5 @@
 """Families of signals: what one learns from, to be quick with the next. Signals are values [N, H, W, C] at the middles
-of the pixels of the unit square, as functions of a generator of random numbers.
+of the pixels of the unit square, or [N, D, H, W, C] of the cube, as functions of a generator of random numbers.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.data.families import FAMILIES
 from hashgrid.data.pictures import read_picture
 from hashgrid.util.choices import check_option
 
@@ -19,11 +22,10 @@ Draw = Callable[[int, torch.Generator], Tensor]
 SHARPNESS = 1.5  # pixels over which the edge of a polygon fades
 
 
-def pixel_centres(size: int) -> Tensor:
-    """Points [size^2, 2] as (x, y), row after row."""
-    axis = (torch.arange(size) + 0.5) / size
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack((x, y), dim=-1).view(-1, 2)
+def pixel_centres(size: int, n_dims: int = 2) -> Tensor:
+    """Points [size^D, D] as (x, y) or (x, y, z), row after row."""
+    axes = [(torch.arange(size) + 0.5) / size] * n_dims
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).view(-1, n_dims)
 
 
 def polygon_distances(x: Tensor, vertices: Tensor) -> Tensor:
@@ -73,6 +75,19 @@ def shapes(size: int) -> Draw:
     return draw
 
 
+def solids(size: int) -> Draw:
+    """Signed distances [n, size, size, size, 1] of random bottles, tables, drilled boxes and superquadrics, in sides of
+    the cube; those of superquadrics are near ones."""
+    x, kinds = pixel_centres(size, 3), list(FAMILIES.values())
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        seeds = torch.randint(1 << 40, (n,), generator=generator).tolist()
+        fields = [kinds[seed % len(kinds)](np.random.default_rng(seed)) for seed in seeds]
+        return torch.stack([field(x) for field in fields]).float().view(n, size, size, size, 1)
+
+    return draw
+
+
 def images(size: int) -> Draw:
     """Pictures [n, size, size, 3] in [0, 1]: soft blobs, stripes and polygons on a sky of two colours."""
     x = pixel_centres(size)
@@ -106,7 +121,7 @@ class Family:
 
     Attributes:
         name: what they are.
-        draw: of those to learn from: so many values [n, size, size, C], by a generator of random numbers.
+        draw: of those to learn from: so many values [n, size, ..., C], by a generator of random numbers.
         draw_unseen: of the others.
         n_channels: C.
         mean: what a value is about.
@@ -125,13 +140,22 @@ def generated_family(name: str, size: int) -> Family:
     Raises:
         ValueError: there is none of this name.
     """
-    make, n_channels, mean = GENERATED[check_option("family", name, GENERATED)]
-    return Family(f"generated {name}", make(size), make(size), n_channels, mean)
+    kind = GENERATED[check_option("family", name, GENERATED)]
+    return Family(f"generated {name}", kind.make(size), kind.make(size), kind.n_channels, kind.mean)
 
 
-GENERATED: dict[str, tuple[Callable[[int], Draw], int, float]] = {
-    "images": (images, 3, 0.5),
-    "shapes": (shapes, 1, 0.0),
+class Generated(NamedTuple):
+    make: Callable[[int], Draw]  # of the size
+    size: int  # that is learned from by default
+    n_dims: int
+    n_channels: int
+    mean: float
+
+
+GENERATED = {
+    "images": Generated(images, 32, 2, 3, 0.5),
+    "shapes": Generated(shapes, 32, 2, 1, 0.0),
+    "solids": Generated(solids, 12, 3, 1, 0.0),
 }
 
 

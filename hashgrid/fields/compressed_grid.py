@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from hashgrid.compress import grid_code
 from hashgrid.compress.entropy import entropy, fit
 from hashgrid.compress.grid_code import BIAS_BITS, STEP_BITS, GridCode, GridSizes
-from hashgrid.compress.rate import Planes, prices, round_to_fit
-from hashgrid.levels import LevelTable
+from hashgrid.compress.rate import Planes, expected_error, prices, round_to_fit
 from hashgrid.nn import FusedMLP
 from hashgrid.ops._backend import backend_ops
 from hashgrid.util.config import Config
@@ -52,16 +51,6 @@ class CompressedGridConfig(Config):
         return GridSizes(width, height, *levels, n_neurons, self.n_hidden_layers, self.fraction_bits)
 
 
-def level_table(sizes: GridSizes, levels: range) -> LevelTable:
-    """Levels with a vertex on every ``2^level``-th pixel, for positions in pixels over ``2^16``."""
-    shapes = [sizes.shape(level) for level in levels]
-    counts = [height * width for height, width in shapes]
-    offsets = tuple(sum(counts[:i]) for i in range(len(counts)))
-    resolutions = tuple((width, height) for height, width in shapes)
-    scales = tuple((2.0 ** (16 - level),) * 2 for level in levels)
-    return LevelTable(2, scales, resolutions, 0.0, offsets, tuple(counts), (False,) * len(counts))
-
-
 class CompressedGrid(nn.Module):
     """Colours [..., 3] of points [..., 2] in the unit square of a photo of known size, from integers and steps.
 
@@ -89,7 +78,7 @@ class CompressedGrid(nn.Module):
         super().__init__()
         self.config, self.sizes, self.backend = config, config.sizes(width, height, n_bytes), backend
         sizes, n = self.sizes, len(self.sizes.channels)
-        self.levels = [level_table(sizes, range(i, sizes.coarsest + 1)) for i in (sizes.finest, sizes.finest_color)]
+        self.levels = [sizes.level_table(first) for first in (sizes.finest, sizes.finest_color)]
         shapes = [(levels.n_entries, i + 1) for i, levels in enumerate(self.levels)]
         self.tables = nn.ParameterList(nn.Parameter(torch.zeros(shape)) for shape in shapes)
         self.log_steps = nn.Parameter(torch.full((n,), math.log(config.first_step or 0.05)))
@@ -107,13 +96,10 @@ class CompressedGrid(nn.Module):
 
     @torch.no_grad()
     def begin(self, photo: Tensor) -> None:
-        """Begins with the mean colour of a photo [H, W, 3] uint8, and with steps and a price for about the error that
-        is to be expected: a share of what is lost when each four by four pixels become one."""
-        values = photo.to(self.price.device, torch.float32) / 255
-        self.mlp.biases[-1].copy_(values.mean((0, 1)))
-        blocks = values[: values.shape[0] // 4 * 4, : values.shape[1] // 4 * 4].unfold(0, 4, 4).unfold(1, 4, 4)
-        detail = float(blocks.var((-2, -1), correction=0).mean()) if blocks.numel() else 0.0
-        expected = max(0.45 * detail * (0.3 / self.bits_per_pixel) ** 1.2, 1e-6)
+        """Begins with the mean colour of a photo [H, W, 3] uint8, and with steps and a price for the error that is
+        to be expected."""
+        self.mlp.biases[-1].copy_(photo.float().mean((0, 1)) / 255)
+        expected = expected_error(photo.cpu().numpy(), self.bits_per_pixel)
         self.log_steps.fill_(math.log(self.config.first_step or STEP_PER_ERROR * expected**0.5))
         self.price.fill_(self.config.first_price or 3 * expected * 0.3 / self.bits_per_pixel)
 
@@ -123,12 +109,16 @@ class CompressedGrid(nn.Module):
         pixels = (x * x.new_tensor([self.sizes.width, self.sizes.height]) - 0.5) / 65536
         entries = [table * ENTRIES_PER_UNIT for table in self.tables]
         entries = [each.detach() if self.frozen else straight_through(each, 1.0) for each in entries]
-        parts = [ops.hash_encode(pixels, each, levels) for each, levels in zip(entries, self.levels, strict=True)]
-        features = torch.cat(parts, dim=-1) * self.log_steps.exp()
-        arguments = self.mlp.op_arguments()
+        steps = self.log_steps.exp().split([levels.n_levels * (i + 1) for i, levels in enumerate(self.levels)])
+        parts = []
+        for each, of_grid, levels in zip(entries, steps, self.levels, strict=True):  # entries are fewer than features
+            of_levels = zip(each.split(levels.sizes), of_grid.view(levels.n_levels, -1), strict=True)
+            values = torch.cat([values * step for values, step in of_levels])
+            parts.append(ops.hash_encode(pixels, values, levels))
+        features, arguments = torch.cat(parts, dim=-1), self.mlp.op_arguments()
         arguments["weights"] = [straight_through(weight, unit) for weight in self.mlp.weights]
         arguments["biases"] = [straight_through(bias, 2.0**BIAS_BITS) for bias in self.mlp.biases]
-        return ops.mlp(features, **arguments) + features @ straight_through(self.beside, unit).T
+        return ops.mlp(features, **arguments) + ops.mlp(features, [straight_through(self.beside, unit)])
 
     def penalty(self) -> Tensor:
         """Price of the bits that all entries take, per pixel."""
@@ -150,7 +140,7 @@ class CompressedGrid(nn.Module):
         elif step % self.config.measure_every == 0:
             taken = self.measure()
             if step > 0:
-                self.price.mul_(min(1.3, max(0.75, (taken / n_bytes) ** 0.5)))
+                self.price.mul_(min(1.6, max(0.7, (taken / n_bytes) ** 0.7)))
 
     @torch.no_grad()
     def measure(self) -> float:
@@ -176,10 +166,8 @@ class CompressedGrid(nn.Module):
         """Integers and bytes. An error of one on a level is seen by four times as many pixels as on the next finer."""
         gains = (self.beside.square().sum(0) * self.log_steps.exp().square()).tolist()
         bits = self._by_channel([self.get_buffer(f"bits_{i}") for i in range(len(self.tables))])
-        weights = [
-            plane / np.float32(gain * 4.0**level)
-            for (level, _), plane, gain in zip(self.sizes.channels, bits, gains, strict=True)
-        ]
+        of_errors = [gain * 4.0**level for (level, _), gain in zip(self.sizes.channels, gains, strict=True)]
+        weights = [plane / np.float32(weight) for plane, weight in zip(bits, of_errors, strict=True)]
         planes = self._planes()
         if not any(weight.any() for weight in weights):  # never measured
             weights = [np.ones_like(plane) for plane in planes]

@@ -22,13 +22,13 @@ GRIDS: dict[str, tuple[tuple[int, ...], ...]] = {
 
 @dataclass(frozen=True)
 class ConvOccupancyConfig(Config):
-    """Sizes and learning rates of a :class:`ConvOccupancy`; the paper has U-Nets of depth 4 with 32 channels on planes,
-    and a rate of 1e-4 that stays."""
+    """Sizes and learning rates of a :class:`ConvOccupancy` that a CPU trains; the paper has planes of 64 vertices per
+    side, U-Nets with 32 channels, and a rate of 1e-4 that stays."""
 
     name = "conv_occupancy"
 
     features: Literal["planes", "volume", "both"] = "planes"  # where they lie
-    plane_resolution: int = 64  # vertices along the sides of planes,
+    plane_resolution: int = 32  # vertices along the sides of planes,
     volume_resolution: int = 32  # and of the volume
     n_features: int = 32  # of a vertex
     n_neurons: int = 32  # of a layer

@@ -34,7 +34,8 @@ class LocalGridConfig(Config):
 
 class LocalGrid(LatentField):
     """Logits of being inside: one small network is asked once for each of the eight vertices around a point, with the
-    vertex's code and the point's place relative to it, and its answers are blended by trilinear weights.
+    vertex's code and the point's place relative to it, and its answers are blended by trilinear weights. Trained are
+    the blends, not each answer beside them.
 
     Args:
         config: sizes of the field.
@@ -60,7 +61,7 @@ class LocalGrid(LatentField):
         vertices = low.long()[:, :, None] + corners  # [B, N, 8, 3]
         index = (vertices[..., 0] * self.n_vertices + vertices[..., 1]) * self.n_vertices + vertices[..., 2]
         rows = index.flatten(1)[..., None].expand(-1, -1, latent.shape[-1])
-        codes = latent.gather(1, rows).view(*index.shape, -1)
+        codes = latent.gather(1, rows).view(*index.shape, latent.shape[-1])
         relative = place[:, :, None] - vertices.to(x.dtype)  # -1..1
         values = self.mlp(torch.cat([relative, codes], dim=-1)).squeeze(-1)
         return (values * (1 - relative.abs()).prod(-1)).sum(-1)

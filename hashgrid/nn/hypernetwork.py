@@ -62,7 +62,7 @@ class HyperNetwork(nn.Module):
             with torch.no_grad():
                 last.weight.div_(100)
                 last.bias.uniform_(-bound, bound)
-            self.heads.append(nn.Sequential(first, nn.ReLU(), last))  # of one row: there is nothing to fuse
+            self.heads.append(nn.Sequential(first, nn.ReLU(), last))  # few rows: nothing to fuse
 
     def _fan_in(self, name: str) -> int:
         shape = self.shapes[name]
@@ -71,20 +71,20 @@ class HyperNetwork(nn.Module):
         return shape[-1]
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Parameters by name, and the penalty ``latent_weight mean(z^2) + made_weight mean(w^2)``, of samples of values
-        ``y`` [N, C] at ``x`` [N, D], in any order and number.
+        """Parameters by name, [..., *shape], and the penalty ``latent_weight mean(z^2) + made_weight mean(w^2)`` [...],
+        of samples of values ``y`` [..., N, C] at ``x`` [..., N, D], in any order and number.
 
         Raises:
             ValueError: there are no samples.
         """
-        if len(x) == 0:
+        if x.shape[-2] == 0:
             raise ValueError(f"`x` must hold at least one sample, got {list(x.shape)}")
-        z = self.encoder(torch.cat((2 * x - 1, y), dim=-1)).mean(0, keepdim=True)  # [1, n_latent]
-        made = [head(z)[0] for head in self.heads]
-        params = {name: value.view(shape) for (name, shape), value in zip(self.shapes.items(), made, strict=True)}
-        n_made = sum(value.numel() for value in made)
-        squares = torch.stack([value.square().sum() for value in made]).sum() / n_made
-        return params, self.latent_weight * z.square().mean() + self.made_weight * squares
+        z = self.encoder(torch.cat((2 * x - 1, y), dim=-1)).mean(-2)  # [..., n_latent]
+        made = {name: head(z) for name, head in zip(self.shapes, self.heads, strict=True)}
+        n_made = sum(value.shape[-1] for value in made.values())
+        squares = torch.stack([value.square().sum(-1) for value in made.values()]).sum(0) / n_made
+        penalty = self.latent_weight * z.square().mean(-1) + self.made_weight * squares
+        return {name: value.unflatten(-1, self.shapes[name]) for name, value in made.items()}, penalty
 
 
 def _kaiming(weight: Tensor, bias: Tensor) -> None:

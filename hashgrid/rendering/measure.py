@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hashgrid.data.mesh import Mesh, euler_characteristic, is_watertight
 from hashgrid.data.shape import Shape
@@ -21,10 +22,13 @@ class RunningIou:
         n: points.
         seed: of the points.
         every: seconds between two looks at the field.
+        bounds: corners [2, 3] of another box for the points.
     """
 
-    def __init__(self, mesh: Mesh, n: int = 20_000, seed: int = 4, every: float = 4.0) -> None:
-        low, high = mesh.bounds
+    def __init__(
+        self, mesh: Mesh, n: int = 20_000, seed: int = 4, every: float = 4.0, bounds: Tensor | None = None
+    ) -> None:
+        low, high = mesh.bounds if bounds is None else bounds
         self._points = low + torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * (high - low)
         self._mesh, self._every, self._truth = mesh, every, torch.empty(0)
         self._next, self._value = 0.0, float("nan")

@@ -77,7 +77,8 @@ def _refined(field: Distance, coarse: Tensor, resolution: int, level: float) -> 
     n_asked, new = 0, cut
     while bool(new.any()):
         wanted = corners_of(new, 2) & ~asked
-        values[wanted] = evaluate(field, wanted.nonzero(), resolution) - level
+        if bool(wanted.any()):
+            values[wanted] = evaluate(field, wanted.nonzero(), resolution) - level
         n_asked += int(wanted.sum())
         asked |= wanted
         # a cell of one sign, some point of whose sides has been found to have the other one

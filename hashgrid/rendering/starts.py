@@ -33,7 +33,7 @@ def mean_losses(model: nn.Module, signals: Sequence[Samples], rate: Rate, starts
 
 @torch.no_grad()
 def compare_starts(
-    out: Path, learner: Learner, random: nn.Module, signals: Sequence[Samples], starts: Sequence[Params], size: int
+    out: Path, learner: Learner, random: nn.Module, signals: Sequence[Samples], starts: Sequence[Params]
 ) -> dict[str, Any]:
     """Fits signals from their learned starts and from ``random``, all of whose parameters take steps at the one of
     seven rates that is best for them; writes ``strip.png`` and ``curve.png``.
@@ -42,9 +42,8 @@ def compare_starts(
         out: folder of the pictures.
         learner: whose steps lead on from ``starts``.
         random: a model as it is before training.
-        signals: of samples [size^2, C] at the middles of pixels, row after row.
+        signals: of samples [size^D, C] at the middles of pixels, row after row; D = 2, or 3 with one channel.
         starts: one per signal.
-        size: pixels of a side.
 
     Returns:
         Mean squared errors after 3 steps (``loss``, ``loss_random``), their ``ratio``, the ``random_rate``, and both
@@ -62,7 +61,8 @@ def compare_starts(
     for title, (field, step, begin, n) in fits.items():
         pairs = list(zip(signals, begin, strict=True))[:N_SHOWN]
         columns[title] = [bind(field, adapt(field, one, n, step, start).params)(one.x) for one, start in pairs]
-    write_grid(out / "strip.png", {title: [_shown(values, size) for values in ys] for title, ys in columns.items()})
+    n_dims = signals[0].x.shape[1]
+    write_grid(out / "strip.png", {title: [_shown(values, n_dims) for values in ys] for title, ys in columns.items()})
     lines = {"learned start": learned.tolist(), f"random start, rate {rate:g}": curves[rate].tolist()}
     plot_curves(out / "curve.png", lines, "steps of gradient descent", "mean squared error, unseen signals")
     loss, loss_random = learned[JUDGED_STEPS].item(), curves[rate][JUDGED_STEPS].item()
@@ -70,9 +70,13 @@ def compare_starts(
     return figures | {"losses": learned.tolist(), "losses_random": curves[rate].tolist()}
 
 
-def _shown(values: Tensor, size: int) -> Tensor:
-    """Values [size^2, C] as a picture [h, w, 3]: colours as they are, distances with lines at equal ones."""
-    image = values.view(size, size, -1).permute(2, 0, 1)[None].cpu()
+def _shown(values: Tensor, n_dims: int) -> Tensor:
+    """Values [size^D, C] as a picture [h, w, 3]: colours as they are, distances with lines at equal ones; of a
+    solid the plane through its middle, y up."""
+    size = round(len(values) ** (1 / n_dims))
+    if n_dims == 3:
+        values = values.view(size, size, size, -1)[size // 2].flip(0)
+    image = values.reshape(size, size, -1).permute(2, 0, 1)[None].cpu()
     factor = -(-SIDE // size)
     if image.shape[1] == 1:
         return level_lines(nn.functional.interpolate(image, scale_factor=factor, mode="bicubic")[0, 0])

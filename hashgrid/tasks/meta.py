@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hashgrid.data.signal_families import Family, generated_family, photo_family, pixel_centres
+from hashgrid.data.signal_families import GENERATED, Family, generated_family, photo_family, pixel_centres
 from hashgrid.fields import SIGNAL_FIELDS
 from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.nn.hypernetwork import HyperNetwork
@@ -23,14 +23,15 @@ from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
 
-# steps on each signal, their rate (the first one where rates are learned), learning rate
-RECIPES: dict[str, tuple[int, float, float]] = {
-    "maml": (3, 0.03, 1e-3),
-    "reptile": (8, 0.1, 3e-3),
-    "metasdf": (3, 0.01, 1e-3),
-    "hypernet": (3, 0.01, 1e-3),
-    "coinpp": (3, 1.0, 3e-3),
+# signals per step, steps on each, their rate (the first one where rates are learned), learning rate
+RECIPES: dict[str, tuple[int, int, float, float]] = {
+    "maml": (3, 3, 0.03, 1e-3),
+    "reptile": (3, 8, 0.1, 3e-3),
+    "metasdf": (3, 3, 0.01, 1e-3),
+    "hypernet": (16, 3, 0.01, 1e-3),
+    "coinpp": (3, 3, 0.3, 1e-3),
 }
+OPTIONS = ("signals", "inner_steps", "inner_rate", "learning_rate")  # that a recipe is of
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class MetaConfig(RunConfig):
 
     field: Config = SIGNAL_FIELDS["modulated"].Config()
     method: Literal["maml", "reptile", "metasdf", "hypernet", "coinpp"] = "maml"
-    family: Literal["images", "shapes"] = "images"  # that is learned from without SOURCE
-    image_size: int = 32  # samples along each side of a signal
+    family: Literal["images", "shapes", "solids"] = "images"  # that is learned from without SOURCE
+    image_size: int = 0  # samples along each side of a signal; 0: 32, of solids 12
     smallest_crop: float = 0.5  # of a photo's shorter side
-    signals: int = 3  # per step
+    signals: int = 0  # per step
     inner_steps: int = 0  # of gradient descent on each
     inner_rate: float = 0.0  # of those
     first_order: bool = False  # maml takes the gradients of inner steps for constants
@@ -57,12 +58,8 @@ class MetaConfig(RunConfig):
 
     def check(self) -> None:
         super().check()
-        counts, methods = (
-            ("image_size", "signals", "context", "n_unseen"),
-            ("inner_steps", "inner_rate", "learning_rate"),
-        )
-        for name in (*counts, *methods):
-            if not getattr(self, name) >= (least := int(name in counts)):
+        for name in ("context", "n_unseen", "image_size", *OPTIONS):
+            if not getattr(self, name) >= (least := int(name in ("context", "n_unseen"))):
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"`smallest_crop` must be in (0, 1], got {self.smallest_crop}")
@@ -80,15 +77,18 @@ def field_backend(config: MetaConfig) -> str:
 
 
 def make_learner(config: MetaConfig, n_channels: int) -> Learner:
-    """A field for signals [image_size, image_size, n_channels] and how its start is learned, as ``config`` says."""
-    field = SIGNAL_FIELDS[config.field.name](config.field, 2, n_channels, field_backend(config))
+    """A field for signals of ``n_channels`` and how its start is learned, as ``config`` says."""
+    n_dims = GENERATED[config.family].n_dims
+    field = SIGNAL_FIELDS[config.field.name](config.field, n_dims, n_channels, field_backend(config))
     steps, rate = config.inner_steps, config.inner_rate
     if config.method == "reptile":
         return Reptile(field, steps, rate)
     if config.method == "metasdf":
         return MetaSdf(field, steps, rate)
     if config.method == "hypernet":
-        return Hyper(field, HyperNetwork(field, 2, n_channels, backend=config.backend), steps, rate)
+        # squared errors of colours in [0, 1] are a quarter of those of the paper's in [-1, 1], so its weights are, too
+        network = HyperNetwork(field, n_dims, n_channels, backend=config.backend, latent_weight=0.025, made_weight=25.0)
+        return Hyper(field, network, steps, rate)
     names = ["latent"] if config.method == "coinpp" else None
     return Maml(field, steps, rate, names, config.first_order)
 
@@ -105,25 +105,26 @@ class Meta(Task):
     name = "meta"
     Config = MetaConfig
     summary = "Learns where to start, so that a few steps of gradient descent fit any signal of a family."
-    source_help = "folder of photos; generated images or shapes if none"
+    source_help = "folder of photos; generated images, shapes or solids if none"
     packages = ("PIL", "imageio.v3", "matplotlib")
     metric = "loss"
     config: MetaConfig
     model: Learner
 
     def __init__(self, config: MetaConfig, family: Family, source: Path | None = None) -> None:
-        recipe = RECIPES[config.method]
-        for name, value in zip(("inner_steps", "inner_rate", "learning_rate"), recipe, strict=True):
+        recipe = dict(zip(OPTIONS, RECIPES[config.method], strict=True))
+        for name, value in {"image_size": GENERATED[config.family].size, **recipe}.items():
             config = config if getattr(config, name) else config.replace(**{name: value})
         config = config.replace(**{"offset": family.mean} if config.knows("offset") else {})
         if config.method == "coinpp" and not config.field.n_latent:  # type: ignore[attr-defined]
             config = config.replace(n_latent=256)
-        shape = (config.image_size, config.image_size)
+        shape = (config.image_size,) * GENERATED[config.family].n_dims
         super().__init__(config.replace(field=SIGNAL_FIELDS[config.field.name].configured(config.field, shape)))
         self.family, self.source = family, source
         self.model = make_learner(self.config, family.n_channels).to(self.config.device)
         self.random = copy.deepcopy(self.model.model)
-        self.places = pixel_centres(self.config.image_size).to(self.device)
+        self.places = pixel_centres(self.config.image_size, len(shape)).to(self.device)
+        self.n_looked_at = min(self.config.context, len(self.places))
         self.schedule = Schedule(self.config.learning_rate, self.config.learning_rate / 20)
 
     @classmethod
@@ -135,15 +136,16 @@ class Meta(Task):
     @classmethod
     def make(cls, config: MetaConfig, source: Path | None, notes: dict[str, Any]) -> Meta:
         source = Path(notes["photos"]) if source is None and notes.get("photos") else source
+        size = config.image_size or GENERATED[config.family].size
         if source is None:
-            return cls(config, generated_family(config.family, config.image_size))
-        return cls(config, photo_family(source, config.image_size, config.smallest_crop), source)
+            return cls(config, generated_family(config.family, size))
+        return cls(config.replace(family="images"), photo_family(source, size, config.smallest_crop), source)
 
     def describe(self) -> str:
-        config, size = self.config, self.config.image_size
+        config, size = self.config, "x".join([str(self.config.image_size)] * self.places.shape[1])
         n, backend = sum(param.numel() for param in self.model.model.parameters()), field_backend(config)
         model = f"{config.field.name} with {n} parameters on the {backend} backend"
-        return f"{self.family.name}, {size}x{size}; {config.method} of {model}"
+        return f"{self.family.name}, {size}; {config.method} of {model}"
 
     def notes(self) -> dict[str, Any]:
         photos = None if self.source is None else str(self.source.resolve())
@@ -157,19 +159,18 @@ class Meta(Task):
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
         signals = [self._signal(values) for values in self.family.draw(config.signals, generator)]
-        losses = [self.model(self._looked_at(signal, generator), signal) for signal in signals]
-        n_samples = config.signals * len(self.places) * (self.model.steps + 1)
-        return Step(torch.stack(losses).mean(), {}, {"samples": n_samples})
+        n = int(torch.randint(min(10, self.n_looked_at), self.n_looked_at + 1, (1,), generator=generator))
+        losses = self.model.losses([self._looked_at(signal, generator, n) for signal in signals], signals)
+        n_samples = config.signals * len(self.places) * (1 if isinstance(self.model, Hyper) else self.model.steps + 1)
+        return Step(losses.mean(), {}, {"samples": n_samples})
 
     def _signal(self, values: Tensor) -> Samples:
         return Samples(self.places, values.reshape(len(self.places), -1).to(self.device))
 
-    def _looked_at(self, signal: Samples, generator: torch.Generator, n: int = 0) -> Samples:
-        """What the start is made from: for a hypernetwork ``n`` samples, or a random number of them."""
+    def _looked_at(self, signal: Samples, generator: torch.Generator, n: int) -> Samples:
+        """What the start is made from: for a hypernetwork ``n`` samples."""
         if not isinstance(self.model, Hyper):
             return signal
-        most = min(self.config.context, len(signal.x))
-        n = n or int(torch.randint(min(10, most), most + 1, (1,), generator=generator))
         index = torch.randperm(len(signal.x), generator=generator)[:n].to(self.device)
         return Samples(signal.x[index], signal.y[index])
 
@@ -178,8 +179,8 @@ class Meta(Task):
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 - 1)
         signals = [self._signal(values) for values in self.family.draw_unseen(config.n_unseen, generator)]
-        starts = [self.model.start(self._looked_at(signal, generator, config.context)) for signal in signals]
-        figures = compare_starts(report.out, self.model, self.random, signals, starts, config.image_size)
+        starts = [self.model.start(self._looked_at(signal, generator, self.n_looked_at)) for signal in signals]
+        figures = compare_starts(report.out, self.model, self.random, signals, starts)
         after = f"loss {figures['loss']:.2e} after {JUDGED_STEPS} steps"
         report.say(f"{config.method}: {after}, {figures['ratio']:.1f} times less than from a random start")
         return {"family": self.family.name, "method": config.method, **figures}

@@ -60,7 +60,7 @@ class ShapeConfig(RunConfig):
             raise ValueError(f"`truncation` must be positive, got {self.truncation}")
 
 
-class Shape(Task):
+class ShapeTask(Task):
     """Trains a field on shapes: with a code for each, or with an encoder of points.
 
     Args:
@@ -90,7 +90,7 @@ class Shape(Task):
         return config.shapes.family if source is None else source.resolve().stem
 
     @classmethod
-    def make(cls, config: ShapeConfig, source: Path | None, notes: dict[str, Any]) -> Shape:
+    def make(cls, config: ShapeConfig, source: Path | None, notes: dict[str, Any]) -> ShapeTask:
         known = notes.get("source")
         source = Path(known) if source is None and known is not None else source
         closed = LATENT_FIELDS[config.field.name].target != "unsigned"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hashgrid.data.signal_families import GENERATED
 from hashgrid.data.signals import Signal
 from hashgrid.fields import SIGNAL_FIELDS
 from hashgrid.fields.base import SignalField
@@ -120,14 +121,15 @@ class SignalTask(Task):
 @torch.no_grad()
 def start_of(path: Path, field: str, signal: Signal, n_samples: int = 1 << 14) -> tuple[Config, dict[str, Tensor]]:
     """Options and state of a field called ``field`` from a checkpoint of ``hashgrid meta``, after the steps that were
-    learned with it, on random samples of a picture.
+    learned with it, on random samples of a signal.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or is not of such a field and such pictures.
+        ValueError: the checkpoint cannot be read, or is not of such a field and such signals.
         AdaptationError: the steps lead nowhere.
     """
     learner, config = load_learner(path)
-    found = (config.field.name, 2, learner.model(torch.zeros(1, 2)).shape[-1])
+    n_dims = GENERATED[config.family].n_dims
+    found = (config.field.name, n_dims, learner.model(torch.zeros(1, n_dims)).shape[-1])
     if found != (wanted := (field, len(signal.shape), signal.n_channels)):
         raise ValueError(f"`--init` must be of field, dimensions and channels {wanted}, `{path}` is of {found}")
     index = signal.draw(n_samples, config.seed, -1)

@@ -177,6 +177,10 @@ class Learner(nn.Module):
         their result is measured on ``query``, by default the same."""
         raise NotImplementedError
 
+    def losses(self, signals: Sequence[Loss], queries: Sequence[Loss]) -> Tensor:
+        """The losses [B] of some signals."""
+        return torch.stack([self(signal, query) for signal, query in zip(signals, queries, strict=True)])
+
     def _measured(self, params: Params, query: Loss, steps: int) -> Tensor:
         value = query(bind(self.model, params))
         if not value.detach().isfinite():
@@ -268,8 +272,8 @@ class Hyper(Learner):
 
     Args:
         model: what the parameters are for; its own are not used.
-        network: makes parameters from samples ``(x [N, D], y [N, C])`` and tells its terms of regularisation: returns
-            ``(params, penalty)``, like `hashgrid.nn.hypernetwork.HyperNetwork`.
+        network: makes parameters [B, *shape] by name, and terms of regularisation [B], of samples ``(x [B, N, D], y [B,
+            N, C])``, like `hashgrid.nn.hypernetwork.HyperNetwork`.
         steps, rate: of steps from there, which training does not take.
     """
 
@@ -287,14 +291,22 @@ class Hyper(Learner):
 
     def start(self, signal: Loss) -> Params:
         """The parameters that the network makes of a signal, which has to be of `Samples`."""
-        return self._made(signal)[0]
+        return self._made([signal])[0][0]
 
     def forward(self, signal: Loss, query: Loss | None = None) -> Tensor:
-        params, penalty = self._made(signal)
-        return self._measured(params, query or signal, 0) + penalty
+        return self.losses([signal], [query or signal])[0]
 
-    def _made(self, signal: Loss) -> tuple[Params, Tensor]:
-        if not isinstance(signal, Samples):
-            raise TypeError(f"`signal` must be Samples for a hypernetwork to look at, got {type(signal).__name__}")
-        params, penalty = self.network(signal.x, signal.y)
-        return params, penalty
+    def losses(self, signals: Sequence[Loss], queries: Sequence[Loss]) -> Tensor:
+        """The losses [B] of signals with equally many samples, of which the network is asked at once."""
+        starts, penalties = self._made(signals)
+        pairs = zip(starts, queries, strict=True)
+        return torch.stack([self._measured(params, query, 0) for params, query in pairs]) + penalties
+
+    def _made(self, signals: Sequence[Loss]) -> tuple[list[Params], Tensor]:
+        samples = [signal for signal in signals if isinstance(signal, Samples)]
+        if len(samples) < len(signals):
+            got = next(type(signal).__name__ for signal in signals if not isinstance(signal, Samples))
+            raise TypeError(f"`signal` must be Samples for a hypernetwork to look at, got {got}")
+        x, y = (torch.stack(parts) for parts in zip(*((one.x, one.y) for one in samples), strict=True))
+        params, penalties = self.network(x, y)
+        return [{name: value[i] for name, value in params.items()} for i in range(len(samples))], penalties

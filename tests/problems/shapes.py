@@ -10,7 +10,7 @@ import torch
 from hashgrid.data.mesh import Mesh, make_mesh
 from hashgrid.data.shape_set import ShapeSet
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.tasks.shape import Shape, ShapeConfig
+from hashgrid.tasks.shape import ShapeConfig, ShapeTask
 
 SIZES: dict[str, dict[str, Any]] = {
     "deepsdf": {"n_latent": 4, "n_neurons": 32, "n_hidden_layers": 4, "dropout": 0.1},
@@ -43,14 +43,14 @@ def octahedron() -> tuple[np.ndarray, np.ndarray]:
     return vertices, np.array(faces)
 
 
-def small_shapes(field: str, **changes: Any) -> Shape:
+def small_shapes(field: str, **changes: Any) -> ShapeTask:
     """A task of some seconds on three octahedra, ready to train."""
     vertices, faces = octahedron()
     meshes = [make_mesh(vertices * [1, size, 1], faces) for size in (0.4, 0.7, 1.0)]
     sizes = {"batch": 256, "shape_batch": 2, "pool": 3000, "least_pool": 1000, "n_points": 64, "cloud_pool": 256}
-    config = Shape.defaults(field, torch.device("cpu"), set())
+    config = ShapeTask.defaults(field, torch.device("cpu"), set())
     assert isinstance(config, ShapeConfig)
     config = config.replace(**{"device": "cpu", **sizes, **SIZES[field], **changes})
-    task = Shape(config, ShapeSet(meshes, [], "octahedra"))
+    task = ShapeTask(config, ShapeSet(meshes, [], "octahedra"))
     task.begin()
     return task
