@@ -43,7 +43,7 @@ class PdeConfig(RunConfig):
     adam_share: float = 0.2  # of the budget; the rest is for L-BFGS
     learning_rate: float = 5e-3  # of Adam, after the first steps
     final_learning_rate: float = 5e-5  # at the end of its share
-    history: int = 50  # steps that L-BFGS remembers
+    history: int = 200  # steps that L-BFGS remembers
     weight_decay: float = 0.0  # of networks
 
     def check(self) -> None:
