@@ -12,6 +12,7 @@ import torch
 from problems.nerf import OPTIONS, nerf_trainer
 
 from hashgrid.cli import main
+from hashgrid.data.pictures import generated_picture
 from hashgrid.fields import ngp
 from hashgrid.geometry.rays import At
 from hashgrid.rendering.volume import render, render_pixels_in_one, visible
@@ -268,7 +269,8 @@ def test_command_reports_mistakes_in_one_line(arguments, message, capsys, tmp_pa
 def test_checkpoint_of_another_task_is_refused(tmp_path, capsys):
     """That of a photo, and a file that is none at all."""
     path = tmp_path / "image.safetensors"
-    Trainer(Image(ImageConfig(steps=1).replace(log2_hashmap_size=8, n_levels=2), torch.rand(4, 4, 3))).save(path)
+    config = ImageConfig(steps=1).replace(log2_hashmap_size=8, n_levels=2)
+    Trainer(Image(config, generated_picture(4, 4))).save(path)
     assert main(["nerf", "--eval", str(path), "--out", str(tmp_path / "out"), *ON_CPU]) == 1
     error = "image.safetensors` must be a checkpoint of `hashgrid nerf`, got one of 'image'"
     assert error in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from hashgrid.compress.container import Compressed
 from hashgrid.compress.entropy import CodecError
 from hashgrid.compress.photo import SUFFIX, decompress
 from hashgrid.data.images import load_photo
+from hashgrid.data.pictures import generated_picture
 from hashgrid.fields.coin import Coin
 from hashgrid.fields.compressed_grid import CompressedGrid, CompressedGridConfig
 from hashgrid.train.config import RunConfig
@@ -62,7 +63,7 @@ class Compress(Task):
     name = "compress"
     Config = CompressConfig
     summary = "Fits a photo into a file of a given size, which `hashgrid decompress` reads, and says how good it is."
-    source_help = "photo; it is read as 8 bits per channel"
+    source_help = "photo; it is read as 8 bits per channel; a drawn one if none"
     packages = ("PIL", "imageio.v3", "constriction")
     config: CompressConfig
     model: CompressedGrid | Coin
@@ -85,7 +86,7 @@ class Compress(Task):
     def make(cls, config: CompressConfig, source: Path | None, notes: dict[str, Any]) -> Compress:
         source = Path(notes["photo"]) if source is None and "photo" in notes else source
         if source is None:
-            raise ValueError("`SOURCE` must be a photo, got none")
+            return cls(config, generated_picture().signal.values, Path("generated"))
         photo = load_photo(source, allow_huge=config.allow_huge)
         return cls(config, photo.mul_(255).add_(0.5).byte(), source)
 
@@ -93,7 +94,7 @@ class Compress(Task):
         return f"{self.path.name}: {self.width}x{self.height}, {self.n_bytes} bytes for it"
 
     def notes(self) -> dict[str, Any]:
-        return {"photo": str(self.path.resolve())}
+        return {"photo": str(self.path.resolve())} if self.path.is_file() else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.model.parameters())}]
