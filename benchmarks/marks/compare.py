@@ -21,7 +21,7 @@ from typing import Any
 
 from hashgrid.bench.environment import environment
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared")) / "data"
 # name: task, source below --data (None: what the package makes), seconds per field, further options
 RUNS: dict[str, tuple[str, str | None, float, list[str]]] = {
     "flower": ("image", "image/flower_foveon.png", 60.0, []),
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(RUNS)}; all if none")
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("HASHGRID_DATA", DATA)))
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "compare")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from hashgrid.train.loop import Trainer
 from hashgrid.util.files import atomic_write_image
 from hashgrid.util.threads import threads_for
 
-DATA = Path(os.environ.get("HASHGRID_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+DATA = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared")) / "data"
 
 
 def interpolated(signal: Signal, known: Tensor) -> dict[str, tuple[Tensor, float]]:
