@@ -13,6 +13,7 @@ from hashgrid.data.pictures import Picture, generated_picture, read_mask, read_p
 from hashgrid.data.signals import SignalError
 from hashgrid.rendering.picture_views import write_picture_views
 from hashgrid.tasks.signal import SignalConfig, SignalTask
+from hashgrid.train.config import RunConfig
 from hashgrid.train.task import Progress, Report, Step
 
 
@@ -25,7 +26,7 @@ class ImageConfig(SignalConfig):
     paste: Path | None = None  # photo that is pasted where `mask` is bright, without seams (Pérez et al. 2003)
     mask: Path | None = None  # where `paste` goes
     domain: Literal["values", "gradients", "laplacian"] = "values"  # of pixels: what is learned
-    smoothness: float = 0.0  # weight of second differences between neighbouring pixels, known or not
+    smoothness: float = 0.0  # weight of second differences of neighbouring pixels; .03 with `keep` or `inpaint`
     zoom: int = 0  # also write the middle, so many times larger
 
     def check(self) -> None:
@@ -73,6 +74,11 @@ class Image(SignalTask):
                 raise SignalError(f"`paste` must be like the photo, got {other.describe()} beside {picture.describe()}")
             self.pasted = other.signal.to(self.device)
             self.inside = read_mask(config.mask, shape).view(-1).to(self.device)
+
+    @classmethod
+    def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
+        config = super().defaults(field, device, given)
+        return config.replace(smoothness=0.03) if given & {"--keep", "--inpaint"} else config
 
     @classmethod
     def make(cls, config: ImageConfig, source: Path | None, notes: dict[str, Any]) -> Image:
