@@ -16,6 +16,7 @@ from hashgrid.compress.entropy import CodecError
 from hashgrid.compress.photo import SUFFIX, decompress
 from hashgrid.data.images import load_photo
 from hashgrid.data.pictures import generated_picture
+from hashgrid.data.signals import Signal
 from hashgrid.fields.coin import Coin
 from hashgrid.fields.compressed_grid import CompressedGrid, CompressedGridConfig
 from hashgrid.train.config import RunConfig
@@ -77,7 +78,7 @@ class Compress(Task):
         kind = CompressConfig.fields[config.field.name]
         model = kind(config.field, self.width, self.height, self.n_bytes, self.config.backend)
         self.model = model.to(self.config.device)
-        self.pixels = photo.reshape(-1, 3).to(self.device)
+        self.signal = Signal(photo, 0.0, 255.0).to(self.device)
         self.model.begin(photo)
         first, last = (self.model.rate * rate for rate in (config.learning_rate, config.final_learning_rate))
         self.schedule = Schedule(first, last, power=2.0, warmup_steps=0)
@@ -102,19 +103,13 @@ class Compress(Task):
     def before_step(self, progress: Progress) -> None:
         self.model.update(progress.step, progress.fraction, self.n_bytes - container.overhead())
 
-    def _places(self, index: Tensor) -> Tensor:
-        """Middles [N, 2] of pixels [N] in the unit square."""
-        rows = torch.div(index, self.width, rounding_mode="floor")
-        return torch.stack(((index % self.width + 0.5) / self.width, (rows + 0.5) / self.height), dim=1)
-
     def loss(self, progress: Progress) -> Step:
         config = self.config
-        if len(self.pixels) <= config.batch:
-            index = torch.arange(len(self.pixels), device=self.device)
+        if len(self.signal) <= config.batch:
+            index = torch.arange(len(self.signal), device=self.device)
         else:
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + progress.step)
-            index = torch.randint(len(self.pixels), (config.batch,), generator=generator).to(self.device)
-        mse = torch.nn.functional.mse_loss(self.model(self._places(index)), self.pixels[index].float() / 255)
+            index = self.signal.draw(config.batch, config.seed, progress.step)
+        mse = torch.nn.functional.mse_loss(self.model(self.signal.places(index)), self.signal.at(index))
         return Step(mse + self.model.penalty(), {"mse": mse.detach()}, {"samples": len(index)})
 
     def file(self) -> bytes:
@@ -126,7 +121,7 @@ class Compress(Task):
         payload = self.model.payload(self.n_bytes - container.overhead())
         data = container.pack(Compressed(self.model.method, self.width, self.height, payload))
         if len(data) > self.n_bytes:
-            raise CodecError(f"`compress` must be at least {len(data) * 8 / len(self.pixels):.4f}, the file is larger")
+            raise CodecError(f"`compress` must be at least {len(data) * 8 / len(self.signal):.4f}, the file is larger")
         return data
 
     def evaluate(self, report: Report) -> dict[str, Any]:
@@ -140,18 +135,10 @@ class Compress(Task):
         n_bytes = path.stat().st_size
         figures = {
             "photo": str(self.path), "width": self.width, "height": self.height, "method": self.model.method,
-            "file": str(path), "bytes": n_bytes, "bpp": 8 * n_bytes / len(self.pixels),
-            "psnr": psnr(image.float() / 255, self.photo.float() / 255),
-            "psnr_as_trained": self._psnr_as_trained(),
+            "file": str(path), "bytes": n_bytes, "bpp": 8 * n_bytes / len(self.signal),
+            "psnr": psnr(image, self.photo),
+            "psnr_as_trained": self.signal.psnr(self.signal.sampled(self.model)),  # not rounded as in a file
             "seconds_to_write": written - begin, "seconds_to_read": read - written,
         }  # fmt: skip
         report.say(f"{path}: {n_bytes} bytes, {figures['bpp']:.4f} bits per pixel, PSNR {figures['psnr']:.2f} dB")
         return figures
-
-    @torch.no_grad()
-    def _psnr_as_trained(self) -> float:
-        """PSNR in dB of the field before its parameters become those of a file, rounded to 8 bits."""
-        values = torch.empty(len(self.pixels), 3, dtype=torch.uint8)
-        for index in torch.arange(len(values), device=self.device).split(1 << 16):
-            values[index] = self.model(self._places(index)).clamp(0, 1).mul(255).add(0.5).byte().cpu()
-        return psnr(values.view_as(self.photo).float() / 255, self.photo.float() / 255)

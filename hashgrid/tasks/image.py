@@ -10,7 +10,7 @@ import torch
 
 from hashgrid.data.differences import bending, difference_error, levelled
 from hashgrid.data.pictures import Picture, generated_picture, read_mask, read_picture
-from hashgrid.data.signals import SignalError
+from hashgrid.data.signals import Signal, SignalError
 from hashgrid.rendering.picture_views import write_picture_views
 from hashgrid.tasks.signal import SignalConfig, SignalTask
 from hashgrid.train.config import RunConfig
@@ -67,7 +67,7 @@ class Image(SignalTask):
         if config.domain == "laplacian" and config.knows("max_resolution"):  # coarser cells have none inside
             config = config.replace(max_resolution=getattr(config.field, "max_resolution", 0) or max(shape))
         super().__init__(config, picture.signal)
-        self.pasted, self.inside = None, torch.ones(len(self.signal), dtype=torch.bool, device=self.device)
+        self.pasted: Signal | None = None  # where `inside` [pixels] is true
         if config.paste is not None and config.mask is not None:
             other = read_picture(config.paste)
             if other.signal.values.shape != picture.signal.values.shape or other.is_linear != picture.is_linear:
@@ -102,8 +102,11 @@ class Image(SignalTask):
             bent = bending(self.model, self.signal, anywhere)
             return step._replace(loss=step.loss + config.smoothness * bent)
         index = self.signal.draw(config.batch, config.seed, progress.step)
-        inside, laplacian = self.inside[index], config.domain == "laplacian"
-        source = self.signal if self.pasted is None else self.pasted
+        laplacian = config.domain == "laplacian"
+        if self.pasted is None:
+            source, inside = self.signal, torch.ones_like(index, dtype=torch.bool)
+        else:
+            source, inside = self.pasted, self.inside[index]
         loss, around = difference_error(self.model, self.signal, source, index, inside, laplacian)
         terms = {"mse_of_differences": loss.detach()}
         if self.pasted is not None:  # what is around it stays as it is
