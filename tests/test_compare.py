@@ -58,10 +58,10 @@ def test_every_field_has_a_size(name: str) -> None:
 def test_tables_put_the_best_first() -> None:
     rows = [
         {"field": name, "metric": metric, "parameters": 1, "steps": 1, "seconds": 1.0, "value": value}
-        for metric in ("psnr", "relative_l2") for name, value in (("a", 1.0), ("b", 3.0), ("c", 2.0))
+        for metric in ("psnr", "relative_l2") for name, value in (("none", None), ("a", 1.0), ("b", 3.0), ("c", 2.0))
     ]  # fmt: skip
-    order = [[line.split(" | ")[0][2:] for line in as_table(part).splitlines()[2:]] for part in (rows[:3], rows[3:])]
-    assert order == [["b", "c", "a"], ["a", "c", "b"]]
+    order = [[line.split(" | ")[0][2:] for line in as_table(part).splitlines()[2:]] for part in (rows[:4], rows[4:])]
+    assert order == [["b", "c", "a", "none"], ["a", "c", "b", "none"]]
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

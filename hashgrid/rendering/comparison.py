@@ -22,8 +22,8 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows in Markdown, best first."""
     metric = rows[0]["metric"] if rows else ""
     lines = [f"| field | {metric} | parameters | steps | seconds |", "|---|---|---|---|---|"]
-    small_is_good = metric in SMALL_IS_GOOD
-    for row in sorted(rows, key=lambda row: (row["value"] or 0.0) * (1 if small_is_good else -1)):
+    sign = 1 if metric in SMALL_IS_GOOD else -1
+    for row in sorted(rows, key=lambda row: math.inf if row["value"] is None else sign * row["value"]):
         value = "none" if row["value"] is None else f"{row['value']:.4g}"
         lines.append(f"| {row['field']} | {value} | {row['parameters']} | {row['steps']} | {row['seconds']:.1f} |")
     return "\n".join(lines) + "\n"
@@ -36,7 +36,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for i, row in enumerate(rows):
         points = [(seconds, value) for seconds, value in row["curve"] if math.isfinite(value)]
         if points:
-            axes.plot(*zip(*points, strict=True), color=colors[2 * i % 20 + i // 10], label=row["field"], linewidth=1.5)
+            axes.plot(*zip(*points, strict=True), color=colors[(2 * i % 20 + i // 10) % 20], label=row["field"], linewidth=1.5)
     axes.set(xlabel="training time [s]", ylabel=rows[0]["metric"] if rows else "")
     if rows and rows[0]["metric"] in SMALL_IS_GOOD:
         axes.set_yscale("log")

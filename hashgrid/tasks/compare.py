@@ -20,7 +20,7 @@ from hashgrid.train.report import write_results
 from hashgrid.train.run import CHECKPOINT, parse
 from hashgrid.train.task import Progress, Report, Task
 from hashgrid.util.device import choose_device
-from hashgrid.util.files import atomic_write_json
+from hashgrid.util.files import atomic_write_json, atomic_write_text
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_for
 
@@ -51,7 +51,7 @@ def main(tasks: Mapping[str, tuple[str, str, str]], argv: Sequence[str]) -> int:
     rows = [run_one(command, name, args.parameters, out / name, others) for name in names]
     atomic_write_json(out / "compare.json", rows)
     table = as_table(rows)
-    (out / "compare.md").write_text(table)
+    atomic_write_text(out / "compare.md", table)
     plot(out / "compare.png", rows)
     strip(out / "strip.png", rows, out, command.preview)
     print(table + f"results in {out}", flush=True)
@@ -86,8 +86,8 @@ def _train(task: Task, field: str, out: Path) -> dict[str, Any]:
     trainer = Trainer(task, seconds_before=time.perf_counter() - begin)
 
     def look(progress: Progress) -> None:
-        # the square root spreads what happens at first; looking does not count as time
-        while progress.fraction >= (len(scores) / LOOKS) ** 2 and len(scores) <= LOOKS:
+        # squares: what happens at first is seen more finely; looking does not count as time
+        if progress.fraction >= (len(scores) / LOOKS) ** 2 and len(scores) <= LOOKS:
             with trainer.pause():
                 scores.append((progress.seconds, task.score(trainer.optimizer)))
 
