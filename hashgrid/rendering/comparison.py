@@ -36,7 +36,8 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for i, row in enumerate(rows):
         points = [(seconds, value) for seconds, value in row["curve"] if math.isfinite(value)]
         if points:
-            axes.plot(*zip(*points, strict=True), color=colors[(2 * i % 20 + i // 10) % 20], label=row["field"], linewidth=1.5)
+            color = colors[(2 * i % 20 + i // 10) % 20]
+            axes.plot(*zip(*points, strict=True), color=color, label=row["field"], linewidth=1.5)
     axes.set(xlabel="training time [s]", ylabel=rows[0]["metric"] if rows else "")
     if rows and rows[0]["metric"] in SMALL_IS_GOOD:
         axes.set_yscale("log")
