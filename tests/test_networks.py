@@ -28,6 +28,7 @@ from hashgrid import (
 )
 from hashgrid.nn.wire import GaborWavelets
 from hashgrid.optim import Adam
+from hashgrid.train.groups import adam_groups
 
 # ---- SIREN -----------------------------------------------------------------------------------------------------------
 
@@ -206,6 +207,24 @@ def test_dropout_is_of_training_alone() -> None:
         mlp.weights[2].fill_(1 / 64)
     outputs = mlp(x)[:, 0].detach()
     assert float(outputs.mean()) == pytest.approx(1, abs=0.03) and float(outputs.std()) > 0.03
+
+
+def test_weight_decay_leaves_directions_of_dead_neurons() -> None:
+    """Adam gives what a dead neuron's weights see of coupled decay, some 1e-8, a full step."""
+    mlp = MLP(3, 1, 16, 2, weight_norm=True)
+    with torch.no_grad():
+        mlp.biases[0][5] = -100.0
+    before, x = mlp.weights[0][5].clone(), torch.rand(64, 3)
+    optimizer = Adam(adam_groups(mlp, 1e-6), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        mlp(x).square().mean().backward()
+        optimizer.step()
+    assert torch.equal(mlp.weights[0][5], before)
+    with torch.no_grad():
+        mlp.weights[1][3] = 0.0
+    mlp(x).square().mean().backward()
+    assert mlp(x).isfinite().all() and all(param.grad.isfinite().all() for param in mlp.parameters())
 
 
 @pytest.mark.parametrize("weight_norm", [False, True])

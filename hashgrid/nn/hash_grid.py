@@ -224,16 +224,6 @@ class HashGrid(nn.Module):
         return f"{sizes}, n_entries={self.levels.n_entries}, {options}{dtype}"
 
 
-def grid_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for :class:`hashgrid.optim.Adam`: the tables of hash grids, of which most entries see no sample in a step,
-    and everything else, with weight decay."""
-    tables = [module.table for module in model.modules() if isinstance(module, HashGrid)]
-    known = set(tables)
-    rest = [param for param in model.parameters() if param not in known]
-    groups: list[dict[str, Any]] = [{"params": tables, "skip_zero": True}] if tables else []
-    return [*groups, {"params": rest, "weight_decay": weight_decay}]
-
-
 def keep_gradients(model: nn.Module) -> None:
     """Lets the hash grids of a model add their gradients to buffers that stay: no fresh pages in every step."""
     for module in model.modules():

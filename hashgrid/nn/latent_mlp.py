@@ -68,13 +68,6 @@ class LatentMLP(MLP):
         with torch.no_grad():
             self.weights[-1].mul_(0.1)  # values of some hundredths: where a clamped loss has a gradient
 
-    def layers_used(self) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Weights [out, in] and biases [out] as they multiply."""
-        weights = list(self.weights)
-        for layer, gain in enumerate(self.gains):
-            weights[layer] = weights[layer] * (gain / weights[layer].norm(dim=1, keepdim=True))
-        return weights, list(self.biases)
-
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:  # type: ignore[override]
         """Outputs [B, N, C] of points [B, N, D] of shapes with codes [B, Z]."""
         if x.dim() != 3 or x.shape[-1] != self.n_point_dims:

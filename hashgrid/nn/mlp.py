@@ -258,10 +258,16 @@ class MLP(nn.Module):
     def layers_used(self) -> tuple[list[Tensor], list[Tensor] | None]:
         """Weights [out, in] and biases [out] as they multiply, which parameters stand for."""
         weights = list(self.weights)
-        if len(self.gains) > 0:
-            gains = zip(self.gains, weights, strict=True)
-            weights = [gain * weight / weight.norm(dim=1, keepdim=True) for gain, weight in gains]
+        for layer, gain in enumerate(self.gains):
+            lengths = weights[layer].norm(dim=1, keepdim=True).clamp_min(1e-12)  # a direction of zero makes no NaN
+            weights[layer] = weights[layer] * (gain / lengths)
         return weights, list(self.biases) if len(self.biases) > 0 else None
+
+    @property
+    def directions(self) -> list[Tensor]:
+        """Weights of which only the directions count, those with ``weight_norm``: nothing for weight decay. Where a
+        neuron is dead it is all that Adam sees of a row, which it drives to zero at full rate."""
+        return list(self.weights)[: len(self.gains)]
 
     def _runs(self) -> list[tuple[int, int]]:
         """Layers, from one to before another, that one kernel takes."""

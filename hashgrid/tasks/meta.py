@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hashgrid.data.signal_families import GENERATED, Family, generated_family, photo_family, pixel_centres
 from hashgrid.fields import SIGNAL_FIELDS
-from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.nn.hypernetwork import HyperNetwork
 from hashgrid.rendering.starts import JUDGED_STEPS, compare_starts
 from hashgrid.train.config import RunConfig
+from hashgrid.train.groups import adam_groups
 from hashgrid.train.loop import load_model
 from hashgrid.train.meta import Hyper, Learner, Maml, MetaSdf, Reptile, Samples
 from hashgrid.train.run import read_checkpoint
@@ -152,7 +152,7 @@ class Meta(Task):
         return {"photos": photos, "n_channels": self.family.n_channels}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = grid_groups(self.model, self.config.weight_decay)
+        groups = adam_groups(self.model, self.config.weight_decay)
         return [{**group, "params": [param for param in group["params"] if param.requires_grad]} for group in groups]
 
     def loss(self, progress: Progress) -> Step:

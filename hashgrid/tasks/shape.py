@@ -23,6 +23,7 @@ from hashgrid.rendering.shape_scores import (
 )
 from hashgrid.tasks.shape_fit import FitRecipe, complete, learn_alone
 from hashgrid.train.config import RunConfig
+from hashgrid.train.groups import adam_groups
 from hashgrid.train.losses import of_shape
 from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Task
@@ -109,7 +110,7 @@ class ShapeTask(Task):
             self._clouds = surface_clouds(meshes, config.clouds.cloud_pool, config.seed)[0].to(self.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": list(self.model.field.parameters()), "weight_decay": self.config.weight_decay}]
+        groups = adam_groups(self.model.field, self.config.weight_decay)
         if self.model.codes is not None:  # those of other shapes stay in a step
             groups.append({"params": [self.model.codes], "skip_zero": True})
         return groups

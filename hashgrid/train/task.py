@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.optim import Adam
 from hashgrid.train.config import RunConfig
+from hashgrid.train.groups import adam_groups
 from hashgrid.train.schedule import Schedule
 
 
@@ -136,7 +136,7 @@ class Task:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What :class:`hashgrid.optim.Adam` takes."""
-        return grid_groups(self.model, self.config.weight_decay)
+        return adam_groups(self.model, self.config.weight_decay)
 
     def before_step(self, progress: Progress) -> None:
         """What has to be done between steps, without gradients."""
