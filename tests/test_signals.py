@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hashgrid.cli import main
 from hashgrid.data.differences import bending, levelled
@@ -197,15 +198,44 @@ def test_pictures_are_learned_from_differences_alone(domain: str, tmp_path: Path
         assert float((stencils[0] - stencils[1]).square().mean()) < 0.05 * float(stencils[1].square().mean())
 
 
-def test_bending_is_the_length_of_second_differences() -> None:
-    """Of a parabola and a slope, by hand; planes do not bend."""
-    signal = Signal(torch.zeros(10, 20, 2))
-    inner = torch.tensor([21 + 20 * i for i in range(8)])  # none at a border
-    plane = bending(lambda x: x @ torch.tensor([[3.0, 1.0], [-2.0, 5.0]]), signal, inner)
-    assert float(plane) == pytest.approx(1e-3, rel=1e-3)
-    parabola = bending(lambda x: torch.stack((x[:, 0].square() * 400, 0 * x[:, 1]), dim=1), signal, inner)
-    assert float(parabola) == pytest.approx(2.0, rel=1e-4)
-    assert float(bending(lambda x: x.square() * 400, signal, torch.tensor([0]))) == pytest.approx(1e-3)  # a corner
+def test_bending_does_not_count_along_slopes() -> None:
+    """Lengths of Hessians without their part along the slopes' direction, by eigenvectors of the structure tensor;
+    planes do not bend, straight edges hardly, at any angle."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    signal, rng = Signal(torch.zeros(24, 30, 2)), np.random.default_rng(0)
+    patches = signal.draw_patches(2, 20, 0, 0)
+
+    def cost(picture: Tensor) -> float:  # [24, 30, 2]
+        def field(x: Tensor) -> Tensor:
+            return picture[(x[:, 1] * 24).long(), (x[:, 0] * 30).long()]
+
+        return float(bending(field, signal, patches))
+
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(30.0), indexing="ij")
+    assert cost(torch.stack((3 * rows - columns, 0.1 * columns), dim=-1)) == pytest.approx(1e-3, rel=1e-2)
+    noise = torch.from_numpy(rng.normal(size=(24, 30, 2)))
+    straight, round_ = (
+        cost(torch.sigmoid(torch.stack((2 * height, height), dim=-1)))
+        for height in (0.8 * columns - 0.6 * rows - 4, (rows - 12).hypot(columns - 15) - 5)
+    )
+    assert straight < 0.15 * round_ < 0.15 * 0.3 * cost(noise)
+
+    expected = []
+    for patch in patches:
+        x = noise.numpy()[patch.numpy() // 30, patch.numpy() % 30]
+        hessian = np.zeros((18, 18, 2, 2, 2))  # rows, columns, channel, matrix
+        hessian[..., 0, 0] = x[1:-1, 2:] - 2 * x[1:-1, 1:-1] + x[1:-1, :-2]
+        hessian[..., 1, 1] = x[2:, 1:-1] - 2 * x[1:-1, 1:-1] + x[:-2, 1:-1]
+        hessian[..., 0, 1] = hessian[..., 1, 0] = (x[2:, 2:] - x[2:, :-2] - x[:-2, 2:] + x[:-2, :-2]) / 4
+        slope = np.stack((x[1:-1, 2:] - x[1:-1, :-2], x[2:, 1:-1] - x[:-2, 1:-1]), axis=-1) / 2
+        tensor = np.einsum("ijca,ijcb->ijab", slope, slope)
+        for a, b in np.ndindex(2, 2):
+            tensor[..., a, b] = ndimage.gaussian_filter(tensor[..., a, b], 6.0, mode="constant", truncate=3.0)
+        (low, high), directions = np.moveaxis(np.linalg.eigh(tensor)[0], -1, 0), np.linalg.eigh(tensor)[1]
+        much = np.sqrt((high - low) / (high + low + 1e-6))[..., None, None]
+        kept = np.eye(2) - much * directions[..., :, 1:] * directions[..., None, :, 1]
+        expected.append(np.sqrt(((hessian @ kept[:, :, None]) ** 2).sum((-1, -2, -3)) + 1e-6).mean())
+    assert cost(noise) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_a_paste_has_no_seam(tmp_path: Path) -> None:

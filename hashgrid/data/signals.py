@@ -71,6 +71,15 @@ class Signal:
         index = torch.randint(len(self) if known is None else len(known), (n,), generator=generator)
         return index.to(self.values.device) if known is None else known[index.to(known.device)].long()
 
+    def draw_patches(self, n: int, side: int, seed: int, step: int) -> Tensor:
+        """Flat indices [n, side, side] of random squares of a picture, a function of seed and step."""
+        height, width = self.shape
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows, columns = (torch.randint(size - side + 1, (n,), generator=generator) for size in (height, width))
+        inside = torch.arange(side)
+        index = (rows[:, None, None] + inside[:, None]) * width + columns[:, None, None] + inside
+        return index.to(self.values.device)
+
     def at(self, index: Tensor) -> Tensor:
         """What a network should say [N, C] at samples [N], fp32."""
         if self._rows.dtype == torch.uint16:  # of which PyTorch selects no rows

@@ -26,7 +26,7 @@ class ImageConfig(SignalConfig):
     paste: Path | None = None  # photo that is pasted where `mask` is bright, without seams (Pérez et al. 2003)
     mask: Path | None = None  # where `paste` goes
     domain: Literal["values", "gradients", "laplacian"] = "values"  # of pixels: what is learned
-    smoothness: float = 0.0  # weight of second differences of neighbouring pixels; .03 with `keep` or `inpaint`
+    smoothness: float = 0.0  # weight of bending between pixels; .03 with `keep` or `inpaint`
     zoom: int = 0  # also write the middle, so many times larger
 
     def check(self) -> None:
@@ -96,10 +96,12 @@ class Image(SignalTask):
         config = self.config
         if config.domain == "values" and self.pasted is None:
             step = super().loss(progress)
-            if config.smoothness == 0:
+            side = min(64, *self.signal.shape)
+            if config.smoothness == 0 or side < 3:  # no pixel has neighbours all around
                 return step
-            anywhere = self.signal.draw(config.batch // 2, config.seed + 1, progress.step, everywhere=True)
-            bent = bending(self.model, self.signal, anywhere)
+            n_patches = max(1, config.batch // side**2)
+            patches = self.signal.draw_patches(n_patches, side, config.seed + 1, progress.step)
+            bent = bending(self.model, self.signal, patches)
             return step._replace(loss=step.loss + config.smoothness * bent)
         index = self.signal.draw(config.batch, config.seed, progress.step)
         laplacian = config.domain == "laplacian"
