@@ -56,13 +56,15 @@ def trained(method: str, photo: np.ndarray, bpp: float, args: argparse.Namespace
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - begin_cpu
     begin = time.perf_counter()
     image = decompress(data)
+    decode_seconds = time.perf_counter() - begin
     return {
         "bytes": len(data),
         "psnr": decibels(image, photo),
+        "psnr_as_trained": task.signal.psnr(task.signal.sampled(task.model)),  # before it is rounded to what files hold
         "encode.seconds": seconds,
         "encode.cpu_seconds": cpu_seconds,  # of all threads: what a busy machine lengthens less
         "encode.steps": trainer.progress.step,
-        "decode.seconds": time.perf_counter() - begin,
+        "decode.seconds": decode_seconds,
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
     }
 
