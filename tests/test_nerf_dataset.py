@@ -16,7 +16,8 @@ iio = pytest.importorskip("imageio.v3")
 from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
 from hashgrid.data.scene import load_scene  # noqa: E402
 from hashgrid.geometry import cameras as cameras_module  # noqa: E402
-from hashgrid.geometry.cameras import Cameras, distort, look_at, nearest_point_to_axes, undistort  # noqa: E402
+from hashgrid.geometry.cameras import Cameras, look_at, nearest_point_to_axes  # noqa: E402
+from hashgrid.geometry.lenses import distort, undistort  # noqa: E402
 from hashgrid.geometry.rays import Rays  # noqa: E402
 from hashgrid.maths import locate_pixels  # noqa: E402
 from hashgrid.util.pictures import background_color, blend  # noqa: E402
@@ -193,7 +194,7 @@ def test_instant_ngp_dialect(tmp_path):
     assert scene.test.names == ("im_000.png", "im_008.png", "im_016.png")
     assert len(scene.train) == 14 and not set(scene.train.names) & set(scene.test.names)
     assert scene.train.intrinsics[0].tolist() == pytest.approx([20, 21, 8.5, 5.5])
-    assert scene.train.distortion[0].tolist() == pytest.approx([0.05, 0, 0, 0, 0, 1e-3])
+    assert scene.train.distortion[0].tolist() == pytest.approx([0.05, 0, 0, 0, 0, 1e-3, *[0] * 10])
     assert not scene.bounded and not scene.train.has_alpha and scene.cone_angle == 1 / 256 and scene.near > 0
     # Cameras sit around the border of cascade 0; the outermost is instant-ngp's box within a factor sqrt 2.
     half = 0.5 * (scene.aabb[3:] - scene.aabb[:3])
@@ -425,8 +426,8 @@ BROKEN = {
     "negative focal length": (lambda meta: meta.update(fl_x=-3), "`fl_x` must be a positive number, got -3"),
     "wide angle": (lambda meta: meta.update(camera_angle_x=4), r"within \(0, 180\) degrees"),
     "rotated": (lambda meta: meta.update(w=12, h=16), "`w` x `h` = 12 x 16 .* got 16 x 12; was it rotated"),
-    "fisheye": (lambda meta: meta.update(is_fisheye=True), "lens must be perspective .* got 'is_fisheye'"),
-    "model": (lambda meta: meta.update(camera_model="OPENCV_FISHEYE"), "got 'OPENCV_FISHEYE'"),
+    "flag": (lambda meta: meta.update(orthographic=True), "lens must be one of .* got 'orthographic'"),
+    "model": (lambda meta: meta.update(camera_model="FISHEYE624"), "got 'FISHEYE624'"),
     "aabb": (lambda meta: meta.update(aabb=[[1, 1, 1], [0, 0, 0]]), "`aabb` must be two corners"),
     "aabb_scale": (lambda meta: meta.update(aabb_scale=-1), "`aabb_scale` must be a positive number, got -1"),
     "all images missing": (

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
 from hashgrid.data.scene import SceneOptions, Views
-from hashgrid.geometry.cameras import N_DISTORTION
+from hashgrid.geometry.cameras import lit_pixels
+from hashgrid.geometry.lenses import COEFFICIENTS, KINDS
 from hashgrid.util.optional import optional_import
 
 ORIENTATION, PHOTOMETRIC, BITS, PLANES, SUBFILE = 274, 262, 258, 284, 254  # tags of EXIF and TIFF
@@ -321,11 +322,13 @@ class Photo:
         name: as in the file.
         image: its file.
         c2w: camera to world [3, 4], float64: x right, y up, looking along -z.
-        lens: gives ``fx, fy, cx, cy, k1, k2, k3, k4, p1, p2`` of a picture of a width and a height, in its pixels.
+        lens: gives ``fx, fy, cx, cy`` and coefficients, in the order of `COEFFICIENTS`, of a picture of a width and a
+            height, in its pixels.
         where: file and place in it, for messages.
         size: width and height that the file gives, in pixels of this or of another scale.
         mask: a file, and whether its bright pixels are those that count; None where all do.
         time: when it was taken, where the scene moves.
+        kind: of the lens, of `KINDS`.
     """
 
     name: str
@@ -336,6 +339,7 @@ class Photo:
     size: tuple[float, float] | None = None
     mask: tuple[Path, bool] | None = None
     time: float | None = None
+    kind: str = "perspective"
 
 
 def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
@@ -369,8 +373,9 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
     timeless = [photo for photo in photos if photo.time is None]
     if 0 < len(timeless) < len(photos):
         raise SceneError(f"{timeless[0].where}: must have a time, as {len(photos) - len(timeless)} other views do")
-    lens = torch.tensor(lenses, dtype=torch.float32).reshape(-1, 4 + N_DISTORTION)
-    return Views(
+    rows = [[*lens, *[0.0] * (4 + len(COEFFICIENTS) - len(lens))] for lens in lenses]
+    lens = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4 + len(COEFFICIENTS))
+    views = Views(
         torch.from_numpy(np.array([photo.c2w for photo in photos], dtype=np.float64).reshape(-1, 3, 4)),
         lens[:, :4].contiguous(),
         torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2),
@@ -379,7 +384,30 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
         names=tuple(photo.name for photo in photos),
         counts=counts,
         times=None if timeless or not photos else torch.tensor([photo.time for photo in photos]),
+        lens=torch.tensor([KINDS.index(photo.kind) for photo in photos], dtype=torch.int64),
     )
+    return _without_dark_corners(views)
+
+
+def _without_dark_corners(views: Views) -> Views:
+    """The same, where pixels that light never reaches do not count: those around a fisheye's circle."""
+    found: dict[tuple[Any, ...], torch.Tensor | None] = {}
+    for view in range(len(views)):
+        key = tuple(torch.cat([x[view].reshape(-1).double() for x in _lens_of(views)]).tolist())
+        if key not in found:
+            found[key] = lit_pixels(views, view)
+        lit = found[key]
+        if lit is not None:
+            if views.counts is None:
+                views.counts = torch.ones(len(views.data), dtype=torch.bool)
+            mask = views.mask(view)
+            assert mask is not None
+            mask &= lit
+    return views
+
+
+def _lens_of(views: Views) -> tuple[torch.Tensor, ...]:
+    return views.intrinsics, views.distortion, views.lens, views.sizes
 
 
 def _one_below_the_other(images: list[np.ndarray], photos: Sequence[Photo]) -> np.ndarray:

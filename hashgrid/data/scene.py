@@ -138,7 +138,7 @@ class Views(Cameras):
         if not needs and self.rays_are_tabulated and self.counts is None:
             rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
                 *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
-                *(self.undistorted_table if self.is_distorted else (None, None)),
+                *(self.directions_table if self.is_distorted else (None, None)),
             )
             return Rays(rays_o, rays_d), rgba, noise
         draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))

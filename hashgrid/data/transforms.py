@@ -22,11 +22,17 @@ from hashgrid.data.images import Photo, fits_shape, read_views
 from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
 from hashgrid.geometry.boxes import Box, capture_box, cube, hull_box
 from hashgrid.geometry.cameras import focal_length, nearest_point_to_axes
+from hashgrid.geometry.lenses import PANORAMAS
 from hashgrid.util.pictures import FORBIDDEN
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
-LENS_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
-LENS_FLAGS = ("is_fisheye", "latlong", "equirectangular", "orthographic", "rolling_shutter")
+LENS_MODELS = {  # of nerfstudio
+    **dict.fromkeys(("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE"), "perspective"),
+    "OPENCV_FISHEYE": "fisheye",
+    "EQUIRECTANGULAR": "equirectangular",
+}
+LENS_FLAGS = {"is_fisheye": "fisheye", "latlong": "equirectangular", "equirectangular": "equal_area"}  # of instant-ngp
+UNKNOWN_FLAGS = ("orthographic", "rolling_shutter", "ftheta_p0")
 MASK_KEYS = ("mask_path", "mask_filename")
 BLENDER_HALF = 1.5  # half side of the box of NeRF-synthetic scenes
 NGP_SCALE, NGP_OFFSET = 0.33, 0.5  # instant-ngp's defaults: ngp = file * scale + offset
@@ -150,6 +156,7 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
                 size=(width, height) if width and height else None,
                 mask=_find_mask(keys, image, file.parent, where),
                 time=_number(entry, "time", where),
+                kind=_lens_kind(keys, where),
             )
         )
     if nameless:
@@ -280,15 +287,25 @@ def _without(train: list[Photo], test: list[Photo], file: Path) -> list[Photo]:
 # Lenses and boxes ----------------------------------------------------------------------------------------------------
 
 
+def _lens_kind(keys: dict[str, Any], where: str) -> str:
+    """The kind of a lens, by nerfstudio's model or instant-ngp's flags."""
+    model, flags = str(keys.get("camera_model", "PINHOLE")).upper(), [key for key in LENS_FLAGS if keys.get(key)]
+    unknown = [key for key in UNKNOWN_FLAGS if keys.get(key) and np.any(keys[key])]
+    unknown += [model] if model not in LENS_MODELS else []
+    if unknown or len(flags) > 1:
+        raise SceneError(
+            f"{where}: the lens must be one of {', '.join(LENS_MODELS)}, or of the flags {', '.join(LENS_FLAGS)}, got"
+            f" {(unknown or flags)[0]!r}; undistort the images first (COLMAP's image_undistorter)"
+        )
+    return LENS_FLAGS[flags[0]] if flags else LENS_MODELS[model]
+
+
 def _parse_lens(keys: dict[str, Any], where: str, width: int, height: int) -> list[float]:
     """``fx, fy, cx, cy, k1, k2, k3, k4, p1, p2`` of a frame with ``keys``, in pixels of its picture as it is stored."""
-    model = str(keys.get("camera_model", "PINHOLE")).upper()
-    unsupported = [key for key in LENS_FLAGS if keys.get(key)] + ([model] if model not in LENS_MODELS else [])
-    if unsupported:
-        raise SceneError(
-            f"{where}: the lens must be perspective with k1 k2 k3 k4 p1 p2, got {unsupported[0]!r};"
-            " undistort the images first (COLMAP's image_undistorter)"
-        )
+    kind = _lens_kind(keys, where)
+    if kind in PANORAMAS:
+        around, over = 2 * math.pi, math.pi if kind == "equirectangular" else 2.0
+        return [width / around, height / over, width / 2, height / 2]
     size = _number(keys, "w", where) or float(width), _number(keys, "h", where) or float(height)
     if not fits_shape(width, height, size):
         raise SceneError(

@@ -1,7 +1,7 @@
-"""Pinhole cameras with radial-tangential distortion, and the rays through their pixels.
+"""Cameras with lenses, and the rays through their pixels.
 
 Cameras follow OpenGL: x right, y up, looking along -z. Pixel (0, 0) is the top left one and its centre lies at
-(0.5, 0.5). Image-plane points have x right, y *down*, at unit distance, as OpenCV's distortion model wants them.
+(0.5, 0.5). Lenses (:mod:`hashgrid.geometry.lenses`) have y *down* and look along z, as OpenCV has it.
 """
 
 from __future__ import annotations
@@ -17,75 +17,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hashgrid.geometry.lenses import COEFFICIENTS, KINDS, project, unproject
 from hashgrid.geometry.rays import Rays
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
-N_DISTORTION = 6  # k1, k2, k3, k4, p1, p2
-# Undistorted pixel positions are tabulated per distinct camera up to this many pixels (8 bytes each).
+# Directions through pixels are tabulated per distinct camera up to this many pixels (8 or 12 bytes each).
 MAX_TABLE_PIXELS = 1 << 25
-
-
-def distort(points: Tensor, distortion: Tensor) -> Tensor:
-    """Where the lens moves ideal image-plane points [..., 2]: by the radial factor ``1 + k1 r^2 + k2 r^4 + k3 r^6 +
-    k4 r^8`` and OpenCV's tangential terms, of ``k1, k2, k3, k4, p1, p2`` [..., 6], broadcast against the points."""
-    x, y = points.unbind(-1)
-    k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
-    r2 = x * x + y * y
-    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-    return torch.stack(
-        (
-            x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
-            y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y * y),
-        ),
-        dim=-1,
-    )
-
-
-def undistort(points: Tensor, distortion: Tensor, max_iterations: int = 40) -> tuple[Tensor, Tensor]:
-    """The inverse of ``distort``: ideal points [..., 2], of the dtype of ``points``, and the residual in float64
-    ``|distort(ideal) - points|`` [...].
-
-    A damped Newton iteration in float64 starts at the optical axis and never leaves the region around it in which the
-    polynomial is invertible, so that a point no direction maps to ends near the border of that region, not at one of
-    the polynomial's other roots.
-    """
-    target, coefficients = points.double(), distortion.double()
-
-    def look(ideal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        error = distort(ideal, coefficients) - target
-        return ideal, error, _jacobian(ideal, coefficients), error.norm(dim=-1, keepdim=True)
-
-    state = look(torch.zeros_like(target))
-    damping = torch.ones_like(state[-1])
-    for _ in range(max_iterations):
-        ideal, error, jacobian, residual = state
-        if not bool((residual > 1e-12).any()):
-            break
-        (a, b, c), (ex, ey) = jacobian.unbind(-1), error.unbind(-1)
-        det = a * c - b * b
-        candidate = look(ideal - damping * torch.stack(((c * ex - b * ey) / det, (a * ey - b * ex) / det), dim=-1))
-        a, b, c = candidate[2].split(1, dim=-1)
-        # Positive definite: between the axis and the first fold.
-        better = (candidate[-1] < residual) & (a > 0) & (a * c - b * b > 1e-6)
-        state = tuple(torch.where(better, new, old) for new, old in zip(candidate, state, strict=True))  # type: ignore[assignment]
-        damping = torch.where(better, (2 * damping).clamp_max(1), 0.5 * damping)
-    return state[0].to(points.dtype), state[-1].squeeze(-1)
-
-
-def _jacobian(points: Tensor, distortion: Tensor) -> Tensor:
-    """``a, b, c`` [..., 3] of the derivative ``[[a, b], [b, c]]`` of ``distort``, which is symmetric."""
-    x, y = points.unbind(-1)
-    k1, k2, k3, k4, p1, p2 = distortion.unbind(-1)
-    r2 = x * x + y * y
-    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-    slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))  # d radial / dx = slope * x
-    a = radial + slope * x * x + 2 * p1 * y + 6 * p2 * x
-    b = slope * x * y + 2 * p1 * x + 2 * p2 * y
-    c = radial + slope * y * y + 6 * p1 * y + 2 * p2 * x
-    return torch.stack((a, b, c), dim=-1)
+LEAST_DEPTH = 0.05  # of unit directions along the axis, of those that are tabulated as points at unit distance
 
 
 @dataclass
@@ -96,7 +37,9 @@ class Cameras:
         c2w: rigid camera-to-world matrices [N, 3, 4], fp32.
         intrinsics: focal lengths and principal point ``fx, fy, cx, cy`` in pixels [N, 4], fp32.
         sizes: width and height [N, 2], int64.
-        distortion: ``k1, k2, k3, k4, p1, p2`` [N, 6], fp32; all zero by default.
+        distortion: coefficients of the lens [N, up to 16], fp32, in the order of
+            :data:`hashgrid.geometry.lenses.COEFFICIENTS`: ``k1, k2, k3, k4, p1, p2`` first; the others are zero.
+        lens: index into :data:`hashgrid.geometry.lenses.KINDS` [N], int64; all perspective by default.
         times: when each picture was taken [N], fp32, where the scene moves; None where nobody says.
     """
 
@@ -105,18 +48,26 @@ class Cameras:
     sizes: Tensor
     distortion: Tensor = None  # type: ignore[assignment]
     times: Tensor | None = None
+    lens: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        n = len(self.c2w)
+        n, n_coefficients = len(self.c2w), len(COEFFICIENTS)
         if self.distortion is None:
-            self.distortion = torch.zeros(n, N_DISTORTION)
-        for name, tail in (("c2w", (3, 4)), ("intrinsics", (4,)), ("sizes", (2,)), ("distortion", (N_DISTORTION,))):
+            self.distortion = torch.zeros(n, n_coefficients)
+        if self.lens is None:
+            self.lens = torch.zeros(n, dtype=torch.int64)
+        if self.distortion.dim() == 2 and self.distortion.shape[1] < n_coefficients:
+            self.distortion = torch.nn.functional.pad(self.distortion, (0, n_coefficients - self.distortion.shape[1]))
+        shapes = {"c2w": (3, 4), "intrinsics": (4,), "sizes": (2,), "distortion": (n_coefficients,), "lens": ()}
+        for name, tail in shapes.items():
             shape = tuple(getattr(self, name).shape)
             if shape != (n, *tail):
                 raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(shape)}")
         if self.times is not None and self.times.shape != (n,):
             raise ValueError(f"`times` must have shape [{n}], got {list(self.times.shape)}")
-        self.is_distorted = bool((self.distortion != 0).any())
+        if self.lens.dtype != torch.int64 or bool(((self.lens < 0) | (self.lens >= len(KINDS))).any()):
+            raise ValueError(f"`lens` must be int64 in 0..{len(KINDS) - 1}, got {self.lens.dtype} {self.lens.tolist()}")
+        self.is_distorted = bool((self.distortion != 0).any() or (self.lens != 0).any())
 
     def __len__(self) -> int:
         return len(self.c2w)
@@ -125,8 +76,8 @@ class Cameras:
         """The same with every tensor on ``device``."""
         moved = copy(self)
         vars(moved).update({name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
-        if "undistorted_table" in vars(self):
-            moved.undistorted_table = tuple(x.to(device) for x in self.undistorted_table)
+        if "directions_table" in vars(self):
+            moved.directions_table = tuple(x.to(device) for x in self.directions_table)
         return moved
 
     @property
@@ -137,11 +88,16 @@ class Cameras:
     def rays(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Rays:
         """Rays through the centres of pixels in columns ``pixel_x`` and rows ``pixel_y`` of views ``view_index``, [B]
         int64 each: of unit length, fp32, with their camera and its time."""
-        x, y = self._plane_points(view_index, pixel_x, pixel_y).unbind(-1)
         # `index_select` of whole rows is several times faster than advanced indexing on the CPU.
         c2w = self.c2w.reshape(-1, 12).index_select(0, view_index).float().view(-1, 3, 4)
-        rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2]
-        rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
+        place = self._places(view_index, pixel_x, pixel_y)
+        if place.shape[1] == 2:
+            x, y = place.unbind(-1)
+            rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2]
+            rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
+        else:
+            x, y, z = place.unbind(-1)
+            rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2] * z[:, None]
         time = None if self.times is None else self.times.index_select(0, view_index)
         return Rays(c2w[:, :, 3].contiguous(), rays_d, view_index, time)
 
@@ -165,76 +121,105 @@ class Cameras:
     def project(self, points: Tensor, view: int) -> tuple[Tensor, Tensor]:
         """Pixel coordinates [P, 2] and depth along the viewing direction [P] of world points [P, 3] in one view.
 
-        The coordinates are continuous (a pixel centre is at +0.5) and mean nothing where the depth is not positive.
+        The coordinates are continuous (a pixel centre is at +0.5) and mean nothing where the lens does not see the
+        point; its depth is not positive then. Of lenses that see behind them the depth is the distance.
         """
         rotation, origin = self.c2w[view, :, :3], self.c2w[view, :, 3]
-        local = (points - origin.to(points)) @ rotation.to(points)
-        depth = -local[:, 2]
-        plane = torch.stack((local[:, 0], -local[:, 1]), dim=-1) / depth.abs().clamp_min(1e-9)[:, None]
-        if self.is_distorted:
-            plane = distort(plane, self.distortion[view].to(plane))
+        local = (points - origin.to(points)) @ rotation.to(points) * points.new_tensor([1, -1, -1])
+        kind = KINDS[int(self.lens[view])]
+        place, seen = project(local, kind, self.distortion[view].to(points))
+        depth = local[:, 2] if kind == "perspective" else local.norm(dim=-1)
         fx, fy, cx, cy = self.intrinsics[view].tolist()
-        return torch.stack((plane[:, 0] * fx + cx, plane[:, 1] * fy + cy), dim=-1), depth
+        pixels = torch.stack((place[:, 0] * fx + cx, place[:, 1] * fy + cy), dim=-1)
+        return pixels, torch.where(seen, depth, -depth.abs())
 
     def select(self, views: Sequence[int]) -> Cameras:
         """The cameras ``views``, in that order, without any images."""
         index = torch.as_tensor(views, dtype=torch.int64)
-        values = (self.c2w, self.intrinsics, self.sizes, self.distortion, self.times)
+        values = (self.c2w, self.intrinsics, self.sizes, self.distortion, self.times, self.lens)
         return Cameras(*(None if x is None else x[index] for x in values))  # type: ignore[arg-type]
 
     def scaled(self, factor: float) -> Cameras:
         """The same views, without any images, in pictures ``factor`` times as wide and as high."""
         sizes = (self.sizes * factor).round().long()
-        return Cameras(self.c2w, self.intrinsics * factor, sizes, self.distortion, self.times)
+        return Cameras(self.c2w, self.intrinsics * factor, sizes, self.distortion, self.times, self.lens)
 
-    def _plane_points(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
-        """Ideal image-plane points of pixel centres [B, 2], fp32."""
+    def _places(self, view_index: Tensor, pixel_x: Tensor, pixel_y: Tensor) -> Tensor:
+        """Directions through pixel centres, in the camera: points at unit distance [B, 2] or unit vectors [B, 3]."""
         if self.is_distorted:
-            table, camera_rows = self.undistorted_table
+            table, camera_rows = self.directions_table
             if len(table):
                 offset, width = camera_rows.index_select(0, view_index).unbind(-1)
                 return table.index_select(0, offset + pixel_y * width + pixel_x)
         focal, centre = self.intrinsics.index_select(0, view_index).split(2, dim=-1)
         points = (torch.stack((pixel_x, pixel_y), dim=-1) + 0.5 - centre) / focal
-        return undistort(points, self.distortion.index_select(0, view_index))[0] if self.is_distorted else points
+        if not self.is_distorted:
+            return points
+        directions, kinds = points.new_zeros(len(points), 3), self.lens.index_select(0, view_index)
+        for kind in kinds.unique().tolist():
+            rows = kinds == kind
+            distortion = self.distortion.index_select(0, view_index[rows])
+            directions[rows] = unproject(points[rows], KINDS[kind], distortion)[0]
+        return directions
 
     @property
     def rays_are_tabulated(self) -> bool:
-        """Whether `rays` takes no iterations, whose number the host would have to decide."""
-        return not self.is_distorted or len(self.undistorted_table[0]) > 0
+        """Whether `rays` only looks up points at unit distance, as kernels do."""
+        return not self.is_distorted or (len(self.directions_table[0]) > 0 and self.directions_table[0].shape[1] == 2)
 
     @cached_property
-    def undistorted_table(self) -> tuple[Tensor, ...]:
-        """Ideal points of every pixel of every distinct camera [P, 2], and (first row, width) for each view [N, 2].
+    def directions_table(self) -> tuple[Tensor, ...]:
+        """Directions of every pixel of every distinct camera, points at unit distance [P, 2] or, where a lens sees to
+        its sides, unit vectors [P, 3]; and (first row, width) for each view [N, 2].
 
         The table is empty where it would not fit ``MAX_TABLE_PIXELS``.
         """
-        key = torch.cat((self.intrinsics.double(), self.distortion.double(), self.sizes.double()), dim=1)
-        cameras, camera_of_view = torch.unique(key, dim=0, return_inverse=True)
+        values = (self.intrinsics, self.distortion, self.lens[:, None], self.sizes)
+        cameras, camera_of_view = torch.unique(torch.cat([x.double() for x in values], 1), dim=0, return_inverse=True)
         n_pixels = (cameras[:, -2] * cameras[:, -1]).long()
         offsets = torch.cumsum(n_pixels, 0) - n_pixels
         rows = torch.stack((offsets, cameras[:, -2].long()), dim=1)[camera_of_view]
         if int(n_pixels.sum()) > MAX_TABLE_PIXELS:
             return torch.empty(0, 2, device=self.c2w.device), rows
-        return torch.cat([_undistorted_pixels(camera) for camera in cameras]), rows
+        directions = torch.cat([_pixel_directions(camera) for camera in cameras])
+        if bool((directions[:, 2] > LEAST_DEPTH).all()):
+            return (directions[:, :2] / directions[:, 2:]).float(), rows
+        return directions.float(), rows
 
 
-def _undistorted_pixels(camera: Tensor) -> Tensor:
-    """Ideal points of all pixels [W*H, 2] of ``fx fy cx cy | distortion | width height`` [12]."""
-    fx, fy, cx, cy = camera[:4].tolist()
-    width, height = int(camera[-2]), int(camera[-1])
-    x = (torch.arange(width, device=camera.device).double() + 0.5 - cx) / fx
-    y = (torch.arange(height, device=camera.device).double() + 0.5 - cy) / fy
+def lit_pixels(cameras: Cameras, view: int) -> Tensor | None:
+    """The pixels of a view that light reaches [H, W] bool, None for all: a fisheye's picture is round."""
+    if KINDS[int(cameras.lens[view])] == "perspective":
+        return None
+    size, lens = cameras.sizes[view].tolist(), KINDS[int(cameras.lens[view])]
+    points = _pixel_points(cameras.intrinsics[view].tolist(), *size, cameras.c2w.device)
+    residual = unproject(points, lens, cameras.distortion[view].double())[1]
+    lit = residual <= 1e-3 / float(cameras.intrinsics[view, :2].max())
+    return None if bool(lit.all()) else lit.view(size[1], size[0])
+
+
+def _pixel_points(intrinsics: Sequence[float], width: int, height: int, device: torch.device) -> Tensor:
+    """Middles of all pixels [W*H, 2], float64, in focal lengths from the principal point."""
+    fx, fy, cx, cy = intrinsics
+    x = (torch.arange(width, device=device).double() + 0.5 - cx) / fx
+    y = (torch.arange(height, device=device).double() + 0.5 - cy) / fy
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-    points, residual = undistort(torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2), camera[4:-2])
-    n_failed = int((residual > 1e-3 / max(fx, fy)).sum())
-    if n_failed:
+    return torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2)
+
+
+def _pixel_directions(camera: Tensor) -> Tensor:
+    """Unit directions through all pixels [W*H, 3] of ``fx fy cx cy | distortion | lens | width height`` [23]."""
+    width, height, kind = int(camera[-2]), int(camera[-1]), KINDS[int(camera[-3])]
+    points = _pixel_points(camera[:4].tolist(), width, height, camera.device)
+    directions, residual = unproject(points, kind, camera[4:-3])
+    n_failed = int((residual > 1e-3 / float(camera[:2].max())).sum())
+    if n_failed and kind == "perspective":  # the others have a mask
         warnings.warn(
             f"lens distortion cannot be undone for {n_failed} of {width * height} pixels (outside the range where the"
             " model is invertible); their directions are approximate, check k1 k2 k3 k4 p1 p2",
             stacklevel=2,
         )
-    return points.float()
+    return directions
 
 
 def nearest_point_to_axes(cameras: Cameras) -> Tensor:
