@@ -79,7 +79,7 @@ def test_field(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_loader(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    example("A loader", "hashgrid.data.tiny", tmp_path)
+    example("A loader", "hashgrid.data.loaders.tiny", tmp_path)
     monkeypatch.setattr(scene_module, "LOADERS", (*scene_module.LOADERS, "tiny"))
     views = scene.train
     images = np.stack([views.image_rgb(i, torch.ones(3)).numpy() for i in range(len(views))])

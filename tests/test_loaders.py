@@ -22,7 +22,7 @@ from hashgrid.data import scene as scene_module  # noqa: E402
 from hashgrid.data.errors import SceneError  # noqa: E402
 from hashgrid.data.procedural import CAMERA_ANGLE_X, orbit_cameras, render, write_scene  # noqa: E402
 from hashgrid.data.scene import LOADERS, SceneOptions, Views, load_scene  # noqa: E402
-from hashgrid.data.transforms import scene_name  # noqa: E402
+from hashgrid.data.loaders.transforms import scene_name  # noqa: E402
 
 SIZE = 24
 SPLITS = {"train": orbit_cameras(5, SIZE, 6), "test": orbit_cameras(2, SIZE, 7)}  # those of seed 3
@@ -153,11 +153,11 @@ def test_wrong_names_of_the_procedural_scene(text: str) -> None:
 
 def test_a_loader_is_one_module_and_one_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes before or behind the others as it is listed, and can be named."""
-    toy = ModuleType("hashgrid.data.toy")
+    toy = ModuleType("hashgrid.data.loaders.toy")
     toy.matches = lambda path: (path / "toy.txt").is_file()
     made: list[SceneOptions] = []
     toy.load = lambda path, options: made.append(options) or load_scene("procedural:train=1,test=1,resolution=8")
-    monkeypatch.setitem(sys.modules, "hashgrid.data.toy", toy)
+    monkeypatch.setitem(sys.modules, "hashgrid.data.loaders.toy", toy)
     monkeypatch.setattr(scene_module, "LOADERS", ("toy", *LOADERS))
     folder = write_scene(tmp_path / "both", 1, 1, 8)
     (folder / "toy.txt").touch()

@@ -329,6 +329,7 @@ class Photo:
         mask: a file, and whether its bright pixels are those that count; None where all do.
         time: when it was taken, where the scene moves.
         kind: of the lens, of `KINDS`.
+        alpha: a file whose brightness is the alpha of the image, which has none then.
     """
 
     name: str
@@ -340,6 +341,7 @@ class Photo:
     mask: tuple[Path, bool] | None = None
     time: float | None = None
     kind: str = "perspective"
+    alpha: Path | None = None
 
 
 def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
@@ -354,6 +356,8 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
     def read(photo: Photo) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
         image = _read_image(photo, options.allow_huge, unturned.append)
         height, width = image.shape[:2]
+        if photo.alpha is not None:
+            image = np.concatenate((image[..., :3], _read_grey(photo.alpha, height, width)), axis=2)
         mask = _read_mask(photo, height, width) if is_masked else None
         reduced = None if mask is None else _blocks(mask, n).all(axis=(1, 3, 4)).reshape(-1)  # where all pixels count
         lens = photo.lens(width, height)
@@ -462,6 +466,11 @@ def _read_mask(photo: Photo, height: int, width: int) -> np.ndarray:
     if photo.mask is None:
         return np.ones((height, width, 1), dtype=bool)
     file, bright_counts = photo.mask
+    return np.asarray((_read_grey(file, height, width) >= BLACK) == bright_counts)
+
+
+def _read_grey(file: Path, height: int, width: int) -> np.ndarray:
+    """The brightest channel of a mask for a photo of this size [H, W, 1] uint8."""
     mask = read_photo(file, turn=lambda *_: False)
     if mask.shape[:2] != (height, width):
         raise SceneError(
@@ -469,7 +478,7 @@ def _read_mask(photo: Photo, height: int, width: int) -> np.ndarray:
         )
     n_colors = mask.shape[2] - (mask.shape[2] in (2, 4))
     brightest = mask[..., :n_colors].max(axis=-1, keepdims=True)
-    return np.asarray((brightest >= BLACK * np.iinfo(mask.dtype).max // 255) == bright_counts)
+    return np.asarray(brightest // 257 if mask.dtype == np.uint16 else brightest, dtype=np.uint8)
 
 
 def _blocks(image: np.ndarray, factor: int) -> np.ndarray:

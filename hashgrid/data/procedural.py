@@ -1,7 +1,5 @@
 """A scene made of formulas: known geometry, textures, view-dependent shading, in memory or as a Blender-style folder.
 
-As a loader it knows the name ``procedural``, with other values ``procedural:train=60,test=20,resolution=200,seed=0``.
-
 The shapes stand on a disc inside the +-1.5 box, z up. Images are sphere traced with 2x2 samples per pixel; whole blocks
 of rays are first advanced together as cones, which saves most of the steps.
 """
@@ -19,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import SceneError
 from hashgrid.data.images import reduce_image
 from hashgrid.data.scene import NORMAL_HALF, Scene, SceneOptions, Views, make_scene
 from hashgrid.geometry.boxes import Box, cube
@@ -28,7 +25,6 @@ from hashgrid.util.files import atomic_write_image, atomic_write_json, to_uint8
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_in_use
 
-DEFAULTS = {"train": 60, "test": 20, "resolution": 200, "seed": 0}
 CAMERA_ANGLE_X = 0.6911112070083618  # as in NeRF-synthetic
 CAMERA_RADIUS = 4.0
 FLOOR = -0.55  # height of the top of the disc
@@ -339,23 +335,6 @@ def orbit_cameras(n: int, resolution: int, seed: int) -> Cameras:
     origins = torch.from_numpy(CAMERA_RADIUS * np.stack((ring * np.cos(angle), ring * np.sin(angle), height), axis=1))
     c2w = look_at(origins, torch.tensor([0.0, 0.0, -0.3]).double(), torch.tensor([0.0, 0.0, 1.0]))
     return alike(c2w, focal_length(CAMERA_ANGLE_X, resolution), (resolution, resolution))
-
-
-def matches(path: Path) -> bool:
-    """Whether ``path`` is the name of this scene, and nothing on the disk."""
-    return str(path).partition(":")[0] == "procedural" and not path.exists()
-
-
-def load(path: Path, options: SceneOptions) -> Scene:
-    """Renders the scene that a name describes."""
-    values = dict(DEFAULTS)
-    for pair in filter(None, str(path).partition(":")[2].split(",")):
-        key, _, number = pair.partition("=")
-        if key not in values or not number.isdecimal():
-            known = ",".join(f"{key}=N" for key in values)
-            raise SceneError(f"`scene` must be procedural:{known} or fewer of these, got {pair!r} in {path}")
-        values[key] = int(number)
-    return procedural_scene(values["train"], values["test"], values["resolution"], values["seed"], options)
 
 
 def procedural_scene(

@@ -1,6 +1,6 @@
 """Scenes: training and test views with their cameras, and the box to reconstruct. What every loader makes.
 
-A loader is a module of this package with two functions, named in `LOADERS`: ``matches(path) -> bool`` says whether a
+A loader is a module of `hashgrid.data.loaders` with two functions, named in `LOADERS`: ``matches(path) -> bool`` says whether a
 folder, a file or a name is of its format, ``load(path, options) -> Scene`` makes a scene of it, in the coordinates of
 the file. Most end in :func:`make_scene`, with views of :func:`hashgrid.data.images.read_views`.
 
@@ -32,7 +32,10 @@ from hashgrid.util.choices import check_option
 from hashgrid.util.config import Config
 from hashgrid.util.pictures import background_color, blend, hex_color
 
-LOADERS = ("transforms", "procedural")  # modules of this package; the first that matches
+LOADERS = (  # modules of `hashgrid.data.loaders`; the first that matches
+    *("transforms", "colmap", "llff", "nsvf", "idr", "nerfpp", "mvsnet", "nerfies", "scannet", "replica", "polycam"),
+    *("record3d", "procedural"),
+)
 NORMAL_HALF = 1.5  # half side of cascade 0 in normalised coordinates: that of NeRF-synthetic
 T = TypeVar("T")
 
@@ -257,7 +260,7 @@ def load_scene(path: str | Path, options: SceneOptions | None = None, **changes:
 
 
 def _loader(name: str) -> ModuleType:
-    return importlib.import_module(f"hashgrid.data.{name}")
+    return importlib.import_module(f"hashgrid.data.loaders.{name}")
 
 
 def _why_unknown(path: Path, names: Sequence[str]) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from hashgrid.data.loaders.transforms import scene_name
 from hashgrid.data.procedural import procedural_folder
 from hashgrid.data.scene import Scene, SceneOptions, load_scene
-from hashgrid.data.transforms import scene_name
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
 from hashgrid.ops._backend import ngp_ops

@@ -6,7 +6,6 @@ validation views where there is none of test views, and the other way round); el
 
 from __future__ import annotations
 
-import json
 import math
 import posixpath
 from functools import partial
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
 from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.loaders.poses import IMAGE_EXTENSIONS, read_json, rigid
 from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
 from hashgrid.geometry.boxes import Box, capture_box, cube, hull_box
 from hashgrid.geometry.cameras import focal_length, nearest_point_to_axes
 from hashgrid.geometry.lenses import PANORAMAS
 from hashgrid.util.pictures import FORBIDDEN
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
 LENS_MODELS = {  # of nerfstudio
     **dict.fromkeys(("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE"), "perspective"),
     "OPENCV_FISHEYE": "fisheye",
@@ -106,12 +105,7 @@ def _splits(test_split: str) -> tuple[str, str]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(file.read_bytes())  # Windows tools write a byte order mark, PowerShell UTF-16
-    except json.JSONDecodeError as error:
-        raise SceneError(f"{file}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SceneError(f"{file} cannot be read, it must be UTF-8 or UTF-16: {error}") from error
+    meta = read_json(file)
     if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
         raise SceneError(f"{file} must be a JSON object with a list `frames`, got {_kind(meta)}")
     if not meta["frames"]:
@@ -187,17 +181,7 @@ def _parse_pose(entry: dict[str, Any], where: str) -> np.ndarray:
         raise SceneError(f"{where}: `transform_matrix` is missing") from None
     except (TypeError, ValueError):
         raise SceneError(f"{where}: `transform_matrix` must be 4 rows of 4 numbers, got something else") from None
-    if matrix.shape not in ((4, 4), (3, 4)):
-        raise SceneError(f"{where}: `transform_matrix` must have shape [4, 4], got {list(matrix.shape)}")
-    if not np.isfinite(matrix).all():
-        raise SceneError(f"{where}: `transform_matrix` must be finite, got NaN or inf; remove the frame")
-    rotation = matrix[:3, :3]
-    deviation = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-    if deviation > 1e-2 or np.linalg.det(rotation) < 0:
-        got = f"a deviation of {deviation:.2g} from orthonormal, determinant {np.linalg.det(rotation):.3g}"
-        raise SceneError(f"{where}: `transform_matrix` must be rigid (rotation and translation), got {got}")
-    u, _, vt = np.linalg.svd(rotation)  # the nearest rotation: files round to a few digits
-    return np.concatenate((u @ vt, matrix[:3, 3:]), axis=1)
+    return rigid(matrix, where, "transform_matrix")
 
 
 def _number(keys: dict[str, Any], key: str, where: str, positive: bool = False) -> float | None:

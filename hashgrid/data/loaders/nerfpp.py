@@ -1,0 +1,60 @@
+"""NeRF++'s Tanks and Temples (Zhang et al. 2020): `train`, `test`, `validation` with `rgb`, `pose`, `intrinsics`.
+
+Poses are camera to world with the axes of OpenCV, 16 numbers each, in coordinates in which all cameras lie inside the
+unit sphere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hashgrid.data.errors import SceneError
+from hashgrid.data.images import Photo, read_views
+from hashgrid.data.loaders.boxes import ball_box
+from hashgrid.data.loaders.poses import folder_name, from_opencv, images_in, numbers, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.geometry.boxes import CAPTURE_CASCADES
+
+SPLITS = {"test": ("test", "validation"), "val": ("validation", "test")}
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` is a folder whose folder `train` has `rgb`, `pose` and `intrinsics`."""
+    return all((path / "train" / name).is_dir() for name in ("rgb", "pose", "intrinsics"))
+
+
+def load(path: Path, options: SceneOptions) -> Scene:
+    """Loads the training views and those of a split to be tested."""
+    train = _photos(path / "train")
+    split = next((name for name in SPLITS[options.test_split] if images_in(path / name / "rgb")), None)
+    if split is None:
+        train, test, name = hold_out(train, options.holdout)
+    else:
+        test, name = _photos(path / split), split
+    views = read_views(train, options), read_views(test, options)
+    box = ball_box(np.zeros(3), 1.0, CAPTURE_CASCADES, 0.02)
+    return make_scene(*views, box, path.resolve(), folder_name(path), options, name)
+
+
+def _photos(folder: Path) -> list[Photo]:
+    images = images_in(folder / "rgb")
+    if not images:
+        raise SceneError(f"{folder}: there must be images in `rgb`")
+    return [_photo(image) for image in images]
+
+
+def _photo(image: Path) -> Photo:
+    folder = image.parent.parent
+    pose, lens = (folder / kind / f"{image.stem}.txt" for kind in ("pose", "intrinsics"))
+    matrix = numbers(lens, (4, 4), (3, 3))
+    fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
+    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
+        raise SceneError(f"{lens}: focal lengths must be positive, got {fx:g} and {fy:g}")
+    mask = folder / "mask" / f"{image.stem}.png"
+    c2w = from_opencv(rigid(numbers(pose, (4, 4), (3, 4)), str(pose)))
+    name = f"{folder.name}/{image.name}"
+    return Photo(
+        name, image, c2w, lambda *_: [fx, fy, cx, cy], str(pose), mask=(mask, True) if mask.is_file() else None
+    )

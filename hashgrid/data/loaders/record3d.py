@@ -1,0 +1,53 @@
+"""Record3D's export: `metadata` or `metadata.json` beside `rgbd/N.jpg`.
+
+Poses are camera to world with the axes of OpenGL, `qx, qy, qz, qw, x, y, z`; the lens `K` is a matrix by columns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hashgrid.data.errors import SceneError
+from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.loaders.boxes import found_box
+from hashgrid.data.loaders.poses import array_of, by_number, folder_name, images_in, of_quaternion, read_json
+from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+
+FILES = ("metadata.json", "metadata")
+IMAGES = ("rgbd", "rgb")
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` is a folder with `metadata` and `rgbd`."""
+    return any((path / name).is_file() for name in FILES) and any((path / name).is_dir() for name in IMAGES)
+
+
+def load(path: Path, options: SceneOptions) -> Scene:
+    """Loads all frames, every so many-th of which is tested."""
+    file = next(path / name for name in FILES if (path / name).is_file())
+    meta, where = read_json(file), str(file)
+    images = next((found for name in IMAGES if (found := images_in(path / name))), [])
+    images.sort(key=by_number)
+    n = len(meta["poses"]) if isinstance(meta, dict) and isinstance(meta.get("poses"), list) else 0
+    if not n or n != len(images):
+        raise SceneError(f"{file}: `poses` must be as many as images, got {n} and {len(images)}")
+    poses, matrix = array_of(meta, "poses", (n, 7), where), array_of(meta, "K", (3, 3), where).T
+    size = tuple(float(array_of(meta, key, (), where)) for key in ("w", "h"))
+
+    def lens(width: int, height: int) -> list[float]:
+        if not fits_shape(width, height, size):  # type: ignore[arg-type]
+            raise SceneError(f"{where}: images must have the shape {size[0]:g}x{size[1]:g}, got {width}x{height}")
+        scale = width / size[0], height / size[1]
+        return [matrix[0, 0] * scale[0], matrix[1, 1] * scale[1], matrix[0, 2] * scale[0], matrix[1, 2] * scale[1]]
+
+    def photo(image: Path, pose: np.ndarray, i: int) -> Photo:
+        place = f"{where}, pose {i} ({image.name})"
+        rotation = of_quaternion((pose[3], *pose[:3]), place)
+        return Photo(image.name, image, np.concatenate((rotation, pose[4:, None]), axis=1), lens, place)
+
+    photos = [photo(image, pose, i) for i, (image, pose) in enumerate(zip(images, poses, strict=True))]
+    train, test, split = hold_out(photos, options.holdout)
+    views = read_views(train, options), read_views(test, options)
+    return make_scene(*views, found_box(), path.resolve(), folder_name(path), options, split)

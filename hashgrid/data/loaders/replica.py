@@ -1,0 +1,62 @@
+"""Replica as Semantic-NeRF and as NICE-SLAM render it: `rgb` with `traj_w_c.txt`, or `results` with `traj.txt`.
+
+A line of the trajectory is a pose camera to world, 16 numbers, with the axes of OpenCV. Semantic-NeRF's pictures are 90
+degrees wide; NICE-SLAM's lens is in `cam_params.json` one folder above.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hashgrid.data.errors import SceneError
+from hashgrid.data.images import Photo, read_views
+from hashgrid.data.loaders.boxes import found_box
+from hashgrid.data.loaders.poses import (
+    array_of,
+    by_number,
+    folder_name,
+    from_opencv,
+    images_in,
+    numbers,
+    read_json,
+    rigid,
+)
+from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+
+FORMS = (("rgb", "traj_w_c.txt"), ("results", "traj.txt"))
+
+
+def matches(path: Path) -> bool:
+    """Whether ``path`` is a folder with a trajectory and its images."""
+    return any((path / folder).is_dir() and (path / file).is_file() for folder, file in FORMS)
+
+
+def load(path: Path, options: SceneOptions) -> Scene:
+    """Loads all frames, every so many-th of which is tested."""
+    folder, name = next(form for form in FORMS if (path / form[1]).is_file() and (path / form[0]).is_dir())
+    images = [image for image in images_in(path / folder) if not image.stem.startswith("depth")]
+    images.sort(key=by_number)
+    if not images:
+        raise SceneError(f"{path}: there must be images in `{folder}` beside {name}")
+    poses = numbers(path / name, (len(images), 4, 4))
+    file = path.resolve().parent / "cam_params.json"
+    if folder == "results" and not file.is_file():
+        raise SceneError(f"{path}: the lens must be in {file}, which does not exist")
+    camera = read_json(file).get("camera") if folder == "results" else None
+
+    def lens(width: int, height: int) -> list[float]:
+        if camera is None:  # 90 degrees; pixels are numbered at their middles, the axis is between the middle ones
+            return [width / 2, width / 2, width / 2, height / 2]
+        fx, fy, cx, cy = (float(array_of(camera, key, (), str(file))) for key in ("fx", "fy", "cx", "cy"))
+        return [fx, fy, cx + 0.5, cy + 0.5]
+
+    def photo(image: Path, pose: np.ndarray, i: int) -> Photo:
+        where = f"{path / name}, pose {i} ({image.name})"
+        return Photo(image.name, image, from_opencv(rigid(pose, where)), lens, where)
+
+    photos = [photo(image, pose, i) for i, (image, pose) in enumerate(zip(images, poses, strict=True))]
+    train, test, split = hold_out(photos, options.holdout)
+    views = read_views(train, options), read_views(test, options)
+    return make_scene(*views, found_box(), path.resolve(), folder_name(path), options, split)
