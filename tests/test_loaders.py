@@ -1,14 +1,17 @@
 """What every loader promises: the same views, written in its format, are the same scene.
 
-A format is a line of `WRITERS`: it writes the views of `SPLITS` and returns what `load_scene` takes.
+A format is a line of `WRITERS`: it writes the views of `SPLITS` and returns what `load_scene` takes. Formats without a
+split of their own have every fourth of all views tested: `every_view` has them in that order.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import struct
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +22,7 @@ import torch
 iio = pytest.importorskip("imageio.v3")
 
 from hashgrid.data import scene as scene_module  # noqa: E402
-from hashgrid.data.errors import SceneError  # noqa: E402
+from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
 from hashgrid.data.procedural import CAMERA_ANGLE_X, orbit_cameras, render, write_scene  # noqa: E402
 from hashgrid.data.scene import LOADERS, SceneOptions, Views, load_scene  # noqa: E402
 from hashgrid.data.loaders.transforms import scene_name  # noqa: E402
@@ -87,13 +90,234 @@ def nerfstudio(folder: Path, images: Images) -> Path:
     return folder
 
 
+# ---- formats without a split, or with prefixes and folders; their poses by matrices of their own ----------------------
+
+FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL's axes of a camera to OpenCV's
+
+
+def every_view(images: Images) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Split, camera to world [4, 4] with OpenGL's axes, and image of all views: every fourth is a test view."""
+    rest = {split: iter(zip(SPLITS[split].c2w.double().numpy(), images[split], strict=True)) for split in SPLITS}
+    order = ["train" if i % 4 else "test" for i in range(7)]
+    return [(split, np.vstack((pose, [0, 0, 0, 1])), image) for split in order for pose, image in [next(rest[split])]]
+
+
+def put(file: Path, content: np.ndarray | str | bytes) -> None:
+    """Writes an image, text or bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, np.ndarray):
+        iio.imwrite(file, content)
+    else:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def matrix_text(matrix: np.ndarray) -> str:
+    return "\n".join(" ".join(f"{x:.12g}" for x in row) for row in np.atleast_2d(matrix)) + "\n"
+
+
+LENS = np.array([[FOCAL, 0, SIZE / 2], [0, FOCAL, SIZE / 2], [0, 0, 1]])
+
+
+def colmap_rows(images: Images) -> list[tuple[int, np.ndarray, np.ndarray, str, np.ndarray]]:
+    """Number, quaternion w x y z and translation of the world in the camera, name, image."""
+    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
+    rows = []
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        w2c = np.linalg.inv(c2w @ FLIP)
+        rows.append(
+            (i + 5, rotation.from_matrix(w2c[:3, :3]).as_quat()[[3, 0, 1, 2]], w2c[:3, 3], f"a b/{i}.png", image)
+        )
+    return rows
+
+
+def colmap_text(folder: Path, images: Images) -> Path:
+    """Comments, a line of points that is empty and one that is not, names with blanks, images out of order."""
+    lines = ["# Image list", "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME"]
+    for number, q, t, name, image in reversed(colmap_rows(images)):
+        put(folder / "images" / name, image)
+        lines += [f"{number} {' '.join(f'{x:.17g}' for x in (*q, *t))} 3 {name}", "1.5 2.5 -1" if number % 2 else ""]
+    put(folder / "sparse/0/images.txt", "\n".join(lines) + "\n")
+    put(folder / "sparse/0/cameras.txt", f"# c\n3 SIMPLE_PINHOLE {SIZE} {SIZE} {FOCAL:.17g} {SIZE / 2} {SIZE / 2}\n")
+    put(folder / "sparse/0/points3D.txt", "# p\n1 0.1 0.2 0.3 255 0 0 0.5 5 0\n")
+    return folder
+
+
+def colmap_binary(folder: Path, images: Images) -> Path:
+    """The larger of two models; an image that is not there."""
+    rows = colmap_rows(images)
+    cameras = struct.pack("<QIiQQ4d", 1, 3, 1, SIZE, SIZE, FOCAL, FOCAL, SIZE / 2, SIZE / 2)
+    put(folder / "sparse/0/cameras.bin", cameras)
+    put(folder / "sparse/1/cameras.bin", cameras)
+    points = struct.pack("<QQ3d3BdQII", 1, 9, 0.1, 0.2, 0.3, 255, 0, 0, 0.5, 1, 5, 0)
+    put(folder / "sparse/1/points3D.bin", points)
+    for model, part in ((0, rows[:2]), (1, [*rows, (99, rows[0][1], rows[0][2], "missing.png", None)])):
+        data = struct.pack("<Q", len(part))
+        for number, q, t, name, image in part:
+            data += struct.pack("<I7dI", number, *q, *t, 3) + name.encode() + b"\0"
+            data += struct.pack("<Qddq", 1, 1.5, 2.5, -1) if number % 2 else struct.pack("<Q", 0)
+            if image is not None:
+                put(folder / "images" / name, image)
+        put(folder / f"sparse/{model}/images.bin", data)
+    return folder
+
+
+def llff(folder: Path, images: Images) -> Path:
+    rows = []
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(folder / f"images/im_{i}.png", image)
+        right, up, back, origin = c2w[:3].T
+        hwf = [2 * SIZE, 2 * SIZE, 2 * FOCAL]
+        rows.append([*np.stack((-up, right, back, origin, hwf), axis=1).reshape(-1), 2.0, 6.0])
+    np.save(folder / "poses_bounds.npy", np.array(rows))
+    return folder
+
+
+def nsvf(folder: Path, images: Images) -> Path:
+    for split, prefix in (("train", 0), ("test", 2)):
+        for i, image in enumerate(images[split]):
+            put(folder / f"rgb/{prefix}_{i:04d}.png", image)
+            pose = np.vstack((SPLITS[split].c2w[i].double().numpy(), [0, 0, 0, 1])) @ FLIP
+            put(folder / f"pose/{prefix}_{i:04d}.txt", matrix_text(pose))
+    matrix = np.eye(4)
+    matrix[:3, :3] = LENS
+    put(folder / "intrinsics.txt", matrix_text(matrix))
+    put(folder / "bbox.txt", "-1.5 -1.5 -1.5 1.5 1.5 1.5 0.1\n")
+    return folder
+
+
+def idr(folder: Path, images: Images) -> Path:
+    """Masks beside opaque images; another scale and sign of each projection, another place of the unit sphere."""
+    cameras, scale = {}, np.diag([1.5, 1.5, 1.5, 1.0])
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(folder / f"image/{i:06d}.png", image[..., :3])
+        put(folder / f"mask/{i:03d}.png", np.repeat(image[..., 3:], 3, axis=2))
+        world = np.eye(4)  # their pixels are numbered at their middles
+        world[:3] = (LENS - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]) @ np.linalg.inv(c2w @ FLIP)[:3] * (-1) ** i * (i + 1)
+        cameras |= {f"world_mat_{i}": world, f"scale_mat_{i}": scale}
+    np.savez(folder / "cameras_sphere.npz", **cameras)
+    return folder
+
+
+def nerfpp(folder: Path, images: Images) -> Path:
+    matrix = np.eye(4)
+    matrix[:3, :3] = LENS
+    for split in SPLITS:
+        for i, image in enumerate(images[split]):
+            put(folder / split / f"rgb/{i:04d}.png", image)
+            pose = np.vstack((SPLITS[split].c2w[i].double().numpy(), [0, 0, 0, 1])) @ FLIP
+            put(folder / split / f"pose/{i:04d}.txt", matrix_text(pose.reshape(1, -1)))
+            put(folder / split / f"intrinsics/{i:04d}.txt", matrix_text(matrix.reshape(1, -1)))
+    return folder
+
+
+def mvsnet(folder: Path, images: Images) -> Path:
+    lens = LENS - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(folder / f"blended_images/{i:08d}.png", image)
+        w2c = matrix_text(np.linalg.inv(c2w @ FLIP))
+        text = f"extrinsic\n{w2c}\nintrinsic\n{matrix_text(lens)}\n2.0 0.03 128 6.0\n"
+        put(folder / f"cams/{i:08d}_cam.txt", text)
+    return folder
+
+
+def nerfies(folder: Path, images: Images) -> Path:
+    """Cameras for twice the size; a view that nobody lists."""
+    ids: dict[str, list[str]] = {"train": [], "test": []}
+    for split in SPLITS:
+        for i, image in enumerate(images[split]):
+            name = f"{split}_{i}"
+            ids[split].append(name)
+            put(folder / f"rgb/2x/{name}.png", image)
+            c2w = np.vstack((SPLITS[split].c2w[i].double().numpy(), [0, 0, 0, 1])) @ FLIP
+            camera = {
+                "orientation": np.linalg.inv(c2w)[:3, :3].tolist(), "position": c2w[:3, 3].tolist(),
+                "focal_length": 2 * FOCAL, "principal_point": [SIZE, SIZE], "image_size": [2 * SIZE, 2 * SIZE],
+                "skew": 0.0, "pixel_aspect_ratio": 1.0, "radial_distortion": [0, 0, 0], "tangential": [0, 0],
+            }  # fmt: skip
+            put(folder / f"camera/{name}.json", json.dumps(camera))
+    put(folder / "dataset.json", json.dumps({"train_ids": ids["train"], "val_ids": ids["test"]}))
+    put(folder / "scene.json", json.dumps({"scale": 0.5, "center": [1, 2, 3], "near": 1.0, "far": 3.0}))
+    return folder
+
+
+def scannet(folder: Path, images: Images) -> Path:
+    """A frame whose tracking is lost, and numbers that do not sort as words."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = LENS - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
+    put(folder / "intrinsic/intrinsic_color.txt", matrix_text(matrix))
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(folder / f"color/{8 + i}.png", image)
+        put(folder / f"pose/{8 + i}.txt", matrix_text(c2w @ FLIP))
+    put(folder / "color/3.png", images["test"][0])
+    put(folder / "pose/3.txt", matrix_text(np.full((4, 4), -np.inf)))
+    return folder
+
+
+def nice_slam(folder: Path, images: Images) -> Path:
+    room, lines = folder / "room0", []
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(room / f"results/frame{i:06d}.png", image)
+        put(room / f"results/depth{i:06d}.png", image[..., 0])
+        lines.append(matrix_text((c2w @ FLIP).reshape(1, -1)))
+    put(room / "traj.txt", "".join(lines))
+    camera = {"w": SIZE, "h": SIZE, "fx": FOCAL, "fy": FOCAL, "cx": SIZE / 2 - 0.5, "cy": SIZE / 2 - 0.5}
+    put(folder / "cam_params.json", json.dumps({"camera": camera}))
+    return room
+
+
+def polycam(folder: Path, images: Images) -> Path:
+    """Cameras of the corrected images, and others that are not to be read."""
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(folder / f"keyframes/corrected_images/{i}.png", image)
+        put(folder / f"keyframes/images/{i}.png", image)
+        camera = {f"t_{row}{column}": c2w[row, column] for row in range(3) for column in range(4)}
+        lens = {"fx": 2 * FOCAL, "fy": 2 * FOCAL, "cx": SIZE, "cy": SIZE, "width": 2 * SIZE, "height": 2 * SIZE}
+        put(folder / f"keyframes/corrected_cameras/{i}.json", json.dumps({**camera, **lens, "blur_score": 9}))
+        put(folder / f"keyframes/cameras/{i}.json", "{}")
+    return folder
+
+
+def record3d(folder: Path, images: Images) -> Path:
+    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
+    poses = []
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(folder / f"rgbd/{i}.png", image)
+        poses.append([*rotation.from_matrix(c2w[:3, :3]).as_quat(), *c2w[:3, 3]])
+    put(folder / "metadata", json.dumps({"poses": poses, "K": LENS.T.reshape(-1).tolist(), "w": SIZE, "h": SIZE}))
+    return folder
+
+
 WRITERS: dict[tuple[str, str], Callable[[Path, Images], Path]] = {
     ("transforms", "Blender"): blender,
     ("transforms", "instant-ngp"): instant_ngp,
     ("transforms", "nerfstudio"): nerfstudio,
     ("transforms", "written scene"): lambda folder, images: write_scene(folder, 5, 2, SIZE, seed=3),
+    ("colmap", "text"): colmap_text,
+    ("colmap", "binary"): colmap_binary,
+    ("llff", "half size"): llff,
+    ("nsvf", "prefixes"): nsvf,
+    ("idr", "masks"): idr,
+    ("nerfpp", "folders"): nerfpp,
+    ("mvsnet", "BlendedMVS"): mvsnet,
+    ("nerfies", "half size"): nerfies,
+    ("scannet", "lost frame"): scannet,
+    ("replica", "NICE-SLAM"): nice_slam,
+    ("polycam", "corrected"): polycam,
+    ("record3d", "metadata"): record3d,
     ("procedural", "name"): lambda folder, images: Path(f"procedural:seed=3,train=5,test=2,resolution={SIZE}"),
 }
+
+
+OWN_BOX = ("transforms", "nsvf", "idr", "procedural")  # formats that say what to reconstruct
+
+
+@pytest.fixture(autouse=True)
+def _expected_warnings() -> Iterator[None]:
+    """Of what the writers leave out."""
+    with warnings.catch_warnings():
+        for message in ("that are not there", "not connected", "tracking was lost"):
+            warnings.filterwarnings("ignore", f".*{message}", SceneWarning)
+        yield
 
 
 def expect_views(views: Views, split: str, images: list[np.ndarray]) -> None:
@@ -113,16 +337,18 @@ def test_every_loader_is_tested() -> None:
 @pytest.mark.parametrize(("name", "dialect"), WRITERS, ids=map("-".join, WRITERS))
 def test_same_views_are_the_same_scene(name: str, dialect: str, images: Images, tmp_path: Path) -> None:
     path = WRITERS[name, dialect](tmp_path, images)
-    scene = load_scene(path)
+    scene = load_scene(path, holdout=4)
     expect_views(scene.train, "train", images["train"])
     expect_views(scene.test, "test", images["test"])
-    assert scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
-    assert (scene.n_cascades, scene.bounded, scene.near, scene.backdrop) == (1, True, 0.0, None)
+    if name in OWN_BOX:
+        assert scene.aabb.tolist() == [-1.5] * 3 + [1.5] * 3
+        assert (scene.n_cascades, scene.bounded, scene.near, scene.backdrop) == (1, True, 0.0, None)
+        assert scene.normalized() is scene
     torch.testing.assert_close(scene.up.norm(), torch.tensor(1.0))
-    assert scene.up[2] > 0.3 and scene.normalized() is scene and scene.split != "none"
+    assert scene.up[2] > 0.3 and scene.split != "none"
     assert not set(scene.name + scene_name(path)) & set('/\\:*?"<>|')
     # its path finds it again, and it is of one format only
-    again = load_scene(scene.path, SceneOptions(format=name))
+    again = load_scene(scene.path, SceneOptions(format=name, holdout=4))
     assert again.name == scene.name and torch.equal(again.train.data, scene.train.data)
     for other in set(LOADERS) - {name}:
         with pytest.raises(SceneError):
@@ -131,7 +357,7 @@ def test_same_views_are_the_same_scene(name: str, dialect: str, images: Images, 
 
 @pytest.mark.parametrize(("name", "dialect"), WRITERS, ids=map("-".join, WRITERS))
 def test_images_are_reduced(name: str, dialect: str, images: Images, tmp_path: Path) -> None:
-    views = load_scene(WRITERS[name, dialect](tmp_path, images), downscale=2).train
+    views = load_scene(WRITERS[name, dialect](tmp_path, images), downscale=2, holdout=4).train
     half = SIZE // 2
     assert views.sizes.tolist() == [[half, half]] * 5
     torch.testing.assert_close(views.intrinsics, torch.tensor([[FOCAL / 2, FOCAL / 2, half / 2, half / 2]] * 5))
@@ -168,8 +394,10 @@ def test_a_loader_is_one_module_and_one_word(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(scene_module, "LOADERS", (*LOADERS, "toy"))
     load_scene(folder)
     assert len(made) == 2
-    with pytest.raises(ValueError, match="`format` must be one of .*'transforms', 'procedural', 'toy'.*, got 'colmap'"):
-        load_scene(folder, format="colmap")
+    with pytest.raises(
+        ValueError, match="`format` must be one of .*'transforms', .*'procedural', 'toy'.*, got 'bundler'"
+    ):
+        load_scene(folder, format="bundler")
     (tmp_path / "above" / "inside").mkdir(parents=True)
     (tmp_path / "above" / "inside" / "toy.txt").touch()
     with pytest.raises(SceneError, match=r"did you mean .*inside\?"):

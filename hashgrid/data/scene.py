@@ -1,8 +1,8 @@
 """Scenes: training and test views with their cameras, and the box to reconstruct. What every loader makes.
 
-A loader is a module of `hashgrid.data.loaders` with two functions, named in `LOADERS`: ``matches(path) -> bool`` says whether a
-folder, a file or a name is of its format, ``load(path, options) -> Scene`` makes a scene of it, in the coordinates of
-the file. Most end in :func:`make_scene`, with views of :func:`hashgrid.data.images.read_views`.
+A loader is a module of `hashgrid.data.loaders` with two functions, named in `LOADERS`: ``matches(path) -> bool`` says
+whether a folder, a file or a name is of its format, ``load(path, options) -> Scene`` makes a scene of it, in the
+coordinates of the file. Most end in :func:`make_scene`, with views of :func:`hashgrid.data.images.read_views`.
 
 Images stay uint8 on the host; colours are sRGB as stored, alpha is straight (not premultiplied).
 """

@@ -10,10 +10,10 @@ the principal point. A lens is a kind and coefficients; what a kind does without
 - ``eucm``: ``(x, y) / (a sqrt(b (x^2 + y^2) + z^2) + (1 - a) z)`` (Khomutenko et al. 2016); ``k1, k2`` are ``a, b``.
 - ``equirectangular``: longitude and latitude; ``equal_area``: longitude and the sine of latitude (Lambert's cylinder).
 
-Points of the first two are distorted then: ``r`` is their distance from the middle, they are multiplied by ``(1 + k1 r^2
-+ .. + k6 r^12) / (1 + q1 r^2 + q2 r^4 + q3 r^6)``, and OpenCV's tangential terms of ``p1, p2`` are added and
-thin prisms ``s1 r^2 + s2 r^4`` to x, ``s3 r^2 + s4 r^4`` to y: of the points as they were, or, where ``late`` is 1, as
-they have become (Project Aria).
+Points of the first two are distorted then: ``r`` is their distance from the middle, they are multiplied by
+``(1 + k1 r^2 + .. + k6 r^12) / (1 + q1 r^2 + q2 r^4 + q3 r^6)``, and OpenCV's tangential terms of ``p1, p2`` are added
+and thin prisms ``s1 r^2 + s2 r^4`` to x, ``s3 r^2 + s4 r^4`` to y: of the points as they were, or, where ``late`` is 1,
+as they have become (Project Aria).
 """
 
 from __future__ import annotations
