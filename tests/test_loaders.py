@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import sys
 import warnings
@@ -23,6 +24,7 @@ iio = pytest.importorskip("imageio.v3")
 
 from hashgrid.data import scene as scene_module  # noqa: E402
 from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
+from hashgrid.data.images import PhotoError  # noqa: E402
 from hashgrid.data.procedural import CAMERA_ANGLE_X, orbit_cameras, render, write_scene  # noqa: E402
 from hashgrid.data.scene import LOADERS, SceneOptions, Views, load_scene  # noqa: E402
 from hashgrid.data.loaders.transforms import scene_name  # noqa: E402
@@ -402,3 +404,65 @@ def test_a_loader_is_one_module_and_one_word(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "above" / "inside" / "toy.txt").touch()
     with pytest.raises(SceneError, match=r"did you mean .*inside\?"):
         load_scene(tmp_path / "above")
+
+
+def first_of_each_kind(folder: Path) -> list[Path]:
+    """One file of each place and ending: what a loader reads in one way."""
+    found: dict[tuple[str, str], Path] = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        kind = re.sub(r"\d+", "N", str(file.relative_to(folder).parent)), file.suffix + file.stem[:4].strip("0123456789")
+        found.setdefault(kind, file)
+    return list(found.values())
+
+
+def with_nan(data: bytes) -> bytes:
+    """The last number of a text, or the last double of a binary file, that is no number."""
+    if b"\0" in data:
+        return data[:-16] + struct.pack("<d", math.nan) + data[-8:]
+    *_, last = [None, *re.finditer(rb"-?\d+\.\d+(e-?\d+)?", data)]
+    return data if last is None else data[: last.start()] + b"NaN" + data[last.end() :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "cut in half": lambda data: data[: len(data) // 2],
+    "one byte short": lambda data: data[:-1],
+    "not UTF-8": lambda data: b"\xff\xfe\xfa" + data[3:],
+    "something else": lambda data: b"GIF89a\x01\x02" * 8,
+    "no number": with_nan,
+    "doubled": lambda data: data + data,
+    "huge count": lambda data: struct.pack("<Q", 1 << 60) + data[8:],
+    "text": lambda data: b"pose of a camera that nobody knows\n" * 3,
+}
+
+
+@pytest.mark.parametrize(("name", "dialect"), [key for key in WRITERS if key[0] != "procedural"])
+def test_damaged_files_are_one_error(name: str, dialect: str, images: Images, tmp_path: Path) -> None:
+    """A scene loads, or one line says which file is wrong; nothing else is ever raised, and nothing is read as numbers
+    that are none."""
+    path = WRITERS[name, dialect](tmp_path, images)
+    n_refused = 0
+    for file in first_of_each_kind(tmp_path):
+        whole = file.read_bytes()
+        for kind, damage in DAMAGE.items():
+            data = damage(whole)
+            if data is None:
+                file.unlink()
+            else:
+                file.write_bytes(data)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", SceneWarning)
+                    scene = load_scene(path, format=name, holdout=4)
+                for views in (scene.train, scene.test):
+                    for tensor in (views.c2w, views.intrinsics, views.distortion):
+                        assert tensor.isfinite().all(), (file, kind)
+                assert scene.aabb.isfinite().all(), (file, kind)
+            except ValueError as error:
+                assert type(error) in (SceneError, PhotoError), (file, kind, error)
+                message = str(error)
+                n_refused += 1
+                assert "\n" not in message and len(message) < 500 and str(tmp_path) in message, (file, kind, message)
+            file.write_bytes(whole)
+    assert n_refused > 10

@@ -263,7 +263,9 @@ def _read_otherwise(path: Path) -> np.ndarray:
     try:
         pixels = np.asarray(iio.imread(path))
     except Exception as error:  # every plugin raises its own kinds
-        raise PhotoError(f"`{path}` cannot be read as an image: {error}") from error
+        size = path.stat().st_size if path.exists() else 0
+        why = str(error).partition("\n")[0] if size else "it is empty"
+        raise PhotoError(f"`{path}` cannot be read as an image: {why}") from error
     _check_depth(path, pixels.dtype)
     pixels = np.atleast_3d(pixels)
     if pixels.ndim == 4:

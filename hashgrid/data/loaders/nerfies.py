@@ -80,17 +80,18 @@ def _photo(path: Path, image: Path, time: float | None) -> Photo:
             float(array_of(camera, "focal_length", (), where)),
             array_of(camera, "principal_point", (2,), where),
         )
-        aspect = float(camera.get("pixel_aspect_ratio") or 1.0)
-        if float(camera.get("skew") or 0.0) != 0:
+        (aspect,) = _terms(camera, ("pixel_aspect_ratio",), [1.0], where)
+        if any(_terms(camera, ("skew",), [0.0], where)):
             raise SceneError(f"{where}: `skew` must be 0, got {camera['skew']}")
-        k1, k2, k3 = _terms(camera, ("radial_distortion", "radial"), 3, where)
-        p1, p2 = _terms(camera, ("tangential_distortion", "tangential"), 2, where)
+        k1, k2, k3 = _terms(camera, ("radial_distortion", "radial"), [0.0] * 3, where)
+        p1, p2 = _terms(camera, ("tangential_distortion", "tangential"), [0.0] * 2, where)
         values = coefficients(k1=k1, k2=k2, k3=k3, p1=p1, p2=p2)
         return [focal * scale[0], focal * aspect * scale[1], centre[0] * scale[0], centre[1] * scale[1], *values]
 
     return Photo(image.stem, image, from_opencv(c2w), lens, where, time=time)
 
 
-def _terms(camera: dict[str, Any], keys: tuple[str, ...], n: int, where: str) -> list[float]:
+def _terms(camera: dict[str, Any], keys: tuple[str, ...], default: list[float], where: str) -> list[float]:
+    """The numbers under the first of some keys that is there."""
     key = next((key for key in keys if camera.get(key) is not None), None)
-    return [0.0] * n if key is None else array_of(camera, key, (n,), where).tolist()
+    return default if key is None else array_of(camera, key, (len(default),), where).tolist()
