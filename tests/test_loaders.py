@@ -25,9 +25,9 @@ iio = pytest.importorskip("imageio.v3")
 from hashgrid.data import scene as scene_module  # noqa: E402
 from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
 from hashgrid.data.images import PhotoError  # noqa: E402
+from hashgrid.data.loaders.transforms import scene_name  # noqa: E402
 from hashgrid.data.procedural import CAMERA_ANGLE_X, orbit_cameras, render, write_scene  # noqa: E402
 from hashgrid.data.scene import LOADERS, SceneOptions, Views, load_scene  # noqa: E402
-from hashgrid.data.loaders.transforms import scene_name  # noqa: E402
 
 SIZE = 24
 SPLITS = {"train": orbit_cameras(5, SIZE, 6), "test": orbit_cameras(2, SIZE, 7)}  # those of seed 3
@@ -92,7 +92,7 @@ def nerfstudio(folder: Path, images: Images) -> Path:
     return folder
 
 
-# ---- formats without a split, or with prefixes and folders; their poses by matrices of their own ----------------------
+# ---- formats without a split, or with prefixes and folders; their poses by matrices of their own ---------------------
 
 FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL's axes of a camera to OpenCV's
 
@@ -410,7 +410,8 @@ def first_of_each_kind(folder: Path) -> list[Path]:
     """One file of each place and ending: what a loader reads in one way."""
     found: dict[tuple[str, str], Path] = {}
     for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-        kind = re.sub(r"\d+", "N", str(file.relative_to(folder).parent)), file.suffix + file.stem[:4].strip("0123456789")
+        place = re.sub(r"\d+", "N", str(file.relative_to(folder).parent))
+        kind = place, file.suffix + file.stem[:4].strip("0123456789")
         found.setdefault(kind, file)
     return list(found.values())
 

@@ -12,8 +12,8 @@ import pytest
 iio = pytest.importorskip("imageio.v3")
 
 from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
-from hashgrid.data.scene import load_scene  # noqa: E402
 from hashgrid.data.loaders.transforms import scene_name  # noqa: E402
+from hashgrid.data.scene import load_scene  # noqa: E402
 
 NAMES = [f"images/f_{i}.png" for i in range(6)]
 

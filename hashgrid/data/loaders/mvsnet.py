@@ -61,5 +61,6 @@ def _camera(file: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     k, depths = values[16:25].reshape(3, 3), values[25:]
     far = depths[3] if len(depths) > 3 else depths[0] + depths[1] * (depths[2] if len(depths) > 2 else PLANES)
     if not (np.isfinite(values).all() and k[0, 0] > 0 and k[1, 1] > 0 and 0 < depths[0] < far):
-        raise SceneError(f"{file}: focal lengths and depths must be positive, the nearest first, got {values[16:].tolist()}")
+        got = values[16:].tolist()
+        raise SceneError(f"{file}: focal lengths and depths must be positive, the nearest first, got {got}")
     return rigid(values[:16].reshape(4, 4), str(file), "extrinsic"), k, (float(depths[0]), float(far))
