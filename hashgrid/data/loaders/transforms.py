@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hashgrid.data.errors import SceneError, some, warn_of_scene
+from hashgrid.data.errors import MeshError, SceneError, some, warn_of_scene
+from hashgrid.data.formats.ply import columns, read_elements
 from hashgrid.data.images import Photo, fits_shape, read_views
-from hashgrid.data.loaders.poses import IMAGE_EXTENSIONS, read_json, rigid
+from hashgrid.data.loaders.boxes import found_box
+from hashgrid.data.loaders.keys import name_unread
+from hashgrid.data.loaders.poses import IMAGE_EXTENSIONS, array_of, read_json, rigid
 from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
 from hashgrid.geometry.boxes import Box, capture_box, cube, hull_box
 from hashgrid.geometry.cameras import focal_length, nearest_point_to_axes
@@ -122,6 +125,7 @@ def _kind(meta: Any) -> str:
 def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> list[Photo]:
     """The usable frames; those without a file name or without an image are skipped with one warning each kind."""
     scene_keys = {key: value for key, value in meta.items() if key != "frames"}
+    name_unread(meta, file)
     frames: list[Photo] = []
     nameless: list[int] = []
     missing: list[str] = []
@@ -323,8 +327,16 @@ def _parse_lens(keys: dict[str, Any], where: str, width: int, height: int) -> li
         focal_y * scale_y,
         width / 2 if centre_x is None else centre_x * scale_x,
         height / 2 if centre_y is None else centre_y * scale_y,
-        *(_number(keys, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")),
+        *_distortion(keys, where),
     ]
+
+
+def _distortion(keys: dict[str, Any], where: str) -> list[float]:
+    """``k1, k2, k3, k4, p1, p2``, each by its name or all in a list."""
+    names = ("k1", "k2", "k3", "k4", "p1", "p2")
+    if keys.get("distortion_params") is not None:
+        return [float(x) for x in array_of(keys, "distortion_params", (len(names),), where)]
+    return [_number(keys, key, where) or 0.0 for key in names]
 
 
 def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
@@ -334,7 +346,8 @@ def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
     - A scene that is NeRF-synthetic by its numbers (nothing but angles; cameras outside of +-1.5 that look at it and
       see as much as that there) has its box of +-1.5.
     - Images with a transparent background bound the object themselves: the box of its visual hull.
-    - Anything else is a capture, whose cascades reach as far as instant-ngp's box of `aabb_scale`.
+    - Anything else is a capture, whose cascades reach as far as instant-ngp's box of `aabb_scale`, or as the sparse
+      points of `ply_file_path`.
     """
     aabb_scale, scale = (_number(meta, key, str(file), positive=True) for key in ("aabb_scale", "scale"))
     scale = scale or NGP_SCALE
@@ -354,7 +367,24 @@ def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
             return Box(hull)
         # the masks contradict each other: instant-ngp's box
         return Box(cube((0.5 - _offset(meta, file)) / scale, 0.5 * (aabb_scale or 1.0) / scale))
-    return capture_box(views, aabb_scale and 0.5 * aabb_scale / scale)
+    points = None if aabb_scale else _sparse_points(meta, file)
+    return capture_box(views, aabb_scale and 0.5 * aabb_scale / scale) if points is None else found_box(points)(views)
+
+
+def _sparse_points(meta: dict[str, Any], file: Path) -> np.ndarray | None:
+    """Positions [P, 3] in the PLY that the file names, in its coordinates."""
+    name = meta.get("ply_file_path")
+    if not isinstance(name, str) or not name.strip():
+        return None
+    place = file.parent / name.strip().replace("\\", "/")
+    if not place.is_file():
+        warn_of_scene(f"{file}: `ply_file_path` {name!r} does not exist; the box is that of the cameras")
+        return None
+    try:
+        points = columns(read_elements(place.read_bytes()), ("x", "y", "z")).astype(np.float64)
+    except (OSError, MeshError) as error:
+        raise SceneError(f"{file}: `ply_file_path` cannot be read: {place}: {error}") from error
+    return points[np.isfinite(points).all(axis=1)]
 
 
 def _is_blender(meta: dict[str, Any], views: Views) -> bool:
