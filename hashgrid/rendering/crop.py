@@ -1,0 +1,33 @@
+"""A box outside of which a field is empty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.rays import Rays, RaySamples
+from hashgrid.rendering.samplers import Found, Jitter, Sampler
+
+
+class CroppedSampler(Sampler):
+    """The samples of another sampler whose middles lie in a box.
+
+    Args:
+        sampler: the other one.
+        box: [6], the lower corner first, in the coordinates of the field.
+    """
+
+    def __init__(self, sampler: Sampler, box: Tensor) -> None:
+        super().__init__()
+        self.sampler, self.prunes, self.early_stop_eps = sampler, sampler.prunes, sampler.early_stop_eps
+        self.register_buffer("box", box.float())
+
+    def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
+        samples, coarse = self.sampler(rays, field, jitter)
+        places = samples.positions(rays.origins, rays.directions)
+        kept = ((places >= self.box[:3]) & (places <= self.box[3:])).all(-1).nonzero().squeeze(1)
+        starts, ends, of_ray = (x[kept] for x in (samples.t_starts, samples.t_ends, samples.ray_indices))
+        counts = torch.bincount(of_ray, minlength=len(rays))
+        packed_info = torch.stack((counts.cumsum(0) - counts, counts), dim=1)
+        return RaySamples(starts, ends, of_ray, packed_info, samples.backend), coarse

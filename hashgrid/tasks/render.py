@@ -1,0 +1,151 @@
+"""``hashgrid render``: pictures and a video of a trained scene along a path of cameras."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid.data.camera_paths import CameraPath, between, read_camera_path, spiral
+from hashgrid.data.loaders.poses import read_json
+from hashgrid.geometry.cameras import Cameras, orbit
+from hashgrid.rendering.crop import CroppedSampler
+from hashgrid.rendering.samplers import Sampler
+from hashgrid.rendering.volume import render_image
+from hashgrid.tasks.nerf import Nerf
+from hashgrid.train.checkpoint import with_prefix
+from hashgrid.train.loop import load_model
+from hashgrid.train.run import CHECKPOINT, read_checkpoint
+from hashgrid.util.files import atomic_write_image, atomic_write_json
+from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import write_depth, write_video
+from hashgrid.util.threads import threads_for
+
+WAYS = ("orbit", "spiral", "between", "train", "test")
+SETTINGS = "path.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Raises:
+        ValueError: the checkpoint, the path or an option is unusable.
+    """
+    parser = argparse.ArgumentParser(prog="hashgrid render", description=__doc__.partition(": ")[2])
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `hashgrid nerf`, or its checkpoint")
+    parser.add_argument("--path", default="orbit", help=f"{', '.join(WAYS)}, or a file of nerfstudio or instant-ngp")
+    parser.add_argument("--frames", type=int, default=120, help="of a path that is made (default: 120)")
+    parser.add_argument("--size", type=_size, help="width and height of pictures, as 1280x720")
+    parser.add_argument("--fps", type=float, help="frames per second; those of the file, or 30, if none")
+    parser.add_argument("--crop", type=_box, help="box x0,y0,z0,x1,y1,z1 in the scene's coordinates; the rest is empty")
+    parser.add_argument("--background", help="white, black, grey, #rrggbb or R,G,B; that of the run if none")
+    parser.add_argument("--depth", action="store_true", help="write depth/NNNNN.png, too")
+    parser.add_argument("--no-video", action="store_true", help="pictures only")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="folder; RUN/render_PATH if none. Frames that are there are kept")
+    args = parser.parse_args(argv)
+    if args.frames < 1 or (args.fps is not None and not args.fps > 0):
+        raise ValueError(f"`--frames` and `--fps` must be positive, got {args.frames} and {args.fps}")
+    checkpoint = args.run / CHECKPOINT if args.run.is_dir() else args.run
+    stored = read_checkpoint(checkpoint, Nerf)
+    config: Any = Nerf.Config.from_dict({**stored.metadata["config"], "device": args.device}, "the checkpoint")
+    config = config.replace(video=False).with_budget().on_device()
+    with threads_for(config.backend):
+        task = Nerf.make(config, None, stored.metadata["notes"])
+        load_model(task.model, stored.tensors, averaged=True)
+        task.load_state(with_prefix(stored.tensors, "state."))
+        out = args.out or checkpoint.parent / f"render_{Path(args.path).stem}"
+        path = make_path(task, args.path, args.frames, args.size)
+        crop = args.crop if args.crop is not None else path.crop
+        name = args.background or config.background
+        background = task.scene.background(name) if args.background or path.background is None else None
+        background = torch.tensor(path.background) if background is None else background
+        write_path(
+            task, path, crop, background, out, args.depth, None if args.no_video else args.fps or path.fps or 30.0
+        )
+    print(f"results in {out}", flush=True)
+    return 0
+
+
+def make_path(task: Nerf, name: str, n_frames: int, size: tuple[int, int] | None) -> CameraPath:
+    """The path of a name or a file, in the coordinates of the scene's file."""
+    scene, placement = task.scene, task.scene.placement
+    views = scene.test if name == "test" else scene.train
+    if name not in WAYS:
+        return read_camera_path(Path(name), size)
+    ways: dict[str, Callable[[], Cameras]] = {
+        "orbit": lambda: orbit(views, scene.up, n_frames, max(size) if size else 400),
+        "spiral": lambda: spiral(views, n_frames, size=size),
+        "between": lambda: between(views, n_frames, size),
+    }
+    cameras = ways[name]() if name in ways else views.select(range(len(views)))
+    if size is not None and cameras.size(0) != size:
+        if name in ("train", "test"):
+            raise ValueError(f"`--size` must not be given with `--path {name}`: views have their own")
+        focal = float(cameras.intrinsics[0, 1]) * size[1] / cameras.size(0)[1]
+        rows = torch.tensor([focal, focal, size[0] / 2, size[1] / 2]).repeat(len(cameras), 1)
+        cameras = Cameras(cameras.c2w, rows, torch.tensor([size]).repeat(len(cameras), 1), times=cameras.times)
+    origins = placement.to_file(cameras.origins)
+    cameras.c2w = torch.cat((cameras.c2w[:, :, :3].double(), origins[..., None]), dim=-1)
+    return CameraPath(cameras)
+
+
+def write_path(
+    task: Nerf, path: CameraPath, crop: Tensor | None, background: Tensor, out: Path, depth: bool, fps: float | None
+) -> None:
+    """Writes ``frames/NNNNN.png``, with ``depth`` also ``depth/NNNNN.png``, and with ``fps`` ``video.mp4``. Frames that
+    are there are kept, where the path and what is shown of it are the same."""
+    cameras, placement = path.cameras, task.scene.placement
+    settings = {
+        "c2w": cameras.c2w.tolist(), "intrinsics": cameras.intrinsics.tolist(), "sizes": cameras.sizes.tolist(),
+        "crop": None if crop is None else crop.tolist(), "background": background.tolist(),
+    }  # fmt: skip
+    if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
+        raise ValueError(f"`--out` must be empty or of the same path, {out} has frames of another one")
+    atomic_write_json(out / SETTINGS, settings)
+    ours = Cameras(
+        placement.poses_from_file(cameras.c2w).float(), cameras.intrinsics, cameras.sizes, cameras.distortion,
+        cameras.times, cameras.lens,
+    ).to(task.device)  # fmt: skip
+    sampler: Sampler = task.sampler
+    if crop is not None:
+        box = torch.cat([placement.from_file(corner) for corner in crop.double().split(3)])
+        sampler = CroppedSampler(sampler, box).to(task.device)
+    missing = [view for view in range(len(ours)) if not _frame(out, view, depth)[0]]
+    for view in optional_import("tqdm").tqdm(missing, desc="frames", unit="frame"):
+        shown = render_image(task.model, sampler, ours, view, background.to(task.device))
+        color, opacity, distance = (x.cpu() for x in shown)
+        if depth:
+            write_depth(_frame(out, view, depth)[2], distance / opacity.clamp_min(1e-6), opacity)
+        atomic_write_image(_frame(out, view, depth)[1], color)
+    if fps is not None:
+        iio = optional_import("imageio.v3")
+        frames = (torch.from_numpy(iio.imread(_frame(out, view, depth)[1]))[..., :3] for view in range(len(ours)))
+        write_video(out / "video.mp4", frames, fps=round(fps), n_frames=len(ours))
+
+
+def _frame(out: Path, view: int, depth: bool) -> tuple[bool, Path, Path]:
+    """Whether a frame is there, and its files."""
+    picture, distances = (out / kind / f"{view:05d}.png" for kind in ("frames", "depth"))
+    return picture.is_file() and (not depth or distances.is_file()), picture, distances
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, got {text!r}")
+    return int(width), int(height)
+
+
+def _box(text: str) -> Tensor:
+    try:
+        box = torch.tensor([float(word) for word in text.split(",")], dtype=torch.float64)
+    except ValueError:
+        box = torch.empty(0)
+    if box.shape != (6,) or not bool((box[3:] > box[:3]).all()):
+        raise argparse.ArgumentTypeError(f"must be x0,y0,z0,x1,y1,z1, the lower corner first, got {text!r}")
+    return box
