@@ -168,9 +168,9 @@ def _instant_ngp(
         where = f"{file}, camera {i}"
         x, y, z, w = array_of(camera, "R", (4,), where)
         rotation, origin = of_quaternion((w, x, y, z), where), array_of(camera, "T", (3,), where)
-        # what it makes of a file: axes turned round, y and z of the camera the other way, moved and scaled
+        # what it makes of a file: y and z of the camera the other way, scaled and moved, then the axes turned round
         turned = CYCLE.T @ rotation @ np.diag([1.0, -1.0, -1.0])
-        poses.append(np.concatenate((turned, (CYCLE.T @ ((origin - offset) / scale))[:, None]), axis=1))
+        poses.append(np.concatenate((turned, ((CYCLE.T @ origin - offset) / scale)[:, None]), axis=1))
         focals.append(_focal(float(array_of(camera, "fov", (), where)), size[1], where))
     seconds = meta.get("duration_seconds")
     fps = len(poses) / float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None

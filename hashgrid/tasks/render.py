@@ -41,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--frames", type=int, default=120, help="of a path that is made (default: 120)")
     parser.add_argument("--size", type=_size, help="width and height of pictures, as 1280x720")
     parser.add_argument("--fps", type=float, help="frames per second; those of the file, or 30, if none")
-    parser.add_argument("--crop", type=_box, help="box x0,y0,z0,x1,y1,z1 in the scene's coordinates; the rest is empty")
+    corners = ("X0", "Y0", "Z0", "X1", "Y1", "Z1")
+    crop_help = "box in the scene's coordinates, outside of which nothing is shown"
+    parser.add_argument("--crop", type=float, nargs=6, metavar=corners, help=crop_help)
     parser.add_argument("--background", help="white, black, grey, #rrggbb or R,G,B; that of the run if none")
     parser.add_argument("--depth", action="store_true", help="write depth/NNNNN.png, too")
     parser.add_argument("--no-video", action="store_true", help="pictures only")
@@ -60,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         task.load_state(with_prefix(stored.tensors, "state."))
         out = args.out or checkpoint.parent / f"render_{Path(args.path).stem}"
         path = make_path(task, args.path, args.frames, args.size)
-        crop = args.crop if args.crop is not None else path.crop
+        crop = path.crop if args.crop is None else _box(args.crop)
         name = args.background or config.background
         background = task.scene.background(name) if args.background or path.background is None else None
         background = torch.tensor(path.background) if background is None else background
@@ -100,6 +102,8 @@ def write_path(
     """Writes ``frames/NNNNN.png``, with ``depth`` also ``depth/NNNNN.png``, and with ``fps`` ``video.mp4``. Frames that
     are there are kept, where the path and what is shown of it are the same."""
     cameras, placement = path.cameras, task.scene.placement
+    if fps is not None and bool((cameras.sizes % 2).any()):
+        raise ValueError(f"pictures of a video must have even sides, got {cameras.sizes[0].tolist()}; or `--no-video`")
     settings = {
         "c2w": cameras.c2w.tolist(), "intrinsics": cameras.intrinsics.tolist(), "sizes": cameras.sizes.tolist(),
         "crop": None if crop is None else crop.tolist(), "background": background.tolist(),
@@ -141,11 +145,8 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _box(text: str) -> Tensor:
-    try:
-        box = torch.tensor([float(word) for word in text.split(",")], dtype=torch.float64)
-    except ValueError:
-        box = torch.empty(0)
-    if box.shape != (6,) or not bool((box[3:] > box[:3]).all()):
-        raise argparse.ArgumentTypeError(f"must be x0,y0,z0,x1,y1,z1, the lower corner first, got {text!r}")
+def _box(corners: Sequence[float]) -> Tensor:
+    box = torch.tensor(corners, dtype=torch.float64)
+    if not bool((box[3:] > box[:3]).all()):
+        raise ValueError(f"`--crop` must be two corners, the lower one first, got {list(corners)}")
     return box

@@ -6,6 +6,8 @@ Poses and the box are in the world. Masks become the alpha of images.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
     try:
         with np.load(file, allow_pickle=False) as stored:
             cameras = {key: stored[key].astype(np.float64) for key in stored.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise SceneError(f"{file} cannot be read as an archive of arrays: {error}") from error
     if "camera_mat_0" in cameras:
         raise SceneError(f"{file}: has `camera_mat_0`, as DVR's files, whose `world_mat` is no projection; convert it")

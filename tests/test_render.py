@@ -1,0 +1,143 @@
+"""`hashgrid render`: paths of viewers against formulas of their own, and frames against direct renders."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from problems.nerf import OPTIONS
+
+from hashgrid.cli import main
+from hashgrid.data.camera_paths import between, quaternion, read_camera_path, spiral
+from hashgrid.data.errors import SceneError
+from hashgrid.data.procedural import orbit_cameras, write_scene
+from hashgrid.geometry.cameras import nearest_point_to_axes
+from hashgrid.rendering.volume import render_image
+from hashgrid.tasks.nerf import Nerf
+from hashgrid.tasks.render import make_path
+from hashgrid.train.checkpoint import with_prefix
+from hashgrid.train.loop import load_model
+from hashgrid.train.run import read_checkpoint
+from hashgrid.util.files import to_uint8
+
+iio = pytest.importorskip("imageio.v3")
+pytest.importorskip("imageio_ffmpeg")
+
+
+def test_quaternions_are_scipys() -> None:
+    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
+    halves = [rotation.from_euler("xyz", angles) for angles in ((math.pi, 0, 0), (0, math.pi, 0), (0, 0, math.pi))]
+    for turn in [*rotation.random(50, rng=np.random.default_rng(0)), *halves]:
+        expected = turn.as_quat(canonical=True)[[3, 0, 1, 2]]
+        ours = quaternion(torch.from_numpy(turn.as_matrix())).numpy()
+        assert min(np.abs(ours - expected).max(), np.abs(ours + expected).max()) < 1e-9
+
+
+def test_nerfstudio_paths(tmp_path: Path) -> None:
+    """The field of view is over the height; the crop is a box by its middle and extent."""
+    views = orbit_cameras(3, 40, 1)
+    path = [
+        {"camera_to_world": [*pose.reshape(-1).tolist(), 0, 0, 0, 1], "fov": 50.0, "aspect": 1.5, "render_time": i / 2}
+        for i, pose in enumerate(views.c2w)
+    ]
+    crop = {"crop_center": [0.1, 0.2, 0.3], "crop_scale": [1, 2, 4], "crop_bg_color": {"r": 255, "g": 51, "b": 0}}
+    meta = {"camera_path": path, "render_width": 30, "render_height": 20, "fps": 24, "crop": crop}
+    (tmp_path / "camera_path.json").write_text(json.dumps(meta))
+    read = read_camera_path(tmp_path / "camera_path.json")
+    torch.testing.assert_close(read.cameras.c2w, views.c2w)
+    assert read.cameras.sizes.tolist() == [[30, 20]] * 3 and read.fps == 24
+    assert read.cameras.intrinsics[0].tolist() == pytest.approx([10 / math.tan(math.radians(25))] * 2 + [15, 10])
+    assert read.crop is not None and read.crop.tolist() == pytest.approx([-0.4, -0.8, -1.7, 0.6, 1.2, 2.3])
+    assert read.background == pytest.approx((1, 0.2, 0)) and read.cameras.times is not None
+    assert read.cameras.times.tolist() == [0, 0.5, 1]
+
+
+def test_instant_ngp_paths(tmp_path: Path) -> None:
+    """Its coordinates of a pose in a file: two columns change their sign, the place is scaled and moved, then rows go
+    round."""
+    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
+    views, path = orbit_cameras(3, 40, 1), []
+    for pose in views.c2w.double().numpy():
+        turned = pose * [1, -1, -1, 1]
+        turned[:, 3] = turned[:, 3] * 0.33 + [0.5, 0.6, 0.7]
+        turned = turned[[1, 2, 0]]
+        q, t = rotation.from_matrix(turned[:, :3]).as_quat(), turned[:, 3]
+        path.append({"R": q.tolist(), "T": t.tolist(), "fov": 60})
+    (tmp_path / "base_cam.json").write_text(json.dumps({"path": path, "time": 0.0, "duration_seconds": 0.1}))
+    read = read_camera_path(tmp_path / "base_cam.json", (64, 32), offset=[0.5, 0.6, 0.7])
+    torch.testing.assert_close(read.cameras.c2w, views.c2w, rtol=0, atol=1e-5)
+    assert read.fps == pytest.approx(30) and float(read.cameras.intrinsics[0, 1]) == pytest.approx(16 * math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[1]", "must have a list `camera_path`"),
+        ('{"camera_path": []}', "`render_width` is missing"),
+        ('{"path": []}', "must have a camera"),
+        ('{"path": [{"R": [0, 0, 0, 0], "T": [0, 0, 0], "fov": 50}]}', "quaternion must be finite and not zero"),
+        ('{"path": [{"R": [0, 0, 0, 1], "T": [0, NaN, 0], "fov": 50}]}', "`T` must be finite"),
+        ('{"path": [{"R": [0, 0, 0, 1], "T": [0, 0, 0], "fov": 180}]}', r"`fov` must be within \(0, 180\)"),
+        ('{"path": [{"R": [0, 0, 0, 1], "T"', "broken JSON"),
+    ],
+)
+def test_wrong_paths_are_one_error(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "path.json").write_text(text)
+    with pytest.raises(SceneError, match=why):
+        read_camera_path(tmp_path / "path.json")
+
+
+def test_paths_of_views() -> None:
+    """A path between views goes through them; a spiral looks at what they look at, from among them."""
+    views = orbit_cameras(5, 40, 1)
+    path = between(views, 17)
+    torch.testing.assert_close(path.c2w[::4], views.c2w, rtol=0, atol=1e-5)
+    steps = (path.origins[1:] - path.origins[:-1]).norm(dim=-1)
+    assert float(steps.max() / steps.mean()) < 4
+    rotations = path.c2w[:, :, :3].double()
+    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).double().expand(17, 3, 3), atol=1e-6, rtol=0)
+    turn = spiral(views, 20)
+    torch.testing.assert_close(nearest_point_to_axes(turn), nearest_point_to_axes(views), atol=0.05, rtol=0)
+    middle = views.origins.mean(0)
+    assert float((turn.origins - middle).norm(dim=-1).max()) < 2 * float((views.origins - middle).norm(dim=-1).max())
+
+
+def test_render_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Frames are direct renders; what is there is kept, another path is refused; a crop takes away."""
+    scene = write_scene(tmp_path / "scene", 6, 1, 24)
+    run = tmp_path / "run"
+    words = ["nerf", str(scene), "--steps", "40", "--no-video", "--views", "1", *OPTIONS]
+    assert main([*words, "--out", str(run)]) == 0
+    assert main(["render", str(run), "--path", "between", "--frames", "3", "--size", "32x24", "--depth"]) == 0
+    out = run / "render_between"
+    frames = sorted((out / "frames").iterdir())
+    assert [f.name for f in frames] == ["00000.png", "00001.png", "00002.png"] and (out / "video.mp4").is_file()
+    assert (out / "depth" / "00002.png").is_file()
+
+    stored = read_checkpoint(run / "checkpoint.safetensors", Nerf)
+    config = Nerf.Config.from_dict(stored.metadata["config"], "it").replace(video=False)
+    task = Nerf.make(config, None, stored.metadata["notes"])  # type: ignore[arg-type]
+    load_model(task.model, stored.tensors, averaged=True)
+    task.load_state(with_prefix(stored.tensors, "state."))
+    cameras = between(task.scene.train, 3, (32, 24))
+    color = render_image(task.model, task.sampler, cameras, 1, torch.ones(3))[0]
+    assert np.array_equal(iio.imread(frames[1]), to_uint8(color))
+    assert len(make_path(task, "orbit", 5, (20, 10)).cameras) == 5
+
+    before = frames[0].stat().st_mtime_ns
+    frames[1].unlink()
+    (out / "video.mp4").unlink()
+    again = ["render", str(run), "--path", "between", "--frames", "3", "--size", "32x24", "--depth"]
+    assert main(again) == 0 and frames[0].stat().st_mtime_ns == before and frames[1].is_file()
+    assert main([*again[:5], "4", *again[6:]]) == 1 and "frames of another one" in capsys.readouterr().err
+
+    words = ["render", str(run), "--path", "train", "--no-video", "--crop"]
+    assert main([*words, *"-1.5 -1.5 -1.5 1.5 1.5 1.5".split(), "--out", str(tmp_path / "all")]) == 0
+    assert main([*words, *"5 5 5 6 6 6".split(), "--out", str(tmp_path / "none")]) == 0
+    whole, empty = (iio.imread(tmp_path / name / "frames" / "00000.png") for name in ("all", "none"))
+    assert whole.min() < 200 and (empty == 255).all()
+    assert main([*words, *"1 1 1 0 2 2".split()]) == 1 and "the lower one first" in capsys.readouterr().err
