@@ -191,11 +191,11 @@ def lit_pixels(cameras: Cameras, view: int) -> Tensor | None:
     """The pixels of a view that light reaches [H, W] bool, None for all: a fisheye's picture is round."""
     if KINDS[int(cameras.lens[view])] == "perspective":
         return None
-    size, lens = cameras.sizes[view].tolist(), KINDS[int(cameras.lens[view])]
-    points = _pixel_points(cameras.intrinsics[view].tolist(), *size, cameras.c2w.device)
-    residual = unproject(points, lens, cameras.distortion[view].double())[1]
+    width, height = cameras.sizes[view].tolist()
+    points = _pixel_points(cameras.intrinsics[view].tolist(), width, height, cameras.c2w.device)
+    residual = unproject(points, KINDS[int(cameras.lens[view])], cameras.distortion[view].double())[1]
     lit = residual <= 1e-3 / float(cameras.intrinsics[view, :2].max())
-    return None if bool(lit.all()) else lit.view(size[1], size[0])
+    return None if bool(lit.all()) else lit.view(height, width)
 
 
 def _pixel_points(intrinsics: Sequence[float], width: int, height: int, device: torch.device) -> Tensor:

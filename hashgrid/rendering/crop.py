@@ -18,6 +18,8 @@ class CroppedSampler(Sampler):
         box: [6], the lower corner first, in the coordinates of the field.
     """
 
+    box: Tensor
+
     def __init__(self, sampler: Sampler, box: Tensor) -> None:
         super().__init__()
         self.sampler, self.prunes, self.early_stop_eps = sampler, sampler.prunes, sampler.early_stop_eps

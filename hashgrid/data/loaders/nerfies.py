@@ -48,7 +48,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
     scale, near, far = (float(array_of(scene, key, (), where)) for key in ("scale", "near", "far"))
     if not (scale > 0 and 0 <= near < far):
         raise SceneError(f"{where}: `scale` must be positive and `near` below `far`, got {scale}, {near} and {far}")
-    views = [read_views(photos, options) for photos in parts]
+    views = read_views(parts[0], options), read_views(parts[1], options)
     choose = range_box(near / scale, far / scale)  # they are in the scene's own unit
     return make_scene(*views, choose, path.resolve(), folder_name(path), options, "val_ids")
 
