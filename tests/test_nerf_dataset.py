@@ -535,3 +535,14 @@ def test_shared_scenes(shared, name, n_train, n_test, size, bounded):
     near, far = (scene.outer_aabb[:3] - rays_o) * inverse, (scene.outer_aabb[3:] - rays_o) * inverse
     hits = torch.minimum(near, far).amax(-1) < torch.maximum(near, far).amin(-1)
     assert bool(hits[rgba[:, 3] > 0.5].all())
+
+
+def test_keys_that_are_not_read_are_named(tmp_path):
+    """What would change a result, and what nobody knows; never what is read or harmless."""
+    keys = {"from_na": True, "envmap": "sky.exr", "colour_space": "linear", "sharpness": 3, "applied_scale": 2.0}
+    with pytest.warns(SceneWarning) as caught:
+        load_scene(write(tmp_path, **keys, fl_x=20.0, white_transparent=False))
+    text = " ".join(str(warning.message) for warning in caught)
+    assert "`envmap`, which is a picture of the surroundings, `from_na`, which turns the axes" in text
+    assert "unknown keys, not read: `colour_space`" in text
+    assert not any(word in text for word in ("sharpness", "applied_scale", "fl_x", "white_transparent"))

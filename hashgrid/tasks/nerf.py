@@ -90,7 +90,7 @@ class Nerf(Task):
     summary = (
         "Trains a radiance field on posed photographs and renders the test views; without SOURCE of a procedural scene."
     )
-    source_help = "folder that holds transforms*.json"
+    source_help = "folder of posed photos: transforms.json, COLMAP, LLFF and more, see --format"
     packages = ("imageio.v3", "matplotlib")
     config: NerfConfig
     model: RadianceField
