@@ -114,3 +114,39 @@ def test_a_fisheye_has_dark_corners(tmp_path: Path) -> None:
     assert direction[0] > 0.99 and abs(float(direction[2])) < 1e-2
     rays, _, _ = scene.train.sample_rays(256, seed=1)
     assert torch.allclose(rays.directions.norm(dim=-1), torch.ones(256), atol=1e-5)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL", *COLMAP])
+def test_models_that_colmap_writes(model: str, binary: bool, tmp_path: Path) -> None:
+    """Rays through points of a model that COLMAP's own library has written meet the points it projected there."""
+    pycolmap, iio = pytest.importorskip("pycolmap"), pytest.importorskip("imageio.v3")
+    rng, values = (
+        np.random.default_rng(0),
+        {"SIMPLE_RADIAL": {"k1": 0.05}, **{k: v for k, (_, v) in COLMAP.items()}}[model],
+    )
+    focals = [40] if model.startswith("SIMPLE") else [40, 42]
+    made = pycolmap.Reconstruction()
+    camera = pycolmap.Camera(model=model, width=64, height=48, params=[*focals, 33, 23, *values.values()], camera_id=7)
+    made.add_camera_with_trivial_rig(camera)
+    for i in range(2):
+        turn = rng.normal(size=4)
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(turn / np.linalg.norm(turn)), rng.normal(size=3))
+        image = pycolmap.Image(name=f"im {i}.png", camera_id=7, image_id=i + 1)
+        made.add_image_with_trivial_frame(image, pose)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        iio.imwrite(tmp_path / "images" / f"im {i}.png", rng.integers(0, 255, (48, 64, 3), np.uint8))
+    folder = tmp_path / "sparse" / "0"
+    folder.mkdir(parents=True)
+    (made.write_binary if binary else made.write_text)(folder)
+    views = load_scene(tmp_path, holdout=0).train
+    assert views.names == ("im 0.png", "im 1.png")
+    for view in range(2):
+        column, row = torch.tensor([3, 30, 60]), torch.tensor([40, 20, 5])
+        rays = views.rays(torch.full_like(row, view), column, row)
+        points = (rays.origins + 3 * rays.directions).double()
+        image = made.image(view + 1)
+        theirs = np.array([camera.img_from_cam(image.cam_from_world() * point) for point in points.numpy()])
+        np.testing.assert_allclose(theirs, np.stack((column + 0.5, row + 0.5), axis=-1), atol=2e-3)
+        ours, depth = views.project(points, view)
+        assert (depth > 0).all() and np.abs(ours.numpy() - theirs).max() < 2e-3

@@ -254,7 +254,9 @@ def make_sampler(
     if name == "stratified":
         return StratifiedSampler(field.n_coarse, scene.near, backend)
     grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train
-    grid.to(field.aabb.device).mark_invisible_cells(train.c2w, train.intrinsics, train.sizes, near=scene.near)
+    grid.to(field.aabb.device)
+    if not bool(train.lens.any()):  # others see to their sides
+        grid.mark_invisible_cells(train.c2w, train.intrinsics, train.sizes, near=scene.near)
     step_size = float((scene.aabb[3:] - scene.aabb[:3]).max()) * 3**0.5 / config.steps_per_diagonal
     return OccupancySampler(grid, step_size, scene.cone_angle, scene.near, config, seed).to(field.aabb.device)
 

@@ -47,7 +47,8 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "EUCM": ("eucm", ("fx", "fy", "cx", "cy", "k1", "k2")),
     "EQUIRECTANGULAR": ("equirectangular", ("width", "height")),
 }
-FOLDERS = ("sparse", "colmap/sparse", "distorted/sparse", ".")
+FOLDERS = ("sparse", "colmap/sparse", "distorted/sparse")
+IMAGES = ("images", "input")
 MOST_NAME = 4096  # bytes of an image's name; more is no model
 
 
@@ -104,9 +105,9 @@ def _models(path: Path) -> list[Path]:
     for name in FOLDERS:
         folder = path / name
         found = [f for f in (folder, *sorted(folder.glob("*"))) if f.is_dir() and _file(f, "cameras") is not None]
-        if found and (name != "." or found[0] == path):
+        if found:
             return found
-    return []
+    return [path] if _file(path, "cameras") is not None else []
 
 
 def _file(folder: Path, name: str) -> Path | None:
@@ -294,11 +295,11 @@ def _floats(words: list[str], where: str) -> list[float]:
 
 def _photos(path: Path, folder: Path, cameras: dict[int, Camera], images: list[Image]) -> list[Photo]:
     """Images of the model that are there, by name."""
-    roots = [root / "images" for root in (path, *folder.parents) if root == path or path in root.parents]
-    roots += [folder.parent / "images"]
+    here = folder.resolve()
+    roots = [root / name for root in (path, here.parent, here.parent.parent) for name in IMAGES]
     place = next((root for root in roots if root.is_dir()), None)
     if place is None:
-        raise SceneError(f"{path}: there must be a folder `images` beside the model, got none of {some(roots)}")
+        raise SceneError(f"{path}: there must be a folder `images` beside the model, there is none of {some(roots)}")
     photos, missing = [], []
     for image in sorted(images, key=lambda image: image.name):
         file, camera = place / image.name, cameras[image.camera]

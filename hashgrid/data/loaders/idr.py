@@ -62,6 +62,8 @@ def _photo(image: Path, mask: Path | None, cameras: dict[str, np.ndarray], i: in
     where = f"{file}, `world_mat_{i}` ({image.name})"
     intrinsics, c2w = decomposed(_matrix(cameras, f"world_mat_{i}", file)[:3], where)
     fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
+    if abs(intrinsics[0, 1]) > 1e-3 * fx:
+        raise SceneError(f"{where}: the axes of pixels must be at right angles, got a skew of {intrinsics[0, 1]:g}")
     # their pixels are numbered at their middles
     return Photo(image.name, image, from_opencv(c2w), lambda *_: [fx, fy, cx + 0.5, cy + 0.5], where, alpha=mask)
 
