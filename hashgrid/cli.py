@@ -59,10 +59,9 @@ def _run(words: list[str]) -> int:
         from hashgrid.tasks.compare import main as compare
 
         return compare(TASKS, words[1:])
-    if words and words[0] == "render":
-        from hashgrid.tasks.render import main as render
-
-        return render(words[1:])
+    if words and words[0] in ("render", "export"):
+        command = importlib.import_module(f"hashgrid.tasks.{words[0]}")
+        return int(command.main(words[1:]))
     if words and words[0] == "bench":
         return _bench(words[1:])
     args = _parser().parse_args(words)
@@ -96,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("compare", help="train several fields on one task, side by side")
     commands.add_parser("render", help="render a trained scene along a path of cameras")
+    commands.add_parser("export", help="write a coloured mesh, points or cameras of a trained scene")
     info = commands.add_parser("info", help="versions, compiler, CPU capability, CUDA")
     info.set_defaults(run=_info)
     scene = commands.add_parser("scene", help="render the procedural scene to a transforms.json folder")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,7 @@ from hashgrid.rendering.crop import CroppedSampler
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render_image
 from hashgrid.tasks.nerf import Nerf
-from hashgrid.train.checkpoint import with_prefix
-from hashgrid.train.loop import load_model
-from hashgrid.train.run import CHECKPOINT, read_checkpoint
+from hashgrid.tasks.trained import trained_nerf
 from hashgrid.util.files import atomic_write_image, atomic_write_json
 from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import write_depth, write_video
@@ -52,18 +49,12 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.frames < 1 or (args.fps is not None and not args.fps > 0):
         raise ValueError(f"`--frames` and `--fps` must be positive, got {args.frames} and {args.fps}")
-    checkpoint = args.run / CHECKPOINT if args.run.is_dir() else args.run
-    stored = read_checkpoint(checkpoint, Nerf)
-    config: Any = Nerf.Config.from_dict({**stored.metadata["config"], "device": args.device}, "the checkpoint")
-    config = config.replace(video=False).with_budget().on_device()
-    with threads_for(config.backend):
-        task = Nerf.make(config, None, stored.metadata["notes"])
-        load_model(task.model, stored.tensors, averaged=True)
-        task.load_state(with_prefix(stored.tensors, "state."))
-        out = args.out or checkpoint.parent / f"render_{Path(args.path).stem}"
+    task, folder = trained_nerf(args.run, args.device)
+    with threads_for(task.config.backend):
+        out = args.out or folder / f"render_{Path(args.path).stem}"
         path = make_path(task, args.path, args.frames, args.size)
-        crop = path.crop if args.crop is None else _box(args.crop)
-        name = args.background or config.background
+        crop = path.crop if args.crop is None else corners(args.crop)
+        name = args.background or task.config.background
         background = task.scene.background(name) if args.background or path.background is None else None
         background = torch.tensor(path.background) if background is None else background
         write_path(
@@ -145,8 +136,9 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _box(corners: Sequence[float]) -> Tensor:
-    box = torch.tensor(corners, dtype=torch.float64)
+def corners(numbers: Sequence[float]) -> Tensor:
+    """The box [6] of `--crop`."""
+    box = torch.tensor(numbers, dtype=torch.float64)
     if not bool((box[3:] > box[:3]).all()):
-        raise ValueError(f"`--crop` must be two corners, the lower one first, got {list(corners)}")
+        raise ValueError(f"`--crop` must be two corners, the lower one first, got {list(numbers)}")
     return box

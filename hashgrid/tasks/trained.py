@@ -1,0 +1,31 @@
+"""Radiance fields that were trained, from their checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hashgrid.tasks.nerf import Nerf
+from hashgrid.train.checkpoint import with_prefix
+from hashgrid.train.loop import load_model
+from hashgrid.train.run import CHECKPOINT, read_checkpoint
+
+
+def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:
+    """The task of a run of ``hashgrid nerf`` as it ended, with its scene, and the folder of its results.
+
+    Args:
+        run: the folder, or the checkpoint in it.
+        device: where it goes.
+
+    Raises:
+        ValueError: there is no checkpoint of such a run.
+        SceneError: the scene is not where it was.
+    """
+    checkpoint = run / CHECKPOINT if run.is_dir() else run
+    stored = read_checkpoint(checkpoint, Nerf)
+    config: Any = Nerf.Config.from_dict({**stored.metadata["config"], "device": device}, "the checkpoint")
+    task = Nerf.make(config.replace(video=False).with_budget().on_device(), None, stored.metadata["notes"])
+    load_model(task.model, stored.tensors, averaged=True)
+    task.load_state(with_prefix(stored.tensors, "state."))
+    return task, checkpoint.parent
