@@ -37,7 +37,7 @@ def ball(cameras, view: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_fused_ball() -> None:
-    """Vertices lie on it to a fifth of a voxel in the mean, faces close it and look outwards, colours are those seen there."""
+    """Vertices lie a fifth of a voxel from it in the mean, faces close it and look outwards, colours are those seen."""
     cameras = orbit_cameras(40, 120, 1)
     below = orbit_cameras(40, 120, 2)
     below.c2w[:, 2] *= -1  # a mirror: z and the third axis of the camera; one column more makes it a rotation again

@@ -15,6 +15,7 @@ from hashgrid.util.memory import peak_memory
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_in_use
 
+RESULTS = "results.json"
 SHOWN_RATES = ("samples", "rays")  # of counts, in the progress bar
 
 
@@ -90,7 +91,7 @@ def write_results(task: Task, report: Report, figures: dict[str, Any], peak: int
         "peak_memory_bytes": peak_memory(),
         "config": task.config.to_dict(),
     }
-    atomic_write_json(report.out / "results.json", results)
+    atomic_write_json(report.out / RESULTS, results)
 
 
 def plot_psnr(path: Path, points: Sequence[tuple[float, float]], final: float | None = None) -> None:

@@ -17,8 +17,9 @@ import torch
 from hashgrid.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, with_prefix
 from hashgrid.train.config import RunConfig
 from hashgrid.train.loop import Trainer, load_model
+from hashgrid.train.page import write_page
 from hashgrid.train.profile import StepProfile
-from hashgrid.train.report import REPORTERS, Console, Reporter, write_results
+from hashgrid.train.report import REPORTERS, RESULTS, Console, Reporter, write_results
 from hashgrid.train.task import Progress, Report, Task
 from hashgrid.util.device import choose_device, why_not_cuda
 from hashgrid.util.files import atomic_write_json
@@ -117,6 +118,7 @@ def _train_and_evaluate(task: Task, options: Options, out: Path, stored: Checkpo
     write_results(task, report, task.evaluate(report), peak)
     if not report.interrupted:
         task.finish(out)
+    write_page(out, json.loads((out / RESULTS).read_text()), task.config.to_dict(), report.curve)
     print(f"results in {out}", flush=True)
     return 130 if report.interrupted else 0
 
