@@ -28,6 +28,13 @@ TASKS = {
     "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
 }
 
+# What is done before training and after it: a module with `main`, and what it does.
+COMMANDS = {
+    "data": ("hashgrid.tasks.poses", "find the poses of photos or of a video"),
+    "render": ("hashgrid.tasks.render", "render a trained scene along a path of cameras"),
+    "export": ("hashgrid.tasks.export", "write a coloured mesh, points or cameras of a trained scene"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. Errors a user can mend are one line on stderr."""
@@ -59,8 +66,8 @@ def _run(words: list[str]) -> int:
         from hashgrid.tasks.compare import main as compare
 
         return compare(TASKS, words[1:])
-    if words and words[0] in ("render", "export"):
-        command = importlib.import_module(f"hashgrid.tasks.{words[0]}")
+    if words and words[0] in COMMANDS:
+        command = importlib.import_module(COMMANDS[words[0]][0])
         return int(command.main(words[1:]))
     if words and words[0] == "bench":
         return _bench(words[1:])
@@ -94,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=summary)
 
     commands.add_parser("compare", help="train several fields on one task, side by side")
-    commands.add_parser("render", help="render a trained scene along a path of cameras")
-    commands.add_parser("export", help="write a coloured mesh, points or cameras of a trained scene")
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary)
     info = commands.add_parser("info", help="versions, compiler, CPU capability, CUDA")
     info.set_defaults(run=_info)
     scene = commands.add_parser("scene", help="render the procedural scene to a transforms.json folder")

@@ -8,6 +8,7 @@ from types import ModuleType
 EXTRAS = {
     **dict.fromkeys(("soundfile", "av", "nibabel", "tifffile", "OpenEXR"), "signals"),
     "constriction": "compress",
+    "pycolmap": "colmap",
 }
 
 
