@@ -332,6 +332,7 @@ class Photo:
         time: when it was taken, where the scene moves.
         kind: of the lens, of `KINDS`.
         alpha: a file whose brightness is the alpha of the image, which has none then.
+        depth: a file of depths along the axis of the camera, integers, and what one of them is long; 0 is unknown.
     """
 
     name: str
@@ -344,6 +345,7 @@ class Photo:
     time: float | None = None
     kind: str = "perspective"
     alpha: Path | None = None
+    depth: tuple[Path, float] | None = None
 
 
 def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
@@ -392,7 +394,36 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
         times=None if timeless or not photos else torch.tensor([photo.time for photo in photos]),
         lens=torch.tensor([KINDS.index(photo.kind) for photo in photos], dtype=torch.int64),
     )
+    if any(photo.depth is not None for photo in photos):
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            depths = pool.map(_read_depth, photos, [views.size(view) for view in range(len(photos))])
+            views.ends = torch.cat([_along_rays(views, view, depth) for view, depth in enumerate(depths)])
     return _without_dark_corners(views)
+
+
+def _read_depth(photo: Photo, size: tuple[int, int]) -> np.ndarray:
+    """Depths along the axis [H, W] of a picture of this width and height: those of the nearest pixels."""
+    width, height = size
+    if photo.depth is None:
+        return np.zeros((height, width), np.float32)
+    file, unit = photo.depth
+    stored = read_photo(file, turn=lambda *_: False)
+    if stored.shape[2] != 1 or not fits_shape(stored.shape[1], stored.shape[0], size):
+        raise SceneError(
+            f"{file}: depths must be one channel of the shape of the image, {width}x{height}, got"
+            f" {stored.shape[1]}x{stored.shape[0]} and {stored.shape[2]} channel(s)"
+        )
+    rows, columns = (
+        ((np.arange(n) + 0.5) * m / n).astype(np.int64)
+        for n, m in ((height, stored.shape[0]), (width, stored.shape[1]))
+    )
+    return stored[rows[:, None], columns, 0].astype(np.float32) * np.float32(unit)
+
+
+def _along_rays(views: Views, view: int, depth: np.ndarray) -> torch.Tensor:
+    """Distances along rays [H*W] of depths along the axis [H, W]."""
+    ahead = -(views.view_rays(view).directions @ views.c2w[view, :, 2].float())
+    return torch.from_numpy(depth).view(-1) / ahead.clamp_min(1e-6)
 
 
 def _without_dark_corners(views: Views) -> Views:

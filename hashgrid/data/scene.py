@@ -68,12 +68,15 @@ class Views(Cameras):
         data: the pixels of all images one after the other, row by row [P, C] uint8, C = 3 or 4.
         names: file names, relative to the scene.
         counts: whether a pixel is drawn and scored, by the scene's masks [P] bool; None where there are none.
+        ends: how far away along its ray what each pixel shows is [P] fp32, 0 where nobody knows; None where nobody
+            knows any.
         offsets: first row of each image in ``data`` [N + 1], int64.
     """
 
     data: Tensor
     names: tuple[str, ...] = ()
     counts: Tensor | None = None
+    ends: Tensor | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +91,8 @@ class Views(Cameras):
             )
         if self.counts is not None and (self.counts.dtype != torch.bool or self.counts.shape != self.data.shape[:1]):
             raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
+        if self.ends is not None and self.ends.shape != self.data.shape[:1]:
+            raise ValueError(f"`ends` must have shape [{len(self.data)}], got {list(self.ends.shape)}")
 
     @cached_property
     def _counted(self) -> Tensor:
@@ -121,6 +126,13 @@ class Views(Cameras):
         image = self.image(view).float() / 255
         return blend(image, background) if self.has_alpha else image
 
+    def near(self, device: torch.device) -> Views:
+        """The same on a GPU that has room for them, where its kernel can draw from them: not if pixels are masked, or
+        lenses bend light without a table; else as they are, on the host."""
+        if device.type != "cuda" or not self.rays_are_tabulated or self.counts is not None:
+            return self
+        return self.to(device) if self.data.numel() < torch.cuda.mem_get_info(device)[0] / 2 else self
+
     def sample_rays(
         self,
         n: int,
@@ -131,13 +143,15 @@ class Views(Cameras):
     ) -> tuple[Rays, Tensor, Tensor]:
         """A training batch, a function of ``seed`` and ``step``: rays through random pixels, their RGBA [n, 4], and
         random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`, which is asked wherever it
-        can: it knows neither the camera nor the time of a ray, which ``needs`` may name.
+        can: it knows neither the camera, the time nor the end of a ray, which ``needs`` may name.
 
         Raises:
             SceneError: a time is needed, and there is none.
         """
         if "time" in needs and self.times is None:
             raise SceneError("every view must have a `time`, which the field needs; this scene has none")
+        if "ends" in needs and self.ends is None:
+            raise SceneError("some view must have depths, which are to be learned from; this scene has none")
         if not needs and self.rays_are_tabulated and self.counts is None:
             rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
                 *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
@@ -148,7 +162,10 @@ class Views(Cameras):
         row, noise = draw_pixels(draws, len(self.data) if self.counts is None else len(self._counted))
         if self.counts is not None:
             row = self._counted.index_select(0, row)
-        return self.rays(*locate_pixels(row, self.offsets, self.sizes)), pixel_colors(self.data, row), noise
+        rays = self.rays(*locate_pixels(row, self.offsets, self.sizes))
+        if self.ends is not None and "ends" in needs:
+            rays = replace(rays, ends=self.ends.index_select(0, row))
+        return rays, pixel_colors(self.data, row), noise
 
 
 @dataclass
@@ -194,7 +211,14 @@ class Scene:
         if abs(unit - 1) < 1e-6 and float(centre.abs().max()) < 1e-6 and self.train.c2w.dtype == torch.float32:
             return self
         step = Placement(tuple(centre.tolist()), unit)
-        train, test = (replace(views, c2w=step.poses_from_file(views.c2w).float()) for views in (self.train, self.test))
+        train, test = (
+            replace(
+                views,
+                c2w=step.poses_from_file(views.c2w).float(),
+                ends=None if views.ends is None else views.ends / unit,
+            )
+            for views in (self.train, self.test)
+        )
         aabb = torch.cat([step.from_file(corner) for corner in (low, high)]).float()
         placement = Placement(tuple(self.placement.to_file(centre).tolist()), self.placement.unit * unit)
         return replace(self, train=train, test=test, aabb=aabb, near=self.near / unit, placement=placement)
@@ -224,6 +248,8 @@ class Scene:
         low, high = (self.placement.to_file(corner).tolist() for corner in self.outer_aabb.split(3))
         digits = 3 if max(map(abs, (*low, *high))) < 1000 * max(b - a for a, b in zip(low, high, strict=True)) else 9
         box = " x ".join(f"[{a:.{digits}g}, {b:.{digits}g}]" for a, b in zip(low, high, strict=True))
+        if self.train.ends is not None:
+            channels += f", {float((self.train.ends > 0).float().mean()):.0%} of depths known"
         return (
             f"{self.name}: {len(self.train)} training and {len(self.test)} test views, {width}x{height} {channels},"
             f" {'bounded' if self.bounded else 'unbounded'}, box {box}, {self.n_cascades} cascade(s)"

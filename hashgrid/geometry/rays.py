@@ -20,16 +20,18 @@ class Rays:
         origins, directions: [R, 3].
         camera: which of the cameras that are trained on each is of [R] int64; None where nobody says.
         time: when each was seen [R]; None in scenes that do not move, or where nobody asks.
+        ends: how far away what each hits is known to be [R], 0 where nobody knows; None where nobody knows any.
     """
 
     origins: Tensor
     directions: Tensor
     camera: Tensor | None = None
     time: Tensor | None = None
+    ends: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.origins)
-        for name, tail in (("origins", (3,)), ("directions", (3,)), ("camera", ()), ("time", ())):
+        for name, tail in (("origins", (3,)), ("directions", (3,)), ("camera", ()), ("time", ()), ("ends", ())):
             value = getattr(self, name)
             if value is not None and value.shape != (n, *tail):
                 raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(value.shape)}")
@@ -48,8 +50,8 @@ class Rays:
         return self._each(lambda x: x.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Rays:
-        camera, time = (None if x is None else change(x) for x in (self.camera, self.time))
-        return Rays(change(self.origins), change(self.directions), camera, time)
+        others = (None if x is None else change(x) for x in (self.camera, self.time, self.ends))
+        return Rays(change(self.origins), change(self.directions), *others)
 
 
 class At:

@@ -22,6 +22,7 @@ from hashgrid.rendering.samplers import Rendered, SamplerConfig, make_sampler
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
+from hashgrid.train.losses import of_ends
 from hashgrid.train.profile import DATA
 from hashgrid.train.report import plot_psnr
 from hashgrid.train.schedule import Schedule
@@ -54,6 +55,7 @@ class NerfConfig(RunConfig):
     decay_start: float = 0.3  # progress at which the exponential decay begins
     huber_delta: float = 0.1  # error from which the loss grows linearly
     distortion_weight: float = 0.0  # of the distortion of weights along rays (Barron et al. 2022)
+    depth_weight: float = 0.1  # of known depths, where the scene has some
 
     @classmethod
     def for_device(cls, device: torch.device) -> NerfConfig:
@@ -87,26 +89,23 @@ class Nerf(Task):
     metric = "test.psnr_mean"
     preview = "psnr_over_time.png"
     Config = NerfConfig
-    summary = (
-        "Trains a radiance field on posed photographs and renders the test views; without SOURCE of a procedural scene."
-    )
+    summary = "Trains a radiance field on posed photographs and renders the test views; of a procedural scene if none."
     source_help = "folder of posed photos: transforms.json, COLMAP, LLFF and more, see --format"
     packages = ("imageio.v3", "matplotlib")
     config: NerfConfig
     model: RadianceField
 
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
-        super().__init__(config)
+        ends = {"ends"} if config.depth_weight > 0 and scene.train.ends is not None else set()
+        super().__init__(config.replace(fixed_size=config.fixed_size and not ends))
         self.scene = scene = scene.normalized()
         config, device, train = self.config, torch.device(self.config.device), scene.train
         kind: Any = RADIANCE_FIELDS[config.field.name]
         self.model = kind(config.field, scene.outer_aabb, scene.n_cascades, config.backend).to(device)
+        self.needs = {*self.model.needs, *ends}
         self.sampler = make_sampler(config.sampling, self.model, scene, config.seed, config.backend)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, config.decay_start)
-        # what the kernel of a GPU does not draw is drawn on the host: distorted without a table, or masked
-        on_gpu = device.type == "cuda" and train.rays_are_tabulated and train.counts is None
-        on_gpu = on_gpu and train.data.numel() < torch.cuda.mem_get_info(device)[0] / 2
-        self.views = train.to(device) if on_gpu else train
+        self.views = train.near(device)
         self.n_rays = torch.tensor([min(1024, config.max_rays)])
 
     @classmethod
@@ -150,12 +149,12 @@ class Nerf(Task):
         ray end on something."""
         config, n = self.config, int(self.n_rays)
         with record_function(DATA):
-            batch = self.views.sample_rays(n, config.seed, progress.step, config.backend, self.model.needs)
+            batch = self.views.sample_rays(n, config.seed, progress.step, config.backend, self.needs)
             rays, (rgba, background) = batch[0].to(self.device), (x.to(self.device) for x in batch[1:])
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         out = render(self.model, self.sampler, rays, None, (config.seed, progress.step))
         loss, means = self.photometric(out, background, target)
-        loss = loss + self.regularization(out)
+        loss = loss + self.regularization(out) + config.depth_weight * of_ends(out.depths, rays.ends)
         if out.coarse is not None:
             loss = loss + self.photometric(out.coarse, background, target)[0]
         self._adapt_rays(out.n_samples)

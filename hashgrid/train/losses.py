@@ -45,6 +45,17 @@ def of_shape(target: str, values: Tensor, distance: Tensor, truncation: float) -
     return truncated_l1(values, distance, truncation)
 
 
+def of_ends(depths: Tensor, ends: Tensor | None, delta: float = 0.05) -> Tensor | float:
+    """Smooth absolute difference of rendered depths [R] and distances [R] at which rays are known to end, 0 where
+    nobody knows; quadratic below ``delta``. Rendered depths are not divided by opacities: a ray that is known to end
+    has to be opaque there. Zero without distances."""
+    if ends is None:
+        return 0.0
+    known = ends > 0
+    error = torch.nn.functional.smooth_l1_loss(depths, ends, beta=delta, reduction="none")
+    return (error * known).sum() / known.sum().clamp_min(1)
+
+
 def on_surface(distance: Tensor) -> Tensor:
     """``|d|`` of distances [N] at points of the surface (Gropp et al. 2020, eq. 1; Sitzmann et al. 2020, eq. 6)."""
     return distance.abs().mean()

@@ -9,6 +9,7 @@ from hashgrid.data.errors import some, warn_of_scene
 
 READ = {
     *("frames", "file_path", "transform_matrix", "time", "mask_path", "mask_filename", "ply_file_path"),
+    *("depth_file_path", "depth_unit_scale_factor"),
     *("fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k2", "k3", "k4", "p1", "p2", "distortion_params", "camera_model"),
     *("camera_angle_x", "camera_angle_y", "x_fov", "y_fov", "is_fisheye", "latlong", "equirectangular"),
     *("orthographic", "rolling_shutter", "aabb", "aabb_scale", "scale", "offset"),
@@ -49,7 +50,6 @@ UNSUPPORTED = {
     "enable_depth_loading": "supervises depth",
     "integer_depth_scale": "supervises depth",
     "depth_path": "supervises depth",
-    "depth_file_path": "supervises depth",
     "enable_ray_loading": "reads rays instead of lenses",
     "normal_mts_args": "is of Mitsuba",
     "semantic_file_path": "labels pixels",

@@ -155,6 +155,7 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
                 mask=_find_mask(keys, image, file.parent, where),
                 time=_number(entry, "time", where),
                 kind=_lens_kind(keys, where),
+                depth=_find_depth(keys, file.parent, where),
             )
         )
     if nameless:
@@ -219,6 +220,21 @@ def _find_mask(keys: dict[str, Any], image: Path, folder: Path, where: str) -> t
     if not file.is_file():
         raise SceneError(f"{where}: `{key}` must be an image relative to {folder}, {keys[key]!r} does not exist")
     return file, True
+
+
+def _find_depth(keys: dict[str, Any], folder: Path, where: str) -> tuple[Path, float] | None:
+    """The depths of an image and their unit: nerfstudio's millimetres, or what `depth_unit_scale_factor` says.
+
+    Raises:
+        SceneError: the file that is named does not exist.
+    """
+    if keys.get("depth_file_path") is None:
+        return None
+    file = folder / str(keys["depth_file_path"]).strip().replace("\\", "/")
+    if not file.is_file():
+        got = keys["depth_file_path"]
+        raise SceneError(f"{where}: `depth_file_path` must be an image relative to {folder}, {got!r} does not exist")
+    return file, _number(keys, "depth_unit_scale_factor", where, positive=True) or 1e-3
 
 
 def _split(
