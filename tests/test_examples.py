@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hashgrid.cli import TASKS, _parser
+from hashgrid.cli import COMMANDS, TASKS, _parser
 from hashgrid.train.run import Options, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +117,8 @@ def test_command_of_the_readme_is_understood(arguments: list[str]) -> None:
         flags = {word for word in words if word.startswith("--")}
         options, config = parse(command, words, command.defaults(None, torch.device("cpu"), flags))
         assert isinstance(options, Options) and isinstance(config, command.Config)
+    elif name in COMMANDS:
+        assert importlib.import_module(COMMANDS[name][0]).make_parser().parse_args(words)
     elif name not in ("bench", "compare"):  # which read their own
         args = _parser().parse_args(arguments)
         assert isinstance(args, argparse.Namespace) and callable(args.run)

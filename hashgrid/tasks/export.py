@@ -28,12 +28,8 @@ from hashgrid.util.threads import threads_for
 WHAT = ("mesh", "points", "cameras")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command.
-
-    Raises:
-        ValueError: the run or an option is unusable.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid export", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `hashgrid nerf`, or its checkpoint")
     parser.add_argument("out", type=Path, metavar="OUT", help="mesh.ply, .obj or .glb; points.ply; cameras.json")
@@ -44,7 +40,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--points", type=int, default=1_000_000, help="points of a cloud, at most (default: 1000000)")
     parser.add_argument("--crop", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"), help="box to keep")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Raises:
+        ValueError: the run or an option is unusable.
+    """
+    args = make_parser().parse_args(argv)
     what = args.what or next((name for name in WHAT if args.out.stem.startswith(name)), "mesh")
     if min(args.views, args.size, args.points) < 1:
         raise ValueError(

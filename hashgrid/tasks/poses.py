@@ -9,13 +9,8 @@ from pathlib import Path
 from hashgrid.data.reconstruct import Recipe, reconstruct, sharp_frames
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command.
-
-    Raises:
-        ValueError: the images or an option are unusable.
-        ImportError: pycolmap is not installed.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid data", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("kind", choices=("images", "video"))
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of photos, or a video")
@@ -29,7 +24,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--frames", type=int, default=120, help="of a video: the sharpest of so many parts (default: 120)"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Raises:
+        ValueError: the images or an option are unusable.
+        ImportError: pycolmap is not installed.
+    """
+    args = make_parser().parse_args(argv)
     matching = args.matching or ("sequential" if args.kind == "video" else "exhaustive")
     recipe = Recipe(matching, args.mapper, args.camera_model, not args.lens_per_image)
     recipe.check()

@@ -26,27 +26,32 @@ WAYS = ("orbit", "spiral", "between", "train", "test")
 SETTINGS = "path.json"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command.
-
-    Raises:
-        ValueError: the checkpoint, the path or an option is unusable.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid render", description=__doc__.partition(": ")[2])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `hashgrid nerf`, or its checkpoint")
     parser.add_argument("--path", default="orbit", help=f"{', '.join(WAYS)}, or a file of nerfstudio or instant-ngp")
     parser.add_argument("--frames", type=int, default=120, help="of a path that is made (default: 120)")
     parser.add_argument("--size", type=_size, help="width and height of pictures, as 1280x720")
     parser.add_argument("--fps", type=float, help="frames per second; those of the file, or 30, if none")
-    corners = ("X0", "Y0", "Z0", "X1", "Y1", "Z1")
+    letters = ("X0", "Y0", "Z0", "X1", "Y1", "Z1")
     crop_help = "box in the scene's coordinates, outside of which nothing is shown"
-    parser.add_argument("--crop", type=float, nargs=6, metavar=corners, help=crop_help)
+    parser.add_argument("--crop", type=float, nargs=6, metavar=letters, help=crop_help)
     parser.add_argument("--background", help="white, black, grey, #rrggbb or R,G,B; that of the run if none")
     parser.add_argument("--depth", action="store_true", help="write depth/NNNNN.png, too")
     parser.add_argument("--no-video", action="store_true", help="pictures only")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="folder; RUN/render_PATH if none. Frames that are there are kept")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Raises:
+        ValueError: the checkpoint, the path or an option is unusable.
+    """
+    args = make_parser().parse_args(argv)
     if args.frames < 1 or (args.fps is not None and not args.fps > 0):
         raise ValueError(f"`--frames` and `--fps` must be positive, got {args.frames} and {args.fps}")
     task, folder = trained_nerf(args.run, args.device)
