@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hashgrid.data.reconstruct import Recipe, reconstruct, sharp_frames
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         ImportError: pycolmap is not installed.
     """
     args = make_parser().parse_args(argv)
-    matching = args.matching or ("sequential" if args.kind == "video" else "exhaustive")
+    matching: Any = args.matching or ("sequential" if args.kind == "video" else "exhaustive")
     recipe = Recipe(matching, args.mapper, args.camera_model, not args.lens_per_image)
     recipe.check()
     images = args.source

@@ -86,8 +86,8 @@ def _extreme_views(out: Path) -> list[tuple[Path, str]]:
     table = out / "test_views.csv"
     if not table.is_file():
         return []
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = [(float(row["psnr"]), row["view"]) for row in csv.DictReader(file)]
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = [(float(row["psnr"]), row["view"]) for row in csv.DictReader(stream)]
     files = sorted((out / "comparisons").glob("*.png"))
     rows = [(psnr, view) for psnr, view in rows if math.isfinite(psnr)]
     if not rows or len(files) != len(rows):
