@@ -155,7 +155,7 @@ def test_command_on_files_of_ones_own_and_resume(tmp_path: Path, capsys: pytest.
     words = ["ct", str(source), "--out", str(out), "--truth", str(tmp_path / "truth.npy"), *options]
     assert main([*words, "--steps", "3"]) == 0
     assert {path.name for path in out.iterdir()} == {
-        *("results.json", "config.json", "checkpoint.safetensors", "volume.npy", "slices.png")
+        *("results.json", "config.json", "checkpoint.safetensors", "report.html", "volume.npy", "slices.png")
     }
     results = json.loads((out / "results.json").read_text())
     assert results["psnr"] > 3 and "fbp" not in results and results["resolution"] == 8

@@ -60,7 +60,8 @@ def test_command_writes_everything(photo: Path, tmp_path: Path, capsys: pytest.C
     out = tmp_path / "out"
     assert main(["image", str(photo), "--out", str(out), "--steps", "3", "--device", "cpu"]) == 0
     assert {path.name for path in out.iterdir()} == {
-        *("results.json", "config.json", "checkpoint.safetensors", "reconstruction.png", "error.png", "detail.png")
+        *("results.json", "config.json", "checkpoint.safetensors", "report.html"),
+        *("reconstruction.png", "error.png", "detail.png"),
     }
     results = results_of(out)
     assert results["train"]["steps"] == 3 and results["train"]["samples"] == 3 * results["config"]["batch"]

@@ -247,7 +247,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     sizes = ["--image-size", "8", "--n-neurons", "8", "--n-unseen", "2", "--device", "cpu"]
     assert main(["meta", "--method", "hypernet", "--steps", "2", "--out", str(out), *sizes]) == 0
-    names = {"results.json", "config.json", "checkpoint.safetensors", "strip.png", "curve.png"}
+    names = {"results.json", "config.json", "checkpoint.safetensors", "report.html", "strip.png", "curve.png"}
     assert {path.name for path in out.iterdir()} == names
     results = json.loads((out / "results.json").read_text())
     assert results["ratio"] == pytest.approx(results["loss_random"] / results["loss"])

@@ -307,7 +307,7 @@ def test_command_solves_an_equation_of_ones_own(
     small = ["--batch", "64", "--n-neurons", "8", "--n-hidden-layers", "2", "--device", "cpu"]
     assert main(["pde", "own.py", "--steps", "60", "--out", "out", *small]) == 0
     assert {path.name for path in Path("out").iterdir()} == {
-        *("results.json", "config.json", "checkpoint.safetensors", "solution.png")
+        *("results.json", "config.json", "checkpoint.safetensors", "report.html", "solution.png")
     }
     results = json.loads(Path("out/results.json").read_text())
     assert results["equation"] == "decay" and results["relative_l2"] < 1e-2

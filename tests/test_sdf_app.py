@@ -77,7 +77,12 @@ def fitted(ball, tmp_path_factory) -> Path:
 
 def test_command_writes_everything(fitted, ball) -> None:
     names = {"checkpoint.safetensors", "mesh.ply", "slice.png", "render.png", "normals.png", "error.png", "strip.png"}
-    assert {path.name for path in fitted.iterdir()} == names | {"turntable.mp4", "results.json", "config.json"}
+    assert {path.name for path in fitted.iterdir()} == names | {
+        "turntable.mp4",
+        "results.json",
+        "config.json",
+        "report.html",
+    }
     results = json.loads((fitted / "results.json").read_text())
     assert KEYS <= set(results) and results["mesh"] == str(fitted / "mesh.ply")
     assert results["iou"] > 0.95 and results["watertight"] and results["euler_input"] == 2

@@ -416,5 +416,5 @@ def test_other_programs_read_what_is_written(tmp_path, suffix) -> None:
 
 
 def test_other_endings_are_not_written(tmp_path) -> None:
-    with pytest.raises(ValueError, match="written as ply or glb, got"):
-        write_mesh(tmp_path / "a.obj", CUBE, CUBE_FACES)
+    with pytest.raises(ValueError, match="written as ply, obj or glb, got"):
+        write_mesh(tmp_path / "a.stl", CUBE, CUBE_FACES)
