@@ -16,9 +16,9 @@ from hashgrid.data.mesh import load_mesh, make_mesh
 from hashgrid.data.mesh_files import write_ply
 from hashgrid.fields.distance import GridDistance
 from hashgrid.geometry.cameras import framing
-from hashgrid.nn.hash_grid import grid_groups
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.surface import render
+from hashgrid.train.groups import adam_groups
 from hashgrid.util.files import atomic_write_image
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     points, distances = make_pool(mesh, DistanceRecipe())
 
     field = GridDistance()  # a HashGrid and a FusedMLP: distances [...] of points [..., 3]
-    optimizer = hashgrid.optim.Adam(grid_groups(field, weight_decay=1e-6), lr=5e-3, eps=1e-15)
+    optimizer = hashgrid.optim.Adam(adam_groups(field, weight_decay=1e-6), lr=5e-3, eps=1e-15)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for step in range(n_steps):
         index = torch.randint(len(points), (1 << 14,))
