@@ -32,8 +32,10 @@ POLYNOMIAL = ("perspective", "fisheye")  # the kinds that are distorted
 
 
 def coefficients(**values: float) -> list[float]:
-    """A row of `COEFFICIENTS` from some of them."""
-    return [float(values.pop(name, 0.0)) for name in COEFFICIENTS]
+    """A row of `COEFFICIENTS` from some of them; a ValueError for a name that is none."""
+    if unknown := values.keys() - set(COEFFICIENTS):
+        raise ValueError(f"coefficients must be of {', '.join(COEFFICIENTS)}, got {', '.join(sorted(unknown))}")
+    return [float(values.get(name, 0.0)) for name in COEFFICIENTS]
 
 
 def distort(points: Tensor, coefficients: Tensor) -> Tensor:
