@@ -19,7 +19,7 @@ from hashgrid.tasks.ct import Ct, CtConfig
 from hashgrid.train.loop import Trainer
 from hashgrid.train.task import Progress, Report
 
-SMALL = {"device": "cpu", "log2_hashmap_size": 12, "n_levels": 3, "batch": 128, "samples_per_ray": 32}
+SMALL = {"device": "cpu", "log2_hashmap_size": 12, "n_levels": 3, "batch": 4096, "samples_per_ray": 32}
 
 
 # ---- phantom and beams ---------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_command_on_files_of_ones_own_and_resume(tmp_path: Path, capsys: pytest.
     for package in ("skimage", "imageio", "tyro"):
         pytest.importorskip(package)
     source, out = write_scan(tmp_path), tmp_path / "out"
-    options = ["--device", "cpu", "--batch", "64", "--log2-hashmap-size", "8", "--n-levels", "2"]
+    options = ["--device", "cpu", "--batch", "2048", "--log2-hashmap-size", "8", "--n-levels", "2"]
     words = ["ct", str(source), "--out", str(out), "--truth", str(tmp_path / "truth.npy"), *options]
     assert main([*words, "--steps", "3"]) == 0
     assert {path.name for path in out.iterdir()} == {

@@ -47,7 +47,7 @@ class CtConfig(RunConfig):
     resolution: int = (
         0  # voxels per side of the volume that is written; 0 for those of the truth, or as large as pixels
     )
-    batch: int = 512  # rays per step
+    batch: int = 3 << 14  # samples along rays, per step
     samples_per_ray: int = 0  # 0 for three to two voxels along the side of the volume
     variation_weight: float = 3e-3  # of the mean change between neighbouring samples of a ray
     learning_rate: float = 1e-2  # after the first steps
@@ -89,6 +89,7 @@ class Ct(Task):
         self.model = kind(config.field, scan.n_dims, 1, config.backend).to(config.device)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, decay_start=0.2)
         self.sampler = StratifiedSampler(config.samples_per_ray or 3 * self.side // 2, backend=config.backend)
+        self.n_rays = max(1, config.batch // self.sampler.n_samples)  # per step
         self.aabb, self.hits = torch.tensor(BOX, device=config.device), scan.hits.to(config.device)
         self.unit = float(scan.values.abs().max())  # of integrals, and of attenuation per side of the volume
         truth = scan.truth if scan.truth is not None and len(scan.truth) == self.side else None
@@ -136,11 +137,11 @@ class Ct(Task):
 
     def loss(self, progress: Progress) -> Step:
         config, step = self.config, progress.step
-        index = draw_rows(config.seed, step, config.batch, len(self.hits), self.device, backend=config.backend)
+        index = draw_rows(config.seed, step, self.n_rays, len(self.hits), self.device, backend=config.backend)
         integrals, values = self.project(index, (config.seed, step))
         error = nn.functional.mse_loss(integrals, self.targets[index])
         loss = error + config.variation_weight * variation_along_rays(values)
-        return Step(loss, {"squared_error": error.detach()}, {"samples": values.numel(), "rays": config.batch})
+        return Step(loss, {"squared_error": error.detach()}, {"samples": values.numel(), "rays": self.n_rays})
 
     @torch.no_grad()
     def residual(self) -> float:
@@ -165,7 +166,7 @@ class Ct(Task):
     def score(self, optimizer: Adam) -> float:
         if self.truth is None:
             return math.nan
-        index = self.truth.draw(1 << 13, 0, 0)
+        index = self.truth.draw(1 << 11, 0, 0)
         values = self.voxels(self.truth.places(index).to(self.device)).cpu()
         error = (values - self.truth.low) / (self.truth.high - self.truth.low) - self.truth.at(index)
         return -10 * math.log10(max(float(error.square().mean()), 1e-12))
