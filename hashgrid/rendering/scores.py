@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,10 +16,36 @@ from hashgrid.data.scene import Scene, Views
 from hashgrid.fields.base import RadianceField
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render_image
+from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_write_csv
 from hashgrid.util.metrics import psnr, ssim
 from hashgrid.util.optional import optional_import
+from hashgrid.util.perceptual import PIXELS_PER_DEGREE, Lpips, flip
 from hashgrid.util.pictures import hex_color, picture_names, write_view
+
+Metric = Callable[[Tensor, Tensor, Tensor | None], float]  # of image, truth, mask
+LOOK = {"psnr": (".2f", " dB"), "ssim": (".4f", ""), "flip": (".4f", ""), "lpips": (".4f", "")}  # digits and unit
+
+
+@dataclass(frozen=True)
+class Scoring(Config):
+    """What test views are scored with besides PSNR, SSIM and FLIP."""
+
+    lpips: Literal["none", "alex", "vgg"] = "none"  # also LPIPS, with features of this network: see docs/photos.md
+
+    def check(self) -> None:
+        super().check()
+        self.metrics()
+
+    def metrics(self) -> dict[str, Metric]:
+        """Functions of image, truth and mask by name.
+
+        Raises:
+            ImportError: LPIPS is wanted, and its package is missing.
+            ValueError: LPIPS is wanted, and there are no weights.
+        """
+        found: dict[str, Metric] = {"psnr": psnr, "ssim": ssim, "flip": flip}
+        return found if self.lpips == "none" else {**found, "lpips": Lpips(self.lpips)}
 
 
 def evaluate(
@@ -27,38 +55,41 @@ def evaluate(
     background: Tensor,
     out: Path | None = None,
     n_views: int | None = None,
+    scoring: Scoring = Scoring(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Scores of the views (all, or ``n_views`` at most, evenly spread): ``psnr_mean``, ``ssim_mean``, ``views``,
-    ``views_total``, ``seconds``.
+    """Scores of the views (all, or ``n_views`` at most, evenly spread): ``psnr_mean``, ``ssim_mean``, ``flip_mean``,
+    with ``scoring.lpips`` also ``lpips_mean``; ``views``, ``views_total``, ``seconds``.
 
     With ``out``, shows how far it is, and writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth |
-    render | error) and ``depth/NAME.png``, and ``test_views.csv`` for all. PSNR is that of the 8-bit image clipped to
-    [0, 1], so that it can be repeated from the files. Masked pixels are not scored: a view without any other has NaN.
+    render | error) and ``depth/NAME.png``, and ``test_views.csv`` for all. Scores are those of the 8-bit image clipped
+    to [0, 1], so that they can be repeated from the files. Masked pixels are not scored: a view without any other has
+    NaN.
     """
     begin = time.perf_counter()
-    scores: list[tuple[str, float, float]] = []
+    metrics = scoring.metrics()
+    scores: dict[str, list[float]] = {name: [] for name in metrics}
     pictures = picture_names(views.names)
     device = field.aabb.device
     cameras = views.select(range(len(views))).to(device)
     n = len(views) if n_views is None else min(n_views, len(views))
-    indices = (i * len(views) // n for i in range(n))
+    indices = [i * len(views) // n for i in range(n)]
     bar = optional_import("tqdm").tqdm(indices, desc="test views", unit="view", total=n, disable=out is None)
     for view in bar:
         color, opacity, depth = (x.cpu() for x in render_image(field, sampler, cameras, view, background.to(device)))
         color = (color * 255).round() / 255
         truth, mask = views.image_rgb(view, background), views.mask(view)
-        scores.append((views.names[view], psnr(color, truth, mask), ssim(color, truth, mask)))
+        for name, metric in metrics.items():
+            scores[name].append(metric(color, truth, mask))
         if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
             write_view(out, pictures[view], truth, color, opacity, depth)
-            mean = _spelled(_mean([score[1] for score in scores]), ".2f", " dB")
-            bar.set_postfix_str(f"PSNR {mean}", refresh=False)
+            bar.set_postfix_str(f"PSNR {_spelled(_mean(scores['psnr']), *LOOK['psnr'])}", refresh=False)
     if out is not None:
-        rows = [(name, f"{view_psnr:.4f}", f"{view_ssim:.5f}") for name, view_psnr, view_ssim in scores]
-        atomic_write_csv(out / "test_views.csv", ("view", "psnr", "ssim"), rows)
+        columns = ([f"{value:.5f}" for value in values] for values in scores.values())
+        rows = zip((views.names[view] for view in indices), *columns, strict=True)
+        atomic_write_csv(out / "test_views.csv", ("view", *metrics), list(rows))
     return {
-        "psnr_mean": _mean([score[1] for score in scores]),
-        "ssim_mean": _mean([score[2] for score in scores]),
-        "views": len(scores),
+        **{f"{name}_mean": _mean(values) for name, values in scores.items()},
+        "views": n,
         "views_total": len(views),
         "seconds": time.perf_counter() - begin,
     }
@@ -66,15 +97,20 @@ def evaluate(
 
 def describe(test: dict[str, Any]) -> str:
     """Scores of :func:`evaluate` in one line."""
-    psnr_mean, ssim_mean = _spelled(test["psnr_mean"], ".2f", " dB"), _spelled(test["ssim_mean"], ".4f")
-    return f"{test['views']} test views: PSNR {psnr_mean}, SSIM {ssim_mean} in {test['seconds']:.1f} s"
+    if not test["views"]:
+        return "no test views"
+    means = {name: test[f"{name}_mean"] for name in LOOK if f"{name}_mean" in test}
+    spelled = ", ".join(f"{name.upper()} {_spelled(mean, *LOOK[name])}" for name, mean in means.items())
+    return f"{test['views']} test views: {spelled} in {test['seconds']:.1f} s"
 
 
-def protocol(scene: Scene, background: str) -> dict[str, str]:
+def protocol(scene: Scene, background: str, scoring: Scoring) -> dict[str, str]:
     """What scores depend on, with the name of a background: the wrong one alone moves a PSNR by 6 dB."""
     return {
         "background": hex_color(scene.background("auto").tolist()) if background == "auto" else background,
         "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
+        "flip": f"LDR, {PIXELS_PER_DEGREE:.2f} pixels per degree",
+        **({} if scoring.lpips == "none" else {"lpips": f"{scoring.lpips}, version 0.1, of images in [-1, 1]"}),
         "test_views": scene.split,
     }
 
@@ -85,5 +121,5 @@ def _mean(scores: list[float]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _spelled(value: float | None, digits: str, unit: str = "") -> str:
+def _spelled(value: float | None, digits: str, unit: str) -> str:
     return "unknown (all masked)" if value is None else f"{value:{digits}}{unit}"

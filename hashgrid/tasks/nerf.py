@@ -43,6 +43,7 @@ class NerfConfig(RunConfig):
     field: Config = RADIANCE_FIELDS["ngp"].Config()
     scene: SceneOptions = SceneOptions()
     sampling: SamplerConfig = SamplerConfig()
+    scoring: scores.Scoring = scores.Scoring()
     background: str = "auto"  # of test images: white, black, grey, #rrggbb or R,G,B; auto: what opaque images had
     views: int | None = None  # evaluate only so many test views, evenly spread
     video: bool = True  # write a turntable
@@ -182,11 +183,11 @@ class Nerf(Task):
         config, scene = self.config, self.scene
         background, most = scene.background(config.background), 4 if report.interrupted else len(scene.test)
         n_views = most if config.views is None else min(most, config.views)
-        test = scores.evaluate(self.model, self.sampler, scene.test, background, report.out, n_views)
+        test = scores.evaluate(self.model, self.sampler, scene.test, background, report.out, n_views, config.scoring)
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, test["psnr_mean"])
-        if test["views"]:
-            report.say(scores.describe(test))
-        return {"scene": str(scene.path), "test": test, "protocol": scores.protocol(scene, config.background)}
+        report.say(scores.describe(test))
+        protocol = scores.protocol(scene, config.background, config.scoring)
+        return {"scene": str(scene.path), "test": test, "protocol": protocol}
 
     def finish(self, out: Path) -> None:
         if self.config.video:

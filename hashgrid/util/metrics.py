@@ -13,7 +13,7 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     """Peak signal-to-noise ratio in dB of images [H, W, C], floats in [0, 1] or both uint8; inf where they are equal.
     With ``mask`` [H, W] bool, of its pixels only; NaN where it has none."""
-    _check(image, truth)
+    check_images(image, truth)
     if mask is not None:
         image, truth = (x[mask].unsqueeze(1) for x in (image, truth))
     if not image.numel():
@@ -32,7 +32,7 @@ def ssim(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     only, mean over the channels (Wang et al. 2004). With ``mask`` [H, W] bool, windows of its pixels only; NaN where it
     holds no window.
     """
-    _check(image, truth)
+    check_images(image, truth)
     if min(image.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"`image` must be at least {SSIM_WINDOW} pixels high and wide, got {list(image.shape)}")
     # rows of windows at once: in fp64, all of 100 megapixels would take 30 GB
@@ -54,7 +54,10 @@ def _similarity(image: Tensor, truth: Tensor) -> Tensor:
     if image.dtype == torch.uint8:
         x, y = x / 255, y / 255
     stack = torch.cat((x, y, x * x, y * y, x * y))  # [5C, H, W]
-    stack = _gaussian_filter(_gaussian_filter(stack).transpose(1, 2))  # [5C, W', H']: the mean is the same
+    offsets = torch.arange(SSIM_WINDOW, dtype=stack.dtype, device=stack.device) - SSIM_WINDOW // 2
+    window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
+    window /= window.sum()
+    stack = windowed(windowed(stack, window).transpose(1, 2), window)  # [5C, W', H']: the mean is the same
     mean_x, mean_y, xx, yy, xy = stack.chunk(5)
     c1, c2 = 0.01**2, 0.03**2
     covariance = xy - mean_x * mean_y
@@ -63,23 +66,25 @@ def _similarity(image: Tensor, truth: Tensor) -> Tensor:
     return similarity / ((mean_x.square() + mean_y.square() + c1) * (variances + c2))
 
 
-def _gaussian_filter(x: Tensor, tile: int = 64) -> Tensor:
-    """The SSIM window along the last dimension [..., N] -> [..., N - 10].
+def windowed(x: Tensor, window: Tensor, tile: int = 64) -> Tensor:
+    """Sums of ``window`` [K] times the values under it, along the last dimension: [..., N] ->
+    [..., N - K + 1].
 
     As a product of overlapping tiles with a banded matrix: fp64 convolutions are several times slower on the CPU.
     """
-    offsets = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
-    window = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    window /= window.sum()
-    band = x.new_zeros(tile, tile + SSIM_WINDOW)  # one spare column: flattened, each row is the last one moved by one
-    band[:, :SSIM_WINDOW] = window
-    band = band.flatten()[: tile * (tile + SSIM_WINDOW - 1)].view(tile, -1)  # [tile, tile + 10]
-    n_outputs = x.shape[-1] - SSIM_WINDOW + 1
+    size = len(window)
+    band = x.new_zeros(tile, tile + size)  # one spare column: flattened, each row is the last one moved by one
+    band[:, :size] = window
+    band = band.flatten()[: tile * (tile + size - 1)].view(tile, -1)  # [tile, tile + K - 1]
+    n_outputs = x.shape[-1] - size + 1
     x = torch.nn.functional.pad(x, (0, -n_outputs % tile))
-    return (x.unfold(-1, tile + SSIM_WINDOW - 1, tile) @ band.t()).flatten(-2)[..., :n_outputs]
+    tiles = x.unfold(-1, tile + size - 1, tile)
+    sums = tiles.reshape(-1, tile + size - 1) @ band.t()  # as a view the product would be one call per row
+    return sums.view(*tiles.shape[:-1], tile).flatten(-2)[..., :n_outputs]
 
 
-def _check(image: Tensor, truth: Tensor) -> None:
+def check_images(image: Tensor, truth: Tensor) -> None:
+    """Raises ValueError where metrics of images cannot be taken of these."""
     if image.ndim != 3 or image.shape != truth.shape:
         raise ValueError(
             f"`image` and `truth` must both have shape [H, W, C], got {list(image.shape)} and {list(truth.shape)}"

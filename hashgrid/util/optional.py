@@ -9,6 +9,7 @@ EXTRAS = {
     **dict.fromkeys(("soundfile", "av", "nibabel", "tifffile", "OpenEXR"), "signals"),
     "constriction": "compress",
     "pycolmap": "colmap",
+    **dict.fromkeys(("lpips", "torchvision"), "lpips"),
 }
 
 
