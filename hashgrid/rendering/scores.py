@@ -47,6 +47,16 @@ class Scoring(Config):
         found: dict[str, Metric] = {"psnr": psnr, "ssim": ssim, "flip": flip}
         return found if self.lpips == "none" else {**found, "lpips": Lpips(self.lpips)}
 
+    def protocol(self, scene: Scene, background: str) -> dict[str, str]:
+        """What scores depend on, with the name of a background: the wrong one alone moves a PSNR by 6 dB."""
+        return {
+            "background": hex_color(scene.background("auto").tolist()) if background == "auto" else background,
+            "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
+            "flip": f"LDR, {PIXELS_PER_DEGREE:.2f} pixels per degree",
+            **({} if self.lpips == "none" else {"lpips": f"{self.lpips}, version 0.1, of images in [-1, 1]"}),
+            "test_views": scene.split,
+        }
+
 
 def evaluate(
     field: RadianceField,
@@ -102,17 +112,6 @@ def describe(test: dict[str, Any]) -> str:
     means = {name: test[f"{name}_mean"] for name in LOOK if f"{name}_mean" in test}
     spelled = ", ".join(f"{name.upper()} {_spelled(mean, *LOOK[name])}" for name, mean in means.items())
     return f"{test['views']} test views: {spelled} in {test['seconds']:.1f} s"
-
-
-def protocol(scene: Scene, background: str, scoring: Scoring) -> dict[str, str]:
-    """What scores depend on, with the name of a background: the wrong one alone moves a PSNR by 6 dB."""
-    return {
-        "background": hex_color(scene.background("auto").tolist()) if background == "auto" else background,
-        "color": "sRGB, blended and compared in sRGB, 8 bits, clipped",
-        "flip": f"LDR, {PIXELS_PER_DEGREE:.2f} pixels per degree",
-        **({} if scoring.lpips == "none" else {"lpips": f"{scoring.lpips}, version 0.1, of images in [-1, 1]"}),
-        "test_views": scene.split,
-    }
 
 
 def _mean(scores: list[float]) -> float | None:

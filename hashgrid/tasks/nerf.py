@@ -186,8 +186,7 @@ class Nerf(Task):
         test = scores.evaluate(self.model, self.sampler, scene.test, background, report.out, n_views, config.scoring)
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, test["psnr_mean"])
         report.say(scores.describe(test))
-        protocol = scores.protocol(scene, config.background, config.scoring)
-        return {"scene": str(scene.path), "test": test, "protocol": protocol}
+        return {"scene": str(scene.path), "test": test, "protocol": config.scoring.protocol(scene, config.background)}
 
     def finish(self, out: Path) -> None:
         if self.config.video:
