@@ -15,7 +15,7 @@ ARCHS ?= 9.0+PTX
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV := .venv-cuda
 
-.PHONY: demo test test-full test-all lint build bench-check cuda-check arm-check clean
+.PHONY: demo test test-full test-all lint docs build bench-check cuda-check arm-check clean
 
 demo: build
 	$(BIN)/hashgrid nerf --out outputs/demo --time-limit $(DEMO_SECONDS)
@@ -36,6 +36,11 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name "*.h" -o -name "*.inl" -o -name "*.c*" -not -name "*.pyc")
+
+# The site, in site/html: pages of docs/ and a reference from docstrings. What leads nowhere in them is an error.
+docs: build
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d site/doctrees docs site/html
+	@echo "site/html/index.html"
 
 bench-check: build
 	$(BIN)/python benchmarks/instructions.py --check
@@ -67,4 +72,4 @@ $(BUILT): $(SOURCES) $(VENV)/.dependencies
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) .aarch64 build outputs *.egg-info hashgrid/*.so
+	rm -rf $(VENV) $(CUDA_VENV) .aarch64 build outputs site docs/generated *.egg-info hashgrid/*.so

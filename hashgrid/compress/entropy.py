@@ -38,7 +38,7 @@ def counts(distribution: Distribution) -> np.ndarray:
 
     Example:
         >>> counts(Distribution(zero=22, ratio=128, largest=2)).tolist()
-        [130381, 130380, 527053, 130380, 130381]
+        [130376, 130376, 527072, 130376, 130376]
     """
     zero, ratio, largest, positive = distribution
     not_zero = (31**zero << TOTAL_BITS) >> (5 * zero)

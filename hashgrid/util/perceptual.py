@@ -52,7 +52,7 @@ def flip_map(image: Tensor, truth: Tensor, pixels_per_degree: float = PIXELS_PER
         >>> float(flip_map(truth, truth).max())
         0.0
         >>> round(float(flip_map(truth + 1, truth).mean()), 3)  # white for black
-        0.966
+        0.967
     """
     check_images(image, truth)
     if image.shape[2] not in (1, 3):
