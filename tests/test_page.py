@@ -39,3 +39,19 @@ def test_page_of_little(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;&amp;" in page and "nested.x" in page and "0.123457" in page and "9.4 MB, not in this page" in page
     assert "</pre>" in page and page.count("</pre>") == 1 and "polyline" not in page
+
+
+def test_page_of_views_of_one_name(tmp_path: Path) -> None:
+    """Of a rig's cameras the right one; views without a score and pictures of an earlier run change nothing."""
+    rows = ["view,psnr", "front/000.png,20.0", "back/000.png,30.0", "back/001.png,nan", "side/000.png,25.0"]
+    (tmp_path / "test_views.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "comparisons").mkdir()
+    names = ("front_000", "back_000", "back_001", "side_000", "000")
+    for name in names:
+        (tmp_path / "comparisons" / f"{name}.png").write_bytes(name.encode())
+    write_page(tmp_path, {}, {}, [])
+    shown = re.findall(r"base64,([^\"]+)\"><figcaption>(\w+) test view", (tmp_path / "report.html").read_text())
+    assert [(base64.b64decode(data).decode(), kind) for data, kind in shown] == [
+        ("front_000", "worst"),
+        ("back_000", "best"),
+    ]

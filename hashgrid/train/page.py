@@ -13,6 +13,7 @@ from typing import Any
 
 from hashgrid.util.files import atomic_write_text
 from hashgrid.util.info import describe
+from hashgrid.util.pictures import picture_names
 
 PAGE = "report.html"
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
@@ -88,15 +89,13 @@ def _extreme_views(out: Path) -> list[tuple[Path, str]]:
         return []
     with table.open(newline="", encoding="utf-8") as stream:
         rows = [(float(row["psnr"]), row["view"]) for row in csv.DictReader(stream)]
-    files = sorted((out / "comparisons").glob("*.png"))
-    rows = [(psnr, view) for psnr, view in rows if math.isfinite(psnr)]
-    if not rows or len(files) != len(rows):
-        return []
+    rows = [(psnr, view) for psnr, view in rows if not math.isnan(psnr)]
     shown = []
-    for kind, (psnr, view) in (("worst", min(rows)), ("best", max(rows))):
-        stem = Path(view.replace("\\", "/")).stem
-        file = next((f for f in files if f.stem == stem or f.stem.endswith(f"_{stem}")), None)
-        if file is not None:
+    for kind, (psnr, view) in (("worst", min(rows)), ("best", max(rows))) if rows else ():
+        whole = picture_names([view.replace("\\", "/").replace("/", "_")])[0]  # a file has some last parts of it
+        files = [f for f in (out / "comparisons").glob("*.png") if f"_{whole}".endswith(f"_{f.stem}")]
+        if files:
+            file = max(files, key=lambda f: len(f.stem))
             shown.append((file, f"{kind} test view, {view}: {psnr:.2f} dB; truth, render, error"))
     return shown
 
