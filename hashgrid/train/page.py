@@ -47,7 +47,8 @@ def write_page(
     parts += [_shown(file, caption) for file, caption in _extreme_views(out)]
     parts.append(f"<h2>Configuration</h2><pre>{html.escape(json.dumps(config, indent=1, default=str))}</pre>")
     parts.append("<h2>Machine and versions</h2>" + _table(describe()))
-    head = f'<meta charset="utf-8"><title>{html.escape(name)}</title><style>{STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{html.escape(name)}</title><style>{STYLE}</style>"
     atomic_write_text(
         out / PAGE, f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
     )
@@ -59,6 +60,8 @@ def _figures(results: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
     for key, value in results.items():
         if isinstance(value, Mapping) and key != "config":
             rows += _figures(value, f"{prefix}{key}.")
+        elif key.endswith("_bytes") and isinstance(value, int):
+            rows.append((prefix + key.removesuffix("_bytes"), f"{value / 1e6:.0f} MB"))
         elif isinstance(value, float):
             rows.append((prefix + key, f"{value:.6g}"))
         elif isinstance(value, (int, str)) and value != "":
@@ -78,7 +81,7 @@ def _shown(file: Path, caption: str) -> str:
         return f"<p>{html.escape(caption)}: {size / 1e6:.1f} MB, not in this page</p>"
     source = f"data:{TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
     is_video = file.suffix == ".mp4"
-    media = f'<video controls loop src="{source}"></video>' if is_video else f'<img alt="" src="{source}">'
+    media = f'<video controls loop src="{source}"></video>' if is_video else f'<img alt="{html.escape(caption)}" src="{source}">'
     return f"<figure>{media}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
