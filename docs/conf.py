@@ -26,6 +26,7 @@ copyright = f"{author}, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["conf.py"]
 html_theme, html_title = "furo", f"hashgrid {version}"
+html_static_path = html_css_files = ["site.css"]
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 myst_heading_anchors = 3
