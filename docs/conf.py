@@ -148,13 +148,13 @@ def write_generated(_: Any) -> None:
             file.write_text(text, encoding="utf-8")
 
 
-def escape_shapes(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
-    """Shapes such as [*, C] begin no emphasis."""
-    shape = re.compile(r"(?<=\[)\*|(?<= )\*(?=\w+\])")
-    lines[:] = [line if line.lstrip().startswith((">>>", "...")) else shape.sub(r"\\*", line) for line in lines]
+def escape(_app: Any, _what: str, _name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Shapes such as [*, C] begin no emphasis, a letter that is all of a text no list."""
+    special = re.compile(r"(?<=\[)(?=\*)|(?<= )(?=\*\w+\])|(?<=: [A-Z])(?=\.$)")
+    lines[:] = [line if line.lstrip().startswith((">>>", "...")) else special.sub(r"\\", line) for line in lines]
 
 
 def setup(app: Any) -> None:
-    app.connect("autodoc-process-docstring", escape_shapes)
+    app.connect("autodoc-process-docstring", escape)
     app.connect("builder-inited", write_generated)
     app.connect("source-read", relink)

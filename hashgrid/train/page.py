@@ -81,7 +81,11 @@ def _shown(file: Path, caption: str) -> str:
         return f"<p>{html.escape(caption)}: {size / 1e6:.1f} MB, not in this page</p>"
     source = f"data:{TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
     is_video = file.suffix == ".mp4"
-    media = f'<video controls loop src="{source}"></video>' if is_video else f'<img alt="{html.escape(caption)}" src="{source}">'
+    media = (
+        f'<video controls loop src="{source}"></video>'
+        if is_video
+        else f'<img alt="{html.escape(caption)}" src="{source}">'
+    )
     return f"<figure>{media}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
