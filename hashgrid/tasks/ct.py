@@ -44,9 +44,7 @@ class CtConfig(RunConfig):
     phantom: PhantomConfig = PhantomConfig()
     geometry: Path | None = None  # JSON that says how SOURCE was measured; SOURCE with .json if none
     truth: Path | None = None  # .npy of the volume that SOURCE is of, to compare with
-    resolution: int = (
-        0  # voxels per side of the volume that is written; 0 for those of the truth, or as large as pixels
-    )
+    resolution: int = 0  # voxels per side of the volume that is written; 0: those of the truth, or as large as pixels
     batch: int = 3 << 14  # samples along rays, per step
     samples_per_ray: int = 0  # 0 for three to two voxels along the side of the volume
     variation_weight: float = 3e-3  # of the mean change between neighbouring samples of a ray
