@@ -213,11 +213,10 @@ def nerfpp(folder: Path, images: Images) -> Path:
 
 
 def mvsnet(folder: Path, images: Images) -> Path:
-    lens = LENS - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
     for i, (_, c2w, image) in enumerate(every_view(images)):
         put(folder / f"blended_images/{i:08d}.png", image)
         w2c = matrix_text(np.linalg.inv(c2w @ FLIP))
-        text = f"extrinsic\n{w2c}\nintrinsic\n{matrix_text(lens)}\n2.0 0.03 128 6.0\n"
+        text = f"extrinsic\n{w2c}\nintrinsic\n{matrix_text(LENS)}\n2.0 0.03 128 6.0\n"
         put(folder / f"cams/{i:08d}_cam.txt", text)
     return folder
 

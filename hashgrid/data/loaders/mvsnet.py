@@ -35,8 +35,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
 
     def photo(image: Path, w2c: np.ndarray, k: np.ndarray) -> Photo:
         where = f"{path / 'cams' / image.stem}_cam.txt"
-        # their pixels are numbered at their middles
-        values = [k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5]
+        values = [k[0, 0], k[1, 1], k[0, 2], k[1, 2]]
         return Photo(image.name, image, from_opencv(inverse(w2c)), lambda *_: values, where)
 
     photos = [photo(image, w2c, k) for image, w2c, k, _ in read]
