@@ -2,7 +2,7 @@
 
 A loader is a module of `hashgrid.data.loaders` with two functions, named in `LOADERS`: ``matches(path) -> bool`` says
 whether a folder, a file or a name is of its format, ``load(path, options) -> Scene`` makes a scene of it, in the
-coordinates of the file. Most end in :func:`make_scene`, with views of :func:`hashgrid.data.images.read_views`.
+coordinates of the file. Most find photos, and end in :func:`hashgrid.data.loaders.poses.finish`.
 
 Images stay uint8 on the host; colours are sRGB as stored, alpha is straight (not premultiplied).
 """

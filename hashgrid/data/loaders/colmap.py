@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
-from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import folder_name, from_opencv, inverse, of_quaternion
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import finish, from_opencv, inverse, of_quaternion
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 from hashgrid.geometry.lenses import coefficients
 
 # Models in the order of their numbers: kind, and what the parameters are. One focal length is `f`.
@@ -85,16 +85,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
         sizes = ", ".join(f"{model.name} ({len(found)} images)" for model, _, found in read)
         warn_of_scene(f"{path}: {len(models)} models that are not connected: {sizes}; taking {folder.name}")
     photos = _photos(path, folder, cameras, images)
-    train, test, split = hold_out(photos, options.holdout)
-    return make_scene(
-        read_views(train, options),
-        read_views(test, options),
-        found_box(_read_points(folder)),
-        path.resolve(),
-        folder_name(path),
-        options,
-        split,
-    )
+    return finish(hold_out(photos, options.holdout), found_box(_read_points(folder)), path, options)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

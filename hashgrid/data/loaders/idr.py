@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.images import Photo, read_views
+from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import ball_box
-from hashgrid.data.loaders.poses import by_number, folder_name, from_opencv, images_in, rigid
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import by_number, finish, from_opencv, images_in, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
 
@@ -44,10 +44,8 @@ def load(path: Path, options: SceneOptions) -> Scene:
         raise SceneError(f"{path}: images, masks (or none) and `world_mat_i` must be as many, got {got}")
     photos = [_photo(image, masks[i] if masks else None, cameras, i, file) for i, image in enumerate(images)]
     scale = _matrix(cameras, "scale_mat_0", file)
-    train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
     box = ball_box(scale[:3, 3], float(np.linalg.norm(scale[:3, 0])))
-    return make_scene(*views, box, path.resolve(), folder_name(path), options, split)
+    return finish(hold_out(photos, options.holdout), box, path, options)
 
 
 def _matrix(cameras: dict[str, np.ndarray], name: str, file: Path) -> np.ndarray:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import range_box
-from hashgrid.data.loaders.poses import folder_name, images_in, rigid
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import finish, images_in, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 NAME = "poses_bounds.npy"
 
@@ -45,9 +45,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
     near, far = float(rows[:, 15].min()), float(rows[:, 16].max())
     if not 0 < near < far < np.inf:
         raise SceneError(f"{file}: depths must be positive, the nearest first, got {near:g} and {far:g}")
-    train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
-    return make_scene(*views, range_box(near, far), path.resolve(), folder_name(folder), options, split)
+    return finish(hold_out(photos, options.holdout), range_box(near, far), path, options)
 
 
 def _images(folder: Path) -> tuple[list[Path], Path]:

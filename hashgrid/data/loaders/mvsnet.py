@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.images import Photo, read_views
+from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import range_box
-from hashgrid.data.loaders.poses import folder_name, from_opencv, images_in, inverse, rigid
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import finish, from_opencv, images_in, inverse, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 IMAGES = ("blended_images", "images")
 PLANES = 192  # of depth, where the file does not say how many
@@ -40,9 +40,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
 
     photos = [photo(image, w2c, k) for image, w2c, k, _ in read]
     near, far = min(depths[0] for *_, depths in read), max(depths[1] for *_, depths in read)
-    train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
-    return make_scene(*views, range_box(near, far), path.resolve(), folder_name(path), options, split)
+    return finish(hold_out(photos, options.holdout), range_box(near, far), path, options)
 
 
 def _camera(file: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
-from hashgrid.data.images import Photo, read_views
+from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import range_box
-from hashgrid.data.loaders.poses import array_of, folder_name, from_opencv, images_in, inverse, read_json, rigid
-from hashgrid.data.scene import Scene, SceneOptions, make_scene
+from hashgrid.data.loaders.poses import array_of, finish, from_opencv, images_in, inverse, read_json, rigid
+from hashgrid.data.scene import Scene, SceneOptions
 from hashgrid.geometry.lenses import coefficients
 
 
@@ -48,9 +48,8 @@ def load(path: Path, options: SceneOptions) -> Scene:
     scale, near, far = (float(array_of(scene, key, (), where)) for key in ("scale", "near", "far"))
     if not (scale > 0 and 0 <= near < far):
         raise SceneError(f"{where}: `scale` must be positive and `near` below `far`, got {scale}, {near} and {far}")
-    views = read_views(parts[0], options), read_views(parts[1], options)
-    choose = range_box(near / scale, far / scale)  # they are in the scene's own unit
-    return make_scene(*views, choose, path.resolve(), folder_name(path), options, "val_ids")
+    box = range_box(near / scale, far / scale)  # they are in the scene's own unit
+    return finish((parts[0], parts[1], "val_ids"), box, path, options)
 
 
 def _times(file: Path) -> dict[str, float]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.images import Photo, read_views
+from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import ball_box
-from hashgrid.data.loaders.poses import folder_name, from_opencv, images_in, numbers, rigid
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import finish, from_opencv, images_in, numbers, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 from hashgrid.geometry.boxes import CAPTURE_CASCADES
 
 SPLITS = {"test": ("test", "validation"), "val": ("validation", "test")}
@@ -29,13 +29,8 @@ def load(path: Path, options: SceneOptions) -> Scene:
     """Loads the training views and those of a split to be tested."""
     train = _photos(path / "train")
     split = next((name for name in SPLITS[options.test_split] if images_in(path / name / "rgb")), None)
-    if split is None:
-        train, test, name = hold_out(train, options.holdout)
-    else:
-        test, name = _photos(path / split), split
-    views = read_views(train, options), read_views(test, options)
-    box = ball_box(np.zeros(3), 1.0, CAPTURE_CASCADES, 0.02)
-    return make_scene(*views, box, path.resolve(), folder_name(path), options, name)
+    views = hold_out(train, options.holdout) if split is None else (train, _photos(path / split), split)
+    return finish(views, ball_box(np.zeros(3), 1.0, CAPTURE_CASCADES, 0.02), path, options)
 
 
 def _photos(folder: Path) -> list[Photo]:

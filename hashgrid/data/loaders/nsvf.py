@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.images import Photo, read_views
+from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import folder_name, from_opencv, images_in, numbers, rigid
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import finish, from_opencv, images_in, numbers, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 from hashgrid.geometry.boxes import Box
 
 
@@ -48,14 +48,12 @@ def load(path: Path, options: SceneOptions) -> Scene:
     if of_split["0"]:
         order = "21" if options.test_split == "test" else "12"
         key = next((key for key in order if of_split[key]), None)
-        train, test, split = of_split["0"], of_split[key] if key else [], f"prefix {key}_" if key else "none"
+        views = of_split["0"], of_split[key] if key else [], f"prefix {key}_" if key else "none"
     else:
-        train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
+        views = hold_out(photos, options.holdout)
     file = path / "bbox.txt"
     box = Box(_bounds(file)) if file.is_file() else None
-    choose = found_box() if box is None else lambda _: box
-    return make_scene(*views, choose, path.resolve(), folder_name(path), options, split)
+    return finish(views, found_box() if box is None else lambda _: box, path, options)
 
 
 def _intrinsics(file: Path) -> tuple[float, float, float, float]:

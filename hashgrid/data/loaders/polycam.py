@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
-from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import array_of, folder_name, images_in, read_json, rigid
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import array_of, finish, images_in, read_json, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 FORMS = (("corrected_images", "corrected_cameras"), ("images", "cameras"))
 
@@ -38,9 +38,7 @@ def load(path: Path, options: SceneOptions) -> Scene:
         raise SceneError(f"{folder}: no image in `{images_name}` has a camera in `{cameras_name}`")
     if missing:
         warn_of_scene(f"{folder}: skipping {len(missing)} image(s) without a camera: {some(missing)}")
-    train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
-    return make_scene(*views, found_box(), path.resolve(), folder_name(path), options, split)
+    return finish(hold_out(photos, options.holdout), found_box(), path, options)
 
 
 def _keyframes(path: Path, form: tuple[str, str]) -> Path | None:

@@ -1,16 +1,19 @@
-"""What loaders have in common: poses and numbers in files, pictures in folders."""
+"""What loaders have in common: poses and numbers in files, pictures in folders, and the scene they end in."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hashgrid.data.errors import SceneError
+from hashgrid.data.images import Photo, read_views
+from hashgrid.data.scene import Scene, SceneOptions, Views, make_scene
+from hashgrid.geometry.boxes import Box
 from hashgrid.util.pictures import FORBIDDEN
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp")
@@ -125,6 +128,26 @@ def by_number(path: Path) -> tuple[list[int], str]:
     return [int(digits) for digits in re.findall(r"\d+", path.stem)], path.name
 
 
-def folder_name(path: Path) -> str:
-    """The name of results of a scene: its folder's."""
-    return FORBIDDEN.sub("_", path.resolve().name)
+def finish(
+    split: tuple[Sequence[Photo], Sequence[Photo], str],
+    choose_box: Callable[[Views], Box],
+    path: Path,
+    options: SceneOptions,
+    name: str | None = None,
+) -> Scene:
+    """The scene of photos.
+
+    Args:
+        split: training and test photos, and what made the split: what :func:`hashgrid.data.scene.hold_out` gives.
+        choose_box: gives the box of views; of :mod:`hashgrid.data.loaders.boxes`.
+        path: what finds the scene again.
+        options: how it is read.
+        name: of its results; that of the folder if none.
+
+    Raises:
+        SceneError: an image, a mask or a lens is unusable.
+    """
+    train, test = (read_views(photos, options) for photos in split[:2])
+    path = path.resolve()
+    folder = path.parent if path.is_file() else path
+    return make_scene(train, test, choose_box, path, name or FORBIDDEN.sub("_", folder.name), options, split[2])

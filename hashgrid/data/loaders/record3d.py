@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import array_of, by_number, folder_name, images_in, of_quaternion, read_json
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import array_of, by_number, finish, images_in, of_quaternion, read_json
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 FILES = ("metadata.json", "metadata")
 IMAGES = ("rgbd", "rgb")
@@ -48,6 +48,4 @@ def load(path: Path, options: SceneOptions) -> Scene:
         return Photo(image.name, image, np.concatenate((rotation, pose[4:, None]), axis=1), lens, place)
 
     photos = [photo(image, pose, i) for i, (image, pose) in enumerate(zip(images, poses, strict=True))]
-    train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
-    return make_scene(*views, found_box(), path.resolve(), folder_name(path), options, split)
+    return finish(hold_out(photos, options.holdout), found_box(), path, options)

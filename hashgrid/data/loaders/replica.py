@@ -11,19 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.images import Photo, read_views
+from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import (
-    array_of,
-    by_number,
-    folder_name,
-    from_opencv,
-    images_in,
-    numbers,
-    read_json,
-    rigid,
-)
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import array_of, by_number, finish, from_opencv, images_in, numbers, read_json, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 FORMS = (("rgb", "traj_w_c.txt"), ("results", "traj.txt"))
 
@@ -57,6 +48,4 @@ def load(path: Path, options: SceneOptions) -> Scene:
         return Photo(image.name, image, from_opencv(rigid(pose, where)), lens, where)
 
     photos = [photo(image, pose, i) for i, (image, pose) in enumerate(zip(images, poses, strict=True))]
-    train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
-    return make_scene(*views, found_box(), path.resolve(), folder_name(path), options, split)
+    return finish(hold_out(photos, options.holdout), found_box(), path, options)

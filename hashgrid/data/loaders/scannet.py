@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
-from hashgrid.data.images import Photo, read_views
+from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import by_number, folder_name, from_opencv, images_in, numbers, rigid
-from hashgrid.data.scene import Scene, SceneOptions, hold_out, make_scene
+from hashgrid.data.loaders.poses import by_number, finish, from_opencv, images_in, numbers, rigid
+from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 LENS = Path("intrinsic") / "intrinsic_color.txt"
 
@@ -42,6 +42,4 @@ def load(path: Path, options: SceneOptions) -> Scene:
         raise SceneError(f"{path}: no image in `color` has a finite pose in `pose`")
     if lost:
         warn_of_scene(f"{path}: skipping {len(lost)} frames where tracking was lost: {some(lost)}")
-    train, test, split = hold_out(photos, options.holdout)
-    views = read_views(train, options), read_views(test, options)
-    return make_scene(*views, found_box(), path.resolve(), folder_name(path), options, split)
+    return finish(hold_out(photos, options.holdout), found_box(), path, options)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from hashgrid.data.errors import MeshError, SceneError, some, warn_of_scene
 from hashgrid.data.formats.ply import columns, read_elements
-from hashgrid.data.images import Photo, fits_shape, read_views
+from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import found_box
 from hashgrid.data.loaders.keys import name_unread
-from hashgrid.data.loaders.poses import IMAGE_EXTENSIONS, array_of, read_json, rigid
-from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out, make_scene
+from hashgrid.data.loaders.poses import IMAGE_EXTENSIONS, array_of, finish, read_json, rigid
+from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out
 from hashgrid.geometry.boxes import Box, capture_box, cube, hull_box
 from hashgrid.geometry.cameras import focal_length, nearest_point_to_axes
 from hashgrid.geometry.lenses import PANORAMAS
@@ -60,15 +60,8 @@ def load(path: Path, options: SceneOptions) -> Scene:
     train = _without(train, test, train_file)
     if not train:
         raise SceneError(f"{train_file}: the split leaves no training view; check `train_filenames` or add views")
-    return make_scene(
-        read_views(train, options),
-        read_views(test, options),
-        lambda views: _choose_box(meta, views, train_file),
-        scene_path(path),
-        scene_name(path),
-        options,
-        split,
-    )
+    box = partial(_choose_box, meta, file=train_file)
+    return finish((train, test, split), box, scene_path(path), options, scene_name(path))
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
