@@ -14,8 +14,11 @@ from problems.nerf import OPTIONS
 from hashgrid.cli import main
 from hashgrid.data.camera_paths import between, quaternion, read_camera_path, spiral
 from hashgrid.data.errors import SceneError
+from hashgrid.data.loaders.transforms import NGP, ngp_placement
 from hashgrid.data.procedural import orbit_cameras, write_scene
-from hashgrid.geometry.cameras import nearest_point_to_axes
+from hashgrid.geometry.boxes import Placement
+from hashgrid.geometry.cameras import Cameras, nearest_point_to_axes, orbit
+from hashgrid.geometry.lenses import KINDS
 from hashgrid.rendering.volume import render_image
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.render import make_path
@@ -48,7 +51,7 @@ def test_nerfstudio_paths(tmp_path: Path) -> None:
     meta = {"camera_path": path, "render_width": 30, "render_height": 20, "fps": 24, "crop": crop}
     (tmp_path / "camera_path.json").write_text(json.dumps(meta))
     read = read_camera_path(tmp_path / "camera_path.json")
-    torch.testing.assert_close(read.cameras.c2w, views.c2w)
+    torch.testing.assert_close(read.cameras.c2w.float(), views.c2w)
     assert read.cameras.sizes.tolist() == [[30, 20]] * 3 and read.fps == 24
     assert read.cameras.intrinsics[0].tolist() == pytest.approx([10 / math.tan(math.radians(25))] * 2 + [15, 10])
     assert read.crop is not None and read.crop.tolist() == pytest.approx([-0.4, -0.8, -1.7, 0.6, 1.2, 2.3])
@@ -56,26 +59,112 @@ def test_nerfstudio_paths(tmp_path: Path) -> None:
     assert read.cameras.times.tolist() == [0, 0.5, 1]
 
 
-def test_instant_ngp_paths(tmp_path: Path) -> None:
-    """Its coordinates of a pose in a file: two columns change their sign, the place is scaled and moved, then rows go
-    round."""
+def keyframes(poses: torch.Tensor, scale: float = 0.33, offset: object = (0.5, 0.6, 0.7)) -> list[dict]:
+    """instant-ngp's coordinates of poses in a file: two columns change their sign, the place is scaled and moved, then
+    rows go round."""
     rotation = pytest.importorskip("scipy.spatial.transform").Rotation
-    views, path = orbit_cameras(3, 40, 1), []
-    for pose in views.c2w.double().numpy():
+    path = []
+    for pose in poses.double().numpy():
         turned = pose * [1, -1, -1, 1]
-        turned[:, 3] = turned[:, 3] * 0.33 + [0.5, 0.6, 0.7]
+        turned[:, 3] = turned[:, 3] * scale + offset
         turned = turned[[1, 2, 0]]
         q, t = rotation.from_matrix(turned[:, :3]).as_quat(), turned[:, 3]
-        path.append({"R": q.tolist(), "T": t.tolist(), "fov": 60})
-    (tmp_path / "base_cam.json").write_text(json.dumps({"path": path, "time": 0.0, "duration_seconds": 0.1}))
-    read = read_camera_path(tmp_path / "base_cam.json", (64, 32), offset=[0.5, 0.6, 0.7])
-    torch.testing.assert_close(read.cameras.c2w, views.c2w, rtol=0, atol=1e-5)
-    assert read.fps == pytest.approx(30) and float(read.cameras.intrinsics[0, 1]) == pytest.approx(16 * math.sqrt(3))
+        path.append({"R": q.tolist(), "T": t.tolist(), "fov": 60 + len(path)})
+    return path
+
+
+def test_instant_ngp_paths(tmp_path: Path) -> None:
+    """Lines go through keyframes, after equal times, and from the last to the first in a loop."""
+    views, file = orbit_cameras(4, 40, 1), tmp_path / "base_cam.json"
+    meta = {"path": keyframes(views.c2w), "time": 0.0, "duration_seconds": 1.0, "spline_order": 1, "loop": True}
+    file.write_text(json.dumps(meta))
+    ngp = Placement(tuple(-x / 0.33 for x in (0.5, 0.6, 0.7)), 1 / 0.33)
+    read = read_camera_path(file, (64, 32), 8, ngp)
+    torch.testing.assert_close(read.cameras.c2w[::2].float(), views.c2w, rtol=0, atol=1e-5)
+    halfway = 0.5 * (views.origins + views.origins.roll(-1, 0))
+    torch.testing.assert_close(read.cameras.origins[1::2].float(), halfway, rtol=0, atol=1e-5)
+    focals = [16 / math.tan(math.radians(0.5 * angle)) for angle in (60, 60.5, 61, 61.5, 62, 62.5, 63, 61.5)]
+    assert read.fps is None and read.cameras.intrinsics[:, 1].tolist() == pytest.approx(focals)
+
+
+def test_instant_ngp_splines_are_those_of_scipy(tmp_path: Path) -> None:
+    """Without a loop the ends count twice; its times are those at which keyframes are over."""
+    interpolate = pytest.importorskip("scipy.interpolate")
+    views, file = orbit_cameras(6, 40, 1), tmp_path / "base_cam.json"
+    path = keyframes(views.c2w, 0.33, 0.5)
+    for stamp, camera in zip([1, 2, 4, 5, 7, 8], path, strict=True):
+        camera["timestamp"] = stamp
+    file.write_text(json.dumps({"path": path, "spline_order": 3}))
+    read = read_camera_path(file, None, 14).cameras
+    ends = np.concatenate((views.origins[:1], views.origins, views.origins[-1:]))
+    spline = interpolate.BSpline(np.arange(-3, 9), ends, 3)
+    moments = np.interp(np.arange(14) / 14 * 7, [0, 1, 2, 4, 5, 7], np.arange(6))
+    np.testing.assert_allclose(read.origins.numpy(), spline(moments), atol=1e-5)
+    rotations = read.c2w[:, :, :3]
+    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).double().expand(14, 3, 3), atol=1e-9, rtol=0)
+    turn = rotations[1:].mT @ rotations[:-1]
+    assert float((turn.diagonal(dim1=1, dim2=2).sum(-1)).min()) > 1  # no frame looks away from the one before
+
+
+def test_instant_ngp_paths_have_the_scale_of_the_scene(tmp_path: Path) -> None:
+    views = orbit_cameras(2, 40, 1)
+    for i, (keys, scale, offset) in enumerate([
+        ({}, 0.33, 0.5),
+        ({"scale": 0.5, "offset": [0.1, 0.2, 0.3]}, 0.5, [0.1, 0.2, 0.3]),
+        ({"aabb": [[0, 0, 1], [2, 4, 3]], "scale": 9}, 0.25, [0.25, 0, 0]),  # its middle is that of the unit cube
+    ]):  # fmt: skip
+        scene = write_scene(tmp_path / str(i), 2, 1, 8)
+        meta = json.loads((scene / "transforms_train.json").read_text())
+        meta.pop("aabb", None)
+        (scene / "transforms_train.json").write_text(json.dumps({**meta, **keys}))
+        (tmp_path / "base_cam.json").write_text(
+            json.dumps({"path": keyframes(views.c2w, scale, offset), "spline_order": 0})
+        )
+        read = read_camera_path(tmp_path / "base_cam.json", None, 1, ngp_placement(scene))
+        torch.testing.assert_close(read.cameras.c2w[0].float(), views.c2w[0], rtol=0, atol=1e-5)
+    assert ngp_placement(tmp_path) == NGP  # a folder that is none of its scenes
+
+
+def test_paths_keep_digits_of_surveys(tmp_path: Path) -> None:
+    """Places of metres in UTM, to the tenth of a millimetre, in both kinds of files and in the scene."""
+    views, place = orbit_cameras(2, 40, 1), torch.tensor([512345.6789, 5403210.9876, 321.125], dtype=torch.float64)
+    poses = views.c2w.double()
+    poses[:, :, 3] += place
+    file, placement = tmp_path / "path.json", Placement(tuple(place.tolist()), 2.0)
+    path = [{"camera_to_world": [*pose.reshape(-1).tolist(), 0, 0, 0, 1], "fov": 50.0} for pose in poses]
+    file.write_text(json.dumps({"camera_path": path, "render_width": 4, "render_height": 4}))
+    read = read_camera_path(file)
+    assert float((read.cameras.origins - poses[:, :, 3]).abs().max()) < 1e-8
+    ours = placement.poses_from_file(read.cameras.c2w).float()
+    torch.testing.assert_close(ours[:, :, 3], views.origins / 2, atol=1e-6, rtol=0)
+    file.write_text(json.dumps({"path": keyframes(poses, 1e-3, -place.numpy() * 1e-3), "spline_order": 0}))
+    read = read_camera_path(file, None, 2, Placement(placement.origin, 1e3))
+    torch.testing.assert_close(read.cameras.origins[0], poses[0, :, 3], atol=1e-4, rtol=0)
+
+
+def test_paths_of_wide_lenses_are_those_of_pinholes() -> None:
+    """90 degrees over the longer side, at most; a fisheye that is not as wide shows what it sees; pinholes stay."""
+    views = orbit_cameras(4, 40, 1)
+    sizes = torch.tensor([[60, 40]] * 4)
+    for kind, focal, expected in (
+        ("perspective", 40.0, 40.0), ("perspective", 10.0, 30.0), ("fisheye", 60 / math.pi, 30.0),
+        ("fisheye", 30 / 0.5, 30 / math.tan(0.5)), ("equirectangular", 60 / (2 * math.pi), 30.0),
+    ):  # fmt: skip
+        rows = torch.tensor([[focal, focal, 30.0, 20.0]] * 4)
+        wide = Cameras(views.c2w, rows, sizes, lens=torch.full((4,), KINDS.index(kind)))
+        for path in (orbit(wide, torch.tensor([0.0, 0, 1]), 3), spiral(wide, 3), between(wide, 3)):
+            assert path.sizes[0].tolist() == [60, 40] and not path.is_distorted
+            torch.testing.assert_close(path.intrinsics[:, :2], torch.full((3, 2), expected))
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
+        ('{"path": [], "spline_order": 3}', "must have a camera"),
+        (
+            '{"path": [{"R": [0, 0, 0, 1], "T": [0, 0, 0], "fov": 50}], "spline_order": 4}',
+            "`spline_order` must be 0, 1, 2 or 3, got 4",
+        ),
         ("[1]", "must have a list `camera_path`"),
         ('{"camera_path": []}', "`render_width` is missing"),
         ('{"path": []}', "must have a camera"),
@@ -134,6 +223,9 @@ def test_render_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     again = ["render", str(run), "--path", "between", "--frames", "3", "--size", "32x24", "--depth"]
     assert main(again) == 0 and frames[0].stat().st_mtime_ns == before and frames[1].is_file()
     assert main([*again[:5], "4", *again[6:]]) == 1 and "frames of another one" in capsys.readouterr().err
+
+    assert main(["nerf", str(scene), "--steps", "41", "--no-video", "--views", "1", *OPTIONS, "--out", str(run)]) == 0
+    assert main(again) == 1 and "of the same path and training" in capsys.readouterr().err  # not frames of before
 
     words = ["render", str(run), "--path", "train", "--no-video", "--crop"]
     assert main([*words, *"-1.5 -1.5 -1.5 1.5 1.5 1.5".split(), "--out", str(tmp_path / "all")]) == 0

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from hashgrid.data.errors import SceneError
 from hashgrid.data.loaders.poses import array_of, of_quaternion, read_json, rigid
-from hashgrid.geometry.cameras import Cameras, alike, look_at, nearest_point_to_axes
+from hashgrid.data.loaders.transforms import NGP
+from hashgrid.geometry.boxes import Placement
+from hashgrid.geometry.cameras import Cameras, alike, look_at, nearest_point_to_axes, pinhole_focal
 
 CYCLE = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # instant-ngp has x, y, z of a file as z, x, y
 
@@ -26,7 +28,7 @@ class CameraPath:
     """Cameras one after the other.
 
     Attributes:
-        cameras: in the coordinates of the scene's file.
+        cameras: in the coordinates of the scene's file, float64: those of a survey have more digits than float32.
         fps: frames per second; None where nobody says.
         crop: box [6] outside of which nothing is shown.
         background: colour [3] in 0..1 behind everything; None for that of the scene.
@@ -39,14 +41,16 @@ class CameraPath:
 
 
 def read_camera_path(
-    file: Path, size: tuple[int, int] | None = None, scale: float = 0.33, offset: Any = 0.5
+    file: Path, size: tuple[int, int] | None = None, n_frames: int = 120, ngp: Placement = NGP
 ) -> CameraPath:
-    """Reads nerfstudio's `camera_path.json` or instant-ngp's `base_cam.json`.
+    """Reads nerfstudio's `camera_path.json`, which has every frame, or instant-ngp's `base_cam.json`, which has
+    keyframes.
 
     Args:
         file: the path.
         size: width and height of pictures; those of the file, or 1280 x 720, if none.
-        scale, offset: of instant-ngp's coordinates, as in `transforms.json`.
+        n_frames: of a path of keyframes.
+        ngp: where instant-ngp's coordinates lie in those of the scene's file, before it turns its axes round.
 
     Raises:
         SceneError: the file is of another kind, or a camera in it is unusable.
@@ -55,7 +59,7 @@ def read_camera_path(
     if isinstance(meta, dict) and isinstance(meta.get("camera_path"), list):
         return _nerfstudio(meta, file, size)
     if isinstance(meta, dict) and isinstance(meta.get("path"), list):
-        return _instant_ngp(meta, file, size or (1280, 720), scale, np.broadcast_to(np.asarray(offset, float), 3))
+        return _instant_ngp(meta, file, size or (1280, 720), n_frames, ngp)
     raise SceneError(f"{file}: must have a list `camera_path` (nerfstudio) or `path` (instant-ngp)")
 
 
@@ -125,7 +129,7 @@ def _like(views: Cameras, c2w: Tensor, size: tuple[int, int] | None) -> Cameras:
     """Cameras of poses [N, 3, 4] with the field of view of others, over the height of the picture, without their
     lenses' bends; their times from first to last."""
     width, height = views.size(0)
-    focal = float(views.intrinsics[:, 1].mean()) / height
+    focal = pinhole_focal(views) / height
     width, height = size or (width // 2 * 2, height // 2 * 2)
     times = None if views.times is None else torch.linspace(*views.times.aminmax(), len(c2w))
     return alike(c2w, focal * height, (width, height), times)
@@ -160,21 +164,60 @@ def _nerfstudio(meta: dict[str, Any], file: Path, size: tuple[int, int] | None) 
     return CameraPath(cameras, fps, box, colour)
 
 
-def _instant_ngp(
-    meta: dict[str, Any], file: Path, size: tuple[int, int], scale: float, offset: np.ndarray
-) -> CameraPath:
-    poses, focals = [], []
+def _instant_ngp(meta: dict[str, Any], file: Path, size: tuple[int, int], n_frames: int, ngp: Placement) -> CameraPath:
+    quaternions, origins, angles, stamps = [], [], [], []
     for i, camera in enumerate(meta["path"]):
         where = f"{file}, camera {i}"
         x, y, z, w = array_of(camera, "R", (4,), where)
-        rotation, origin = of_quaternion((w, x, y, z), where), array_of(camera, "T", (3,), where)
         # what it makes of a file: y and z of the camera the other way, scaled and moved, then the axes turned round
-        turned = CYCLE.T @ rotation @ np.diag([1.0, -1.0, -1.0])
-        poses.append(np.concatenate((turned, ((CYCLE.T @ origin - offset) / scale)[:, None]), axis=1))
-        focals.append(_focal(float(array_of(camera, "fov", (), where)), size[1], where))
-    seconds = meta.get("duration_seconds")
-    fps = len(poses) / float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None
-    return CameraPath(_cameras(poses, focals, size, file), fps)
+        turned = CYCLE.T @ of_quaternion((w, x, y, z), where) @ np.diag([1.0, -1.0, -1.0])
+        quaternions.append(quaternion(torch.from_numpy(turned)).numpy())
+        origins.append(ngp.to_file(torch.from_numpy(CYCLE.T @ array_of(camera, "T", (3,), where))).numpy())
+        angles.append(float(array_of(camera, "fov", (), where)))
+        _focal(angles[-1], size[1], where)
+        stamps.append(float(array_of(camera, "timestamp", (), where)) if "timestamp" in camera else 0.0)
+    order = float(array_of({"spline_order": 3, **meta}, "spline_order", (), str(file)))
+    if order not in (0, 1, 2, 3):
+        raise SceneError(f"{file}: `spline_order` must be 0, 1, 2 or 3, got {order:g}")
+    poses, focals = [], []
+    for frame in range(n_frames if angles else 0):
+        weights, where = _spline(stamps, frame / n_frames, int(order), bool(meta.get("loop"))), f"{file}, frame {frame}"
+        q = np.zeros(4)
+        for k in np.flatnonzero(weights):
+            q += weights[k] * np.copysign(1.0, q @ quaternions[k]) * quaternions[k]  # of the two it has the nearer one
+        place = weights @ np.stack(origins)
+        poses.append(np.concatenate((of_quaternion(q.tolist(), where), place[:, None]), axis=1))
+        focals.append(_focal(float(weights @ angles), size[1], where))
+    return CameraPath(_cameras(poses, focals, size, file))
+
+
+def _spline(stamps: list[float], time: float, order: int, loop: bool) -> np.ndarray:
+    """What share each keyframe [K] has in a moment of instant-ngp's paths: that of a uniform B-spline, whose ends count
+    twice.
+
+    Args:
+        stamps: when each keyframe is over; equal times if they do not rise from 0.
+        time: 0 is the first keyframe, 1 the last, or the first again in a loop.
+        order: 0 for the nearest keyframe, 1 for lines, 2 and 3 for splines, which only come near keyframes.
+    """
+    n = len(stamps)
+    if n < 2:
+        return np.ones(n)
+    if not all(b > a for a, b in zip([0.0, *stamps], stamps, strict=False)):
+        stamps = [(k + 1) / n for k in range(n)]
+    moment = time * (stamps[-1] if loop else stamps[-2])
+    k = min(int(np.searchsorted(stamps, moment, side="right")), n - 1 if loop else n - 2)
+    begin = stamps[k - 1] if k else 0.0
+    u = (moment - begin) / (stamps[k] - begin)
+    shares = (
+        (1.0 - (u >= 0.5), float(u >= 0.5)),
+        (1 - u, u),
+        ((1 - u) ** 2 / 2, 0.5 + u * (1 - u), u * u / 2),
+        ((1 - u) ** 3 / 6, (3 * u**3 - 6 * u * u + 4) / 6, (3 * u * (1 + u - u * u) + 1) / 6, u**3 / 6),
+    )[order]
+    chosen, weights = np.arange(len(shares)) + k - (order > 1), np.zeros(n)
+    np.add.at(weights, chosen % n if loop else chosen.clip(0, n - 1), shares)
+    return weights
 
 
 def _focal(degrees: float, height: int, where: str) -> float:
@@ -190,4 +233,4 @@ def _cameras(poses: list[np.ndarray], focals: list[float], size: tuple[int, int]
         raise SceneError(f"{file}: pictures must have pixels, got {size[0]}x{size[1]}")
     rows = [[focal, focal, size[0] / 2, size[1] / 2] for focal in focals]
     sizes = torch.tensor([size]).repeat(len(poses), 1)
-    return Cameras(torch.from_numpy(np.stack(poses)).float(), torch.tensor(rows), sizes)
+    return Cameras(torch.from_numpy(np.stack(poses)), torch.tensor(rows), sizes)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 UP = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 # Directions through pixels are tabulated per distinct camera up to this many pixels (8 or 12 bytes each).
 MAX_TABLE_PIXELS = 1 << 25
+WIDEST = math.pi / 2  # over the longer side of pictures of a path: further out a pinhole's are mostly stretched
 LEAST_DEPTH = 0.05  # of unit directions along the axis, of those that are tabulated as points at unit distance
 
 
@@ -34,7 +35,7 @@ class Cameras:
     """N cameras.
 
     Attributes:
-        c2w: rigid camera-to-world matrices [N, 3, 4], fp32.
+        c2w: rigid camera-to-world matrices [N, 3, 4], fp32, or fp64 where fp32 would move them.
         intrinsics: focal lengths and principal point ``fx, fy, cx, cy`` in pixels [N, 4], fp32.
         sizes: width and height [N, 2], int64.
         distortion: coefficients of the lens [N, up to 16], fp32, in the order of
@@ -246,6 +247,23 @@ def alike(c2w: Tensor, focal: float, size: tuple[int, int], times: Tensor | None
     return Cameras(c2w.float(), intrinsics, torch.tensor([[width, height]]).repeat(n, 1), times=times)
 
 
+def pinhole_focal(cameras: Cameras) -> float:
+    """The mean focal length of pinholes that see as much as cameras do over the longer side of their pictures, up to
+    `WIDEST`, in pixels of the first camera's picture."""
+    focals = []
+    for view in range(len(cameras)):
+        (width, height), (fx, fy, cx, cy) = cameras.size(view), cameras.intrinsics[view].tolist()
+        side, kind = max(width, height), KINDS[int(cameras.lens[view])]
+        focal = 0.5 * (fx + fy)
+        if kind != "perspective":
+            x, y = (0.0 - cx) / fx, (0.0 - cy) / fy
+            edges = [[x, 0.0], [x + width / fx, 0.0]] if width >= height else [[0.0, y], [0.0, y + height / fy]]
+            ends = unproject(torch.tensor(edges).double(), kind, cameras.distortion[view].cpu().double())[0]
+            focal = focal_length(min(float(ends[:, 2].clamp(-1, 1).acos().sum()), WIDEST), side)
+        focals.append(max(focal, focal_length(WIDEST, side)) / side)
+    return sum(focals) / len(focals) * max(cameras.size(0))
+
+
 def look_at(origin: Tensor, target: Tensor, up: Tensor) -> Tensor:
     """Camera-to-world matrices [..., 3, 4] of cameras at ``origin`` [..., 3] that look at ``target`` [3]."""
     backward = torch.nn.functional.normalize(origin - target, dim=-1)
@@ -307,7 +325,8 @@ def framing(
 
 
 def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400) -> Cameras:
-    """Cameras that circle what others look at, at their mean distance, height and field of view, and in their time.
+    """Cameras that circle what others look at, at their mean distance, height and field of view (of wide lenses
+    `WIDEST`), and in their time.
 
     Where these leave a gap of more than 120 degrees, the path swings to and fro on their side instead:
     nothing is known about the other one.
@@ -345,6 +364,6 @@ def orbit(cameras: Cameras, up: Tensor, n_frames: int = 120, max_size: int = 400
     size = cameras.sizes[0].double()
     scale = min(1.0, max_size / float(size.max()))
     width, height = (max(2, int(side * scale) // 2 * 2) for side in size.tolist())
-    focal = float(cameras.intrinsics[:, :2].mean()) * width / float(size[0])
+    focal = pinhole_focal(cameras) * width / float(size[0])
     times = None if cameras.times is None else torch.linspace(*cameras.times.aminmax(), n_frames)
     return alike(look_at(origins, centre, up), focal, (width, height), times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hashgrid.data.camera_paths import CameraPath, between, read_camera_path, spiral
 from hashgrid.data.loaders.poses import read_json
+from hashgrid.data.loaders.transforms import ngp_placement
 from hashgrid.geometry.cameras import Cameras, orbit
 from hashgrid.rendering.crop import CroppedSampler
 from hashgrid.rendering.samplers import Sampler
@@ -31,7 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hashgrid render", description=__doc__.partition(": ")[2])
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `hashgrid nerf`, or its checkpoint")
     parser.add_argument("--path", default="orbit", help=f"{', '.join(WAYS)}, or a file of nerfstudio or instant-ngp")
-    parser.add_argument("--frames", type=int, default=120, help="of a path that is made (default: 120)")
+    parser.add_argument(
+        "--frames", type=int, default=120, help="of a path that is made, or has keyframes (default: 120)"
+    )
     parser.add_argument("--size", type=_size, help="width and height of pictures, as 1280x720")
     parser.add_argument("--fps", type=float, help="frames per second; those of the file, or 30, if none")
     letters = ("X0", "Y0", "Z0", "X1", "Y1", "Z1")
@@ -74,7 +78,7 @@ def make_path(task: Nerf, name: str, n_frames: int, size: tuple[int, int] | None
     scene, placement = task.scene, task.scene.placement
     views = scene.test if name == "test" else scene.train
     if name not in WAYS:
-        return read_camera_path(Path(name), size)
+        return read_camera_path(Path(name), size, n_frames, ngp_placement(scene.path))
     ways: dict[str, Callable[[], Cameras]] = {
         "orbit": lambda: orbit(views, scene.up, n_frames, max(size) if size else 400),
         "spiral": lambda: spiral(views, n_frames, size=size),
@@ -102,10 +106,12 @@ def write_path(
         raise ValueError(f"pictures of a video must have even sides, got {cameras.sizes[0].tolist()}; or `--no-video`")
     settings = {
         "c2w": cameras.c2w.tolist(), "intrinsics": cameras.intrinsics.tolist(), "sizes": cameras.sizes.tolist(),
+        "distortion": cameras.distortion.tolist(), "lens": cameras.lens.tolist(), "model": fingerprint(task.model),
+        "times": None if cameras.times is None else cameras.times.tolist(),
         "crop": None if crop is None else crop.tolist(), "background": background.tolist(),
     }  # fmt: skip
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
-        raise ValueError(f"`--out` must be empty or of the same path, {out} has frames of another one")
+        raise ValueError(f"`--out` must be empty or of the same path and training, {out} has frames of another one")
     atomic_write_json(out / SETTINGS, settings)
     ours = Cameras(
         placement.poses_from_file(cameras.c2w).float(), cameras.intrinsics, cameras.sizes, cameras.distortion,
@@ -115,23 +121,28 @@ def write_path(
     if crop is not None:
         box = torch.cat([placement.from_file(corner) for corner in crop.double().split(3)])
         sampler = CroppedSampler(sampler, box).to(task.device)
-    missing = [view for view in range(len(ours)) if not _frame(out, view, depth)[0]]
+    pictures, depths = ([out / kind / f"{view:05d}.png" for view in range(len(ours))] for kind in ("frames", "depth"))
+    missing = [
+        view for view in range(len(ours)) if not pictures[view].is_file() or (depth and not depths[view].is_file())
+    ]
     for view in optional_import("tqdm").tqdm(missing, desc="frames", unit="frame"):
         shown = render_image(task.model, sampler, ours, view, background.to(task.device))
         color, opacity, distance = (x.cpu() for x in shown)
         if depth:
-            write_depth(_frame(out, view, depth)[2], distance / opacity.clamp_min(1e-6), opacity)
-        atomic_write_image(_frame(out, view, depth)[1], color)
+            write_depth(depths[view], distance / opacity.clamp_min(1e-6), opacity)
+        atomic_write_image(pictures[view], color)
     if fps is not None:
         iio = optional_import("imageio.v3")
-        frames = (torch.from_numpy(iio.imread(_frame(out, view, depth)[1]))[..., :3] for view in range(len(ours)))
-        write_video(out / "video.mp4", frames, fps=round(fps), n_frames=len(ours))
+        frames = (torch.from_numpy(iio.imread(picture))[..., :3] for picture in pictures)
+        write_video(out / "video.mp4", frames, fps=fps, n_frames=len(ours))
 
 
-def _frame(out: Path, view: int, depth: bool) -> tuple[bool, Path, Path]:
-    """Whether a frame is there, and its files."""
-    picture, distances = (out / kind / f"{view:05d}.png" for kind in ("frames", "depth"))
-    return picture.is_file() and (not depth or distances.is_file()), picture, distances
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of all that a model has learned."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -195,7 +195,7 @@ def write_view(out: str | Path, name: str, truth: Tensor, color: Tensor, opacity
     write_depth(out / "depth" / f"{name}.png", depth / opacity.clamp_min(1e-6), opacity)
 
 
-def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30, n_frames: int | None = None) -> None:
+def write_video(path: str | Path, frames: Iterable[Tensor], fps: float = 30, n_frames: int | None = None) -> None:
     """Write frames [H, W, 3] (all of one even size) as H.264, as they come: they may be rendered on the fly. A bar says
     how far it is, of ``n_frames`` if given."""
     optional_import("imageio_ffmpeg")
@@ -204,7 +204,7 @@ def write_video(path: str | Path, frames: Iterable[Tensor], fps: int = 30, n_fra
     shape: tuple[int, ...] = ()
     open_video = optional_import("imageio.v2").get_writer
     with atomic_path(path) as temporary, open_video(temporary, fps=fps, **options) as video:
-        for frame in optional_import("tqdm").tqdm(frames, desc="turntable", unit="frame", total=n_frames):
+        for frame in optional_import("tqdm").tqdm(frames, desc="video", unit="frame", total=n_frames):
             image = np.ascontiguousarray(to_uint8(frame))
             shape = shape or image.shape
             if len(shape) != 3 or shape[2] != 3 or shape[0] % 2 or shape[1] % 2:

@@ -23,7 +23,7 @@ from hashgrid.data.loaders.boxes import found_box
 from hashgrid.data.loaders.keys import name_unread
 from hashgrid.data.loaders.poses import IMAGE_EXTENSIONS, array_of, finish, read_json, rigid
 from hashgrid.data.scene import Scene, SceneOptions, Views, hold_out
-from hashgrid.geometry.boxes import Box, capture_box, cube, hull_box
+from hashgrid.geometry.boxes import Box, Placement, capture_box, cube, hull_box
 from hashgrid.geometry.cameras import focal_length, nearest_point_to_axes
 from hashgrid.geometry.lenses import PANORAMAS
 from hashgrid.util.pictures import FORBIDDEN
@@ -38,6 +38,7 @@ UNKNOWN_FLAGS = ("orthographic", "rolling_shutter", "ftheta_p0")
 MASK_KEYS = ("mask_path", "mask_filename")
 BLENDER_HALF = 1.5  # half side of the box of NeRF-synthetic scenes
 NGP_SCALE, NGP_OFFSET = 0.33, 0.5  # instant-ngp's defaults: ngp = file * scale + offset
+NGP = Placement((-NGP_OFFSET / NGP_SCALE,) * 3, 1 / NGP_SCALE)  # where its coordinates lie in those of a file
 
 
 def matches(path: Path) -> bool:
@@ -358,16 +359,10 @@ def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
     - Anything else is a capture, whose cascades reach as far as instant-ngp's box of `aabb_scale`, or as the sparse
       points of `ply_file_path`.
     """
-    aabb_scale, scale = (_number(meta, key, str(file), positive=True) for key in ("aabb_scale", "scale"))
-    scale = scale or NGP_SCALE
-    if meta.get("aabb") is not None:
-        try:
-            aabb = torch.tensor(meta["aabb"], dtype=torch.float64).reshape(-1)
-        except (TypeError, ValueError):
-            aabb = torch.empty(0)
-        if aabb.shape != (6,) or not bool(aabb.isfinite().all()) or not bool((aabb[3:] > aabb[:3]).all()):
-            raise SceneError(f"{file}: `aabb` must be two corners, the lower one first, got {meta['aabb']!r}")
+    aabb, aabb_scale = _aabb(meta, file), _number(meta, "aabb_scale", str(file), positive=True)
+    if aabb is not None:
         return Box(aabb)
+    ngp = _ngp(meta, file)
     if aabb_scale is None and _is_blender(meta, views):
         return Box(cube(torch.zeros(3), BLENDER_HALF))
     if views.has_alpha:
@@ -375,9 +370,11 @@ def _choose_box(meta: dict[str, Any], views: Views, file: Path) -> Box:
         if hull is not None:
             return Box(hull)
         # the masks contradict each other: instant-ngp's box
-        return Box(cube((0.5 - _offset(meta, file)) / scale, 0.5 * (aabb_scale or 1.0) / scale))
+        return Box(cube(ngp.to_file(torch.full((3,), 0.5)), 0.5 * (aabb_scale or 1.0) * ngp.unit))
     points = None if aabb_scale else _sparse_points(meta, file)
-    return capture_box(views, aabb_scale and 0.5 * aabb_scale / scale) if points is None else found_box(points)(views)
+    return (
+        capture_box(views, aabb_scale and 0.5 * aabb_scale * ngp.unit) if points is None else found_box(points)(views)
+    )
 
 
 def _sparse_points(meta: dict[str, Any], file: Path) -> np.ndarray | None:
@@ -412,9 +409,39 @@ def _is_blender(meta: dict[str, Any], views: Views) -> bool:
     return 0.5 * BLENDER_HALF <= float(visible) <= 2.0 * BLENDER_HALF
 
 
-def _offset(meta: dict[str, Any], file: Path) -> Tensor:
+def _aabb(meta: dict[str, Any], file: Path) -> Tensor | None:
+    """The box [6] that the file names."""
+    if meta.get("aabb") is None:
+        return None
+    try:
+        aabb = torch.tensor(meta["aabb"], dtype=torch.float64).reshape(-1)
+    except (TypeError, ValueError):
+        aabb = torch.empty(0)
+    if aabb.shape != (6,) or not bool(aabb.isfinite().all()) or not bool((aabb[3:] > aabb[:3]).all()):
+        raise SceneError(f"{file}: `aabb` must be two corners, the lower one first, got {meta['aabb']!r}")
+    return aabb
+
+
+def ngp_placement(scene: Path) -> Placement:
+    """Where instant-ngp's coordinates of a scene lie in those of its file; by its defaults in scenes of other formats.
+
+    Raises:
+        SceneError: the file is unusable.
+    """
+    if not matches(scene):
+        return NGP
+    file = _find_files(scene, "test")[0]
+    return _ngp(_read_json(file), file)
+
+
+def _ngp(meta: dict[str, Any], file: Path) -> Placement:
+    """As `aabb`, or `scale` and `offset`, say: with a box, its middle is in that of the unit cube, which it fills."""
+    aabb, scale = _aabb(meta, file), _number(meta, "scale", str(file), positive=True) or NGP_SCALE
+    if aabb is not None:
+        unit = float((aabb[3:] - aabb[:3]).max())
+        return Placement(tuple(((aabb[3:] + aabb[:3]) / 2 - unit / 2).tolist()), unit)
     try:
         offset = torch.tensor(meta.get("offset", NGP_OFFSET), dtype=torch.float64).expand(3)
     except (TypeError, ValueError, RuntimeError):
         raise SceneError(f"{file}: `offset` must be one number or three, got {meta['offset']!r}") from None
-    return offset
+    return Placement(tuple((-offset / scale).tolist()), 1 / scale)
