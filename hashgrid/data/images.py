@@ -31,6 +31,7 @@ from hashgrid.util.optional import optional_import
 ORIENTATION, PHOTOMETRIC, BITS, PLANES, SUBFILE = 274, 262, 258, 284, 254  # tags of EXIF and TIFF
 BLACK = 16  # of 255, in masks: JPEG leaves noise in what was black
 _opening = threading.Lock()  # the limit of pixels is Pillow's, and that of all threads
+MOST_PIXELS = 1e9  # of focal lengths, and what else a lens has
 SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # formats whose further frames are pictures of their own
 
 
@@ -263,8 +264,8 @@ def _read_otherwise(path: Path) -> np.ndarray:
     try:
         pixels = np.asarray(iio.imread(path))
     except Exception as error:  # every plugin raises its own kinds
-        size = path.stat().st_size if path.exists() else 0
-        why = str(error).partition("\n")[0] if size else "it is empty"
+        head = path.read_bytes()[:8] if path.is_file() else b""
+        why = f"no format is known that begins with {head!r}; save it as PNG" if head else "it is empty"
         raise PhotoError(f"`{path}` cannot be read as an image: {why}") from error
     _check_depth(path, pixels.dtype)
     pixels = np.atleast_3d(pixels)
@@ -361,10 +362,13 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
         image = _read_image(photo, options.allow_huge, unturned.append)
         height, width = image.shape[:2]
         if photo.alpha is not None:
-            image = np.concatenate((image[..., :3], _read_grey(photo.alpha, height, width)), axis=2)
+            image = np.concatenate((image[..., :3], _read_grey(photo.alpha, photo, height, width)), axis=2)
         mask = _read_mask(photo, height, width) if is_masked else None
         reduced = None if mask is None else _blocks(mask, n).all(axis=(1, 3, 4)).reshape(-1)  # where all pixels count
         lens = photo.lens(width, height)
+        if not (all(abs(x) < MOST_PIXELS for x in lens) and min(lens[:2]) > 0):
+            got = list(map(float, lens))
+            raise SceneError(f"{photo.where}: the lens must be finite, its focal lengths positive, got {got}")
         return reduce_image(image, n), reduced, [*(x / n for x in lens[:4]), *lens[4:]]
 
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -499,15 +503,16 @@ def _read_mask(photo: Photo, height: int, width: int) -> np.ndarray:
     if photo.mask is None:
         return np.ones((height, width, 1), dtype=bool)
     file, bright_counts = photo.mask
-    return np.asarray((_read_grey(file, height, width) >= BLACK) == bright_counts)
+    return np.asarray((_read_grey(file, photo, height, width) >= BLACK) == bright_counts)
 
 
-def _read_grey(file: Path, height: int, width: int) -> np.ndarray:
+def _read_grey(file: Path, photo: Photo, height: int, width: int) -> np.ndarray:
     """The brightest channel of a mask for a photo of this size [H, W, 1] uint8."""
     mask = read_photo(file, turn=lambda *_: False)
     if mask.shape[:2] != (height, width):
         raise SceneError(
-            f"{file}: a mask must have the size of its image, {width}x{height}, got {mask.shape[1]}x{mask.shape[0]}"
+            f"{file}: a mask must have the size of its image {photo.image.name}, {width}x{height}, got"
+            f" {mask.shape[1]}x{mask.shape[0]}"
         )
     n_colors = mask.shape[2] - (mask.shape[2] in (2, 4))
     brightest = mask[..., :n_colors].max(axis=-1, keepdims=True)

@@ -293,6 +293,9 @@ def _why_unknown(path: Path, names: Sequence[str]) -> str:
     """What to tell about a path that no loader knows."""
     if not path.exists():
         return f"`scene` must be a folder or a file of a scene, got {path}, which does not exist"
+    if len(names) == 1:
+        wanted = (_loader(names[0]).matches.__doc__ or "").partition("Whether ``path`` is ")[2].rstrip(".")
+        return f"`scene` must be of the format `{names[0]}`, {wanted or 'which its loader knows'}, got {path}"
     known = f"is no scene of a known format ({', '.join(names)})"
     if not path.is_dir():
         return f"`scene` must be a folder or a file of a scene, got {path}, which {known}"
@@ -335,6 +338,8 @@ def make_scene(
     if backdrop is not None:
         train, test = cut_out(train, backdrop), cut_out(test, backdrop)
     aabb, n_cascades, bounded, near = choose_box(train)
+    if not bool((aabb.abs() < 1e12).all() and (aabb[3:] > aabb[:3]).all()):
+        raise SceneError(f"{path}: the box must be two corners, the lower one first, within 1e12, got {aabb.tolist()}")
     up = torch.nn.functional.normalize(train.c2w[:, :, 1].mean(0), dim=0).float()
     origins = torch.cat((train.origins, test.origins))
     if bool((origins - origins.float().double()).abs().max() <= 1e-5 * (origins - origins.mean(0)).abs().max()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from hashgrid.data.errors import SceneError, some, warn_of_scene
 from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import finish, from_opencv, inverse, of_quaternion
+from hashgrid.data.loaders.poses import finish, floats, from_opencv, inverse, of_quaternion, rigid
 from hashgrid.data.scene import Scene, SceneOptions, hold_out
 from hashgrid.geometry.lenses import coefficients
 
@@ -70,7 +71,7 @@ class Image(NamedTuple):
 
 
 def matches(path: Path) -> bool:
-    """Whether ``path`` is a folder that holds a model, or is one."""
+    """Whether ``path`` is a folder that holds a model (`cameras.bin` or `cameras.txt`), or is one."""
     return path.is_dir() and _models(path) != []
 
 
@@ -113,6 +114,9 @@ def _read_model(folder: Path) -> tuple[dict[int, Camera], list[Image]]:
     known = _cameras_bin(cameras) if cameras.suffix == ".bin" else _cameras_txt(cameras)
     found = list(_images_bin(images) if images.suffix == ".bin" else _images_txt(images))
     strangers = [image.name for image in found if image.camera not in known]
+    twice = [name for name, n in Counter(image.name for image in found).items() if n > 1]
+    if twice:
+        raise SceneError(f"{images}: every image must be there once, more often are {some(twice)}; remove the others")
     if strangers:
         raise SceneError(f"{images}: {len(strangers)} image(s) of cameras that {cameras.name} lacks: {some(strangers)}")
     return known, found
@@ -156,6 +160,12 @@ class _Reader:
         except UnicodeDecodeError:
             raise SceneError(f"{self.file}: the name {raw!r} must be UTF-8; rename the image") from None
 
+    def finish(self) -> None:
+        """Refuses what follows the last entry."""
+        if self.place < len(self.data):
+            got = f"{len(self.data) - self.place} bytes follow"
+            raise SceneError(f"{self.file}: must end with its last entry, at byte {self.place}, {got}; copy it again")
+
     def check(self, size: int) -> None:
         if size < 0 or self.place + size > len(self.data):
             raise SceneError(f"{self.file}: ends at byte {len(self.data)}, in the middle of an entry; copy it again")
@@ -169,7 +179,11 @@ def _cameras_bin(file: Path) -> dict[int, Camera]:
         if not 0 <= model < len(names):
             raise SceneError(f"{file}, camera {number}: the model must be one of 0..{len(names) - 1}, got {model}")
         parameters = reader.take(f"{len(MODELS[names[model]][1])}d")
-        cameras[number] = _camera(names[model], width, height, parameters, f"{file}, camera {number}")
+        where = f"{file}, camera {number}"
+        if number in cameras:
+            raise SceneError(f"{where}: must be there once, it is there twice; copy the file again")
+        cameras[number] = _camera(names[model], width, height, parameters, where)
+    reader.finish()
     return cameras
 
 
@@ -182,7 +196,9 @@ def _cameras_txt(file: Path) -> dict[int, Camera]:
             raise SceneError(
                 f"{where}: must be number, model, width, height, parameters; a model COLMAP has, got {got}"
             )
-        values = _floats([*words[:1], *words[2:]], where)
+        values = floats([*words[:1], *words[2:]], where).tolist()
+        if int(values[0]) in cameras:
+            raise SceneError(f"{where}: camera {int(values[0])} must be there once, it is there twice; remove one")
         cameras[int(values[0])] = _camera(words[1], int(values[1]), int(values[2]), tuple(values[3:]), where)
     return cameras
 
@@ -207,6 +223,7 @@ def _images_bin(file: Path) -> Iterator[Image]:
         name = reader.name()
         reader.skip(24 * reader.count(24))
         yield _image(name, pose, int(camera), f"{file}, image {int(number)} ({name})")
+    reader.finish()
 
 
 def _images_txt(file: Path) -> Iterator[Image]:
@@ -221,7 +238,7 @@ def _images_txt(file: Path) -> Iterator[Image]:
                 raise SceneError(
                     f"{where}: must be number, quaternion, translation, camera, name, got {text.strip()!r:.60}"
                 )
-            values, name = _floats(words[:9], where), words[9].strip()
+            values, name = floats(words[:9], where).tolist(), words[9].strip()
             yield _image(name, values[1:8], int(values[8]), f"{where} ({name})")
         is_points = not is_points
 
@@ -230,7 +247,7 @@ def _image(name: str, pose: list[float], camera: int, where: str) -> Image:
     if not np.isfinite(pose).all():
         raise SceneError(f"{where}: the pose must be finite, got {pose}; remove the image")
     w2c = np.concatenate((of_quaternion(pose[:4], where), np.array(pose[4:7])[:, None]), axis=1)
-    return Image(name, w2c, camera, where)
+    return Image(name, rigid(w2c, where), camera, where)
 
 
 def _read_points(folder: Path) -> np.ndarray:
@@ -248,13 +265,14 @@ def _points_bin(file: Path) -> Iterator[tuple[float, ...]]:
     for _ in range(reader.count(51)):
         yield reader.take("Q3d3Bd")[1:4]
         reader.skip(8 * reader.count(8))
+    reader.finish()
 
 
 def _points_txt(file: Path) -> Iterator[tuple[float, ...]]:
     for line, words in _lines(file):
         if len(words) < 4:
             raise SceneError(f"{file}, line {line}: must be number, x, y, z, ..., got {' '.join(words)!r:.60}")
-        yield tuple(_floats(words[1:4], f"{file}, line {line}"))
+        yield tuple(floats(words[1:4], f"{file}, line {line}"))
 
 
 def _raw_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -272,13 +290,6 @@ def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     for line, content in _raw_lines(file):
         if content.strip():
             yield line, content.split()
-
-
-def _floats(words: list[str], where: str) -> list[float]:
-    try:
-        return [float(word) for word in words]
-    except ValueError as error:
-        raise SceneError(f"{where}: {error}") from error
 
 
 # Views ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 from hashgrid.data.errors import SceneError
 from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import range_box
-from hashgrid.data.loaders.poses import finish, images_in, rigid
+from hashgrid.data.loaders.poses import finish, images_in, read_arrays, rigid
 from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 NAME = "poses_bounds.npy"
@@ -28,10 +28,9 @@ def load(path: Path, options: SceneOptions) -> Scene:
     """Loads all images, every so many-th of which is tested."""
     folder = path.parent if path.is_file() else path
     file = folder / NAME
-    try:
-        rows = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SceneError(f"{file} cannot be read as an array: {error}") from error
+    rows = read_arrays(file)
+    if not isinstance(rows, np.ndarray):
+        raise SceneError(f"{file}: must be one array, got an archive of {len(rows)}; save it with numpy.save")
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows) or rows.dtype.kind not in "fiu":
         raise SceneError(f"{file}: must hold numbers of shape [N, 17], got {rows.dtype} {list(rows.shape)}")
     images, place = _images(folder)

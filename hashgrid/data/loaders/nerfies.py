@@ -6,13 +6,14 @@ number of its deformation, `warp_id` or `time_id`, as a fraction of the largest 
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
-from hashgrid.data.images import Photo
+from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import range_box
 from hashgrid.data.loaders.poses import array_of, finish, from_opencv, images_in, inverse, read_json, rigid
 from hashgrid.data.scene import Scene, SceneOptions
@@ -38,6 +39,9 @@ def load(path: Path, options: SceneOptions) -> Scene:
         ids = dataset.get(key) if isinstance(dataset, dict) else None
         if not isinstance(ids, list):
             raise SceneError(f"{path / 'dataset.json'}: `{key}` must be a list of names, got {ids!r:.60}")
+        twice = [name for name, n in Counter(map(str, ids)).items() if n > 1]
+        if twice:
+            raise SceneError(f"{path / 'dataset.json'}: `{key}` must have a name once, more often are {some(twice)}")
         missing = [name for name in ids if str(name) not in images]
         if missing:
             warn_of_scene(f"{folder}: skipping {len(missing)} of {len(ids)} `{key}` without an image: {some(missing)}")
@@ -73,7 +77,10 @@ def _photo(path: Path, image: Path, time: float | None) -> Photo:
     c2w = np.concatenate((inverse(w2c)[:, :3], position[:, None]), axis=1)
 
     def lens(width: int, height: int) -> list[float]:
-        size = array_of(camera, "image_size", (2,), where)
+        size = tuple(array_of(camera, "image_size", (2,), where).tolist())
+        if not fits_shape(width, height, size):  # type: ignore[arg-type]
+            got = f"{size[0]:g}x{size[1]:g} (or scaled), got {width}x{height}"
+            raise SceneError(f"{where}: the image must have the shape of `image_size`, {got}")
         scale = width / size[0], height / size[1]
         focal, centre = (
             float(array_of(camera, "focal_length", (), where)),

@@ -13,7 +13,7 @@ import numpy as np
 from hashgrid.data.errors import SceneError
 from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import ball_box
-from hashgrid.data.loaders.poses import finish, from_opencv, images_in, numbers, rigid
+from hashgrid.data.loaders.poses import finish, from_opencv, images_in, lens_of, numbers, rigid, warn_of_rest
 from hashgrid.data.scene import Scene, SceneOptions, hold_out
 from hashgrid.geometry.boxes import CAPTURE_CASCADES
 
@@ -30,26 +30,22 @@ def load(path: Path, options: SceneOptions) -> Scene:
     train = _photos(path / "train")
     split = next((name for name in SPLITS[options.test_split] if images_in(path / name / "rgb")), None)
     views = hold_out(train, options.holdout) if split is None else (train, _photos(path / split), split)
-    return finish(views, ball_box(np.zeros(3), 1.0, CAPTURE_CASCADES, 0.02), path, options)
+    return finish(views, ball_box(np.zeros(3), 1.0, CAPTURE_CASCADES, 0.02), path, options, one_size=True)
 
 
 def _photos(folder: Path) -> list[Photo]:
     images = images_in(folder / "rgb")
     if not images:
         raise SceneError(f"{folder}: there must be images in `rgb`")
+    warn_of_rest((folder / "pose").glob("*.txt"), images)
     return [_photo(image) for image in images]
 
 
 def _photo(image: Path) -> Photo:
     folder = image.parent.parent
     pose, lens = (folder / kind / f"{image.stem}.txt" for kind in ("pose", "intrinsics"))
-    matrix = numbers(lens, (4, 4), (3, 3))
-    fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
-    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
-        raise SceneError(f"{lens}: focal lengths must be positive, got {fx:g} and {fy:g}")
+    values = lens_of(numbers(lens, (4, 4), (3, 3)), str(lens))
     mask = folder / "mask" / f"{image.stem}.png"
     c2w = from_opencv(rigid(numbers(pose, (4, 4), (3, 4)), str(pose)))
     name = f"{folder.name}/{image.name}"
-    return Photo(
-        name, image, c2w, lambda *_: [fx, fy, cx, cy], str(pose), mask=(mask, True) if mask.is_file() else None
-    )
+    return Photo(name, image, c2w, lambda *_: values, str(pose), mask=(mask, True) if mask.is_file() else None)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hashgrid.data.errors import SceneError
+from hashgrid.data.errors import SceneError, some
 from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import finish, from_opencv, images_in, numbers, rigid
+from hashgrid.data.loaders.poses import finish, floats, from_opencv, images_in, lens_of, numbers, read_text, rigid
 from hashgrid.data.scene import Scene, SceneOptions, hold_out
 from hashgrid.geometry.boxes import Box
 
@@ -29,7 +29,9 @@ def load(path: Path, options: SceneOptions) -> Scene:
     """Loads all images; those of the split that is not asked for are left out."""
     images, poses = images_in(path / "rgb"), sorted((path / "pose").glob("*.txt"))
     if not images or len(images) != len(poses):
-        raise SceneError(f"{path}: `rgb` and `pose` must have as many files, got {len(images)} and {len(poses)}")
+        alone = {file.stem for file in images} ^ {file.stem for file in poses}
+        got = f"{len(images)} and {len(poses)}; of one kind only: {some(sorted(alone)) or 'none'}"
+        raise SceneError(f"{path}: `rgb` and `pose` must have as many files, got {got}")
     focal_x, focal_y, centre_x, centre_y = _intrinsics(path / "intrinsics.txt")
 
     def photo(image: Path, pose: Path) -> Photo:
@@ -53,28 +55,18 @@ def load(path: Path, options: SceneOptions) -> Scene:
         views = hold_out(photos, options.holdout)
     file = path / "bbox.txt"
     box = Box(_bounds(file)) if file.is_file() else None
-    return finish(views, found_box() if box is None else lambda _: box, path, options)
+    return finish(views, found_box() if box is None else lambda _: box, path, options, one_size=True)
 
 
-def _intrinsics(file: Path) -> tuple[float, float, float, float]:
+def _intrinsics(file: Path) -> list[float]:
     """Focal lengths and centre of a matrix, or of a line `f cx cy 0.` before others."""
-    try:
-        first = file.read_text(encoding="utf-8-sig").split("\n", 1)[0].split()
-    except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise SceneError(f"{file} cannot be read, it must be text: {error}") from error
-    try:
-        row = [float(word) for word in first]
-    except ValueError as error:
-        raise SceneError(f"{file}: must hold numbers only: {error}") from error
+    row = floats(read_text(file).split("\n", 1)[0].split(), str(file)).tolist()
     if len(row) == 4 and row[1] > 0 and row[3] == 0:
         focal, centre_x, centre_y = row[:3]
-        values = (focal, focal, centre_x, centre_y)
+        matrix = np.array([[focal, 0, centre_x], [0, focal, centre_y]])
     else:
         matrix = numbers(file, (4, 4), (3, 3))
-        values = (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2])
-    if not (np.isfinite(values).all() and values[0] > 0 and values[1] > 0):
-        raise SceneError(f"{file}: focal lengths must be positive, got {[float(value) for value in values]}")
-    return values
+    return lens_of(matrix, str(file))
 
 
 def _bounds(file: Path) -> torch.Tensor:

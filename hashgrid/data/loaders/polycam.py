@@ -11,7 +11,7 @@ from pathlib import Path
 from hashgrid.data.errors import SceneError, some, warn_of_scene
 from hashgrid.data.images import Photo, fits_shape
 from hashgrid.data.loaders.boxes import found_box
-from hashgrid.data.loaders.poses import array_of, finish, images_in, read_json, rigid
+from hashgrid.data.loaders.poses import array_of, finish, images_in, read_json, rigid, warn_of_rest
 from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 FORMS = (("corrected_images", "corrected_cameras"), ("images", "cameras"))
@@ -27,8 +27,9 @@ def load(path: Path, options: SceneOptions) -> Scene:
     images_name, cameras_name = next(form for form in FORMS if _keyframes(path, form) is not None)
     folder = _keyframes(path, (images_name, cameras_name))
     assert folder is not None
-    photos, missing = [], []
-    for image in images_in(folder / images_name):
+    photos, missing, images = [], [], images_in(folder / images_name)
+    warn_of_rest((folder / cameras_name).glob("*.json"), images)
+    for image in images:
         file = folder / cameras_name / f"{image.stem}.json"
         if file.is_file():
             photos.append(_photo(image, file))

@@ -7,6 +7,7 @@ validation views where there is none of test views, and the other way round); el
 from __future__ import annotations
 
 import math
+import os
 import posixpath
 from functools import partial
 from pathlib import Path
@@ -58,9 +59,6 @@ def load(path: Path, options: SceneOptions) -> Scene:
             warn_of_scene(f"{test_file} has no usable view; holding out training views")
     if not test:
         train, test, split = _split(train, meta, train_file, options)
-    train = _without(train, test, train_file)
-    if not train:
-        raise SceneError(f"{train_file}: the split leaves no training view; check `train_filenames` or add views")
     box = partial(_choose_box, meta, file=train_file)
     return finish((train, test, split), box, scene_path(path), options, scene_name(path))
 
@@ -123,6 +121,7 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
     frames: list[Photo] = []
     nameless: list[int] = []
     missing: list[str] = []
+    found: dict[str, int] = {}
     for i, entry in enumerate(meta["frames"]):
         where = f"{file}, frame {i}"
         if not isinstance(entry, dict):
@@ -135,6 +134,8 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
         if image is None:
             missing.append(name)
             continue
+        if (other := found.setdefault(os.path.normpath(image), i)) != i:
+            raise SceneError(f"{where}: {name} must be in one frame, it is in frame {other}, too; remove one of them")
         where += f" ({name})"
         keys = {**scene_keys, **entry}
         width, height = _number(keys, "w", where), _number(keys, "h", where)
@@ -270,16 +271,6 @@ def _listed(meta: dict[str, Any], key: str, file: Path) -> set[str] | None:
             " spell them alike, or remove them from the list"
         )
     return {_key(name) for name in names}
-
-
-def _without(train: list[Photo], test: list[Photo], file: Path) -> list[Photo]:
-    """Training frames whose image is not also a test image."""
-    test_images = {frame.image.resolve() for frame in test}
-    kept = [frame for frame in train if frame.image.resolve() not in test_images]
-    if len(kept) < len(train):
-        shared = [frame.name for frame in train if frame.image.resolve() in test_images]
-        warn_of_scene(f"{file}: not training on {len(shared)} view(s) that are test views, too: {some(shared)}")
-    return kept
 
 
 # Lenses and boxes ----------------------------------------------------------------------------------------------------
