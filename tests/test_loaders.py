@@ -51,6 +51,12 @@ def images() -> dict[str, list[np.ndarray]]:
 Images = dict[str, list[np.ndarray]]
 
 
+@pytest.fixture(scope="module")
+def opaque(images: Images) -> Images:
+    """Pictures without alpha: there is no hull to be carved, which takes long."""
+    return {split: [image[..., :3] for image in part] for split, part in images.items()}
+
+
 def frames(folder: Path, images: Images, split: str, name: Callable[[int], str], **keys) -> list[dict]:
     """Writes the images of a split, and gives its frames in the manner of transforms.json."""
     result = []
@@ -373,6 +379,71 @@ def test_images_are_reduced(name: str, dialect: str, images: Images, tmp_path: P
         assert np.abs(views.image(view).numpy() - expected).max() <= 0.5 + 1e-3
 
 
+def test_record3d_has_a_lens_for_each_frame(opaque: Images, tmp_path: Path) -> None:
+    file = record3d(tmp_path, opaque) / "metadata"
+    meta = json.loads(file.read_text())
+    lenses = [[FOCAL + i, FOCAL + 2 * i, SIZE / 2 + 0.1 * i, SIZE / 2] for i in range(7)]
+    file.write_text(json.dumps({**meta, "perFrameIntrinsicCoeffs": lenses}))
+    torch.testing.assert_close(load_scene(tmp_path, holdout=0).train.intrinsics, torch.tensor(lenses))
+
+
+def test_no_view_is_trained_on_and_tested(opaque: Images, tmp_path: Path) -> None:
+    """Whatever lists or links say."""
+    nerfies(tmp_path / "a", opaque)
+    dataset = {"train_ids": ["train_0", "train_1", "test_0"], "val_ids": ["test_0", "test_1"]}
+    (tmp_path / "a/dataset.json").write_text(json.dumps(dataset))
+    with pytest.warns(SceneWarning, match=r"not training on 1 view\(s\) that are test views, too: test_0"):
+        scene = load_scene(tmp_path / "a")
+    assert scene.train.names == ("train_0", "train_1") and scene.test.names == ("test_0", "test_1")
+    nerfpp(tmp_path / "b", opaque)
+    for i in range(5):
+        (tmp_path / f"b/train/rgb/{i:04d}.png").unlink()
+        (tmp_path / f"b/train/rgb/{i:04d}.png").symlink_to(tmp_path / "b/test/rgb/0000.png")
+    with pytest.raises(SceneError, match="leaves no training view"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", SceneWarning)
+        load_scene(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("write", "file", "old", "new", "message"),
+    [
+        (nsvf, "intrinsics.txt", "358 0 12", "358 5 12", "axes of pixels must be at right angles, got a skew of 5"),
+        (nerfpp, "test/intrinsics/0001.txt", " 33.", " -33.", r"0001.txt: focal lengths must be positive, all finite"),
+        (scannet, "intrinsic/intrinsic_color.txt", "11.5", "1e20", "focal lengths must be positive, all finite"),
+        (nice_slam, "cam_params.json", '"camera"', '"lens"', r"cam_params.json, `camera`: `fx` is missing"),
+        (mvsnet, "cams/00000001_cam.txt", " 6.0", " 6.0 7.0", "9 numbers and depths, got"),
+        (blender, "transforms_train.json", "train/r_1", "train/r_0", "frame 1: ./train/r_0 must be in one frame, it"),
+        (nerfies, "dataset.json", "train_1", "train_0", "`train_ids` must have a name once, more often are train_0"),
+        (nerfies, "camera/train_1.json", "[48, 48]", "[48, 36]", "must have the shape of `image_size`, 48x36"),
+        (polycam, "keyframes/corrected_cameras/3.json", '"t_03": ', '"t_03": 3e30, "t": ', "must be within 1e.12 of"),
+    ],
+)  # fmt: skip
+def test_what_was_read_in_silence(
+    write: Callable[[Path, Images], Path], file: str, old: str, new: str, message: str, opaque: Images, tmp_path: Path
+) -> None:
+    path = write(tmp_path, opaque)
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(SceneError, match=message):
+        load_scene(path)
+
+
+@pytest.mark.parametrize(("write", "image"), [
+    (nerfpp, "train/rgb/0001.png"), (mvsnet, "blended_images/00000001.png"), (scannet, "color/9.png"),
+    (polycam, "keyframes/corrected_images/1.png"),
+])  # fmt: skip
+def test_cameras_without_an_image_are_named(
+    write: Callable[[Path, Images], Path], image: str, opaque: Images, tmp_path: Path
+) -> None:
+    path = write(tmp_path, opaque)
+    (tmp_path / image).unlink()
+    with pytest.warns(
+        SceneWarning, match=rf"skipping 1 camera\(s\) without an image: 0*{Path(image).stem.lstrip('0')}"
+    ):
+        load_scene(path)
+
+
 @pytest.mark.parametrize("text", ["procedural:size=3", "procedural:train", "procedural:seed=-1", "procedural:test=two"])
 def test_wrong_names_of_the_procedural_scene(text: str) -> None:
     with pytest.raises(
@@ -520,12 +591,6 @@ def complaints(path: Path, name: str, root: Path) -> list[str]:
         assert (views.intrinsics[:, :2] > 0).all()
     assert scene.aabb.float().isfinite().all()
     return sorted(str(warning.message) for warning in caught)
-
-
-@pytest.fixture(scope="module")
-def opaque(images: Images) -> Images:
-    """Pictures without alpha: there is no hull to be carved, which takes long."""
-    return {split: [image[..., :3] for image in part] for split, part in images.items()}
 
 
 BROKEN = [key for key in WRITERS if key[0] != "procedural" and key[1] not in ("written scene", "instant-ngp")]
