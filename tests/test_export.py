@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from hashgrid.data.mesh import is_watertight
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.procedural import orbit_cameras, write_scene
 from hashgrid.data.scene import load_scene
+from hashgrid.geometry.lenses import COEFFICIENTS, KINDS
 from hashgrid.rendering.fusion import fuse
+from hashgrid.tasks.export import write_cameras
 
 trimesh = pytest.importorskip("trimesh")
 pytest.importorskip("skimage")
@@ -111,3 +114,18 @@ def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert main(["export", str(run), str(tmp_path / "mesh.stl"), *options]) == 1
     assert "written as ply, obj or glb" in capsys.readouterr().err
+
+
+def test_cameras_say_their_lens_and_time(tmp_path: Path) -> None:
+    """A fisheye is one for nerfstudio, too, which looks for it beside the frames; what it cannot have is refused."""
+    scene = load_scene("procedural:train=2,test=1,resolution=8")
+    for views in (scene.train, scene.test):
+        views.lens[:] = KINDS.index("fisheye")
+        views.times = torch.linspace(0.25, 0.75, len(views))
+    task, out = SimpleNamespace(scene=scene), tmp_path / "cameras.json"
+    write_cameras(task, out)  # type: ignore[arg-type]
+    meta = json.loads(out.read_text())
+    assert meta["camera_model"] == "OPENCV_FISHEYE" and [f["time"] for f in meta["frames"]] == [0.25, 0.75, 0.25]
+    scene.train.distortion[1, COEFFICIENTS.index("s1")] = 1e-3
+    with pytest.raises(ValueError, match="k1, k2, k3, k4, p1 and p2 only, .* has s1, too"):
+        write_cameras(task, out)  # type: ignore[arg-type]

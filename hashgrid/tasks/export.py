@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hashgrid.data.mesh import is_watertight
 from hashgrid.data.mesh_files import write_mesh, write_ply
-from hashgrid.geometry.cameras import Cameras
-from hashgrid.geometry.lenses import KINDS
+from hashgrid.geometry.cameras import Cameras, lit_pixels
+from hashgrid.geometry.lenses import COEFFICIENTS, KINDS
 from hashgrid.rendering.extract import n_components
 from hashgrid.rendering.fusion import OPAQUE, Shown, fuse
 from hashgrid.rendering.volume import render_image
@@ -111,7 +111,8 @@ def write_points(task: Nerf, out: Path, cameras: Cameras, show: Any, most: int, 
     for view in range(len(cameras)):
         color, opacity, depth = (x.cpu() for x in show(view))
         rays = cameras.view_rays(view)
-        hit = (opacity > OPAQUE).view(-1)
+        hit, lit = (opacity > OPAQUE).view(-1), lit_pixels(cameras, view)
+        hit = hit if lit is None else hit & lit.view(-1)  # around a fisheye's circle there is nothing
         ends = rays.origins + (depth / opacity.clamp_min(1e-6)).view(-1, 1) * rays.directions
         places.append(ends[hit])
         colors.append(color.view(-1, 3)[hit])
@@ -137,13 +138,19 @@ def write_cameras(task: Nerf, out: Path) -> None:
             fx, fy, cx, cy = views.intrinsics[i].tolist()
             if KINDS[int(views.lens[i])] not in ("perspective", "fisheye"):
                 raise ValueError(f"cameras must be perspective or fisheyes, {name} is {KINDS[int(views.lens[i])]}")
-            k1, k2, k3, k4, p1, p2 = views.distortion[i, :6].tolist()
+            k1, k2, k3, k4, p1, p2, *others = views.distortion[i].tolist()
+            if any(others):
+                extra = [key for key, value in zip(COEFFICIENTS[6:], others, strict=True) if value]
+                raise ValueError(f"lenses must have k1, k2, k3, k4, p1 and p2 only, {name} has {', '.join(extra)}, too")
             pose = torch.cat((views.c2w[i, :, :3].double(), poses[i, :, None]), dim=1)
             frames.append({
                 "file_path": name, "transform_matrix": [*pose.tolist(), [0, 0, 0, 1]], "w": views.size(i)[0],
                 "h": views.size(i)[1], "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "k1": k1, "k2": k2, "k3": k3,
                 "k4": k4, "p1": p1, "p2": p2,
                 "camera_model": "OPENCV_FISHEYE" if int(views.lens[i]) else "OPENCV",
+                **({} if views.times is None else {"time": float(views.times[i])}),
             })  # fmt: skip
-    atomic_write_json(out, {"frames": frames})
+    models = {frame["camera_model"] for frame in frames}
+    meta = {"camera_model": models.pop()} if len(models) == 1 else {}  # nerfstudio looks here only
+    atomic_write_json(out, {**meta, "frames": frames})
     print(f"{out}: {len(frames)} cameras", flush=True)

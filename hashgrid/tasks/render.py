@@ -104,6 +104,8 @@ def write_path(
     cameras, placement = path.cameras, task.scene.placement
     if fps is not None and bool((cameras.sizes % 2).any()):
         raise ValueError(f"pictures of a video must have even sides, got {cameras.sizes[0].tolist()}; or `--no-video`")
+    if fps is not None and len(sizes := cameras.sizes.unique(dim=0).tolist()) > 1:
+        raise ValueError(f"pictures of a video must have one size, got {sizes[0]} and {sizes[1]}; or `--no-video`")
     settings = {
         "c2w": cameras.c2w.tolist(), "intrinsics": cameras.intrinsics.tolist(), "sizes": cameras.sizes.tolist(),
         "distortion": cameras.distortion.tolist(), "lens": cameras.lens.tolist(), "model": fingerprint(task.model),
