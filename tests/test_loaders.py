@@ -6,6 +6,7 @@ split of their own have every fourth of all views tested: `every_view` has them 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
@@ -365,6 +366,33 @@ def test_same_views_are_the_same_scene(name: str, dialect: str, images: Images, 
             load_scene(path, format=other)
 
 
+MARK = Path(__file__).parents[1] / "benchmarks" / "marks" / "loaders.py"
+PLAIN = ("Blender", "LLFF", "Record3D", "Replica, Semantic-NeRF")  # of one focal length, about the middle
+
+
+@pytest.mark.skipif(not MARK.is_file(), reason="no benchmarks beside the tests")
+def test_rays_are_those_of_the_cameras_that_were_written(tmp_path: Path) -> None:
+    """Of rolled cameras with two focal lengths and a centre aside, in pictures that are wider than high; what the
+    benchmark compares with the authors' rays."""
+    spec = importlib.util.spec_from_file_location("marks_loaders", MARK)
+    assert spec is not None and spec.loader is not None
+    mark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mark)
+    y, x = np.mgrid[: mark.HEIGHT, : mark.WIDTH].reshape(2, -1) + 0.5
+    for i, (name, (format, write, *_)) in enumerate(mark.PEERS.items()):
+        if name.startswith(("nerfstudio", "instant", "COLMAP", "Nerfies", "Hyper")) or name in ("D-NeRF", "NeuS"):
+            continue  # lenses that bend; the same again
+        lens = mark.SQUARE if name in PLAIN else mark.K
+        if name == "Replica, Semantic-NeRF":  # 90 degrees
+            lens = lens * np.array([[mark.WIDTH / 2 / mark.FX, 1, 1], [1, mark.WIDTH / 2 / mark.FX, 1], [1, 1, 1]])
+        local = np.linalg.inv(lens) @ np.stack((x, y, np.ones_like(x)))
+        local /= np.linalg.norm(local, axis=0)
+        expected = np.einsum("nij,jp->npi", (mark.POSES @ mark.FLIP)[:, :3, :3], local)
+        origins, directions = mark.ours(write(tmp_path / str(i)), format, 0.0)
+        assert np.abs(directions - expected).max() < 1e-6, name
+        assert np.abs(origins - mark.POSES[:, None, :3, 3]).max() < 1e-6, name
+
+
 @pytest.mark.parametrize(("name", "dialect"), WRITERS, ids=map("-".join, WRITERS))
 def test_images_are_reduced(name: str, dialect: str, images: Images, tmp_path: Path) -> None:
     views = load_scene(WRITERS[name, dialect](tmp_path, images), downscale=2, holdout=4).train
@@ -385,6 +413,15 @@ def test_record3d_has_a_lens_for_each_frame(opaque: Images, tmp_path: Path) -> N
     lenses = [[FOCAL + i, FOCAL + 2 * i, SIZE / 2 + 0.1 * i, SIZE / 2] for i in range(7)]
     file.write_text(json.dumps({**meta, "perFrameIntrinsicCoeffs": lenses}))
     torch.testing.assert_close(load_scene(tmp_path, holdout=0).train.intrinsics, torch.tensor(lenses))
+
+
+def test_nsvf_has_lenses_in_two_forms(opaque: Images, tmp_path: Path) -> None:
+    """Its first scenes have a focal length and the centre, and other numbers after them."""
+    nsvf(tmp_path, opaque)
+    lens = f"{FOCAL} 12.5 11.5 0.\n0. 0. 0.\n1.\n{SIZE} {SIZE}\n"
+    (tmp_path / "intrinsics.txt").write_text(lens)
+    expected = torch.tensor([[FOCAL, FOCAL, 12.5, 11.5]] * 5)
+    torch.testing.assert_close(load_scene(tmp_path).train.intrinsics, expected)
 
 
 def test_no_view_is_trained_on_and_tested(opaque: Images, tmp_path: Path) -> None:

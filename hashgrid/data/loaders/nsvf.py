@@ -60,9 +60,10 @@ def load(path: Path, options: SceneOptions) -> Scene:
 
 def _intrinsics(file: Path) -> list[float]:
     """Focal lengths and centre of a matrix, or of a line `f cx cy 0.` before others."""
-    row = floats(read_text(file).split("\n", 1)[0].split(), str(file)).tolist()
-    if len(row) == 4 and row[1] > 0 and row[3] == 0:
-        focal, centre_x, centre_y = row[:3]
+    lines = read_text(file).split("\n")
+    first = floats(lines[0].split(), str(file)).tolist()
+    if len(first) == 4 and len(" ".join(lines).split()) != 16 and first[3] == 0:
+        focal, centre_x, centre_y, _ = first
         matrix = np.array([[focal, 0, centre_x], [0, focal, centre_y]])
     else:
         matrix = numbers(file, (4, 4), (3, 3))
