@@ -225,6 +225,8 @@ def nerfpp(folder: Path, images: Images) -> Path:
 def mvsnet(folder: Path, images: Images) -> Path:
     for i, (_, c2w, image) in enumerate(every_view(images)):
         put(folder / f"blended_images/{i:08d}.png", image)
+        put(folder / f"blended_images/{i:08d}_masked.png", image)
+        put(folder / f"images/{i:08d}.png", image)  # the same views, which are not to be read twice
         w2c = matrix_text(np.linalg.inv(c2w @ FLIP))
         text = f"extrinsic\n{w2c}\nintrinsic\n{matrix_text(LENS)}\n2.0 0.03 128 6.0\n"
         put(folder / f"cams/{i:08d}_cam.txt", text)
@@ -605,6 +607,7 @@ DAMAGE: dict[str, Damage] = {
 }
 HARMLESS = {  # files that are not read, or not needed
     *("points3D.txt", "points3D.bin", "bbox.txt", "depth000000.png"),
+    *("blended_images/00000000_masked.png", "images/00000000.png"),
     *("keyframes/images/0.png", "keyframes/cameras/0.json", "sparse/0/cameras.bin", "sparse/0/images.bin"),
 }
 

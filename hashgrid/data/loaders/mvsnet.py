@@ -37,7 +37,8 @@ def matches(path: Path) -> bool:
 
 def load(path: Path, options: SceneOptions) -> Scene:
     """Loads all images that have a camera, every so many-th of which is tested."""
-    images = [image for name in IMAGES for image in images_in(path / name) if not image.stem.endswith("_masked")]
+    found = ([i for i in images_in(path / name) if not i.stem.endswith("_masked")] for name in IMAGES)
+    images = next(filter(None, found), [])
     read = [(image, *_camera(path / "cams" / f"{image.stem}_cam.txt")) for image in images]
     if not read:
         raise SceneError(f"{path}: there must be images in `{IMAGES[0]}` or `{IMAGES[1]}`")
