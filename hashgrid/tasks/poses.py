@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hashgrid.data.reconstruct import Recipe, reconstruct, sharp_frames
+from hashgrid.data.frames import sharp_frames
+from hashgrid.data.reconstruct import Recipe, claim, reconstruct
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,9 +20,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--matching", choices=("exhaustive", "sequential"), help="sequential for a video, else exhaustive"
     )
-    parser.add_argument("--mapper", choices=("incremental", "global"), default=Recipe.mapper)
+    parser.add_argument(
+        "--mapper", choices=("auto", "incremental", "global"), default=Recipe.mapper,
+        help="auto: incremental, and global where that places more images and agrees (default)",
+    )  # fmt: skip
     parser.add_argument("--camera-model", default=Recipe.camera_model, help=f"default: {Recipe.camera_model}")
     parser.add_argument("--lens-per-image", action="store_true", help="images of several cameras or zooms")
+    parser.add_argument(
+        "--features", type=int, default=Recipe.max_features, help=f"at most, per image (default: {Recipe.max_features})"
+    )
+    parser.add_argument(
+        "--max-image-size", type=int, default=Recipe.max_image_size,
+        help=f"longer side at which they are looked for (default: {Recipe.max_image_size})",
+    )  # fmt: skip
+    parser.add_argument("--plain-features", action="store_true", help="plain SIFT: faster, needs more overlap")
+    parser.add_argument("--guided", action="store_true", help="more matches where there are few")
     parser.add_argument(
         "--frames", type=int, default=120, help="of a video: the sharpest of so many parts (default: 120)"
     )
@@ -37,18 +50,24 @@ def main(argv: Sequence[str]) -> int:
     """
     args = make_parser().parse_args(argv)
     matching: Any = args.matching or ("sequential" if args.kind == "video" else "exhaustive")
-    recipe = Recipe(matching, args.mapper, args.camera_model, not args.lens_per_image)
+    recipe = Recipe(
+        matching=matching, mapper=args.mapper, camera_model=args.camera_model,
+        single_camera=not args.lens_per_image, max_image_size=args.max_image_size, max_features=args.features,
+        affine=not args.plain_features, guided=args.guided,
+    )  # fmt: skip
     recipe.check()
     images = args.source
     if args.kind == "video":
-        images = args.out / "images"
-        chosen = sharp_frames(args.source, images, args.frames)
-        print(f"{len(chosen)} sharp frames in {images}", flush=True)
+        claim(args.out)
+        images = sharp_frames(args.source, args.out / "images", args.frames)
+        print(f"{len(images)} sharp frames in {args.out / 'images'}", flush=True)
     report = reconstruct(images, args.out, recipe, lambda text: print(text, flush=True))
     n, left = len(report["registered"]), report["left_out"]
     fit = f"{report['points']} points, {report['reprojection_error']:.2f} pixels off"
     print(f"{n} of {n + len(left)} images have a pose, {fit}")
     for name, why in left.items():
         print(f"  {name}: {why}")
+    if any(account["part"] for account in report["images"].values()):
+        print("parts that do not fit may do so with `--mapper global`, `--guided`, or more `--features`")
     print(f"scene in {args.out}; train it with `hashgrid nerf {args.out}`", flush=True)
     return 0
