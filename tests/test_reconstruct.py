@@ -15,7 +15,15 @@ import torch
 from hashgrid.cli import main
 from hashgrid.data.errors import SceneError
 from hashgrid.data.frames import sharp_frames
-from hashgrid.data.reconstruct import Recipe, agree, image_pairs, reconstruct, write_transforms
+from hashgrid.data.reconstruct import (
+    Recipe,
+    _refine,
+    _Work,
+    agree,
+    image_pairs,
+    reconstruct,
+    write_transforms,
+)
 from hashgrid.data.scene import load_scene
 from hashgrid.util.pictures import write_video
 
@@ -166,7 +174,29 @@ def test_no_features_where_an_image_is_transparent(tmp_path: Path) -> None:
     assert len(places) > 50 and places[:, 0].max() < 81
 
 
-def test_models_agree(tmp_path: Path) -> None:
+def test_an_absurd_lens_is_not_kept(tmp_path: Path) -> None:
+    """Where the lens that was asked for comes out absurd, the first one is there again, to the bit."""
+    made, values = pycolmap.Reconstruction(), [50.0, 32.0, 24.0, 0.03]
+    made.add_camera_with_trivial_rig(
+        pycolmap.Camera(model="SIMPLE_RADIAL", width=64, height=48, params=values, camera_id=1)
+    )
+
+    class Colmap:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pycolmap, name)
+
+        def bundle_adjustment(self, model: Any, options: Any) -> None:
+            if model.cameras[1].model_name == "OPENCV":
+                assert model.cameras[1].params.tolist() == [50, 50, 32, 24, 0.03, 0, 0, 0]
+                model.cameras[1].params = [50, 50, 32, 24, 9, 9, 9, 9]
+
+    said: list[str] = []
+    _refine(_Work(Colmap(), tmp_path, tmp_path, [], Recipe(camera_model="OPENCV"), said.append), made)
+    assert made.cameras[1].model_name == "SIMPLE_RADIAL" and made.cameras[1].params.tolist() == values
+    assert "SIMPLE_RADIAL it stays" in said[0]
+
+
+def test_models_agree() -> None:
     """Two models are one if a rotation of the world makes them so."""
     rng = np.random.default_rng(0)
 
