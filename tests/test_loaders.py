@@ -696,3 +696,15 @@ def test_images_that_are_too_many(name: str, dialect: str, images: Images, opaqu
         if not new:
             assert len(load_scene(path, format=name, holdout=0).train) == n_views
         copy.unlink()
+
+
+@pytest.mark.parametrize("write", [colmap_text, llff])
+def test_transparent_captures_have_the_box_of_their_object(
+    write: Callable, images: dict[str, list[np.ndarray]], tmp_path: Path
+) -> None:
+    """Formats that know of no box: what images show is bounded, and so is the scene, whatever depths say."""
+    scene = load_scene(write(tmp_path, images), holdout=4)
+    assert scene.bounded and scene.n_cascades == 1
+    low, high = scene.aabb.split(3)
+    assert bool((low < -1.0).all()) and bool((high[:2] > 1.0).all())  # the disc is 2.6 across
+    assert float((high - low).max()) < 5

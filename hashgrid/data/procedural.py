@@ -283,6 +283,11 @@ def _shade(p: Tensor, d: Tensor) -> Tensor:
     return srgb.clamp_(0, 1)
 
 
+def surface_color(points: Tensor, directions: Tensor) -> Tensor:
+    """sRGB colours [N, 3] of surface points [N, 3] seen along unit directions [N, 3]."""
+    return _shade(points.T.contiguous(), directions.T.contiguous())
+
+
 def render(cameras: Cameras, view: int) -> Tensor:
     """Straight-alpha sRGB image [H, W, 4] in [0, 1] of one undistorted camera, 2x2 samples per pixel."""
     width, height = cameras.sizes[view].tolist()

@@ -145,6 +145,19 @@ class OccupancyGrid(nn.Module):
         t_starts, t_ends, ray_indices, packed_info, *totals = found
         return RaySamples(t_starts, t_ends, ray_indices, packed_info, self.backend), totals
 
+    def occupied_at(self, positions: Tensor) -> Tensor:
+        """Whether positions [N, 3] lie in occupied cells [N] bool, of the innermost cascade that holds them; False
+        outside of all."""
+        centre, half = 0.5 * (self.aabb[:3] + self.aabb[3:]), 0.5 * (self.aabb[3:] - self.aabb[:3])
+        place = (positions.to(self.aabb) - centre) / half  # -1..1 in cascade 0
+        cascade = torch.frexp(place.abs().amax(-1) - 1e-6)[1].clamp(min=0).long()  # 2^c is at least the largest
+        sizes = torch.tensor(self.resolution, device=place.device)
+        cell = ((place / 2.0 ** cascade[:, None] * 0.5 + 0.5) * sizes).long().clamp(min=0).minimum(sizes - 1)
+        index = ((cascade * sizes[0] + cell[:, 0]) * sizes[1] + cell[:, 1]) * sizes[2] + cell[:, 2]
+        held = cascade < self.n_cascades
+        index = torch.where(held, index, 0)
+        return held & (self.bits[index >> 3] >> (index & 7).to(torch.uint8) & 1).bool()
+
     @torch.no_grad()
     def update(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -250,6 +250,43 @@ class _Seam:
         y = np.where(along_y, np.floor(y), np.round(y)).astype(np.int64) + corner[1]
         z = np.where(along_y, np.round(z), np.floor(z)).astype(np.int64) + corner[2]
         return found, (y * (self._resolution + 1) + z) * 2 + along_y
+
+
+class BoxLattice(NamedTuple):
+    """Lattice points over a box: the first and the last of each axis lie on its sides."""
+
+    low: Tensor  # [3] float64, the lower corner
+    step: Tensor  # [3] float64, between neighbours
+    shape: tuple[int, int, int]  # points along each axis
+
+    @classmethod
+    def of(cls, box: Tensor, resolution: int) -> BoxLattice:
+        """That of a box [6] with so many cells along its longest side, and cells that are nearly cubes.
+
+        Raises:
+            ValueError: the resolution is below 2.
+        """
+        if resolution < 2:
+            raise ValueError(f"`resolution` must be at least 2, got {resolution}")
+        low, high = box.double().cpu().split(3)
+        cells = ((high - low) / float((high - low).max()) * resolution - 1e-6).ceil().clamp(min=1)
+        x, y, z = (int(n) + 1 for n in cells.tolist())
+        return cls(low, (high - low) / cells, (x, y, z))
+
+    def slabs(self, most: int) -> Iterator[tuple[int, Tensor]]:
+        """The number of the first point, z fastest, and the places [n, 3] float64 of whole layers of them, about
+        ``most`` at a time."""
+        x, y, z = (self.low[i] + self.step[i] * torch.arange(n, dtype=torch.float64) for i, n in enumerate(self.shape))
+        first = 0
+        for part in x.split(max(1, most // (len(y) * len(z)))):
+            points = torch.cartesian_prod(part, y, z)
+            yield first, points
+            first += len(points)
+
+    def places(self, vertices: np.ndarray) -> np.ndarray:
+        """What :func:`march` gave [V, 3], in cells, as places in the box, float64."""
+        low, step = self.low.numpy(), self.step.numpy()
+        return np.clip(low + step * vertices.astype(np.float64), low, low + step * (np.array(self.shape) - 1))
 
 
 def n_components(faces: np.ndarray) -> int:

@@ -1,44 +1,58 @@
-"""``hashgrid export``: a coloured mesh, points or cameras of a trained scene, in the coordinates of its file."""
+"""``hashgrid export``: a coloured mesh, points or cameras of what was trained, in the coordinates of its input."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from hashgrid.data.mesh import is_watertight
 from hashgrid.data.mesh_files import write_mesh, write_ply
-from hashgrid.geometry.cameras import Cameras, lit_pixels
-from hashgrid.geometry.lenses import COEFFICIENTS, KINDS
-from hashgrid.rendering.extract import n_components
-from hashgrid.rendering.fusion import OPAQUE, Shown, fuse
-from hashgrid.rendering.volume import render_image
-from hashgrid.tasks.nerf import Nerf
+from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
+from hashgrid.rendering.texture import bake
+from hashgrid.tasks.export_cameras import write_cameras
 from hashgrid.tasks.render import corners
-from hashgrid.tasks.trained import trained_nerf
+from hashgrid.tasks.surfaces import METHODS, Surface, nerf_surface, sdf_surface, seen_cloud
+from hashgrid.tasks.trained import task_of, trained_nerf
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_for
 
 WHAT = ("mesh", "points", "cameras")
+FACTS = "export.json"
+# Options that count for some exports only: their values if none, and for which exports.
+MESHES = (*METHODS, "sdf")
+OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "resolution": (192, MESHES), "threshold": (30.0, ("density",)), "views": (100, ("tsdf", "poisson", "points")),
+    "size": (400, ("tsdf", "poisson", "points")), "points": (None, ("poisson", "points")),
+    "crop": (None, (*MESHES, "points")), "texture": (None, MESHES), "keep": (None, MESHES),
+    "faces": (None, MESHES), "method": ("tsdf", METHODS),
+}  # fmt: skip
+MOST_POINTS = 1_000_000
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid export", description=(__doc__ or "").partition(": ")[2])
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `hashgrid nerf`, or its checkpoint")
+    run_help = "folder of a run of `hashgrid nerf` or `hashgrid sdf`, or its checkpoint"
+    parser.add_argument("run", type=Path, metavar="RUN", help=run_help)
     parser.add_argument("out", type=Path, metavar="OUT", help="mesh.ply, .obj or .glb; points.ply; cameras.json")
     parser.add_argument("--what", choices=WHAT, help="by the name of OUT if not given")
-    parser.add_argument("--resolution", type=int, default=192, help="voxels along the longest side (default: 192)")
-    parser.add_argument("--views", type=int, default=100, help="training views to look from, at most (default: 100)")
-    parser.add_argument("--size", type=int, default=400, help="longer side of their pictures, at most (default: 400)")
-    parser.add_argument("--points", type=int, default=1_000_000, help="points of a cloud, at most (default: 1000000)")
+    parser.add_argument("--method", choices=METHODS, help="how a scene becomes a mesh (default: tsdf)")
+    parser.add_argument("--resolution", type=int, help="voxels along the longest side (default: 192)")
+    parser.add_argument("--threshold", type=float, help="of `--method density`, per unit of length (default: 30)")
+    parser.add_argument("--views", type=int, help="training views to look from, at most (default: 100)")
+    parser.add_argument("--size", type=int, help="longer side of their pictures, at most (default: 400)")
+    points_help = "points of a cloud, at most (default: 1000000; of `--method poisson` by the resolution)"
+    parser.add_argument("--points", type=int, help=points_help)
     parser.add_argument("--crop", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"), help="box to keep")
+    parser.add_argument("--keep", type=int, metavar="N", help="the N largest parts of the mesh only")
+    parser.add_argument("--faces", type=int, metavar="N", help="make the mesh simpler, until it has about N faces")
+    parser.add_argument("--texture", type=int, metavar="SIZE", help="texels along a side of a texture; OBJ and GLB")
     parser.add_argument("--device", default="auto")
     return parser
 
@@ -48,109 +62,109 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         ValueError: the run or an option is unusable.
+        ImportError: a package that the export needs is not installed.
     """
-    args = make_parser().parse_args(argv)
+    begin, args = time.perf_counter(), make_parser().parse_args(argv)
     what = args.what or next((name for name in WHAT if args.out.stem.startswith(name)), "mesh")
-    if min(args.views, args.size, args.points) < 1:
-        raise ValueError(
-            f"`--views`, `--size` and `--points` must be positive, got {args.views}, {args.size}, {args.points}"
-        )
-    task, _ = trained_nerf(args.run, args.device)
-    crop = None if args.crop is None else corners(args.crop)
-    if what == "cameras":
-        write_cameras(task, args.out)
-        return 0
-    with threads_for(task.config.backend):
-        cameras, show = looks(task, args.views, args.size)
-        if what == "points":
-            facts = write_points(task, args.out, cameras, show, args.points, crop)
-        else:
-            facts = write_fused(task, args.out, cameras, show, args.resolution, crop)
-    atomic_write_json(args.out.with_suffix(".json"), facts)
-    print(f"{args.out}: {', '.join(f'{value} {name}' for name, value in facts.items())}", flush=True)
+    trained = task_of(args.run)
+    if trained not in ("nerf", "sdf") or (trained == "sdf" and what != "mesh"):
+        raise ValueError(f"`RUN` must be of `hashgrid nerf`, or of `hashgrid sdf` for a mesh, got {trained} for {what}")
+    kind = what if what != "mesh" else "sdf" if trained == "sdf" else args.method or "tsdf"
+    options = settled(args, kind)
+    _check(args.out, kind, options["texture"], kind == "poisson" or options["faces"] is not None)
+    crop = None if options["crop"] is None else corners(options["crop"])
+    if kind == "sdf":
+        facts = write_surface(args.out, sdf_surface(args.run, crop, options["resolution"]), options)
+    else:
+        task, _ = trained_nerf(args.run, args.device)
+        with threads_for(task.config.backend):
+            if kind == "cameras":
+                write_cameras(task, args.out)
+                return 0
+            if kind == "points":
+                cloud = seen_cloud(task, options["views"], options["size"], crop, options["points"] or MOST_POINTS)
+                if not len(cloud.points):
+                    raise ValueError("no pixel ends on a surface: train longer, or choose another `--crop`")
+                write_ply(args.out, cloud.points, np.zeros((0, 3), np.int64), cloud.normals, cloud.colors)
+                low, high = cloud.points.min(0).tolist(), cloud.points.max(0).tolist()
+                facts = {"points": len(cloud.points), "low": low, "high": high}
+            else:
+                facts = write_surface(args.out, nerf_surface(task, kind, crop, options), options)
+    given = {name: value for name, value in options.items() if value is not None}
+    _note(args.out, {**facts, "run": args.run, "kind": kind, "options": given, "seconds": time.perf_counter() - begin})
+    print(f"{args.out}: {describe(facts)}", flush=True)
     return 0
 
 
-def looks(task: Nerf, n_views: int, size: int) -> tuple[Cameras, Any]:
-    """Training views, evenly spread and reduced, and what renders one of them, with a bar."""
-    train = task.scene.train
-    n = min(n_views, len(train))
-    cameras = train.select([i * len(train) // n for i in range(n)])
-    cameras = cameras.scaled(min(1.0, size / float(cameras.sizes.max()))) if len(cameras) else cameras
-    there, background = cameras.to(task.device), torch.zeros(3, device=task.device)
-    bar = optional_import("tqdm").tqdm(total=n, desc="views", unit="view")
+def settled(args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """The options that count for a kind of export, with their values if none was given, others as None.
 
-    def show(view: int) -> Shown:
-        bar.update()
-        color, opacity, depth = render_image(task.model, task.sampler, there, view, background)
-        return color / opacity.clamp_min(1e-3)[..., None], opacity, depth  # the surface, without what is behind it
-
-    return cameras, show
-
-
-def write_fused(
-    task: Nerf, out: Path, cameras: Cameras, show: Any, resolution: int, crop: Tensor | None
-) -> dict[str, Any]:
-    """Writes a coloured mesh; returns its statistics."""
-    placement = task.scene.placement
-    box = task.scene.aabb if crop is None else torch.cat([placement.from_file(part) for part in crop.split(3)])
-    fused = fuse(show, cameras, box, resolution)
-    vertices = placement.to_file(torch.from_numpy(fused.vertices)).numpy()
-    if not len(fused.faces):
-        raise ValueError(f"there is no surface in {box.tolist()}: train longer, or choose another `--crop`")
-    write_mesh(out, vertices, fused.faces, None, fused.colors)
-    return {
-        "vertices": len(vertices), "faces": len(fused.faces), "components": n_components(fused.faces),
-        "watertight": is_watertight(fused.faces), "low": vertices.min(0).tolist(), "high": vertices.max(0).tolist(),
-    }  # fmt: skip
+    Raises:
+        ValueError: one is given that does not count for it, or is not positive.
+    """
+    options: dict[str, Any] = {}
+    for name, (default, kinds) in OPTIONS.items():
+        value = getattr(args, name)
+        if value is not None and kind not in kinds:
+            raise ValueError(f"`--{name}` is for {', '.join(kinds)}; it has no effect on {kind}")
+        options[name] = (default if value is None else value) if kind in kinds else None
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"`--{name}` must be positive, got {value}")
+    return options
 
 
-def write_points(task: Nerf, out: Path, cameras: Cameras, show: Any, most: int, crop: Tensor | None) -> dict[str, Any]:
-    """Writes points where pixels end, with their colours; returns how many."""
-    places, colors = [], []
-    for view in range(len(cameras)):
-        color, opacity, depth = (x.cpu() for x in show(view))
-        rays = cameras.view_rays(view)
-        hit, lit = (opacity > OPAQUE).view(-1), lit_pixels(cameras, view)
-        hit = hit if lit is None else hit & lit.view(-1)  # around a fisheye's circle there is nothing
-        ends = rays.origins + (depth / opacity.clamp_min(1e-6)).view(-1, 1) * rays.directions
-        places.append(ends[hit])
-        colors.append(color.view(-1, 3)[hit])
-    points, shades = task.scene.placement.to_file(torch.cat(places)).numpy(), torch.cat(colors).numpy()
-    if crop is not None:
-        inside = ((points >= crop[:3].numpy()) & (points <= crop[3:].numpy())).all(axis=1)
-        points, shades = points[inside], shades[inside]
-    if len(points) > most:
-        chosen = np.random.default_rng(0).choice(len(points), most, replace=False)
-        points, shades = points[chosen], shades[chosen]
-    if not len(points):
-        raise ValueError("no pixel ends on a surface: train longer, or choose another `--crop`")
-    write_ply(out, points, np.zeros((0, 3), np.int64), None, shades)
-    return {"points": len(points)}
+def _check(out: Path, kind: str, texture: int | None, simpler: bool) -> None:
+    """Raises now what would be raised when everything is done: of the file's name, and packages that are missing."""
+    endings = {"cameras": (".json",), "points": (".ply",)}.get(kind, (".obj", ".glb") if texture else ())
+    suffix = out.suffix.lower()
+    if endings and suffix not in endings:
+        what = f"{kind} are" if kind in WHAT else "a mesh with a texture is"
+        raise ValueError(f"{what} written as {' or '.join(x[1:] for x in endings)}, got `{out}`")
+    if not endings and suffix not in (".ply", ".obj", ".glb"):
+        raise ValueError(f"meshes are written as ply, obj or glb, got `{out}`")
+    for package, needed in (("xatlas", texture), ("pymeshlab", simpler), ("trimesh", suffix == ".glb")):
+        if needed:
+            optional_import(package)
+    if out.name == FACTS:
+        raise ValueError(f"`OUT` must have another name than {FACTS}, which is for what there is to say of it")
 
 
-def write_cameras(task: Nerf, out: Path) -> None:
-    """Writes all views as a `transforms.json` of nerfstudio's, in the coordinates of the scene's file."""
-    frames = []
-    for views in (task.scene.train, task.scene.test):
-        poses = task.scene.placement.to_file(views.origins)
-        for i, name in enumerate(views.names):
-            fx, fy, cx, cy = views.intrinsics[i].tolist()
-            if KINDS[int(views.lens[i])] not in ("perspective", "fisheye"):
-                raise ValueError(f"cameras must be perspective or fisheyes, {name} is {KINDS[int(views.lens[i])]}")
-            k1, k2, k3, k4, p1, p2, *others = views.distortion[i].tolist()
-            if any(others):
-                extra = [key for key, value in zip(COEFFICIENTS[6:], others, strict=True) if value]
-                raise ValueError(f"lenses must have k1, k2, k3, k4, p1 and p2 only, {name} has {', '.join(extra)}, too")
-            pose = torch.cat((views.c2w[i, :, :3].double(), poses[i, :, None]), dim=1)
-            frames.append({
-                "file_path": name, "transform_matrix": [*pose.tolist(), [0, 0, 0, 1]], "w": views.size(i)[0],
-                "h": views.size(i)[1], "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "k1": k1, "k2": k2, "k3": k3,
-                "k4": k4, "p1": p1, "p2": p2,
-                "camera_model": "OPENCV_FISHEYE" if int(views.lens[i]) else "OPENCV",
-                **({} if views.times is None else {"time": float(views.times[i])}),
-            })  # fmt: skip
-    models = {frame["camera_model"] for frame in frames}
-    meta = {"camera_model": models.pop()} if len(models) == 1 else {}  # nerfstudio looks here only
-    atomic_write_json(out, {**meta, "frames": frames})
-    print(f"{out}: {len(frames)} cameras", flush=True)
+def write_surface(out: Path, surface: Surface, options: dict[str, Any]) -> dict[str, Any]:
+    """Writes a mesh with its colours; returns its statistics.
+
+    Raises:
+        ValueError: there is none, or a texture is wanted of a surface without colours.
+    """
+    if not len(surface.faces):
+        raise ValueError("there is no surface: train longer, or choose another `--crop` or `--threshold`")
+    surface = surface.largest(options["keep"]).simplified(options["faces"])
+    vertices, faces, size = surface.vertices, surface.faces, options["texture"]
+    normals, texture = vertex_normals(vertices, faces), None
+    if size is not None:
+        if surface.color is None:
+            raise ValueError("`--texture` needs colours, the shape that the field was fitted to has none (any more)")
+        texture = bake(vertices, faces, normals, surface.color, size)
+    write_mesh(out, vertices, faces, normals, None if texture else surface.colors, texture, surface.lit)
+    colored = "texture" if texture else "no" if surface.colors is None else "vertices"
+    return {**mesh_facts(vertices, faces), "colors": colored}
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """Statistics in one line."""
+    box = " x ".join(f"[{a:.5g}, {b:.5g}]" for a, b in zip(facts["low"], facts["high"], strict=True))
+    if "points" in facts:
+        return f"{facts['points']} points in {box}"
+    parts = f"{facts['components']} part{'s' if facts['components'] != 1 else ''}"
+    closed = f"watertight, volume {facts['volume']:.5g}" if facts["watertight"] else "open"
+    counts = f"{facts['vertices']} vertices, {facts['faces']} faces, {parts}"
+    return f"{counts}, {closed}, area {facts['area']:.5g}, in {box}"
+
+
+def _note(out: Path, facts: dict[str, Any]) -> None:
+    """Keeps what there is to say of a file in `export.json` beside it, where other exports have theirs, too."""
+    path = out.with_name(FACTS)
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    atomic_write_json(path, {**(known if isinstance(known, dict) else {}), out.name: facts})

@@ -1,4 +1,4 @@
-"""Radiance fields that were trained, from their checkpoints."""
+"""What was trained, from its checkpoint."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from hashgrid.tasks.nerf import Nerf
-from hashgrid.train.checkpoint import with_prefix
+from hashgrid.train.checkpoint import load_checkpoint, with_prefix
 from hashgrid.train.loop import load_model
 from hashgrid.train.run import CHECKPOINT, read_checkpoint
+
+
+def task_of(run: Path) -> str:
+    """The name of the command whose run a folder, or a checkpoint, is of.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    checkpoint = run / CHECKPOINT if run.is_dir() else run
+    if not checkpoint.is_file():
+        raise ValueError(f"`RUN` must be the folder of a run, or a checkpoint; there is no `{checkpoint}`")
+    return str(load_checkpoint(checkpoint).metadata.get("task"))
 
 
 def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:

@@ -10,6 +10,7 @@ EXTRAS = {
     "constriction": "compress",
     "pycolmap": "colmap",
     **dict.fromkeys(("lpips", "torchvision"), "lpips"),
+    **dict.fromkeys(("pymeshlab", "xatlas"), "export"),
 }
 
 

@@ -18,10 +18,9 @@ def found_box(points: np.ndarray | None = None) -> Callable[[Views], Box]:
     reaches to its sparse points [P, 3], all but the outermost hundredth, and begins before the nearest of them."""
 
     def choose(views: Views) -> Box:
-        if views.has_alpha:
-            hull = hull_box(views, views.may_be_opaque)
-            if hull is not None:
-                return Box(hull)
+        hull = _hull(views)
+        if hull is not None:
+            return hull
         box = capture_box(views)
         if points is None or len(points) < LEAST_POINTS:
             return box
@@ -35,9 +34,13 @@ def found_box(points: np.ndarray | None = None) -> Callable[[Views], Box]:
 
 
 def range_box(near: float, far: float) -> Callable[[Views], Box]:
-    """What chooses the box of views of which the nearest and the farthest depth are known."""
+    """What chooses the box of views of which the nearest and the farthest depth are known: that of the object which
+    transparent images bound, where they are."""
 
     def choose(views: Views) -> Box:
+        hull = _hull(views)
+        if hull is not None:
+            return hull
         box = capture_box(views)
         centre = 0.5 * (box.aabb[:3] + box.aabb[3:])
         outer = float((views.origins.double() - views.c2w[:, :, 2].double() * far - centre).abs().amax())
@@ -49,6 +52,12 @@ def range_box(near: float, far: float) -> Callable[[Views], Box]:
 def ball_box(centre: np.ndarray, radius: float, n_cascades: int = 1, near: float = 0.0) -> Callable[[Views], Box]:
     """What gives the box around a ball, whatever the views."""
     return lambda _: Box(cube(torch.from_numpy(centre), radius), n_cascades, n_cascades == 1, near)
+
+
+def _hull(views: Views) -> Box | None:
+    """The box of the object that transparent images bound; None without."""
+    hull = hull_box(views, views.may_be_opaque) if views.has_alpha else None
+    return None if hull is None else Box(hull)
 
 
 def _nearest(views: Views, points: torch.Tensor, view: int) -> float:
