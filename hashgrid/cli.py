@@ -32,6 +32,7 @@ TASKS = {
 COMMANDS = {
     "data": ("hashgrid.tasks.poses", "find the poses of photos or of a video"),
     "render": ("hashgrid.tasks.render", "render a trained scene along a path of cameras"),
+    "view": ("hashgrid.tasks.view", "look at a run or a scene in the browser; also `--view` while training"),
     "export": ("hashgrid.tasks.export", "write a coloured mesh, points or cameras of a trained scene"),
 }
 

@@ -40,7 +40,7 @@ LAYERS = (
     ("geometry", "optim", "compress"),
     ("nn",),
     ("fields",),
-    ("rendering", "data", "train"),
+    ("rendering", "data", "train", "viewer"),
     ("tasks", "bench"),
     ("cli",),
 )

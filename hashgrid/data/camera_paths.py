@@ -19,6 +19,7 @@ from hashgrid.data.loaders.poses import array_of, of_quaternion, read_json, rigi
 from hashgrid.data.loaders.transforms import NGP
 from hashgrid.geometry.boxes import Placement
 from hashgrid.geometry.cameras import Cameras, alike, look_at, nearest_point_to_axes, pinhole_focal
+from hashgrid.util.files import atomic_write_json
 
 CYCLE = np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])  # instant-ngp has x, y, z of a file as z, x, y
 
@@ -61,6 +62,38 @@ def read_camera_path(
     if isinstance(meta, dict) and isinstance(meta.get("path"), list):
         return _instant_ngp(meta, file, size or (1280, 720), n_frames, ngp)
     raise SceneError(f"{file}: must have a list `camera_path` (nerfstudio) or `path` (instant-ngp)")
+
+
+def write_camera_path(file: Path, path: CameraPath, keys: Cameras | None = None) -> None:
+    """Writes nerfstudio's `camera_path.json`, which :func:`read_camera_path` reads.
+
+    Args:
+        file: where to.
+        path: cameras of one size, in the coordinates of the scene's file.
+        keys: those that a person has chosen, for viewers that go on from them.
+    """
+    width, height = path.cameras.size(0)
+    fps = 30.0 if path.fps is None else path.fps
+    meta: dict[str, Any] = {
+        "camera_type": "perspective", "render_width": width, "render_height": height, "fps": fps,
+        "seconds": len(path.cameras) / fps, "smoothness_value": 0.5, "is_cycle": False, "crop": None,
+        "camera_path": [_frame(path.cameras, i, "camera_to_world") for i in range(len(path.cameras))],
+        "keyframes": [] if keys is None else [_frame(keys, i, "matrix") for i in range(len(keys))],
+    }  # fmt: skip
+    if path.crop is not None:
+        low, high = path.crop.double().split(3)
+        meta["crop"] = {"crop_center": ((low + high) / 2).tolist(), "crop_scale": (high - low).tolist()}
+        if path.background is not None:
+            meta["crop"]["crop_bg_color"] = {key: 255 * x for key, x in zip("rgb", path.background, strict=True)}
+    atomic_write_json(file, meta)
+
+
+def _frame(cameras: Cameras, i: int, name: str) -> dict[str, Any]:
+    width, height = cameras.size(i)
+    pose = torch.cat((cameras.c2w[i].double(), torch.tensor([[0.0, 0, 0, 1]], dtype=torch.float64)))
+    fov = 2 * math.degrees(math.atan(0.5 * height / float(cameras.intrinsics[i, 1])))
+    frame = {name: pose.view(-1).tolist(), "fov": fov, "aspect": width / height}
+    return frame if cameras.times is None else {**frame, "render_time": float(cameras.times[i])}
 
 
 def between(views: Cameras, n_frames: int, size: tuple[int, int] | None = None) -> Cameras:

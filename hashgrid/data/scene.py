@@ -183,6 +183,7 @@ class Scene:
         name: of its results, fit for a folder.
         split: what made the test views: the name of a file or of a list, "every 8th view", or "none".
         backdrop: colour in [0, 1] of the plain background that opaque images had, and that is transparent now.
+        points: sparse points [P, 3] of a reconstruction, float64, where the file has some.
         placement: where these coordinates lie in those of the file; the same, as :func:`load_scene` gives it.
     """
 
@@ -198,6 +199,7 @@ class Scene:
     placement: Placement = Placement()
     split: str = "none"
     backdrop: tuple[float, float, float] | None = None
+    points: Tensor | None = None
 
     def normalized(self) -> Scene:
         """The scene in coordinates that depend neither on the unit nor on the origin of the file, with the box of
@@ -221,7 +223,9 @@ class Scene:
         )
         aabb = torch.cat([step.from_file(corner) for corner in (low, high)]).float()
         placement = Placement(tuple(self.placement.to_file(centre).tolist()), self.placement.unit * unit)
-        return replace(self, train=train, test=test, aabb=aabb, near=self.near / unit, placement=placement)
+        points = None if self.points is None else step.from_file(self.points)
+        near = self.near / unit
+        return replace(self, train=train, test=test, aabb=aabb, near=near, placement=placement, points=points)
 
     def background(self, name: str) -> Tensor:
         """The colour [3] to evaluate on: that of :func:`background_color`; with ``"auto"`` the backdrop, else white."""
@@ -337,11 +341,12 @@ def make_scene(
     backdrop = find_backdrop(train) if options.cut_out_backdrop else None
     if backdrop is not None:
         train, test = cut_out(train, backdrop), cut_out(test, backdrop)
-    aabb, n_cascades, bounded, near = choose_box(train)
+    aabb, n_cascades, bounded, near, points = choose_box(train)
     if not bool((aabb.abs() < 1e12).all() and (aabb[3:] > aabb[:3]).all()):
         raise SceneError(f"{path}: the box must be two corners, the lower one first, within 1e12, got {aabb.tolist()}")
     up = torch.nn.functional.normalize(train.c2w[:, :, 1].mean(0), dim=0).float()
     origins = torch.cat((train.origins, test.origins))
     if bool((origins - origins.float().double()).abs().max() <= 1e-5 * (origins - origins.mean(0)).abs().max()):
         train, test, aabb = replace(train, c2w=train.c2w.float()), replace(test, c2w=test.c2w.float()), aabb.float()
-    return Scene(train, test, aabb, n_cascades, bounded, near, up, path, name, split=split, backdrop=backdrop)
+    more: dict[str, Any] = {"split": split, "backdrop": backdrop, "points": points}
+    return Scene(train, test, aabb, n_cascades, bounded, near, up, path, name, **more)

@@ -43,6 +43,7 @@ class Box(NamedTuple):
     n_cascades: int = 1
     bounded: bool = True
     near: float = 0.0
+    points: Tensor | None = None  # sparse ones [P, 3] float64, where it was chosen by some
 
 
 def cube(centre: Tensor, half: float) -> Tensor:

@@ -1,14 +1,17 @@
-"""What was trained, from its checkpoint."""
+"""Tasks that were trained, from their checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hashgrid.tasks.nerf import Nerf
-from hashgrid.train.checkpoint import load_checkpoint, with_prefix
+from hashgrid.train.checkpoint import Checkpoint, load_checkpoint, with_prefix
 from hashgrid.train.loop import load_model
 from hashgrid.train.run import CHECKPOINT, read_checkpoint
+from hashgrid.train.task import Task
+
+T = TypeVar("T", bound=Task)
 
 
 def task_of(run: Path) -> str:
@@ -35,9 +38,14 @@ def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:
         SceneError: the scene is not where it was.
     """
     checkpoint = run / CHECKPOINT if run.is_dir() else run
-    stored = read_checkpoint(checkpoint, Nerf)
-    config: Any = Nerf.Config.from_dict({**stored.metadata["config"], "device": device}, "the checkpoint")
-    task = Nerf.make(config.replace(video=False).with_budget().on_device(), None, stored.metadata["notes"])
+    return restored(Nerf, read_checkpoint(checkpoint, Nerf), device), checkpoint.parent
+
+
+def restored(command: type[T], stored: Checkpoint, device: str = "auto") -> T:
+    """The task of a checkpoint as it ended, on its data."""
+    config: Any = command.Config.from_dict({**stored.metadata["config"], "device": device}, "the checkpoint")
+    config = config.replace(video=False) if config.knows("video") else config
+    task: Any = command.make(config.with_budget().on_device(), None, stored.metadata["notes"])
     load_model(task.model, stored.tensors, averaged=True)
     task.load_state(with_prefix(stored.tensors, "state."))
-    return task, checkpoint.parent
+    return task  # type: ignore[no-any-return]

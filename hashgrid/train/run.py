@@ -45,6 +45,9 @@ class Options:
     config: Path | None = _option(None, "take defaults from a config.json", metavar="FILE")
     log: Literal["none", "tensorboard"] = _option("none", "who is told besides the console")
     profile: bool = _option(False, "show where the time of a step goes: a table and a trace")
+    view: bool = _option(False, "show in the browser what is trained: nerf, sdf, volume, image")
+    host: str | None = _option(None, "address of the page of `--view`; 127.0.0.1 if none, which only this machine sees")
+    port: int | None = _option(None, "port of the page of `--view`; 8080 if none")
 
 
 def main(command: type[Task], argv: Sequence[str]) -> int:
@@ -80,10 +83,14 @@ def run(
         config.check()
     except ValueError as error:
         raise ValueError(f"{error}; the checkpoint says so, an option replaces it") if stored else error from None
-    for package in ("safetensors", "tqdm", *command.packages):
+    for package in ("safetensors", "tqdm", *(("viser",) if options.view else ()), *command.packages):
         optional_import(package)
     if options.profile and config.device != "cpu":
         raise ValueError(f"`--profile` is for the CPU, got device {config.device}; use Nsight Systems on a GPU")
+    if options.view and options.eval:
+        raise ValueError("`--view` is for training, not for `--eval`; `hashgrid view CHECKPOINT` shows a stored field")
+    if not options.view and (options.host is not None or options.port is not None):
+        raise ValueError(f"`--host` and `--port` are of `--view`, got {options.host} and {options.port} without it")
     out = options.eval.parent if options.eval and not options.out else _output_folder(command, options, config)
     _check_writable(out)
     with threads_for(config.backend):
@@ -125,7 +132,12 @@ def _train_and_evaluate(task: Task, options: Options, out: Path, stored: Checkpo
 
 def _train(trainer: Trainer, options: Options, out: Path) -> bool:
     """Whether the user interrupted."""
-    reporters: list[Reporter] = [Console(trainer.task)]
+    reporters: list[Reporter] = []
+    if options.view:  # before the bar: it may refuse, and says where it is
+        from hashgrid.viewer.live import HOST, PORT, LiveView  # what it draws with, no other run needs
+
+        reporters.append(LiveView(trainer, out, options.host or HOST, PORT if options.port is None else options.port))
+    reporters.append(Console(trainer.task))
     if options.log != "none":
         reporters.append(REPORTERS[options.log](out))
     if options.profile:

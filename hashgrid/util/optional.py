@@ -11,6 +11,7 @@ EXTRAS = {
     "pycolmap": "colmap",
     **dict.fromkeys(("lpips", "torchvision"), "lpips"),
     **dict.fromkeys(("pymeshlab", "xatlas"), "export"),
+    "viser": "view",
 }
 
 

@@ -20,15 +20,15 @@ def found_box(points: np.ndarray | None = None) -> Callable[[Views], Box]:
     def choose(views: Views) -> Box:
         hull = _hull(views)
         if hull is not None:
-            return hull
+            return hull._replace(points=None if points is None else torch.from_numpy(points))
         box = capture_box(views)
         if points is None or len(points) < LEAST_POINTS:
-            return box
+            return box if points is None else box._replace(points=torch.from_numpy(points))
         centre = 0.5 * (box.aabb[:3] + box.aabb[3:]).numpy()
         reach = float(np.quantile(np.abs(points - centre).max(axis=1), 0.99))
         box = capture_box(views, max(reach, 1e-9))
         nearest = [_nearest(views, torch.from_numpy(points), view) for view in range(len(views))]
-        return box._replace(near=min(box.near, 0.5 * min(nearest)))
+        return box._replace(near=min(box.near, 0.5 * min(nearest)), points=torch.from_numpy(points))
 
     return choose
 
