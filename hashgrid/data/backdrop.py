@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PLAIN = 10  # of 255: how far the border of the pictures may be from one colour; JPEG alone takes 5
 PLAIN_SHARE = 0.97  # of the border, for what reaches out of the picture
 MIN_SHARE = 0.1  # of the pixels that must be background
+SOME = 32  # views that are looked at where all of them are not in memory
 _SIDES = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
 
 
@@ -26,13 +27,17 @@ def find_backdrop(views: Views) -> tuple[float, float, float] | None:
     """The colour in [0, 1] around the object in all opaque ``views``, or None where it is not one colour."""
     if views.has_alpha or not len(views):
         return None
-    border = np.concatenate([_border(views, view) for view in range(len(views))])
+    n = len(views) if views.pages is None else min(len(views), SOME)
+    chosen = [i * len(views) // n for i in range(n)]
+    border = np.concatenate([_border(views, view) for view in chosen])
     if not len(border):
         return None
     color = np.median(border, axis=0)
     if np.mean(np.abs(border - color).max(axis=1) <= PLAIN) < PLAIN_SHARE:
         return None
-    share = np.mean([_outside(views.image(view).numpy(), color).mean() for view in range(len(views))])
+    share = np.mean([_outside(views.image(view).numpy(), color).mean() for view in chosen])
+    if views.pages is not None:
+        views.pages.drop()
     r, g, b = (color / 255).tolist()
     return (r, g, b) if MIN_SHARE <= share < 1.0 else None
 

@@ -7,29 +7,35 @@ not. Files that only another of imageio's plugins knows are taken from there.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import struct
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hashgrid.data.errors import SceneError, some, warn_of_scene
+from hashgrid.data.masks import tell_of, warn_if_inverted, with_masks
+from hashgrid.data.photo_store import InMemory, OnDisk, Plan, make_store
 from hashgrid.data.scene import SceneOptions, Views
-from hashgrid.geometry.cameras import lit_pixels
+from hashgrid.geometry.cameras import Cameras, lit_pixels
 from hashgrid.geometry.lenses import COEFFICIENTS, KINDS
 from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import FORBIDDEN
 
 ORIENTATION, PHOTOMETRIC, BITS, PLANES, SUBFILE = 274, 262, 258, 284, 254  # tags of EXIF and TIFF
 BLACK = 16  # of 255, in masks: JPEG leaves noise in what was black
+STRIP = 1 << 22  # values that are reduced at a time
+OPAQUE = 128  # of 255, where transparent pixels are masked
 _opening = threading.Lock()  # the limit of pixels is Pillow's, and that of all threads
 MOST_PIXELS = 1e9  # of focal lengths, and what else a lens has
 SEQUENCES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # formats whose further frames are pictures of their own
@@ -333,6 +339,7 @@ class Photo:
         time: when it was taken, where the scene moves.
         kind: of the lens, of `KINDS`.
         alpha: a file whose brightness is the alpha of the image, which has none then.
+        circle: radius, in pixels of ``size``, of what counts around the middle of the picture; None for all of it.
         depth: a file of depths along the axis of the camera, integers, and what one of them is long; 0 is unknown.
     """
 
@@ -347,35 +354,32 @@ class Photo:
     kind: str = "perspective"
     alpha: Path | None = None
     depth: tuple[Path, float] | None = None
+    circle: float | None = None
 
 
 def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
-    """The views of photos, poses in float64.
+    """The views of photos, poses in float64. Pixels are in memory, or in a file where ``options.cache`` says so.
 
     Raises:
-        SceneError: an image, a mask or a lens is unusable.
+        SceneError: an image, a mask or a lens is unusable, or a disk has too little space.
     """
-    n, is_masked = options.downscale, any(photo.mask is not None for photo in photos)
-    unturned: list[str] = []
-
-    def read(photo: Photo) -> tuple[np.ndarray, np.ndarray | None, list[float]]:
-        image = _read_image(photo, options.allow_huge, unturned.append)
-        height, width = image.shape[:2]
-        if photo.alpha is not None:
-            image = np.concatenate((image[..., :3], _read_grey(photo.alpha, photo, height, width)), axis=2)
-        mask = _read_mask(photo, height, width) if is_masked else None
-        reduced = None if mask is None else _blocks(mask, n).all(axis=(1, 3, 4)).reshape(-1)  # where all pixels count
-        lens = photo.lens(width, height)
-        if not (all(abs(x) < MOST_PIXELS for x in lens) and min(lens[:2]) > 0):
-            got = list(map(float, lens))
-            raise SceneError(f"{photo.where}: the lens must be finite, its focal lengths positive, got {got}")
-        return reduce_image(image, n), reduced, [*(x / n for x in lens[:4]), *lens[4:]]
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        images, masks, lenses = map(list, zip(*pool.map(read, photos), strict=True)) if photos else ([], [], [])
-    counts = torch.from_numpy(np.concatenate(masks)) if is_masked else None
-    if counts is not None and not counts.any():
+    photos = with_masks(photos, options)
+    with _workers() as pool:
+        looks = list(pool.map(lambda photo: _look(photo, options), photos))
+    hides_alpha = options.transparent == "masked"
+    channels = 4 if any(look.has_alpha for look in looks) and not hides_alpha else 3
+    kept = _keep_pixels(photos, looks, options, channels)
+    if channels == 4:
+        _check_visible(photos, kept)
+        if all(fact["opaque"] for fact in kept.facts.values()):
+            del kept  # a quarter of it is of no use
+            kept = _keep_pixels(photos, looks, options, 3)
+    facts = [kept.facts[i] for i in range(len(photos))]
+    data, counts = kept.tensors()
+    n_counted, is_masked = sum(fact["counted"] for fact in facts), any(photo.mask for photo in photos)
+    if photos and not n_counted:
         raise SceneError(f"{photos[0].where}: the masks leave no pixel of {len(photos)} image(s); are they inverted?")
+    unturned = [photo.name for photo, fact in zip(photos, facts, strict=True) if fact["unturned"]]
     if unturned:
         warn_of_scene(
             f"{len(unturned)} image(s) have an EXIF orientation, and no `w` and `h` tell whether the cameras belong to"
@@ -385,24 +389,192 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
     timeless = [photo for photo in photos if photo.time is None]
     if 0 < len(timeless) < len(photos):
         raise SceneError(f"{timeless[0].where}: must have a time, as {len(photos) - len(timeless)} other views do")
-    rows = [[*lens, *[0.0] * (4 + len(COEFFICIENTS) - len(lens))] for lens in lenses]
-    lens = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4 + len(COEFFICIENTS))
+    cameras = _cameras(photos, [fact["size"] for fact in facts], options.downscale)
+    n_alpha = sum(not fact["opaque"] for fact in facts) if hides_alpha else 0
     views = Views(
-        torch.from_numpy(np.array([photo.c2w for photo in photos], dtype=np.float64).reshape(-1, 3, 4)),
-        lens[:, :4].contiguous(),
-        torch.tensor([image.shape[1::-1] for image in images], dtype=torch.int64).reshape(-1, 2),
-        lens[:, 4:].contiguous(),
-        data=torch.from_numpy(_one_below_the_other(images, photos)),
+        *(cameras.c2w, cameras.intrinsics, cameras.sizes, cameras.distortion),
+        data=data,
         names=tuple(photo.name for photo in photos),
-        counts=counts,
+        counts=counts if is_masked or n_counted < len(data) else None,
         times=None if timeless or not photos else torch.tensor([photo.time for photo in photos]),
-        lens=torch.tensor([KINDS.index(photo.kind) for photo in photos], dtype=torch.int64),
+        lens=cameras.lens,
+        note=tell_of(photos, n_alpha, n_counted / max(len(data), 1)),
+        pages=kept.pages,
     )
     if any(photo.depth is not None for photo in photos):
-        with ThreadPoolExecutor(max_workers=4) as pool:
+        with _workers() as pool:
             depths = pool.map(_read_depth, photos, [views.size(view) for view in range(len(photos))])
             views.ends = torch.cat([_along_rays(views, view, depth) for view, depth in enumerate(depths)])
-    return _without_dark_corners(views)
+    warn_if_inverted(views, {i: photo.mask[1] for i, photo in enumerate(photos) if photo.mask})
+    return views
+
+
+@contextlib.contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that do not begin what is left when one of them fails, or the user interrupts."""
+    pool = ThreadPoolExecutor(max_workers=4)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Look(NamedTuple):
+    """What is known of a photo before its pixels are: they may take more memory than there is."""
+
+    size: tuple[int, int]  # width and height that are stored
+    has_alpha: bool  # whether some pixel may be transparent
+
+
+def _look(photo: Photo, options: SceneOptions) -> _Look:
+    """Looks at the header of a photo."""
+    optional_import("PIL")
+    try:
+        with open_photo(photo.image, options.allow_huge) as image:
+            has_alpha = image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+            return _Look(image.size, photo.alpha is not None or has_alpha or image.format == "TIFF")
+    except PhotoError:
+        raise
+    except Exception:  # of a kind that Pillow does not know, or broken: reading it says what is wrong
+        height, width, channels = _read_image(photo, options.allow_huge, lambda _: None).shape
+        return _Look((width, height), photo.alpha is not None or channels == 4)
+
+
+def _keep_pixels(
+    photos: Sequence[Photo], looks: Sequence[_Look], options: SceneOptions, channels: int
+) -> InMemory | OnDisk:
+    """Reads photos to where their pixels are to be kept, those that are not there yet. Facts of each are ``size``, its
+    width and height before it is reduced, ``opaque`` and ``visible``, whether all and any of its pixels are not
+    transparent, ``counted``, how many of them no mask hides, and ``unturned``, whether it might have to be turned."""
+    n, hides_alpha = options.downscale, options.transparent == "masked"
+    masked = hides_alpha and any(look.has_alpha for look in looks)
+    masked = masked or any(photo.mask or photo.circle or photo.kind != "perspective" for photo in photos)
+    plan = Plan(
+        tuple((look.size[0] // n) * (look.size[1] // n) for look in looks),
+        channels,
+        masked,
+        source=[n, options.transparent, [_source(photo, look) for photo, look in zip(photos, looks, strict=True)]],
+        name=_store_name(photos[0].image, n) if photos else "none",
+        what=f"{len(photos)} images",
+        remedy=f"--downscale {2 * n}",
+    )
+    store, lit = make_store(plan, options.cache), _Lit()
+
+    def read(i: int) -> None:
+        photo, unturned = photos[i], []
+        image = _read_image(photo, options.allow_huge, unturned.append)
+        height, width = image.shape[:2]
+        _lens(photo, (width, height), n)  # before the rest is read, not after it
+        if photo.alpha is not None:
+            image = np.concatenate((image[..., :3], _read_grey(photo.alpha, photo, height, width)), axis=2)
+        counts = _counted(photo, image, hides_alpha) if masked else None
+        image = reduce_image(image, n)
+        if counts is not None:
+            counts = _blocks(counts, n).all(axis=(1, 3, 4))  # where all pixels do
+            counts &= lit.of(_cameras([photo], [(width, height)], n))
+        alpha = image[..., 3:]  # none of an image without
+        pixels = image[..., :channels].reshape(-1, min(image.shape[2], channels))
+        if pixels.shape[1] < channels:
+            pixels = np.concatenate((pixels, np.full((len(pixels), 1), 255, dtype=np.uint8)), axis=1)
+        facts = {
+            "size": [width, height],
+            "opaque": bool((alpha == 255).all()),
+            "visible": not alpha.size or bool(alpha.any()),
+            "counted": len(pixels) if counts is None else int(counts.sum()),
+            "unturned": bool(unturned),
+        }
+        store.put(i, pixels, None if counts is None else counts.reshape(-1), facts)
+
+    rest = [i for i in range(len(photos)) if i not in store.facts]
+    try:
+        with _workers() as pool:
+            done = pool.map(read, rest)
+            if rest and isinstance(store, OnDisk):
+                done = optional_import("tqdm").tqdm(done, "photos", len(rest), unit="photo")
+            for _ in done:
+                pass
+    finally:
+        store.close()
+    return store
+
+
+def _source(photo: Photo, look: _Look) -> list[Any]:
+    """What the pixels of a photo and their flags are made of, as JSON: its files with their sizes and times."""
+    files = (photo.image, photo.mask and photo.mask[0], photo.alpha)
+    stats = [file and [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    bent = None  # where light arrives depends on the lens
+    if photo.kind != "perspective":
+        with contextlib.suppress(SceneError):  # a picture that is to be turned
+            bent = [float(x) for x in photo.lens(*look.size)]
+    return [*stats, photo.mask and photo.mask[1], photo.size, photo.circle, photo.kind, bent]
+
+
+def _store_name(image: Path, downscale: int) -> str:
+    """The name of a file for the pixels of photos of which the first is ``image``: the same when they change."""
+    of = hashlib.sha256(f"{image.resolve()} {downscale}".encode()).hexdigest()[:12]
+    return f"{FORBIDDEN.sub('_', image.resolve().parent.parent.name)}_{of}"
+
+
+def _check_visible(photos: Sequence[Photo], kept: InMemory | OnDisk) -> None:
+    if not any(fact["visible"] for fact in kept.facts.values()):
+        raise SceneError(
+            f"{photos[0].image}: every pixel of all {len(photos)} images is transparent; if their fourth channel is not"
+            " alpha, save them without it"
+        )
+
+
+def _counted(photo: Photo, image: np.ndarray, hides_alpha: bool) -> np.ndarray:
+    """Whether pixels of the image [H, W, 3 or 4] of a photo count [H, W, 1] bool, by its masks."""
+    height, width = image.shape[:2]
+    counts = np.ones((height, width, 1), dtype=bool)
+    if photo.mask is not None:
+        file, bright_counts = photo.mask
+        counts &= (_read_grey(file, photo, height, width) >= BLACK) == bright_counts
+    if hides_alpha and image.shape[2] == 4:
+        counts &= image[..., 3:] >= OPAQUE
+    if photo.circle is not None:
+        radius = photo.circle * (width / photo.size[0] if photo.size else 1.0)
+        y, x = np.ogrid[:height, :width]
+        counts[(x + 0.5 - width / 2) ** 2 + (y + 0.5 - height / 2) ** 2 > radius**2] = False
+    return counts
+
+
+class _Lit:
+    """Where light arrives in the pictures of lenses, each looked at once: that of a fisheye is round."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[float, ...], np.ndarray | bool] = {}
+
+    def of(self, camera: Cameras) -> np.ndarray | bool:
+        """The pixels of one camera that light reaches [H, W] bool; True for all."""
+        values = (camera.intrinsics, camera.distortion, camera.lens, camera.sizes)
+        key = tuple(torch.cat([x.reshape(-1).double() for x in values]).tolist())
+        if key not in self._known:
+            lit = lit_pixels(camera, 0)
+            self._known[key] = True if lit is None else lit.numpy()
+        return self._known[key]
+
+
+def _lens(photo: Photo, size: Sequence[int], downscale: int) -> list[float]:
+    """Focal lengths, principal point and all coefficients of a photo of this size, of its picture when it is reduced."""
+    lens = photo.lens(size[0], size[1])
+    if not (all(abs(x) < MOST_PIXELS for x in lens) and min(lens[:2]) > 0):
+        got = list(map(float, lens))
+        raise SceneError(f"{photo.where}: the lens must be finite, its focal lengths positive, got {got}")
+    return [*(x / downscale for x in lens[:4]), *lens[4:], *[0.0] * (4 + len(COEFFICIENTS) - len(lens))]
+
+
+def _cameras(photos: Sequence[Photo], sizes: Sequence[Sequence[int]], downscale: int) -> Cameras:
+    """The cameras of photos of these widths and heights, of their pictures when they are reduced."""
+    rows = [_lens(photo, size, downscale) for photo, size in zip(photos, sizes, strict=True)]
+    lens = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4 + len(COEFFICIENTS))
+    return Cameras(
+        torch.from_numpy(np.array([photo.c2w for photo in photos], dtype=np.float64).reshape(-1, 3, 4)),
+        lens[:, :4].contiguous(),
+        torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2) // downscale,
+        lens[:, 4:].contiguous(),
+        lens=torch.tensor([KINDS.index(photo.kind) for photo in photos], dtype=torch.int64),
+    )
 
 
 def _read_depth(photo: Photo, size: tuple[int, int]) -> np.ndarray:
@@ -428,45 +600,6 @@ def _along_rays(views: Views, view: int, depth: np.ndarray) -> torch.Tensor:
     """Distances along rays [H*W] of depths along the axis [H, W]."""
     ahead = -(views.view_rays(view).directions @ views.c2w[view, :, 2].float())
     return torch.from_numpy(depth).view(-1) / ahead.clamp_min(1e-6)
-
-
-def _without_dark_corners(views: Views) -> Views:
-    """The same, where pixels that light never reaches do not count: those around a fisheye's circle."""
-    found: dict[tuple[Any, ...], torch.Tensor | None] = {}
-    for view in range(len(views)):
-        key = tuple(torch.cat([x[view].reshape(-1).double() for x in _lens_of(views)]).tolist())
-        if key not in found:
-            found[key] = lit_pixels(views, view)
-        lit = found[key]
-        if lit is not None:
-            if views.counts is None:
-                views.counts = torch.ones(len(views.data), dtype=torch.bool)
-            mask = views.mask(view)
-            assert mask is not None
-            mask &= lit
-    return views
-
-
-def _lens_of(views: Views) -> tuple[torch.Tensor, ...]:
-    return views.intrinsics, views.distortion, views.lens, views.sizes
-
-
-def _one_below_the_other(images: list[np.ndarray], photos: Sequence[Photo]) -> np.ndarray:
-    """Pixels [P, 3 or 4] of all ``images``, which it empties. Alpha is kept only where some image is transparent."""
-    channels = 4 if any(image.shape[2] == 4 and (image[..., 3] < 255).any() for image in images) else 3
-    if channels == 4 and not any(image.shape[2] == 3 or image[..., 3].any() for image in images):
-        raise SceneError(
-            f"{photos[0].image}: every pixel of all {len(images)} images is transparent; if their fourth channel is not"
-            " alpha, save them without it"
-        )
-    data = np.full((sum(image.shape[0] * image.shape[1] for image in images), channels), 255, dtype=np.uint8)
-    begin = 0
-    while images:
-        image = images.pop(0)  # freed as soon as it is copied
-        pixels = image.reshape(-1, image.shape[2])[:, :channels]
-        data[begin : begin + len(pixels), : pixels.shape[1]] = pixels
-        begin += len(pixels)
-    return data
 
 
 def fits_shape(width: float, height: float, size: tuple[float, float]) -> bool:
@@ -498,14 +631,6 @@ def _read_image(photo: Photo, allow_huge: bool, on_unturned: Callable[[str], obj
     return image
 
 
-def _read_mask(photo: Photo, height: int, width: int) -> np.ndarray:
-    """Whether pixels of a photo of this size count [H, W, 1] bool."""
-    if photo.mask is None:
-        return np.ones((height, width, 1), dtype=bool)
-    file, bright_counts = photo.mask
-    return np.asarray((_read_grey(file, photo, height, width) >= BLACK) == bright_counts)
-
-
 def _read_grey(file: Path, photo: Photo, height: int, width: int) -> np.ndarray:
     """The brightest channel of a mask for a photo of this size [H, W, 1] uint8."""
     mask = read_photo(file, turn=lambda *_: False)
@@ -531,10 +656,17 @@ def reduce_image(image: np.ndarray, factor: int) -> np.ndarray:
     """Box filter on premultiplied alpha; rows and columns that do not fill a box are cropped."""
     if factor == 1:
         return image
-    blocks = _blocks(image, factor).astype(np.float32)
-    alpha = blocks[..., 3:] / 255 if image.shape[2] == 4 else np.ones_like(blocks[..., :1])
+    blocks = _blocks(image, factor)
+    step = max(1, STRIP // (blocks[0].size or 1))  # as floats the whole of a photo would take ten times as much
+    return np.concatenate([_reduced(blocks[i : i + step].astype(np.float32)) for i in range(0, len(blocks), step)])
+
+
+def _reduced(blocks: np.ndarray) -> np.ndarray:
+    """Means [h, w, C] uint8 of squares [h, factor, w, factor, C]."""
+    has_alpha = blocks.shape[-1] == 4
+    alpha = blocks[..., 3:] / 255 if has_alpha else np.ones_like(blocks[..., :1])
     coverage = alpha.mean(axis=(1, 3))
     reduced = (blocks[..., :3] * alpha).mean(axis=(1, 3)) / np.maximum(coverage, 1e-6)
-    if image.shape[2] == 4:
+    if has_alpha:
         reduced = np.concatenate((reduced, coverage * 255), axis=2)
     return np.clip(reduced + 0.5, 0, 255).astype(np.uint8)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from hashgrid.data.backdrop import cut_out, find_backdrop
-from hashgrid.data.errors import SceneError, SceneWarning
+from hashgrid.data.errors import SceneError, SceneWarning, warn_of_scene
+from hashgrid.data.photo_store import Pages
 from hashgrid.geometry.boxes import Box, Placement
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.geometry.rays import Rays
@@ -36,6 +37,7 @@ LOADERS = (  # modules of `hashgrid.data.loaders`; the first that matches
     *("transforms", "colmap", "llff", "nsvf", "idr", "nerfpp", "mvsnet", "nerfies", "scannet", "replica", "polycam"),
     *("record3d", "procedural"),
 )
+RUN = 512  # pixels whose flags are looked through for one that is drawn
 NORMAL_HALF = 1.5  # half side of cascade 0 in normalised coordinates: that of NeRF-synthetic
 T = TypeVar("T")
 
@@ -50,6 +52,10 @@ class SceneOptions(Config):
     downscale: int = 1  # factor by which images are reduced (box filter, on premultiplied alpha)
     cut_out_backdrop: bool = True  # one colour around the object in all opaque images is taken as transparent
     allow_huge: bool = False  # read images of more than 179 million pixels
+    masks: str | None = None  # folder of masks, named as COLMAP does or as the images; none: do without the scene's own
+    mask_polarity: Literal["format", "white-kept", "white-hidden"] = "format"  # what is white in files of masks
+    transparent: Literal["empty", "masked"] = "empty"  # what transparent pixels are: of empty space, or hidden
+    cache: str = "auto"  # where pixels are kept: memory, a folder for a file, or auto: a file from 4 GiB on
 
     def check(self) -> None:
         super().check()
@@ -70,6 +76,8 @@ class Views(Cameras):
         counts: whether a pixel is drawn and scored, by the scene's masks [P] bool; None where there are none.
         ends: how far away along its ray what each pixel shows is [P] fp32, 0 where nobody knows; None where nobody
             knows any.
+        note: what masks do, in words.
+        pages: to be told of accesses, where the pixels are those of a mapped file; None where they are in memory.
         offsets: first row of each image in ``data`` [N + 1], int64.
     """
 
@@ -77,6 +85,8 @@ class Views(Cameras):
     names: tuple[str, ...] = ()
     counts: Tensor | None = None
     ends: Tensor | None = None
+    note: str = ""
+    pages: Pages | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,9 +106,30 @@ class Views(Cameras):
 
     @cached_property
     def _counted(self) -> Tensor:
-        """The rows of ``data`` that are drawn."""
+        """How many pixels are drawn of each `RUN` rows of ``data`` and of all before them [R] int64. Their rows would
+        take 8 bytes each."""
         assert self.counts is not None
-        return self.counts.nonzero().squeeze(-1)
+        found, step = [], RUN << 15
+        for begin in range(0, len(self.counts), step):
+            part = self.counts[begin : begin + step]
+            part = torch.nn.functional.pad(part, (0, -len(part) % RUN))
+            found.append(part.view(-1, RUN).sum(1))
+            if self.pages is not None:
+                self.pages.drop()
+        return torch.cat(found).cumsum(0)
+
+    def _rows_of(self, nth: Tensor) -> Tensor:
+        """The rows of ``data`` of the n-th of the pixels that are drawn, from 0 [B] int64."""
+        assert self.counts is not None
+        run = torch.searchsorted(self._counted, nth, right=True)
+        before = torch.nn.functional.pad(self._counted, (1, 0)).index_select(0, run)
+        whole = len(self.counts) // RUN
+        last = torch.nn.functional.pad(self.counts[whole * RUN :], (0, -len(self.counts) % RUN)).view(-1, RUN)
+        runs = self.counts[: whole * RUN].view(-1, RUN) if whole else last
+        counted = runs.index_select(0, run.clamp(max=len(runs) - 1))
+        if len(last):
+            counted[run == whole] = last
+        return run * RUN + (counted.cumsum(1, dtype=torch.int16) <= (nth - before)[:, None]).sum(1)
 
     @property
     def has_alpha(self) -> bool:
@@ -152,6 +183,8 @@ class Views(Cameras):
             raise SceneError("every view must have a `time`, which the field needs; this scene has none")
         if "ends" in needs and self.ends is None:
             raise SceneError("some view must have depths, which are to be learned from; this scene has none")
+        if self.pages is not None:
+            self.pages.touch(n if self.counts is None else 2 * n)
         if not needs and self.rays_are_tabulated and self.counts is None:
             rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
                 *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
@@ -159,9 +192,9 @@ class Views(Cameras):
             )
             return Rays(rays_o, rays_d), rgba, noise
         draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))
-        row, noise = draw_pixels(draws, len(self.data) if self.counts is None else len(self._counted))
+        row, noise = draw_pixels(draws, len(self.data) if self.counts is None else int(self._counted[-1]))
         if self.counts is not None:
-            row = self._counted.index_select(0, row)
+            row = self._rows_of(row)
         rays = self.rays(*locate_pixels(row, self.offsets, self.sizes))
         if self.ends is not None and "ends" in needs:
             rays = replace(rays, ends=self.ends.index_select(0, row))
@@ -244,7 +277,7 @@ class Scene:
         return 0.0 if self.bounded else 1 / 256
 
     def describe(self) -> str:
-        """One line for a person."""
+        """One line for a person, and one more on masks where there are some."""
         width, height = self.train.sizes[0].tolist()
         channels = "RGBA" if self.train.has_alpha else "RGB"
         if self.backdrop is not None:
@@ -254,9 +287,10 @@ class Scene:
         box = " x ".join(f"[{a:.{digits}g}, {b:.{digits}g}]" for a, b in zip(low, high, strict=True))
         if self.train.ends is not None:
             channels += f", {float((self.train.ends > 0).float().mean()):.0%} of depths known"
+        masks = f"\nmasks: {self.train.note}" if self.train.note else ""
         return (
             f"{self.name}: {len(self.train)} training and {len(self.test)} test views, {width}x{height} {channels},"
-            f" {'bounded' if self.bounded else 'unbounded'}, box {box}, {self.n_cascades} cascade(s)"
+            f" {'bounded' if self.bounded else 'unbounded'}, box {box}, {self.n_cascades} cascade(s){masks}"
         )
 
 
@@ -339,6 +373,12 @@ def make_scene(
         options: how the scene is read.
     """
     backdrop = find_backdrop(train) if options.cut_out_backdrop else None
+    if backdrop is not None and train.pages is not None:
+        warn_of_scene(
+            f"the pictures have a plain background of {hex_color(backdrop)}, which is cut out of pictures in memory"
+            " only; pass `--cache memory`, or `--downscale 2` where that is too much"
+        )
+        backdrop = None
     if backdrop is not None:
         train, test = cut_out(train, backdrop), cut_out(test, backdrop)
     aabb, n_cascades, bounded, near, points = choose_box(train)

@@ -9,7 +9,7 @@ from hashgrid.data.errors import some, warn_of_scene
 
 READ = {
     *("frames", "file_path", "transform_matrix", "time", "mask_path", "mask_filename", "ply_file_path"),
-    *("depth_file_path", "depth_unit_scale_factor"),
+    *("depth_file_path", "depth_unit_scale_factor", "fisheye_crop_radius"),
     *("fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k2", "k3", "k4", "p1", "p2", "distortion_params", "camera_model"),
     *("camera_angle_x", "camera_angle_y", "x_fov", "y_fov", "is_fisheye", "latlong", "equirectangular"),
     *("orthographic", "rolling_shutter", "aabb", "aabb_scale", "scale", "offset"),
@@ -34,7 +34,7 @@ HARMLESS = {
     *("avglen", "totw", "width", "height", "depth_scale", "mesh_path", "model", "camera_label", "shot_id"),
 }
 UNSUPPORTED = {
-    "fisheye_crop_radius": "leaves out the border of pictures",
+    "sharpness_discard_threshold": "leaves out blurred images",
     "from_na": "turns the axes of poses",
     "from_mitsuba": "turns the axes of poses",
     "transform_matrix_start": "moves the camera during an exposure",
@@ -65,6 +65,11 @@ def name_unread(meta: dict[str, Any], file: Path) -> None:
     present = {
         key for holder in (meta, *frames) for key, value in holder.items() if value not in (None, False, 0, [], {})
     }
+    if isinstance(meta.get("n_frames"), int) and 0 < meta["n_frames"] < len(meta["frames"]):
+        warn_of_scene(
+            f"{file}: not read: `n_frames`, which leaves out {len(meta['frames']) - meta['n_frames']} of the"
+            f" {len(meta['frames'])} frames; all of them are used"
+        )
     unsupported = [f"`{key}`, which {UNSUPPORTED[key]}" for key in sorted(present & UNSUPPORTED.keys())]
     unknown = sorted(present - READ - HARMLESS - UNSUPPORTED.keys())
     if unsupported:

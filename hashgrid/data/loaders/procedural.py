@@ -25,4 +25,6 @@ def load(path: Path, options: SceneOptions) -> Scene:
             known = ",".join(f"{key}=N" for key in values)
             raise SceneError(f"`scene` must be procedural:{known} or fewer of these, got {pair!r} in {path}")
         values[key] = int(number)
+    if options.masks not in (None, "none"):
+        raise SceneError(f"`--masks` is for scenes of files, got {options.masks} for {path}")
     return procedural_scene(values["train"], values["test"], values["resolution"], values["seed"], options)

@@ -150,9 +150,14 @@ def _parse_frames(meta: dict[str, Any], file: Path, required: bool = True) -> li
                 mask=_find_mask(keys, image, file.parent, where),
                 time=_number(entry, "time", where),
                 kind=_lens_kind(keys, where),
+                alpha=_find_alpha(image, name),
                 depth=_find_depth(keys, file.parent, where),
+                circle=_number(keys, "fisheye_crop_radius", where, positive=True),
             )
         )
+    rays = [frame.name for frame in frames if frame.image.with_name(f"rays_{frame.image.stem}.dat").is_file()]
+    if rays and meta.get("enable_ray_loading", True):
+        warn_of_scene(f"{file}: not read: rays_NAME.dat of {len(rays)} image(s), rays instead of lenses: {some(rays)}")
     if nameless:
         warn_of_scene(f"{file}: skipping {len(nameless)} frame(s) without `file_path`: {some(nameless)}")
     if not frames and required:
@@ -215,6 +220,12 @@ def _find_mask(keys: dict[str, Any], image: Path, folder: Path, where: str) -> t
     if not file.is_file():
         raise SceneError(f"{where}: `{key}` must be an image relative to {folder}, {keys[key]!r} does not exist")
     return file, True
+
+
+def _find_alpha(image: Path, name: str) -> Path | None:
+    """instant-ngp's picture of the alpha of an image: the name in the file, `.alpha`, and the image's extension."""
+    file = image.with_name(f"{posixpath.basename(name.strip().replace(chr(92), '/'))}.alpha{image.suffix}")
+    return file if file.is_file() else None
 
 
 def _find_depth(keys: dict[str, Any], folder: Path, where: str) -> tuple[Path, float] | None:
