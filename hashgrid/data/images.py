@@ -15,7 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -598,8 +598,9 @@ def _read_depth(photo: Photo, size: tuple[int, int]) -> np.ndarray:
 
 def _along_rays(views: Views, view: int, depth: np.ndarray) -> torch.Tensor:
     """Distances along rays [H*W] of depths along the axis [H, W]."""
-    ahead = -(views.view_rays(view).directions @ views.c2w[view, :, 2].float())
-    return torch.from_numpy(depth).view(-1) / ahead.clamp_min(1e-6)
+    rays = views.view_rays(view)
+    rays = replace(rays, camera=torch.full((len(rays),), view))
+    return torch.from_numpy(depth).view(-1) / views.ahead(rays).clamp_min(1e-6)
 
 
 def fits_shape(width: float, height: float, size: tuple[float, float]) -> bool:

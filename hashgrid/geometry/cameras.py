@@ -102,6 +102,12 @@ class Cameras:
         time = None if self.times is None else self.times.index_select(0, view_index)
         return Rays(c2w[:, :, 3].contiguous(), rays_d, view_index, time)
 
+    def ahead(self, rays: Rays) -> Tensor:
+        """How far rays go along the axis of their camera per unit of length [R]: depth is so much of distance."""
+        assert rays.camera is not None
+        axes = self.c2w[:, :, 2].to(rays.directions).index_select(0, rays.camera)
+        return -(rays.directions * axes).sum(-1)
+
     @cached_property
     def _host_sizes(self) -> list[list[int]]:
         return self.sizes.tolist()

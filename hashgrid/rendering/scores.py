@@ -55,6 +55,7 @@ class Scoring(Config):
             "flip": f"LDR, {PIXELS_PER_DEGREE:.2f} pixels per degree",
             **({} if self.lpips == "none" else {"lpips": f"{self.lpips}, version 0.1, of images in [-1, 1]"}),
             "test_views": scene.split,
+            "masks": scene.train.note or "none",
         }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from hashgrid.data.loaders.transforms import scene_name
+from hashgrid.data.masks import write_masks
 from hashgrid.data.procedural import procedural_folder
 from hashgrid.data.scene import Scene, SceneOptions, load_scene
 from hashgrid.fields import RADIANCE_FIELDS
@@ -22,7 +23,7 @@ from hashgrid.rendering.samplers import Rendered, SamplerConfig, make_sampler
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
-from hashgrid.train.losses import of_ends
+from hashgrid.train.losses import DepthLosses
 from hashgrid.train.profile import DATA
 from hashgrid.train.report import plot_psnr
 from hashgrid.train.schedule import Schedule
@@ -56,7 +57,7 @@ class NerfConfig(RunConfig):
     decay_start: float = 0.3  # progress at which the exponential decay begins
     huber_delta: float = 0.1  # error from which the loss grows linearly
     distortion_weight: float = 0.0  # of the distortion of weights along rays (Barron et al. 2022)
-    depth_weight: float = 0.1  # of known depths, where the scene has some
+    depths: DepthLosses = DepthLosses()
 
     @classmethod
     def for_device(cls, device: torch.device) -> NerfConfig:
@@ -97,7 +98,7 @@ class Nerf(Task):
     model: RadianceField
 
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
-        ends = {"ends"} if config.depth_weight > 0 and scene.train.ends is not None else set()
+        ends = {"ends"} if config.depths.depth_weight > 0 and scene.train.ends is not None else set()
         super().__init__(config.replace(fixed_size=config.fixed_size and not ends))
         self.scene = scene = scene.normalized()
         config, device, train = self.config, torch.device(self.config.device), scene.train
@@ -155,7 +156,7 @@ class Nerf(Task):
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         out = render(self.model, self.sampler, rays, None, (config.seed, progress.step))
         loss, means = self.photometric(out, background, target)
-        loss = loss + self.regularization(out) + config.depth_weight * of_ends(out.depths, rays.ends)
+        loss = loss + self.regularization(out) + config.depths.of_rays(out.depths, rays, self.scene.train)
         if out.coarse is not None:
             loss = loss + self.photometric(out.coarse, background, target)[0]
         self._adapt_rays(out.n_samples)
@@ -169,14 +170,12 @@ class Nerf(Task):
 
     def regularization(self, out: Rendered) -> Tensor | float:
         """What is added to the photometric loss."""
-        weight = self.config.distortion_weight
-        return weight * out.distortion.mean() if weight else 0.0
+        return self.config.distortion_weight * out.distortion.mean() if self.config.distortion_weight else 0.0
 
     def _adapt_rays(self, n_samples: int) -> None:
         """The next batch aims at ``target_samples`` samples that count."""
         n = int(self.n_rays)
-        wanted = n * self.config.target_samples / max(n_samples, 1)
-        bounded = min(max(wanted, n / 2), n * 2, self.config.max_rays)
+        bounded = min(max(n * self.config.target_samples / max(n_samples, 1), n / 2), n * 2, self.config.max_rays)
         self.n_rays.fill_(max(64, int(bounded) // 64 * 64))
 
     def evaluate(self, report: Report) -> dict[str, Any]:
@@ -184,6 +183,7 @@ class Nerf(Task):
         background, most = scene.background(config.background), 4 if report.interrupted else len(scene.test)
         n_views = most if config.views is None else min(most, config.views)
         test = scores.evaluate(self.model, self.sampler, scene.test, background, report.out, n_views, config.scoring)
+        write_masks(report.out / "masks.png", scene.train, background)
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, test["psnr_mean"])
         report.say(scores.describe(test))
         return {"scene": str(scene.path), "test": test, "protocol": config.scoring.protocol(scene, config.background)}

@@ -1,4 +1,4 @@
-"""Losses of distance fields. Each takes what it is about per point and returns a scalar, the mean."""
+"""Losses of distances and depths. Each takes what it is about per point and returns a scalar, the mean."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hashgrid.data.pools import PointBatch
 from hashgrid.fields.distance import DistanceField
+from hashgrid.geometry.cameras import Cameras
+from hashgrid.geometry.rays import Rays
 from hashgrid.util.config import Config
 
 
@@ -54,6 +56,63 @@ def of_ends(depths: Tensor, ends: Tensor | None, delta: float = 0.05) -> Tensor 
     known = ends > 0
     error = torch.nn.functional.smooth_l1_loss(depths, ends, beta=delta, reduction="none")
     return (error * known).sum() / known.sum().clamp_min(1)
+
+
+def of_relative_depths(depths: Tensor, known: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """How far depths are from known ones, whatever scale and shift the known ones of each group have: a half of the
+    mean squared difference of both, each less its mean and divided by its standard deviation in the group. It is one
+    minus their correlation: the scale has to be positive, as a fit by least squares (Yu et al. 2022, MonoSDF, eq. 13)
+    does not ask.
+
+    Args:
+        depths: rendered ones [R].
+        known: [R], of any unit per group; 0 where nobody knows.
+        group: what each is of [R] int64. Groups of fewer than 3 known depths do not count.
+        n_groups: how many groups there may be.
+
+    Example:
+        >>> rendered, group = torch.tensor([1.0, 2.0, 4.0]), torch.zeros(3, dtype=torch.int64)
+        >>> float(of_relative_depths(rendered, 7 * rendered + 3, group, 1).abs() < 1e-6)
+        1.0
+    """
+    one = (known > 0).to(depths.dtype)
+
+    def sums(x: Tensor) -> Tensor:
+        return depths.new_zeros(n_groups).index_add(0, group, x * one)
+
+    count = sums(one)
+
+    def centred(x: Tensor) -> Tensor:
+        return x - (sums(x) / count.clamp_min(1)).index_select(0, group)
+
+    x, y = centred(depths), centred(known.to(depths.dtype))
+    scale = (sums(x * x) * sums(y * y)).clamp_min(1e-12).sqrt()
+    weight = torch.where(count >= 3, count, 0.0)
+    return ((1 - sums(x * y) / scale) * weight).sum() / weight.sum().clamp_min(1)
+
+
+@dataclass(frozen=True)
+class DepthLosses(Config):
+    """How known depths are learned from."""
+
+    depth_weight: float = 0.1  # of known depths, where the scene has some
+    depth_scale: Literal["metric", "free"] = "metric"  # free: each image's are known up to a scale and a shift
+
+    def check(self) -> None:
+        super().check()
+        if self.depth_weight < 0:
+            raise ValueError(f"`depth_weight` must be at least 0, got {self.depth_weight}")
+
+    def of_rays(self, depths: Tensor, rays: Rays, cameras: Cameras) -> Tensor | float:
+        """The weighted loss of rendered depths [R] of rays whose ends may be known, of ``cameras`` that are trained
+        on. What is known up to scale and shift are depths along the axis of a camera, not distances along rays."""
+        if rays.ends is None:
+            return 0.0
+        if self.depth_scale == "metric":
+            return self.depth_weight * of_ends(depths, rays.ends)
+        assert rays.camera is not None
+        ahead = cameras.ahead(rays)
+        return self.depth_weight * of_relative_depths(depths * ahead, rays.ends * ahead, rays.camera, len(cameras))
 
 
 def on_surface(distance: Tensor) -> Tensor:
