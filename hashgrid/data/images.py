@@ -461,7 +461,7 @@ def _keep_pixels(
     store, lit = make_store(plan, options.cache), _Lit()
 
     def read(i: int) -> None:
-        photo, unturned = photos[i], []
+        photo, unturned = photos[i], list[str]()
         image = _read_image(photo, options.allow_huge, unturned.append)
         height, width = image.shape[:2]
         _lens(photo, (width, height), n)  # before the rest is read, not after it
@@ -470,8 +470,8 @@ def _keep_pixels(
         counts = _counted(photo, image, hides_alpha) if masked else None
         image = reduce_image(image, n)
         if counts is not None:
-            counts = _blocks(counts, n).all(axis=(1, 3, 4))  # where all pixels do
-            counts &= lit.of(_cameras([photo], [(width, height)], n))
+            lights = lit.of(_cameras([photo], [(width, height)], n))
+            counts = np.asarray(_blocks(counts, n).all(axis=(1, 3, 4)) & lights)  # where all pixels do
         alpha = image[..., 3:]  # none of an image without
         pixels = image[..., :channels].reshape(-1, min(image.shape[2], channels))
         if pixels.shape[1] < channels:

@@ -44,12 +44,9 @@ def with_masks(photos: Sequence[Photo], options: SceneOptions) -> list[Photo]:
                 f"`--masks` {folder}: must have a mask for some image, named as {name}.png or"
                 f" {photos[0].image.stem}.png; there is none for any of {len(photos)} images"
             )
-        _check_own(photos, found)
-        photos = [replace(photo, mask=file and (file, True)) for photo, file in zip(photos, found, strict=True)]
+        photos = _with_own(photos, found)
     elif not any(photo.mask or photo.alpha for photo in photos):
-        found = [_beside(photo.image) for photo in photos]
-        _check_own(photos, found)
-        photos = [replace(photo, mask=file and (file, True)) for photo, file in zip(photos, found, strict=True)]
+        photos = _with_own(photos, [_beside(photo.image) for photo in photos])
     without = [photo.name for photo in photos if photo.mask is None]
     if 0 < len(without) < len(photos):
         warn_of_scene(f"{len(without)} of {len(photos)} images have no mask, all of them counts: {some(without)}")
@@ -89,8 +86,8 @@ def _first(folder: Path, tails: Sequence[Path] | Iterator[Path], image: Path) ->
     return None
 
 
-def _check_own(photos: Sequence[Photo], files: Sequence[Path | None]) -> None:
-    """Raises where two images have one mask by their names."""
+def _with_own(photos: Sequence[Photo], files: Sequence[Path | None]) -> list[Photo]:
+    """The photos with files of masks, white of which counts; raises where two images have one by their names."""
     users: dict[Path, Photo] = {}
     for photo, file in zip(photos, files, strict=True):
         if file is not None and users.setdefault(file, photo).image != photo.image:
@@ -98,6 +95,8 @@ def _check_own(photos: Sequence[Photo], files: Sequence[Path | None]) -> None:
                 f"{file} would be the mask of both {users[file].name} and {photo.name}; put masks into folders named"
                 " as those of the images"
             )
+    masks = [None if file is None else (file, True) for file in files]
+    return [replace(photo, mask=mask) for photo, mask in zip(photos, masks, strict=True)]
 
 
 def tell_of(photos: Sequence[Photo], n_alpha: int, share: float) -> str:

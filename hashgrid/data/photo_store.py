@@ -206,7 +206,7 @@ class OnDisk:
             self.facts[i] = facts
 
     def _write(self, values: np.ndarray, place: int) -> None:
-        rest = memoryview(np.ascontiguousarray(values)).cast("B")
+        rest = memoryview(np.ascontiguousarray(values).view(np.uint8).data).cast("B")
         os.lseek(self._file, place, os.SEEK_SET)
         while rest:
             rest = rest[os.write(self._file, rest) :]
