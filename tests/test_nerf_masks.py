@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 
 iio = pytest.importorskip("imageio.v3")
 
-from hashgrid.data.errors import SceneError  # noqa: E402
-from hashgrid.data.scene import load_scene  # noqa: E402
+from hashgrid.data.errors import SceneError, SceneWarning  # noqa: E402
+from hashgrid.data.masks import write_masks  # noqa: E402
+from hashgrid.data.scene import Views, load_scene  # noqa: E402
 from hashgrid.util.metrics import psnr, ssim  # noqa: E402
 
 SIZE = 16
@@ -120,3 +122,114 @@ def test_masks_that_cannot_be_used(tmp_path, mask, message) -> None:
         iio.imwrite(folder / "mask.png", mask)
     with pytest.raises(SceneError, match=message):
         load_scene(folder, holdout=0)
+
+
+@pytest.mark.parametrize("name", ["f_{}.png.png", "f_{}.jpg"])
+def test_masks_of_a_folder(tmp_path, name) -> None:
+    """Named as COLMAP does, or as the image; beside the images, or anywhere."""
+    beside, elsewhere = write(tmp_path / "beside"), write(tmp_path / "plain")
+    for masks in (beside / "masks", tmp_path / "away" / "images"):
+        masks.mkdir(parents=True)
+        for i in range(4):
+            iio.imwrite(masks / name.format(i), KEPT)
+    assert magenta(beside) == 0
+    assert magenta(elsewhere, masks=str(tmp_path / "away")) == 0
+    assert magenta(elsewhere, masks=str(tmp_path / "away" / "images")) == 0
+    assert magenta(beside, masks="none") == pytest.approx(1 / 8, abs=0.03)
+    scene = load_scene(beside, holdout=2)
+    assert "87.5% of the pixels of 2 images count" in scene.describe() and "black is hidden" in scene.describe()
+    assert not bool(scene.test.mask(0)[:4, :8].any())
+
+
+def test_polarity_of_masks_is_flipped_and_questioned(tmp_path) -> None:
+    """Masks that keep a corner in each picture, and masks that hide its middle, are named; those of an object and of
+    something small are not."""
+    folder = write(tmp_path / "s")
+    (folder / "masks").mkdir()
+    block = np.zeros((SIZE, SIZE), dtype=bool)
+    block[5:11, 5:11] = True
+    for mask, warned in ((KEPT > 0, False), (KEPT == 0, True), (block, False), (~block, True)):
+        for i in range(4):
+            iio.imwrite(folder / f"masks/f_{i}.png", mask.astype(np.uint8) * 255)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            views = load_scene(folder, holdout=0).train
+        assert [True for entry in caught if "wrong way round" in str(entry.message)] == [True] * warned
+        assert not warned or "--mask-polarity white-hidden" in str(caught[0].message)
+        np.testing.assert_array_equal(views.mask(0).numpy(), mask)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flipped = load_scene(folder, holdout=0, mask_polarity="white-hidden").train
+        np.testing.assert_array_equal(flipped.mask(2).numpy(), ~mask)
+
+
+def test_transparent_pixels_are_empty_or_masked(tmp_path) -> None:
+    folder = write(tmp_path / "s")
+    for i in range(4):
+        image = iio.imread(folder / f"images/f_{i}.png")
+        iio.imwrite(folder / f"images/f_{i}.png", np.dstack((image, KEPT)))
+    views = load_scene(folder, holdout=0).train
+    assert views.has_alpha and views.counts is None
+    views = load_scene(folder, holdout=0, transparent="masked").train
+    assert not views.has_alpha and magenta(folder, transparent="masked") == 0
+    np.testing.assert_array_equal(views.mask(1).numpy(), KEPT > 0)
+    assert "transparent is hidden" in views.note
+
+
+def test_alpha_and_circle_of_files(tmp_path) -> None:
+    """instant-ngp's pictures of alpha, and nerfstudio's radius in pixels of `w`."""
+    folder = write(tmp_path / "alpha")
+    for i in range(4):
+        iio.imwrite(folder / f"images/f_{i}.png.alpha.png", KEPT // 2)
+    np.testing.assert_array_equal(load_scene(folder, holdout=0).train.image(3)[..., 3], KEPT // 2)
+    folder = write(tmp_path / "circle", scene={"fisheye_crop_radius": 12.0, "w": 2 * SIZE, "h": 2 * SIZE})
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    mask = load_scene(folder, holdout=0).train.mask(0)
+    np.testing.assert_array_equal(mask.numpy(), np.hypot(x - SIZE / 2, y - SIZE / 2) <= 6)
+
+
+def test_masks_by_name_that_cannot_be_used(tmp_path) -> None:
+    folder = write(tmp_path / "s")
+    with pytest.raises(SceneError, match="--masks` must be a folder"):
+        load_scene(folder, masks=str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SceneError, match=r"named as f_\d.png.png or f_\d.png; there is none for any of \d images"):
+        load_scene(folder, masks=str(tmp_path / "empty"))
+    meta = json.loads((folder / "transforms.json").read_text())
+    for i, frame in enumerate(meta["frames"]):
+        place = folder / f"images/cam{i}/same.png"
+        place.parent.mkdir()
+        (folder / frame["file_path"]).rename(place)
+        frame["file_path"] = f"images/cam{i}/same.png"
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    iio.imwrite(tmp_path / "empty/same.png", KEPT)
+    with pytest.raises(SceneError, match="would be the mask of both images/cam1/same.png and images/cam2/same.png"):
+        load_scene(folder, masks=str(tmp_path / "empty"))
+    for i in range(3):
+        (tmp_path / f"empty/cam{i}").mkdir()
+        iio.imwrite(tmp_path / f"empty/cam{i}/same.png.png", KEPT)
+    (tmp_path / "empty/same.png").unlink()
+    with pytest.warns(SceneWarning, match="1 of 4 images have no mask, all of them counts: images/cam3/same.png"):
+        assert load_scene(folder, masks=str(tmp_path / "empty"), holdout=0).train.mask(3).all()
+
+
+def test_the_picture_of_a_mask_is_red_where_it_hides(tmp_path) -> None:
+    folder = write(tmp_path / "s", scene={"mask_path": "mask.png"})
+    iio.imwrite(folder / "mask.png", KEPT)
+    write_masks(tmp_path / "masks.png", load_scene(folder, holdout=0).train, torch.ones(3))
+    picture = iio.imread(tmp_path / "masks.png")
+    marked = picture[-SIZE - 4 : -4, -SIZE - 4 : -4].astype(int)
+    np.testing.assert_array_equal(np.abs(marked - 60).max(axis=2) > 1, KEPT == 0)
+    assert (marked[0, 0] == np.round(0.35 * np.array([255, 0, 255]) + 0.65 * np.array([255, 40, 40]))).all()
+    write_masks(tmp_path / "none.png", load_scene(folder, holdout=0, masks="none").train, torch.ones(3))
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 1025, 5000])
+def test_any_pixel_that_counts_is_found(n) -> None:
+    counts = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.3
+    counts[0] = True
+    views = Views(torch.eye(3, 4)[None], torch.ones(1, 4), torch.tensor([[n, 1]]), data=torch.zeros(n, 3).byte())
+    views.counts = counts
+    rows = counts.nonzero()[:, 0]
+    assert views._rows_of(torch.arange(len(rows))).tolist() == rows.tolist()

@@ -158,6 +158,7 @@ class OnDisk:
             self._stream.truncate(0)
             self.path.unlink(missing_ok=True)  # not emptied: a run may still look at it
             self._write_line({"of": self.fingerprint})
+        self._stream.write("\n")  # the last line of a process that was killed may be cut
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
         os.ftruncate(self._file, self._bytes)
 
@@ -184,6 +185,8 @@ class OnDisk:
 
     def _check_space(self) -> None:
         there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            raise SceneError(f"`--cache` must be a folder, memory or auto, got {self.folder}; {there} is a file")
         free, old = shutil.disk_usage(there).free, _allocated(self.path)
         needed = self._bytes - old
         if needed + RESERVE > free:
