@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from problems.nerf import nerf_trainer
 from hashgrid.data.errors import SceneError
 from hashgrid.data.procedural import orbit_cameras, signed_distance, write_scene
 from hashgrid.data.scene import Scene, load_scene
+from hashgrid.maths import locate_pixels
 from hashgrid.rendering.volume import render_image
+from hashgrid.train.losses import DepthLosses, of_relative_depths
 
 iio = pytest.importorskip("imageio.v3")
 SIZE, UNIT = 40, 1e-4
@@ -102,3 +105,54 @@ def depth_error(scene: Scene, weight: float) -> float:
 def test_depths_help_where_views_are_few(folder: Path) -> None:
     scene = load_scene(folder)
     assert depth_error(scene, 0.1) < 0.7 * depth_error(scene, 0.0)
+
+
+def test_relative_depths_forget_scale_and_shift_of_each_group() -> None:
+    """Against NumPy, group by group; nothing is left where they are a line with a positive slope, and any other
+    scale and shift of what is known give the same."""
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 4, 200)
+    group[group == 3] = 2
+    group[:2] = 3  # of which two points are always on a line
+    depths, known = rng.uniform(1, 5, 200), rng.uniform(1, 5, 200)
+    known[20:60] = 0
+    scales, shifts = np.array([0.2, 3.0, 1.0, 9.0]), np.array([0.0, 5.0, -0.5, 2.0])
+
+    def loss(rendered: np.ndarray, given: np.ndarray) -> tuple[float, np.ndarray]:
+        x = torch.tensor(rendered, requires_grad=True)
+        value = of_relative_depths(x, torch.tensor(given), torch.tensor(group), 4, delta=0.05)
+        value.backward()
+        return float(value), x.grad.numpy()
+
+    errors = np.zeros(200)
+    for g in range(3):
+        here = (group == g) & (known > 0)
+        y = (known[here] - known[here].mean()) / known[here].std()
+        off = np.abs(depths[here] - depths[here].mean() - depths[here].std() * y)
+        errors[here] = np.where(off < 0.05, off**2 / 0.1, off - 0.025)
+    value, gradient = loss(depths, known)
+    assert value == pytest.approx(errors.sum() / ((group < 3) & (known > 0)).sum(), rel=1e-9)
+    other = np.where(known > 0, scales[group] * known + shifts[group], 0)
+    assert loss(depths, other)[0] == pytest.approx(value, rel=1e-9)
+    np.testing.assert_allclose(loss(depths, other)[1], gradient, atol=1e-12)
+    line = np.where(known > 0, scales[group] * depths + shifts[group], 0)
+    assert loss(depths, line)[0] == pytest.approx(0, abs=1e-12)
+    assert loss(depths, np.where(line > 0, 50 - line, 0))[0] > 0.5
+
+
+def test_depths_up_to_scale_are_along_the_axis(folder: Path) -> None:
+    """True distances leave no loss where an image's depths have a scale and a shift; as metric depths they do."""
+    train = load_scene(folder).train
+    rays, _, _ = train.sample_rays(2000, 1, 2, needs={"ends"})
+    truth = rays.ends
+    scales, shifts = torch.tensor([0.3, 2.0, 1.0, 5.0]), torch.tensor([1.0, 0.1, -0.4, 3.0])
+    camera = torch.arange(4).repeat_interleave(SIZE * SIZE)
+    every = replace(train.rays(*locate_pixels(torch.arange(len(train.data)), train.offsets, train.sizes)), ends=None)
+    ahead = train.ahead(every)
+    changed = (scales[camera] * train.ends * ahead + shifts[camera]) / ahead
+    train.ends = torch.where(train.ends > 0, changed, 0.0)
+    rays, _, _ = train.sample_rays(2000, 1, 2, needs={"ends"})
+    assert float(DepthLosses(depth_scale="free").of_rays(truth, rays, train)) < 1e-8
+    assert float(DepthLosses().of_rays(truth, rays, train)) > 1e-2
+    with pytest.raises(ValueError, match="`depth_weight` must be at least 0, got -1"):
+        DepthLosses(depth_weight=-1.0).check()

@@ -91,7 +91,7 @@ def test_what_was_not_finished_is_gone_on_with(folder: Path, tmp_path: Path, cap
     cache, expected = tmp_path / "cache", load_scene(folder, holdout=0)
     load_scene(folder, holdout=0, cache=str(cache))
     log, file = next(cache.glob("*.jsonl")), next(cache.glob("*.pixels"))
-    lines = {json.loads(line).get("image"): line for line in log.read_text().splitlines()}
+    lines = {json.loads(line).get("image"): line for line in log.read_text().splitlines() if line}
     log.write_text("\n".join((lines[None], lines[0], lines[1], lines[4][:15])))
     stored, size = np.fromfile(file, np.uint8), expected.train.data.shape[1]
     first = len(stored) - size * N * WIDTH * HEIGHT

@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=40, help="that are trained on")
     parser.add_argument("--resolution", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=800, help="of training, per run")
+    parser.add_argument("--steps", type=int, default=500, help="of training, per run")
     parser.add_argument("--radius", type=float, default=0.2, help="of discs, in widths of the picture")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -58,37 +58,44 @@ def of_ends(depths: Tensor, ends: Tensor | None, delta: float = 0.05) -> Tensor 
     return (error * known).sum() / known.sum().clamp_min(1)
 
 
-def of_relative_depths(depths: Tensor, known: Tensor, group: Tensor, n_groups: int) -> Tensor:
-    """How far depths are from known ones, whatever scale and shift the known ones of each group have: a half of the
-    mean squared difference of both, each less its mean and divided by its standard deviation in the group. It is one
-    minus their correlation: the scale has to be positive, as a fit by least squares (Yu et al. 2022, MonoSDF, eq. 13)
-    does not ask.
+def of_relative_depths(depths: Tensor, known: Tensor, group: Tensor, n_groups: int, delta: float = 0.05) -> Tensor:
+    """Smooth absolute difference of depths and known ones, which each group has up to a scale and a shift; quadratic
+    below ``delta``.
+
+    Scale and shift are those with which the known depths of a group have the mean and the standard deviation of the
+    rendered ones; no gradient passes through them. A fit by least squares (Eigen et al. 2014; Yu et al. 2022, MonoSDF,
+    eq. 13) shrinks what it fits as long as they hardly agree, and its scale may be negative.
 
     Args:
         depths: rendered ones [R].
         known: [R], of any unit per group; 0 where nobody knows.
         group: what each is of [R] int64. Groups of fewer than 3 known depths do not count.
         n_groups: how many groups there may be.
+        delta: in the unit of ``depths``.
 
     Example:
         >>> rendered, group = torch.tensor([1.0, 2.0, 4.0]), torch.zeros(3, dtype=torch.int64)
-        >>> float(of_relative_depths(rendered, 7 * rendered + 3, group, 1).abs() < 1e-6)
-        1.0
+        >>> bool(of_relative_depths(rendered, 7 * rendered + 3, group, 1) < 1e-9)
+        True
     """
+    rendered, known = depths.detach(), known.to(depths.dtype)
     one = (known > 0).to(depths.dtype)
 
-    def sums(x: Tensor) -> Tensor:
-        return depths.new_zeros(n_groups).index_add(0, group, x * one)
+    def mean(x: Tensor) -> Tensor:
+        return depths.new_zeros(n_groups).index_add(0, group, x * one) / count.clamp_min(1)
 
-    count = sums(one)
+    count = depths.new_ones(())
+    count = mean(torch.ones_like(one))
+    middles = mean(rendered), mean(known)
+    x, y = (values - middle.index_select(0, group) for values, middle in zip((rendered, known), middles, strict=True))
+    scale = (mean(x * x) / mean(y * y).clamp_min(1e-12)).sqrt()
+    target = middles[0].index_select(0, group) + scale.index_select(0, group) * y
+    one = one * (count >= 3).index_select(0, group)
+    error = torch.nn.functional.smooth_l1_loss(depths, target, beta=delta, reduction="none")
+    return (error * one).sum() / one.sum().clamp_min(1)
 
-    def centred(x: Tensor) -> Tensor:
-        return x - (sums(x) / count.clamp_min(1)).index_select(0, group)
 
-    x, y = centred(depths), centred(known.to(depths.dtype))
-    scale = (sums(x * x) * sums(y * y)).clamp_min(1e-12).sqrt()
-    weight = torch.where(count >= 3, count, 0.0)
-    return ((1 - sums(x * y) / scale) * weight).sum() / weight.sum().clamp_min(1)
+FREE = 0.1  # of the weight of depths in metres: the surface has to be where colours put it before they bend it
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,9 @@ class DepthLosses(Config):
             return self.depth_weight * of_ends(depths, rays.ends)
         assert rays.camera is not None
         ahead = cameras.ahead(rays)
-        return self.depth_weight * of_relative_depths(depths * ahead, rays.ends * ahead, rays.camera, len(cameras))
+        return FREE * self.depth_weight * of_relative_depths(
+            depths * ahead, rays.ends * ahead, rays.camera, len(cameras)
+        )
 
 
 def on_surface(distance: Tensor) -> Tensor:
