@@ -122,7 +122,7 @@ def test_relative_depths_forget_scale_and_shift_of_each_group() -> None:
         x = torch.tensor(rendered, requires_grad=True)
         value = of_relative_depths(x, torch.tensor(given), torch.tensor(group), 4, delta=0.05)
         value.backward()
-        return float(value), x.grad.numpy()
+        return value.item(), x.grad.numpy()
 
     errors = np.zeros(200)
     for g in range(3):

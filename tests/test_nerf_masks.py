@@ -233,3 +233,15 @@ def test_any_pixel_that_counts_is_found(n) -> None:
     views.counts = counts
     rows = counts.nonzero()[:, 0]
     assert views._rows_of(torch.arange(len(rows))).tolist() == rows.tolist()
+
+
+def test_what_else_leaves_out_pixels_is_named(tmp_path) -> None:
+    """Keys and files of instant-ngp that are not read."""
+    folder = write(tmp_path / "s", scene={"n_frames": 3, "sharpness_discard_threshold": 0.5})
+    (folder / "images/rays_f_2.dat").write_bytes(b"")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(load_scene(folder, holdout=0).train) == 4
+    said = "\n".join(str(entry.message) for entry in caught)
+    for words in ("`n_frames`, which leaves out 1 of the 4", "leaves out blurred", "rays_NAME.dat of 1 image"):
+        assert words in said

@@ -33,7 +33,7 @@ from hashgrid.util.threads import own_threads
 
 RESULTS = Path(__file__).parent / "results"
 WHITE = torch.ones(3)
-SMALL: dict[str, Any] = {"log2_hashmap_size": 16, "max_resolution": 256, "target_samples": 1 << 14}
+SMALL: dict[str, Any] = {"log2_hashmap_size": 16, "max_resolution": 256, "target_samples": 1 << 13}
 RUNS: dict[str, dict[str, Any]] = {
     "no masks": {"masks": "none"},
     "masks": {},
@@ -82,9 +82,9 @@ def measure(scene: Path, masks: Path, steps: int, **options: Any) -> tuple[dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=40, help="that are trained on")
+    parser.add_argument("--views", type=int, default=30, help="that are trained on")
     parser.add_argument("--resolution", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=500, help="of training, per run")
+    parser.add_argument("--steps", type=int, default=300, help="of training, per run")
     parser.add_argument("--radius", type=float, default=0.2, help="of discs, in widths of the picture")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

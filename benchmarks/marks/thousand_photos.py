@@ -1,6 +1,6 @@
 """How much memory a thousand photos of 12 megapixels take: `hashgrid nerf` on them, pixels in a file.
 
-    python benchmarks/marks/thousand_photos.py --cache FOLDER  # writes results/thousand_photos.json
+    python benchmarks/marks/thousand_photos.py --folder FOLDER  # writes results/thousand_photos.json
 
 Photos are JPEGs of 4000x3000, a few different ones under a thousand names; each name is decoded. The peak is that of
 the training process: its resident size at most (VmHWM, as of `getrusage`), and what of it was its own and not pages of
@@ -16,7 +16,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -38,18 +37,21 @@ ENCODINGS = 8
 
 def write_photos(folder: Path, n: int) -> Path:
     """A capture of ``n`` photos: noise of several scales, as photographs have it, and cameras around it."""
-    (folder / "images").mkdir(parents=True)
-    rng, stored = np.random.default_rng(0), []
-    for i in range(min(n, ENCODINGS)):
+    rng, stored = np.random.default_rng(0), [folder.parent / f"encoding_{i}.jpg" for i in range(ENCODINGS)]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for file in stored:
+        if file.exists():
+            continue
         image = np.zeros((HEIGHT, WIDTH, 3), np.float32)
         for cell, strength in ((500, 60), (50, 40), (5, 20), (1, 6)):
             noise = rng.normal(size=(HEIGHT // cell, WIDTH // cell, 3)).astype(np.float32)
             image += strength * noise.repeat(cell, 0).repeat(cell, 1)
-        stored.append(folder / f"encoding_{i}.jpg")
-        iio.imwrite(stored[-1], (128 + image).clip(0, 255).astype(np.uint8), quality=90)
+        iio.imwrite(file, (128 + image).clip(0, 255).astype(np.uint8), quality=90)
     cameras, frames = orbit_cameras(n, 100, 0), []
     for i in range(n):
-        os.link(stored[i % len(stored)], folder / "images" / f"{i:04d}.jpg")
+        name = folder / "images" / f"{i:04d}.jpg"
+        if not name.exists():
+            os.link(stored[i % len(stored)], name)
         pose = torch.cat((cameras.c2w[i], torch.tensor([[0.0, 0.0, 0.0, 1.0]]))).tolist()
         frames.append({"file_path": f"images/{i:04d}.jpg", "transform_matrix": pose})
     meta = {"fl_x": 3600.0, "w": WIDTH, "h": HEIGHT, "aabb": [[-1.5] * 3, [1.5] * 3], "frames": frames}
@@ -109,20 +111,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="for 36 GB of a thousand photos")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/thousand"), help="with room for 36 GB")
     parser.add_argument("--scene", type=Path, help="train on it, and print what that took")
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
     if args.scene is not None:
         print(json.dumps(train(args.scene, args.steps)), flush=True)
         return
-    cache = args.cache
-    free = shutil.disk_usage(next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())).free
-    with tempfile.TemporaryDirectory() as folder:
-        scene, rows = write_photos(Path(folder) / "capture", args.photos), []
-        for start in ("first", "second"):
-            rows.append({"start": start, **in_a_process(scene, cache, args.steps)})
-            print(rows[-1], flush=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(args.folder).free
+    scene, cache, rows = write_photos(args.folder / f"capture_{args.photos}", args.photos), args.folder / "cache", []
+    shutil.rmtree(cache, ignore_errors=True)
+    for start in ("first", "second"):
+        rows.append({"start": start, **in_a_process(scene, cache, args.steps)})
+        print(rows[-1], flush=True)
+    shutil.rmtree(cache)
     facts = {"photos": args.photos, "size": [WIDTH, HEIGHT], "disk_free_before": free, "rows": rows}
     atomic_write_json(args.out, {**facts, "environment": environment("cpu")})
 
