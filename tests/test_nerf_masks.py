@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
 from pathlib import Path
 
@@ -141,6 +142,27 @@ def test_masks_of_a_folder(tmp_path, name) -> None:
     assert not bool(scene.test.mask(0)[:4, :8].any())
 
 
+def test_masks_of_training_images_are_not_those_of_tests(tmp_path) -> None:
+    """Pictures of a split have the same names as those of the other."""
+    folder = write(tmp_path / "s")
+    for split in ("train", "test"):
+        meta = json.loads((folder / "transforms.json").read_text())
+        shutil.copytree(folder / "images", folder / split)
+        for frame in meta["frames"]:
+            frame["file_path"] = frame["file_path"].replace("images", split)
+        (folder / f"transforms_{split}.json").write_text(json.dumps(meta))
+    (folder / "masks").mkdir()
+    for i in range(4):
+        iio.imwrite(folder / f"masks/f_{i}.png", KEPT)
+    for options in ({}, {"masks": str(folder / "masks")}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scene = load_scene(folder, **options)
+        assert scene.test.counts is None and not bool(scene.train.mask(2)[0, 0])
+    shutil.copytree(folder / "masks", folder / "masks/test")
+    assert not bool(load_scene(folder).test.mask(2)[0, 0])
+
+
 def test_polarity_of_masks_is_flipped_and_questioned(tmp_path) -> None:
     """Masks that keep a corner in each picture, and masks that hide its middle, are named; those of an object and of
     something small are not."""
@@ -193,7 +215,10 @@ def test_masks_by_name_that_cannot_be_used(tmp_path) -> None:
     with pytest.raises(SceneError, match="--masks` must be a folder"):
         load_scene(folder, masks=str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SceneError, match=r"named as f_\d.png.png or f_\d.png; there is none for any of \d images"):
+    with (
+        pytest.warns(SceneWarning, match=r"named as f_\d.png.png or f_\d.png for images/f_\d.png"),
+        pytest.raises(SceneError, match="must have a mask for some training image"),
+    ):
         load_scene(folder, masks=str(tmp_path / "empty"))
     meta = json.loads((folder / "transforms.json").read_text())
     for i, frame in enumerate(meta["frames"]):

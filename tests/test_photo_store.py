@@ -15,7 +15,7 @@ import torch
 iio = pytest.importorskip("imageio.v3")
 
 from hashgrid.data.errors import SceneError  # noqa: E402
-from hashgrid.data.photo_store import MOST_RESIDENT, Pages  # noqa: E402
+from hashgrid.data.photo_store import AROUND, MOST_RESIDENT, Pages  # noqa: E402
 from hashgrid.data.scene import Scene, load_scene  # noqa: E402
 
 N, WIDTH, HEIGHT = 5, 30, 20
@@ -137,6 +137,7 @@ def test_pages_are_dropped_before_they_are_too_many() -> None:
             self.dropped += 1
 
     pages = Pages(Memory())  # type: ignore[arg-type]
-    for _ in range(100):
-        pages.touch(1000)
-    assert pages.memory.dropped == 100_000 * 65536 // (MOST_RESIDENT + 1000 * 65536) > 3  # type: ignore[attr-defined]
+    most = MOST_RESIDENT // AROUND
+    for i in range(1, 21):
+        pages.touch(most // 4)
+        assert pages.touched <= most and pages.memory.dropped == i // 5  # type: ignore[attr-defined]

@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=5, help="that are trained on")
     parser.add_argument("--resolution", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=400, help="of training, per run")
+    parser.add_argument("--steps", type=int, default=300, help="of training, per run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()

@@ -58,11 +58,11 @@ def paint_discs(scene: Path, masks: Path, radius: float, seed: int) -> float:
     return float(np.mean(hidden))
 
 
-def measure(scene: Path, masks: Path, steps: int, **options: Any) -> tuple[dict[str, Any], Nerf]:
+def measure(scene: Path, steps: int, **options: Any) -> tuple[dict[str, Any], Nerf]:
     """Trains once; the score in test views, and what was said."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SceneWarning)
-        loaded = load_scene(scene, **{"masks": str(masks), **options})
+        loaded = load_scene(scene, **options)
     config = Nerf.defaults(None, torch.device("cpu"), set()).replace(**SMALL, steps=steps)
     task = Nerf(config, loaded)  # type: ignore[arg-type]
     trainer = Trainer(task)
@@ -94,7 +94,7 @@ def main() -> None:
         scene, masks = write_scene(Path(folder) / "scene", args.views, 8, args.resolution), Path(folder) / "hidden"
         hidden = paint_discs(scene, masks, args.radius, seed=0)
         for name, options in RUNS.items():
-            row, task = measure(scene, masks, args.steps, **options)
+            row, task = measure(scene, args.steps, **{"masks": str(masks), **options})
             rows.append({"run": name, **row})
             print(f"{name}: {row['psnr']:.2f} dB; {row['told'] or 'no masks'}; {row['warned']}", flush=True)
             if name == "masks":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hashgrid.data.scene import SceneOptions, Views
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".bmp", ".tif", ".tiff")
-SPLITS = ("train", "test", "val", "validation")
+TESTED = ("test", "val", "validation")  # folders of pictures that are not trained on
 FEW = 0.25  # of the pixels: what masks of moving things keep is more, unless they are inverted
 WIDTH = 400  # of a picture of masks
 HIDDEN = (255, 40, 40)
@@ -29,7 +29,7 @@ def with_masks(photos: Sequence[Photo], options: SceneOptions) -> list[Photo]:
     none, or of the folder that ``options`` give.
 
     Raises:
-        SceneError: the folder is none, has no mask for any image, or one for two images.
+        SceneError: the folder is none, or has one mask for two images.
     """
     if options.masks == "none":
         return [replace(photo, mask=None) for photo in photos]
@@ -37,12 +37,12 @@ def with_masks(photos: Sequence[Photo], options: SceneOptions) -> list[Photo]:
         folder = Path(options.masks)
         if not folder.is_dir():
             raise SceneError(f"`--masks` must be a folder of masks or `none`, got {options.masks}, which is no folder")
-        found = [_first(folder, _tails(photo.image), photo.image) for photo in photos]
+        found = [_first(folder, _tails(photo.image.parts[-5:]), photo.image) for photo in photos]
         if photos and not any(found):
-            name = photos[0].image.name
-            raise SceneError(
-                f"`--masks` {folder}: must have a mask for some image, named as {name}.png or"
-                f" {photos[0].image.stem}.png; there is none for any of {len(photos)} images"
+            image = photos[0].image
+            warn_of_scene(
+                f"`--masks` {folder} has no mask for any of {len(photos)} images, which would be named as"
+                f" {image.name}.png or {image.stem}.png for {photos[0].name}"
             )
         photos = _with_own(photos, found)
     elif not any(photo.mask or photo.alpha for photo in photos):
@@ -59,23 +59,22 @@ def with_masks(photos: Sequence[Photo], options: SceneOptions) -> list[Photo]:
 def _beside(image: Path) -> Path | None:
     """The mask of an image in a folder ``masks`` beside the folder of images, or beside one around it."""
     for parent in list(image.parents)[1:4]:
-        folder, inside = parent / "masks", image.relative_to(parent)
+        folder, parts = parent / "masks", image.relative_to(parent).parts
         if folder.is_dir():
-            # pictures of splits often have the same names: masks without the folder would be those of all of them
-            tails = [inside] if inside.parts[0] in SPLITS else [inside, Path(*inside.parts[1:])]
-            file = _first(folder, tails, image)
+            file = _first(folder, [path for path in _tails(parts) if len(path.parts) >= len(parts) - 1], image)
             if file is not None:
                 return file
     return None
 
 
-def _tails(image: Path) -> Iterator[Path]:
-    """The last parts of a path, most of them first."""
-    parts = image.parts[-5:]
-    return (Path(*parts[i:]) for i in range(len(parts)))
+def _tails(parts: Sequence[str]) -> list[Path]:
+    """The last parts of a path, most of them first. Pictures of splits often have the same names: a mask of that name
+    alone is that of a training image."""
+    least = 2 if len(parts) > 1 and parts[-2] in TESTED else 1
+    return [Path(*parts[i:]) for i in range(len(parts) - least + 1)]
 
 
-def _first(folder: Path, tails: Sequence[Path] | Iterator[Path], image: Path) -> Path | None:
+def _first(folder: Path, tails: Sequence[Path], image: Path) -> Path | None:
     """The first file in a folder for one of some paths: named as COLMAP does, `a.jpg.png`, or with the same stem."""
     for tail in tails:
         place = folder / tail

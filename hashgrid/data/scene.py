@@ -183,13 +183,12 @@ class Views(Cameras):
             raise SceneError("every view must have a `time`, which the field needs; this scene has none")
         if "ends" in needs and self.ends is None:
             raise SceneError("some view must have depths, which are to be learned from; this scene has none")
-        if self.pages is not None:
-            self.pages.touch(n if self.counts is None else 2 * n)
         if not needs and self.rays_are_tabulated and self.counts is None:
             rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
                 *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
                 *(self.directions_table if self.is_distorted else (None, None)),
             )
+            self._forget(n)
             return Rays(rays_o, rays_d), rgba, noise
         draws = backend_ops(backend).counter_uniform(seed, step, pixel_draws(n, self.data.device))
         row, noise = draw_pixels(draws, len(self.data) if self.counts is None else int(self._counted[-1]))
@@ -198,7 +197,14 @@ class Views(Cameras):
         rays = self.rays(*locate_pixels(row, self.offsets, self.sizes))
         if self.ends is not None and "ends" in needs:
             rays = replace(rays, ends=self.ends.index_select(0, row))
-        return rays, pixel_colors(self.data, row), noise
+        colors = pixel_colors(self.data, row)
+        self._forget(n if self.counts is None else 2 * n)
+        return rays, colors, noise
+
+    def _forget(self, n: int) -> None:
+        """Notes ``n`` accesses to pixels, where those of a mapped file must not become too many."""
+        if self.pages is not None:
+            self.pages.touch(n)
 
 
 @dataclass
@@ -317,6 +323,8 @@ def load_scene(path: str | Path, options: SceneOptions | None = None, **changes:
     if loader is None:
         raise SceneError(_why_unknown(path, names))
     scene: Scene = loader.load(path, options)
+    if options.masks not in (None, "none") and not scene.train.note:
+        raise SceneError(f"`--masks` {options.masks}: must have a mask for some training image; there is none for any")
     if not len(scene.test) and options.holdout:
         hint = "add some, or pass a smaller `holdout`" if scene.split == "none" else f"`{scene.split}` leaves none"
         warnings.warn(f"{path}: no test views, nothing will be scored: {hint}", SceneWarning, stacklevel=2)

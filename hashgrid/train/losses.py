@@ -119,8 +119,8 @@ class DepthLosses(Config):
             return self.depth_weight * of_ends(depths, rays.ends)
         assert rays.camera is not None
         ahead = cameras.ahead(rays)
-        return FREE * self.depth_weight * of_relative_depths(
-            depths * ahead, rays.ends * ahead, rays.camera, len(cameras)
+        return (
+            FREE * self.depth_weight * of_relative_depths(depths * ahead, rays.ends * ahead, rays.camera, len(cameras))
         )
 
 
