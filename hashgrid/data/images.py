@@ -556,7 +556,7 @@ class _Lit:
 
 
 def _lens(photo: Photo, size: Sequence[int], downscale: int) -> list[float]:
-    """Focal lengths, principal point and all coefficients of a photo of this size, of its picture when it is reduced."""
+    """Focal lengths, principal point and coefficients of a photo of this size, of its picture when it is reduced."""
     lens = photo.lens(size[0], size[1])
     if not (all(abs(x) < MOST_PIXELS for x in lens) and min(lens[:2]) > 0):
         got = list(map(float, lens))

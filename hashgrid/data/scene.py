@@ -285,7 +285,7 @@ class Scene:
     def describe(self) -> str:
         """One line for a person, and one more on masks where there are some."""
         width, height = self.train.sizes[0].tolist()
-        channels = "RGBA" if self.train.has_alpha else "RGB"
+        channels = "RGBA (transparent is empty)" if self.train.has_alpha else "RGB"
         if self.backdrop is not None:
             channels = f"RGB on plain {hex_color(self.backdrop)} (cut out)"
         low, high = (self.placement.to_file(corner).tolist() for corner in self.outer_aabb.split(3))
