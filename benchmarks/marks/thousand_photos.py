@@ -110,7 +110,7 @@ def in_a_process(scene: Path, cache: Path, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--folder", type=Path, default=Path("outputs/thousand"), help="with room for 36 GB")
     parser.add_argument("--scene", type=Path, help="train on it, and print what that took")
     parser.add_argument("--out", type=Path, default=PATH)
