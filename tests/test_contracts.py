@@ -34,7 +34,9 @@ from hashgrid.fields.latent import pick
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid, derivatives_along, jacobian, laplacian
 from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
-from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, StratifiedSampler
+from hashgrid.rendering.choices import add_proposals
+from hashgrid.rendering.proposals import ProposalSampler, TwiceSampler
+from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, SamplerConfig, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
 from hashgrid.tasks.compress import Compress, CompressConfig
@@ -100,6 +102,11 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         "n_plane_features": 8,
         "compute_dtype": "float32",
     },
+    "zip": {"log2_hashmap_size": 8, "n_levels": 4, "compute_dtype": "float32"},
+    **{
+        name: {"n_neurons": 16, "n_coarse": 8, "n_fine": 8, "compute_dtype": "float32"}
+        for name in ("mip", "mip_paper", "mip360")
+    },
 }
 SMALL_SIGNALS: dict[str, dict[str, Any]] = {
     "hash": {"log2_hashmap_size": 8, "n_levels": 4},
@@ -117,13 +124,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def make(name: str, backend: str = "native") -> RadianceField:
     kind = RADIANCE_FIELDS[name]
     torch.manual_seed(0)
-    return kind(kind.Config().replace(**SMALL_FIELDS.get(name, {})), BOX, 1, backend)  # type: ignore[call-arg,arg-type]
+    field = kind(kind.Config().replace(**SMALL_FIELDS.get(name, {})), BOX, 1, backend)  # type: ignore[call-arg,arg-type]
+    if field.sampler == "proposal":
+        add_proposals(field, SamplerConfig(), backend)
+    return field
 
 
 def some_rays(n: int = 64) -> Rays:
     generator = torch.Generator().manual_seed(0)
     directions = nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
-    return Rays(-4 * directions + 0.2 * torch.randn(n, 3, generator=generator), directions)
+    origins = -4 * directions + 0.2 * torch.randn(n, 3, generator=generator)
+    return Rays(origins, directions, radii=torch.full((n,), 0.01))
 
 
 def sampler_of(field: RadianceField, backend: str = "native") -> Sampler:
@@ -132,6 +143,8 @@ def sampler_of(field: RadianceField, backend: str = "native") -> Sampler:
         "occupancy": OccupancySampler(grid, step_size=0.1),
         "stratified": StratifiedSampler(16, backend=backend),
         "coarse_to_fine": CoarseToFineSampler(8, 8, backend=backend),
+        "twice": TwiceSampler(8, 8, backend=backend),
+        "proposal": ProposalSampler((8, 8, 8), backend=backend),
     }
     return samplers[field.sampler]
 
@@ -142,7 +155,8 @@ def test_radiance_field(name: str) -> None:
     field, rays = make(name), some_rays()
     out = render(field, sampler_of(field), rays, None, (0, 3))
     assert out.colors.shape == (64, 3) and out.weights.shape == out.samples.t_starts.shape
-    (out.colors.sum() + (out.coarse.colors.sum() if out.coarse else 0)).backward()
+    proposed = [proposal.weights.square().sum() for proposal in out.proposals]
+    (out.colors.sum() + (out.coarse.colors.sum() if out.coarse else 0) + sum(proposed)).backward()
     assert all(param.grad is not None and param.grad.isfinite().all() for param in field.parameters())
     assert sum(bool(param.grad.any()) for param in field.parameters()) == len(list(field.parameters()))
     reference = make(name, "reference")
@@ -249,6 +263,7 @@ def samplers(backend: str) -> dict[str, Sampler]:
         "occupancy": OccupancySampler(grid, step_size=0.05),
         "stratified": StratifiedSampler(24, backend=backend),
         "coarse to fine": CoarseToFineSampler(12, 24, backend=backend),
+        "twice": TwiceSampler(12, 24, backend=backend),
     }
 
 
@@ -264,13 +279,13 @@ def test_sampler(name: str, backend: str) -> None:
     tolerance = 0.05 if name == "occupancy" else 1e-4  # whose steps do not end at the box
     torch.testing.assert_close(out.opacities, 1 - torch.exp(-0.7 * length), rtol=0, atol=tolerance)
     torch.testing.assert_close(out.colors, 0.5 * out.opacities[:, None].expand(-1, 3), rtol=1e-4, atol=1e-5)
-    samples, _ = sampler(rays, field, (1, 5))
+    samples = sampler(rays, field, (1, 5)).samples
     assert torch.equal(samples.ray_indices, samples.ray_indices.sort().values)
     assert (samples.t_ends >= samples.t_starts).all() and int(samples.packed_info[:, 1].sum()) == samples.n_samples
-    again, other = (sampler(rays, field, (1, step))[0].t_starts for step in (5, 6))
+    again, other = (sampler(rays, field, (1, step)).samples.t_starts for step in (5, 6))
     assert torch.equal(samples.t_starts, again)
     assert other.shape != again.shape or not torch.equal(other, again)
-    assert sampler(rays[:0], field, None)[0].n_samples == 0
+    assert sampler(rays[:0], field, None).samples.n_samples == 0
     away = Rays(rays.origins, -rays.directions)  # these see nothing
     with torch.no_grad():
         assert render(field, sampler, away).opacities.max() < 1e-6
@@ -431,9 +446,9 @@ def test_any_field_is_rendered_and_learns(name: str, scene: Scene) -> None:
     task = small_task(f"nerf {name}", scene, steps=30)
     trainer = Trainer(task)
     trainer.step()
-    before = trainer.progress.loss
+    before = trainer.progress.terms["mse"]
     trainer.train()
-    assert trainer.progress.loss < before
+    assert trainer.progress.terms["mse"] < before
     assert isinstance(task, Nerf)
     color, opacity, depth = render_image(task.model, task.sampler, scene.test, 0, torch.ones(3), chunk=500)
     assert color.shape == (48, 48, 3) and opacity.shape == depth.shape == (48, 48) and color.isfinite().all()

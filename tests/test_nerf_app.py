@@ -82,7 +82,7 @@ def test_rendering_front_to_back_leaves_out_only_what_is_not_seen(scene, monkeyp
     model, sampler = trainer.task.model, trainer.task.sampler
     monkeypatch.setattr(ngp, "density_of", lambda geometry, plain=ngp.density_of: 300 * plain(geometry))  # surfaces
     rays = some_rays(scene)
-    samples, _ = sampler(rays, model, None)
+    samples = sampler(rays, model, None).samples
     everywhere = At(rays, model.unit(samples.positions(rays.origins, rays.directions)), samples.ray_indices)
     with torch.no_grad():
         expected, geometry = model.density(everywhere)
@@ -252,7 +252,7 @@ def test_turntable_is_written(scene_path, tmp_path):
         (["nerf", "does_not_exist"], "does_not_exist"),
         (
             ["nerf", "--field", "nonsense"],
-            "`--field` must be one of ngp, classic, classic_paper, planes, got 'nonsense'",
+            "`--field` must be one of ngp, classic, classic_paper, planes, zip, mip, mip_paper, mip360, got 'nonsense'",
         ),
         (["image", "does_not_exist.png"], "`does_not_exist.png` does not exist"),
     ],

@@ -11,6 +11,7 @@ from hashgrid.fields.encoded import CpField, DenseField, FourierField, Frequency
 from hashgrid.fields.filters import BaconField, FiltersField
 from hashgrid.fields.latent import LatentField
 from hashgrid.fields.local_grid import LocalGrid
+from hashgrid.fields.mip import Mip, Mip360, MipPaper
 from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
@@ -18,12 +19,17 @@ from hashgrid.fields.planes import PlanesField
 from hashgrid.fields.siren import SirenDistance, SirenField
 from hashgrid.fields.udf import UnsignedDistance
 from hashgrid.fields.wire import WireField
+from hashgrid.fields.zip import Zip
 
 RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "ngp": Ngp,
     "classic": Classic,
     "classic_paper": ClassicPaper,
     "planes": PlanesField,
+    "zip": Zip,
+    "mip": Mip,
+    "mip_paper": MipPaper,
+    "mip360": Mip360,
 }
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "hash": CoordinateField,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hashgrid.geometry.contraction import Contraction, contract, shrinking
 from hashgrid.geometry.rays import At
 from hashgrid.nn import jets
 from hashgrid.ops._ngp.gather_rows import gather_rows
@@ -60,13 +61,17 @@ class RadianceField(nn.Module):
     # what it asks of rays it is trained on (``at.rays``), "camera" and "time"; others may know neither, and a grid of
     # occupancy asks for densities at no time at all
     needs: Collection[str] = ()
+    coarse_weight: ClassVar[float] = 1.0  # of the loss of what was seen at a first look, beside the second
     coarse: RadianceField | None  # another field, asked before to find where to ask this one; None for none
+    proposals: nn.ModuleList  # fields of density alone, asked one after the other before all others
+    contraction: Contraction = "none"  # whether all of space is in the cube, and the box in the middle half of it
     aabb: Tensor
     inverse_extent: Tensor
 
     def __init__(self, aabb: Tensor) -> None:
         super().__init__()
         self.coarse = None  # of the class it would hide a module of that name
+        self.proposals = nn.ModuleList()
         self.register_buffer("aabb", aabb.float().clone())
         self.register_buffer("inverse_extent", torch.empty(3, dtype=torch.float32), persistent=False)
         _set_inverse_extent(self)
@@ -79,6 +84,16 @@ class RadianceField(nn.Module):
     def unit(self, positions: Tensor) -> Tensor:
         """Scene positions [S, 3] in the unit cube of the box."""
         return (positions - self.aabb[:3]) * self.inverse_extent
+
+    def inside(self, unit: Tensor) -> Tensor:
+        """What :meth:`unit` says [S, 3] where all of space is contracted into the cube; the same where not."""
+        if self.contraction == "none":
+            return unit
+        return contract(2 * unit - 1, self.contraction) / 4 + 0.5
+
+    def shrinking(self, unit: Tensor) -> Tensor | float:
+        """By how much :meth:`inside` shrinks lengths around what :meth:`unit` says [..., 3]: [...]."""
+        return 1.0 if self.contraction == "none" else shrinking(2 * unit - 1, self.contraction) / 2
 
     def unit_direction(self, directions: Tensor) -> Tensor:
         """Scene directions [R, 3] in the unit cube: a point moves along them as :meth:`unit` moves it."""
@@ -97,6 +112,15 @@ class RadianceField(nn.Module):
         sigmas, carry = self.density(at)
         return sigmas, self.color(at, carry)
 
+    def grow(self, progress: float) -> bool:
+        """Called before each step, with the progress of training in 0..1: where a field becomes finer in steps. Returns
+        whether its parameters are other tensors now; loading a state has to make those of its sizes."""
+        return False
+
+    def penalty(self) -> Tensor | float:
+        """What is added to the loss because of the parameters alone, such as total variation."""
+        return 0.0
+
     def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Densities [K] without gradients, to find out what is seen, and tensors [K, ...] that :meth:`radiance` can go
         on from; the first one is ``at.unit``."""
@@ -105,6 +129,10 @@ class RadianceField(nn.Module):
     def fused(self) -> FusedRadiance | None:
         """What kernels need that know this field as a whole; None for the general path."""
         return None
+
+    def kernels(self) -> FusedRadiance | None:
+        """What :meth:`fused` says, unless space is contracted, of which kernels know nothing."""
+        return self.fused() if self.contraction == "none" else None
 
 
 def _set_inverse_extent(field: RadianceField, *_: object) -> None:

@@ -87,7 +87,7 @@ class Classic(RadianceField):
                 backend=backend,
             )
 
-        self.positions = Frequency(3, config.n_frequencies, backend)
+        self.positions = self.make_positions(config.n_frequencies, backend)
         self.directions = Frequency(3, config.n_direction_frequencies, backend)
         n_encoded = self.positions.n_output_dims
         self.trunk = nn.ModuleList([mlp(n_encoded, 1 + n, min(depth, 4))])
@@ -97,8 +97,16 @@ class Classic(RadianceField):
         if not is_coarse:
             self.coarse = Classic(config, aabb, n_cascades, backend, is_coarse=True)
 
+    def make_positions(self, n_frequencies: int, backend: str) -> Frequency:
+        """The encoding of positions in [-1, 1]^3."""
+        return Frequency(3, n_frequencies, backend)
+
+    def encode(self, at: At) -> Tensor:
+        """Encoded positions [S, E]."""
+        return self.positions(2 * at.unit - 1)
+
     def density(self, at: At) -> tuple[Tensor, Tensor]:
-        encoded = self.positions(2 * at.unit - 1)
+        encoded = self.encode(at)
         y = self.trunk[0](encoded)
         for mlp in self.trunk[1:]:
             y = mlp(torch.cat((nn.functional.relu(y), encoded), dim=-1))

@@ -92,15 +92,17 @@ class Cameras:
         # `index_select` of whole rows is several times faster than advanced indexing on the CPU.
         c2w = self.c2w.reshape(-1, 12).index_select(0, view_index).float().view(-1, 3, 4)
         place = self._places(view_index, pixel_x, pixel_y)
+        radii = (1 / self.intrinsics[:, :2]).mean(1).index_select(0, view_index) / 3**0.5
         if place.shape[1] == 2:
             x, y = place.unbind(-1)
             rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2]
-            rays_d *= torch.rsqrt(x * x + y * y + 1)[:, None]
+            cosines = torch.rsqrt(x * x + y * y + 1)
+            rays_d, radii = rays_d * cosines[:, None], radii * cosines
         else:
             x, y, z = place.unbind(-1)
             rays_d = c2w[:, :, 0] * x[:, None] - c2w[:, :, 1] * y[:, None] - c2w[:, :, 2] * z[:, None]
         time = None if self.times is None else self.times.index_select(0, view_index)
-        return Rays(c2w[:, :, 3].contiguous(), rays_d, view_index, time)
+        return Rays(c2w[:, :, 3].contiguous(), rays_d, view_index, time, radii=radii)
 
     def ahead(self, rays: Rays) -> Tensor:
         """How far rays go along the axis of their camera per unit of length [R]: depth is so much of distance."""

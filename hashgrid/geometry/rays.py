@@ -21,6 +21,8 @@ class Rays:
         camera: which of the cameras that are trained on each is of [R] int64; None where nobody says.
         time: when each was seen [R]; None in scenes that do not move, or where nobody asks.
         ends: how far away what each hits is known to be [R], 0 where nobody knows; None where nobody knows any.
+        radii: of the cone through the pixel of each, at a distance of 1 [R]: 1 / sqrt(3) of its side, so that the disc
+            varies as much as the square (Barron et al. 2021, section 3.1); None where nobody asks.
     """
 
     origins: Tensor
@@ -28,10 +30,18 @@ class Rays:
     camera: Tensor | None = None
     time: Tensor | None = None
     ends: Tensor | None = None
+    radii: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.origins)
-        for name, tail in (("origins", (3,)), ("directions", (3,)), ("camera", ()), ("time", ()), ("ends", ())):
+        for name, tail in (
+            ("origins", (3,)),
+            ("directions", (3,)),
+            ("camera", ()),
+            ("time", ()),
+            ("ends", ()),
+            ("radii", ()),
+        ):
             value = getattr(self, name)
             if value is not None and value.shape != (n, *tail):
                 raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(value.shape)}")
@@ -50,7 +60,7 @@ class Rays:
         return self._each(lambda x: x.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Rays:
-        others = (None if x is None else change(x) for x in (self.camera, self.time, self.ends))
+        others = (None if x is None else change(x) for x in (self.camera, self.time, self.ends, self.radii))
         return Rays(change(self.origins), change(self.directions), *others)
 
 
@@ -61,16 +71,26 @@ class At:
         rays: all rays.
         unit: [S, 3], the samples in the unit cube of the field's box; or what makes them.
         ray_indices: [S] int64; or what makes them.
+        intervals: distances [S] where the samples begin, and where they end, or what makes them; None where they are
+            points.
     """
 
     def __init__(
-        self, rays: Rays, unit: Tensor | Callable[[], Tensor], ray_indices: Tensor | Callable[[], Tensor]
+        self,
+        rays: Rays,
+        unit: Tensor | Callable[[], Tensor],
+        ray_indices: Tensor | Callable[[], Tensor],
+        intervals: tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.rays, self._unit, self._ray_indices = rays, unit, ray_indices
+        self.rays, self._unit, self._ray_indices, self._intervals = rays, unit, ray_indices, intervals
 
     @cached_property
     def unit(self) -> Tensor:
         return self._unit if isinstance(self._unit, Tensor) else self._unit()
+
+    @cached_property
+    def intervals(self) -> tuple[Tensor, Tensor] | None:
+        return self._intervals() if callable(self._intervals) else self._intervals
 
     @cached_property
     def ray_indices(self) -> Tensor:
@@ -101,6 +121,11 @@ class RaySamples:
     @property
     def n_rays(self) -> int:
         return self.packed_info.shape[0]
+
+    def intervals(self, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Where samples begin and where they end; those of ``index`` [K] if given."""
+        both = self.t_starts, self.t_ends
+        return both if index is None else (both[0].index_select(0, index), both[1].index_select(0, index))
 
     def positions(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """The middles in space [S, 3], on rays of origins ``rays_o`` and directions ``rays_d`` [R, 3]."""

@@ -26,10 +26,11 @@ class CroppedSampler(Sampler):
         self.register_buffer("box", box.float())
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        samples, coarse = self.sampler(rays, field, jitter)
+        found = self.sampler(rays, field, jitter)
+        samples = found.samples
         places = samples.positions(rays.origins, rays.directions)
         kept = ((places >= self.box[:3]) & (places <= self.box[3:])).all(-1).nonzero().squeeze(1)
         starts, ends, of_ray = (x[kept] for x in (samples.t_starts, samples.t_ends, samples.ray_indices))
         counts = torch.bincount(of_ray, minlength=len(rays))
         packed_info = torch.stack((counts.cumsum(0) - counts, counts), dim=1)
-        return RaySamples(starts, ends, of_ray, packed_info, samples.backend), coarse
+        return Found(RaySamples(starts, ends, of_ray, packed_info, samples.backend), found.coarse)

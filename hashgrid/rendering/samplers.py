@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.contraction import Contraction
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.nn import OccupancyGrid
 from hashgrid.ops._backend import backend_ops, ngp_ops
@@ -21,6 +21,13 @@ from hashgrid.train.profile import OCCUPANCY
 from hashgrid.util.config import Config
 
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
+
+
+class Histogram(NamedTuple):
+    """Weights of intervals along rays."""
+
+    edges: Tensor  # [R, n + 1], in a sampler's own measure
+    weights: Tensor  # [R, n]
 
 
 @dataclass
@@ -35,30 +42,47 @@ class Rendered:
     samples: RaySamples  # that count
     n_evaluated: int  # samples whose density was asked for
     coarse: Rendered | None = None  # what a sampler saw on the way, to be trained, too; None for nothing
+    proposals: tuple[Histogram, ...] = ()  # what was thought to be there on the way
+    edges: Tensor | None = None  # [R, n + 1] of the samples, as those of the proposals
 
     @property
     def n_samples(self) -> int:
         return self.samples.n_samples
 
+    @property
+    def histogram(self) -> Histogram:
+        """The weights of the samples in the measure of the proposals."""
+        assert self.edges is not None
+        return Histogram(self.edges, self.weights.view(len(self.edges), self.edges.shape[1] - 1))
+
 
 def look(
     field: RadianceField,
     rays: Rays,
-    samples: RaySamples,
+    found: Found,
     early_stop_eps: float,
     background: Tensor | None = None,
-    coarse: Rendered | None = None,
 ) -> Rendered:
     """What rays see of a field that is asked at all of their samples."""
+    samples, coarse, proposals, edges = found
     unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
-    at = At(rays, lambda: samples.positions(unit_o, unit_d), samples.ray_indices)
+    unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
+    at = At(rays, unit, samples.ray_indices, samples.intervals())
     composited = composite(*field.radiance(at), samples, early_stop_eps, background)
     n_evaluated = samples.n_samples + (coarse.n_evaluated if coarse is not None else 0)
-    return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
+    return Rendered(*composited, samples, n_evaluated, coarse, proposals, edges)  # type: ignore[call-arg,arg-type]
 
 
 Jitter = tuple[int, int] | None  # (seed, step) of random places; None for the middles
-Found = tuple[RaySamples, Rendered | None]  # samples, and what was rendered to find them
+
+
+class Found(NamedTuple):
+    """What a sampler returns."""
+
+    samples: RaySamples
+    coarse: Rendered | None = None  # what was rendered to find them
+    proposals: tuple[Histogram, ...] = ()  # what was thought to be there on the way
+    edges: Tensor | None = None  # [R, n + 1] of the samples, as those of the proposals
 
 
 class Sampler(nn.Module):
@@ -79,7 +103,13 @@ class Sampler(nn.Module):
 class SamplerConfig(Config):
     """Where along its rays a field is asked, and how an occupancy grid follows it."""
 
-    sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine"] = "auto"  # where a field is asked; its own
+    sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine", "twice", "proposal"] = (
+        "auto"  # where a field is asked; its own
+    )
+    contraction: Contraction = "none"  # of the space around the innermost box, for fields that see to its end
+    proposal_resolutions: tuple[int, ...] = (128, 256)  # of the density fields of a proposal sampler, finest levels
+    proposal_samples: tuple[int, ...] = (64, 48)  # per ray, of each of them
+    samples: int = 32  # per ray, of the field, behind proposals
     steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
     early_stop_eps: float = 1e-4  # transmittance below which nothing counts
     occupancy_resolution: int = 128  # cells per axis
@@ -128,7 +158,7 @@ class OccupancySampler(Sampler):
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         seed, step = jitter if jitter is not None else (None, 0)
-        return self.grid.march(rays.origins, rays.directions, **self.march_arguments(), seed=seed, step=step), None
+        return Found(self.grid.march(rays.origins, rays.directions, **self.march_arguments(), seed=seed, step=step))
 
     @torch.no_grad()
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
@@ -146,7 +176,7 @@ class OccupancySampler(Sampler):
 
     def _thickness(self, field: RadianceField, cells: Tensor, step: int) -> Tensor:
         """Optical thickness of a step in each of the cells [M], at a random place of it."""
-        grid, fused = self.grid, field.fused()
+        grid, fused = self.grid, field.kernels()
         ops = ngp_ops(grid.backend)
         # the reference, and fields of no kernel, keep all features of what they are asked
         parts = cells.split(REFERENCE_CELLS) if grid.backend == "reference" or fused is None else (cells,)
@@ -160,7 +190,7 @@ class OccupancySampler(Sampler):
                 continue
             points = ops.occupancy_points(*where)
             no_rays = Rays(points, points)  # densities do not depend on the direction
-            at = At(no_rays, field.unit(points), torch.arange(len(points), device=points.device))
+            at = At(no_rays, field.inside(field.unit(points)), torch.arange(len(points), device=points.device))
             scale = self.step_size * 2.0 ** (part // (grid.n_cells // grid.n_cascades))
             values.append(field.density(at)[0].float() * scale)
         return torch.cat(values)
@@ -181,7 +211,7 @@ class StratifiedSampler(Sampler):
         self.n_samples, self.near, self.backend = n_samples, near, backend
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        return self.pack(self.edges(rays, field.aabb, jitter)), None
+        return Found(self.pack(self.edges(rays, field.aabb, jitter)))
 
     def edges(self, rays: Rays, aabb: Tensor, jitter: Jitter) -> Tensor:
         """Ends of the intervals [R, n + 1], in the middle of which a field of the box ``aabb`` [6] is asked."""
@@ -223,9 +253,10 @@ class CoarseToFineSampler(StratifiedSampler):
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         edges = self.edges(rays, field.aabb, jitter)
-        seen = look(field.coarse or field, rays, self.pack(edges), self.early_stop_eps)
+        seen = look(field.coarse or field, rays, Found(self.pack(edges)), self.early_stop_eps)
         fine = self.resample(edges, seen.weights.detach().view(len(rays), self.n_samples), jitter)
-        return self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values), seen if field.coarse else None
+        samples = self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values)
+        return Found(samples, seen if field.coarse else None)
 
     def resample(self, edges: Tensor, weights: Tensor, jitter: Jitter) -> Tensor:
         """Places [R, n_fine] distributed as the weights [R, n] of the intervals between edges [R, n + 1]."""
@@ -242,26 +273,14 @@ class CoarseToFineSampler(StratifiedSampler):
         return torch.lerp(edges.gather(1, above - 1), edges.gather(1, above), within)
 
 
-def make_sampler(
-    config: SamplerConfig, field: RadianceField, scene: Scene, seed: int = 0, backend: str = "native"
-) -> Sampler:
-    """The sampler of a field in a normalised scene, on the field's device: that of the field unless ``config`` says
-    otherwise. An occupancy grid knows from the start what no training view sees; ``seed`` is of the cells it looks at.
-    """
-    name = field.sampler if config.sampler == "auto" else config.sampler
-    if name == "coarse_to_fine":
-        return CoarseToFineSampler(field.n_coarse, field.n_fine, scene.near, backend)
-    if name == "stratified":
-        return StratifiedSampler(field.n_coarse, scene.near, backend)
-    grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train
-    grid.to(field.aabb.device)
-    if not bool(train.lens.any()):  # others see to their sides
-        grid.mark_invisible_cells(train.c2w, train.intrinsics, train.sizes, near=scene.near)
-    step_size = float((scene.aabb[3:] - scene.aabb[:3]).max()) * 3**0.5 / config.steps_per_diagonal
-    return OccupancySampler(grid, step_size, scene.cone_angle, scene.near, config, seed).to(field.aabb.device)
-
-
 def uniform(jitter: tuple[int, int], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:
     """Numbers in [0, 1) that are a function of (seed, step) and their place."""
     counter = torch.arange(math.prod(shape), device=like.device)
     return backend_ops(backend).counter_uniform(*jitter, counter).to(like.dtype).view(shape)
+
+
+def rays_for(target: int, n_rays: int, n_samples: int, most: int) -> int:
+    """How many rays to take so that ``target`` samples count, after ``n_rays`` had ``n_samples``: half as many to twice
+    as many, in steps of 64, at most ``most``."""
+    wanted = n_rays * target / max(n_samples, 1)
+    return max(64, int(min(max(wanted, n_rays / 2), n_rays * 2, most)) // 64 * 64)

@@ -36,15 +36,15 @@ def render(
         background: [C] or [R, C] behind the scene; None for nothing.
         jitter: (seed, step) of the random places of samples; None for none.
     """
-    samples, coarse = sampler(rays, field, jitter)
+    found = sampler(rays, field, jitter)
     if not sampler.prunes:
-        return look(field, rays, samples, sampler.early_stop_eps, background, coarse)
+        return look(field, rays, found, sampler.early_stop_eps, background)
     # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
     # the backward pass, two thirds of a step, on the samples that count.
-    samples, kept, n_evaluated = visible(field, samples, rays, sampler.early_stop_eps)
-    at = At(rays, lambda: kept.column(0), samples.ray_indices)
+    samples, kept, n_evaluated = visible(field, found.samples, rays, sampler.early_stop_eps)
+    at = At(rays, lambda: kept.column(0), samples.ray_indices, samples.intervals())
     composited = composite(*field.radiance(at, kept), samples, sampler.early_stop_eps, background)
-    return Rendered(*composited, samples, n_evaluated, coarse)  # type: ignore[call-arg,arg-type]
+    return Rendered(*composited, samples, n_evaluated)  # type: ignore[call-arg,arg-type]
 
 
 def visible(
@@ -72,7 +72,12 @@ def visible(
             index, unit = samples.window(unit_o, unit_d, sigmas, begin, begin + length, early_stop_eps)
             if index.shape[0] == 0 and windows:
                 break
-            at = At(rays, unit, lambda index=index: samples.ray_indices.index_select(0, index))  # type: ignore[misc]
+            at = At(
+                rays,
+                field.inside(unit),
+                lambda index=index: samples.ray_indices.index_select(0, index),  # type: ignore[misc]
+                lambda index=index: samples.intervals(index),  # type: ignore[misc]
+            )
             densities, window = field.sketch(at, to_train)
             windows.append(window)
             sigmas.scatter_(0, index, densities)
@@ -99,7 +104,7 @@ def render_pixels(field: RadianceField, sampler: Sampler, rays: Rays, background
 @torch.no_grad()
 def render_pixels_in_one(field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor) -> Pixels:
     """As :func:`render_pixels`, by the op that marches, asks the field and composites at once."""
-    fused = field.fused()
+    fused = field.kernels()
     assert fused is not None and isinstance(sampler, OccupancySampler)
     colors, opacities, depths, _ = ngp_ops(sampler.grid.backend).render_rays(
         rays.origins,
@@ -118,7 +123,7 @@ def render_pixels_in_one(field: RadianceField, sampler: Sampler, rays: Rays, bac
 def in_one_kernel(field: RadianceField, sampler: Sampler) -> bool:
     """Whether a GPU renders this field as a whole."""
     native = isinstance(sampler, OccupancySampler) and sampler.grid.backend == "native"
-    return field.aabb.is_cuda and native and field.fused() is not None
+    return field.aabb.is_cuda and native and field.kernels() is not None
 
 
 @torch.no_grad()

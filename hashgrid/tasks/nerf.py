@@ -19,7 +19,9 @@ from hashgrid.fields.base import RadianceField
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
-from hashgrid.rendering.samplers import Rendered, SamplerConfig, make_sampler
+from hashgrid.rendering.choices import make_field, make_sampler
+from hashgrid.rendering.ray_losses import of_histograms
+from hashgrid.rendering.samplers import Rendered, SamplerConfig, rays_for
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
@@ -102,8 +104,8 @@ class Nerf(Task):
         super().__init__(config.replace(fixed_size=config.fixed_size and not ends))
         self.scene = scene = scene.normalized()
         config, device, train = self.config, torch.device(self.config.device), scene.train
-        kind: Any = RADIANCE_FIELDS[config.field.name]
-        self.model = kind(config.field, scene.outer_aabb, scene.n_cascades, config.backend).to(device)
+        kind = RADIANCE_FIELDS[config.field.name]
+        self.model = make_field(kind, config.field, config.sampling, scene, config.backend).to(device)
         self.needs = {*self.model.needs, *ends}
         self.sampler = make_sampler(config.sampling, self.model, scene, config.seed, config.backend)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, config.decay_start)
@@ -143,8 +145,10 @@ class Nerf(Task):
     def notes(self) -> dict[str, Any]:
         return {"scene": str(self.scene.path), "placement": vars(self.scene.placement)}
 
-    def before_step(self, progress: Progress) -> None:
+    def before_step(self, progress: Progress) -> bool:
+        has_grown = self.model.grow(progress.fraction)
         self.sampler.before_step(self.model, progress.step, progress.seconds)
+        return has_grown
 
     def loss(self, progress: Progress) -> Step:
         """Random rays before random colours, of opaque images too: a background that cannot be predicted makes every
@@ -158,8 +162,8 @@ class Nerf(Task):
         loss, means = self.photometric(out, background, target)
         loss = loss + self.regularization(out) + config.depths.of_rays(out.depths, rays, self.scene.train)
         if out.coarse is not None:
-            loss = loss + self.photometric(out.coarse, background, target)[0]
-        self._adapt_rays(out.n_samples)
+            loss = loss + self.model.coarse_weight * self.photometric(out.coarse, background, target)[0]
+        self.n_rays.fill_(rays_for(config.target_samples, n, out.n_samples, config.max_rays))
         counts = {"samples": out.n_samples, "samples_evaluated": out.n_evaluated, "rays": n}
         return Step(loss, {"mse": means[1]}, counts)
 
@@ -170,13 +174,7 @@ class Nerf(Task):
 
     def regularization(self, out: Rendered) -> Tensor | float:
         """What is added to the photometric loss."""
-        return self.config.distortion_weight * out.distortion.mean() if self.config.distortion_weight else 0.0
-
-    def _adapt_rays(self, n_samples: int) -> None:
-        """The next batch aims at ``target_samples`` samples that count."""
-        n = int(self.n_rays)
-        bounded = min(max(n * self.config.target_samples / max(n_samples, 1), n / 2), n * 2, self.config.max_rays)
-        self.n_rays.fill_(max(64, int(bounded) // 64 * 64))
+        return of_histograms(out, self.config.distortion_weight) + self.model.penalty()
 
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, scene = self.config, self.scene

@@ -144,7 +144,7 @@ class FixedStep(Stepper):
             step=self.step,
         )
         # rays into the unit cube, not samples: they are a quarter as many, or less
-        unit = samples.positions(model.unit(rays_o), model.unit_direction(rays_d))
+        unit = model.inside(samples.positions(model.unit(rays_o), model.unit_direction(rays_d)))
         sigmas, colors = model.radiance(At(Rays(rays_o, rays_d), unit, samples.ray_indices))
         colors, opacities, *_ = composite(sigmas, colors, samples, early_stop_eps=self.sampler.early_stop_eps)
         loss, means = ngp_ops(config.backend).pixel_loss(

@@ -41,6 +41,16 @@ class Trainer:
             raise ValueError("give `steps`, `time_limit` or both, got neither")
         self.task = task
         self.learning_rate = torch.tensor(task.schedule.first, device=task.device)
+        self._make_optimizer()
+        self.progress = Progress(seconds=seconds_before)
+        self.curve: list[dict[str, float]] = []  # of loss and terms over time
+        self._unread = 0
+        self._clock = time.perf_counter() - seconds_before
+        self._mark: tuple[float, dict[str, int]] = (self.progress.seconds, {})
+
+    def _make_optimizer(self) -> None:
+        """A new one, of the parameters that the model has now."""
+        task = self.task
         self.optimizer = Adam(
             task.parameter_groups(),
             lr=self.learning_rate,
@@ -48,17 +58,12 @@ class Trainer:
             eps=1e-15,
             ema_decay=task.ema_decay,
             zero_grad_in_step=True,
-            backend=config.backend,
+            backend=task.config.backend,
         )
         for module in task.model.modules():
             if isinstance(module, HashGrid) and module.half_table is not None:
                 self.optimizer.register_half_copy(module.table, module.half_table)
         self.stepper = task.stepper(self.optimizer)
-        self.progress = Progress(seconds=seconds_before)
-        self.curve: list[dict[str, float]] = []  # of loss and terms over time
-        self._unread = 0
-        self._clock = time.perf_counter() - seconds_before
-        self._mark: tuple[float, dict[str, int]] = (self.progress.seconds, {})
 
     def update_clock(self) -> float:
         """Notes the time spent; returns the progress of the run in 0..1."""
@@ -88,7 +93,9 @@ class Trainer:
         progress = self.progress
         self.update_clock()
         self.learning_rate.fill_(self.task.schedule(progress.fraction, progress.step))
-        self.task.before_step(progress)
+        if self.task.before_step(progress):
+            self.read()
+            self._make_optimizer()
         self.stepper.run(progress)
         progress.step += 1
         self._unread += 1
@@ -176,7 +183,10 @@ class Trainer:
         if metadata.get("task") != self.task.name:
             task, found = self.task.name, metadata.get("task")
             raise CheckpointError(f"the checkpoint must be one of `hashgrid {task}`, got one of {found!r}")
+        before = list(self.task.model.parameters())
         load_model(self.task.model, tensors)
+        if any(a is not b for a, b in zip(before, self.task.model.parameters(), strict=True)):
+            self._make_optimizer()
         self.task.load_state(with_prefix(tensors, "state."))
         self.optimizer.load_state_dict(unflatten_state(metadata["optimizer"], tensors))
         for group in self.optimizer.param_groups:

@@ -138,8 +138,9 @@ class Task:
         """What :class:`hashgrid.optim.Adam` takes."""
         return adam_groups(self.model, self.config.weight_decay)
 
-    def before_step(self, progress: Progress) -> None:
-        """What has to be done between steps, without gradients."""
+    def before_step(self, progress: Progress) -> bool | None:
+        """Does what has to be done between steps, without gradients; returns true where the model has other parameters
+        now, which no optimiser knows of."""
 
     def stepper(self, optimizer: Adam) -> Stepper:
         """What takes the steps."""

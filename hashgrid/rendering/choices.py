@@ -1,0 +1,59 @@
+"""The field and the sampler that options name, for a scene."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hashgrid.data.scene import Scene
+from hashgrid.fields.base import RadianceField
+from hashgrid.fields.proposal import Proposal, ProposalConfig
+from hashgrid.nn import OccupancyGrid
+from hashgrid.rendering.proposals import ProposalSampler, TwiceSampler
+from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, SamplerConfig, StratifiedSampler
+from hashgrid.util.config import Config
+
+
+def make_field(
+    kind: Any, config: Config, sampling: SamplerConfig, scene: Scene, backend: str = "native"
+) -> RadianceField:
+    """A field of the class ``kind`` for a normalised scene: in the box of all cascades, or, where space is contracted,
+    with the innermost one in its middle."""
+    if sampling.contraction == "none":
+        return kind(config, scene.outer_aabb, scene.n_cascades, backend)
+    field = kind(config, scene.aabb, 1, backend)
+    for part in (field, field.coarse):
+        if part is not None:
+            part.contraction = sampling.contraction
+    return field
+
+
+def make_sampler(
+    config: SamplerConfig, field: RadianceField, scene: Scene, seed: int = 0, backend: str = "native"
+) -> Sampler:
+    """The sampler of a field in a normalised scene, on the field's device: that of the field unless ``config`` says
+    otherwise. An occupancy grid knows from the start what no training view sees; ``seed`` is of the cells it looks at.
+    """
+    name = field.sampler if config.sampler == "auto" else config.sampler
+    if name == "coarse_to_fine":
+        return CoarseToFineSampler(field.n_coarse, field.n_fine, scene.near, backend)
+    if name == "twice":
+        return TwiceSampler(field.n_coarse, field.n_fine, scene.near, backend)
+    if name == "proposal":
+        add_proposals(field, config, backend)
+        return ProposalSampler((*config.proposal_samples, config.samples), scene.near, backend)
+    if name == "stratified":
+        return StratifiedSampler(field.n_coarse, scene.near, backend)
+    grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train
+    grid.to(field.aabb.device)
+    if not bool(train.lens.any()):  # others see to their sides
+        grid.mark_invisible_cells(train.c2w, train.intrinsics, train.sizes, near=scene.near)
+    step_size = float((scene.aabb[3:] - scene.aabb[:3]).max()) * 3**0.5 / config.steps_per_diagonal
+    return OccupancySampler(grid, step_size, scene.cone_angle, scene.near, config, seed).to(field.aabb.device)
+
+
+def add_proposals(field: RadianceField, config: SamplerConfig, backend: str) -> None:
+    """Gives a field the density fields that say where it is asked."""
+    for size in config.proposal_resolutions:
+        proposal = Proposal(ProposalConfig(max_resolution=size), field.aabb, backend)
+        proposal.contraction = field.contraction
+        field.proposals.append(proposal.to(field.aabb.device))
