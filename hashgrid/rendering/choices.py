@@ -52,7 +52,14 @@ def make_sampler(
 
 
 def add_proposals(field: RadianceField, config: SamplerConfig, backend: str) -> None:
-    """Gives a field the density fields that say where it is asked."""
+    """Gives a field the density fields that say where it is asked.
+
+    Raises:
+        ValueError: there are not as many resolutions as numbers of samples.
+    """
+    if len(config.proposal_resolutions) != len(config.proposal_samples):
+        got = f"{config.proposal_resolutions} and {config.proposal_samples}"
+        raise ValueError(f"`proposal_resolutions` and `proposal_samples` must be as many, got {got}")
     for size in config.proposal_resolutions:
         proposal = Proposal(ProposalConfig(max_resolution=size), field.aabb, backend)
         proposal.contraction = field.contraction
