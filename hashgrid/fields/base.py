@@ -65,11 +65,14 @@ class RadianceField(nn.Module):
     coarse: RadianceField | None  # another field, asked before to find where to ask this one; None for none
     proposals: nn.ModuleList  # fields of density alone, asked one after the other before all others
     contraction: Contraction = "none"  # whether all of space is in the cube, and the box in the middle half of it
+    level_weights: Tensor | None = None  # [n_levels] of its levels of detail, where they come one after the other
+    capture: Any  # what is learned of the pictures beside the scene, hashgrid.rendering.refinement.Capture; or None
     aabb: Tensor
     inverse_extent: Tensor
 
     def __init__(self, aabb: Tensor) -> None:
         super().__init__()
+        self.capture = None
         self.coarse = None  # of the class it would hide a module of that name
         self.proposals = nn.ModuleList()
         self.register_buffer("aabb", aabb.float().clone())
@@ -117,9 +120,24 @@ class RadianceField(nn.Module):
         whether its parameters are other tensors now; loading a state has to make those of its sizes."""
         return False
 
+    def fade(self, progress: float | None = None) -> None:
+        """Shows as many levels of detail as there are at ``progress`` in 0..1 where cameras are learned, too; without
+        it as many as there were when training ended."""
+        if self.capture is not None:
+            self.capture.fade(self, progress)
+
     def penalty(self) -> Tensor | float:
         """What is added to the loss because of the parameters alone, such as total variation."""
         return 0.0
+
+    def see_codes(self, n: int) -> None:
+        """Called once, before training: colours are to depend on ``n`` numbers, ``capture.code(rays)`` [R, n], too.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        name = self.Config.name
+        raise ValueError(f"`appearance` must be none, exposure or affine with the field {name!r}: it sees no codes")
 
     def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Densities [K] without gradients, to find out what is seen, and tensors [K, ...] that :meth:`radiance` can go
@@ -131,8 +149,8 @@ class RadianceField(nn.Module):
         return None
 
     def kernels(self) -> FusedRadiance | None:
-        """What :meth:`fused` says, unless space is contracted, of which kernels know nothing."""
-        return self.fused() if self.contraction == "none" else None
+        """What :meth:`fused` says, unless space is contracted or levels fade, of which kernels know nothing."""
+        return self.fused() if self.contraction == "none" and self.level_weights is None else None
 
 
 def _set_inverse_extent(field: RadianceField, *_: object) -> None:

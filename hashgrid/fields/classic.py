@@ -103,7 +103,7 @@ class Classic(RadianceField):
 
     def encode(self, at: At) -> Tensor:
         """Encoded positions [S, E]."""
-        return self.positions(2 * at.unit - 1)
+        return self.positions(2 * at.unit - 1, self.level_weights)
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
         encoded = self.encode(at)

@@ -57,7 +57,7 @@ class Mip(Classic):
     def encode(self, at: At) -> Tensor:
         """Encoded Gaussians [S, E]; of points, where no interval is known."""
         if at.intervals is None or at.rays.radii is None:
-            return self.positions(2 * at.unit - 1)
+            return self.positions(2 * at.unit - 1, self.level_weights)
         origins, directions, radii = (
             x.index_select(0, at.ray_indices) for x in (at.rays.origins, at.rays.directions, at.rays.radii)
         )
@@ -68,7 +68,7 @@ class Mip(Classic):
         if self.contraction != "none":
             means, spread = contract_gaussians(means, spread)
             means, spread = means / 2, spread / 4
-        return self.positions(means, variances=torch.diagonal(spread, dim1=-2, dim2=-1))
+        return self.positions(means, self.level_weights, torch.diagonal(spread, dim1=-2, dim2=-1))
 
 
 class MipPaper(Mip):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.fields.base import FusedRadiance, Kept, RadianceField
-from hashgrid.geometry.rays import At
+from hashgrid.geometry.rays import At, Rays
 from hashgrid.maths import color_inputs, density_of
 from hashgrid.nn import FusedMLP, HashGrid, SphericalHarmonics
 from hashgrid.nn.encoding import EncodingConfig, make_encoding
@@ -57,13 +57,21 @@ class Ngp(RadianceField):
         super().__init__(aabb)
         self.backend = backend
         dtype = DTYPES[fast_dtype(config.compute_dtype, backend, aabb.device)]
-        network = partial(FusedMLP, n_neurons=config.n_neurons, compute_dtype=dtype, backend=backend)
-        n_geometry = config.n_geometry_features
+        self._network = partial(FusedMLP, n_neurons=config.n_neurons, compute_dtype=dtype, backend=backend)
+        self.n_geometry, self.n_codes = config.n_geometry_features, 0
         self.grid = self.make_grid(config, n_cascades)
-        self.density_mlp = network(self.grid.n_output_dims, n_geometry, n_hidden_layers=1)
+        self.density_mlp = self._network(self.grid.n_output_dims, self.n_geometry, n_hidden_layers=1)
         self.directions = SphericalHarmonics(config.sh_degree, backend=backend)
-        n_seen = n_geometry + self.directions.n_output_dims
-        self.color_mlp = network(n_seen, 3, n_hidden_layers=2, output_activation="sigmoid")
+        self.see_codes(0)
+
+    def see_codes(self, n: int) -> None:
+        n_seen, self.n_codes = self.n_geometry + self.directions.n_output_dims + n, n
+        self.color_mlp = self._network(n_seen, 3, n_hidden_layers=2, output_activation="sigmoid").to(self.aabb.device)
+
+    def seen_of(self, rays: Rays) -> Tensor:
+        """What the colour network knows of rays [R, E]."""
+        harmonics = self.directions(rays.directions)
+        return harmonics if self.n_codes == 0 else torch.cat((harmonics, self.capture.code(rays)), dim=1)
 
     def make_grid(self, config: NgpConfig, n_cascades: int) -> Any:
         """The encoding of positions."""
@@ -72,33 +80,33 @@ class Ngp(RadianceField):
         return make_encoding(3, sizes, self.backend, compute_dtype=dtype, accumulate_grad=True)
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
-        geometry = encode_and_pass(self.grid, self.density_mlp, at.unit)
+        geometry = encode_and_pass(self.grid, self.density_mlp, at.unit, self.level_weights)
         return density_of(geometry), geometry
 
     def color(self, at: At, carry: Tensor) -> Tensor:
-        return self.color_mlp(color_inputs(carry, self.directions(at.rays.directions), at.ray_indices))
+        return self.color_mlp(color_inputs(carry, self.seen_of(at.rays), at.ray_indices))
 
     def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         if not to_train:
             sigmas, geometry = self.density(at)
             return sigmas, (at.unit, geometry)
-        encoded = self.grid(at.unit)
+        encoded = self.grid(at.unit, self.level_weights)
         return density_of(self.density_mlp(encoded)), (at.unit, encoded)
 
     def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
-        directions = self.directions(at.rays.directions)
+        seen = self.seen_of(at.rays)
         if kept is not None and not kept.to_train:
-            return kept.sigmas, self.color_mlp(kept.column(1, beside=directions, beside_rows=at.ray_indices))
+            return kept.sigmas, self.color_mlp(kept.column(1, beside=seen, beside_rows=at.ray_indices))
         if kept is not None and isinstance(self.grid, HashGrid):
-            encoded = self.grid(at.unit, precomputed=kept.column(1))
+            encoded = self.grid(at.unit, self.level_weights, kept.column(1))
         else:
-            encoded = self.grid(at.unit)
-        return ngp_ops(self.backend).radiance_mlp(encoded, directions, at.ray_indices, **self._networks())
+            encoded = self.grid(at.unit, self.level_weights)
+        return ngp_ops(self.backend).radiance_mlp(encoded, seen, at.ray_indices, **self._networks())
 
     def fused(self) -> FusedRadiance | None:
         if type(self.grid) is not HashGrid:
             return None
-        return FusedRadiance(self.grid.table_arguments(), self._networks(), self.directions)
+        return FusedRadiance(self.grid.table_arguments(), self._networks(), lambda d: self.seen_of(Rays(d, d)))
 
     def _networks(self) -> dict[str, Any]:
         color = self.color_mlp.op_arguments()

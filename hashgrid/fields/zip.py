@@ -34,14 +34,15 @@ class Zip(Ngp):
     def encode(self, at: At) -> Tensor:
         """Features [S, L * F]."""
         if at.intervals is None or at.rays.radii is None:  # a point, of no size
-            return self.grid(at.unit)
+            return self.grid(at.unit, self.level_weights)
         of_ray = at.ray_indices
         directions, origins = at.rays.directions.index_select(0, of_ray), at.rays.origins.index_select(0, of_ray)
         t, offsets, deviations = multisamples(*at.intervals, at.rays.radii.index_select(0, of_ray), directions)
         unit = self.unit(origins[:, None] + t[..., None] * directions[:, None] + offsets)  # [S, 6, 3]
         sizes = deviations * self.inverse_extent.mean() * self.shrinking(unit)
         places = self.inside(unit).flatten(0, 1)
-        features = self.grid(places).unflatten(0, t.shape).unflatten(-1, (self.grid.n_levels, -1))  # [S, 6, L, F]
+        features = self.grid(places, self.level_weights).unflatten(0, t.shape)
+        features = features.unflatten(-1, (self.grid.n_levels, -1))  # [S, 6, L, F]
         cells = torch.tensor([scales[0] for scales in self.grid.levels.scales], dtype=t.dtype, device=t.device)
         fading = torch.erf(1 / (math.sqrt(8) * sizes[..., None] * cells).clamp_min(1e-9))
         return (features * fading[..., None]).mean(1).flatten(1)

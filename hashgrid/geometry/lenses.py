@@ -62,6 +62,30 @@ def undistort(points: Tensor, coefficients: Tensor, max_iterations: int = 40) ->
     return ideal.to(points.dtype), residual
 
 
+def relens(ideal: Tensor, given: Tensor, changed: Tensor, zoom: Tensor, n_steps: int = 4) -> Tensor:
+    """Where the light of pixels comes from when a perspective lens of coefficients ``given`` [..., 16], whose ideal
+    points [..., 2] are known, turns out to have coefficients ``changed`` [..., 16] and a focal length ``zoom`` [] times
+    as long: other ideal points [..., 2]. Differentiable in the change, which a few of Newton's steps have to follow.
+
+    Raises:
+        ValueError: tangential terms are late, as Project Aria has them.
+    """
+    if bool((given[..., _PLACE["late"]] != 0).any()):
+        raise ValueError("`given` must have no `late` coefficients")
+    seen = _distort(ideal, given) / zoom
+    with torch.no_grad():
+        for _ in range(n_steps):
+            ideal = _newton(ideal, seen, changed)
+    return _newton(ideal.detach(), seen, changed)  # one step has the derivative that the solution has
+
+
+def _newton(ideal: Tensor, seen: Tensor, coefficients: Tensor) -> Tensor:
+    """One step towards points that a lens shows at ``seen`` [..., 2]; the slope has no gradient."""
+    a, b, c, d = _jacobian(ideal, coefficients.detach()).unbind(-1)
+    ex, ey = (_distort(ideal, coefficients) - seen).unbind(-1)
+    return ideal - torch.stack((d * ex - b * ey, a * ey - c * ex), dim=-1) / (a * d - b * c)[..., None]
+
+
 def project(directions: Tensor, kind: str, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Points [..., 2] of the picture where directions [..., 3] of any length fall, and whether they do [...] bool: a
     perspective lens sees nothing behind it."""

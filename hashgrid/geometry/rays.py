@@ -59,6 +59,10 @@ class Rays:
         """The same with every tensor on ``device``."""
         return self._each(lambda x: x.to(device))
 
+    def detach(self) -> Rays:
+        """The same without gradients."""
+        return self._each(lambda x: x.detach()) if self.origins.requires_grad or self.directions.requires_grad else self
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Rays:
         others = (None if x is None else change(x) for x in (self.camera, self.time, self.ends, self.radii))
         return Rays(change(self.origins), change(self.directions), *others)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from hashgrid.data.scene import Scene, Views
@@ -67,6 +68,7 @@ def evaluate(
     out: Path | None = None,
     n_views: int | None = None,
     scoring: Scoring = Scoring(),  # noqa: B008
+    fit: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Scores of the views (all, or ``n_views`` at most, evenly spread): ``psnr_mean``, ``ssim_mean``, ``flip_mean``,
     with ``scoring.lpips`` also ``lpips_mean``; ``views``, ``views_total``, ``seconds``.
@@ -74,7 +76,8 @@ def evaluate(
     With ``out``, shows how far it is, and writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth |
     render | error) and ``depth/NAME.png``, and ``test_views.csv`` for all. Scores are those of the 8-bit image clipped
     to [0, 1], so that they can be repeated from the files. Masked pixels are not scored: a view without any other has
-    NaN.
+    NaN. ``fit`` is called with the number of each view before it is shown, and may look at its left half: the right one
+    is scored then.
     """
     begin = time.perf_counter()
     metrics = scoring.metrics()
@@ -86,9 +89,14 @@ def evaluate(
     indices = [i * len(views) // n for i in range(n)]
     bar = optional_import("tqdm").tqdm(indices, desc="test views", unit="view", total=n, disable=out is None)
     for view in bar:
+        if fit is not None:
+            fit(view)
         color, opacity, depth = (x.cpu() for x in render_image(field, sampler, cameras, view, background.to(device)))
         color = (color * 255).round() / 255
         truth, mask = views.image_rgb(view, background), views.mask(view)
+        if fit is not None:
+            right = torch.arange(truth.shape[1]).expand(truth.shape[:2]) >= truth.shape[1] // 2
+            mask = right if mask is None else mask & right
         for name, metric in metrics.items():
             scores[name].append(metric(color, truth, mask))
         if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower

@@ -36,13 +36,26 @@ def render(
         background: [C] or [R, C] behind the scene; None for nothing.
         jitter: (seed, step) of the random places of samples; None for none.
     """
-    found = sampler(rays, field, jitter)
+    if field.capture is None:
+        return _render(field, sampler, rays, background, jitter)
+    rays = field.capture.rays(rays)
+    return field.capture.finish(_render(field, sampler, rays, None, jitter), rays, background)
+
+
+def _render(
+    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor | None, jitter: tuple[int, int] | None
+) -> Rendered:
+    found = sampler(rays.detach(), field, jitter)
     if not sampler.prunes:
         return look(field, rays, found, sampler.early_stop_eps, background)
     # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
     # the backward pass, two thirds of a step, on the samples that count.
     samples, kept, n_evaluated = visible(field, found.samples, rays, sampler.early_stop_eps)
-    at = At(rays, lambda: kept.column(0), samples.ray_indices, samples.intervals())
+    unit = lambda: kept.column(0)  # noqa: E731
+    if rays.origins.requires_grad or rays.directions.requires_grad:  # which what was found without gradient knows not
+        unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
+        unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
+    at = At(rays, unit, samples.ray_indices, samples.intervals())
     composited = composite(*field.radiance(at, kept), samples, sampler.early_stop_eps, background)
     return Rendered(*composited, samples, n_evaluated)  # type: ignore[call-arg,arg-type]
 
@@ -123,7 +136,8 @@ def render_pixels_in_one(field: RadianceField, sampler: Sampler, rays: Rays, bac
 def in_one_kernel(field: RadianceField, sampler: Sampler) -> bool:
     """Whether a GPU renders this field as a whole."""
     native = isinstance(sampler, OccupancySampler) and sampler.grid.backend == "native"
-    return field.aabb.is_cuda and native and field.kernels() is not None
+    plain = field.capture is None or not field.capture.changes_colors
+    return field.aabb.is_cuda and native and plain and field.kernels() is not None
 
 
 @torch.no_grad()

@@ -16,12 +16,13 @@ from hashgrid.data.procedural import procedural_folder
 from hashgrid.data.scene import Scene, SceneOptions, load_scene
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
-from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
+from hashgrid.rendering.capture_scores import score_capture
 from hashgrid.rendering.choices import make_field, make_sampler
-from hashgrid.rendering.ray_losses import of_histograms
-from hashgrid.rendering.samplers import Rendered, SamplerConfig, rays_for
+from hashgrid.rendering.objective import objective
+from hashgrid.rendering.refinement import CaptureConfig, add_capture
+from hashgrid.rendering.samplers import SamplerConfig, rays_for
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
@@ -47,6 +48,7 @@ class NerfConfig(RunConfig):
     scene: SceneOptions = SceneOptions()
     sampling: SamplerConfig = SamplerConfig()
     scoring: scores.Scoring = scores.Scoring()
+    capture: CaptureConfig = CaptureConfig()
     background: str = "auto"  # of test images: white, black, grey, #rrggbb or R,G,B; auto: what opaque images had
     views: int | None = None  # evaluate only so many test views, evenly spread
     video: bool = True  # write a turntable
@@ -59,6 +61,7 @@ class NerfConfig(RunConfig):
     decay_start: float = 0.3  # progress at which the exponential decay begins
     huber_delta: float = 0.1  # error from which the loss grows linearly
     distortion_weight: float = 0.0  # of the distortion of weights along rays (Barron et al. 2022)
+    opacity_entropy_weight: float = 0.0  # of rays that are neither seen through nor ended
     depths: DepthLosses = DepthLosses()
 
     @classmethod
@@ -77,8 +80,9 @@ class NerfConfig(RunConfig):
             background_color(self.background)
         if self.views is not None and self.views < 0:
             raise ValueError(f"`views` must be at least 0, got {self.views}")
-        if self.fixed_size and self.distortion_weight:
-            raise ValueError("`distortion_weight` must be 0 with `fixed_size`; choose `--no-fixed-size`")
+        for name in ("distortion_weight", "opacity_entropy_weight"):
+            if self.fixed_size and getattr(self, name):
+                raise ValueError(f"`{name}` must be 0 with `fixed_size`; choose `--no-fixed-size`")
 
 
 class Nerf(Task):
@@ -101,15 +105,15 @@ class Nerf(Task):
 
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
         ends = {"ends"} if config.depths.depth_weight > 0 and scene.train.ends is not None else set()
-        super().__init__(config.replace(fixed_size=config.fixed_size and not ends))
-        self.scene = scene = scene.normalized()
-        config, device, train = self.config, torch.device(self.config.device), scene.train
+        super().__init__(config.replace(fixed_size=config.fixed_size and not ends and not config.capture.learns))
+        scene, config, device = scene.normalized(), self.config, torch.device(self.config.device)
         kind = RADIANCE_FIELDS[config.field.name]
         self.model = make_field(kind, config.field, config.sampling, scene, config.backend).to(device)
-        self.needs = {*self.model.needs, *ends}
+        self.scene = scene = add_capture(config.capture, self.model, scene, config.learning_rate, config.seed)
+        self.needs = {*self.model.needs, *ends, *(("camera",) if config.capture.learns else ())}
         self.sampler = make_sampler(config.sampling, self.model, scene, config.seed, config.backend)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, config.decay_start)
-        self.views = train.near(device)
+        self.views = scene.train.near(device)
         self.n_rays = torch.tensor([min(1024, config.max_rays)])
 
     @classmethod
@@ -141,12 +145,14 @@ class Nerf(Task):
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.n_rays = state["n_rays"].clone()
         self.sampler.load_state_dict({name: value for name, value in state.items() if name != "n_rays"})
+        self.model.fade()
 
     def notes(self) -> dict[str, Any]:
         return {"scene": str(self.scene.path), "placement": vars(self.scene.placement)}
 
     def before_step(self, progress: Progress) -> bool:
         has_grown = self.model.grow(progress.fraction)
+        self.model.fade(progress.fraction)
         self.sampler.before_step(self.model, progress.step, progress.seconds)
         return has_grown
 
@@ -159,32 +165,22 @@ class Nerf(Task):
             rays, (rgba, background) = batch[0].to(self.device), (x.to(self.device) for x in batch[1:])
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         out = render(self.model, self.sampler, rays, None, (config.seed, progress.step))
-        loss, means = self.photometric(out, background, target)
-        loss = loss + self.regularization(out) + config.depths.of_rays(out.depths, rays, self.scene.train)
-        if out.coarse is not None:
-            loss = loss + self.model.coarse_weight * self.photometric(out.coarse, background, target)[0]
+        loss, means = objective(config, self.model, out, background, target)
+        loss = loss + config.depths.of_rays(out.depths, rays, self.scene.train)
         self.n_rays.fill_(rays_for(config.target_samples, n, out.n_samples, config.max_rays))
         counts = {"samples": out.n_samples, "samples_evaluated": out.n_evaluated, "rays": n}
         return Step(loss, {"mse": means[1]}, counts)
 
-    def photometric(self, out: Rendered, background: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Huber loss of colours over the background, and its mean and that of the squared error [2]."""
-        pixel_loss = ngp_ops(self.config.backend).pixel_loss
-        return pixel_loss(out.colors, out.opacities, background, target, self.config.huber_delta)
-
-    def regularization(self, out: Rendered) -> Tensor | float:
-        """What is added to the photometric loss."""
-        return of_histograms(out, self.config.distortion_weight) + self.model.penalty()
-
     def evaluate(self, report: Report) -> dict[str, Any]:
-        config, scene = self.config, self.scene
-        background, most = scene.background(config.background), 4 if report.interrupted else len(scene.test)
+        config, most = self.config, 4 if report.interrupted else len(self.scene.test)
         n_views = most if config.views is None else min(most, config.views)
-        test = scores.evaluate(self.model, self.sampler, scene.test, background, report.out, n_views, config.scoring)
-        write_masks(report.out / "masks.png", scene.train, background)
-        plot_psnr(report.out / "psnr_over_time.png", report.psnrs, test["psnr_mean"])
-        report.say(scores.describe(test))
-        return {"scene": str(scene.path), "test": test, "protocol": config.scoring.protocol(scene, config.background)}
+        found = score_capture(
+            self.model, self.sampler, self.scene, config.background, report.out, n_views, config.scoring
+        )
+        write_masks(report.out / "masks.png", self.scene.train, self.scene.background(config.background))
+        plot_psnr(report.out / "psnr_over_time.png", report.psnrs, found["test"]["psnr_mean"])
+        report.say(scores.describe(found["test"]))
+        return {"scene": str(self.scene.path), **found}
 
     def finish(self, out: Path) -> None:
         if self.config.video:

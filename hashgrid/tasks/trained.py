@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hashgrid.rendering.capture_scores import refined
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.train.checkpoint import Checkpoint, load_checkpoint, with_prefix
 from hashgrid.train.loop import load_model
@@ -38,7 +39,9 @@ def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:
         SceneError: the scene is not where it was.
     """
     checkpoint = run / CHECKPOINT if run.is_dir() else run
-    return restored(Nerf, read_checkpoint(checkpoint, Nerf), device), checkpoint.parent
+    task = restored(Nerf, read_checkpoint(checkpoint, Nerf), device)
+    task.scene = refined(task.scene, task.model.capture)
+    return task, checkpoint.parent
 
 
 def restored(command: type[T], stored: Checkpoint, device: str = "auto") -> T:

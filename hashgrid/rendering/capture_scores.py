@@ -1,0 +1,203 @@
+"""What was learned of a capture beside its scene: as cameras, as figures, and before test views are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashgrid.data.camera_files import write_cameras
+from hashgrid.data.scene import Scene, Views
+from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.cameras import nearest_point_to_axes
+from hashgrid.geometry.motions import Similarity, angle_between, umeyama
+from hashgrid.rendering import scores
+from hashgrid.rendering.refinement import Capture
+from hashgrid.rendering.samplers import Sampler
+from hashgrid.rendering.volume import render
+
+FIT_PIXELS, FIT_STEPS, FIT_RATE = 1024, 60, 0.1
+
+
+def score_capture(
+    field: RadianceField,
+    sampler: Sampler,
+    scene: Scene,
+    background: str,
+    out: Path,
+    n_views: int,
+    scoring: scores.Scoring,
+) -> dict[str, Any]:
+    """Scores of test views, how they were scored, and what was learned beside the scene that was trained on: ``test``,
+    ``protocol`` and ``capture``. Writes ``transforms.json`` where cameras are others now."""
+    capture, seen, color = field.capture, refined(scene, field.capture), scene.background(background)
+    fit = fitter(field, sampler, seen.test, color)
+    test = scores.evaluate(field, sampler, seen.test, color, out, n_views, scoring, fit)
+    found, how = figures(scene, capture), protocol(capture)
+    lines = [*lines_of(found), *(f"{name} of test views: {text}" for name, text in how.items())]
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    if capture is not None and capture.config.refines:
+        write_cameras(seen, out / "transforms.json")
+    return {"test": test, "protocol": scoring.protocol(scene, background) | how} | ({"capture": found} if found else {})
+
+
+@torch.no_grad()
+def refined(scene: Scene, capture: Capture | None) -> Scene:
+    """The scene with cameras as they are now thought to be: training views where they were moved to, test views by the
+    similarity that takes the training views there, from where they truly are if that is known, or else from where the
+    file has them."""
+    if capture is None or not capture.config.refines:
+        return scene
+    train, test = scene.train, scene.test
+    if capture.moves is not None:
+        device = capture.rotations.device
+        poses = capture.poses(train.c2w.to(device).float()).cpu()
+        known = train.c2w if capture.truth is None else capture.truth
+        move = alignment(known, poses)
+        if move is not None:
+            test = replace(test, c2w=move.poses(test.c2w.double()).to(test.c2w.dtype))
+        train = replace(train, c2w=poses.to(train.c2w.dtype))
+    if capture.lens is not None:
+        train, test = (_through(views, capture) for views in (train, test))
+    return replace(scene, train=train, test=test)
+
+
+def alignment(source: Tensor, target: Tensor) -> Similarity | None:
+    """The similarity that takes cameras of poses ``source`` [N, 3, 4] to those of ``target``; None where too few, or
+    their places on one line, say none."""
+    try:
+        return umeyama(source[:, :, 3].cpu(), target[:, :, 3].cpu())
+    except ValueError:
+        return None
+
+
+def _through(views: Views, capture: Capture) -> Views:
+    """Views through the lens as it is now thought to be."""
+    zoom, added = (x.cpu() for x in capture.lens_changes())
+    factors = torch.stack((zoom, zoom, torch.ones_like(zoom), torch.ones_like(zoom)))
+    coefficients = views.distortion + torch.nn.functional.pad(added, (0, views.distortion.shape[1] - 2))
+    return replace(views, intrinsics=views.intrinsics * factors, distortion=coefficients)
+
+
+@torch.no_grad()
+def pose_errors(poses: Tensor, truth: Tensor, distance: float) -> dict[str, float]:
+    """Means over cameras ``poses`` [N, 3, 4] after the similarity that takes them nearest to ``truth``: ``rotation`` in
+    degrees, ``translation`` in percent of ``distance``. Without one, as they are."""
+    move = alignment(poses, truth)
+    moved = poses.double() if move is None else move.poses(poses.double())
+    turned = angle_between(moved[:, :, :3], truth[:, :, :3].double()).rad2deg().mean()
+    shifted = (moved[:, :, 3] - truth[:, :, 3].double()).norm(dim=-1).mean()
+    return {"rotation": float(turned), "translation": 100 * float(shifted) / distance}
+
+
+@torch.no_grad()
+def figures(scene: Scene, capture: Capture | None) -> dict[str, Any]:
+    """What was learned, for ``results.json``: ``scene`` is the one trained on."""
+    found: dict[str, Any] = {}
+    if capture is None:
+        return found
+    given = scene.train.c2w.cpu().float()
+    origins = scene.train.origins.double()
+    distance = float((origins - nearest_point_to_axes(scene.train)).norm(dim=-1).mean())
+    poses = refined(scene, capture).train.c2w.float()
+    if capture.moves is not None:
+        found["moved"] = pose_errors(poses, given, distance)
+    if capture.truth is not None:
+        truth = capture.truth.cpu()
+        found["pose_errors"] = {
+            "before": pose_errors(given, truth, distance),
+            "after": pose_errors(poses, truth, distance),
+        }
+    if capture.lens is not None:
+        zoom, added = capture.lens_changes()
+        found["lens"] = {"focal_factor": float(zoom), "k1_added": float(added[0]), "k2_added": float(added[1])}
+    if capture.codes is not None and capture.config.appearance == "exposure":
+        stops = capture.codes() - capture.codes.centre()
+        found["exposure_stops"] = stops[:, 0].tolist()
+    return found
+
+
+def lines_of(found: dict[str, Any]) -> list[str]:
+    """Figures of :func:`figures` for people."""
+    lines = []
+    if moved := found.get("moved"):
+        lines.append(f"cameras moved by {moved['rotation']:.3f} degrees, {moved['translation']:.3f} % of the distance")
+    for when, errors in found.get("pose_errors", {}).items():
+        lines.append(f"pose errors {when}: {errors['rotation']:.3f} degrees, {errors['translation']:.3f} %")
+    if lens := found.get("lens"):
+        added = f"k1 {lens['k1_added']:+.4f}, k2 {lens['k2_added']:+.4f}"
+        lines.append(f"lens: focal length times {lens['focal_factor']:.5f}, {added}")
+    if stops := found.get("exposure_stops"):
+        lines.append(f"exposures from {min(stops):+.2f} to {max(stops):+.2f} stops")
+    return lines
+
+
+def protocol(capture: Capture | None) -> dict[str, str]:
+    """How test views were scored, where there is anything to say."""
+    said = {}
+    if capture is not None and capture.codes is not None:
+        fitted = "fitted to the left half of each test view, the right half is scored"
+        neutral = "the mean of the training views"
+        said["appearance"] = fitted if capture.config.test_appearance == "fitted" else neutral
+    if capture is not None and capture.moves is not None:
+        known = "given" if capture.truth is None else "true"
+        said["poses"] = f"moved by the similarity from {known} to refined training cameras"
+    return said
+
+
+def fitter(field: RadianceField, sampler: Sampler, views: Views, background: Tensor) -> Callable[[int], None] | None:
+    """What has the field show a view's own appearance, as its left half has it, from then on; None where none is to be
+    fitted."""
+    capture = field.capture
+    if capture is None or capture.codes is None or capture.config.test_appearance != "fitted":
+        return None
+    device = field.aabb.device
+    cameras = views.select(range(len(views))).to(device)
+
+    def fit(view: int) -> None:
+        width, height = views.size(view)
+        counts = torch.ones(height, width, dtype=torch.bool)
+        mask = views.mask(view)
+        counts = counts if mask is None else counts & mask
+        counts[:, width // 2 :] = False
+        rows = counts.nonzero()
+        capture.code_of_others = None
+        if not len(rows):
+            return
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(view))[:FIT_PIXELS]
+        y, x = rows[chosen].unbind(-1)
+        target = views.image_rgb(view, background)[y, x].to(device)
+        index = torch.full_like(x, view)
+        rays = replace(cameras.rays(*(i.to(device) for i in (index, x, y))), camera=None)
+        fit_code(field, sampler, rays, target, background.to(device))
+
+    return fit
+
+
+def fit_code(field: RadianceField, sampler: Sampler, rays: Any, target: Tensor, background: Tensor) -> None:
+    """Leaves the code with which rays show colours nearest to ``target`` [R, 3] as that of all rays of no training
+    camera."""
+    capture: Capture = field.capture
+    code = capture.neutral().clone().requires_grad_()
+    optimizer = torch.optim.Adam([code], lr=FIT_RATE if capture.config.appearance != "affine" else FIT_RATE / 5)
+    is_of_colors = capture.config.appearance != "code"
+    if is_of_colors:  # what the field says does not change
+        field.capture = None
+        with torch.no_grad():
+            out = render(field, sampler, rays)
+        field.capture = capture
+    for _ in range(FIT_STEPS):
+        capture.code_of_others = code
+        with torch.enable_grad():
+            if is_of_colors:
+                colors = capture.finish(out, rays, background).colors
+            else:
+                colors = render(field, sampler, rays, background).colors
+            loss = (colors - target).square().mean()
+        (code.grad,) = torch.autograd.grad(loss, code)
+        optimizer.step()
+    capture.code_of_others = code.detach()
