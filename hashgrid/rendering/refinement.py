@@ -37,11 +37,11 @@ class CaptureConfig(Config):
     # where cameras stood: turned about their own place and moved, or moved by a screw about the middle of the scene
     refine_cameras: Literal["none", "so3xr3", "se3"] = "none"
     refine_lens: bool = False  # focal length, k1 and k2, the same correction for all views
-    camera_rate: float = 4e-4  # learning rate of poses, in radians and units of which the box has 3, and of the lens
+    camera_rate: float = 1e-3  # learning rate of poses, in radians and units of which the box has 3, and of the lens
     camera_start: float = 0.1  # share of a run before which poses and the lens stay: until there is something to see
     camera_penalty: float = 0.0  # of the mean square of corrections of poses
-    coarse_levels: int = 3  # of detail, that are there at first where cameras or a lens are refined
-    coarse_share: float = 0.4  # of a run, at which all are there; 0 for all from the start
+    coarse_levels: int = 2  # of detail, that are there at first where cameras or a lens are refined
+    coarse_share: float = 0.7  # of a run, at which all are there; 0 for all from the start
     background_model: Literal["none", "color", "network"] = "none"  # behind everything, of opaque pictures
     # degrees, and percent of the distance to what is looked at, by which training cameras are moved: to try refinement
     perturb_cameras: float = 0.0
