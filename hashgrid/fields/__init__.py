@@ -16,7 +16,10 @@ from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
 from hashgrid.fields.planes import PlanesField
+from hashgrid.fields.plenoxels import Plenoxels
 from hashgrid.fields.siren import SirenDistance, SirenField
+from hashgrid.fields.tensorf import Tensorf, TensorfCp
+from hashgrid.fields.triplane import Triplane
 from hashgrid.fields.udf import UnsignedDistance
 from hashgrid.fields.wire import WireField
 from hashgrid.fields.zip import Zip
@@ -30,6 +33,10 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "mip": Mip,
     "mip_paper": MipPaper,
     "mip360": Mip360,
+    "plenoxels": Plenoxels,
+    "tensorf": Tensorf,
+    "tensorf_cp": TensorfCp,
+    "triplane": Triplane,
 }
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "hash": CoordinateField,

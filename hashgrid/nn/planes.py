@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import combinations
+from operator import add, mul
 from typing import Any
 
 import torch
@@ -71,14 +74,37 @@ class Planes(nn.Module):
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Features [..., n_output_dims] of points [..., D]."""
+        return reduce(mul, self.parts(x))
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """What each plane says [..., n_output_dims] of points [..., D]."""
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
-        product = None
-        for plane, group in zip(self.planes, self.axes, strict=True):
-            y = plane(x[..., list(group)])
-            product = y if product is None else product * y
-        assert product is not None
-        return product
+        return [plane(x[..., list(group)]) for plane, group in zip(self.planes, self.axes, strict=True)]
+
+    @torch.no_grad()
+    def resample(
+        self, resolution: int | Sequence[int], low: Tensor | None = None, high: Tensor | None = None
+    ) -> None:
+        """Gives planes of one resolution another one, on which they say the same at the new vertices. The parameters
+        are other tensors afterwards.
+
+        Args:
+            resolution: vertices along the sides: one number or one per axis.
+            low, high: [D], corners of the part of the unit cube that is the unit cube from then on; all of it if None.
+
+        Raises:
+            ValueError: the planes have several resolutions.
+        """
+        if len(self.resolutions) != 1:
+            raise ValueError(f"planes must have one resolution to be resampled, got {len(self.resolutions)}")
+        sides = as_integers("resolution", resolution, self.n_input_dims)
+        self.resolutions = (sides,)
+        for i, group in enumerate(self.axes):
+            old = self.planes[i]
+            assert isinstance(old, HashGrid)
+            corners = [None if x is None else x[list(group)] for x in (low, high)]
+            self.planes[i] = _resampled(old, [sides[axis] for axis in group], *corners)
 
     def jet(
         self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
@@ -91,6 +117,27 @@ class Planes(nn.Module):
             whole = jet if whole is None else jets.product(whole, jet, operators)
         assert whole is not None
         return whole
+
+
+class PlanesMean(Planes):
+    """The mean of what planes say of a point instead of the product (Chan et al. 2022, EG3D, section 4.1); see
+    :class:`Planes`.
+
+    Example:
+        >>> import torch
+        >>> PlanesMean(3, resolutions=(16,), n_features=8)(torch.rand(5, 3)).shape
+        torch.Size([5, 8])
+    """
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Features [..., n_output_dims] of points [..., D]."""
+        return reduce(add, self.parts(x)) / len(self.planes)
+
+    def jet(
+        self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
+    ) -> jets.Jet:
+        """Not of means."""
+        raise NotImplementedError("`PlanesMean` has no derivatives along curves; use `Planes`")
 
 
 class Lines(Planes):
@@ -165,3 +212,32 @@ class PlanesAndLines(nn.Module):
         """Features with first and second derivatives; see `derivatives_along`."""
         products: Iterable[Any] = self.products
         return jets.concatenated([product.jet(x, directions, accelerations, operators) for product in products])
+
+
+def _resampled(
+    grid: HashGrid, sides: Sequence[int], low: Tensor | None, high: Tensor | None, chunk: int = 1 << 18
+) -> HashGrid:
+    """A grid of as many dense levels, all with ``sides`` vertices, that says the same at them."""
+    table, n_dims = grid.table, grid.n_input_dims
+    levels = dense_level_table([sides] * grid.n_levels)
+    new = HashGrid(
+        n_dims,
+        n_features_per_level=grid.n_features_per_level,
+        interpolation=grid.interpolation,
+        bounds=grid.bounds,
+        level_table=levels,
+        accumulate_grad=grid.accumulate_grad,
+        backend=grid.backend,
+    ).to(table.device, table.dtype)
+    n = math.prod(sides)
+    for begin in range(0, n, chunk):
+        row, unit = torch.arange(begin, min(begin + chunk, n), device=table.device), []
+        for side in sides:  # the first axis is fastest
+            unit.append((row % side).to(table.dtype) / max(side - 1, 1))
+            row = row // side
+        x = torch.stack(unit, dim=-1)
+        if low is not None and high is not None:
+            x = torch.lerp(low.to(x), high.to(x), x)
+        y = grid(x).unflatten(-1, (grid.n_levels, -1))  # [N, L, F]
+        new.table.view(grid.n_levels, n, -1)[:, begin : begin + len(y)] = y.transpose(0, 1)
+    return new
