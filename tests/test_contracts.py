@@ -92,6 +92,7 @@ def test_encoding(name: str, n_input_dims: int, backend: str) -> None:
 
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
+GROWING = {"resolutions": (8, 12, 16), "grow_at": (0.3, 0.7)}  # both sides of the checkpoint below
 SMALL_FIELDS: dict[str, dict[str, Any]] = {
     "ngp": {"log2_hashmap_size": 8, "n_levels": 2, "compute_dtype": "float32"},
     "classic": {"n_neurons": 16, "n_hidden_layers": 5, "n_coarse": 8, "n_fine": 8, "compute_dtype": "float32"},
@@ -106,6 +107,14 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
     **{
         name: {"n_neurons": 16, "n_coarse": 8, "n_fine": 8, "compute_dtype": "float32"}
         for name in ("mip", "mip_paper", "mip360")
+    },
+    "planes_explicit": {"plane_resolutions": (8, 16), "n_plane_features": 8, "compute_dtype": "float32"},
+    "planes_time": {"plane_resolutions": (8,), "n_plane_features": 8, "n_times": 5, "compute_dtype": "float32"},
+    "triplane": {"plane_resolutions": (16,), "n_plane_features": 8, "compute_dtype": "float32"},
+    "plenoxels": {**GROWING, "variation_vertices": 64},
+    **{
+        name: {**GROWING, "n_density_features": 8, "n_color_features": 8, "n_neurons": 16, "compute_dtype": "float32"}
+        for name in ("tensorf", "tensorf_cp", "hexplane")
     },
 }
 SMALL_SIGNALS: dict[str, dict[str, Any]] = {
@@ -309,7 +318,9 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
     if name.startswith("nerf"):
         field = name.partition(" ")[2] or "ngp"
         config = Nerf.defaults(field, torch.device("cpu"), set())
-        sizes = {key: value for key, value in {**TINY, **SMALL_FIELDS[field]}.items() if config.knows(key)}
+        sizes = {key: value for key, value in {**TINY, **SMALL_FIELDS.get(field, {})}.items() if config.knows(key)}
+        if "time" in RADIANCE_FIELDS[field].needs:
+            scene = replace(scene, train=replace(scene.train, times=torch.linspace(0, 1, len(scene.train))))
         return Nerf(config.replace(**{**sizes, "target_samples": 1024, "occupancy_time_share": 1.0, **changes}), scene)
     if name.startswith("sdf"):
         field = name.partition(" ")[2] or "grid"

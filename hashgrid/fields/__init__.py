@@ -9,13 +9,14 @@ from hashgrid.fields.deepsdf import DeepSdf, DeepSdfPaper
 from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
 from hashgrid.fields.encoded import CpField, DenseField, FourierField, FrequencyField, MlpField, PlanesSignal, VmField
 from hashgrid.fields.filters import BaconField, FiltersField
+from hashgrid.fields.hexplane import Hexplane
 from hashgrid.fields.latent import LatentField
 from hashgrid.fields.local_grid import LocalGrid
 from hashgrid.fields.mip import Mip, Mip360, MipPaper
 from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
-from hashgrid.fields.planes import PlanesField
+from hashgrid.fields.planes import PlanesExplicit, PlanesField, PlanesTime
 from hashgrid.fields.plenoxels import Plenoxels
 from hashgrid.fields.siren import SirenDistance, SirenField
 from hashgrid.fields.tensorf import Tensorf, TensorfCp
@@ -29,6 +30,9 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "classic": Classic,
     "classic_paper": ClassicPaper,
     "planes": PlanesField,
+    "planes_explicit": PlanesExplicit,
+    "planes_time": PlanesTime,
+    "hexplane": Hexplane,
     "zip": Zip,
     "mip": Mip,
     "mip_paper": MipPaper,

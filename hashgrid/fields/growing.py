@@ -83,7 +83,7 @@ class GrowingField(RadianceField):
         if wanted <= int(self.stage):
             return False
         self.stage.fill_(wanted)
-        low, high = self.aabb.new_zeros(3), self.aabb.new_ones(3)
+        low = high = None
         if config.shrink and wanted == len(config.grow_at) and self.contraction == "none":
             low, high = self.occupied()
             self.aabb.copy_(torch.cat([self.aabb[:3] + part * (self.aabb[3:] - self.aabb[:3]) for part in (low, high)]))
@@ -103,7 +103,9 @@ class GrowingField(RadianceField):
         there = torch.stack(layers).view(n, n, n) * (extent.max() / n) > THICK
         low, high = extent.new_zeros(3), extent.new_ones(3)
         for axis in range(3):
-            where = there.any(dim=(axis + 1) % 3, keepdim=True).any(dim=(axis + 2) % 3, keepdim=True).flatten().nonzero()
+            where = (
+                there.any(dim=(axis + 1) % 3, keepdim=True).any(dim=(axis + 2) % 3, keepdim=True).flatten().nonzero()
+            )
             if len(where):
                 low[axis] = (where.min() - 1).clamp(min=0) / n
                 high[axis] = (where.max() + 2).clamp(max=n) / n

@@ -45,9 +45,7 @@ class Plenoxels(GrowingField):
     config: PlenoxelsConfig
     n_asked: Tensor
 
-    def __init__(
-        self, config: PlenoxelsConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native"
-    ) -> None:
+    def __init__(self, config: PlenoxelsConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:
         super().__init__(config, aabb)
         self.backend, voxels = backend, [(0, 1, 2)]
         self.directions = SphericalHarmonics(config.sh_degree, backend=backend)

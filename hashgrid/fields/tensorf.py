@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class Tensorf(GrowingField):
         )
         self.made()
 
-    def factors(self, n_features: int) -> PlanesAndLines | Lines:
+    def factors(self, n_features: int) -> Any:
         """What is multiplied."""
         spread = 3**0.5 * self.config.deviation  # of a uniform distribution
         return PlanesAndLines(3, [self.sides()], n_features, (-spread, spread), self.backend)
@@ -106,6 +107,6 @@ class TensorfCp(Tensorf):
 
     Config = TensorfCpConfig
 
-    def factors(self, n_features: int) -> PlanesAndLines | Lines:
+    def factors(self, n_features: int) -> Any:
         spread = 3**0.5 * self.config.deviation
         return Lines(3, [self.sides()], n_features, (-spread, spread), self.backend)

@@ -93,6 +93,13 @@ class At:
         return self._unit if isinstance(self._unit, Tensor) else self._unit()
 
     @cached_property
+    def unit_and_time(self) -> Tensor:
+        """[S, 4], ``unit`` and the time of the ray; 0 where nobody says."""
+        time = self.rays.time
+        of_sample = self.unit.new_zeros(len(self.unit)) if time is None else time.index_select(0, self.ray_indices)
+        return torch.cat((self.unit, of_sample.to(self.unit.dtype)[:, None]), dim=1)
+
+    @cached_property
     def intervals(self) -> tuple[Tensor, Tensor] | None:
         return self._intervals() if callable(self._intervals) else self._intervals
 

@@ -80,12 +80,20 @@ class Planes(nn.Module):
         """What each plane says [..., n_output_dims] of points [..., D]."""
         if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
             raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
-        return [plane(x[..., list(group)]) for plane, group in zip(self.planes, self.axes, strict=True)]
+        every = tuple(range(self.n_input_dims))
+        groups = zip(self.planes, self.axes, strict=True)
+        return [plane(x if group == every else x[..., list(group)]) for plane, group in groups]
+
+    def pictures(self, i: int) -> list[Tensor]:
+        """Plane number ``i`` as it is stored, for each resolution and every 8 features: [..., n_b, n_a, F] of axes
+        (a, b, ...); the first axis comes last."""
+        plane = self.planes[i]
+        assert isinstance(plane, HashGrid)
+        parts = plane.table.split(list(plane.levels.sizes))
+        return [part.view(*reversed(sides), -1) for part, sides in zip(parts, plane.levels.resolutions, strict=True)]
 
     @torch.no_grad()
-    def resample(
-        self, resolution: int | Sequence[int], low: Tensor | None = None, high: Tensor | None = None
-    ) -> None:
+    def resample(self, resolution: int | Sequence[int], low: Tensor | None = None, high: Tensor | None = None) -> None:
         """Gives planes of one resolution another one, on which they say the same at the new vertices. The parameters
         are other tensors afterwards.
 

@@ -189,7 +189,9 @@ class OccupancySampler(Sampler):
                 values.append(ops.occupancy_values(*where, field.aabb, **fused.table, **network))
                 continue
             points = ops.occupancy_points(*where)
-            no_rays = Rays(points, points)  # densities do not depend on the direction
+            # densities do not depend on the direction; at another time in each update, what moves is found, too
+            times = uniform((self.seed + 2, step), (1, len(points)), points, grid.backend)[0]
+            no_rays = Rays(points, points, time=times if "time" in field.needs else None)
             at = At(no_rays, field.inside(field.unit(points)), torch.arange(len(points), device=points.device))
             scale = self.step_size * 2.0 ** (part // (grid.n_cells // grid.n_cascades))
             values.append(field.density(at)[0].float() * scale)
