@@ -92,7 +92,7 @@ def test_voxel_gradients_by_finite_differences() -> None:
 def test_harmonics_explain_a_lobe_that_a_colour_cannot() -> None:
     """A sphere that is bright where it is seen along one axis: three bands are 3 dB and more above one, which is no
     better than the best constant."""
-    n = 3000
+    n = 1500
     normals = nn.functional.normalize(torch.randn(n, 3), dim=-1)
     directions = nn.functional.normalize(torch.randn(n, 3), dim=-1)
     directions = torch.where((directions * normals).sum(-1, keepdim=True) > 0, -directions, directions)
@@ -102,8 +102,8 @@ def test_harmonics_explain_a_lobe_that_a_colour_cannot() -> None:
     for degree in (1, 3):
         field = make("plenoxels", resolutions=(12,), grow_at=(), sh_degree=degree)
         at = At(Rays(torch.zeros(n, 3), directions), field.unit(0.6 * normals), torch.arange(n))
-        optimizer = torch.optim.Adam(field.harmonics.parameters(), 0.03)  # type: ignore[attr-defined]
-        for _ in range(120):
+        optimizer = torch.optim.Adam(field.harmonics.parameters(), 0.05)  # type: ignore[attr-defined]
+        for _ in range(60):
             optimizer.zero_grad()
             loss = (field.color(at, None) - lobe).square().mean()
             loss.backward()
@@ -122,9 +122,12 @@ def test_total_variation_is_that_of_a_ramp() -> None:
     with torch.no_grad():
         next(field.densities.parameters()).copy_(ramp.reshape(-1, 1))  # type: ignore[attr-defined]
     assert float(field.penalty()) == pytest.approx(0.5 * 0.5, rel=1e-4)
-    before = field.penalty()
+    with torch.no_grad():
+        next(field.densities.parameters()).uniform_()  # type: ignore[attr-defined]
+    before = float(field.penalty())
+    assert float(field.penalty()) == before
     field.grow(0.0)
-    assert not torch.equal(torch.as_tensor(before), torch.as_tensor(field.penalty()))  # elsewhere in each step
+    assert float(field.penalty()) != before  # at other vertices in each step
 
 
 # ---- factors ---------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ THICK = 0.01  # optical thickness of one of these that counts
 class GrowingConfig(Config):
     """How a :class:`GrowingField` becomes finer."""
 
-    resolutions: tuple[int, ...] = (64, 96, 128)  # vertices along the longest side of the box, one after the other
-    grow_at: tuple[float, ...] = (0.1, 0.25)  # progress of training at which the next one comes
+    resolutions: tuple[int, ...] = (32, 64, 128)  # vertices along the longest side of the box, one after the other
+    grow_at: tuple[float, ...] = (0.1, 0.3)  # progress of training at which the next one comes
     shrink: bool = True  # the box to what there is, when the grids grow for the last time
 
     def check(self) -> None:

@@ -20,11 +20,10 @@ class PlenoxelsConfig(GrowingConfig):
 
     name = "plenoxels"
 
-    resolutions: tuple[int, ...] = (64, 128)  # vertices along the longest side of the box, one after the other
-    grow_at: tuple[float, ...] = (0.25,)  # progress of training at which the next one comes
+    grow_at: tuple[float, ...] = (0.15, 0.4)  # progress of training at which the next resolution comes
     sh_degree: int = 3  # bands of spherical harmonics of the view direction
     initial_density: float = 0.1  # per unit of length
-    density_step: float = 50.0  # by how much densities learn faster than colours
+    density_step: float = 200.0  # by how much densities learn faster than colours
     density_variation: float = 1e-5  # weight of the total variation of densities
     color_variation: float = 1e-3  # and of that of the harmonics
     variation_vertices: int = 1024  # at which it is looked at in each step
