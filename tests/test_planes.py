@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hashgrid import HashGrid
 from hashgrid.levels import dense_level_table
-from hashgrid.nn.planes import Lines, Planes, PlanesAndLines
+from hashgrid.nn.planes import Lines, Planes, PlanesAndLines, PlanesMean
 
 RESOLUTIONS = (9, (12, 7, 4))  # vertices: one number for all axes, or one per axis
 N_FEATURES = 16
@@ -93,3 +93,36 @@ def test_dense_grid_has_its_entries_at_its_vertices() -> None:
     assert len(grid.table) == 8 + 4 * 5 * 6
     table = grid.table.detach()[8:].view(6, 5, 4, 2).permute(2, 1, 0, 3)  # x is fastest
     torch.testing.assert_close(grid(vertices(sides)).detach()[:, 2:].view(*sides, 2), table)
+
+
+def test_mean_of_planes_is_that_of_what_each_says() -> None:
+    mean, product = PlanesMean(3, (9, 17), 8), Planes(3, (9, 17), 8)
+    mean.load_state_dict(product.state_dict())
+    x = torch.rand(50, 3)
+    parts = torch.stack(product.parts(x))
+    torch.testing.assert_close(mean(x), parts.mean(0))
+    torch.testing.assert_close(product(x), parts.prod(0))
+
+
+def test_resampled_planes_say_the_same() -> None:
+    """With a vertex between any two everywhere; and of a part of the cube, at the vertices."""
+    x = torch.rand(200, 3, dtype=torch.float64)
+    for planes in (Planes(3, ((5, 4, 3),), 16).double(), Planes(3, ((5, 4, 3),), 4, axes=[(0, 1, 2), (1,)]).double()):
+        before = planes(x).detach()
+        planes.resample((9, 7, 5))
+        assert planes.resolutions == ((9, 7, 5),)
+        torch.testing.assert_close(planes(x).detach(), before)
+        low, high = torch.tensor([[0.25, 0.0, 0.5], [0.75, 0.5, 1.0]], dtype=torch.float64)
+        inside = torch.lerp(low, high, vertices((5, 4, 3)))
+        expected = planes(inside).detach()
+        planes.resample((5, 4, 3), low, high)
+        torch.testing.assert_close(planes(vertices((5, 4, 3))).detach(), expected)
+    with pytest.raises(ValueError, match="planes must have one resolution to be resampled, got 2"):
+        Planes(3, (4, 8), 4).resample(16)
+
+
+def test_pictures_are_the_planes_as_images() -> None:
+    planes = Planes(3, (9, (12, 7, 4)), N_FEATURES)
+    pictures = planes.pictures(2)  # of y and z
+    assert [tuple(picture.shape) for picture in pictures] == [(9, 9, 8)] * 2 + [(4, 7, 8)] * 2
+    assert torch.equal(torch.cat([picture.flatten(0, 1) for picture in pictures]), planes.planes[2].table)
