@@ -114,7 +114,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
     "plenoxels": {**GROWING, "variation_vertices": 64},
     **{
         name: {**GROWING, "n_density_features": 8, "n_color_features": 8, "n_neurons": 16, "compute_dtype": "float32"}
-        for name in ("tensorf", "tensorf_cp", "hexplane")
+        for name in ("tensorf", "tensorf_cp", "tensorf_paper", "hexplane")
     },
 }
 SMALL_SIGNALS: dict[str, dict[str, Any]] = {

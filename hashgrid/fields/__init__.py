@@ -19,7 +19,7 @@ from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
 from hashgrid.fields.planes import PlanesExplicit, PlanesField, PlanesTime
 from hashgrid.fields.plenoxels import Plenoxels
 from hashgrid.fields.siren import SirenDistance, SirenField
-from hashgrid.fields.tensorf import Tensorf, TensorfCp
+from hashgrid.fields.tensorf import Tensorf, TensorfCp, TensorfPaper
 from hashgrid.fields.triplane import Triplane
 from hashgrid.fields.udf import UnsignedDistance
 from hashgrid.fields.wire import WireField
@@ -40,6 +40,7 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "plenoxels": Plenoxels,
     "tensorf": Tensorf,
     "tensorf_cp": TensorfCp,
+    "tensorf_paper": TensorfPaper,
     "triplane": Triplane,
 }
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {

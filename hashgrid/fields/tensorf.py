@@ -27,8 +27,8 @@ class TensorfConfig(GrowingConfig):
     n_basis: int = 27  # mixtures of these that the network sees
     n_neurons: int = 64  # of its hidden layers
     sh_degree: int = 4  # bands of spherical harmonics of the view direction
-    density_shift: float = -10.0  # of the sum of products, below which there is nothing
-    density_scale: float = 25.0  # per unit of length
+    density_shift: float = -3.0  # of the sum of products, below which there is nothing
+    density_scale: float = 10.0  # per unit of length
     density_weight: float = 8e-5  # of the mean size of what densities are products of
     deviation: float = 0.1  # of all factors, at first
     compute_dtype: str = "auto"  # of MLP products
@@ -110,3 +110,25 @@ class TensorfCp(Tensorf):
     def factors(self, n_features: int) -> Any:
         spread = 3**0.5 * self.config.deviation
         return Lines(3, [self.sides()], n_features, (-spread, spread), self.backend)
+
+
+@dataclass(frozen=True)
+class TensorfPaperConfig(TensorfConfig):
+    """Sizes of the paper's VM-192, and its steps of 30000."""
+
+    name = "tensorf_paper"
+
+    resolutions: tuple[int, ...] = (128, 152, 180, 214, 253, 300)  # vertices along the longest side of the box
+    grow_at: tuple[float, ...] = (0.067, 0.1, 0.133, 0.183, 0.233)  # progress of training at which the next one comes
+    n_density_features: int = 16  # products for the density, per plane: 1, 2, 4 or a multiple of 8
+    n_color_features: int = 48  # and for the colour
+    n_neurons: int = 128  # of its hidden layers
+    density_shift: float = -10.0  # of the sum of products, below which there is nothing
+    density_scale: float = 25.0  # per unit of length
+
+
+class TensorfPaper(Tensorf):
+    """The same with the sizes and the densities of the paper."""
+
+    Config = TensorfPaperConfig
+    recipe = {"learning_rate": 2e-2, "final_learning_rate": 2e-3, "decay_start": 0.0}
