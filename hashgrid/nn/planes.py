@@ -111,8 +111,8 @@ class Planes(nn.Module):
         for i, group in enumerate(self.axes):
             old = self.planes[i]
             assert isinstance(old, HashGrid)
-            corners = [None if x is None else x[list(group)] for x in (low, high)]
-            self.planes[i] = _resampled(old, [sides[axis] for axis in group], *corners)
+            corners = None if low is None or high is None else (low[list(group)], high[list(group)])
+            self.planes[i] = _resampled(old, [sides[axis] for axis in group], corners)
 
     def jet(
         self, x: Tensor, directions: Tensor, accelerations: Tensor | None = None, operators: Tensor | None = None
@@ -223,9 +223,10 @@ class PlanesAndLines(nn.Module):
 
 
 def _resampled(
-    grid: HashGrid, sides: Sequence[int], low: Tensor | None, high: Tensor | None, chunk: int = 1 << 18
+    grid: HashGrid, sides: Sequence[int], corners: tuple[Tensor, Tensor] | None, chunk: int = 1 << 18
 ) -> HashGrid:
-    """A grid of as many dense levels, all with ``sides`` vertices, that says the same at them."""
+    """A grid of as many dense levels, all with ``sides`` vertices, that says the same at them, between ``corners`` [D]
+    of the unit cube."""
     table, n_dims = grid.table, grid.n_input_dims
     levels = dense_level_table([sides] * grid.n_levels)
     new = HashGrid(
@@ -244,8 +245,9 @@ def _resampled(
             unit.append((row % side).to(table.dtype) / max(side - 1, 1))
             row = row // side
         x = torch.stack(unit, dim=-1)
-        if low is not None and high is not None:
-            x = torch.lerp(low.to(x), high.to(x), x)
+        if corners is not None:
+            low, high = (corner.to(x) for corner in corners)
+            x = torch.lerp(low, high, x)
         y = grid(x).unflatten(-1, (grid.n_levels, -1))  # [N, L, F]
         new.table.view(grid.n_levels, n, -1)[:, begin : begin + len(y)] = y.transpose(0, 1)
     return new
