@@ -215,7 +215,7 @@ def test_box_shrinks_to_what_there_is() -> None:
 @pytest.mark.parametrize("name", ["plenoxels", "tensorf"])
 def test_pictures_are_those_before_growing(name: str, scene: Scene) -> None:
     """Trained for a moment, then finer and in a smaller box: to 0.1 dB."""
-    sizes = {"n_density_features": 8, "n_color_features": 8, "n_neurons": 16, "density_shift": -4.0}
+    sizes = {"n_density_features": 8, "n_color_features": 8, "n_neurons": 16}
     config = Nerf.defaults(name, torch.device("cpu"), set())
     sizes = {key: value for key, value in sizes.items() if config.knows(key)}
     config = config.replace(steps=60, device="cpu", resolutions=(32, 48), grow_at=(1.0,), target_samples=4096, **sizes)
