@@ -31,7 +31,7 @@ from hashgrid.train.loop import Trainer
 from hashgrid.util.files import atomic_write_json
 
 PATH = Path(__file__).parent / "results" / "explicit_fields.json"
-CHAIR = "data/nerf/nerf_synthetic_chair_100"
+CHAIR = "data/nerf/nerf_synthetic_chair_100/chair"
 STILL = ("ngp", "planes", "planes_explicit", "plenoxels", "tensorf", "tensorf_cp", "triplane")
 MOVING = ("planes", "planes_time", "hexplane")
 WHITE = torch.ones(3)

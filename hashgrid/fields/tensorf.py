@@ -106,6 +106,7 @@ class TensorfCp(Tensorf):
     """A line along each axis (CP decomposition)."""
 
     Config = TensorfCpConfig
+    recipe = {**Tensorf.recipe, "learning_rate": 3e-2}
 
     def factors(self, n_features: int) -> Any:
         spread = 3**0.5 * self.config.deviation

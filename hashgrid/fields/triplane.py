@@ -15,7 +15,7 @@ class TriplaneConfig(NgpConfig):
 
     name = "triplane"
 
-    plane_resolutions: tuple[int, ...] = (256,)  # vertices along a side
+    plane_resolutions: tuple[int, ...] = (128,)  # vertices along a side
     n_plane_features: int = 32  # per resolution: 1, 2, 4 or a multiple of 8
 
 
