@@ -2,7 +2,7 @@
 
     python benchmarks/marks/explicit_fields.py [FIELD ...] [--scenes procedural chair moving] [--seconds 600]
 
-``procedural`` is the scene of formulas, ``chair`` is nerf_synthetic_chair_100 of the shared data, ``moving`` a ball that
+``procedural`` is the scene of formulas, ``chair`` nerf_synthetic_chair_100 of the shared data, ``moving`` a ball that
 crosses the box, seen once at each time and scored at times and from sides of its own. ``--cpu-clock`` counts the
 seconds that the process has had a core, for machines that are busy; use one thread with it (OMP_NUM_THREADS=1).
 Writes results/explicit_fields.json; rows that are not measured stay.
