@@ -45,7 +45,8 @@ class Tensorf(GrowingField):
     """
 
     Config = TensorfConfig
-    recipe = {"learning_rate": 2e-2, "final_learning_rate": 1e-3, "decay_start": 0.0}
+    # many small steps: of 30 s on a chair 836 of these teach 7 dB more than 248 of four times the size
+    recipe = {"learning_rate": 2e-2, "final_learning_rate": 1e-3, "decay_start": 0.0, "target_samples": 1 << 13}
     config: TensorfConfig
 
     def __init__(self, config: TensorfConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:
