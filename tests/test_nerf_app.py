@@ -13,7 +13,7 @@ from problems.nerf import OPTIONS, nerf_trainer
 
 from hashgrid.cli import main
 from hashgrid.data.pictures import generated_picture
-from hashgrid.fields import ngp
+from hashgrid.fields import RADIANCE_FIELDS, ngp
 from hashgrid.geometry.rays import At
 from hashgrid.rendering.volume import render, render_pixels_in_one, visible
 from hashgrid.tasks.image import Image, ImageConfig
@@ -252,7 +252,7 @@ def test_turntable_is_written(scene_path, tmp_path):
         (["nerf", "does_not_exist"], "does_not_exist"),
         (
             ["nerf", "--field", "nonsense"],
-            "`--field` must be one of ngp, classic, classic_paper, planes, zip, mip, mip_paper, mip360, got 'nonsense'",
+            f"`--field` must be one of {', '.join(RADIANCE_FIELDS)}, got 'nonsense'",
         ),
         (["image", "does_not_exist.png"], "`does_not_exist.png` does not exist"),
     ],

@@ -16,13 +16,14 @@ from hashgrid.data.procedural import procedural_folder
 from hashgrid.data.scene import Scene, SceneOptions, load_scene
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.rays import Rays
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
 from hashgrid.rendering.capture_scores import score_capture
 from hashgrid.rendering.choices import make_field, make_sampler
 from hashgrid.rendering.objective import objective
 from hashgrid.rendering.refinement import CaptureConfig, add_capture
-from hashgrid.rendering.samplers import SamplerConfig, rays_for
+from hashgrid.rendering.samplers import Rendered, SamplerConfig, rays_for
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
@@ -129,8 +130,7 @@ class Nerf(Task):
     def make(cls, config: NerfConfig, source: Path | None, notes: dict[str, Any]) -> Nerf:
         if config.video:
             optional_import("imageio_ffmpeg")
-        if source is None:
-            source = Path(notes["scene"]) if "scene" in notes else procedural_folder()
+        source = source or (Path(notes["scene"]) if "scene" in notes else procedural_folder())
         return cls(config, load_scene(source, config.scene))
 
     def describe(self) -> str:
@@ -166,17 +166,19 @@ class Nerf(Task):
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         out = render(self.model, self.sampler, rays, None, (config.seed, progress.step))
         loss, means = objective(config, self.model, out, background, target)
-        loss = loss + config.depths.of_rays(out.depths, rays, self.scene.train)
+        loss = loss + self.regularization(out, rays)
         self.n_rays.fill_(rays_for(config.target_samples, n, out.n_samples, config.max_rays))
         counts = {"samples": out.n_samples, "samples_evaluated": out.n_evaluated, "rays": n}
         return Step(loss, {"mse": means[1]}, counts)
 
+    def regularization(self, out: Rendered, rays: Rays) -> Tensor | float:
+        """What is added to the objective that all fields have."""
+        return self.config.depths.of_rays(out.depths, rays, self.scene.train)
+
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, most = self.config, 4 if report.interrupted else len(self.scene.test)
-        n_views = most if config.views is None else min(most, config.views)
-        found = score_capture(
-            self.model, self.sampler, self.scene, config.background, report.out, n_views, config.scoring
-        )
+        n = most if config.views is None else min(most, config.views)
+        found = score_capture(self.model, self.sampler, self.scene, config.background, report.out, n, config.scoring)
         write_masks(report.out / "masks.png", self.scene.train, self.scene.background(config.background))
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, found["test"]["psnr_mean"])
         report.say(scores.describe(found["test"]))
