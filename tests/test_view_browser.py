@@ -26,6 +26,7 @@ from hashgrid.viewer.subject import camera_at
 pytest.importorskip("viser")
 pytestmark = pytest.mark.full
 
+ALIKE = 0.03  # share of pixels that may differ: edges, where few pixels are stretched to many
 SIZE, WATCHED = (720, 480), 380  # pixels of the window, and of what is looked at left of the panel
 
 
@@ -110,11 +111,11 @@ def on_screen(tab: Tab) -> np.ndarray:
 
 
 def expected(served: Served) -> np.ndarray:
-    """What that should be, with the only client there is."""
+    """What that should be, with the only client there is. A slow one draws fewer pixels, and stretches them."""
     painter = served.page.painter
     (look,) = (seat.look for seat in painter.seats.values())
     assert look is not None
-    camera = camera_at(look.c2w, look.fov, look.size)
+    camera = camera_at(look.c2w, look.fov, SIZE)
     return to_uint8(painter.subject.draw(camera, painter.mode, painter.crop).color)[:, :WATCHED].astype(int)
 
 
@@ -125,12 +126,12 @@ def differ(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_the_picture_follows_the_camera(tab: Tab, served: Served) -> None:
     first = on_screen(tab)
-    assert first.std() > 10 and differ(first, expected(served)) < 0.01
+    assert first.std() > 10 and differ(first, expected(served)) < ALIKE
     tab.drag((150, 300), (260, 330))
     time.sleep(0.5)
     wait_for(lambda: served.rests(), 120)
     second = on_screen(tab)
-    assert differ(first, second) > 0.05 and differ(second, expected(served)) < 0.01
+    assert differ(first, second) > 0.05 and differ(second, expected(served)) < ALIKE
 
 
 def test_the_crop_box_removes_content(tab: Tab, served: Served) -> None:
@@ -145,32 +146,32 @@ def test_the_crop_box_removes_content(tab: Tab, served: Served) -> None:
     assert gone.mean() > 0.01 and (on_screen(tab)[gone].min(-1) > 200).mean() > 0.85  # but for the frame
     tab.click_input("only inside of a box")
     wait_for(lambda: served.page.painter.crop is None and served.rests(), 120)
-    assert differ(on_screen(tab), whole) < 0.01
+    assert differ(on_screen(tab), whole) < ALIKE
 
 
 def test_two_tabs_a_closed_one_and_a_killed_browser(tab: Tab, browser: Browser, served: Served, tmp_path: Path) -> None:
     """None disturbs the others."""
     seats = served.page.painter.seats
     (first,) = seats
-    look = seats[first].look
     second = browser.open(served.page.address)
     other = Browser(tmp_path, SIZE)
-    other.open(served.page.address)
+    third = other.open(served.page.address)
     wait_for(lambda: served.rests(3), 180)
+    before = {key: seat.look for key, seat in seats.items()}
     second.drag((150, 300), (200, 320))
     time.sleep(0.5)
     wait_for(lambda: served.rests(3), 120)
-    looks = [seat.look for seat in seats.values()]
-    assert look is not None and [look.is_like(each) for each in looks].count(True) == 1
+    moved = [key for key, look in before.items() if look is None or not look.is_like(seats[key].look)]
+    assert len(moved) == 1 and first not in moved and third.value("document.title") == "Viser"
     browser.shut(second)
     wait_for(lambda: len(seats) == 2)
     other.kill()
     wait_for(lambda: list(seats) == [first])
-    before = on_screen(tab)
+    still = on_screen(tab)
     tab.drag((150, 300), (200, 300))
     time.sleep(0.5)
     wait_for(lambda: served.rests(), 120)
-    assert differ(before, on_screen(tab)) > 0.02 and served.error is None
+    assert differ(still, on_screen(tab)) > 0.02 and served.error is None
 
 
 def test_training_goes_on_without_its_client(scene_path: Path, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ class Browser:
     """A browser with a profile of its own, until it is closed or killed."""
 
     def __init__(self, folder: Path, size: tuple[int, int] = (640, 480)) -> None:
+        self.size = size
         program = next(filter(None, map(shutil.which, NAMES)), None)
         if program is None:
             pytest.skip("no Chromium")
@@ -118,9 +119,14 @@ class Browser:
             return reply.read()
 
     def open(self, address: str) -> Tab:
-        """A new tab."""
-        target = json.loads(self._get(f"/json/new?{address}", "PUT"))
-        return Tab(target["webSocketDebuggerUrl"], target["id"])
+        """A new tab, of the window's size: what bars of the browser come and go takes nothing from it."""
+        target = json.loads(self._get("/json/new?about:blank", "PUT"))
+        tab = Tab(target["webSocketDebuggerUrl"], target["id"])
+        width, height = self.size
+        sizes = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        tab.ask("Emulation.setDeviceMetricsOverride", **sizes)
+        tab.ask("Page.navigate", url=address)
+        return tab
 
     def shut(self, tab: Tab) -> None:
         """Closes a tab."""
