@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hashgrid.geometry.contraction import contract, contract_gaussians, expand
-from hashgrid.rendering.proposals import draw_edges, inverse_transform, spacing, unspaced
+from hashgrid.rendering.proposals import draw_edges
 from hashgrid.rendering.ray_losses import distortion, interlevel, opacity_entropy, orientation
+from hashgrid.rendering.samplers import inverse_transform, spacing, unspaced
 
 
 def histograms(n_rays: int = 7, n: int = 40) -> tuple[Tensor, Tensor]:

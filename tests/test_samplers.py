@@ -105,3 +105,15 @@ def test_a_frozen_box_of_contracted_space_is_where_it_was(scene: Scene) -> None:
     far = field.inside(torch.tensor([[1e6, 0.5, 0.5], [-1e6, 0.5, 0.5]]))
     torch.testing.assert_close(far, torch.tensor([[1.0, 0.5, 0.5], [0.0, 0.5, 0.5]]))
     assert field.kernels() is None and field.fused() is not None
+
+
+@pytest.mark.parametrize("sampler", ["stratified", "coarse_to_fine", "twice", "proposal"])
+def test_rays_through_contracted_space_do_not_end_at_the_box(sampler: str, scene: Scene) -> None:
+    """They go from near the camera to a thousand times half of its side."""
+    sampling = SamplerConfig(sampler=sampler, contraction="cube", proposal_samples=(16, 16), samples=16)  # type: ignore[arg-type]
+    config = RADIANCE_FIELDS["classic"].Config().replace(n_neurons=16, n_coarse=16, n_fine=16)
+    field = make_field(RADIANCE_FIELDS["classic"], config, sampling, scene)
+    samples = make_sampler(sampling, field, scene)(rays_into(scene), field, None).samples
+    half = float((field.aabb[3:] - field.aabb[:3]).max()) / 2
+    assert float(samples.t_starts.min()) == pytest.approx(scene.near, abs=1e-5)
+    assert float(samples.t_ends.max()) == pytest.approx(1000 * half, rel=1e-2)

@@ -20,6 +20,7 @@ from hashgrid.rendering.composite import composite
 from hashgrid.train.profile import OCCUPANCY
 from hashgrid.util.config import Config
 
+FAR = 1000.0  # in units of half the side of the innermost box: where rays through contracted space end
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 
 
@@ -213,7 +214,22 @@ class StratifiedSampler(Sampler):
         self.n_samples, self.near, self.backend = n_samples, near, backend
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        return Found(self.pack(self.edges(rays, field.aabb, jitter)))
+        return Found(self.pack(distances(*self.places(rays, field, jitter))))
+
+    def places(self, rays: Rays, field: RadianceField, jitter: Jitter) -> tuple[Tensor, Tensor | None]:
+        """Edges [R, n + 1] of a field's own measure of length, and that measure's unit; without one they are distances.
+
+        Where space is contracted, they are even in ``s``: half of it is the way to a distance of 1, half the inverse
+        distance from there on, in units of half the side of the field's box, which is the innermost one.
+        """
+        if field.contraction == "none":
+            return self.edges(rays, field.aabb, jitter), None
+        unit = (field.aabb[3:] - field.aabb[:3]).amax() / 2
+        part = torch.arange(self.n_samples + 1, device=unit.device, dtype=unit.dtype).repeat(len(rays), 1)
+        if jitter is not None:
+            part[:, 1:-1] += uniform(jitter, (len(rays), self.n_samples - 1), unit, self.backend) - 0.5
+        low, high = spacing(self.near / unit), spacing(torch.full_like(unit, FAR))
+        return low + (high - low) * part / self.n_samples, unit
 
     def edges(self, rays: Rays, aabb: Tensor, jitter: Jitter) -> Tensor:
         """Ends of the intervals [R, n + 1], in the middle of which a field of the box ``aabb`` [6] is asked."""
@@ -254,10 +270,10 @@ class CoarseToFineSampler(StratifiedSampler):
         self.n_fine = n_fine
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        edges = self.edges(rays, field.aabb, jitter)
-        seen = look(field.coarse or field, rays, Found(self.pack(edges)), self.early_stop_eps)
+        edges, unit = self.places(rays, field, jitter)
+        seen = look(field.coarse or field, rays, Found(self.pack(distances(edges, unit))), self.early_stop_eps)
         fine = self.resample(edges, seen.weights.detach().view(len(rays), self.n_samples), jitter)
-        samples = self.pack(torch.cat((edges, fine), dim=1).sort(dim=1).values)
+        samples = self.pack(distances(torch.cat((edges, fine), dim=1).sort(dim=1).values, unit))
         return Found(samples, seen if field.coarse else None)
 
     def resample(self, edges: Tensor, weights: Tensor, jitter: Jitter) -> Tensor:
@@ -268,11 +284,31 @@ class CoarseToFineSampler(StratifiedSampler):
         shape = len(edges), self.n_fine
         u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(shape)
         u = u + (0.5 if jitter is None else uniform((jitter[0] + 1, jitter[1]), shape, edges, self.backend))
-        u = (u / self.n_fine).contiguous()
-        above = torch.searchsorted(steps.contiguous(), u, right=True).clamp(1, steps.shape[1] - 1)
-        low, high = steps.gather(1, above - 1), steps.gather(1, above)
-        within = ((u - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-        return torch.lerp(edges.gather(1, above - 1), edges.gather(1, above), within)
+        return inverse_transform(edges, steps, (u / self.n_fine).contiguous())
+
+
+def spacing(t: Tensor) -> Tensor:
+    """In [0, 1): half of distances up to 1, and half of the inverse beyond, from 1 down."""
+    return torch.where(t < 1, t / 2, 1 - 1 / (2 * t.clamp_min(1)))
+
+
+def unspaced(s: Tensor) -> Tensor:
+    """Distances that :func:`spacing` says ``s`` of."""
+    return torch.where(s < 0.5, 2 * s, 1 / (2 - 2 * s.clamp_min(0.5)))
+
+
+def distances(edges: Tensor, unit: Tensor | None) -> Tensor:
+    """Distances from the camera of what :meth:`StratifiedSampler.places` gives."""
+    return edges if unit is None else unspaced(edges) * unit
+
+
+def inverse_transform(edges: Tensor, steps: Tensor, u: Tensor) -> Tensor:
+    """Places [R, k] at which the share ``steps`` [R, m + 1] of what lies before edges [R, m + 1], from 0 to 1, is ``u``
+    [R, k]."""
+    above = torch.searchsorted(steps.contiguous(), u, right=True).clamp(1, steps.shape[1] - 1)
+    low, high = steps.gather(1, above - 1), steps.gather(1, above)
+    within = ((u - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return torch.lerp(edges.gather(1, above - 1), edges.gather(1, above), within)
 
 
 def uniform(jitter: tuple[int, int], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:
