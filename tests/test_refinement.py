@@ -23,10 +23,11 @@ from hashgrid.geometry.lenses import KINDS, coefficients, distort, relens, unpro
 from hashgrid.geometry.motions import angle_between, so3_exp
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.rendering.appearance import balanced, exposed, shown
-from hashgrid.rendering.capture_scores import fit_code, pose_errors, refined
+from hashgrid.rendering.capture_scores import fit_code, pose_errors, refined, score_capture
 from hashgrid.rendering.objective import objective
 from hashgrid.rendering.refinement import Capture, CaptureConfig, add_capture, perturbed
 from hashgrid.rendering.samplers import Found, Jitter, StratifiedSampler
+from hashgrid.rendering.scores import Scoring
 from hashgrid.rendering.volume import render
 from hashgrid.tasks.nerf import Nerf, NerfConfig
 from hashgrid.train.checkpoint import load_checkpoint
@@ -319,6 +320,14 @@ def test_code_of_no_view_is_the_mean(views: Scene) -> None:
     every = capture.code(replace(rays[:6], camera=torch.arange(6)))
     torch.testing.assert_close(every.mean(0), torch.zeros(1), rtol=0, atol=1e-6)
     torch.testing.assert_close(every.std(0) / capture.codes.rate, capture.codes.table.std(0))
+
+
+def test_pictures_after_scoring_have_no_code_of_a_test_view(views: Scene, tmp_path: Path) -> None:
+    field = Wall(BOX)
+    capture = capture_of(field, views.train, appearance="exposure")
+    scene = replace(views, test=views.train)
+    found = score_capture(field, StratifiedSampler(8), scene, "white", tmp_path, 1, Scoring())
+    assert "left half" in found["protocol"]["appearance"] and capture.code_of_others is None
 
 
 @pytest.mark.parametrize("kind", ["color", "network"])

@@ -37,6 +37,8 @@ def score_capture(
     capture, seen, color = field.capture, refined(scene, field.capture), scene.background(background)
     fit = fitter(field, sampler, seen.test, color)
     test = scores.evaluate(field, sampler, seen.test, color, out, n_views, scoring, fit)
+    if capture is not None:
+        capture.code_of_others = None  # what is shown from now on is no test view
     found, how = figures(scene, capture), protocol(capture)
     lines = [*lines_of(found), *(f"{name} of test views: {text}" for name, text in how.items())]
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
