@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[str, str | None, float, list[str]]] = {
     "audio_equal_size": ("audio", None, 120.0, ["--fields", "hash,mlp", "--parameters", "150000"]),
     "video": ("video", None, 120.0, ["--fields", "hash,mlp,siren,planes,vm,coordx"]),
     "video_equal_size": ("video", None, 120.0, ["--fields", "hash,mlp", "--parameters", "500000"]),
-    "sdf": ("sdf", None, 30.0, ["--no-video"]),
+    "sdf": ("sdf", None, 30.0, ["--no-video", "--resolution", "96", "--image-size", "320"]),
     "ct": ("ct", None, 60.0, []),
     "heat": ("pde", "heat", 20.0, []),
 }

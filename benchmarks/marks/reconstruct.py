@@ -2,7 +2,7 @@
 
     python benchmarks/marks/reconstruct.py [images | video | FOLDER ...] [--steps 400]
 
-`images` are views as of `hashgrid scene` at 640x640, before white; `video` is a film of half a turn around it, every
+`images` are views as of `hashgrid scene` at 640x640, before white; `video` is a film of a turn around it, every
 third frame blurred as by a shaking hand; a FOLDER has photos and a transforms.json, of which the first 40 count. Found
 poses are compared with the true ones after the similarity that fits them best. Then `hashgrid nerf --downscale 2`
 trains on either, as many steps, with the same images held out.
@@ -32,12 +32,12 @@ from hashgrid.util.files import atomic_write_image, atomic_write_json
 from hashgrid.util.pictures import blend, write_video
 
 PATH = Path(__file__).parent / "results" / "reconstruct.json"
-SIZE, VIEWS, FRAMES, CHOSEN, PHOTOS = 640, 48, 24, 12, 40
+SIZE, VIEWS, FRAMES, CHOSEN, PHOTOS = 640, 48, 99, 40, 40
 
 
 def orbit_path() -> Cameras:
-    """Half a turn, in a wave."""
-    turn = torch.arange(FRAMES).double() / FRAMES * math.pi
+    """One turn, in a wave."""
+    turn = torch.arange(FRAMES).double() / FRAMES * 2 * math.pi
     height = (0.55 + 0.25 * torch.sin(2 * turn)).asin()
     place = torch.stack((height.cos() * turn.cos(), height.cos() * turn.sin(), height.sin()), dim=1) * CAMERA_RADIUS
     c2w = look_at(place, torch.tensor([0.0, 0.0, -0.3]).double(), torch.tensor([0.0, 0.0, 1.0]))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hashgrid.data.frames import sharp_frames
 from hashgrid.data.reconstruct import Recipe, claim, reconstruct
+
+# All pairs of so many frames cost less than their features. Of a film of one turn, 40 frames: .19 degrees, .3 % off and
+# a focal length of 870 instead of .30, .6 % and 860, where 889 is true.
+FEW_FRAMES = 60
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,8 +22,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of photos, or a video")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the scene")
     parser.add_argument(
-        "--matching", choices=("exhaustive", "sequential"), help="sequential for a video, else exhaustive"
-    )
+        "--matching", choices=("exhaustive", "sequential"),
+        help=f"of pairs; sequential for a video of more than {FEW_FRAMES} frames, else exhaustive",
+    )  # fmt: skip
     parser.add_argument(
         "--mapper", choices=("auto", "incremental", "global"), default=Recipe.mapper,
         help="auto: incremental, and global where that places more images and agrees (default)",
@@ -49,9 +54,8 @@ def main(argv: Sequence[str]) -> int:
         ImportError: pycolmap is not installed.
     """
     args = make_parser().parse_args(argv)
-    matching: Any = args.matching or ("sequential" if args.kind == "video" else "exhaustive")
     recipe = Recipe(
-        matching=matching, mapper=args.mapper, camera_model=args.camera_model,
+        matching=args.matching or "exhaustive", mapper=args.mapper, camera_model=args.camera_model,
         single_camera=not args.lens_per_image, max_image_size=args.max_image_size, max_features=args.features,
         affine=not args.plain_features, guided=args.guided,
     )  # fmt: skip
@@ -61,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         claim(args.out)
         images = sharp_frames(args.source, args.out / "images", args.frames)
         print(f"{len(images)} sharp frames in {args.out / 'images'}", flush=True)
+        if args.matching is None and len(images) > FEW_FRAMES:
+            recipe = replace(recipe, matching="sequential")
     report = reconstruct(images, args.out, recipe, lambda text: print(text, flush=True))
     n, left = len(report["registered"]), report["left_out"]
     fit = f"{report['points']} points, {report['reprojection_error']:.2f} pixels off"
