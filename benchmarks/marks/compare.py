@@ -22,6 +22,7 @@ from typing import Any
 from hashgrid.bench.environment import environment
 
 DATA = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared")) / "data"
+SHAPES = "grid,dense,siren,planes,fourier,frequency,mlp"
 # name: task, source below --data (None: what the package makes), seconds per field, further options
 RUNS: dict[str, tuple[str, str | None, float, list[str]]] = {
     "flower": ("image", "image/flower_foveon.png", 60.0, []),
@@ -31,7 +32,7 @@ RUNS: dict[str, tuple[str, str | None, float, list[str]]] = {
     "audio_equal_size": ("audio", None, 120.0, ["--fields", "hash,mlp", "--parameters", "150000"]),
     "video": ("video", None, 120.0, ["--fields", "hash,mlp,siren,planes,vm,coordx"]),
     "video_equal_size": ("video", None, 120.0, ["--fields", "hash,mlp", "--parameters", "500000"]),
-    "sdf": ("sdf", None, 30.0, ["--no-video", "--resolution", "96", "--image-size", "320"]),
+    "sdf": ("sdf", None, 30.0, ["--no-video", "--resolution", "96", "--image-size", "320", "--fields", SHAPES]),
     "ct": ("ct", None, 60.0, []),
     "heat": ("pde", "heat", 20.0, []),
 }

@@ -107,7 +107,8 @@ def distance_to_centre(x: Tensor) -> Tensor:
 
 
 def distance_field(kind: type[SignalField]) -> type[DistanceField]:
-    """A field of any signal as one of distances, in steps of the rates that ``kind.recipe`` has for signals."""
+    """A field of any signal as one of distances, in steps of the rates and the batch that ``kind.recipe`` has for
+    signals."""
     rates = [("learning_rate", 1e-3), ("final_learning_rate", 1e-5)]
     options: Any = dataclasses.make_dataclass(
         f"{kind.__name__}DistanceConfig",
@@ -118,6 +119,7 @@ def distance_field(kind: type[SignalField]) -> type[DistanceField]:
 
     class SignalDistance(DistanceField):
         Config = options
+        recipe = {name: value for name, value in kind.recipe.items() if name == "batch"}
         size = kind.size
 
         def __init__(self, config: Any = None, backend: str = "native") -> None:
