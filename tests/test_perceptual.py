@@ -14,8 +14,9 @@ import torch
 from problems.nerf import OPTIONS, nerf_trainer
 
 from hashgrid.cli import main
+from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene
-from hashgrid.rendering.scores import describe, evaluate
+from hashgrid.rendering.scores import Scoring, describe, evaluate, spread
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.util.perceptual import PIXELS_PER_DEGREE, Lpips, flip, flip_map
 
@@ -143,3 +144,22 @@ def test_scores_of_test_views(scene: Scene, tmp_path: Path) -> None:
     table = (tmp_path / "test_views.csv").read_text().splitlines()
     assert table[0] == "view,psnr,ssim,flip" and float(table[2].split(",")[3]) == pytest.approx(flips[1], abs=1e-5)
     assert f"FLIP {found['flip_mean']:.4f} in" in describe(found)
+
+
+def test_views_that_fit_into_a_time(tmp_path: Path) -> None:
+    """The first always does; of what was scored is said how many of how many, and the table has these alone."""
+    scene = procedural_scene(n_train=2, n_test=5, resolution=16)
+    task = nerf_trainer(scene).task
+    assert isinstance(task, Nerf)
+    how = task.model, task.sampler, task.scene.test, torch.ones(3), tmp_path
+    for seconds, n in ((1e-9, 1), (1e9, 5)):
+        found = evaluate(*how, scoring=Scoring(score_seconds=seconds))
+        assert (found["views"], found["views_total"]) == (n, 5)
+        names = [line.split(",")[0] for line in (tmp_path / "test_views.csv").read_text().splitlines()[1:]]
+        assert names == list(scene.test.names[:n])
+        assert describe(found).startswith("1 of 5 test views: " if n == 1 else "5 test views: ")
+    with pytest.raises(ValueError, match="`score_seconds` must be positive, got 0"):
+        Scoring(score_seconds=0.0).check()
+    for n in range(1, 20):
+        order = spread(n)
+        assert sorted(order) == list(range(n)) and (n < 3 or abs(order[0] - order[1]) >= n // 2)

@@ -53,10 +53,10 @@ def strip(path: Path, rows: Sequence[dict[str, Any]], out: Path, preview: str) -
     nothing."""
     panels = []
     for row in rows:
-        file = out / row["field"] / preview
-        if not preview or not file.is_file():
+        files = sorted((out / row["field"]).glob(preview)) if preview else []
+        if not files:
             continue
-        image = load_photo(file)
+        image = load_photo(files[0])
         top = torch.ones(HEADER, image.shape[1], 3)
         value = "none" if row["value"] is None else f"{row['value']:.4g}"
         text = f"{row['field']}  {row['metric']} {value}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from hashgrid.data.scene import Scene, Views
 from hashgrid.fields.base import RadianceField
 from hashgrid.rendering.samplers import Sampler
-from hashgrid.rendering.volume import render_image
+from hashgrid.rendering.volume import render_image, render_pixels
 from hashgrid.util.config import Config
 from hashgrid.util.files import atomic_write_csv
 from hashgrid.util.metrics import psnr, ssim
@@ -33,9 +33,15 @@ class Scoring(Config):
     """What test views are scored with besides PSNR, SSIM and FLIP."""
 
     lpips: Literal["none", "alex", "vgg"] = "none"  # also LPIPS, with features of this network: see docs/photos.md
+    views: int | None = None  # evaluate only so many test views, evenly spread
+    score_seconds: float | None = None  # after which no further test view is begun; all are scored if none
 
     def check(self) -> None:
         super().check()
+        if self.views is not None and self.views < 0:
+            raise ValueError(f"`views` must be at least 0, got {self.views}")
+        if self.score_seconds is not None and not self.score_seconds > 0:
+            raise ValueError(f"`score_seconds` must be positive, got {self.score_seconds}")
         self.metrics()
 
     def metrics(self) -> dict[str, Metric]:
@@ -70,7 +76,8 @@ def evaluate(
     scoring: Scoring = Scoring(),  # noqa: B008
     fit: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores of the views (all, or ``n_views`` at most, evenly spread): ``psnr_mean``, ``ssim_mean``, ``flip_mean``,
+    """Scores of the views (all, or ``n_views`` at most, or as many as fit into ``scoring.score_seconds``, evenly
+    spread): ``psnr_mean``, ``ssim_mean``, ``flip_mean``,
     with ``scoring.lpips`` also ``lpips_mean``; ``views``, ``views_total``, ``seconds``.
 
     With ``out``, shows how far it is, and writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth |
@@ -86,9 +93,14 @@ def evaluate(
     device = field.aabb.device
     cameras = views.select(range(len(views))).to(device)
     n = len(views) if n_views is None else min(n_views, len(views))
-    indices = [i * len(views) // n for i in range(n)]
-    bar = optional_import("tqdm").tqdm(indices, desc="test views", unit="view", total=n, disable=out is None)
-    for view in bar:
+    indices: list[int] = []
+    order = spread(n) if scoring.score_seconds else range(n)
+    bar = optional_import("tqdm").tqdm(order, desc="test views", unit="view", total=n, disable=out is None)
+    for place in bar:
+        if indices and time.perf_counter() - begin > (scoring.score_seconds or math.inf):
+            break
+        view = place * len(views) // n
+        indices.append(view)
         if fit is not None:
             fit(view)
         color, opacity, depth = (x.cpu() for x in render_image(field, sampler, cameras, view, background.to(device)))
@@ -104,14 +116,38 @@ def evaluate(
             bar.set_postfix_str(f"PSNR {_spelled(_mean(scores['psnr']), *LOOK['psnr'])}", refresh=False)
     if out is not None:
         columns = ([f"{value:.5f}" for value in values] for values in scores.values())
-        rows = zip((views.names[view] for view in indices), *columns, strict=True)
-        atomic_write_csv(out / "test_views.csv", ("view", *metrics), list(rows))
+        rows = zip(indices, (views.names[view] for view in indices), *columns, strict=True)
+        atomic_write_csv(out / "test_views.csv", ("view", *metrics), [row[1:] for row in sorted(rows)])
     return {
         **{f"{name}_mean": _mean(values) for name, values in scores.items()},
-        "views": n,
+        "views": len(indices),
         "views_total": len(views),
         "seconds": time.perf_counter() - begin,
     }
+
+
+@torch.no_grad()
+def glance(field: RadianceField, sampler: Sampler, views: Views, background: Tensor, n_rays: int = 4096) -> float:
+    """PSNR of ``n_rays`` pixels of the views, the same each time; NaN without views."""
+    if not len(views):
+        return math.nan
+    rays, rgba = views.sample_rays(n_rays, 0, 0, needs=field.needs)[:2]
+    device, behind = field.aabb.device, background.to(field.aabb.device)
+    seen = render_pixels(field, sampler, rays.to(device), behind)[0]
+    truth = torch.lerp(background.expand_as(rgba[:, :3]), rgba[:, :3], rgba[:, 3:])
+    return psnr(seen.clamp(0, 1).cpu()[None], truth.cpu()[None])
+
+
+def spread(n: int) -> list[int]:
+    """The numbers up to ``n`` in an order of which each beginning is spread over all.
+
+    Example:
+        >>> spread(8)
+        [0, 4, 2, 6, 1, 5, 3, 7]
+    """
+    digits = max(n - 1, 1).bit_length()
+    turned = (int(f"{i:0{digits}b}"[::-1], 2) for i in range(1 << digits))
+    return [i for i in turned if i < n]
 
 
 def describe(test: dict[str, Any]) -> str:
@@ -120,7 +156,8 @@ def describe(test: dict[str, Any]) -> str:
         return "no test views"
     means = {name: test[f"{name}_mean"] for name in LOOK if f"{name}_mean" in test}
     spelled = ", ".join(f"{name.upper()} {_spelled(mean, *LOOK[name])}" for name, mean in means.items())
-    return f"{test['views']} test views: {spelled} in {test['seconds']:.1f} s"
+    of_all = "" if test["views"] == test["views_total"] else f" of {test['views_total']}"
+    return f"{test['views']}{of_all} test views: {spelled} in {test['seconds']:.1f} s"
 
 
 def _mean(scores: list[float]) -> float | None:

@@ -51,7 +51,6 @@ class NerfConfig(RunConfig):
     scoring: scores.Scoring = scores.Scoring()
     capture: CaptureConfig = CaptureConfig()
     background: str = "auto"  # of test images: white, black, grey, #rrggbb or R,G,B; auto: what opaque images had
-    views: int | None = None  # evaluate only so many test views, evenly spread
     video: bool = True  # write a turntable
     target_samples: int = 1 << 15  # samples that count, per step; the number of rays follows
     max_rays: int = 1 << 14  # per step
@@ -79,8 +78,6 @@ class NerfConfig(RunConfig):
         super().check()
         if self.background != "auto":
             background_color(self.background)
-        if self.views is not None and self.views < 0:
-            raise ValueError(f"`views` must be at least 0, got {self.views}")
         for name in ("distortion_weight", "opacity_entropy_weight"):
             if self.fixed_size and getattr(self, name):
                 raise ValueError(f"`{name}` must be 0 with `fixed_size`; choose `--no-fixed-size`")
@@ -96,7 +93,7 @@ class Nerf(Task):
 
     name = "nerf"
     metric = "test.psnr_mean"
-    preview = "psnr_over_time.png"
+    preview = "comparisons/*.png"
     Config = NerfConfig
     summary = "Trains a radiance field on posed photographs and renders the test views; of a procedural scene if none."
     source_help = "folder of posed photos: transforms.json, COLMAP, LLFF and more, see --format"
@@ -175,9 +172,12 @@ class Nerf(Task):
         """What is added to the objective that all fields have."""
         return self.config.depths.of_rays(out.depths, rays, self.scene.train)
 
+    def score(self, optimizer: Adam) -> float:
+        return scores.glance(self.model, self.sampler, self.scene.test, self.scene.background(self.config.background))
+
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, most = self.config, 4 if report.interrupted else len(self.scene.test)
-        n = most if config.views is None else min(most, config.views)
+        n = most if config.scoring.views is None else min(most, config.scoring.views)
         found = score_capture(self.model, self.sampler, self.scene, config.background, report.out, n, config.scoring)
         write_masks(report.out / "masks.png", self.scene.train, self.scene.background(config.background))
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, found["test"]["psnr_mean"])

@@ -91,7 +91,7 @@ class Task:
     packages: ClassVar[Sequence[str]] = ()  # what has to be installed besides safetensors and tqdm
     config: RunConfig  # the recipe, with the device that it runs on
     metric: ClassVar[str] = ""  # the figure of `results.json` that says how good it is, as in "test.psnr_mean"
-    preview: ClassVar[str] = ""  # the file of an evaluation that shows it best
+    preview: ClassVar[str] = ""  # the file of an evaluation that shows it best, or a pattern, of which the first
     model: nn.Module  # what has parameters, on its device
     schedule: Schedule  # of the learning rate
     ema_decay: float | None = None  # of the averages that are evaluated instead of the weights; None for none
