@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,13 +12,15 @@ from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.cameras import alike, look_at
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.optim import Adam
-from hashgrid.rendering.choices import add_proposals, make_field, make_sampler
+from hashgrid.rendering.choices import add_proposals, decided, make_field, make_sampler
 from hashgrid.rendering.proposals import ProposalSampler
 from hashgrid.rendering.ray_losses import interlevel, of_histograms
-from hashgrid.rendering.samplers import SamplerConfig, StratifiedSampler
-from hashgrid.rendering.volume import render
+from hashgrid.rendering.samplers import SamplerConfig, StratifiedSampler, calmed
+from hashgrid.rendering.volume import render, render_image
+from hashgrid.tasks.nerf import NerfConfig
 from hashgrid.train.groups import adam_groups
 from hashgrid.util.config import Config
 
@@ -117,3 +122,77 @@ def test_rays_through_contracted_space_do_not_end_at_the_box(sampler: str, scene
     half = float((field.aabb[3:] - field.aabb[:3]).max()) / 2
     assert float(samples.t_starts.min()) == pytest.approx(scene.near, abs=1e-5)
     assert float(samples.t_ends.max()) == pytest.approx(1000 * half, rel=1e-2)
+
+
+def test_gradients_near_a_camera_are_small_where_there_is_no_end(scene: Scene) -> None:
+    """By the square of the distance, up to ``calm_distance``; values are as they are, and bounded scenes keep all."""
+    config = RADIANCE_FIELDS["ngp"].Config().replace(log2_hashmap_size=10)
+    assert make_field(RADIANCE_FIELDS["ngp"], config, SamplerConfig(), scene).calm_distance == 0
+    endless = replace(scene, bounded=False)
+    field = make_field(RADIANCE_FIELDS["ngp"], config, SamplerConfig(calm_distance=2.0), endless)
+    samples = StratifiedSampler(3).pack(torch.tensor([[0.0, 1.0, 2.0, 6.0]]))  # middles at 0.5, 1.5 and 4
+    sigmas, colors = torch.ones(3, requires_grad=True), torch.full((3, 2), 0.5, requires_grad=True)
+    calm = calmed(field, samples, sigmas, colors)
+    assert torch.equal(calm[0], sigmas) and torch.equal(calm[1], colors)
+    (5 * calm[0].sum() + 7 * calm[1].sum()).backward()
+    share = torch.tensor([1 / 16, 9 / 16, 1.0])
+    torch.testing.assert_close(sigmas.grad, 5 * share)
+    torch.testing.assert_close(colors.grad, 7 * share[:, None].expand(3, 2))
+
+
+def test_what_is_decided_for_a_scene(scene: Scene) -> None:
+    """Without an end a capture is contracted and asked where proposals say; what is asked for stays."""
+    endless, config = replace(scene, bounded=False), NerfConfig(device="cpu")
+
+    def chosen(scene: Scene, **options: Any) -> tuple[str, str]:
+        sampling = decided(config.replace(**options), scene).sampling
+        return sampling.sampler, sampling.contraction
+
+    assert chosen(scene) == ("occupancy", "none") and chosen(endless) == ("proposal", "cube")
+    assert chosen(endless, contraction="ball") == ("proposal", "ball")
+    assert chosen(endless, sampler="occupancy") == ("occupancy", "none")
+    assert chosen(endless, contraction="none") == ("occupancy", "none")
+    assert chosen(endless, device="cuda") == ("occupancy", "none")
+    assert chosen(endless, field=RADIANCE_FIELDS["classic"].Config())[1] == "none"
+    assert decided(config.replace(fixed_size=True, device="cuda"), scene).fixed_size
+    assert not decided(config.replace(fixed_size=True, device="cuda", sampler="proposal"), scene).fixed_size
+
+
+class Patch(RadianceField):
+    """A striped square, thin and opaque, in the middle of the box, and a wall far behind it."""
+
+    colors_follow_carry = True
+    n_asked = 0
+
+    def density(self, at: At) -> tuple[torch.Tensor, torch.Tensor]:
+        Patch.n_asked += len(at.unit)
+        x, y, z = (4 * at.unit - 2).unbind(-1)  # in units of half the box, as long as inside
+        square = (x.abs() < 0.4) & (z.abs() < 0.3) & (y.abs() < 0.05)
+        stripes = torch.where(square, 0.5 + 0.5 * torch.sin(12 * x), 0.2)
+        return 200.0 * square + 5.0 * (y > 1.9), stripes[:, None].repeat(1, 3)
+
+    def color(self, at: At, carry: torch.Tensor) -> torch.Tensor:
+        return carry
+
+
+def test_pixels_of_a_picture_share_what_proposals_found() -> None:
+    """A picture looks as that of pixels which each ask for themselves, also at the edge of something, and asks
+    proposals for one pixel in 16; even samples miss what is thin."""
+    field, proposal = (Patch(torch.tensor([-1.0, -1, -1, 1, 1, 1])) for _ in range(2))
+    field.contraction = proposal.contraction = "cube"
+    field.proposals.append(proposal)
+    pose = look_at(torch.tensor([[0.1, -1.5, 0.2]]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    cameras, pictures, asked = alike(pose, 60.0, (50, 37)), [], []
+    for sampler in (
+        ProposalSampler((128, 32)),
+        ProposalSampler((128, 32), block=4),
+        ProposalSampler((128, 32), block=4, n_colors=8),
+        StratifiedSampler(32),
+    ):
+        Patch.n_asked = 0
+        pictures.append(render_image(field, sampler, cameras, 0, torch.zeros(3))[0])
+        asked.append(Patch.n_asked)
+    alone, shared, grouped, even = pictures
+    assert asked[0] == 50 * 37 * (128 + 32) and asked[1] == asked[2] == 50 * 37 * 32 + 14 * 11 * 128
+    wrong = [float(((other - alone).abs().amax(-1) > 0.05).float().mean()) for other in (shared, grouped, even)]
+    assert wrong[0] < 0.01 and wrong[1] < 0.01 and wrong[2] > 0.05, wrong

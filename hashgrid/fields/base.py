@@ -61,10 +61,14 @@ class RadianceField(nn.Module):
     # what it asks of rays it is trained on (``at.rays``), "camera" and "time"; others may know neither, and a grid of
     # occupancy asks for densities at no time at all
     needs: Collection[str] = ()
+    # whether colours depend on what the density carried on, a tensor [S, G], and on the ray alone, so that neighbours
+    # can be asked for one together
+    colors_follow_carry: ClassVar[bool] = False
     coarse_weight: ClassVar[float] = 1.0  # of the loss of what was seen at a first look, beside the second
     coarse: RadianceField | None  # another field, asked before to find where to ask this one; None for none
     proposals: nn.ModuleList  # fields of density alone, asked one after the other before all others
     contraction: Contraction = "none"  # whether all of space is in the cube, and the box in the middle half of it
+    calm_distance: float = 0.0  # from a camera, up to which gradients are scaled down; 0 for none
     level_weights: Tensor | None = None  # [n_levels] of its levels of detail, where they come one after the other
     capture: Any  # what is learned of the pictures beside the scene, hashgrid.rendering.refinement.Capture; or None
     aabb: Tensor

@@ -52,6 +52,7 @@ class Ngp(RadianceField):
     """
 
     Config = NgpConfig
+    colors_follow_carry = True
 
     def __init__(self, config: NgpConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:
         super().__init__(aabb)

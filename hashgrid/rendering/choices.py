@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
 from hashgrid.fields.proposal import Proposal, ProposalConfig
@@ -13,17 +15,35 @@ from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, S
 from hashgrid.util.config import Config
 
 
+def decided(config: Any, scene: Scene) -> Any:
+    """The options of a task with what they leave open decided for a scene. Without an end it is contracted and asked
+    where proposals say, on a CPU, by fields that would step through a grid's occupied cells: after 600 steps on a
+    capture of a toy, 24.0 dB instead of 22.5 by cascades of boxes, and a tenth of the time to look. On a GPU kernels
+    that march, ask and composite in one are what is fast, and steps of a fixed size are for them alone."""
+    kind, on_cpu = config.fields[config.field.name], torch.device(config.device).type == "cpu"
+    sampler, contraction = config.sampling.sampler, config.sampling.contraction
+    endless = on_cpu and not scene.bounded and kind.sampler == "occupancy" and sampler in ("auto", "proposal")
+    if contraction == "auto":
+        contraction = "cube" if endless else "none"
+    if sampler == "auto":
+        sampler = "proposal" if endless and contraction != "none" else kind.sampler
+    ends = config.depths.depth_weight > 0 and scene.train.ends is not None
+    fixed_size = config.fixed_size and sampler == "occupancy" and not ends and not config.capture.learns
+    return config.replace(sampler=sampler, contraction=contraction, fixed_size=fixed_size)
+
+
 def make_field(
     kind: Any, config: Config, sampling: SamplerConfig, scene: Scene, backend: str = "native"
 ) -> RadianceField:
     """A field of the class ``kind`` for a normalised scene: in the box of all cascades, or, where space is contracted,
     with the innermost one in its middle."""
-    if sampling.contraction == "none":
-        return kind(config, scene.outer_aabb, scene.n_cascades, backend)
-    field = kind(config, scene.aabb, 1, backend)
+    contracted = sampling.contraction not in ("auto", "none")
+    box = (scene.aabb, 1) if contracted else (scene.outer_aabb, scene.n_cascades)
+    field = kind(config, *box, backend)
     for part in (field, field.coarse):
         if part is not None:
-            part.contraction = sampling.contraction
+            part.contraction = sampling.contraction if contracted else part.contraction
+            part.calm_distance = 0.0 if scene.bounded else sampling.calm_distance
     return field
 
 
@@ -40,7 +60,8 @@ def make_sampler(
         return TwiceSampler(field.n_coarse, field.n_fine, scene.near, backend)
     if name == "proposal":
         add_proposals(field, config, backend)
-        return ProposalSampler((*config.proposal_samples, config.samples), scene.near, backend)
+        how = config.picture_block, config.picture_colors
+        return ProposalSampler((*config.proposal_samples, config.samples), scene.near, backend, *how)
     if name == "stratified":
         return StratifiedSampler(field.n_coarse, scene.near, backend)
     grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.cameras import Cameras
 from hashgrid.geometry.rays import Rays, RaySamples
 from hashgrid.rendering.samplers import Found, Jitter, Sampler
 
@@ -24,6 +27,10 @@ class CroppedSampler(Sampler):
         super().__init__()
         self.sampler, self.prunes, self.early_stop_eps = sampler, sampler.prunes, sampler.early_stop_eps
         self.register_buffer("box", box.float())
+
+    def of_picture(self, field: RadianceField, cameras: Cameras, view: int) -> Callable[[int, int], Sampler]:
+        of_pixels = self.sampler.of_picture(field, cameras, view)
+        return lambda begin, end: CroppedSampler(of_pixels(begin, end), self.box)
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         found = self.sampler(rays, field, jitter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from hashgrid.fields.base import RadianceField
-from hashgrid.geometry.contraction import Contraction
+from hashgrid.geometry.cameras import Cameras
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.nn import OccupancyGrid
 from hashgrid.ops._backend import backend_ops, ngp_ops
@@ -63,15 +64,65 @@ def look(
     found: Found,
     early_stop_eps: float,
     background: Tensor | None = None,
+    n_colors: int | None = None,
 ) -> Rendered:
-    """What rays see of a field that is asked at all of their samples."""
+    """What rays see of a field that is asked at all of their samples, as many on each; for ``n_colors`` colours of as
+    many groups of neighbours on a ray, if it knows how."""
     samples, coarse, proposals, edges = found
     unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
     unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
     at = At(rays, unit, samples.ray_indices, samples.intervals())
-    composited = composite(*field.radiance(at), samples, early_stop_eps, background)
+    grouped = n_colors is not None and field.colors_follow_carry
+    radiance = in_groups(field, at, samples, n_colors) if grouped else field.radiance(at)
+    composited = composite(*calmed(field, samples, *radiance), samples, early_stop_eps, background)
     n_evaluated = samples.n_samples + (coarse.n_evaluated if coarse is not None else 0)
     return Rendered(*composited, samples, n_evaluated, coarse, proposals, edges)  # type: ignore[call-arg,arg-type]
+
+
+class _Scaled(torch.autograd.Function):
+    """Densities [S] and colours [S, C] as they are, and their gradients times ``scale`` [S]."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, sigmas: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(scale)
+        return sigmas.view_as(sigmas), colors.view_as(colors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (scale,) = ctx.saved_tensors
+        return None, grads[0] * scale, grads[1] * scale[:, None]
+
+
+def calmed(field: RadianceField, samples: RaySamples, sigmas: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
+    """Densities [S] and colours [S, C], of whose gradients the part ``(t / d)^2`` is left nearer to the camera than
+    ``d = field.calm_distance`` (Philip and Deschaintre 2023, eq. 5). There one camera alone has as many samples as all
+    others together have in a volume further away, and would rather paint its picture right before its lens."""
+    if not field.calm_distance or not torch.is_grad_enabled():
+        return sigmas, colors
+    place = (samples.t_starts + samples.t_ends) / (2 * field.calm_distance)
+    return _Scaled.apply(place.clamp(max=1).square(), sigmas, colors)  # type: ignore[no-any-return]
+
+
+def in_groups(field: RadianceField, at: At, samples: RaySamples, n_colors: int | None) -> tuple[Tensor, Tensor]:
+    """Densities [S], and colours [S, C] that are those of the mean, over a group of neighbours on a ray and by their
+    weights, of what the density carried on: the larger network is asked ``n_colors`` times per ray."""
+    sigmas, carry = field.density(at)
+    n_rays = samples.n_rays
+    weights = weights_of(sigmas.view(n_rays, -1), (samples.t_ends - samples.t_starts).view(n_rays, -1))
+    n_groups = n_rays * (n_colors or 1)
+    share = weights.view(n_groups, -1) + 1e-9  # of nothing the plain mean
+    share = share / share.sum(1, keepdim=True)
+    size = share.shape[1]
+    mean = torch.bmm(share[:, None], carry.view(n_groups, size, -1)).squeeze(1)
+    groups = At(at.rays, at.unit[size // 2 :: size], at.ray_indices[::size])
+    return sigmas, field.color(groups, mean).repeat_interleave(size, dim=0)
+
+
+def weights_of(sigmas: Tensor, lengths: Tensor) -> Tensor:
+    """Of intervals [R, n]: what each absorbs of what gets there."""
+    thickness = sigmas * lengths
+    before = thickness.cumsum(1) - thickness
+    return torch.exp(-before) * -torch.expm1(-thickness)
 
 
 Jitter = tuple[int, int] | None  # (seed, step) of random places; None for the middles
@@ -91,6 +142,7 @@ class Sampler(nn.Module):
 
     prunes = False  # whether most samples are hidden, so that it pays to find out which before asking for colours
     early_stop_eps = 0.0  # transmittance below which nothing counts
+    n_colors: int | None = None  # per ray, of groups of samples, as many on each ray; None for one of each sample
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         """Samples of the rays, and what was rendered to find them."""
@@ -99,18 +151,27 @@ class Sampler(nn.Module):
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
         """What the sampler learns of the field between steps, ``seconds`` after the run began."""
 
+    def of_picture(self, field: RadianceField, cameras: Cameras, view: int) -> Callable[[int, int], Sampler]:
+        """The sampler of pixels ``begin`` to ``end`` of a picture, row by row: this one, unless pixels can share what
+        was found for their neighbours."""
+        return lambda begin, end: self
+
 
 @dataclass(frozen=True)
 class SamplerConfig(Config):
     """Where along its rays a field is asked, and how an occupancy grid follows it."""
 
     sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine", "twice", "proposal"] = (
-        "auto"  # where a field is asked; its own
+        "auto"  # where a field is asked; its own, and in an unbounded scene on a CPU where proposals say
     )
-    contraction: Contraction = "none"  # of the space around the innermost box, for fields that see to its end
+    # of the space around the innermost box, for fields that see to its end; auto: none in a bounded scene
+    contraction: Literal["auto", "none", "cube", "ball"] = "auto"
     proposal_resolutions: tuple[int, ...] = (128, 256)  # of the density fields of a proposal sampler, finest levels
-    proposal_samples: tuple[int, ...] = (64, 48)  # per ray, of each of them
-    samples: int = 32  # per ray, of the field, behind proposals
+    proposal_samples: tuple[int, ...] = (48, 32)  # per ray, of each of them
+    samples: int = 16  # per ray, of the field, behind proposals
+    calm_distance: float = 1.0  # from a camera of an unbounded scene, up to which gradients are scaled down; 0 for none
+    picture_block: int = 4  # pixels along a side that share, in pictures, where proposals say; 1 for each its own
+    picture_colors: int = 8  # per ray, in pictures, of groups of samples behind proposals; 0 for one of each
     steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
     early_stop_eps: float = 1e-4  # transmittance below which nothing counts
     occupancy_resolution: int = 128  # cells per axis
@@ -222,14 +283,18 @@ class StratifiedSampler(Sampler):
         Where space is contracted, they are even in ``s``: half of it is the way to a distance of 1, half the inverse
         distance from there on, in units of half the side of the field's box, which is the innermost one.
         """
-        if field.contraction == "none":
+        unit = self.unit_of(field)
+        if unit is None:
             return self.edges(rays, field.aabb, jitter), None
-        unit = (field.aabb[3:] - field.aabb[:3]).amax() / 2
         part = torch.arange(self.n_samples + 1, device=unit.device, dtype=unit.dtype).repeat(len(rays), 1)
         if jitter is not None:
             part[:, 1:-1] += uniform(jitter, (len(rays), self.n_samples - 1), unit, self.backend) - 0.5
         low, high = spacing(self.near / unit), spacing(torch.full_like(unit, FAR))
         return low + (high - low) * part / self.n_samples, unit
+
+    def unit_of(self, field: RadianceField) -> Tensor | None:
+        """Of a field's own measure of length, in distances; None where it has none."""
+        return None if field.contraction == "none" else (field.aabb[3:] - field.aabb[:3]).amax() / 2
 
     def edges(self, rays: Rays, aabb: Tensor, jitter: Jitter) -> Tensor:
         """Ends of the intervals [R, n + 1], in the middle of which a field of the box ``aabb`` [6] is asked."""

@@ -14,7 +14,7 @@ from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
 from hashgrid.rendering.composite import composite
-from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler, look
+from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler, calmed, look
 from hashgrid.util.pictures import write_video
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # colours, opacities, depths
@@ -47,7 +47,7 @@ def _render(
 ) -> Rendered:
     found = sampler(rays.detach(), field, jitter)
     if not sampler.prunes:
-        return look(field, rays, found, sampler.early_stop_eps, background)
+        return look(field, rays, found, sampler.early_stop_eps, background, sampler.n_colors)
     # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
     # the backward pass, two thirds of a step, on the samples that count.
     samples, kept, n_evaluated = visible(field, found.samples, rays, sampler.early_stop_eps)
@@ -56,7 +56,8 @@ def _render(
         unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
         unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
     at = At(rays, unit, samples.ray_indices, samples.intervals())
-    composited = composite(*field.radiance(at, kept), samples, sampler.early_stop_eps, background)
+    radiance = calmed(field, samples, *field.radiance(at, kept))
+    composited = composite(*radiance, samples, sampler.early_stop_eps, background)
     return Rendered(*composited, samples, n_evaluated)  # type: ignore[call-arg,arg-type]
 
 
@@ -156,9 +157,10 @@ def render_image(
     if chunk is None:
         chunk = 1 << 12 if device.type == "cpu" else 1 << 20 if in_one_kernel(field, sampler) else 1 << 17
     width, height = cameras.size(view)
-    parts: list[Pixels] = []
-    for start in range(0, width * height, chunk):
-        parts.append(render_pixels(field, sampler, cameras.view_rays(view, start, start + chunk), background))
+    of_pixels, parts = sampler.of_picture(field, cameras, view), list[Pixels]()
+    for begin in range(0, width * height, chunk):
+        rays, end = cameras.view_rays(view, begin, begin + chunk), begin + chunk
+        parts.append(render_pixels(field, of_pixels(begin, end), rays, background))
     colors, opacities, depths = (torch.cat(part) for part in zip(*parts, strict=True))
     return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)
 

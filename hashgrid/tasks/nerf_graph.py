@@ -12,7 +12,7 @@ from hashgrid.geometry.rays import At, Rays
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.composite import composite
-from hashgrid.rendering.samplers import OccupancySampler
+from hashgrid.rendering.samplers import OccupancySampler, calmed
 from hashgrid.train.task import Progress, Step, Stepper
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ class FixedStep(Stepper):
         )
         # rays into the unit cube, not samples: they are a quarter as many, or less
         unit = model.inside(samples.positions(model.unit(rays_o), model.unit_direction(rays_d)))
-        sigmas, colors = model.radiance(At(Rays(rays_o, rays_d), unit, samples.ray_indices))
+        radiance = model.radiance(At(Rays(rays_o, rays_d), unit, samples.ray_indices))
+        sigmas, colors = calmed(model, samples, *radiance)
         colors, opacities, *_ = composite(sigmas, colors, samples, early_stop_eps=self.sampler.early_stop_eps)
         loss, means = ngp_ops(config.backend).pixel_loss(
             colors, opacities, background, target, config.huber_delta, totals[1:]
