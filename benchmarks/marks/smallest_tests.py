@@ -204,7 +204,7 @@ def classic(seed: int) -> Iterator[Check]:
     """The first NeRF: more than copies of views; frequencies, and a second look, are what makes it so."""
     given = scene(BALL_AND_BOX, *two(30, seed), BOX)
     sizes = {"n_frequencies": 6, "n_hidden_layers": 2, "n_coarse": 16, "n_fine": 16, "target_samples": 1 << 12}
-    whole = psnr(train("classic", given, 4500, seed, **sizes))
+    whole = psnr(train("classic", given, 1800, seed, **sizes))
     yield gains("copies of the nearest view", "PSNR", whole, nearest_view_psnr(given), 6)
 
 
