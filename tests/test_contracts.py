@@ -190,7 +190,8 @@ def test_distance_field(name: str, backend: str) -> None:
     (gradient.square().sum() + distance.sum()).backward()
     assert all(param.grad is not None for param in field.parameters())
     assert field(x.view(5, 10, 3)).shape == (5, 10) and field(x[:0]).shape == (0,)
-    torch.testing.assert_close(field(x[:1])[0], distance[0])
+    alone, among = (field.double()(points.double()) for points in (x[:1], x))  # sums of one row and of many differ
+    torch.testing.assert_close(alone[0], among[0])
     rate = field.Config().to_dict()
     assert 0 < rate["final_learning_rate"] < rate["learning_rate"]
 
