@@ -170,7 +170,7 @@ class SamplerConfig(Config):
     proposal_samples: tuple[int, ...] = (48, 32)  # per ray, of each of them
     samples: int = 16  # per ray, of the field, behind proposals
     calm_distance: float = 1.0  # from a camera of an unbounded scene, up to which gradients are scaled down; 0 for none
-    picture_block: int = 4  # pixels along a side that share, in pictures, where proposals say; 1 for each its own
+    picture_block: int = 2  # pixels along a side that share, in pictures, where proposals say; 1 for each its own
     picture_colors: int = 8  # per ray, in pictures, of groups of samples behind proposals; 0 for one of each
     steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
     early_stop_eps: float = 1e-4  # transmittance below which nothing counts
