@@ -140,6 +140,18 @@ def test_gradients_near_a_camera_are_small_where_there_is_no_end(scene: Scene) -
     torch.testing.assert_close(colors.grad, 7 * share[:, None].expand(3, 2))
 
 
+@pytest.mark.parametrize("contraction, expected", [("none", 1.0), ("cube", 0.25), ("ball", 0.25)])
+def test_contracted_space_begins_thin(contraction: str, expected: float, scene: Scene) -> None:
+    """Of the field and of its proposals, by what is seen of a place and what kernels say of it."""
+    sampling = SamplerConfig(sampler="proposal", contraction=contraction, proposal_samples=(8, 8))  # type: ignore[arg-type]
+    field = make_field(RADIANCE_FIELDS["ngp"], RADIANCE_FIELDS["ngp"].Config(), sampling, scene)
+    make_sampler(sampling, field, scene)
+    at = At(rays_into(scene), torch.rand(64, 3), torch.arange(64))
+    for part in (field, *field.proposals):
+        assert float(part.density(at)[0].detach().mean()) == pytest.approx(expected, rel=0.2)
+    assert float(field.radiance(at)[0].detach().mean()) == pytest.approx(expected, rel=0.2)
+
+
 def test_what_is_decided_for_a_scene(scene: Scene) -> None:
     """Without an end a capture is contracted and asked where proposals say; what is asked for stays."""
     endless, config = replace(scene, bounded=False), NerfConfig(device="cpu")

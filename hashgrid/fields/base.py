@@ -69,6 +69,7 @@ class RadianceField(nn.Module):
     proposals: nn.ModuleList  # fields of density alone, asked one after the other before all others
     contraction: Contraction = "none"  # whether all of space is in the cube, and the box in the middle half of it
     calm_distance: float = 0.0  # from a camera, up to which gradients are scaled down; 0 for none
+    initial_density: float = 1.0  # per unit of length, of fields whose densities are exponentials
     level_weights: Tensor | None = None  # [n_levels] of its levels of detail, where they come one after the other
     capture: Any  # what is learned of the pictures beside the scene, hashgrid.rendering.refinement.Capture; or None
     aabb: Tensor
@@ -101,6 +102,10 @@ class RadianceField(nn.Module):
     def shrinking(self, unit: Tensor) -> Tensor | float:
         """By how much :meth:`inside` shrinks lengths around what :meth:`unit` says [..., 3]: [...]."""
         return 1.0 if self.contraction == "none" else shrinking(2 * unit - 1, self.contraction) / 2
+
+    def thinned(self, sigmas: Tensor) -> Tensor:
+        """Densities [S] that are exponentials, and so 1 before anything is learned, times ``initial_density``."""
+        return sigmas if self.initial_density == 1 else sigmas * self.initial_density
 
     def unit_direction(self, directions: Tensor) -> Tensor:
         """Scene directions [R, 3] in the unit cube: a point moves along them as :meth:`unit` moves it."""

@@ -82,7 +82,7 @@ class Ngp(RadianceField):
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
         geometry = encode_and_pass(self.grid, self.density_mlp, at.unit, self.level_weights)
-        return density_of(geometry), geometry
+        return self.thinned(density_of(geometry)), geometry
 
     def color(self, at: At, carry: Tensor) -> Tensor:
         return self.color_mlp(color_inputs(carry, self.seen_of(at.rays), at.ray_indices))
@@ -92,7 +92,7 @@ class Ngp(RadianceField):
             sigmas, geometry = self.density(at)
             return sigmas, (at.unit, geometry)
         encoded = self.grid(at.unit, self.level_weights)
-        return density_of(self.density_mlp(encoded)), (at.unit, encoded)
+        return self.thinned(density_of(self.density_mlp(encoded))), (at.unit, encoded)
 
     def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
         seen = self.seen_of(at.rays)
@@ -102,7 +102,8 @@ class Ngp(RadianceField):
             encoded = self.grid(at.unit, self.level_weights, kept.column(1))
         else:
             encoded = self.grid(at.unit, self.level_weights)
-        return ngp_ops(self.backend).radiance_mlp(encoded, seen, at.ray_indices, **self._networks())
+        sigmas, colors = ngp_ops(self.backend).radiance_mlp(encoded, seen, at.ray_indices, **self._networks())
+        return self.thinned(sigmas), colors
 
     def fused(self) -> FusedRadiance | None:
         if type(self.grid) is not HashGrid:

@@ -82,7 +82,7 @@ class PlanesExplicit(RadianceField):
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
         features = self.grid(at.unit)
-        return density_of(self.density_basis(features)), features
+        return self.thinned(density_of(self.density_basis(features))), features
 
     def color(self, at: At, carry: Tensor) -> Tensor:
         basis = self.color_basis(self.directions(at.rays.directions)).index_select(0, at.ray_indices)
@@ -144,7 +144,7 @@ class PlanesTime(Ngp):
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
         geometry = self.density_mlp(self.grid(at.unit_and_time))
-        return density_of(geometry), geometry
+        return self.thinned(density_of(geometry)), geometry
 
     def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         return RadianceField.sketch(self, at, to_train)

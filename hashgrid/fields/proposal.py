@@ -43,4 +43,4 @@ class Proposal(RadianceField):
         self.mlp = FusedMLP(self.grid.n_output_dims, 1, config.n_neurons, n_hidden_layers=1, backend=backend)
 
     def density(self, at: At) -> tuple[Tensor, None]:
-        return density_of(encode_and_pass(self.grid, self.mlp, at.unit)), None
+        return self.thinned(density_of(encode_and_pass(self.grid, self.mlp, at.unit))), None

@@ -49,7 +49,7 @@ class Zip(Ngp):
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
         geometry = self.density_mlp(self.encode(at))
-        return density_of(geometry), geometry
+        return self.thinned(density_of(geometry)), geometry
 
     def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         return RadianceField.sketch(self, at, to_train)

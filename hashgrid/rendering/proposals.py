@@ -68,8 +68,8 @@ class ProposalSampler(StratifiedSampler):
             samples = self.pack(distances(edges, unit))
             unit_places = field.inside(samples.positions(unit_o, unit_d))
             at = At(rays, unit_places, samples.ray_indices, samples.intervals())
-            sigmas = proposal.density(at)[0].view(len(rays), -1)
-            weights = weights_of(sigmas, (samples.t_ends - samples.t_starts).view(len(rays), -1))
+            shape = len(rays), edges.shape[1] - 1
+            weights = weights_of(proposal.density(at)[0].view(shape), (samples.t_ends - samples.t_starts).view(shape))
             histograms.append(Histogram(edges, weights))
             edges = draw_edges(edges, weights.detach() ** self.exponent, n, jitter, level, self.backend)
         return Found(self.pack(distances(edges, unit)), None, tuple(histograms), edges)

@@ -72,7 +72,7 @@ def look(
     unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
     unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
     at = At(rays, unit, samples.ray_indices, samples.intervals())
-    grouped = n_colors is not None and field.colors_follow_carry
+    grouped = n_colors is not None and field.colors_follow_carry and samples.n_rays > 0
     radiance = in_groups(field, at, samples, n_colors) if grouped else field.radiance(at)
     composited = composite(*calmed(field, samples, *radiance), samples, early_stop_eps, background)
     n_evaluated = samples.n_samples + (coarse.n_evaluated if coarse is not None else 0)
@@ -169,6 +169,8 @@ class SamplerConfig(Config):
     proposal_resolutions: tuple[int, ...] = (128, 256)  # of the density fields of a proposal sampler, finest levels
     proposal_samples: tuple[int, ...] = (48, 32)  # per ray, of each of them
     samples: int = 16  # per ray, of the field, behind proposals
+    # of contracted space, per unit, of which the innermost box has 3: what fog hides at first is never learned
+    average_init_density: float = 0.25
     calm_distance: float = 1.0  # from a camera of an unbounded scene, up to which gradients are scaled down; 0 for none
     picture_block: int = 2  # pixels along a side that share, in pictures, where proposals say; 1 for each its own
     picture_colors: int = 8  # per ray, in pictures, of groups of samples behind proposals; 0 for one of each
