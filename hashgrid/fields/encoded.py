@@ -138,6 +138,7 @@ class PlanesSignal(CoordinateField):
     """
 
     Config = PlanesConfig
+    recipe = {"learning_rate": 1e-2, "final_learning_rate": 1e-4}
     size = "finest"
 
     def __init__(self, config: Any, n_input_dims: int, n_output_dims: int, backend: str = "native") -> None:
