@@ -205,6 +205,10 @@ def test_pixels_of_a_picture_share_what_proposals_found() -> None:
         pictures.append(render_image(field, sampler, cameras, 0, torch.zeros(3))[0])
         asked.append(Patch.n_asked)
     alone, shared, grouped, even = pictures
+    odd = render_image(field, ProposalSampler((128, 32), block=4, n_colors=5), cameras, 0, torch.zeros(3))[0]
+    assert torch.equal(odd, shared)  # 5 does not divide 32
+    with pytest.raises(ValueError, match="`picture_block` must be at least 1, got 0"):
+        SamplerConfig(picture_block=0).check()
     assert asked[0] == 50 * 37 * (128 + 32) and asked[1] == asked[2] == 50 * 37 * 32 + 14 * 11 * 128
     wrong = [float(((other - alone).abs().amax(-1) > 0.05).float().mean()) for other in (shared, grouped, even)]
     assert wrong[0] < 0.01 and wrong[1] < 0.01 and wrong[2] > 0.05, wrong

@@ -81,12 +81,14 @@ class ProposalSampler(StratifiedSampler):
         unit, (width, height) = self.unit_of(field), cameras.size(view)
         if self.block == 1 or unit is None:
             return super().of_picture(field, cameras, view)
-        places = self._of_squares(field, cameras, view)
+        places, n_colors = self._of_squares(field, cameras, view), self.n_picture_colors or None
+        if n_colors is not None and self.numbers[-1] % n_colors:
+            n_colors = None  # groups would not be of one size
 
         def part(begin: int, end: int) -> Sampler:
             pixel = torch.arange(begin, min(end, width * height), device=places.device)
             row, column = pixel // width // self.block, pixel % width // self.block
-            return PlacedSampler(places[row, column], unit, self.n_picture_colors or None, self.backend)
+            return PlacedSampler(places[row, column], unit, n_colors, self.backend)
 
         return part
 

@@ -173,7 +173,8 @@ class SamplerConfig(Config):
     average_init_density: float = 0.25
     calm_distance: float = 1.0  # from a camera of an unbounded scene, up to which gradients are scaled down; 0 for none
     picture_block: int = 2  # pixels along a side that share, in pictures, where proposals say; 1 for each its own
-    picture_colors: int = 8  # per ray, in pictures, of groups of samples behind proposals; 0 for one of each
+    # per ray, in pictures, of groups of samples behind proposals; one of each where it is 0 or no divisor of `samples`
+    picture_colors: int = 8
     steps_per_diagonal: int = 512  # step = sqrt(3) / this, in units of the innermost box; 1024 on a GPU
     early_stop_eps: float = 1e-4  # transmittance below which nothing counts
     occupancy_resolution: int = 128  # cells per axis
@@ -182,6 +183,12 @@ class SamplerConfig(Config):
     occupancy_uniform: float = 1 / 16  # share of all cells evaluated per update; 1/4 on a GPU
     occupancy_occupied: float = 1 / 16  # as many of the occupied ones
     occupancy_time_share: float = 0.08  # of a run, at most
+
+    def check(self) -> None:
+        super().check()
+        for name, least in (("picture_block", 1), ("picture_colors", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
 
 
 class OccupancySampler(Sampler):
