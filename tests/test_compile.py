@@ -58,6 +58,7 @@ def train(model: nn.Module, parameters: list[nn.Parameter], n_steps: int = 20) -
     return losses
 
 
+@pytest.mark.full
 def test_compiled_modules_train_like_eager_ones() -> None:
     eager = Field()
     with torch.no_grad():

@@ -102,6 +102,7 @@ def depth_error(scene: Scene, weight: float) -> float:
     return float(np.mean(errors))
 
 
+@pytest.mark.full
 def test_depths_help_where_views_are_few(folder: Path) -> None:
     scene = load_scene(folder)
     assert depth_error(scene, 0.1) < 0.7 * depth_error(scene, 0.0)

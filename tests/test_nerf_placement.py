@@ -93,6 +93,7 @@ def test_unit_and_origin_do_not_matter(tmp_path, channels, unit, shift) -> None:
     torch.testing.assert_close(box, corners, rtol=0, atol=1e-4 * unit)
 
 
+@pytest.mark.full
 def test_training_of_a_capture_does_not_depend_on_its_unit(tmp_path) -> None:
     config = NerfConfig().replace(
         steps=60, device="cpu", target_samples=2048, n_levels=4, log2_hashmap_size=10, occupancy_resolution=32

@@ -402,7 +402,7 @@ def test_levels_come_one_after_the_other() -> None:
     [
         pytest.param({}, id="siren", marks=pytest.mark.full),
         pytest.param({"point_loss": "igr"}, id="igr", marks=pytest.mark.full),
-        pytest.param({"gradient_step": 0.0}, id="exact"),
+        pytest.param({"gradient_step": 0.0}, id="exact", marks=pytest.mark.full),
     ],
 )
 def test_points_of_a_sphere_give_a_sphere(changes: dict) -> None:

@@ -48,8 +48,10 @@ def main(tasks: Mapping[str, tuple[str, str, str]], argv: Sequence[str]) -> int:
         if name not in command.Config.fields:
             raise ValueError(f"`--fields` must be of {', '.join(command.Config.fields) or 'no field'}, got {name!r}")
     out = args.out or Path("outputs") / "compare" / args.task
-    rows = [run_one(command, name, args.parameters, out / name, others) for name in names]
-    atomic_write_json(out / "compare.json", rows)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows.append(run_one(command, name, args.parameters, out / name, others))
+        atomic_write_json(out / "compare.json", rows)  # each at once: a comparison takes hours
     table = as_table(rows)
     atomic_write_text(out / "compare.md", table)
     plot(out / "compare.png", rows)
