@@ -1,6 +1,6 @@
 """What faults of captures cost, and what learning them gives back: on the procedural scene, whose truth is known.
 
-    python benchmarks/marks/captures.py [exposure poses lens behind] [--steps 600] [--seeds 0 1 2]
+    python benchmarks/marks/captures.py [exposure poses lens behind] [--steps 600] [--samples 4096] [--seeds 0 1 2]
 
 - exposure: training views between 1 stop darker and 1 stop brighter; right halves of test views are scored.
 - poses: training cameras moved by 1 degree and 1 % of their distance; test cameras at their true places, aligned.
@@ -35,9 +35,10 @@ from hashgrid.util.files import atomic_write_json
 
 PATH = Path(__file__).parent / "results" / "captures.json"
 WHITE = torch.ones(3)
+KEYS = ("part", "seed", "steps", "samples")  # of a row
 SIZES: dict[str, Any] = {
     **{"n_levels": 6, "log2_hashmap_size": 15, "max_resolution": 256, "n_neurons": 32, "compute_dtype": "float32"},
-    **{"target_samples": 1 << 12, "max_rays": 1 << 10, "occupancy_resolution": 64, "steps_per_diagonal": 256},
+    **{"occupancy_resolution": 64, "steps_per_diagonal": 256},
 }
 
 
@@ -154,17 +155,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("parts", nargs="*", default=list(PARTS))
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--samples", type=int, default=1 << 12, help="per step; gradients of poses need many")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
     warn_if_busy()
+    SIZES.update(target_samples=args.samples, max_rays=args.samples // 4)
     scene = procedural_scene(n_train=40, n_test=6, resolution=64)
     for name in args.parts:
         for seed in args.seeds:
-            row = {"part": name, "seed": seed, "steps": args.steps, **PARTS[name](scene, args.steps, seed)}
+            row = {
+                "part": name,
+                "seed": seed,
+                "steps": args.steps,
+                "samples": args.samples,
+                **PARTS[name](scene, args.steps, seed),
+            }
             print(json.dumps(row), flush=True)
             stored = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-            rows = [old for old in stored if (old["part"], old["seed"]) != (name, seed)] + [row]
+            rows = [old for old in stored if any(old[key] != row[key] for key in KEYS)] + [row]
             rows.sort(key=lambda row: (row["part"], row["seed"]))
             atomic_write_json(args.out, {"environment": environment(torch.device("cpu")), "rows": rows})
 
