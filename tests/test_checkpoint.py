@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("safetensors")
 
-from hashgrid.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint  # noqa: E402
+from hashgrid.train.checkpoint import CheckpointError, load_checkpoint, load_metadata, save_checkpoint  # noqa: E402
 from hashgrid.util import files  # noqa: E402
 
 
@@ -129,3 +129,13 @@ def test_checkpoint_survives_sigkill(tmp_path):
         assert bool((tensors["x"] == metadata["step"]).all())
         save_checkpoint(path, tensors, metadata)
         assert os.listdir(tmp_path) == ["run.safetensors"]  # also what safetensors had begun
+
+
+def test_metadata_alone(tmp_path) -> None:
+    """They are what the whole file says, and a file that is cut is told, too."""
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {"table": torch.ones(1000)}, {"task": "nerf"})
+    assert load_metadata(path) == load_checkpoint(path).metadata == {"task": "nerf"}
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_metadata(path)

@@ -75,21 +75,23 @@ def exposure(scene: Scene, steps: int, seed: int) -> dict[str, Any]:
     return row
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "so3xr3": {"refine_cameras": "so3xr3"},
+    "se3": {"refine_cameras": "se3"},
+    "so3xr3, all levels at once": {"refine_cameras": "so3xr3", "coarse_share": 0.0},
+}
+
+
 def poses(scene: Scene, steps: int, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"as it was": score(train(scene, steps, seed))}
-    ways: dict[str, dict[str, Any]] = {
-        "none": {},
-        "so3xr3": {"refine_cameras": "so3xr3"},
-        "se3": {"refine_cameras": "se3"},
-        "so3xr3, all levels at once": {"refine_cameras": "so3xr3", "coarse_share": 0.0},
-    }
-    for name, options in ways.items():
+    for name, options in WAYS.items():
         task = train(scene, steps, seed, perturb_cameras=1.0, **options)
         errors = figures(task.scene, task.model.capture)["pose_errors"]
         row[name] = score(task)
         row[f"{name}: errors"] = errors["after"]
         row["errors before"] = errors["before"]
-    for name in ways:
+    for name in WAYS:
         if name != "none":
             row[f"{name}: returned"] = (row[name] - row["none"]) / (row["as it was"] - row["none"])
     return row
@@ -157,8 +159,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--samples", type=int, default=1 << 12, help="per step; gradients of poses need many")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="*", default=[*WAYS], choices=[*WAYS], help="of refining poses, beside none")
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
+    for way in {*WAYS} - {"none", *args.ways}:
+        del WAYS[way]
     warn_if_busy()
     SIZES.update(target_samples=args.samples, max_rays=args.samples // 4)
     scene = procedural_scene(n_train=40, n_test=6, resolution=64)

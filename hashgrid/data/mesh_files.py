@@ -22,6 +22,17 @@ class Texture(NamedTuple):
     image: np.ndarray  # [H, W, 3] uint8, sRGB, the top row first
 
 
+class _Mesh(NamedTuple):
+    """What :func:`write_mesh` is given."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    normals: np.ndarray | None
+    colors: np.ndarray | None
+    texture: Texture | None
+    lit: bool
+
+
 def write_mesh(
     path: str | Path,
     vertices: np.ndarray,
@@ -49,7 +60,8 @@ def write_mesh(
             raise ValueError(f"a mesh with a texture is written as obj or glb, got `{path}`")
         write_ply(path, vertices, faces, normals, colors)
     else:
-        (write_obj if suffix == ".obj" else write_glb)(path, vertices, faces, normals, colors, texture, lit)
+        mesh = _Mesh(vertices, faces, normals, colors, texture, lit)
+        (_write_obj if suffix == ".obj" else _write_glb)(Path(path), mesh)
 
 
 def _bytes(colors: np.ndarray) -> np.ndarray:
@@ -63,18 +75,10 @@ def _png(image: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def write_obj(
-    path: str | Path,
-    vertices: np.ndarray,
-    faces: np.ndarray,
-    normals: np.ndarray | None = None,
-    colors: np.ndarray | None = None,
-    texture: Texture | None = None,
-    lit: bool = True,
-) -> None:
+def _write_obj(path: Path, mesh: _Mesh) -> None:
     """Writes text OBJ, replacing an earlier file only once the new one is complete. Colours follow the coordinates of
     a vertex, as most programs read them; a texture is NAME.png, named by NAME.mtl, with neither blanks nor light."""
-    path = Path(path)
+    vertices, faces, normals, colors, texture, lit = mesh
     columns = vertices if colors is None else np.concatenate((vertices, np.clip(colors, 0, 1)), axis=1)
     form = ".9g" if fits_float32(vertices) else ".17g"
     lines = ["v " + " ".join(format(x, form) for x in row) for row in columns.tolist()]
@@ -95,20 +99,13 @@ def write_obj(
     atomic_write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
-def write_glb(
-    path: str | Path,
-    vertices: np.ndarray,
-    faces: np.ndarray,
-    normals: np.ndarray | None = None,
-    colors: np.ndarray | None = None,
-    texture: Texture | None = None,
-    lit: bool = True,
-) -> None:
+def _write_glb(path: Path, mesh: _Mesh) -> None:
     """Writes binary glTF, replacing an earlier file only once the new one is complete. Its vertices are always float32;
     where that would move them (see :func:`fits_float32`) they are relative to their centre, which is the translation
     of the node. The axes stay those of the input: y is not made to be up. Colours of vertices are linear there, 16
     bits each, textures are sRGB; without light it is `KHR_materials_unlit` that says so."""
     trimesh = optional_import("trimesh")
+    vertices, faces, normals, colors, texture, lit = mesh
     scene = trimesh.Scene()
     centre = np.zeros(3) if fits_float32(vertices) else (vertices.min(0) + vertices.max(0)) / 2
     if len(faces):

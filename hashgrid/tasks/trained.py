@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from hashgrid.rendering.capture_scores import refined
 from hashgrid.tasks.nerf import Nerf
-from hashgrid.train.checkpoint import Checkpoint, load_checkpoint, with_prefix
+from hashgrid.train.checkpoint import Checkpoint, load_metadata, with_prefix
 from hashgrid.train.loop import load_model
 from hashgrid.train.run import CHECKPOINT, read_checkpoint
 from hashgrid.train.task import Task
@@ -24,7 +24,7 @@ def task_of(run: Path) -> str:
     checkpoint = run / CHECKPOINT if run.is_dir() else run
     if not checkpoint.is_file():
         raise ValueError(f"`RUN` must be the folder of a run, or a checkpoint; there is no `{checkpoint}`")
-    return str(load_checkpoint(checkpoint).metadata.get("task"))
+    return str(load_metadata(checkpoint).get("task"))
 
 
 def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:

@@ -52,7 +52,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated, damaged, foreign or of a newer version.
     """
-    path = Path(path)
+    return _read(Path(path), tensors=True)
+
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata alone; errors are those of `load_checkpoint`, of a file that is cut, too."""
+    return _read(Path(path), tensors=False).metadata
+
+
+def _read(path: Path, tensors: bool) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     safetensors = optional_import("safetensors")
@@ -68,12 +76,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                 wanted = f"the checkpoint version must be at most {VERSION}, got {version!r}"
                 raise CheckpointError(f"{path}: {wanted}; update hashgrid")
             # Cloned: the tensors of an open file are views of its memory map.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            found = {name: file.get_tensor(name).clone() for name in names}
             metadata = json.loads(header["metadata"])
     except (safetensors.SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         what = f"{path} ({path.stat().st_size} bytes) is truncated or no hashgrid checkpoint"
         raise CheckpointError(f"{what}: {error}; use an earlier one") from error
-    return Checkpoint(tensors, metadata)
+    return Checkpoint(found, metadata)
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
