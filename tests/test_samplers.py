@@ -12,6 +12,7 @@ from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.base import RadianceField
+from hashgrid.fields.ngp import Ngp
 from hashgrid.geometry.cameras import alike, look_at
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.optim import Adam
@@ -95,6 +96,24 @@ def test_proposals_that_have_learned_put_samples_on_a_thin_shell() -> None:
         proposed = render(field, sampler, rays).opacities.mean()
         even = render(field, StratifiedSampler(16), rays).opacities.mean()
     assert float(proposed) > 0.8 > 0.5 > float(even), (proposed, even)
+
+
+def test_proposals_learn_in_some_steps_alone(scene: Scene) -> None:
+    """In every step at first, in every fourth in the end; what they find, and what the field learns, is the same."""
+    sampling = SamplerConfig(sampler="proposal", contraction="cube", proposal_samples=(8, 8), samples=8)
+    field = make_field(Ngp, Ngp.Config().replace(log2_hashmap_size=10), sampling, scene)
+    sampler = make_sampler(sampling, field, scene)
+    learned, gradients = [], {}
+    for step in (0, 249, 401, 402, 1001, 1002, 1003, 1004):
+        sampler.before_step(field, step, 0.0)
+        field.zero_grad(set_to_none=True)
+        out = render(field, sampler, rays_into(scene), None, (0, 1))
+        (out.colors.square().mean() + of_histograms(out, 0.01)).backward()
+        if any(param.grad is not None for param in field.proposals.parameters()):
+            learned.append(step)
+        gradients[step] = [param.grad for name, param in field.named_parameters() if "proposals" not in name]
+    assert learned == [0, 249, 402, 1004]
+    assert all(torch.equal(a, b) for a, b in zip(gradients[1003], gradients[1004], strict=True))
 
 
 def rays_from_the_middle(n: int) -> Rays:

@@ -61,7 +61,7 @@ def make_sampler(
         return TwiceSampler(field.n_coarse, field.n_fine, scene.near, backend)
     if name == "proposal":
         add_proposals(field, config, backend)
-        how = config.picture_block, config.picture_colors
+        how = config.picture_block, config.picture_colors, config.proposal_interval
         return ProposalSampler((*config.proposal_samples, config.samples), scene.near, backend, *how)
     if name == "stratified":
         return StratifiedSampler(field.n_coarse, scene.near, backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,7 @@ class ProposalSampler(StratifiedSampler):
         backend: ``"native"`` or ``"reference"``.
         block: pixels along a side of the squares of a picture that share their places.
         n_colors: per ray, in pictures; 0 for one of each sample.
+        interval: steps from one in which proposals learn to the next, once their weights count in full; fewer before.
     """
 
     def __init__(
@@ -49,17 +51,27 @@ class ProposalSampler(StratifiedSampler):
         backend: str = "native",
         block: int = 1,
         n_colors: int = 0,
+        interval: int = 1,
     ) -> None:
         super().__init__(n_samples[0], near, backend)
         self.numbers = tuple(n_samples[1:])
         self.exponent = 1.0  # of the weights
         self.block, self.n_picture_colors = block, n_colors
+        self.interval, self.learns = interval, True
 
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
         progress = min(1.0, step / ANNEAL_STEPS)
         self.exponent = ANNEAL_SLOPE * progress / ((ANNEAL_SLOPE - 1) * progress + 1)
+        # they follow a field that changes ever more slowly; a step in which they learn takes 1.6 times as long
+        self.learns = step % max(1, math.ceil(self.interval * progress)) == 0
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
+        if self.learns:
+            return self._found(rays, field, jitter)
+        with torch.no_grad():
+            return self._found(rays, field, jitter)._replace(proposals=())
+
+    def _found(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
         edges, unit = self.places(rays, field, jitter)
         unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
         histograms = []

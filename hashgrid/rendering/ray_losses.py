@@ -50,10 +50,10 @@ def interlevel(edges: Tensor, weights: Tensor, proposal_edges: Tensor, proposal_
 def of_histograms(out: Rendered, distortion_weight: float) -> Tensor | float:
     """What is added to a photometric loss: the distortion of weights, and what proposals have missed. Where there are
     proposals both are in their measure of length."""
-    if not out.proposals:
+    if out.edges is None:
         return distortion_weight * out.distortion.mean() if distortion_weight else 0.0
     seen = out.histogram
-    missed = torch.stack([interlevel(*seen, *proposal).mean() for proposal in out.proposals]).sum()
+    missed = sum((interlevel(*seen, *proposal).mean() for proposal in out.proposals), out.colors.new_zeros(()))
     return missed + distortion_weight * distortion(*seen).mean() if distortion_weight else missed
 
 

@@ -169,6 +169,7 @@ class SamplerConfig(Config):
     proposal_resolutions: tuple[int, ...] = (128, 256)  # of the density fields of a proposal sampler, finest levels
     proposal_samples: tuple[int, ...] = (48, 32)  # per ray, of each of them
     samples: int = 16  # per ray, of the field, behind proposals
+    proposal_interval: int = 4  # steps from one in which proposals learn to the next; fewer in the first thousand
     # of contracted space, per unit, of which the innermost box has 3: what fog hides at first is never learned
     average_init_density: float = 0.25
     calm_distance: float = 1.0  # from a camera of an unbounded scene, up to which gradients are scaled down; 0 for none
@@ -186,7 +187,7 @@ class SamplerConfig(Config):
 
     def check(self) -> None:
         super().check()
-        for name, least in (("picture_block", 1), ("picture_colors", 0)):
+        for name, least in (("picture_block", 1), ("picture_colors", 0), ("proposal_interval", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
 
