@@ -25,7 +25,7 @@ DATA = Path(os.environ.get("HASHGRID_DATA", Path(__file__).resolve().parents[3] 
 SHAPES = "grid,dense,siren,planes,fourier,frequency,mlp"
 # of what stands still, in a box and without an end; the papers' sizes take hours
 IN_A_BOX = "ngp,plenoxels,tensorf,planes,classic,planes_explicit,tensorf_cp,mip,zip,triplane"
-ENDLESS = "ngp,zip,mip360,planes,tensorf"
+ENDLESS = "ngp,zip,planes,tensorf,mip360"
 # name: task, source below --data (None: what the package makes), seconds per field, further options
 RUNS: dict[str, tuple[str, str | None, float, list[str]]] = {
     "flower": ("image", "image/flower_foveon.png", 60.0, []),
