@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,11 +34,8 @@ class DistanceField(nn.Module):
 
     def gradient(self, x: Tensor, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Distances [...] and their gradients [..., 3] at points [..., 3]; differentiable once more."""
-        with torch.enable_grad():
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            y = self(x, level_weights)
-            (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        return y, gradient
+        y, gradient = with_gradient(lambda x: self(x, level_weights)[..., None], x)
+        return y.squeeze(-1), gradient
 
     def differences(self, x: Tensor, step: float, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `gradient`, from the four corners of a tetrahedron ``sqrt(3) * step`` away from each point: off by
@@ -49,6 +47,17 @@ class DistanceField(nn.Module):
     def normals(self, x: Tensor) -> Tensor:
         """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
         return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
+
+
+def with_gradient(values: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [..., C] of points [..., D], and the gradient [..., D] of the first of them, by backpropagation; both
+    differentiable once more where gradients are recorded."""
+    is_recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        y = values(x)
+        (gradient,) = torch.autograd.grad(y[..., 0].sum(), x, create_graph=is_recorded)
+    return (y, gradient) if is_recorded else (y.detach(), gradient)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class GridDistance(DistanceField):
     Args:
         config: sizes of the field.
         backend: ``"native"`` or ``"reference"``.
+        n_features: further outputs of the network, which say of a place what others want to know.
     """
 
     Config = GridDistanceConfig
@@ -85,19 +95,29 @@ class GridDistance(DistanceField):
         "from_centre": True,
     }
 
-    def __init__(self, config: GridDistanceConfig | None = None, backend: str = "native") -> None:
+    def __init__(self, config: GridDistanceConfig | None = None, backend: str = "native", n_features: int = 0) -> None:
         super().__init__()
         config = GridDistanceConfig() if config is None else config
         self.from_centre = config.from_centre
         self.grid = make_encoding(3, config, backend)
         self.n_levels = self.grid.n_levels
         bias = not isinstance(self.grid, HashGrid)  # as of CoordinateField
-        self.mlp = config.make_network(self.grid.n_output_dims, 1, bias, backend)
+        self.mlp = config.make_network(self.grid.n_output_dims, 1 + n_features, bias, backend)
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""
-        y = encode_and_pass(self.grid, self.mlp, x, level_weights).squeeze(-1)
+        y = encode_and_pass(self.grid, self.mlp, x, level_weights)[..., 0]
         return y + distance_to_centre(x) if self.from_centre else y
+
+    def with_features(self, x: Tensor, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances [...] of points [..., 3], their gradients [..., 3] and the features [..., n_features]."""
+
+        def values(x: Tensor) -> Tensor:
+            y = encode_and_pass(self.grid, self.mlp, x, level_weights)
+            return torch.cat((y[..., :1] + distance_to_centre(x)[..., None], y[..., 1:]), -1) if self.from_centre else y
+
+        y, gradient = with_gradient(values, x)
+        return y[..., 0], gradient, y[..., 1:]
 
 
 def distance_to_centre(x: Tensor) -> Tensor:

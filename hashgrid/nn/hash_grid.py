@@ -229,3 +229,12 @@ def keep_gradients(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, HashGrid):
             module.accumulate_grad = True
+
+
+def levels_on(n_levels: int, n_coarse: int, share: float, device: torch.device) -> Tensor | None:
+    """Weights [n_levels] of levels of detail that come one after the other: ``n_coarse`` are there at share 0, all at
+    share 1 (Lin et al. 2021, section 3.3, with linear steps); None from then on, and where there are no levels."""
+    if n_levels == 0 or share >= 1:
+        return None
+    coarse = min(n_coarse, n_levels)
+    return (coarse + share * (n_levels - coarse) - torch.arange(n_levels, device=device)).clamp(0, 1)

@@ -18,9 +18,9 @@ from hashgrid.geometry.motions import se3_exp, so3_exp
 from hashgrid.geometry.rays import Rays
 from hashgrid.nn import FusedMLP, SphericalHarmonics
 from hashgrid.nn.codes import Codes
+from hashgrid.nn.hash_grid import levels_on
 from hashgrid.rendering.appearance import SIZES, shown
 from hashgrid.rendering.samplers import Rendered
-from hashgrid.train.schedule import levels_on
 from hashgrid.util.config import Config
 
 

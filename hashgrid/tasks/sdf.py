@@ -17,7 +17,7 @@ from hashgrid.data.shape import Shape, load_shape, noted_placement, recall_shape
 from hashgrid.fields import DISTANCE_FIELDS
 from hashgrid.fields.distance import DistanceField
 from hashgrid.geometry.boxes import Placement
-from hashgrid.nn.hash_grid import keep_gradients
+from hashgrid.nn.hash_grid import keep_gradients, levels_on
 from hashgrid.optim import Adam
 from hashgrid.rendering.measure import RunningIou, describe, measure
 from hashgrid.rendering.shape_views import PictureConfig, write_pictures, write_surface
@@ -25,7 +25,7 @@ from hashgrid.train.config import RunConfig
 from hashgrid.train.loop import load_model
 from hashgrid.train.losses import DistanceLosses
 from hashgrid.train.run import read_checkpoint
-from hashgrid.train.schedule import Schedule, levels_on
+from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Task
 from hashgrid.util.config import Config
 from hashgrid.util.optional import optional_import

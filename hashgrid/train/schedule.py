@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -23,12 +20,3 @@ class Schedule:
         decay = max(0.0, fraction - self.decay_start) / (1 - self.decay_start)
         warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         return self.first * warmup * (self.last / self.first) ** (decay**self.power)
-
-
-def levels_on(n_levels: int, n_coarse: int, share: float, device: torch.device) -> Tensor | None:
-    """Weights [n_levels] of levels of detail that come one after the other: ``n_coarse`` are there at share 0, all at
-    share 1 (Lin et al. 2021, section 3.3, with linear steps); None from then on, and where there are no levels."""
-    if n_levels == 0 or share >= 1:
-        return None
-    coarse = min(n_coarse, n_levels)
-    return (coarse + share * (n_levels - coarse) - torch.arange(n_levels, device=device)).clamp(0, 1)
