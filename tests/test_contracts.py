@@ -111,6 +111,17 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
     "planes_explicit": {"plane_resolutions": (8, 16), "n_plane_features": 8, "compute_dtype": "float32"},
     "planes_time": {"plane_resolutions": (8,), "n_plane_features": 8, "n_times": 5, "compute_dtype": "float32"},
     "triplane": {"plane_resolutions": (16,), "n_plane_features": 8, "compute_dtype": "float32"},
+    **{
+        name: {
+            "log2_hashmap_size": 8,
+            "n_levels": 4,
+            "first_levels": 2,
+            "n_neurons": 16,
+            "start_radius": 0.4,
+            "eikonal_points": 32,
+        }
+        for name in ("neus", "volsdf")
+    },
     "plenoxels": {**GROWING, "variation_vertices": 64},
     **{
         name: {**GROWING, "n_density_features": 8, "n_color_features": 8, "n_neurons": 16, "compute_dtype": "float32"}

@@ -14,6 +14,7 @@ from hashgrid.fields.latent import LatentField
 from hashgrid.fields.local_grid import LocalGrid
 from hashgrid.fields.mip import Mip, Mip360, MipPaper
 from hashgrid.fields.modulated import ModulatedSiren
+from hashgrid.fields.neus import Neus
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
 from hashgrid.fields.planes import PlanesExplicit, PlanesField, PlanesTime
@@ -22,6 +23,7 @@ from hashgrid.fields.siren import SirenDistance, SirenField
 from hashgrid.fields.tensorf import Tensorf, TensorfCp, TensorfPaper
 from hashgrid.fields.triplane import Triplane
 from hashgrid.fields.udf import UnsignedDistance
+from hashgrid.fields.volsdf import Volsdf
 from hashgrid.fields.wire import WireField
 from hashgrid.fields.zip import Zip
 
@@ -42,6 +44,8 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "tensorf_cp": TensorfCp,
     "tensorf_paper": TensorfPaper,
     "triplane": Triplane,
+    "neus": Neus,
+    "volsdf": Volsdf,
 }
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "hash": CoordinateField,
