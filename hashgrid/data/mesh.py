@@ -72,6 +72,12 @@ class Mesh:
         squared, face, _ = self._tree.squared_distance(self.vertices, self.faces, points)
         return np.sqrt(squared), face
 
+    def hit(self, points: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """Whether rays from points [n, 3] in directions [n, 3] meet the surface [n] bool."""
+        rays = (np.ascontiguousarray(x, np.float64) for x in (points, directions))
+        face, _, _ = self._tree.intersect_ray_first(self.vertices, self.faces, *rays)
+        return face >= 0
+
     def inside(self, points: np.ndarray) -> np.ndarray:
         """Whether points [n, 3] lie inside [n] bool."""
         return self._winding_tree.winding_number(np.ascontiguousarray(points, np.float64)) > 0.5

@@ -1,0 +1,68 @@
+"""Figures of surfaces against balls that are off by a known distance, and what cameras see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hashgrid.data.mesh import Mesh, is_watertight
+from hashgrid.data.procedural import orbit_cameras
+from hashgrid.geometry.boxes import Placement
+from hashgrid.rendering.extract import to_mesh
+from hashgrid.rendering.surface_scores import compare_surfaces, seen
+
+for package in ("igl", "skimage"):
+    pytest.importorskip(package)
+
+
+def mesh_of(distance: Callable[[Tensor], Tensor], resolution: int = 64, side: float = 3.0) -> Mesh:
+    vertices, faces = to_mesh(lambda x: distance((x - 0.5) * side) / side, resolution, lipschitz=1.0)
+    found = faces.numpy()
+    return Mesh((vertices.double().numpy() - 0.5) * side, found, Placement(), is_watertight(found), "mesh")
+
+
+def ball(radius: float, centre: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Mesh:
+    return mesh_of(lambda x: (x - torch.tensor(centre)).norm(dim=-1) - radius)
+
+
+def test_what_cameras_see_of_a_ball() -> None:
+    """Points whose normals look at one of them; not those behind another ball."""
+    cameras, mesh = orbit_cameras(6, 64, 0), ball(0.8)
+    points, face = mesh.sample_surface(4000, np.random.default_rng(0))
+    towards = cameras.origins.double().numpy()[None] - points[:, None]
+    facing = (towards * mesh.face_normals[face][:, None]).sum(-1) / np.linalg.norm(towards, axis=-1)
+    clear = (np.abs(facing) > 0.05).all(1)  # of the silhouettes, on which triangles and the ball differ
+    found = seen(mesh, points, cameras)
+    assert 0.6 < found.mean() < 0.95
+    assert (found == (facing > 0).any(1))[clear].all()
+    origin = cameras.origins[0].double().numpy()
+    two = mesh_of(
+        lambda x: torch.minimum(x.norm(dim=-1) - 0.3, (x - torch.from_numpy(origin / 4).float()).norm(dim=-1) - 0.4)
+    )
+    one = cameras.select([0])
+    behind = 0.3 * origin / np.linalg.norm(origin)
+    assert seen(ball(0.3), behind[None], one).all() and not seen(two, behind[None], one).any()
+
+
+def test_figures_of_a_ball_that_is_too_large() -> None:
+    cameras, truth = orbit_cameras(6, 64, 0), ball(0.8)
+    found = compare_surfaces(ball(0.81), truth, cameras, 4000)
+    for name in ("chamfer", "accuracy", "completeness"):
+        assert found[name] == pytest.approx(0.01, abs=1e-3) and found["whole"][name] == pytest.approx(0.01, abs=1e-3)
+    assert found["f_score"] == 1 and found["f_distance"] == pytest.approx(0.016, rel=1e-2)
+    assert found["normal_error_degrees"] < 3
+    far = compare_surfaces(ball(0.83), truth, cameras, 4000)
+    assert far["f_score"] == 0 and far["chamfer"] == pytest.approx(0.03, abs=1e-3)
+    inverted = replace(truth, faces=np.ascontiguousarray(truth.faces[:, ::-1]))
+    assert compare_surfaces(inverted, truth, cameras, 1000)["normal_error_degrees"] > 170
+    # a ball behind the first, as the only camera sees them, counts in the whole alone
+    small, one = ball(0.3), cameras.select([0])
+    place = -one.origins[0].float() / 4
+    both = mesh_of(lambda x: torch.minimum(x.norm(dim=-1) - 0.3, (x - place).norm(dim=-1) - 0.1))
+    hidden = compare_surfaces(both, small, one, 4000)
+    assert hidden["precision"] == 1 and hidden["whole"]["precision"] < 0.95
