@@ -24,6 +24,7 @@ TASKS = {
     "sdf": ("hashgrid.tasks.sdf", "Sdf", "fit a signed distance field to a mesh or to points"),
     "shape": ("hashgrid.tasks.shape", "ShapeTask", "fit one network to a shape or to many"),
     "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
+    "surface": ("hashgrid.tasks.surface", "Surface", "make a coloured mesh from posed photographs"),
     "meta": ("hashgrid.tasks.meta", "Meta", "learn a start from which a few steps fit any of a family of signals"),
     "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
 }

@@ -46,6 +46,7 @@ from hashgrid.tasks.meta import Meta, MetaConfig
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.pde import Pde, PdeConfig
 from hashgrid.tasks.sdf import Sdf, SdfConfig
+from hashgrid.tasks.surface import Surface
 from hashgrid.tasks.video import VideoTask
 from hashgrid.tasks.volume import VolumeTask
 from hashgrid.train.checkpoint import load_checkpoint
@@ -327,13 +328,15 @@ def test_fine_samples_follow_the_coarse_weights() -> None:
 
 def small_task(name: str, scene: Scene, **changes: Any) -> Task:
     """A task of some seconds on generated data, ready to train."""
-    if name.startswith("nerf"):
+    if name.startswith(("nerf", "surface")):
+        command: Any = Nerf if name.startswith("nerf") else Surface
         field = name.partition(" ")[2] or "ngp"
-        config = Nerf.defaults(field, torch.device("cpu"), set())
+        config = command.defaults(field, torch.device("cpu"), set())
         sizes = {key: value for key, value in {**TINY, **SMALL_FIELDS.get(field, {})}.items() if config.knows(key)}
         if "time" in RADIANCE_FIELDS[field].needs:
             scene = replace(scene, train=replace(scene.train, times=torch.linspace(0, 1, len(scene.train))))
-        return Nerf(config.replace(**{**sizes, "target_samples": 1024, "occupancy_time_share": 1.0, **changes}), scene)
+        changes = {**sizes, "target_samples": 1024, "occupancy_time_share": 1.0, **changes}
+        return command(config.replace(**changes), scene)  # type: ignore[no-any-return]
     if name.startswith("sdf"):
         field = name.partition(" ")[2] or "grid"
         sizes = {"pool": 4096, "batch": 512, "device": "cpu", **NETWORKS[field], **changes}
@@ -373,6 +376,7 @@ KINDS = [
     *(f"compress {name}" for name in CompressConfig.fields),
     *(f"shape {name}" for name in LATENT_FIELDS if name != "deepsdf_paper"),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),
+    *(f"surface {name}" for name in Surface.Config.fields),
     *(f"sdf {name}" for name in DISTANCE_FIELDS if name not in SIGNAL_FIELDS or name in ("siren", "fourier")),
 ]
 

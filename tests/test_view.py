@@ -208,8 +208,8 @@ def test_every_subject_says_what_it_is() -> None:
     class Unseen:
         name = "audio"
 
-    assert set(SUBJECTS) == {"nerf", "sdf", "volume", "image"}
-    with pytest.raises(ValueError, match="must be of nerf, sdf, volume or image, got 'audio'"):
+    assert set(SUBJECTS) == {"nerf", "surface", "sdf", "volume", "image"}
+    with pytest.raises(ValueError, match="must be of nerf, surface, sdf, volume or image, got 'audio'"):
         subject_of(Unseen())
 
 
@@ -506,10 +506,13 @@ def test_every_kind_of_run_is_drawn(kind: Any, tmp_path: Path, monkeypatch: pyte
     [
         (["view", "nowhere"], "does not exist"),
         (["view", "empty"], "is no scene of a known format"),
-        (["view", "audio.safetensors"], "must be of nerf, sdf, volume or image, .* is of 'audio'"),
+        (["view", "audio.safetensors"], "must be of nerf, surface, sdf, volume or image, .* is of 'audio'"),
         (["image", "--host", "0.0.0.0", "--steps", "1"], "`--host` and `--port` are of `--view`"),
         (["image", "--eval", "x.safetensors", "--view"], "no checkpoint|hashgrid view CHECKPOINT"),
-        (["audio", "--view", "--steps", "1", "--out", "out"], "must be of nerf, sdf, volume or image, got 'audio'"),
+        (
+            ["audio", "--view", "--steps", "1", "--out", "out"],
+            "must be of nerf, surface, sdf, volume or image, got 'audio'",
+        ),
     ],
 )
 def test_what_cannot_be_viewed_is_one_error(

@@ -16,8 +16,8 @@ from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
 from hashgrid.rendering.texture import bake
 from hashgrid.tasks.export_cameras import write_cameras
 from hashgrid.tasks.render import corners
-from hashgrid.tasks.surfaces import METHODS, Surface, nerf_surface, sdf_surface, seen_cloud
-from hashgrid.tasks.trained import task_of, trained_nerf
+from hashgrid.tasks.surfaces import ALL_METHODS, Surface, nerf_surface, sdf_surface, seen_cloud
+from hashgrid.tasks.trained import OF_SCENES, task_of, trained_nerf
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.optional import optional_import
 from hashgrid.util.threads import threads_for
@@ -25,12 +25,12 @@ from hashgrid.util.threads import threads_for
 WHAT = ("mesh", "points", "cameras")
 FACTS = "export.json"
 # Options that count for some exports only: their values if none, and for which exports.
-MESHES = (*METHODS, "sdf")
+MESHES = (*ALL_METHODS, "sdf")
 OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "resolution": (192, MESHES), "threshold": (30.0, ("density",)), "views": (100, ("tsdf", "poisson", "points")),
     "size": (400, ("tsdf", "poisson", "points")), "points": (None, ("poisson", "points")),
     "crop": (None, (*MESHES, "points")), "texture": (None, MESHES), "keep": (None, MESHES),
-    "faces": (None, MESHES), "method": ("tsdf", METHODS),
+    "faces": (None, MESHES), "method": ("tsdf", ALL_METHODS),
 }  # fmt: skip
 MOST_POINTS = 1_000_000
 
@@ -38,11 +38,13 @@ MOST_POINTS = 1_000_000
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid export", description=(__doc__ or "").partition(": ")[2])
-    run_help = "folder of a run of `hashgrid nerf` or `hashgrid sdf`, or its checkpoint"
+    run_help = "folder of a run of `hashgrid nerf`, `surface` or `sdf`, or its checkpoint"
     parser.add_argument("run", type=Path, metavar="RUN", help=run_help)
     parser.add_argument("out", type=Path, metavar="OUT", help="mesh.ply, .obj or .glb; points.ply; cameras.json")
     parser.add_argument("--what", choices=WHAT, help="by the name of OUT if not given")
-    parser.add_argument("--method", choices=METHODS, help="how a scene becomes a mesh (default: tsdf)")
+    parser.add_argument(
+        "--method", choices=ALL_METHODS, help="how a scene becomes a mesh (default: tsdf; of a surface distance)"
+    )
     parser.add_argument("--resolution", type=int, help="voxels along the longest side (default: 192)")
     parser.add_argument("--threshold", type=float, help="of `--method density`, per unit of length (default: 30)")
     parser.add_argument("--views", type=int, help="training views to look from, at most (default: 100)")
@@ -67,8 +69,11 @@ def main(argv: Sequence[str]) -> int:
     begin, args = time.perf_counter(), make_parser().parse_args(argv)
     what = args.what or next((name for name in WHAT if args.out.stem.startswith(name)), "mesh")
     trained = task_of(args.run)
-    if trained not in ("nerf", "sdf") or (trained == "sdf" and what != "mesh"):
-        raise ValueError(f"`RUN` must be of `hashgrid nerf`, or of `hashgrid sdf` for a mesh, got {trained} for {what}")
+    if trained not in (*OF_SCENES, "sdf") or (trained == "sdf" and what != "mesh"):
+        known = "`hashgrid nerf` or `hashgrid surface`, or of `hashgrid sdf` for a mesh"
+        raise ValueError(f"`RUN` must be of {known}, got {trained} for {what}")
+    if trained == "surface" and what == "mesh":
+        args.method = args.method or "distance"
     kind = what if what != "mesh" else "sdf" if trained == "sdf" else args.method or "tsdf"
     options = settled(args, kind)
     _check(args.out, kind, options["texture"], kind == "poisson" or options["faces"] is not None)

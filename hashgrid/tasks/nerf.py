@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class Nerf(Task):
     Config = NerfConfig
     summary = "Trains a radiance field on posed photographs and renders the test views; of a procedural scene if none."
     source_help = "folder of posed photos: transforms.json, COLMAP, LLFF and more, see --format"
-    packages = ("imageio.v3", "matplotlib")
+    packages: ClassVar[Sequence[str]] = ("imageio.v3", "matplotlib")
     config: NerfConfig
     model: RadianceField
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hashgrid.data.mesh_colors import read_colors
+from hashgrid.fields.base import RadianceField
+from hashgrid.fields.neus import Neus
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.density import density_surface
 from hashgrid.rendering.extract import to_mesh
@@ -25,7 +27,8 @@ from hashgrid.train.checkpoint import load_checkpoint
 from hashgrid.train.run import CHECKPOINT
 from hashgrid.util.optional import optional_import
 
-METHODS = ("tsdf", "density", "poisson")
+METHODS = ("tsdf", "density", "poisson")  # of any radiance field
+ALL_METHODS = (*METHODS, "distance")  # and of those that are fields of distances
 REACH = 2.0  # voxels from a surface within which the field that it came from shows it
 DENSE = 8  # points per voxel of a side of the box, squared, that a surface is made from, at most
 
@@ -86,7 +89,11 @@ def seen_cloud(task: Nerf, n_views: int, size: int, crop: Tensor | None, most: i
 
 def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str, Any]) -> Surface:
     """The surface of a radiance field within a box in the coordinates of the input, that of the innermost cascade if
-    none, by one of :data:`METHODS`."""
+    none, by one of :data:`ALL_METHODS`.
+
+    Raises:
+        ValueError: distances are asked for of a field that has none.
+    """
     placement, resolution = task.scene.placement, options["resolution"]
     ours = task.scene.aabb if crop is None else torch.cat([placement.from_file(part) for part in crop.split(3)])
     theirs = torch.cat([placement.to_file(part) for part in ours.split(3)]) if crop is None else crop
@@ -104,11 +111,32 @@ def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str
         if method == "tsdf":
             cameras, show = looks(task, options["views"], options["size"])
             vertices, faces = fuse(show, cameras, ours, resolution)
+        elif method == "distance":
+            vertices, faces = distance_surface(task.model, ours, resolution)
         else:
             vertices, faces = density_surface(task.model, task.sampler, ours, resolution, options["threshold"])
         low, high = (part.numpy() for part in theirs.double().split(3))
         vertices = np.clip(placement.to_file(torch.from_numpy(vertices)).numpy(), low, high)  # a last bit may be lost
     return Surface(vertices, faces, color(vertices, vertex_normals(vertices, faces)), color, lit=False)
+
+
+def distance_surface(field: RadianceField, box: Tensor, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the distance of a radiance field is zero within a box [6] of the scene, closed at its sides: vertices
+    [V, 3] float64 and faces [F, 3].
+
+    Raises:
+        ValueError: it has no distances.
+    """
+    if not isinstance(field, Neus):
+        raise ValueError("`--method distance` is for fields of distances, neus and volsdf; choose another one")
+    low, high = box.to(field.aabb.device).split(3)
+    side = (high - low).max()
+
+    def distance(x: Tensor) -> Tensor:
+        return field.distances(field.inside(field.unit(low + x.to(low) * (high - low)))) / side
+
+    vertices, faces = to_mesh(distance, resolution)
+    return (low.cpu() + vertices * (high - low).cpu()).double().numpy(), faces.numpy()
 
 
 def sdf_surface(run: Path, crop: Tensor | None, resolution: int) -> Surface:

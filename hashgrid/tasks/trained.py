@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 
 from hashgrid.rendering.capture_scores import refined
 from hashgrid.tasks.nerf import Nerf
+from hashgrid.tasks.surface import Surface
 from hashgrid.train.checkpoint import Checkpoint, load_metadata, with_prefix
 from hashgrid.train.loop import load_model
 from hashgrid.train.run import CHECKPOINT, read_checkpoint
 from hashgrid.train.task import Task
 
 T = TypeVar("T", bound=Task)
+OF_SCENES: dict[str, type[Nerf]] = {kind.name: kind for kind in (Nerf, Surface)}
 
 
 def task_of(run: Path) -> str:
@@ -28,7 +30,7 @@ def task_of(run: Path) -> str:
 
 
 def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:
-    """The task of a run of ``hashgrid nerf`` as it ended, with its scene, and the folder of its results.
+    """The task of a run of ``hashgrid nerf`` or ``surface`` as it ended, with its scene, and the folder of its results.
 
     Args:
         run: the folder, or the checkpoint in it.
@@ -39,7 +41,8 @@ def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:
         SceneError: the scene is not where it was.
     """
     checkpoint = run / CHECKPOINT if run.is_dir() else run
-    task = restored(Nerf, read_checkpoint(checkpoint, Nerf), device)
+    kind = OF_SCENES.get(task_of(run), Nerf)
+    task = restored(kind, read_checkpoint(checkpoint, kind), device)
     task.scene = refined(task.scene, task.model.capture)
     return task, checkpoint.parent
 

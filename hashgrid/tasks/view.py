@@ -10,6 +10,7 @@ from hashgrid.data.scene import load_scene
 from hashgrid.tasks.image import Image
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.sdf import Sdf
+from hashgrid.tasks.surface import Surface
 from hashgrid.tasks.trained import restored
 from hashgrid.tasks.volume import VolumeTask
 from hashgrid.train.checkpoint import load_checkpoint
@@ -22,13 +23,13 @@ from hashgrid.viewer.live import serve
 from hashgrid.viewer.nerf import SceneSubject
 from hashgrid.viewer.page import HOST, PORT, Page
 
-KINDS: dict[str, type[Task]] = {kind.name: kind for kind in (Nerf, Sdf, VolumeTask, Image)}
+KINDS: dict[str, type[Task]] = {kind.name: kind for kind in (Nerf, Surface, Sdf, VolumeTask, Image)}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid view", description=(__doc__ or "").partition(": ")[2])
-    what = "folder of a run of nerf, sdf, volume or image, its checkpoint, or a scene"
+    what = "folder of a run of nerf, surface, sdf, volume or image, its checkpoint, or a scene"
     parser.add_argument("run", type=Path, metavar="RUN", help=what)
     parser.add_argument("--host", default=HOST, help="address to serve at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s")

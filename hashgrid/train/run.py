@@ -45,7 +45,7 @@ class Options:
     config: Path | None = _option(None, "take defaults from a config.json", metavar="FILE")
     log: Literal["none", "tensorboard"] = _option("none", "who is told besides the console")
     profile: bool = _option(False, "show where the time of a step goes: a table and a trace")
-    view: bool = _option(False, "show in the browser what is trained: nerf, sdf, volume, image")
+    view: bool = _option(False, "show in the browser what is trained: nerf, surface, sdf, volume, image")
     host: str | None = _option(None, "address of the page of `--view`; 127.0.0.1 if none, which only this machine sees")
     port: int | None = _option(None, "port of the page of `--view`; 8080 if none")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hashgrid.viewer.subject import Drawn, Subject
 
-SUBJECTS = ("nerf", "sdf", "volume", "image")  # tasks, and modules of this package
+SUBJECTS = ("nerf", "surface", "sdf", "volume", "image")  # tasks, and modules of this package
 
 __all__ = ["SUBJECTS", "Drawn", "Subject", "subject_of"]
 
