@@ -76,6 +76,7 @@ def small(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in sizes.items() if Surface.Config().knows(key)}
 
 
+@pytest.mark.full
 def test_a_ball_from_photos(tmp_path: Path) -> None:
     """Its place to a pixel, and its colours, in the unit of the photos. What it begins as is off by two pixels, and a
     mesh in other coordinates than those of the photos by a hundred."""
