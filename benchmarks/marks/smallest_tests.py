@@ -39,6 +39,7 @@ from hashgrid.util.files import atomic_write_json
 PATH = Path(__file__).parent / "results" / "smallest_tests.json"
 WHITE = torch.ones(3)
 SIZE = 48  # of pictures
+VERDICTS = {True: "yes", False: "NO", None: "shown"}
 BOX = Box(cube(torch.zeros(3), 1.5))
 BALL_AND_BOX = [sphere(0.8, waves(4)), box((0.45, 0.45, 0.45), waves(4), (0.8, -0.7, -0.3), (0.0, 0.0, 0.5))]
 SMALL: dict[str, Any] = {
@@ -65,7 +66,7 @@ class Check(NamedTuple):
     needed: str  # what has to hold, with the threshold
     method: float
     baseline: float | None  # None where the threshold is an absolute one
-    passed: bool
+    passed: bool | None  # None where nothing is asked
 
 
 def gains(what: str, metric: str, method: float, baseline: float, least: float) -> Check:
@@ -80,7 +81,7 @@ def above(what: str, metric: str, method: float, least: float) -> Check:
 
 def shown(what: str, metric: str, method: float, baseline: float) -> Check:
     """A figure that nothing is asked of."""
-    return Check(what, metric, "no threshold", method, baseline, True)
+    return Check(what, metric, "no threshold", method, baseline, None)
 
 
 def below(what: str, metric: str, method: float, most: float) -> Check:
@@ -331,7 +332,7 @@ def main() -> None:
                 found.append({"case": name, "seed": seed, **check._asdict()})
                 simple = "" if check.baseline is None else f", baseline {check.baseline:.2f}"
                 figures = f"{check.metric} {check.method:.2f}{simple}, {check.needed}"
-                print(f"{name} {seed}: {check.what}: {figures}: {'yes' if check.passed else 'NO'}", flush=True)
+                print(f"{name} {seed}: {check.what}: {figures}: {VERDICTS[check.passed]}", flush=True)
             seconds = time.process_time() - begin
             print(f"{name} {seed}: {seconds:.0f} s", flush=True)
             rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
