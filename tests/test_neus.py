@@ -44,7 +44,7 @@ class Plane(Neus):
 
     offset = -0.55
 
-    def surface(self, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def surface(self, unit: Tensor, slopes: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         x = unit / self.inverse_extent + self.aabb[:3]
         distance = x @ NORMAL - self.offset
         return distance + 0 * self.log_sharpness, NORMAL.expand_as(x), x.new_zeros(len(x), 15)
@@ -133,10 +133,10 @@ def test_slopes_leave_no_gradient_behind() -> None:
 def test_eikonal_loss_is_of_what_rays_saw_and_of_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
     field = make(eikonal_weight=0.5)
     assert field.penalty() == 0  # nothing was seen
-    slopes = {30: 3.0, 64: 1.5}  # by the number of points: of samples, and of the box
+    steepness = {30: 3.0, 64: 1.5}  # by the number of points: of samples, and of the box
 
-    def surface(unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gradient = torch.zeros_like(unit) + torch.tensor([0.0, slopes[len(unit)], 0.0])
+    def surface(unit: Tensor, slopes: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        gradient = torch.zeros_like(unit) + torch.tensor([0.0, steepness[len(unit)], 0.0])
         return unit[:, 0] + 0 * field.log_sharpness, gradient, unit.new_zeros(len(unit), 15)
 
     monkeypatch.setattr(field, "surface", surface)

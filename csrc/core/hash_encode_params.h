@@ -66,6 +66,7 @@ struct HashEncodeParams : GridParams {
   float* level_features;      // [n_levels, n_points, n_features]: of y, or of grad_y with level weights applied
   float* soa_cotangents;      // [n_dims, soa_stride] of grad_positions, 0 where bounds cut the gradient; or null
   float* second_features;     // [n_levels, n_points, n_features] of grad_grad_y, before level weights
+  float* first_features;      // as level_features: a grad_y of the first order, whose table gradient joins; or null
 };
 
 }  // namespace hashgrid

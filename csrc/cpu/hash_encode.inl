@@ -786,7 +786,7 @@ static inline Shard shard_of(const HashEncodeParams& p, int64_t unit) {
 }
 
 // Units [begin, end) of the table gradient: `weigh(level, i, group)` may put other weights into a group before its rows
-// are scattered.
+// are scattered. What joins with the weights of values is scattered before, so that rows are found once for both.
 template <typename Weigh>
 static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64_t end, Weigh weigh) {
   const ComputeCorners compute = pick_compute_corners(p.n_dims);
@@ -802,16 +802,19 @@ static inline void scatter_units(const HashEncodeParams& p, int64_t begin, int64
                   static_cast<int64_t>(shard.high - shard.low) * row_bytes);
     }
     const float* grad = p.level_features + shard.level * p.level_stride;
-    const bool whole = p.n_shards == 1;
+    const float* first = p.first_features == nullptr ? nullptr : p.first_features + shard.level * p.level_stride;
+    const auto add = [&](const CornerGroup& group, const float* grad_y, int count) {
+      if (p.n_shards == 1) {
+        scatter_rows.level(group, n_corners, rows, grad_y, count);
+      } else {
+        scatter_rows.shard(group, n_corners, rows, grad_y, count, shard.low, shard.high);
+      }
+    };
     for_each_group(p, level, compute, 0, p.n_points, reinterpret_cast<const char*>(rows), row_bytes,
                    [&](CornerGroup& group, int64_t i, int count) {
-                     const float* grad_y = grad + i * p.n_features;
+                     if (first != nullptr) add(group, first + i * p.n_features, count);
                      weigh(level, i, &group);
-                     if (whole) {
-                       scatter_rows.level(group, n_corners, rows, grad_y, count);
-                     } else {
-                       scatter_rows.shard(group, n_corners, rows, grad_y, count, shard.low, shard.high);
-                     }
+                     add(group, grad + i * p.n_features, count);
                    });
   }
 }

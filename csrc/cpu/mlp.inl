@@ -185,28 +185,34 @@ static void prefetch_inputs(const MlpParams& p, int64_t b, Prefetch* prefetch) {
   if (p.grad_x != nullptr) prefetch->add(2, static_cast<const Real*>(p.grad_x) + block.first * n_in, rows * n_in);
 }
 
-// Blocks [begin, end): hidden layers, then the last one, to y directly where it holds whole tiles.
+// The last layer of a block, to y directly where it holds whole tiles.
 template <class F>
-static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
+static void write_outputs(const MlpParams& p, const BlockRows& block, const Factors<F>* inputs, Prefetch* prefetch) {
   typedef typename F::Real Real;
-  Factors<F> inputs[kMaxMlpLayers];
   const int last = p.n_layers - 1;
   const int64_t n_out = p.layers[last].n_out;
+  Real* y = static_cast<Real*>(p.y) + block.first * n_out;
+  const bool direct = fits_tiles<F>(n_out, block);
+  Real* sums = direct ? y : at<Real>(p.scratch, p.staging[0]);
+  const int64_t stride = direct ? n_out : column_pad(n_out);
+  forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{sums, stride}, prefetch);
+  if (p.output_activation != Activation::kNone) {
+    with_activation(p.output_activation, OutputPass<F>{sums, block.count, stride, n_out});
+  }
+  if (!direct) export_rows<F>(sums, stride, n_out, block, y);
+}
+
+// Blocks [begin, end): hidden layers, then the last one.
+template <class F>
+static void mlp_forward_blocks(const MlpParams& p, int64_t begin, int64_t end) {
+  Factors<F> inputs[kMaxMlpLayers];
   for (int64_t b = begin; b < end; ++b) {
     const BlockRows block = block_rows(p, b);
     Prefetch next;  // a few lines per tile of this block's products
     prefetch_inputs<F>(p, b + 1, &next);
     Prefetch* prefetch = &next;
     run_hidden_layers<F>(p, block, inputs, prefetch);
-    Real* y = static_cast<Real*>(p.y) + block.first * n_out;
-    const bool direct = fits_tiles<F>(n_out, block);
-    Real* sums = direct ? y : at<Real>(p.scratch, p.staging[0]);
-    const int64_t stride = direct ? n_out : column_pad(n_out);
-    forward_product<F>(p, last, block, inputs[last], StoreSums<typename F::Product>{sums, stride}, prefetch);
-    if (p.output_activation != Activation::kNone) {
-      with_activation(p.output_activation, OutputPass<F>{sums, block.count, stride, n_out});
-    }
-    if (!direct) export_rows<F>(sums, stride, n_out, block, y);
+    write_outputs<F>(p, block, inputs, prefetch);
   }
 }
 
@@ -221,6 +227,7 @@ static void mlp_backward_block(const MlpParams& p, int64_t b, typename F::Real* 
   prefetch_inputs<F>(p, b + 1, &next_block);
   Prefetch* prefetch = &next_block;
   run_hidden_layers<F>(p, block, inputs, prefetch);
+  if (p.y != nullptr) write_outputs<F>(p, block, inputs, prefetch);
 
   // From grad_y to the gradient of the last layer's sums.
   const Rounding rounding = gradient_rounding(p.factors);

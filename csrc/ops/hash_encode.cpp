@@ -104,10 +104,11 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cpu(
 }
 
 // Adds the table gradient to `grad_table`, which a trainer keeps from step to step: no fresh pages, no zeroing pass.
-// With a cotangent of the position gradient it is the second order's.
+// With a cotangent of the position gradient it is the second order's, and that of `grad_features`, another grad_y,
+// joins it.
 void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const std::optional<Tensor>& grad_grad_positions,
-                                               const Tensor& grad_y, const Tensor& positions,
-                                               const std::optional<Tensor>& level_weights,
+                                               const std::optional<Tensor>& grad_features, const Tensor& grad_y,
+                                               const Tensor& positions, const std::optional<Tensor>& level_weights,
                                                const std::vector<double>& scales, const std::vector<int64_t>& geometry,
                                                int64_t interpolation, int64_t bounds, bool /*deterministic*/) {
   HashEncodeParams p =
@@ -116,12 +117,30 @@ void hash_encode_accumulate_table_gradient_cpu(Tensor grad_table, const std::opt
   check_grad_y(grad_y, positions, p);
   set_cotangents(grad_grad_positions, std::nullopt, std::nullopt, positions, p);
   const bool second = grad_grad_positions.has_value();
-  if (second && p.interpolation == Interpolation::kNearest) return;
   p.grad_y = grad_y.const_data_ptr();
   p.grad_table = grad_table.mutable_data_ptr();
   p.accumulate = true;
+  HashEncodeParams first = p;
+  if (grad_features.has_value()) first.grad_y = check_grad_y(*grad_features, positions, p, "grad_features");
+  const bool joins = second && grad_features.has_value();
+  const bool apart = joins && (p.dtype == DType::kFloat64 || p.interpolation == Interpolation::kNearest);
+  if (apart) {
+    for_each_block(first, [&](HashEncodeParams& block) {
+      prepare(block);
+      run_table_units(kernels().hash_encode_backward_table, block);
+    });
+  }
+  if (second && p.interpolation == Interpolation::kNearest) return;
+  const char* features = static_cast<const char*>(first.grad_y);
   for_each_block(p, [&](HashEncodeParams& block) {
-    prepare(block, {/*cotangents=*/second, /*grad_positions=*/false, /*second=*/false});
+    prepare(block, {/*cotangents=*/second, /*grad_positions=*/false, /*second=*/joins && !apart});
+    if (joins && !apart) {
+      HashEncodeParams other = block;
+      other.grad_y = features;
+      other.level_features = block.first_features = block.second_features;
+      run_points(kernels().hash_encode_prepare, other);
+      features += block.n_points * block.n_levels * block.n_features * int64_t{sizeof(float)};
+    }
     run_table_units(second ? kernels().hash_encode_second_table : kernels().hash_encode_backward_table, block);
   });
 }

@@ -44,9 +44,10 @@ inline HashEncodeParams make_hash_encode_params(const Tensor& positions, const T
   return p;
 }
 
-inline void check_grad_y(const Tensor& grad_y, const Tensor& positions, const HashEncodeParams& p) {
-  checked_data(grad_y, "grad_y", {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features},
-               positions.scalar_type());
+inline const void* check_grad_y(const Tensor& grad_y, const Tensor& positions, const HashEncodeParams& p,
+                                const char* name = "grad_y") {
+  return checked_data(grad_y, name, {p.n_points, static_cast<int64_t>(p.n_levels) * p.n_features},
+                      positions.scalar_type());
 }
 
 // Cotangents of (grad_positions, grad_table, grad_level_weights); one that is missing is zero.

@@ -30,8 +30,8 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "bool deterministic) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
-      "hash_encode_accumulate_table_gradient(Tensor(a!) grad_table, Tensor? grad_grad_positions, Tensor grad_y, "
-      "Tensor positions, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
+      "hash_encode_accumulate_table_gradient(Tensor(a!) grad_table, Tensor? grad_grad_positions, "
+      "Tensor? grad_features, Tensor grad_y, Tensor positions, Tensor? level_weights, " HASHGRID_LEVELS_SCHEMA
       "int interpolation, int bounds, bool deterministic) -> ()");
   m.def(
       "hash_encode_backward_backward(Tensor? grad_grad_positions, Tensor? grad_grad_table, "
@@ -105,7 +105,11 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "mlp_backward(Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, int activation, "
       "int output_activation, int factors, bool need_x, bool need_params) -> (Tensor, Tensor)");
   m.def(
-      "mlp_backward_backward(Tensor cotangent, Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, "
+      "mlp_with_gradient(Tensor grad_y, Tensor x, Tensor[] weights, Tensor[] biases, int activation, "
+      "int output_activation) -> (Tensor, Tensor)");
+  m.def(
+      "mlp_backward_backward(Tensor cotangent, Tensor? grad_values, Tensor grad_y, Tensor x, Tensor[] weights, "
+      "Tensor[] biases, "
       "int activation, int output_activation, bool need_grad_y, bool need_x, bool need_params) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(

@@ -22,6 +22,7 @@ SUITES = {
     "nerf-step": "nerf_step",
     "render": "render",
     "sdf-step": "sdf_step",
+    "surface-step": "surface_step",
     "train": "train",
     "scaling": "scaling",
     "busy": "busy",

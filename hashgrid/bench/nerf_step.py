@@ -69,21 +69,21 @@ def main(argv: Sequence[str] | None = None) -> Path:
         warm.save(checkpoint)
         del warm
 
-        trainers = {EAGER: _trainer(scene, plain, checkpoint)}
+        trainers = {EAGER: resumed(Nerf, scene, plain, checkpoint)}
         if not args.no_compile:
-            trainers[COMPILED] = _trainer(scene, plain, checkpoint)
+            trainers[COMPILED] = resumed(Nerf, scene, plain, checkpoint)
             model: Any = trainers[COMPILED].task.model
             # The field is where the time goes; marching and compositing have loops that do not compile well.
             for module in (model.grid, model.density_mlp, model.color_mlp):
                 module.compile(dynamic=True)
-        trainers[OURS] = _trainer(scene, native, checkpoint)
+        trainers[OURS] = resumed(Nerf, scene, native, checkpoint)
         if native.fixed_size:
-            trainers[f"{OURS}, steps of varying size"] = _trainer(scene, varying, checkpoint)
+            trainers[f"{OURS}, steps of varying size"] = resumed(Nerf, scene, varying, checkpoint)
 
     half = dtype != "float32"
-    steppers = {name: _Stepper(trainer, native, args.gpu_recipe) for name, trainer in trainers.items()}
+    steppers = {name: Stepper(trainer, native, args.gpu_recipe) for name, trainer in trainers.items()}
     contenders = [
-        Contender(name, stepper.run, points=stepper.points, check=_check(stepper.trainer))
+        Contender(name, stepper.run, points=stepper.points, check=colors_and_gradients(stepper.trainer))
         for name, stepper in steppers.items()
     ]
     if suite.peers:
@@ -109,13 +109,14 @@ def _nerfacc(scene: Scene, config: NerfConfig, device: torch.device) -> Callable
     return lambda jit: peers.NerfaccTrainer(scene, config, batch, device, jit)
 
 
-def _trainer(scene: Scene, config: NerfConfig, checkpoint: Path) -> Trainer:
-    trainer = Trainer(Nerf(config, scene))
+def resumed(task: type[Nerf], scene: Scene, config: NerfConfig, checkpoint: Path) -> Trainer:
+    """A trainer that goes on from a checkpoint."""
+    trainer = Trainer(task(config, scene))
     trainer.load(*load_checkpoint(checkpoint))
     return trainer
 
 
-class _Stepper:
+class Stepper:
     """Calls of a trainer: a step, or as many as the trainer takes before it reads its counts back."""
 
     def __init__(self, trainer: Trainer, config: NerfConfig, count_rays: bool) -> None:
@@ -150,7 +151,7 @@ def _counts(trainer: Trainer) -> tuple[int, int]:
     return counts.get("rays", 0), counts.get("samples", 0)
 
 
-def _check(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
+def colors_and_gradients(trainer: Trainer) -> Callable[[], Sequence[Tensor]]:
     """Colours of fixed rays and the gradients of all parameters, as the checkpoint gives them."""
 
     def check() -> Sequence[Tensor]:

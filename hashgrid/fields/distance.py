@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from hashgrid.fields.base import SignalField
 from hashgrid.fields.coordinate import Activation, CoordinateConfig
-from hashgrid.nn import HashGrid
+from hashgrid.nn import FusedMLP, HashGrid
 from hashgrid.nn.encoding import make_encoding
 from hashgrid.nn.network_with_input_encoding import encode_and_pass
+from hashgrid.ops._backend import ngp_ops
+from hashgrid.ops._ngp import Slopes
+from hashgrid.util.autograd import has_tangents, is_transformed
 from hashgrid.util.config import Config
 
 
@@ -109,15 +112,51 @@ class GridDistance(DistanceField):
         y = encode_and_pass(self.grid, self.mlp, x, level_weights)[..., 0]
         return y + distance_to_centre(x) if self.from_centre else y
 
-    def with_features(self, x: Tensor, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Distances [...] of points [..., 3], their gradients [..., 3] and the features [..., n_features]."""
+    def gradient(self, x: Tensor, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        points = x.reshape(-1, 3)
+        distance, gradient, _ = self.with_features(self.slopes(points, level_weights), points)
+        return distance.view(x.shape[:-1]), gradient.view(x.shape)
 
-        def values(x: Tensor) -> Tensor:
-            y = encode_and_pass(self.grid, self.mlp, x, level_weights)
-            return torch.cat((y[..., :1] + distance_to_centre(x)[..., None], y[..., 1:]), -1) if self.from_centre else y
+    def slopes(self, x: Tensor, level_weights: Tensor | None = None, known: Slopes | None = None) -> Slopes:
+        """Outputs of the network and the gradient of the first of them at points [N, 3], differentiable once; ``known``
+        is what an earlier call said of them. One op where encoding and network are those it is made of."""
+        if not self._are_one_op(level_weights):
+            return self._composed_slopes(x, level_weights)
+        x = x.to(self.grid.table.dtype)
+        arguments = {**self.grid.op_arguments(x, level_weights), **self.mlp.op_arguments()}
+        del arguments["half_table"], arguments["compute_dtype"]
+        op = ngp_ops(self.grid.backend).hash_encode_mlp_gradient
+        return op(**arguments, precomputed=known, grad_buffer=self.grid.gradient_buffer())  # type: ignore[no-any-return]
 
-        y, gradient = with_gradient(values, x)
-        return y[..., 0], gradient, y[..., 1:]
+    def with_features(self, slopes: Slopes, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances [N] of points [N, 3], their gradients [N, 3] and the features [N, n_features]."""
+        y, gradient = slopes.values, slopes.gradient
+        if not self.from_centre:
+            return y[:, 0], gradient, y[:, 1:]
+        radius = distance_to_centre(x)
+        return y[:, 0] + radius, gradient + (x - 0.5) / radius[:, None], y[:, 1:]
+
+    def _are_one_op(self, level_weights: Tensor | None) -> bool:
+        grid, mlp = self.grid, self.mlp
+        if torch.compiler.is_compiling() or is_transformed() or has_tangents():
+            return False
+        if not (isinstance(grid, HashGrid) and isinstance(mlp, FusedMLP) and grid.backend == mlp.backend):
+            return False
+        fades = level_weights is not None and level_weights.requires_grad
+        return grid.half_table is None and mlp.compute_dtype in (None, torch.float32) and not fades
+
+    def _composed_slopes(self, x: Tensor, level_weights: Tensor | None) -> Slopes:
+        is_recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            features = self.grid(x) if level_weights is None else self.grid(x, level_weights)
+            values = self.mlp(features)
+            (of_features,) = torch.autograd.grad(values[:, 0].sum(), features, create_graph=is_recorded)
+            (gradient,) = torch.autograd.grad(
+                features, x, of_features, create_graph=is_recorded, retain_graph=is_recorded
+            )
+        found = Slopes(values, gradient, features.detach(), of_features.detach())
+        return found if is_recorded else Slopes(*(tensor.detach() for tensor in found))
 
 
 def distance_to_centre(x: Tensor) -> Tensor:

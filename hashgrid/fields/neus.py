@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hashgrid.fields.base import RadianceField
+from hashgrid.fields.base import Kept, RadianceField
 from hashgrid.fields.coordinate import Activation, CoordinateConfig
 from hashgrid.fields.distance import GridDistance, GridDistanceConfig
 from hashgrid.geometry.opacity import annealed_cosine, neus_density, neus_thickness
@@ -19,6 +19,7 @@ from hashgrid.geometry.rays import At
 from hashgrid.nn import FusedMLP, SphericalHarmonics
 from hashgrid.nn.hash_grid import keep_gradients, levels_on
 from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._ngp import Slopes
 from hashgrid.util.device import DTYPES
 
 LEAST = 1e-9  # of what is divided by: intervals of rays that miss the box have no length
@@ -125,22 +126,36 @@ class Neus(RadianceField):
         them."""
         return self.side * (self.distance(unit, self.level_weights) - self.config.start_radius)
 
-    def surface(self, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same with their gradients [S, 3] in the scene, and features [S, G]."""
-        distance, gradient, features = self.distance.with_features(unit, self.level_weights)
+    def surface(self, unit: Tensor, slopes: Slopes | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The same with their gradients [S, 3] in the scene, and features [S, G]; ``slopes`` are those of the distance,
+        where they are known."""
+        slopes = self.distance.slopes(unit, self.level_weights) if slopes is None else slopes
+        distance, gradient, features = self.distance.with_features(slopes, unit)
         distance = self.side * (distance - self.config.start_radius)
         return distance, self.side * self.inverse_extent * gradient, features
 
-    def density(self, at: At) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def density(self, at: At, slopes: Slopes | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         if at.intervals is None:  # as grids of occupancy ask, for whom gradients would be two thirds of the work
             return self.density_of(self.distances(at.unit)), None
-        distance, gradient, features = self.surface(at.unit)
+        distance, gradient, features = self.surface(at.unit, slopes)
         if torch.is_grad_enabled():
             self._gradients = gradient
         chord, (starts, ends) = self.chords(at), at.intervals
         length = chord.norm(dim=-1)
         cosine = (gradient * chord).sum(-1) / length.clamp_min(LEAST)
         return self.thickness(distance, cosine, length) / (ends - starts).clamp_min(LEAST), (gradient, features)
+
+    def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        slopes = self.distance.slopes(at.unit, self.level_weights)
+        return self.density(at, slopes)[0], (at.unit, *slopes)
+
+    def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
+        slopes = None
+        if kept is not None:
+            known = Slopes(*(kept.column(1 + i) for i in range(len(Slopes._fields))))
+            slopes = self.distance.slopes(at.unit, self.level_weights, known)
+        sigmas, carry = self.density(at, slopes)
+        return sigmas, self.color(at, carry)
 
     def chords(self, at: At) -> Tensor:
         """From where samples begin to where they end [S, 3]: in contracted space as the field sees it, in which what

@@ -117,7 +117,7 @@ class HashGrid(nn.Module):
             ValueError: a shape does not fit.
         """
         arguments = self.op_arguments(x, level_weights)
-        half_table, buffer = arguments.pop("half_table"), self._grad_buffer()
+        half_table, buffer = arguments.pop("half_table"), self.gradient_buffer()
         if half_table is not None and has_tangents():  # only the public op has a forward mode
             arguments["table"], half_table = straight_through(half_table, self.table), None
         if half_table is None and precomputed is None and buffer is None:
@@ -169,7 +169,7 @@ class HashGrid(nn.Module):
             "half_table": self._current_half_table(),
         }
 
-    def _grad_buffer(self) -> Tensor | None:
+    def gradient_buffer(self) -> Tensor | None:
         """``table.grad``, made where needed, when the backward is to add to it itself. Not one of half precision, which
         would lose what is small, nor where `torch.func` returns gradients, nor in forward mode."""
         if not (self.accumulate_grad and torch.is_grad_enabled() and self.table.requires_grad):

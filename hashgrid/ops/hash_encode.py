@@ -185,7 +185,7 @@ def _register() -> None:
         )
 
     @torch.library.register_fake("hashgrid::hash_encode_accumulate_table_gradient")
-    def _(grad_table, grad_grad_positions, grad_y, positions, level_weights, *options):
+    def _(grad_table, grad_grad_positions, grad_features, grad_y, positions, level_weights, *options):
         return None
 
     @torch.library.register_fake("hashgrid::hash_encode_backward_backward")

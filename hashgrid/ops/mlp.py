@@ -272,7 +272,7 @@ def _compute_second_order(
     if in_one and of_x is not None and all(cotangent is None for cotangent in of_params):
         needs = (*wanted[:2], any(wanted[2:]))
         grad_grad_y, grad_x, grad_params = _extension.ops().mlp_backward_backward(
-            of_x.contiguous(), grad_y, x, params[:n_layers], params[n_layers:], *options[:2], *needs
+            of_x.contiguous(), None, grad_y, x, params[:n_layers], params[n_layers:], *options[:2], *needs
         )
         parts = split_gradient(grad_params, params) if needs[2] else [None] * len(params)
         return [g if want else None for g, want in zip((grad_grad_y, grad_x, *parts), wanted, strict=True)]
@@ -297,6 +297,38 @@ def _compute_second_order(
     return [next(second) if want else None for want in wanted]
 
 
+def second_order_with_values(
+    cotangent: Tensor | None,
+    grad_values: Tensor | None,
+    grad_y: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: int,
+    output_activation: int,
+    need_params: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of ``x`` and, flat, of the parameters: of the product of the gradient that ``grad_y`` has
+    to ``x`` with ``cotangent``, and of outputs whose gradient is ``grad_values``; either may be missing. Without a
+    graph, by one kernel where there is one."""
+    kinds, n, params = (activation, output_activation), len(weights), (*weights, *biases)
+    network, real = (x, weights, biases, *kinds), FACTORS.index(None)
+    if cotangent is None:
+        return _extension.ops().mlp_backward(grad_values, *network, real, True, need_params)  # type: ignore[no-any-return]
+    if has_kernel("mlp_backward_backward", x.device.type):
+        return _extension.ops().mlp_backward_backward(  # type: ignore[no-any-return]
+            cotangent, grad_values, grad_y, *network, False, True, need_params
+        )[1:]
+    needs, directions = (False, True, *[need_params] * len(params)), (cotangent, *[None] * len(params))
+    _, grad_x, *parts = _compute_second_order(directions, grad_y, x, params, n, (*kinds, real), needs)
+    flat = torch.cat([part.flatten() for part in parts if part is not None]) if need_params else x.new_empty(0)
+    assert grad_x is not None
+    if grad_values is None:
+        return grad_x, flat
+    of_x, of_params = _extension.ops().mlp_backward(grad_values, *network, real, True, need_params)
+    return grad_x + of_x, flat + of_params
+
+
 _Along = make_function("mlp_along", _run_along, _along_gradients)
 _mlp = differentiable("mlp", _gradients, _tangent)
 _mlp_backward = differentiable("mlp_backward", _gradient_gradients, _gradient_tangents)
@@ -314,8 +346,24 @@ def _register() -> None:
         n_params = sum(param.numel() for param in (*weights, *biases))
         return x.new_empty(x.shape[0] if need_x else 0, x.shape[1]), x.new_empty(n_params if need_params else 0)
 
+    @torch.library.register_fake("hashgrid::mlp_with_gradient")
+    def _(grad_y, x, weights, biases, *options):
+        return torch.empty_like(grad_y), torch.empty_like(x)
+
     @torch.library.register_fake("hashgrid::mlp_backward_backward")
-    def _(cotangent, grad_y, x, weights, biases, activation, output_activation, need_grad_y, need_x, need_params):
+    def _(
+        cotangent,
+        grad_values,
+        grad_y,
+        x,
+        weights,
+        biases,
+        activation,
+        output_activation,
+        need_grad_y,
+        need_x,
+        need_params,
+    ):
         n_params = sum(param.numel() for param in (*weights, *biases))
         return (
             x.new_empty(x.shape[0] if need_grad_y else 0, grad_y.shape[1]),
@@ -325,7 +373,8 @@ def _register() -> None:
 
     register_vmap("mlp", ["x"])
     register_vmap("mlp_backward", ["grad_y", "x"], sums=["need_params"])
-    register_vmap("mlp_backward_backward", ["cotangent", "grad_y", "x"], (0, 1), ["need_params"])
+    register_vmap("mlp_with_gradient", ["grad_y", "x"], (0, 1))
+    register_vmap("mlp_backward_backward", ["cotangent", "grad_values", "grad_y", "x"], (0, 1), ["need_params"])
 
 
 if _extension.module is not None:

@@ -9,7 +9,7 @@ from hashgrid.reference.counter_uniform import counter_uniform
 from hashgrid.reference.frequency_encode import frequency_encode
 from hashgrid.reference.hash_encode import hash_encode, hash_encode_into
 from hashgrid.reference.hash_encode_jet import hash_encode_jet
-from hashgrid.reference.hash_encode_mlp import hash_encode_mlp
+from hashgrid.reference.hash_encode_mlp import hash_encode_mlp, hash_encode_mlp_gradient
 from hashgrid.reference.line_integrals import line_integrals
 from hashgrid.reference.march_rays import march_rays
 from hashgrid.reference.mlp import mlp
@@ -39,6 +39,7 @@ __all__ = [
     "hash_encode_into",
     "hash_encode_jet",
     "hash_encode_mlp",
+    "hash_encode_mlp_gradient",
     "line_integrals",
     "march_rays",
     "mlp",

@@ -55,10 +55,11 @@ def _hash_encode_backward() -> Iterator[Arguments]:
 
 
 def _hash_encode_accumulate_table_gradient() -> Iterator[Arguments]:
-    for cotangent in (None, torch.randn(N_POINTS, 3)):
+    cotangent, features = torch.randn(N_POINTS, 3), torch.randn(N_POINTS, 6)
+    for second in ((None, None), (cotangent, None), (cotangent, features)):
         table, grad_y = torch.zeros(LEVELS.n_entries, 2), torch.randn(N_POINTS, 6)
-        weights = None if cotangent is None else torch.rand(3)
-        yield table, cotangent, grad_y, torch.rand(N_POINTS, 3), weights, *LINEAR, False
+        weights = None if second[0] is None else torch.rand(3)
+        yield table, *second, grad_y, torch.rand(N_POINTS, 3), weights, *LINEAR, False
 
 
 def _hash_encode_backward_backward() -> Iterator[Arguments]:
@@ -148,8 +149,28 @@ def _mlp_backward_backward() -> Iterator[Arguments]:
         x, weights, biases = _mlp_params(bias)
         params = [p.detach() for p in weights], [p.detach() for p in biases]
         cotangent, grad_y = torch.randn(N_POINTS, 5), torch.randn(N_POINTS, 3)
-        yield cotangent, grad_y, x.detach(), *params, 1, 0, False, True, True
-        yield cotangent, grad_y, x.detach(), *params, 4, 6, True, False, True
+        yield cotangent, None, grad_y, x.detach(), *params, 1, 0, False, True, True
+        yield cotangent, None, grad_y, x.detach(), *params, 4, 6, True, False, True
+        for output_activation in (0, 5):
+            yield (
+                cotangent,
+                torch.randn(N_POINTS, 3),
+                grad_y,
+                x.detach(),
+                *params,
+                3,
+                output_activation,
+                False,
+                True,
+                True,
+            )
+
+
+def _mlp_with_gradient() -> Iterator[Arguments]:
+    for bias in (False, True):
+        x, weights, biases = _mlp_params(bias)
+        params = [p.detach() for p in weights], [p.detach() for p in biases]
+        yield torch.randn(N_POINTS, 3), x.detach(), *params, 3, 0
 
 
 def _mlp_jet() -> Iterator[Arguments]:
@@ -370,6 +391,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "radiance_mlp_backward": _radiance_mlp_backward,
     "mlp": _mlp,
     "mlp_backward": _mlp_backward,
+    "mlp_with_gradient": _mlp_with_gradient,
     "mlp_backward_backward": _mlp_backward_backward,
     "mlp_jet": _mlp_jet,
     "mlp_jet_backward": _mlp_jet_backward,
@@ -405,5 +427,5 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
 CUDA_ONLY = {"radiance_field": _radiance_field, "render_rays": _render_rays, "occupancy_values": _occupancy_values}
 # Below sm_80 CUDA's kernels refuse these ops, and `hashgrid.ops` makes the same of others.
 TENSOR_CORES_ONLY = {*CUDA_ONLY, "radiance_mlp", "radiance_mlp_backward"}
-CPU_ONLY = {"mlp_backward_backward", "gather_rows", "visible_cells"}
+CPU_ONLY = {"mlp_with_gradient", "mlp_backward_backward", "gather_rows", "visible_cells"}
 ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name not in CPU_ONLY} | CUDA_ONLY

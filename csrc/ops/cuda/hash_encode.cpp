@@ -74,11 +74,16 @@ std::tuple<Tensor, Tensor, Tensor> hash_encode_backward_cuda(
 }
 
 // Adds the table gradient to `grad_table`, which a trainer keeps from step to step.
+// Of the second order, with a cotangent of the position gradient, after that of `grad_features`, another grad_y.
 void hash_encode_accumulate_table_gradient_cuda(Tensor grad_table, const std::optional<Tensor>& grad_grad_positions,
-                                                const Tensor& any_grad_y, const Tensor& positions,
-                                                const std::optional<Tensor>& level_weights,
+                                                const std::optional<Tensor>& any_features, const Tensor& any_grad_y,
+                                                const Tensor& positions, const std::optional<Tensor>& level_weights,
                                                 const std::vector<double>& scales, const std::vector<int64_t>& geometry,
                                                 int64_t interpolation, int64_t bounds, bool deterministic) {
+  if (grad_grad_positions.has_value() && any_features.has_value()) {
+    hash_encode_accumulate_table_gradient_cuda(grad_table, std::nullopt, std::nullopt, *any_features, positions,
+                                               level_weights, scales, geometry, interpolation, bounds, deterministic);
+  }
   const DeviceScope device(positions);
   device.check(grad_table, "grad_table");
   device.check(grad_grad_positions, "grad_grad_positions");

@@ -6,6 +6,7 @@
 from hashgrid.ops._ngp.gather_rows import gather_rows
 from hashgrid.ops._ngp.hash_encode_into import hash_encode_into
 from hashgrid.ops._ngp.hash_encode_mlp import hash_encode_mlp
+from hashgrid.ops._ngp.hash_encode_mlp_gradient import Slopes, hash_encode_mlp_gradient
 from hashgrid.ops._ngp.occupancy_points import occupancy_points
 from hashgrid.ops._ngp.occupancy_update import occupancy_update
 from hashgrid.ops._ngp.occupancy_values import occupancy_values
@@ -21,9 +22,11 @@ from hashgrid.ops._ngp.visible_samples import visible_samples
 from hashgrid.ops._ngp.window_samples import window_samples
 
 __all__ = [
+    "Slopes",
     "gather_rows",
     "hash_encode_into",
     "hash_encode_mlp",
+    "hash_encode_mlp_gradient",
     "occupancy_points",
     "occupancy_update",
     "occupancy_values",

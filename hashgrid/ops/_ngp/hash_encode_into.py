@@ -133,6 +133,6 @@ def _accumulate(
 ) -> None:
     """Adds the table's gradient, or that of the product of the positions' gradient with ``of_positions``."""
     _extension.ops().hash_encode_accumulate_table_gradient(
-        buffer, of_positions, grad_y, positions, level_weights, *options, is_deterministic()
+        buffer, of_positions, None, grad_y, positions, level_weights, *options, is_deterministic()
     )
     torch.autograd.graph.increment_version(buffer)
