@@ -123,6 +123,13 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         }
         for name in ("neus", "volsdf")
     },
+    "neus_mlp": {
+        "n_neurons": 64,
+        "n_hidden_layers": 5,
+        "n_geometry_features": 7,
+        "start_radius": 0.4,
+        "eikonal_points": 32,
+    },
     "plenoxels": {**GROWING, "variation_vertices": 64},
     **{
         name: {**GROWING, "n_density_features": 8, "n_color_features": 8, "n_neurons": 16, "compute_dtype": "float32"}

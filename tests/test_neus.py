@@ -24,7 +24,7 @@ NORMAL = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, -0.2]), dim=0)
 def make(name: str = "neus", **changes: Any) -> Neus:
     torch.manual_seed(0)
     kind: Any = RADIANCE_FIELDS[name]
-    return kind(kind.Config().replace(**SMALL, **changes), BOX)  # type: ignore[no-any-return]
+    return kind(kind.Config().replace(**SMALL | changes), BOX)  # type: ignore[no-any-return]
 
 
 def rays_at_plane(offset: float, n: int = 200) -> tuple[Rays, Tensor]:
@@ -166,3 +166,100 @@ def test_everything_begins_as_a_sphere_and_becomes_finer() -> None:
     other.load_state_dict(field.state_dict())
     other.fade()
     assert other.level_weights is not None and other.level_weights.tolist() == weights[1]
+
+
+def test_numeric_gradients_are_those_of_cells_there_are() -> None:
+    """Differences over a cell of the finest level: the slope where the field is smooth, blind to what is below it."""
+    field = make(gradients="numeric", max_resolution=64).double()
+    exact = make(max_resolution=64).double()
+    torch.nn.init.uniform_(exact.distance.grid.table, -0.1, 0.1)
+    field.load_state_dict(exact.state_dict())
+    unit = 0.2 + 0.6 * torch.rand(400, 3, dtype=torch.float64)
+    cells = []
+    for share in (0.0, 0.125, 0.25, 0.5):
+        field.fade(share)
+        cells.append(field.cell)
+    resolutions = [1 / cell for cell in cells]
+    assert resolutions == pytest.approx([16 * 4 ** (k / 3) for k in (1, 1.5, 2, 3)])
+    numeric, analytic = field.surface(unit), exact.surface(unit)
+    torch.testing.assert_close(numeric[0], analytic[0])
+    torch.testing.assert_close(numeric[2], analytic[2])
+    axis = 1
+    step = cells[-1] * torch.eye(3, dtype=torch.float64)[axis]
+    expected = (exact.distances(unit + step) - exact.distances(unit - step)) / (2 * cells[-1])
+    torch.testing.assert_close(numeric[1][:, axis], expected * float(field.inverse_extent[axis]))
+    assert (
+        float((numeric[1] - analytic[1]).detach().norm(dim=1).mean()) > 0.05
+    )  # which is not what the table says of a point
+
+
+@pytest.mark.parametrize("gradients", ["analytic", "numeric"])
+def test_curvature_loss_is_the_laplacian(gradients: str) -> None:
+    """Of a sphere whose squared radius the field tells: 6 everywhere, in the scene's units, in a box that is no cube."""
+
+    class Paraboloid(Neus):
+        def make_distance(self) -> Any:
+            distance, field = super().make_distance(), self
+
+            def outputs(x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+                places = x / field.inverse_extent + field.aabb[:3]
+                value = places.square().sum(-1, keepdim=True) / field.side + field.shift
+                return torch.cat((value, value.expand(*value.shape[:-1], 15)), dim=-1)
+
+            distance.outputs = outputs  # type: ignore[method-assign]
+            return distance
+
+    config = Neus.Config().replace(**SMALL, gradients=gradients, curvature_weight=2.0, eikonal_weight=0.0)
+    field = Paraboloid(config, BOX).double()
+    field.fade(1.0)
+    unit = 0.2 + 0.6 * torch.rand(500, 3, dtype=torch.float64)
+    assert float(field.curvature(unit)) == pytest.approx(6.0, rel=1e-4)
+    field._seen = unit, torch.zeros_like(unit)
+    assert float(field.penalty().detach()) == pytest.approx(
+        2.0 * 6.0 * 16 / 32, rel=1e-4
+    )  # less than on the coarsest level
+
+
+def test_the_network_of_the_paper_begins_as_a_sphere() -> None:
+    """Inside in the middle and outside at the sides, near its radius in the mean, and gradients are those of values."""
+    field: Any = RADIANCE_FIELDS["neus_mlp"](
+        RADIANCE_FIELDS["neus_mlp"].Config(), torch.tensor([-1.0, -1, -1, 1, 1, 1])
+    )
+    out = torch.nn.functional.normalize(torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    radius = torch.linspace(0.3, 0.9, 61)
+    with torch.no_grad():
+        values = field.distances((radius[:, None, None] * out + 1).flatten(0, 1) / 2).view(61, 200)
+    crossing = radius[(values < 0).sum(0).clamp(max=60)]  # a box of side 2: a radius of .3 of it
+    assert float(crossing.mean()) == pytest.approx(0.6, rel=0.15)
+    assert float(field.distances(torch.full((1, 3), 0.5)).detach()) < 0 and (values[-1] > 0).all()
+    assert float(((values[40:].mean(1).diff() / radius[40:].diff()) - 1).abs().mean()) < 0.2
+    unit = torch.rand(20, 3)
+    distance, gradient, features = field.surface(unit)
+    assert features.shape == (20, 256)
+    step = 1e-3
+    for axis in range(3):
+        along = step * torch.eye(3)[axis]
+        with torch.no_grad():
+            slope = (field.distances(unit + along / 2) - field.distances(unit - along / 2)) / (2 * step)
+        assert float((gradient[:, axis].detach() - slope).abs().max()) < 0.05
+    (distance.sum() + (gradient.norm(dim=1) - 1).square().sum()).backward()
+    assert all(p.grad is not None for p in field.distance.parameters())
+
+
+def test_colours_see_codes() -> None:
+    class Capture:
+        def code(self, rays: Rays) -> Tensor:
+            return rays.origins[:, :2]
+
+    field = make()
+    field.see_codes(2)
+    field.capture = Capture()
+    rays, _ = rays_at_plane(0.0)
+    with torch.no_grad():
+        samples = StratifiedSampler(8)(rays, field, None).samples
+        at = At(rays, torch.rand(samples.n_samples, 3), samples.ray_indices, samples.intervals())
+        before = field.color(at, None)  # type: ignore[arg-type]
+        assert field.color_mlp.n_input_dims == 6 + 16 + 15 + 2
+        other = Rays(rays.origins + torch.tensor([1.0, 0, 0]), rays.directions)
+        after = field.color(At(other, at.unit, at.ray_indices, at.intervals), None)  # type: ignore[arg-type]
+    assert not torch.allclose(before, after)

@@ -15,6 +15,7 @@ from hashgrid.fields.local_grid import LocalGrid
 from hashgrid.fields.mip import Mip, Mip360, MipPaper
 from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.neus import Neus
+from hashgrid.fields.neus_mlp import NeusMlp
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
 from hashgrid.fields.planes import PlanesExplicit, PlanesField, PlanesTime
@@ -45,6 +46,7 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "tensorf_paper": TensorfPaper,
     "triplane": Triplane,
     "neus": Neus,
+    "neus_mlp": NeusMlp,
     "volsdf": Volsdf,
 }
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {

@@ -47,6 +47,34 @@ class DistanceField(nn.Module):
         y = self(x[..., None, :] + step * corners, level_weights)
         return y.mean(-1), y @ corners / (4 * step)
 
+    def central_differences(
+        self, x: Tensor, step: float, level_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances [N] of points [N, 3], their first and second derivatives along each axis [N, 3], from points
+        ``step`` to both sides: blind to what is much smaller, and off by its square (Li et al. 2023, eq. 8 and 9)."""
+        beside = step * torch.eye(3, dtype=x.dtype, device=x.device)
+        y = self(torch.cat((x[:, None], x[:, None] + beside, x[:, None] - beside), dim=1), level_weights)
+        middle, after, before = y[:, 0], y[:, 1:4], y[:, 4:]
+        return middle, (after - before) / (2 * step), (after + before - 2 * middle[:, None]) / step**2
+
+    def outputs(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Distances of points [..., 3] and what else the field says of them [..., 1 + n_features]."""
+        raise NotImplementedError
+
+    def remembers(self, level_weights: Tensor | None = None) -> bool:
+        """Whether `slopes` go on from what an earlier call has found."""
+        return False
+
+    def slopes(self, x: Tensor, level_weights: Tensor | None = None, known: Slopes | None = None) -> Slopes:
+        """What `with_features` takes of points [N, 3], differentiable once; ``known`` is what an earlier call said of
+        them, where the field remembers it."""
+        y, gradient = with_gradient(lambda x: self.outputs(x, level_weights), x)
+        return Slopes(y, gradient, y.new_empty(len(y), 0), y.new_empty(len(y), 0))
+
+    def with_features(self, slopes: Slopes, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances [N] of points [N, 3], their gradients [N, 3] and the features [N, n_features]."""
+        return slopes.values[:, 0], slopes.gradient, slopes.values[:, 1:]
+
     def normals(self, x: Tensor) -> Tensor:
         """Outward unit normals [..., 3] of the level sets through points [..., 3]."""
         return nn.functional.normalize(self.gradient(x)[1].detach(), dim=-1)
@@ -109,18 +137,21 @@ class GridDistance(DistanceField):
 
     def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
         """Distances [...] of points [..., 3] in [0, 1]^3."""
-        y = encode_and_pass(self.grid, self.mlp, x, level_weights)[..., 0]
-        return y + distance_to_centre(x) if self.from_centre else y
+        return self.outputs(x, level_weights)[..., 0]
 
     def gradient(self, x: Tensor, level_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         points = x.reshape(-1, 3)
         distance, gradient, _ = self.with_features(self.slopes(points, level_weights), points)
         return distance.view(x.shape[:-1]), gradient.view(x.shape)
 
+    def outputs(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        y = encode_and_pass(self.grid, self.mlp, x, level_weights)
+        return torch.cat((y[..., :1] + distance_to_centre(x)[..., None], y[..., 1:]), -1) if self.from_centre else y
+
     def slopes(self, x: Tensor, level_weights: Tensor | None = None, known: Slopes | None = None) -> Slopes:
-        """Outputs of the network and the gradient of the first of them at points [N, 3], differentiable once; ``known``
-        is what an earlier call said of them. One op where encoding and network are those it is made of."""
-        if not self._are_one_op(level_weights):
+        """Outputs of the network and the gradient of the first of them: by one op where encoding and network are those
+        it is made of."""
+        if not self.remembers(level_weights):
             return self._composed_slopes(x, level_weights)
         x = x.to(self.grid.table.dtype)
         arguments = {**self.grid.op_arguments(x, level_weights), **self.mlp.op_arguments()}
@@ -129,14 +160,13 @@ class GridDistance(DistanceField):
         return op(**arguments, precomputed=known, grad_buffer=self.grid.gradient_buffer())  # type: ignore[no-any-return]
 
     def with_features(self, slopes: Slopes, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Distances [N] of points [N, 3], their gradients [N, 3] and the features [N, n_features]."""
-        y, gradient = slopes.values, slopes.gradient
+        distance, gradient, features = super().with_features(slopes, x)
         if not self.from_centre:
-            return y[:, 0], gradient, y[:, 1:]
+            return distance, gradient, features
         radius = distance_to_centre(x)
-        return y[:, 0] + radius, gradient + (x - 0.5) / radius[:, None], y[:, 1:]
+        return distance + radius, gradient + (x - 0.5) / radius[:, None], features
 
-    def _are_one_op(self, level_weights: Tensor | None) -> bool:
+    def remembers(self, level_weights: Tensor | None = None) -> bool:
         grid, mlp = self.grid, self.mlp
         if torch.compiler.is_compiling() or is_transformed() or has_tangents():
             return False
@@ -146,17 +176,8 @@ class GridDistance(DistanceField):
         return grid.half_table is None and mlp.compute_dtype in (None, torch.float32) and not fades
 
     def _composed_slopes(self, x: Tensor, level_weights: Tensor | None) -> Slopes:
-        is_recorded = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            features = self.grid(x) if level_weights is None else self.grid(x, level_weights)
-            values = self.mlp(features)
-            (of_features,) = torch.autograd.grad(values[:, 0].sum(), features, create_graph=is_recorded)
-            (gradient,) = torch.autograd.grad(
-                features, x, of_features, create_graph=is_recorded, retain_graph=is_recorded
-            )
-        found = Slopes(values, gradient, features.detach(), of_features.detach())
-        return found if is_recorded else Slopes(*(tensor.detach() for tensor in found))
+        y, gradient = with_gradient(lambda x: encode_and_pass(self.grid, self.mlp, x, level_weights), x)
+        return Slopes(y, gradient, y.new_empty(len(y), 0), y.new_empty(len(y), 0))
 
 
 def distance_to_centre(x: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hashgrid.fields.base import Kept, RadianceField
 from hashgrid.fields.coordinate import Activation, CoordinateConfig
-from hashgrid.fields.distance import GridDistance, GridDistanceConfig
+from hashgrid.fields.distance import DistanceField, GridDistance, GridDistanceConfig
 from hashgrid.geometry.opacity import annealed_cosine, neus_density, neus_thickness
 from hashgrid.geometry.rays import At
 from hashgrid.nn import FusedMLP, SphericalHarmonics
@@ -51,6 +51,10 @@ class NeusConfig(CoordinateConfig):
     # instead of .08: what holds slopes in place holds the surface, too
     eikonal_weight: float = 0.01
     eikonal_points: int = 1024  # anywhere in the box where they are looked at, beside the samples of rays
+    # of distances: exact, or differences over a cell of the finest level there is, blind to noise below it
+    gradients: Literal["analytic", "numeric"] = "analytic"
+    # of the mean size of the Laplacian at as many samples of rays; it falls with the cells
+    curvature_weight: float = 0.0
 
     def check(self) -> None:
         super().check()
@@ -59,9 +63,9 @@ class NeusConfig(CoordinateConfig):
                 raise ValueError(f"`{name}` must be in 0..1, got {getattr(self, name)}")
         if not self.start_sharpness > 0:
             raise ValueError(f"`start_sharpness` must be positive, got {self.start_sharpness}")
-        if self.first_levels < 1 or self.eikonal_points < 0 or self.eikonal_weight < 0:
-            got = f"{self.first_levels}, {self.eikonal_points} and {self.eikonal_weight}"
-            raise ValueError(f"`first_levels` must be at least 1, `eikonal_points` and `eikonal_weight` 0, got {got}")
+        for name, least in (("first_levels", 1), ("eikonal_points", 0), ("eikonal_weight", 0), ("curvature_weight", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
 
 
 class Neus(RadianceField):
@@ -86,6 +90,7 @@ class Neus(RadianceField):
     """
 
     Config = NeusConfig
+    n_color_layers: int | None = None  # hidden ones; one more than those of distances if none
     recipe = {"learning_rate": 1e-2, "final_learning_rate": 5e-4, "decay_start": 0.3, "target_samples": 1 << 13}
     config: NeusConfig
     share: Tensor
@@ -93,23 +98,33 @@ class Neus(RadianceField):
 
     def __init__(self, config: NeusConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:
         super().__init__(aabb)
-        self.config, self.backend = config, backend
-        sizes = {x.name: getattr(config, x.name) for x in dataclasses.fields(CoordinateConfig)}
-        sizes["max_resolution"] = config.max_resolution * 2 ** (n_cascades - 1)
-        self.distance = GridDistance(
-            GridDistanceConfig().replace(**sizes, from_centre=True), backend, config.n_geometry_features
-        )
+        self.config, self.backend, self.n_codes = config, backend, 0
+        self.finest = config.max_resolution * 2 ** (n_cascades - 1)
+        self.distance = self.make_distance()
         keep_gradients(self.distance)
         self.directions = SphericalHarmonics(config.sh_degree, backend=backend)
-        n_seen = 6 + self.directions.n_output_dims + config.n_geometry_features
-        layers, dtype = config.n_hidden_layers + 1, DTYPES[config.compute_dtype]
-        self.color_mlp = FusedMLP(
-            n_seen, 3, config.n_neurons, layers, output_activation="sigmoid", compute_dtype=dtype, backend=backend
-        )
+        self.see_codes(0)
         self.log_sharpness = nn.Parameter(torch.full((1,), math.log(config.start_sharpness)))
         self.register_buffer("share", torch.zeros(1))
         self.register_buffer("n_asked", torch.zeros((), dtype=torch.int64))
-        self._gradients: Tensor | None = None  # of the distances that were last asked for to be trained
+        self.shift = config.start_radius  # in sides of the cube, of distances
+        self._seen: tuple[Tensor, Tensor] | None = None  # what was last asked for to be trained, with its gradients
+
+    def make_distance(self) -> DistanceField:
+        """The field of distances in the unit cube, in its sides."""
+        sizes = {x.name: getattr(self.config, x.name) for x in dataclasses.fields(CoordinateConfig)}
+        config = GridDistanceConfig().replace(**sizes | {"max_resolution": self.finest}, from_centre=True)
+        return GridDistance(config, self.backend, self.config.n_geometry_features)
+
+    def see_codes(self, n: int) -> None:
+        config, self.n_codes = self.config, n
+        n_seen = 6 + self.directions.n_output_dims + config.n_geometry_features + n
+        sizes: Any = {
+            "n_neurons": config.n_neurons,
+            "n_hidden_layers": self.n_color_layers or config.n_hidden_layers + 1,
+        }
+        kinds: Any = {"output_activation": "sigmoid", "compute_dtype": DTYPES[config.compute_dtype]}
+        self.color_mlp = FusedMLP(n_seen, 3, backend=self.backend, **sizes, **kinds).to(self.aabb.device)
 
     @property
     def sharpness(self) -> Tensor:
@@ -124,34 +139,51 @@ class Neus(RadianceField):
     def distances(self, unit: Tensor) -> Tensor:
         """Signed distances [S], in units of length of the scene, of points [S, 3] in the unit cube as `At.unit` has
         them."""
-        return self.side * (self.distance(unit, self.level_weights) - self.config.start_radius)
+        return self.side * (self.distance(unit, self.level_weights) - self.shift)
 
     def surface(self, unit: Tensor, slopes: Slopes | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The same with their gradients [S, 3] in the scene, and features [S, G]; ``slopes`` are those of the distance,
         where they are known."""
-        slopes = self.distance.slopes(unit, self.level_weights) if slopes is None else slopes
-        distance, gradient, features = self.distance.with_features(slopes, unit)
-        distance = self.side * (distance - self.config.start_radius)
-        return distance, self.side * self.inverse_extent * gradient, features
+        if self.config.gradients == "numeric":
+            _, gradient, _ = self.distance.central_differences(unit, self.cell, self.level_weights)
+            y = self.distance.outputs(unit, self.level_weights)
+            distance, features = y[:, 0], y[:, 1:]
+        else:
+            slopes = self.distance.slopes(unit, self.level_weights) if slopes is None else slopes
+            distance, gradient, features = self.distance.with_features(slopes, unit)
+        return self.side * (distance - self.shift), self.side * self.inverse_extent * gradient, features
+
+    @property
+    def cell(self) -> float:
+        """A side of the cells of the finest level that is there, in those of the cube."""
+        config, n = self.config, self.distance.n_levels
+        if n < 2 or self.level_weights is None:
+            return 1 / self.finest
+        finer = (float(self.level_weights.sum()) - 1) / (n - 1)
+        return 1 / (config.base_resolution * (self.finest / config.base_resolution) ** finer)
 
     def density(self, at: At, slopes: Slopes | None = None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         if at.intervals is None:  # as grids of occupancy ask, for whom gradients would be two thirds of the work
             return self.density_of(self.distances(at.unit)), None
         distance, gradient, features = self.surface(at.unit, slopes)
         if torch.is_grad_enabled():
-            self._gradients = gradient
+            self._seen = at.unit, gradient
         chord, (starts, ends) = self.chords(at), at.intervals
         length = chord.norm(dim=-1)
         cosine = (gradient * chord).sum(-1) / length.clamp_min(LEAST)
         return self.thickness(distance, cosine, length) / (ends - starts).clamp_min(LEAST), (gradient, features)
 
+    @property
+    def _remembers(self) -> bool:
+        return self.config.gradients == "analytic" and self.distance.remembers(self.level_weights)
+
     def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        slopes = self.distance.slopes(at.unit, self.level_weights)
-        return self.density(at, slopes)[0], (at.unit, *slopes)
+        slopes = self.distance.slopes(at.unit, self.level_weights) if self._remembers else None
+        return self.density(at, slopes)[0], (at.unit, *(slopes or ()))
 
     def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
         slopes = None
-        if kept is not None:
+        if kept is not None and self._remembers:
             known = Slopes(*(kept.column(1 + i) for i in range(len(Slopes._fields))))
             slopes = self.distance.slopes(at.unit, self.level_weights, known)
         sigmas, carry = self.density(at, slopes)
@@ -181,9 +213,10 @@ class Neus(RadianceField):
 
     def color(self, at: At, carry: tuple[Tensor, Tensor] | None) -> Tensor:
         gradient, features = self.surface(at.unit)[1:] if carry is None else carry
-        harmonics = self.directions(at.rays.directions).index_select(0, at.ray_indices)
-        normals = nn.functional.normalize(gradient, dim=-1)
-        return self.color_mlp(torch.cat((2 * at.unit - 1, normals, harmonics, features), dim=-1))
+        seen = self.directions(at.rays.directions)
+        seen = seen if self.n_codes == 0 else torch.cat((seen, self.capture.code(at.rays)), dim=1)
+        normals, of_rays = nn.functional.normalize(gradient, dim=-1), seen.index_select(0, at.ray_indices)
+        return self.color_mlp(torch.cat((2 * at.unit - 1, normals, of_rays, features), dim=-1))
 
     def grow(self, progress: float) -> bool:
         self.n_asked += 1
@@ -193,18 +226,26 @@ class Neus(RadianceField):
         super().fade(progress)
         if progress is not None:
             self.share.fill_(progress)
-        config, grid = self.config, self.distance.grid
+        config = self.config
         share = float(self.share) / config.levels_share if config.levels_share else 1.0
-        self.level_weights = levels_on(grid.n_levels, config.first_levels, share, self.aabb.device)
+        self.level_weights = levels_on(self.distance.n_levels, config.first_levels, share, self.aabb.device)
 
     def penalty(self) -> Tensor | float:
         """The eikonal loss (Gropp et al. 2020) of the samples of the rays before, and of points of the box, others in
-        each step."""
-        config, seen = self.config, self._gradients
-        self._gradients = None
-        if not config.eikonal_weight or seen is None:
+        each step; and that of the curvature (Li et al. 2023, eq. 11)."""
+        config, seen, self._seen = self.config, self._seen, None
+        if seen is None or not (config.eikonal_weight or config.curvature_weight):
             return 0.0
         counter = torch.arange(3 * config.eikonal_points, device=self.aabb.device)
         drawn = backend_ops(self.backend).counter_uniform(0, int(self.n_asked), counter).view(-1, 3)
-        gradients = torch.cat((seen, self.surface(drawn.to(seen.dtype))[1]))
-        return config.eikonal_weight * (gradients.norm(dim=-1) - 1).square().mean()
+        gradients = torch.cat((seen[1], self.surface(drawn.to(seen[1].dtype))[1]))
+        loss = config.eikonal_weight * (gradients.norm(dim=-1) - 1).square().mean()
+        if config.curvature_weight:
+            loss = loss + config.curvature_weight * self.cell * config.base_resolution * self.curvature(seen[0])
+        return loss
+
+    def curvature(self, unit: Tensor) -> Tensor:
+        """Mean size of the Laplacian of distances in the scene at points [S, 3], of `eikonal_points` of them."""
+        step = max(1, len(unit) // max(self.config.eikonal_points, 1))
+        second = self.distance.central_differences(unit[::step], self.cell, self.level_weights)[2]
+        return (self.side * self.inverse_extent.square() * second).sum(-1).abs().mean()
