@@ -195,7 +195,7 @@ def test_numeric_gradients_are_those_of_cells_there_are() -> None:
 
 @pytest.mark.parametrize("gradients", ["analytic", "numeric"])
 def test_curvature_loss_is_the_laplacian(gradients: str) -> None:
-    """Of a sphere whose squared radius the field tells: 6 everywhere, in the scene's units, in a box that is no cube."""
+    """Of a field that tells squared radii: 6 everywhere, in the scene's units, in a box that is no cube."""
 
     class Paraboloid(Neus):
         def make_distance(self) -> Any:

@@ -139,7 +139,7 @@ def test_the_command(scene_path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_errors_of_surfaces(scene_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, message in (
-        (["--field", "ngp"], "`--field` must be one of neus, volsdf, got 'ngp'"),
+        (["--field", "ngp"], "`--field` must be one of neus, neus_mlp, volsdf, got 'ngp'"),
         (["--truth", str(tmp_path / "none.ply")], "must be a file, `.*none.ply` does not exist"),
         (["--resolution", "1"], "`resolution` must be at least 2, got 1"),
         (["--levels-share", "2"], "`levels_share` must be in 0..1, got 2"),

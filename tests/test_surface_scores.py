@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from hashgrid.data.mesh import Mesh, is_watertight
 from hashgrid.data.procedural import orbit_cameras
 from hashgrid.geometry.boxes import Placement
 from hashgrid.rendering.extract import to_mesh
-from hashgrid.rendering.surface_scores import compare_surfaces, seen
+from hashgrid.rendering.surface_scores import Observed, compare_surfaces, dtu_scores, seen, seen_faces, thinned
 
 for package in ("igl", "skimage"):
     pytest.importorskip(package)
@@ -66,3 +67,48 @@ def test_figures_of_a_ball_that_is_too_large() -> None:
     both = mesh_of(lambda x: torch.minimum(x.norm(dim=-1) - 0.3, (x - place).norm(dim=-1) - 0.1))
     hidden = compare_surfaces(both, small, one, 4000)
     assert hidden["precision"] == 1 and hidden["whole"]["precision"] < 0.95
+
+
+def test_what_nobody_sees_is_left_out() -> None:
+    """A ball within a ball, whose inside is a part of its own; from one side, half of the outer one."""
+    shell = mesh_of(lambda x: torch.maximum(x.norm(dim=-1) - 0.8, 0.4 - x.norm(dim=-1)))
+    outer = np.linalg.norm(shell.vertices[shell.faces].mean(1), axis=1) > 0.6
+    assert 0.1 < outer.mean() < 0.9
+    assert (seen_faces(shell, orbit_cameras(6, 64, 0), "drop_parts") == outer).all()
+    one = orbit_cameras(6, 64, 0).select([0])
+    assert (seen_faces(shell, one, "drop_parts") == outer).all()  # whole parts
+    facing = seen_faces(shell, one, "drop_faces")
+    towards = one.origins[0].double().numpy() - shell.vertices[shell.faces].mean(1)
+    expected = outer & ((towards * shell.face_normals).sum(-1) > 0)
+    assert (facing != expected).mean() < 0.02 and 0.2 < facing[outer].mean() < 0.5
+
+
+def test_dtu_protocol() -> None:
+    """A plane 1.5 above the scan, with a wall that nobody looked at, a piece far off, and a table under the scan."""
+
+    def square(low: float, high: float, z: float) -> tuple[np.ndarray, np.ndarray]:
+        corners = np.array([[low, low, z], [high, low, z], [high, high, z], [low, high, z]])
+        return corners, np.array([[0, 1, 2], [0, 2, 3]])
+
+    pieces = [square(0, 10, 1.5), square(0, 10, 60.0), square(30, 40, 3.0)]
+    vertices = np.concatenate([piece[0] for piece in pieces])
+    faces = np.concatenate([piece[1] + 4 * i for i, piece in enumerate(pieces)])
+    mesh = Mesh(vertices, faces, Placement(), False, "planes")
+    grid = np.stack(np.meshgrid(np.arange(0, 10.01, 0.25), np.arange(0, 10.01, 0.25)), axis=-1).reshape(-1, 2)
+    scan = np.concatenate([np.c_[grid, np.zeros(len(grid))], np.c_[grid, np.full(len(grid), -9.0)]])
+    observed = Observed(np.ones((12, 12, 71), bool), np.zeros(3), 1.0, np.array([0.0, 0, 1, 5]))
+    found = dtu_scores(mesh, scan, observed, spacing=0.4)
+    assert found["accuracy"] == pytest.approx(1.5, abs=0.03)  # 60 is beyond 20, 30 to 40 was not looked at
+    assert found["completeness"] == pytest.approx(1.5, abs=0.03)  # what is 9 below is under the plane
+    assert found["overall"] == (found["accuracy"] + found["completeness"]) / 2
+    below = dtu_scores(mesh, scan, replace(observed, plane=np.array([0.0, 0, 1, 50])), spacing=0.4)
+    assert below["completeness"] == pytest.approx((1.5 + 10.5) / 2, abs=0.05)
+    nothing = dtu_scores(mesh, scan, replace(observed, mask=np.zeros((12, 12, 71), bool)), spacing=0.4)
+    assert np.isnan(nothing["accuracy"])
+
+
+def test_points_are_thinned_without_gaps() -> None:
+    points = np.random.default_rng(0).random((4000, 3))
+    kept = thinned(points, 0.1)
+    distance = cKDTree(kept).query(kept, k=2)[0][:, 1]
+    assert distance.min() >= 0.1 and cKDTree(kept).query(points)[0].max() <= 0.1

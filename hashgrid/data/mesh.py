@@ -42,6 +42,11 @@ class Mesh:
     def _double_areas(self) -> np.ndarray:
         return np.linalg.norm(_crosses(self.vertices, self.faces), axis=-1)
 
+    @property
+    def areas(self) -> np.ndarray:
+        """Of the faces [F]."""
+        return self._double_areas / 2
+
     @cached_property
     def face_normals(self) -> np.ndarray:
         """[F, 3] float64 of unit length."""

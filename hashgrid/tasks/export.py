@@ -16,7 +16,7 @@ from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
 from hashgrid.rendering.texture import bake
 from hashgrid.tasks.export_cameras import write_cameras
 from hashgrid.tasks.render import corners
-from hashgrid.tasks.surfaces import ALL_METHODS, Surface, nerf_surface, sdf_surface, seen_cloud
+from hashgrid.tasks.surfaces import ALL_METHODS, UNSEEN, Surface, nerf_surface, sdf_surface, seen_cloud
 from hashgrid.tasks.trained import OF_SCENES, task_of, trained_nerf
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.optional import optional_import
@@ -30,7 +30,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "resolution": (192, MESHES), "threshold": (30.0, ("density",)), "views": (100, ("tsdf", "poisson", "points")),
     "size": (400, ("tsdf", "poisson", "points")), "points": (None, ("poisson", "points")),
     "crop": (None, (*MESHES, "points")), "texture": (None, MESHES), "keep": (None, MESHES),
-    "faces": (None, MESHES), "method": ("tsdf", ALL_METHODS),
+    "faces": (None, MESHES), "method": ("tsdf", ALL_METHODS), "unseen": ("drop_parts", ("distance",)),
 }  # fmt: skip
 MOST_POINTS = 1_000_000
 
@@ -53,6 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--points", type=int, help=points_help)
     parser.add_argument("--crop", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"), help="box to keep")
     parser.add_argument("--keep", type=int, metavar="N", help="the N largest parts of the mesh only")
+    unseen_help = "what no training view sees of the mesh of a surface (default: drop_parts)"
+    parser.add_argument("--unseen", choices=UNSEEN, help=unseen_help)
     parser.add_argument("--faces", type=int, metavar="N", help="make the mesh simpler, until it has about N faces")
     parser.add_argument("--texture", type=int, metavar="SIZE", help="texels along a side of a texture; OBJ and GLB")
     parser.add_argument("--device", default="auto")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from hashgrid.data.scene import NORMAL_HALF, Scene
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.neus import Neus
 from hashgrid.geometry.boxes import Placement
-from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
 from hashgrid.rendering.surface_scores import compare_surfaces, describe
 from hashgrid.tasks.nerf import Nerf, NerfConfig
-from hashgrid.tasks.surfaces import nerf_surface
+from hashgrid.tasks.surfaces import cameras_of_file, nerf_surface
 from hashgrid.train.task import Report
 from hashgrid.util.config import Config
 
@@ -41,6 +40,8 @@ class SurfaceConfig(NerfConfig):
     field: Config = Neus.Config()
     truth: Path | None = None  # mesh to compare with, in the coordinates of the photos
     resolution: int = 256  # cells of the mesh along the longest side of the box
+    # what no training view sees of the mesh: whole parts are left out, all such faces, so that it is open, or nothing
+    unseen: Literal["drop_parts", "drop_faces", "keep"] = "drop_parts"
     target_samples: int = Neus.recipe["target_samples"]  # that count, per step; the number of rays follows
     learning_rate: float = Neus.recipe["learning_rate"]  # after the first steps
     final_learning_rate: float = Neus.recipe["final_learning_rate"]  # at the end of a run
@@ -89,7 +90,8 @@ class Surface(Nerf):
     def evaluate(self, report: Report) -> dict[str, Any]:
         found = super().evaluate(report)
         begin, path = time.perf_counter(), report.out / "mesh.ply"
-        surface = nerf_surface(self, "distance", None, {"resolution": self.config.resolution})
+        options = {"resolution": self.config.resolution, "unseen": self.config.unseen}
+        surface = nerf_surface(self, "distance", None, options)
         vertices, faces = surface.vertices, surface.faces
         write_mesh(path, vertices, faces, vertex_normals(vertices, faces), surface.colors)
         found |= {"mesh": str(path), "sharpness": float(self.model.sharpness.detach()) / self.scene.placement.unit}
@@ -101,18 +103,10 @@ class Surface(Nerf):
         truth = mesh_of_formulas() if self.truth is None and self.by_formulas else self.truth
         if truth is not None:
             ours = Mesh(vertices, faces, Placement(), is_watertight(faces), path.name)
-            found |= compare_surfaces(ours, truth, self.cameras_of_file())
+            found |= compare_surfaces(ours, truth, cameras_of_file(self.scene, SCORING_VIEWS))
             parts = f"{describe(found)}; {parts}"
         report.say(parts)
         return found
-
-    def cameras_of_file(self) -> Cameras:
-        """Some training views, in the coordinates of the input."""
-        train, placement = self.scene.train, self.scene.placement
-        n = min(SCORING_VIEWS, len(train))
-        cameras = train.select([i * len(train) // n for i in range(n)])
-        places = placement.to_file(cameras.c2w[:, :, 3])[..., None]
-        return replace(cameras, c2w=torch.cat((cameras.c2w[:, :, :3].double(), places), dim=2))
 
 
 def as_given(mesh: Mesh) -> Mesh:

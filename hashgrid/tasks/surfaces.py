@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hashgrid.data.mesh import Mesh
 from hashgrid.data.mesh_colors import read_colors
+from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
 from hashgrid.fields.neus import Neus
+from hashgrid.geometry.boxes import Placement
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.density import density_surface
 from hashgrid.rendering.extract import to_mesh
@@ -20,6 +24,7 @@ from hashgrid.rendering.fusion import Shown, fuse
 from hashgrid.rendering.mesh_facts import largest_parts, simplified, vertex_normals
 from hashgrid.rendering.near_surface import surface_colors
 from hashgrid.rendering.oriented import Cloud, poisson_surface, seen_points
+from hashgrid.rendering.surface_scores import seen_faces
 from hashgrid.rendering.volume import render_image
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.sdf import load_field
@@ -29,6 +34,7 @@ from hashgrid.util.optional import optional_import
 
 METHODS = ("tsdf", "density", "poisson")  # of any radiance field
 ALL_METHODS = (*METHODS, "distance")  # and of those that are fields of distances
+UNSEEN = ("drop_parts", "drop_faces", "keep")  # of a level set of distances, which is closed, also where nobody looked
 REACH = 2.0  # voxels from a surface within which the field that it came from shows it
 DENSE = 8  # points per voxel of a side of the box, squared, that a surface is made from, at most
 
@@ -48,6 +54,15 @@ class Surface(NamedTuple):
             return self
         vertices, faces, used = largest_parts(self.vertices, self.faces, n)
         return self._replace(vertices=vertices, faces=faces, colors=None if self.colors is None else self.colors[used])
+
+    def seen(self, cameras: Cameras, unseen: str) -> Surface:
+        """Without what no camera, in the coordinates of the input, sees: ``unseen`` is one of :data:`UNSEEN`."""
+        if unseen == "keep" or not len(self.faces):
+            return self
+        mesh = Mesh(self.vertices, self.faces, Placement(), False, "surface")
+        used, faces = np.unique(self.faces[seen_faces(mesh, cameras, unseen)], return_inverse=True)
+        colors = None if self.colors is None else self.colors[used]
+        return self._replace(vertices=self.vertices[used], faces=faces.reshape(-1, 3), colors=colors)
 
     def simplified(self, n: int | None) -> Surface:
         """With about ``n`` faces, vertices in the colours of those that were nearest; all faces if none."""
@@ -74,6 +89,14 @@ def looks(task: Nerf, n_views: int, size: int) -> tuple[Cameras, Callable[[int],
         return color / opacity.clamp_min(1e-3)[..., None], opacity, depth  # the surface, without what is behind it
 
     return cameras, show
+
+
+def cameras_of_file(scene: Scene, most: int | None = None) -> Cameras:
+    """Training views, evenly spread and at most so many, in the coordinates of the input."""
+    n = min(most or len(scene.train), len(scene.train))
+    cameras = scene.train.select([i * len(scene.train) // n for i in range(n)])
+    places = scene.placement.to_file(cameras.c2w[:, :, 3])[..., None]
+    return replace(cameras, c2w=torch.cat((cameras.c2w[:, :, :3].double(), places), dim=2))
 
 
 def seen_cloud(task: Nerf, n_views: int, size: int, crop: Tensor | None, most: int) -> Cloud:
@@ -117,7 +140,11 @@ def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str
             vertices, faces = density_surface(task.model, task.sampler, ours, resolution, options["threshold"])
         low, high = (part.numpy() for part in theirs.double().split(3))
         vertices = np.clip(placement.to_file(torch.from_numpy(vertices)).numpy(), low, high)  # a last bit may be lost
-    return Surface(vertices, faces, color(vertices, vertex_normals(vertices, faces)), color, lit=False)
+    found = Surface(vertices, faces, None, color, lit=False)
+    if method == "distance":
+        found = found.seen(cameras_of_file(task.scene), options["unseen"])
+    normals = vertex_normals(found.vertices, found.faces)
+    return found._replace(colors=color(found.vertices, normals))
 
 
 def distance_surface(field: RadianceField, box: Tensor, resolution: int) -> tuple[np.ndarray, np.ndarray]:
