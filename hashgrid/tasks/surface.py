@@ -20,6 +20,7 @@ from hashgrid.fields.neus import Neus
 from hashgrid.geometry.boxes import Placement
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
+from hashgrid.rendering.surface_pictures import write_surface_pictures
 from hashgrid.rendering.surface_scores import compare_surfaces, describe
 from hashgrid.tasks.nerf import Nerf, NerfConfig
 from hashgrid.tasks.surfaces import cameras_of_file, nerf_surface
@@ -101,8 +102,10 @@ class Surface(Nerf):
         found["extract"] = {"seconds": time.perf_counter() - begin, **mesh_facts(vertices, faces)}
         parts = f"{len(faces)} faces in {found['extract']['components']} parts"
         truth = mesh_of_formulas() if self.truth is None and self.by_formulas else self.truth
+        ours = Mesh(vertices, faces, Placement(), is_watertight(faces), path.name)
+        cameras = cameras_of_file(self.scene)
+        write_surface_pictures(report.out / "mesh.png", ours, cameras, surface.colors, truth)
         if truth is not None:
-            ours = Mesh(vertices, faces, Placement(), is_watertight(faces), path.name)
             found |= compare_surfaces(ours, truth, cameras_of_file(self.scene, SCORING_VIEWS))
             parts = f"{describe(found)}; {parts}"
         report.say(parts)
