@@ -82,8 +82,8 @@ class Mesh:
         return self.first_hit(points, directions)[0] >= 0
 
     def first_hit(self, points: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The faces that rays from points [n, 3] in directions [n, 3] meet first, -1 for none, and where [n], in lengths
-        of the directions."""
+        """The faces that rays from points [n, 3] in directions [n, 3] meet first, -1 for none, and where [n], in
+        lengths of the directions."""
         rays = (np.ascontiguousarray(x, np.float64) for x in (points, directions))
         face, t, _ = self._tree.intersect_ray_first(self.vertices, self.faces, *rays)
         return face, t
