@@ -10,6 +10,7 @@ from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
 from hashgrid.fields.proposal import Proposal, ProposalConfig
 from hashgrid.nn import OccupancyGrid
+from hashgrid.rendering.error_bounded import ErrorBoundedSampler, laplace_field
 from hashgrid.rendering.proposals import ProposalSampler, TwiceSampler
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, SamplerConfig, StratifiedSampler
 from hashgrid.util.config import Config
@@ -53,6 +54,9 @@ def make_sampler(
 ) -> Sampler:
     """The sampler of a field in a normalised scene, on the field's device: that of the field unless ``config`` says
     otherwise. An occupancy grid knows from the start what no training view sees; ``seed`` is of the cells it looks at.
+
+    Raises:
+        ValueError: the field is none that the sampler is for.
     """
     name = field.sampler if config.sampler == "auto" else config.sampler
     if name == "coarse_to_fine":
@@ -63,6 +67,9 @@ def make_sampler(
         add_proposals(field, config, backend)
         how = config.picture_block, config.picture_colors, config.proposal_interval
         return ProposalSampler((*config.proposal_samples, config.samples), scene.near, backend, *how)
+    if name == "error_bounded":
+        laplace_field(field)
+        return ErrorBoundedSampler(near=scene.near, backend=backend)
     if name == "stratified":
         return StratifiedSampler(field.n_coarse, scene.near, backend)
     grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train

@@ -161,7 +161,7 @@ class Sampler(nn.Module):
 class SamplerConfig(Config):
     """Where along its rays a field is asked, and how an occupancy grid follows it."""
 
-    sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine", "twice", "proposal"] = (
+    sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine", "twice", "proposal", "error_bounded"] = (
         "auto"  # where a field is asked; its own, and in an unbounded scene on a CPU where proposals say
     )
     # of the space around the innermost box, for fields that see to its end; auto: none in a bounded scene
@@ -353,13 +353,14 @@ class CoarseToFineSampler(StratifiedSampler):
 
     def resample(self, edges: Tensor, weights: Tensor, jitter: Jitter) -> Tensor:
         """Places [R, n_fine] distributed as the weights [R, n] of the intervals between edges [R, n + 1]."""
-        mass = weights + 1e-5
-        steps = torch.cumsum(mass / mass.sum(dim=1, keepdim=True), dim=1)
-        steps = torch.nn.functional.pad(steps, (1, 0))
+        return draw(edges, weights + 1e-5, self.shares(edges, jitter))
+
+    def shares(self, edges: Tensor, jitter: Jitter) -> Tensor:
+        """Numbers in 0..1 [R, n_fine] for rays of edges [R, n + 1], one in each of as many equal parts."""
         shape = len(edges), self.n_fine
         u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(shape)
         u = u + (0.5 if jitter is None else uniform((jitter[0] + 1, jitter[1]), shape, edges, self.backend))
-        return inverse_transform(edges, steps, (u / self.n_fine).contiguous())
+        return (u / self.n_fine).contiguous()
 
 
 def spacing(t: Tensor) -> Tensor:
@@ -384,6 +385,13 @@ def inverse_transform(edges: Tensor, steps: Tensor, u: Tensor) -> Tensor:
     low, high = steps.gather(1, above - 1), steps.gather(1, above)
     within = ((u - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     return torch.lerp(edges.gather(1, above - 1), edges.gather(1, above), within)
+
+
+def draw(edges: Tensor, mass: Tensor, shares: Tensor) -> Tensor:
+    """Places [R, k] before which the ``shares`` [R, k], from 0 to 1, of the mass [R, m] of the intervals between edges
+    [R, m + 1] lie."""
+    steps = torch.cumsum(mass / mass.sum(dim=1, keepdim=True), dim=1)
+    return inverse_transform(edges, torch.nn.functional.pad(steps, (1, 0)), shares)
 
 
 def uniform(jitter: tuple[int, int], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:
