@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hashgrid.fields.neus import Neus, NeusConfig
+from hashgrid.fields.surface_field import SurfaceField, SurfaceFieldConfig
 from hashgrid.geometry.opacity import laplace_density, laplace_thickness
 
 
 @dataclass(frozen=True)
-class VolsdfConfig(NeusConfig):
+class VolsdfConfig(SurfaceFieldConfig):
     """Sizes of a :class:`Volsdf`; the sharpness is the inverse of the paper's ``beta``."""
 
     name = "volsdf"
@@ -19,7 +19,7 @@ class VolsdfConfig(NeusConfig):
     start_sharpness: float = 10.0  # of the surface, the inverse of how far light gets into it, per unit; it is learned
 
 
-class Volsdf(Neus):
+class Volsdf(SurfaceField):
     """The density of a place does not depend on the ray: rays see a plane before or behind itself, by their angle. The
     opacity of an interval is exact for the plane through its middle."""
 

@@ -17,6 +17,7 @@ from hashgrid.data.procedural import signed_distance
 from hashgrid.data.scene import NORMAL_HALF, Scene
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.neus import Neus
+from hashgrid.fields.surface_field import SurfaceField
 from hashgrid.geometry.boxes import Placement
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
@@ -35,7 +36,7 @@ FORMULAS_CELLS = 256  # of the mesh of the procedural scene along each side
 class SurfaceConfig(NerfConfig):
     """NeuS over a hash grid (Wang et al. 2021; Li et al. 2023), trained as a radiance field is, for a few CPU cores."""
 
-    fields = {name: kind for name, kind in RADIANCE_FIELDS.items() if issubclass(kind, Neus)}
+    fields = {name: kind for name, kind in RADIANCE_FIELDS.items() if issubclass(kind, SurfaceField)}
     default_seconds = 600.0
 
     field: Config = Neus.Config()
@@ -72,7 +73,7 @@ class Surface(Nerf):
     summary = "Makes a coloured mesh from posed photographs; of a procedural scene if none, whose surface is known."
     packages = ("igl", "skimage", *Nerf.packages)
     config: SurfaceConfig
-    model: Neus
+    model: SurfaceField
 
     def __init__(self, config: SurfaceConfig, scene: Scene, by_formulas: bool = False) -> None:
         super().__init__(config, scene)

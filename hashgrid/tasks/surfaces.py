@@ -15,7 +15,7 @@ from hashgrid.data.mesh import Mesh
 from hashgrid.data.mesh_colors import read_colors
 from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
-from hashgrid.fields.neus import Neus
+from hashgrid.fields.surface_field import SurfaceField
 from hashgrid.geometry.boxes import Placement
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.density import density_surface
@@ -154,7 +154,7 @@ def distance_surface(field: RadianceField, box: Tensor, resolution: int) -> tupl
     Raises:
         ValueError: it has no distances.
     """
-    if not isinstance(field, Neus):
+    if not isinstance(field, SurfaceField):
         raise ValueError("`--method distance` is for fields of distances, neus and volsdf; choose another one")
     low, high = box.to(field.aabb.device).split(3)
     side = (high - low).max()
