@@ -174,7 +174,7 @@ class Views(Cameras):
     ) -> tuple[Rays, Tensor, Tensor]:
         """A training batch, a function of ``seed`` and ``step``: rays through random pixels, their RGBA [n, 4], and
         random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`, which is asked wherever it
-        can: it knows neither the camera, the time nor the end of a ray, which ``needs`` may name.
+        can: it knows neither camera, time, end nor coverage of a ray, which ``needs`` may name.
 
         Raises:
             SceneError: a time is needed, and there is none.
@@ -198,6 +198,8 @@ class Views(Cameras):
         if self.ends is not None and "ends" in needs:
             rays = replace(rays, ends=self.ends.index_select(0, row))
         colors = pixel_colors(self.data, row)
+        if "coverage" in needs:
+            rays = replace(rays, coverage=colors[:, 3])
         self._forget(n if self.counts is None else 2 * n)
         return rays, colors, noise
 

@@ -58,8 +58,8 @@ class RadianceField(nn.Module):
     sampler: ClassVar[str] = "occupancy"  # name of where along a ray it is asked
     n_coarse: int = 64  # samples per ray of a sampler that knows of no empty space,
     n_fine: int = 64  # and further ones of a finer look
-    # what it asks of rays it is trained on (``at.rays``), "camera" and "time"; others may know neither, and a grid of
-    # occupancy asks for densities at no time at all
+    # what it asks of rays it is trained on (``at.rays``), "camera", "time" and "coverage"; others may know none, and a
+    # grid of occupancy asks for densities at no time at all
     needs: Collection[str] = ()
     # whether colours depend on what the density carried on, a tensor [S, G], and on the ray alone, so that neighbours
     # can be asked for one together

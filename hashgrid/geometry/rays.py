@@ -23,6 +23,7 @@ class Rays:
         ends: how far away what each hits is known to be [R], 0 where nobody knows; None where nobody knows any.
         radii: of the cone through the pixel of each, at a distance of 1 [R]: 1 / sqrt(3) of its side, so that the disc
             varies as much as the square (Barron et al. 2021, section 3.1); None where nobody asks.
+        coverage: how opaque the pixel of each is, 0..1 [R]; None where nobody asks.
     """
 
     origins: Tensor
@@ -31,6 +32,7 @@ class Rays:
     time: Tensor | None = None
     ends: Tensor | None = None
     radii: Tensor | None = None
+    coverage: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.origins)
@@ -41,6 +43,7 @@ class Rays:
             ("time", ()),
             ("ends", ()),
             ("radii", ()),
+            ("coverage", ()),
         ):
             value = getattr(self, name)
             if value is not None and value.shape != (n, *tail):
@@ -64,8 +67,9 @@ class Rays:
         return self._each(lambda x: x.detach()) if self.origins.requires_grad or self.directions.requires_grad else self
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Rays:
-        others = (None if x is None else change(x) for x in (self.camera, self.time, self.ends, self.radii))
-        return Rays(change(self.origins), change(self.directions), *others)
+        others = self.camera, self.time, self.ends, self.radii, self.coverage
+        changed = (None if x is None else change(x) for x in others)
+        return Rays(change(self.origins), change(self.directions), *changed)
 
 
 class At:
