@@ -35,6 +35,7 @@ from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid, derivatives_along, jacobian, laplacian
 from hashgrid.nn.encoding import ENCODINGS, EncodingConfig, make_encoding
 from hashgrid.rendering.choices import add_proposals
+from hashgrid.rendering.first_hit import FirstHitSampler
 from hashgrid.rendering.proposals import ProposalSampler, TwiceSampler
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, SamplerConfig, StratifiedSampler
 from hashgrid.rendering.volume import render, render_image
@@ -121,7 +122,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
             "start_radius": 0.4,
             "eikonal_points": 32,
         }
-        for name in ("neus", "volsdf")
+        for name in ("neus", "volsdf", "idr")
     },
     "neus_mlp": {
         "n_neurons": 64,
@@ -173,6 +174,7 @@ def sampler_of(field: RadianceField, backend: str = "native") -> Sampler:
         "coarse_to_fine": CoarseToFineSampler(8, 8, backend=backend),
         "twice": TwiceSampler(8, 8, backend=backend),
         "proposal": ProposalSampler((8, 8, 8), backend=backend),
+        "first_hit": FirstHitSampler(16, backend=backend),
     }
     return samplers[field.sampler]
 

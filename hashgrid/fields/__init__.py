@@ -10,6 +10,7 @@ from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
 from hashgrid.fields.encoded import CpField, DenseField, FourierField, FrequencyField, MlpField, PlanesSignal, VmField
 from hashgrid.fields.filters import BaconField, FiltersField
 from hashgrid.fields.hexplane import Hexplane
+from hashgrid.fields.idr import Idr
 from hashgrid.fields.latent import LatentField
 from hashgrid.fields.local_grid import LocalGrid
 from hashgrid.fields.mip import Mip, Mip360, MipPaper
@@ -48,6 +49,7 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "neus": Neus,
     "neus_mlp": NeusMlp,
     "volsdf": Volsdf,
+    "idr": Idr,
 }
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "hash": CoordinateField,

@@ -11,6 +11,7 @@ from hashgrid.fields.base import RadianceField
 from hashgrid.fields.proposal import Proposal, ProposalConfig
 from hashgrid.nn import OccupancyGrid
 from hashgrid.rendering.error_bounded import ErrorBoundedSampler, laplace_field
+from hashgrid.rendering.first_hit import make_first_hit
 from hashgrid.rendering.proposals import ProposalSampler, TwiceSampler
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, SamplerConfig, StratifiedSampler
 from hashgrid.util.config import Config
@@ -70,6 +71,8 @@ def make_sampler(
     if name == "error_bounded":
         laplace_field(field)
         return ErrorBoundedSampler(near=scene.near, backend=backend)
+    if name == "first_hit":
+        return make_first_hit(field, scene, backend)
     if name == "stratified":
         return StratifiedSampler(field.n_coarse, scene.near, backend)
     grid, train = OccupancyGrid(scene.aabb, config.occupancy_resolution, scene.n_cascades, backend), scene.train

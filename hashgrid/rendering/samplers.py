@@ -161,9 +161,9 @@ class Sampler(nn.Module):
 class SamplerConfig(Config):
     """Where along its rays a field is asked, and how an occupancy grid follows it."""
 
-    sampler: Literal["auto", "occupancy", "stratified", "coarse_to_fine", "twice", "proposal", "error_bounded"] = (
-        "auto"  # where a field is asked; its own, and in an unbounded scene on a CPU where proposals say
-    )
+    sampler: Literal[
+        "auto", "occupancy", "stratified", "coarse_to_fine", "twice", "proposal", "error_bounded", "first_hit"
+    ] = "auto"  # where a field is asked; its own, and in an unbounded scene on a CPU where proposals say
     # of the space around the innermost box, for fields that see to its end; auto: none in a bounded scene
     contraction: Literal["auto", "none", "cube", "ball"] = "auto"
     proposal_resolutions: tuple[int, ...] = (128, 256)  # of the density fields of a proposal sampler, finest levels

@@ -155,7 +155,7 @@ def distance_surface(field: RadianceField, box: Tensor, resolution: int) -> tupl
         ValueError: it has no distances.
     """
     if not isinstance(field, SurfaceField):
-        raise ValueError("`--method distance` is for fields of distances, neus and volsdf; choose another one")
+        raise ValueError("`--method distance` is for fields of distances, neus, volsdf and idr; choose another one")
     low, high = box.to(field.aabb.device).split(3)
     side = (high - low).max()
 
