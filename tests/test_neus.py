@@ -12,6 +12,7 @@ from torch import Tensor
 from hashgrid.fields import RADIANCE_FIELDS
 from hashgrid.fields.neus import Neus
 from hashgrid.fields.slope_losses import curvature
+from hashgrid.fields.surface_color import surface_color_inputs
 from hashgrid.geometry.contraction import Contraction
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.rendering.samplers import StratifiedSampler
@@ -264,3 +265,15 @@ def test_colours_see_codes() -> None:
         other = Rays(rays.origins + torch.tensor([1.0, 0, 0]), rays.directions)
         after = field.color(At(other, at.unit, at.ray_indices, at.intervals), None)  # type: ignore[arg-type]
     assert not torch.allclose(before, after)
+
+
+def test_mirrored_directions_are_of_what_is_mirrored() -> None:
+    """One input changes: the direction that light comes from, by the law of reflection, at either side of a normal."""
+    directions = torch.nn.functional.normalize(torch.tensor([[1.0, 0, -1], [0.2, 0.3, -1]]), dim=1)
+    rays, index = Rays(torch.zeros(2, 3), directions), torch.tensor([0, 1, 1])
+    at = At(rays, torch.rand(3, 3), index)
+    gradient, features = torch.tensor([[0, 0, 2.0], [0, 0, 2.0], [0, 0, -0.5]]), torch.rand(3, 4)
+    plain, mirrored = (surface_color_inputs(at, gradient, features, lambda x: x, flag) for flag in (False, True))
+    torch.testing.assert_close(plain[:, 6:9], directions[index])
+    torch.testing.assert_close(mirrored[:, 6:9], directions[index] * torch.tensor([1.0, 1, -1]))
+    torch.testing.assert_close(mirrored[:, [*range(6), *range(9, 13)]], plain[:, [*range(6), *range(9, 13)]])

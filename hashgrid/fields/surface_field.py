@@ -15,6 +15,7 @@ from hashgrid.fields.base import Kept, RadianceField
 from hashgrid.fields.coordinate import Activation, CoordinateConfig
 from hashgrid.fields.distance import DistanceField, GridDistance, GridDistanceConfig
 from hashgrid.fields.slope_losses import SlopeConfig, slope_losses
+from hashgrid.fields.surface_color import surface_color_inputs
 from hashgrid.geometry.rays import At
 from hashgrid.nn import FusedMLP, SphericalHarmonics
 from hashgrid.nn.hash_grid import keep_gradients, levels_on
@@ -39,6 +40,7 @@ class SurfaceFieldConfig(SlopeConfig):
     activation: Activation = "silu"  # of the distance network
     n_geometry_features: int = 15  # that the distance network tells the colour network
     sh_degree: int = 4  # bands of spherical harmonics of the view direction
+    reflected: bool = False  # colours see that direction mirrored at the normal (Verbin et al. 2022, eq. 4)
     start_radius: float = 0.3  # of the sphere that all begins as, in sides of the box
     start_sharpness: float = 20.0  # of the surface, the inverse of how far light gets into it, per unit; it is learned
     first_levels: int = 4  # of the hash grid, that are there from the start
@@ -191,10 +193,8 @@ class SurfaceField(RadianceField):
 
     def color(self, at: At, carry: tuple[Tensor, Tensor] | None) -> Tensor:
         gradient, features = self.surface(at.unit)[1:] if carry is None else carry
-        seen = self.directions(at.rays.directions)
-        seen = seen if self.n_codes == 0 else torch.cat((seen, self.capture.code(at.rays)), dim=1)
-        normals, of_rays = nn.functional.normalize(gradient, dim=-1), seen.index_select(0, at.ray_indices)
-        return self.color_mlp(torch.cat((2 * at.unit - 1, normals, of_rays, features), dim=-1))
+        codes, reflected = self.capture.code(at.rays) if self.n_codes else None, self.config.reflected
+        return self.color_mlp(surface_color_inputs(at, gradient, features, self.directions, reflected, codes))
 
     def grow(self, progress: float) -> bool:
         self.n_asked += 1
