@@ -15,6 +15,7 @@ from hashgrid.data.mesh import Mesh, is_watertight
 from hashgrid.data.procedural import orbit_cameras
 from hashgrid.geometry.boxes import Placement
 from hashgrid.rendering.extract import to_mesh
+from hashgrid.rendering.mesh_facts import without_specks
 from hashgrid.rendering.surface_scores import Observed, compare_surfaces, dtu_scores, seen, seen_faces, thinned
 
 for package in ("igl", "skimage"):
@@ -112,3 +113,13 @@ def test_points_are_thinned_without_gaps() -> None:
     kept = thinned(points, 0.1)
     distance = cKDTree(kept).query(kept, k=2)[0][:, 1]
     assert distance.min() >= 0.1 and cKDTree(kept).query(points)[0].max() <= 0.1
+
+
+def test_specks_are_left_out() -> None:
+    """A ball of a hundredth of the area, and one of more."""
+    radii, centres = torch.tensor([0.6, 0.05, 0.15]), torch.tensor([[0.0, 0, 0], [1.2, 0, 0], [-1.2, 0, 0]])
+    three = mesh_of(lambda x: ((x[:, None] - centres).norm(dim=-1) - radii).amin(dim=1), 128)
+    vertices, faces, used = without_specks(three.vertices, three.faces, 0.02)
+    assert (vertices == three.vertices[used]).all() and is_watertight(faces)
+    assert vertices[:, 0].max() < 0.7 and vertices[:, 0].min() < -1.3
+    assert len(without_specks(three.vertices, three.faces, 0.001)[1]) == len(three.faces)

@@ -31,6 +31,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "size": (400, ("tsdf", "poisson", "points")), "points": (None, ("poisson", "points")),
     "crop": (None, (*MESHES, "points")), "texture": (None, MESHES), "keep": (None, MESHES),
     "faces": (None, MESHES), "method": ("tsdf", ALL_METHODS), "unseen": ("drop_parts", ("distance",)),
+    "speck": (1e-3, ("distance",)),
 }  # fmt: skip
 MOST_POINTS = 1_000_000
 
@@ -55,6 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", type=int, metavar="N", help="the N largest parts of the mesh only")
     unseen_help = "what no training view sees of the mesh of a surface (default: drop_parts)"
     parser.add_argument("--unseen", choices=UNSEEN, help=unseen_help)
+    speck_help = "leave out parts of less area, of that of the largest, of a surface (default: 0.001)"
+    parser.add_argument("--speck", type=float, metavar="SHARE", help=speck_help)
     parser.add_argument("--faces", type=int, metavar="N", help="make the mesh simpler, until it has about N faces")
     parser.add_argument("--texture", type=int, metavar="SIZE", help="texels along a side of a texture; OBJ and GLB")
     parser.add_argument("--device", default="auto")

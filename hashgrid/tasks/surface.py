@@ -44,6 +44,7 @@ class SurfaceConfig(NerfConfig):
     resolution: int = 256  # cells of the mesh along the longest side of the box
     # what no training view sees of the mesh: whole parts are left out, all such faces, so that it is open, or nothing
     unseen: Literal["drop_parts", "drop_faces", "keep"] = "drop_parts"
+    speck: float = 1e-3  # of the area of its largest part: smaller parts are left out
     target_samples: int = Neus.recipe["target_samples"]  # that count, per step; the number of rays follows
     learning_rate: float = Neus.recipe["learning_rate"]  # after the first steps
     final_learning_rate: float = Neus.recipe["final_learning_rate"]  # at the end of a run
@@ -92,7 +93,7 @@ class Surface(Nerf):
     def evaluate(self, report: Report) -> dict[str, Any]:
         found = super().evaluate(report)
         begin, path = time.perf_counter(), report.out / "mesh.ply"
-        options = {"resolution": self.config.resolution, "unseen": self.config.unseen}
+        options = {"resolution": self.config.resolution, "unseen": self.config.unseen, "speck": self.config.speck}
         surface = nerf_surface(self, "distance", None, options)
         vertices, faces = surface.vertices, surface.faces
         write_mesh(path, vertices, faces, vertex_normals(vertices, faces), surface.colors)

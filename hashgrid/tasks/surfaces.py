@@ -21,7 +21,7 @@ from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.density import density_surface
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.fusion import Shown, fuse
-from hashgrid.rendering.mesh_facts import largest_parts, simplified, vertex_normals
+from hashgrid.rendering.mesh_facts import largest_parts, simplified, vertex_normals, without_specks
 from hashgrid.rendering.near_surface import surface_colors
 from hashgrid.rendering.oriented import Cloud, poisson_surface, seen_points
 from hashgrid.rendering.surface_scores import seen_faces
@@ -52,7 +52,13 @@ class Surface(NamedTuple):
         """The ``n`` largest parts; all if none."""
         if n is None:
             return self
-        vertices, faces, used = largest_parts(self.vertices, self.faces, n)
+        return self._of(*largest_parts(self.vertices, self.faces, n))
+
+    def without_specks(self, share: float) -> Surface:
+        """Without parts that have less than that share of the area of the largest."""
+        return self._of(*without_specks(self.vertices, self.faces, share))
+
+    def _of(self, vertices: np.ndarray, faces: np.ndarray, used: np.ndarray) -> Surface:
         return self._replace(vertices=vertices, faces=faces, colors=None if self.colors is None else self.colors[used])
 
     def seen(self, cameras: Cameras, unseen: str) -> Surface:
@@ -61,8 +67,7 @@ class Surface(NamedTuple):
             return self
         mesh = Mesh(self.vertices, self.faces, Placement(), False, "surface")
         used, faces = np.unique(self.faces[seen_faces(mesh, cameras, unseen)], return_inverse=True)
-        colors = None if self.colors is None else self.colors[used]
-        return self._replace(vertices=self.vertices[used], faces=faces.reshape(-1, 3), colors=colors)
+        return self._of(self.vertices[used], faces.reshape(-1, 3), used)
 
     def simplified(self, n: int | None) -> Surface:
         """With about ``n`` faces, vertices in the colours of those that were nearest; all faces if none."""
@@ -142,7 +147,7 @@ def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str
         vertices = np.clip(placement.to_file(torch.from_numpy(vertices)).numpy(), low, high)  # a last bit may be lost
     found = Surface(vertices, faces, None, color, lit=False)
     if method == "distance":
-        found = found.seen(cameras_of_file(task.scene), options["unseen"])
+        found = found.seen(cameras_of_file(task.scene), options["unseen"]).without_specks(options["speck"])
     normals = vertex_normals(found.vertices, found.faces)
     return found._replace(colors=color(found.vertices, normals))
 
