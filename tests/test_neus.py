@@ -277,3 +277,37 @@ def test_mirrored_directions_are_of_what_is_mirrored() -> None:
     torch.testing.assert_close(plain[:, 6:9], directions[index])
     torch.testing.assert_close(mirrored[:, 6:9], directions[index] * torch.tensor([1.0, 1, -1]))
     torch.testing.assert_close(mirrored[:, [*range(6), *range(9, 13)]], plain[:, [*range(6), *range(9, 13)]])
+
+
+@pytest.mark.parametrize("name", ["neus", "volsdf"])
+def test_gradients_of_a_whole_render(name: str) -> None:
+    """Colours, opacities and the losses of slopes, to every parameter, against differences in fp64."""
+    sizes = {"n_levels": 2, "n_features_per_level": 2, "log2_hashmap_size": 4, "n_neurons": 4, "sh_degree": 2}
+    weights = {"eikonal_weight": 0.3, "eikonal_points": 5, "curvature_weight": 0.1}
+    field = make(name, **sizes, **weights, n_geometry_features=3, start_sharpness=5.0, reflected=True).double()
+    field.fade(1.0)
+    grid: Any = field.distance.grid
+    grid.accumulate_grad = False  # gradients go through autograd, where they can be compared
+    torch.nn.init.uniform_(grid.table, -0.2, 0.2)
+    rays = Rays(*(x.double() for x in vars(rays_at_plane(0.0)[0][:3]).values() if isinstance(x, Tensor)))
+    names = [key for key, _ in field.named_parameters()]
+
+    def seen(*params: Tensor) -> tuple[Tensor, ...]:
+        out = torch.func.functional_call(
+            _Rendering(field), dict(zip((f"field.{x}" for x in names), params, strict=True)), (rays,)
+        )
+        return tuple(out)
+
+    assert torch.autograd.gradcheck(seen, tuple(field.parameters()), eps=1e-6, atol=1e-5, rtol=1e-3, fast_mode=True)
+
+
+class _Rendering(torch.nn.Module):
+    def __init__(self, field: Neus) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, rays: Rays) -> tuple[Tensor, ...]:
+        out = render(self.field, StratifiedSampler(6), rays)
+        penalty = self.field.penalty()
+        assert isinstance(penalty, Tensor)
+        return out.colors, out.opacities, penalty
