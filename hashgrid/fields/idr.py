@@ -30,6 +30,9 @@ class IdrConfig(SurfaceFieldConfig):
     # of the mean square by which slopes differ from 1, the paper's: after 60 steps on a matte ball slopes are 1.4 with
     # 0.01, and after 120 they are 1 with 0.1
     eikonal_weight: float = 0.1
+    eikonal_points: int = 1024  # anywhere in the box where they are looked at, beside those that rays see
+    curvature_weight: float = 0.0  # of the mean size of the Laplacian
+    reflected: bool = False  # colours see the view direction mirrored at the normal (Verbin et al. 2022, eq. 4)
     sharpness_doublings: int = 5  # of it, in equal steps
     doublings_share: float = 0.625  # of a run, at which all have been; 0 for all from the start
     mask_weight: float = 10.0  # of the cross-entropy between silhouettes and how pixels are covered, over alpha
@@ -54,7 +57,7 @@ class Idr(SurfaceField):
     Config = IdrConfig
     sampler = "first_hit"
     needs = ("coverage",)
-    recipe = {**SurfaceField.recipe, "target_samples": 1 << 11}
+    recipe = {**SurfaceField.recipe, "target_samples": 1 << 11, "learning_rate": 1e-2}
     config: IdrConfig
 
     def __init__(self, config: IdrConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:

@@ -27,7 +27,9 @@ class NeusMlpConfig(NeusConfig):
     activation: Activation = "softplus"  # of the distance network, of beta 100
     n_frequencies: int = 6  # octaves of the position
     n_geometry_features: int = 256  # that the distance network tells the colour network
-    eikonal_weight: float = 0.1
+    reflected: bool = False  # colours see that direction mirrored at the normal (Verbin et al. 2022, eq. 4)
+    eikonal_weight: float = 0.1  # of the mean square by which slopes differ from 1
+    curvature_weight: float = 0.0  # of the mean size of the Laplacian
 
     def check(self) -> None:
         super().check()

@@ -22,11 +22,12 @@ class SlopeConfig(CoordinateConfig):
     # of the mean square by which slopes differ from 1; with the papers' 0.1 a ball of 1.5 is off by .15 after 150 steps
     # instead of .08: what holds slopes in place holds the surface, too
     eikonal_weight: float = 0.01
-    eikonal_points: int = 1024  # anywhere in the box where they are looked at, beside the samples of rays
+    eikonal_points: int = 256  # anywhere in the box where they are looked at, beside the samples of rays
     # of distances: exact, or differences over a cell of the finest level there is, blind to noise below it
     gradients: Literal["analytic", "numeric"] = "analytic"
-    # of the mean size of the Laplacian at as many samples of rays; it falls with the cells
-    curvature_weight: float = 0.0
+    # of the mean size of the Laplacian at as many samples of rays; it falls with the cells. The procedural scene after
+    # 1500 steps: 26.9 dB and bumps of 11 degrees with it, 25.7 and 14 without; with .003 things come late
+    curvature_weight: float = 1e-3
 
     def check(self) -> None:
         super().check()

@@ -40,7 +40,7 @@ class SurfaceFieldConfig(SlopeConfig):
     activation: Activation = "silu"  # of the distance network
     n_geometry_features: int = 15  # that the distance network tells the colour network
     sh_degree: int = 4  # bands of spherical harmonics of the view direction
-    reflected: bool = False  # colours see that direction mirrored at the normal (Verbin et al. 2022, eq. 4)
+    reflected: bool = True  # colours see that direction mirrored at the normal (Verbin et al. 2022, eq. 4)
     start_radius: float = 0.3  # of the sphere that all begins as, in sides of the box
     start_sharpness: float = 20.0  # of the surface, the inverse of how far light gets into it, per unit; it is learned
     first_levels: int = 4  # of the hash grid, that are there from the start
@@ -74,7 +74,7 @@ class SurfaceField(RadianceField):
 
     Config = SurfaceFieldConfig
     n_color_layers: int | None = None  # hidden ones; one more than those of distances if none
-    recipe = {"learning_rate": 1e-2, "final_learning_rate": 5e-4, "decay_start": 0.3, "target_samples": 1 << 13}
+    recipe = {"learning_rate": 2e-2, "final_learning_rate": 5e-4, "decay_start": 0.3, "target_samples": 1 << 13}
     config: SurfaceFieldConfig
     share: Tensor
     n_asked: Tensor
