@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from problems.ball import CENTRE, RADIUS, UNIT, ball_scene, shade
 from problems.nerf import OPTIONS, TINY
 
 from hashgrid.cli import main
+from hashgrid.data.errors import SceneError
 from hashgrid.data.mesh_colors import read_colors
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.procedural import signed_distance
@@ -104,3 +106,11 @@ def test_errors_of_surfaces(scene_path: Path, tmp_path: Path, capsys: pytest.Cap
     ):
         assert main(["surface", str(scene_path), *option, "--steps", "1", "--out", str(tmp_path / "out")]) == 1
         assert re.search(message, capsys.readouterr().err)
+
+
+def test_photos_of_nothing_are_refused() -> None:
+    """Masks that leave nothing: there would be a surface of what nobody saw."""
+    scene = ball_scene(4, 16)
+    train = replace(scene.train, data=torch.zeros_like(scene.train.data))
+    with pytest.raises(SceneError, match="all 4 are transparent everywhere; are their masks inverted"):
+        Surface(Surface.Config().replace(**small()), replace(scene, train=train))

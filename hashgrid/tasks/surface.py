@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from hashgrid.data.errors import SceneError
 from hashgrid.data.loaders.procedural import matches
 from hashgrid.data.mesh import Mesh, is_watertight, load_mesh
 from hashgrid.data.mesh_files import write_mesh
@@ -78,6 +79,12 @@ class Surface(Nerf):
 
     def __init__(self, config: SurfaceConfig, scene: Scene, by_formulas: bool = False) -> None:
         super().__init__(config, scene)
+        views = scene.train
+        if views.has_alpha and not any(bool(views.image(view)[..., 3].any()) for view in range(len(views))):
+            raise SceneError(
+                f"{scene.path}: training images must show something, all {len(views)} are transparent everywhere;"
+                " are their masks inverted?"
+            )
         self.by_formulas, path = by_formulas, config.truth
         self.truth = None if path is None else as_given(load_mesh(path))  # before training, if it cannot be read
 
