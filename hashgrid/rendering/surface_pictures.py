@@ -12,7 +12,8 @@ from hashgrid.data.mesh import Mesh
 from hashgrid.geometry.cameras import Cameras
 from hashgrid.util.pictures import ERROR_MAP, colorize, round_scale, write_grid
 
-SKY, LEAST, WIDEST = 1.0, 0.25, 400  # behind a mesh; light that faces get from the side; pixels of a picture
+SKY, LEAST = 1.0, 0.25  # what is behind a mesh; light that faces get from the side
+NARROWEST, WIDEST = 240, 400  # pixels of the longer side of a picture
 
 
 def cast(mesh: Mesh, cameras: Cameras, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,11 +74,12 @@ def surface_pictures(
 def write_surface_pictures(
     path: Path, mesh: Mesh, cameras: Cameras, colors: np.ndarray | None, truth: Mesh | None, n_views: int = 4
 ) -> None:
-    """Writes :func:`surface_pictures` of ``n_views`` cameras of one size, evenly spread and reduced, a row each."""
+    """Writes :func:`surface_pictures` of ``n_views`` cameras of one size, evenly spread and in pictures of their size or nearly so, a row each."""
     alike = (cameras.sizes == cameras.sizes[0]).all(-1).nonzero()[:, 0].tolist()
     n = min(n_views, len(alike))
     chosen = cameras.select([alike[i * len(alike) // n] for i in range(n)])
-    chosen = chosen.scaled(min(1.0, WIDEST / float(chosen.sizes.max())))
+    side = float(chosen.sizes.max())
+    chosen = chosen.scaled(min(max(side, NARROWEST), WIDEST) / side)
     scale = 1.0 if truth is None else round_scale(torch.from_numpy(truth.nearest(mesh.vertices)[0]))
     rows = [surface_pictures(mesh, chosen, view, colors, truth, scale) for view in range(n)]
     titles = {name: f"error, 0 to {scale:g}" if name == "error" else name for name in rows[0]}
