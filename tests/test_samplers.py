@@ -45,6 +45,7 @@ def test_every_sampler_works_with_every_field(name: str, sampler: str, contracti
     torch.manual_seed(0)
     config: Config = RADIANCE_FIELDS[name].Config()
     small = {"log2_hashmap_size": 10, "n_coarse": 8, "n_fine": 8}
+    small |= {"n_neurons": 64, "n_hidden_layers": 5, "n_geometry_features": 15} if name == "neus_mlp" else {}
     config = config.replace(**{key: value for key, value in small.items() if config.knows(key)})
     sampling = SamplerConfig(
         sampler=sampler,  # type: ignore[arg-type]

@@ -74,7 +74,8 @@ def surface_pictures(
 def write_surface_pictures(
     path: Path, mesh: Mesh, cameras: Cameras, colors: np.ndarray | None, truth: Mesh | None, n_views: int = 4
 ) -> None:
-    """Writes :func:`surface_pictures` of ``n_views`` cameras of one size, evenly spread and in pictures of their size or nearly so, a row each."""
+    """Writes :func:`surface_pictures` of ``n_views`` cameras of one size, evenly spread, a row each; pictures are about
+    as large as photos."""
     alike = (cameras.sizes == cameras.sizes[0]).all(-1).nonzero()[:, 0].tolist()
     n = min(n_views, len(alike))
     chosen = cameras.select([alike[i * len(alike) // n] for i in range(n)])
