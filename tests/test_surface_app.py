@@ -109,8 +109,12 @@ def test_errors_of_surfaces(scene_path: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_photos_of_nothing_are_refused() -> None:
-    """Masks that leave nothing: there would be a surface of what nobody saw."""
+    """Masks that leave nothing: there would be a surface of what nobody saw. And scenes without an end, of which it
+    would be around everything."""
     scene = ball_scene(4, 16)
+    with pytest.raises(SceneError, match="a scene without an end.* Store masks as alpha, or try `--contraction cube`"):
+        Surface(Surface.Config().replace(**small()), replace(scene, bounded=False))
+    Surface(Surface.Config().replace(**small(contraction="cube")), replace(scene, bounded=False))
     train = replace(scene.train, data=torch.zeros_like(scene.train.data))
     with pytest.raises(SceneError, match="all 4 are transparent everywhere; are their masks inverted"):
         Surface(Surface.Config().replace(**small()), replace(scene, train=train))
