@@ -81,7 +81,11 @@ def write_surface_pictures(
     chosen = cameras.select([alike[i * len(alike) // n] for i in range(n)])
     side = float(chosen.sizes.max())
     chosen = chosen.scaled(min(max(side, NARROWEST), WIDEST) / side)
-    scale = 1.0 if truth is None else round_scale(torch.from_numpy(truth.nearest(mesh.vertices)[0]))
+    scale = 1.0
+    if truth is not None:  # that of what is shown: much of a mesh is inside of it
+        shown = np.unique(np.concatenate([cast(mesh, chosen, view)[0] for view in range(n)]))
+        middles = mesh.vertices[mesh.faces[shown[shown >= 0]]].mean(1)
+        scale = round_scale(torch.from_numpy(truth.nearest(middles)[0]))
     rows = [surface_pictures(mesh, chosen, view, colors, truth, scale) for view in range(n)]
     titles = {name: f"error, 0 to {scale:g}" if name == "error" else name for name in rows[0]}
     write_grid(path, {title: [row[name] for row in rows] for name, title in titles.items()})
