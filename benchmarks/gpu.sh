@@ -51,7 +51,7 @@ if [[ " $* " == *" --ten-minutes "* ]]; then ten_minutes; fi
 export PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} WORK=${WORK:-$ROOT/build/gpu} DRY_RUN=${DRY_RUN:-}
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 [[ $PYTHON != [!/]*/* ]] || PYTHON=$ROOT/$PYTHON  # the build runs in a folder of its own
-BENCHES=${BENCHES:-hash_encode mlp hash_encode_mlp encodings composite march_rays adam_step nerf_step render sdf_step}
+BENCHES=${BENCHES:-hash_encode mlp hash_encode_mlp encodings composite march_rays adam_step nerf_step render sdf_step surface_step}
 SANITIZERS=${SANITIZERS:-memcheck synccheck racecheck}
 
 # ---- stages: each runs in a process of its own, its output is its log ------------------------------------------------
@@ -170,7 +170,7 @@ test_file() {
 test_name() { echo "$WORK/test/$(basename "${1%:*}" .py)$([[ $1 != *:* ]] || echo ".${1#*:}")"; }
 
 stage_bench() {
-  local -A packages=([nerf_step]="safetensors${SCENE:+ imageio}" [render]="${SCENE:+imageio}" [sdf_step]="igl skimage")
+  local -A packages=([nerf_step]="safetensors${SCENE:+ imageio}" [render]="${SCENE:+imageio}" [sdf_step]="igl skimage" [surface_step]="safetensors")
   local suite options package reason left_out=() failed=()
   # shellcheck disable=SC2206
   local suites=($BENCHES)

@@ -412,7 +412,11 @@ def test_some_sanitized_ops_can_be_chosen(
 
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 
-PACKAGES = {"nerf_step": ["safetensors"], "sdf_step": ["igl", "skimage"]}  # as in gpu.sh
+PACKAGES = {
+    "nerf_step": ["safetensors"],
+    "sdf_step": ["igl", "skimage"],
+    "surface_step": ["safetensors"],
+}  # as in gpu.sh
 
 
 @pytest.mark.full

@@ -36,9 +36,10 @@ from hashgrid.util.files import atomic_write_image, atomic_write_json
 PATH = Path(__file__).parent / "results" / "surfaces.json"
 OF_DISTANCES = {
     "neus": ["--field", "neus"],
-    "neus, numeric gradients": ["--field", "neus", "--gradients", "numeric"],
+    "neus, no curvature": ["--field", "neus", "--curvature-weight", "0"],
+    "neus, numeric gradients": ["--field", "neus", "--gradients", "numeric", "--curvature-weight", "0"],
     "neus, numeric gradients and curvature": [
-        *("--field", "neus", "--gradients", "numeric", "--curvature-weight", "5e-4"),
+        *("--field", "neus", "--gradients", "numeric", "--curvature-weight", "1e-3"),
     ],
     "volsdf": ["--field", "volsdf"],
     "volsdf, error_bounded": ["--field", "volsdf", "--sampler", "error_bounded"],
