@@ -18,7 +18,7 @@ SKIP = 4  # layer that sees the position again
 
 @dataclass(frozen=True)
 class NeusMlpConfig(NeusConfig):
-    """The sizes of the paper; a step of them takes a minute of few CPU cores' time where a grid takes a second."""
+    """The sizes of the paper, far more work per step than a grid's."""
 
     name = "neus_mlp"
 

@@ -34,7 +34,7 @@ def largest_parts(vertices: np.ndarray, faces: np.ndarray, n: int) -> tuple[np.n
     """The ``n`` connected parts with most faces: vertices, faces, and which of the vertices [V, 3] they were."""
     label = optional_import("igl").vertex_components(np.ascontiguousarray(faces))
     kept = np.argsort(-np.bincount(label[faces[:, 0]]), kind="stable")[:n]
-    return _some(vertices, faces, np.isin(label[faces[:, 0]], kept))
+    return only_faces(vertices, faces, np.isin(label[faces[:, 0]], kept))
 
 
 def without_specks(vertices: np.ndarray, faces: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,10 +44,11 @@ def without_specks(vertices: np.ndarray, faces: np.ndarray, share: float) -> tup
     label = optional_import("igl").vertex_components(np.ascontiguousarray(faces))[faces[:, 0]]
     a, b, c = vertices[faces].transpose(1, 0, 2)
     area = np.bincount(label, np.linalg.norm(np.cross(b - a, c - a), axis=1))
-    return _some(vertices, faces, (area >= share * area.max())[label])
+    return only_faces(vertices, faces, (area >= share * area.max())[label])
 
 
-def _some(vertices: np.ndarray, faces: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def only_faces(vertices: np.ndarray, faces: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The faces that are ``kept`` [F] bool: as of :func:`largest_parts`."""
     used, faces = np.unique(faces[kept], return_inverse=True)
     return vertices[used], faces.reshape(-1, 3), used
 

@@ -21,7 +21,7 @@ from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.density import density_surface
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.fusion import Shown, fuse
-from hashgrid.rendering.mesh_facts import largest_parts, simplified, vertex_normals, without_specks
+from hashgrid.rendering.mesh_facts import largest_parts, only_faces, simplified, vertex_normals, without_specks
 from hashgrid.rendering.near_surface import surface_colors
 from hashgrid.rendering.oriented import Cloud, poisson_surface, seen_points
 from hashgrid.rendering.surface_scores import seen_faces
@@ -66,8 +66,7 @@ class Surface(NamedTuple):
         if unseen == "keep" or not len(self.faces):
             return self
         mesh = Mesh(self.vertices, self.faces, Placement(), False, "surface")
-        used, faces = np.unique(self.faces[seen_faces(mesh, cameras, unseen)], return_inverse=True)
-        return self._of(self.vertices[used], faces.reshape(-1, 3), used)
+        return self._of(*only_faces(self.vertices, self.faces, seen_faces(mesh, cameras, unseen)))
 
     def simplified(self, n: int | None) -> Surface:
         """With about ``n`` faces, vertices in the colours of those that were nearest; all faces if none."""
@@ -160,7 +159,9 @@ def distance_surface(field: RadianceField, box: Tensor, resolution: int) -> tupl
         ValueError: it has no distances.
     """
     if not isinstance(field, SurfaceField):
-        raise ValueError("`--method distance` is for fields of distances, neus, volsdf and idr; choose another one")
+        raise ValueError(
+            "`--method distance` is for fields of distances, neus, neus_mlp, volsdf and idr; choose another one"
+        )
     low, high = box.to(field.aabb.device).split(3)
     side = (high - low).max()
 
