@@ -23,12 +23,12 @@ from hashgrid.geometry.lenses import KINDS, coefficients, distort, relens, unpro
 from hashgrid.geometry.motions import angle_between, so3_exp
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.rendering.appearance import balanced, exposed, shown
-from hashgrid.rendering.capture_scores import fit_code, pose_errors, refined, score_capture
+from hashgrid.rendering.capture_scores import fit_code, fit_pose, left_half, pose_errors, refined, score_capture
 from hashgrid.rendering.objective import objective
 from hashgrid.rendering.refinement import Capture, CaptureConfig, add_capture, perturbed
 from hashgrid.rendering.samplers import Found, Jitter, StratifiedSampler
 from hashgrid.rendering.scores import Scoring
-from hashgrid.rendering.volume import render
+from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.nerf import Nerf, NerfConfig
 from hashgrid.train.checkpoint import load_checkpoint
 from hashgrid.train.loop import Trainer
@@ -310,6 +310,25 @@ def test_appearance_of_a_view_is_found(appearance: str, views: Scene) -> None:
     assert field.capture is capture and capture.code_of_others is not None
 
 
+def test_pose_of_a_view_is_found(views: Scene) -> None:
+    """From the left half of its picture: of a camera that is off by a degree and a percent the right half is seen as it
+    is."""
+    field = Wall(BOX)
+    sampler, white, truth = StratifiedSampler(64), torch.ones(3), views.train.c2w[1]
+    with torch.no_grad():
+        shown = render_image(field, sampler, views.train, 1, white)[0]
+    wrong = perturbed(views.train, 1.0, 3)
+    pixels, _ = left_half(wrong, 1, white)
+    assert int(pixels[1].max()) < wrong.size(1)[0] // 2
+    moved, errors = wrong.select(range(6)), []
+    for _ in range(2):
+        seen = render_image(field, sampler, moved, 1, white)[0]
+        errors.append(float((seen - shown)[:, wrong.size(1)[0] // 2 :].square().mean().detach()))
+        moved.c2w[1] = fit_pose(field, sampler, moved, pixels, shown[pixels[2], pixels[1]], white)
+    turned = angle_between(moved.c2w[1:2, :, :3], truth[None, :, :3]).rad2deg()
+    assert errors[1] < errors[0] / 1000 and float(turned) < 0.1
+
+
 def test_code_of_no_view_is_the_mean(views: Scene) -> None:
     field = Wall(BOX)
     capture = capture_of(field, views.train, appearance="exposure")
@@ -342,7 +361,7 @@ def test_what_is_behind_everything(kind: str, views: Scene) -> None:
     with torch.no_grad():
         capture.behind.color.copy_(torch.tensor([-1.0, 0.0, 1.0]))
         out = render(field, StratifiedSampler(64), rays, torch.tensor([9.0, 9.0, 9.0]))
-        behind = capture.behind(rays.directions)
+        behind = capture.behind(torch.zeros(2, 3), torch.zeros(2), rays)
     expected = plain.colors + (1 - plain.opacities)[:, None] * behind
     torch.testing.assert_close(out.colors, expected)
     torch.testing.assert_close(out.opacities, plain.opacities)
@@ -481,7 +500,8 @@ def test_results_of_a_capture(scene_path: Path, tmp_path: Path, capsys: pytest.C
     found = results["capture"]
     assert 1 < found["pose_errors"]["before"]["rotation"] < 3 and len(found["exposure_stops"]) == 12
     assert set(found["lens"]) == {"focal_factor", "k1_added", "k2_added"}
-    assert "left half" in results["protocol"]["appearance"] and "true to refined" in results["protocol"]["poses"]
+    assert "left half" in results["protocol"]["appearance"] and "left half" in results["protocol"]["poses"]
+    assert "true to refined" in results["protocol"]["poses"]
     assert "pose errors before: " in said and "exposures from" in said and "the right half is scored" in said
     assert main(["nerf", str(far), "--eval", str(out / CHECKPOINT), "--out", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text())

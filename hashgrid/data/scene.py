@@ -268,6 +268,19 @@ class Scene:
         near = self.near / unit
         return replace(self, train=train, test=test, aabb=aabb, near=near, placement=placement, points=points)
 
+    def in_box(self) -> Scene:
+        """The scene for a field of what is in a box, which has another one around it. Of a scene without an end that
+        is a cube about the middle of the innermost one which reaches to the nearest training camera: none is in the
+        ball inside of it."""
+        if self.bounded:
+            return self
+        low, high = self.aabb.double().split(3)
+        centre, half = (low + high) / 2, (high - low) / 2
+        nearest = (self.train.origins.double() - centre).norm(dim=-1).min()
+        if nearest > half.max() / 100:  # where cameras look outwards it would be next to nothing
+            half = half.clamp(max=float(nearest))
+        return replace(self, aabb=torch.cat((centre - half, centre + half)), n_cascades=1, bounded=True)
+
     def background(self, name: str) -> Tensor:
         """The colour [3] to evaluate on: that of :func:`background_color`; with ``"auto"`` the backdrop, else white."""
         return background_color((self.backdrop or "white") if name == "auto" else name)

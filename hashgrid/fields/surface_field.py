@@ -73,6 +73,7 @@ class SurfaceField(RadianceField):
     """
 
     Config = SurfaceFieldConfig
+    boxed = True
     n_color_layers: int | None = None  # hidden ones; one more than those of distances if none
     recipe = {"learning_rate": 2e-2, "final_learning_rate": 5e-4, "decay_start": 0.3, "target_samples": 1 << 13}
     config: SurfaceFieldConfig

@@ -13,14 +13,15 @@ from torch import Tensor
 from hashgrid.data.camera_files import write_cameras
 from hashgrid.data.scene import Scene, Views
 from hashgrid.fields.base import RadianceField
-from hashgrid.geometry.cameras import nearest_point_to_axes
-from hashgrid.geometry.motions import Similarity, angle_between, umeyama
+from hashgrid.geometry.cameras import Cameras, nearest_point_to_axes
+from hashgrid.geometry.motions import Similarity, angle_between, so3_exp, umeyama
 from hashgrid.rendering import scores
 from hashgrid.rendering.refinement import Capture
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render
 
 FIT_PIXELS, FIT_STEPS, FIT_RATE = 1024, 60, 0.1
+POSE_STEPS, LEAST_GAIN = 10, 1e-3  # of a squared error
 
 
 def score_capture(
@@ -148,36 +149,95 @@ def protocol(capture: Capture | None) -> dict[str, str]:
     if capture is not None and capture.moves is not None:
         known = "given" if capture.truth is None else "true"
         said["poses"] = f"moved by the similarity from {known} to refined training cameras"
+        if capture.config.test_poses == "fitted":
+            said["poses"] += ", then each fitted to the left half of its view, the right half is scored"
     return said
 
 
-def fitter(field: RadianceField, sampler: Sampler, views: Views, background: Tensor) -> Callable[[int], None] | None:
-    """What has the field show a view's own appearance, as its left half has it, from then on; None where none is to be
-    fitted."""
+def fitter(
+    field: RadianceField, sampler: Sampler, views: Views, background: Tensor
+) -> Callable[[Cameras, int], None] | None:
+    """What moves a view's camera to where its left half is best seen from, and has the field show the view's own
+    appearance, as that half has it, from then on; None where neither is to be fitted."""
     capture = field.capture
-    if capture is None or capture.codes is None or capture.config.test_appearance != "fitted":
+    if capture is None:
         return None
-    device = field.aabb.device
-    cameras = views.select(range(len(views))).to(device)
+    fits_pose = capture.moves is not None and capture.config.test_poses == "fitted"
+    fits_code = capture.codes is not None and capture.config.test_appearance == "fitted"
+    if not fits_pose and not fits_code:
+        return None
+    background = background.to(field.aabb.device)
 
-    def fit(view: int) -> None:
-        width, height = views.size(view)
-        counts = torch.ones(height, width, dtype=torch.bool)
-        mask = views.mask(view)
-        counts = counts if mask is None else counts & mask
-        counts[:, width // 2 :] = False
-        rows = counts.nonzero()
+    def fit(cameras: Cameras, view: int) -> None:
         capture.code_of_others = None
-        if not len(rows):
+        pixels, target = left_half(views, view, background)
+        if not len(target):
             return
-        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(view))[:FIT_PIXELS]
-        y, x = rows[chosen].unbind(-1)
-        target = views.image_rgb(view, background)[y, x].to(device)
-        index = torch.full_like(x, view)
-        rays = replace(cameras.rays(*(i.to(device) for i in (index, x, y))), camera=None)
-        fit_code(field, sampler, rays, target, background.to(device))
+        if fits_pose:
+            cameras.c2w[view] = fit_pose(field, sampler, cameras, pixels, target, background)
+        if fits_code:
+            fit_code(field, sampler, replace(cameras.rays(*pixels), camera=None), target, background)
 
     return fit
+
+
+def left_half(views: Views, view: int, background: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Random pixels of the left half of a view that count, their number, columns and rows [R] each, and their colours
+    [R, 3] before ``background`` [3], on its device."""
+    width, height = views.size(view)
+    counts, mask = torch.ones(height, width, dtype=torch.bool), views.mask(view)
+    counts = counts if mask is None else counts & mask
+    counts[:, width // 2 :] = False
+    rows = counts.nonzero()
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(view))[:FIT_PIXELS]
+    y, x = rows[chosen].unbind(-1)
+    target = views.image_rgb(view, background.cpu())[y, x]
+    return tuple(i.to(background.device) for i in (torch.full_like(x, view), x, y)), target.to(background.device)
+
+
+@torch.no_grad()
+def fit_pose(
+    field: RadianceField,
+    sampler: Sampler,
+    cameras: Cameras,
+    pixels: tuple[Tensor, ...],
+    target: Tensor,
+    background: Tensor,
+) -> Tensor:
+    """The pose [3, 4] near to the one that a camera has from which pixels (its number, columns and rows [R]) show
+    colours nearest to ``target`` [R, 3]: by Levenberg and Marquardt's steps, of differences over half a pixel, since
+    turning and moving nearly cancel, which takes gradient descent hundreds."""
+    rays, view = replace(cameras.rays(*pixels), camera=None), int(pixels[0][0])
+    width = 0.5 / float(cameras.intrinsics[view, 0])
+    steps = torch.eye(6, dtype=torch.float64) * width  # of a rotation in radians, and a translation
+    steps[:3] *= float((field.aabb[3:] - field.aabb[:3]).max())
+
+    def motion(move: Tensor) -> tuple[Tensor, Tensor]:
+        return so3_exp(move[None, 3:])[0], move[:3]
+
+    def errors(move: Tensor) -> Tensor:
+        rotation, shift = (x.to(rays.origins) for x in motion(move))
+        moved = replace(rays, origins=rays.origins + shift, directions=rays.directions @ rotation.T)
+        return (render(field, sampler, moved, background).colors - target).double().flatten().cpu()
+
+    move, damping = torch.zeros(6, dtype=torch.float64), 1e-3
+    error = errors(move)
+    for _ in range(POSE_STEPS):
+        jacobian = torch.stack([errors(move + step) - error for step in steps], dim=1)  # per step
+        normal, slope = jacobian.T @ jacobian, jacobian.T @ error
+        diagonal = normal.diagonal() + 1e-9 * normal.trace() + 1e-30
+        change = torch.linalg.solve(normal + torch.diag(damping * diagonal), -slope) @ steps
+        tried = errors(move + change)
+        gain = 1 - float(tried.square().sum() / error.square().sum().clamp_min(1e-30))
+        if gain > 0:
+            move, error, damping = move + change, tried, damping / 5
+        else:
+            damping *= 25
+        if 0 <= gain < LEAST_GAIN:
+            break
+    rotation, shift = (x.to(cameras.c2w.device) for x in motion(move))
+    given = cameras.c2w[view].double()
+    return torch.cat((rotation @ given[:, :3], given[:, 3:] + shift[:, None]), dim=1).to(cameras.c2w.dtype)
 
 
 def fit_code(field: RadianceField, sampler: Sampler, rays: Any, target: Tensor, background: Tensor) -> None:

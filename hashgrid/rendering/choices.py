@@ -21,17 +21,30 @@ def decided(config: Any, scene: Scene) -> Any:
     """The options of a task with what they leave open decided for a scene. Without an end it is contracted and asked
     where proposals say, on a CPU, by fields that would step through a grid's occupied cells: after 600 steps on a
     capture of a toy, 23.2 dB instead of 22.5 by cascades of boxes, and a tenth of the time to look. On a GPU kernels
-    that march, ask and composite in one are what is fast, and steps of a fixed size are for them alone."""
+    that march, ask and composite in one are what is fast, and steps of a fixed size are for them alone. Fields of
+    what is in a box have another one around it instead, and no end of their own.
+
+    Raises:
+        ValueError: space is to be contracted into a box that has a field around it.
+    """
     kind, on_cpu = config.fields[config.field.name], torch.device(config.device).type == "cpu"
     sampler, contraction = config.sampling.sampler, config.sampling.contraction
-    endless = on_cpu and not scene.bounded and kind.sampler == "occupancy" and sampler in ("auto", "proposal")
+    in_box, behind = kind.boxed and not scene.bounded and contraction == "auto", config.capture.background_model
+    if behind == "auto":
+        behind = "field" if in_box and not scene.train.has_alpha else "none"
+    if behind == "field" and contraction not in ("auto", "none"):
+        raise ValueError(f"`contraction` must be none with a field around the box, got {contraction!r}")
+    contraction = "none" if in_box or behind == "field" else contraction
+    endless = on_cpu and not scene.bounded and contraction != "none"
+    endless = endless and kind.sampler == "occupancy" and sampler in ("auto", "proposal")
     if contraction == "auto":
         contraction = "cube" if endless else "none"
     if sampler == "auto":
-        sampler = "proposal" if endless and contraction != "none" else kind.sampler
+        sampler = "proposal" if endless else kind.sampler
     ends = config.depths.depth_weight > 0 and scene.train.ends is not None
     fixed_size = config.fixed_size and sampler == "occupancy" and not ends and not config.capture.learns
-    return config.replace(sampler=sampler, contraction=contraction, fixed_size=fixed_size)
+    chosen = {"sampler": sampler, "contraction": contraction, "background_model": behind}
+    return config.replace(**chosen, fixed_size=fixed_size and behind != "field")
 
 
 def make_field(

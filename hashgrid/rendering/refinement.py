@@ -20,7 +20,8 @@ from hashgrid.nn import FusedMLP, SphericalHarmonics
 from hashgrid.nn.codes import Codes
 from hashgrid.nn.hash_grid import levels_on
 from hashgrid.rendering.appearance import SIZES, shown
-from hashgrid.rendering.samplers import Rendered
+from hashgrid.rendering.around import Around
+from hashgrid.rendering.samplers import Jitter, Rendered
 from hashgrid.util.config import Config
 
 
@@ -34,6 +35,9 @@ class CaptureConfig(Config):
     appearance_rate: float = 2e-2  # learning rate of exposures and codes; of maps a quarter
     # of test views: that of their left halves, and right halves are scored; or the mean of the training views
     test_appearance: Literal["fitted", "neutral"] = "fitted"
+    # of test views, where those of training views are refined: moved as they were together, and then each to where its
+    # left half is seen best, and right halves are scored (as Lin et al. 2021, BARF, with whole views); or moved alone
+    test_poses: Literal["fitted", "moved"] = "fitted"
     # where cameras stood: turned about their own place and moved, or moved by a screw about the middle of the scene
     refine_cameras: Literal["none", "so3xr3", "se3"] = "none"
     refine_lens: bool = False  # focal length, k1 and k2, the same correction for all views
@@ -42,7 +46,9 @@ class CaptureConfig(Config):
     camera_penalty: float = 0.0  # of the mean square of corrections of poses
     coarse_levels: int = 2  # of detail, that are there at first where cameras or a lens are refined
     coarse_share: float = 0.7  # of a run, at which all are there; 0 for all from the start
-    background_model: Literal["none", "color", "network"] = "none"  # behind everything, of opaque pictures
+    # behind everything, of opaque pictures: a colour, colours of directions, or a field of what is around a box; auto:
+    # that of surfaces in a scene without an end, nothing else
+    background_model: Literal["auto", "none", "color", "network", "field"] = "auto"
     # degrees, and percent of the distance to what is looked at, by which training cameras are moved: to try refinement
     perturb_cameras: float = 0.0
 
@@ -54,7 +60,7 @@ class CaptureConfig(Config):
     @property
     def learns(self) -> bool:
         """Whether there is anything to learn."""
-        return self.refines or self.appearance != "none" or self.background_model != "none"
+        return self.refines or self.appearance != "none" or self.background_model not in ("auto", "none")
 
     def check(self) -> None:
         super().check()
@@ -83,11 +89,12 @@ class Behind(nn.Module):
             self.directions = SphericalHarmonics(6, backend=backend)
             self.network = FusedMLP(36, 3, 32, n_hidden_layers=2, backend=backend)
 
-    def forward(self, directions: Tensor) -> Tensor:
-        """Colours [R, 3] of directions [R, 3]."""
-        if self.directions is None or self.network is None:
-            return self.color.sigmoid().expand(len(directions), 3)
-        return (self.network(self.directions(directions)) + self.color).sigmoid()
+    def forward(self, colors: Tensor, opacities: Tensor, rays: Rays, jitter: Jitter = None) -> Tensor:
+        """Colours [R, 3] of rays that have these colours [R, 3], times their opacities [R], before it."""
+        seen: Tensor | float = 0.0
+        if self.directions is not None and self.network is not None:
+            seen = self.network(self.directions(rays.directions))
+        return colors + (1 - opacities)[:, None] * (seen + self.color).sigmoid()
 
 
 class Capture(nn.Module):
@@ -126,7 +133,9 @@ class Capture(nn.Module):
         self.lens = Codes(1, 3, config.camera_rate / rate) if config.refine_lens else None
         corner = (train.sizes / 2 / train.intrinsics[:, :2]).square().sum(1).mean()
         self.register_buffer("corner", corner, persistent=False)
-        self.behind = None if config.background_model == "none" else Behind(config.background_model, backend)
+        self.behind: nn.Module | None = None
+        if config.background_model in ("color", "network"):
+            self.behind = Behind(config.background_model, backend)
         self.register_buffer("share", torch.zeros(1))  # of the run, of which the levels of detail are
         self.register_buffer("rotations", train.c2w[:, :, :3].float().clone(), persistent=False)
         self.register_buffer("lenses", train.distortion.clone(), persistent=False)
@@ -221,13 +230,13 @@ class Capture(nn.Module):
         codes = self.codes(rays.camera)
         return codes if self.config.appearance == "code" else codes - self.codes.centre()
 
-    def finish(self, out: Rendered, rays: Rays, background: Tensor | None) -> Rendered:
+    def finish(self, out: Rendered, rays: Rays, background: Tensor | None, jitter: Jitter = None) -> Rendered:
         """What rays see of a field, as their cameras show it, before ``background`` [C] or [R, C], or before what is
-        learned to be behind everything."""
-        coarse = None if out.coarse is None else self.finish(out.coarse, rays, background)
+        learned to be behind everything, at random places if it is asked at ``jitter``."""
+        coarse = None if out.coarse is None else self.finish(out.coarse, rays, background, jitter)
         colors, opacities, through = out.colors, out.opacities, (1 - out.opacities)[:, None]
         if self.behind is not None:
-            colors, opacities = colors + through * self.behind(rays.directions), torch.ones_like(opacities)
+            colors, opacities = self.behind(colors, opacities, rays, jitter), torch.ones_like(opacities)
         if self.codes is not None and self.config.appearance != "code":
             colors = shown(self.config.appearance, colors, opacities, self.code(rays))
         if self.behind is None and background is not None:
@@ -250,7 +259,7 @@ def add_capture(config: CaptureConfig, field: RadianceField, scene: Scene, rate:
         raise ValueError("`refine_lens` must be off: it is for perspective lenses of OpenCV's model alone")
     if config.refines:
         transforms_of(scene)  # what could not be written after training is said before
-    if config.background_model != "none" and train.has_alpha:
+    if config.background_model not in ("auto", "none") and train.has_alpha:
         raise ValueError("`background_model` must be none: pictures with alpha say what is in front of anything")
     if not config.learns and not config.perturb_cameras:
         return scene
@@ -259,6 +268,8 @@ def add_capture(config: CaptureConfig, field: RadianceField, scene: Scene, rate:
     encoding = getattr(field, "grid", getattr(field, "positions", None))
     backend = getattr(field, "backend", "native")
     field.capture = Capture(config, train, rate, getattr(encoding, "n_levels", 0), backend).to(field.aabb.device)
+    if config.background_model == "field":
+        field.capture.behind = Around(scene.aabb, scene.near, backend).to(field.aabb.device)
     field.capture.truth = truth if config.perturb_cameras else None
     field.capture.fade(field, 0.0)
     return scene

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hashgrid.data.scene import Scene, Views
 from hashgrid.fields.base import RadianceField
+from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render_image, render_pixels
 from hashgrid.util.config import Config
@@ -74,7 +75,7 @@ def evaluate(
     out: Path | None = None,
     n_views: int | None = None,
     scoring: Scoring = Scoring(),  # noqa: B008
-    fit: Callable[[int], None] | None = None,
+    fit: Callable[[Cameras, int], None] | None = None,
 ) -> dict[str, Any]:
     """Scores of the views (all, or ``n_views`` at most, or as many as fit into ``scoring.score_seconds``, evenly
     spread): ``psnr_mean``, ``ssim_mean``, ``flip_mean``,
@@ -83,8 +84,8 @@ def evaluate(
     With ``out``, shows how far it is, and writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth |
     render | error) and ``depth/NAME.png``, and ``test_views.csv`` for all. Scores are those of the 8-bit image clipped
     to [0, 1], so that they can be repeated from the files. Masked pixels are not scored: a view without any other has
-    NaN. ``fit`` is called with the number of each view before it is shown, and may look at its left half: the right one
-    is scored then.
+    NaN. ``fit`` is called with the cameras and the number of each view before it is shown, may look at its left half,
+    and may move its camera: the right half is scored then.
     """
     begin = time.perf_counter()
     metrics = scoring.metrics()
@@ -102,7 +103,7 @@ def evaluate(
         view = place * len(views) // n
         indices.append(view)
         if fit is not None:
-            fit(view)
+            fit(cameras, view)
         color, opacity, depth = (x.cpu() for x in render_image(field, sampler, cameras, view, background.to(device)))
         color = (color * 255).round() / 255
         truth, mask = views.image_rgb(view, background), views.mask(view)

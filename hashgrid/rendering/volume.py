@@ -39,7 +39,7 @@ def render(
     if field.capture is None:
         return _render(field, sampler, rays, background, jitter)
     rays = field.capture.rays(rays)
-    return field.capture.finish(_render(field, sampler, rays, None, jitter), rays, background)
+    return field.capture.finish(_render(field, sampler, rays, None, jitter), rays, background, jitter)
 
 
 def _render(

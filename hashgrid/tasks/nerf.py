@@ -105,7 +105,8 @@ class Nerf(Task):
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
         ends = {"ends"} if config.depths.depth_weight > 0 and scene.train.ends is not None else set()
         super().__init__(decided(config, scene))
-        scene, config, device = scene.normalized(), self.config, torch.device(self.config.device)
+        config, device = self.config, torch.device(self.config.device)
+        scene = (scene.in_box() if config.capture.background_model == "field" else scene).normalized()
         kind = RADIANCE_FIELDS[config.field.name]
         self.model = make_field(kind, config.field, config.sampling, scene, config.backend).to(device)
         self.scene = scene = add_capture(config.capture, self.model, scene, config.learning_rate, config.seed)

@@ -78,12 +78,6 @@ class Surface(Nerf):
     model: SurfaceField
 
     def __init__(self, config: SurfaceConfig, scene: Scene, by_formulas: bool = False) -> None:
-        if not scene.bounded and config.sampling.contraction == "auto":
-            raise SceneError(
-                f"{scene.path}: photos must be of something in a box with nothing or a plain backdrop around it, these"
-                " show a scene without an end, and no second field is there for what is behind. Store masks as alpha,"
-                " or try `--contraction cube`, which puts one surface around everything"
-            )
         super().__init__(config, scene)
         views = scene.train
         if views.has_alpha and not any(bool(views.image(view)[..., 3].any()) for view in range(len(views))):

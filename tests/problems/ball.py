@@ -34,6 +34,33 @@ def photo(cameras: Cameras, view: int) -> Tensor:
     return torch.cat((shade(normals), torch.ones_like(t)[:, None]), dim=1) * hit[:, None]
 
 
+def inside_a_ball(scene: Scene, radius: float = 5 * UNIT) -> Scene:
+    """The scene as opaque pictures, in a room that is a large ball with a pattern: one without an end."""
+
+    def opaque(views: Views) -> Views:
+        rays = [views.view_rays(view) for view in range(len(views))]
+        origins, directions = (torch.cat([getattr(x, name) for x in rays]) for name in ("origins", "directions"))
+        places = room(origins, directions, radius)[0]
+        values = views.data.float() / 255
+        colors = torch.lerp(pattern(places), values[:, :3], values[:, 3:])
+        return replace(views, data=(colors * 255).round().to(torch.uint8))
+
+    return replace(scene, train=opaque(scene.train), test=opaque(scene.test), bounded=False, n_cascades=3)
+
+
+def room(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Where rays from inside of a ball around ``ORIGIN`` meet it [R, 3], and how far that is [R]."""
+    o = origins - ORIGIN
+    b, c = (o * directions).sum(-1), o.square().sum(-1) - radius**2
+    far = -b + (b * b - c).sqrt()
+    return origins + far[:, None] * directions, far
+
+
+def pattern(places: Tensor) -> Tensor:
+    """Colours [N, 3] of places [N, 3]."""
+    return 0.5 + 0.4 * torch.sin((places - ORIGIN) / UNIT * torch.tensor([1.3, 1.7, 2.1]))
+
+
 def ball_scene(n: int = 20, size: int = 40) -> Scene:
     cameras = orbit_cameras(n, size, 0)
     below = torch.arange(n) % 2 == 1
