@@ -279,6 +279,8 @@ def test_rays_know_their_view_and_its_time(tmp_path, kind, backend):
         torch.testing.assert_close((rays.origins, rays.directions), (plain.origins, plain.directions))
     assert views.view_rays(3, 1, 9).time.tolist() == [9 / 16] * 8 and views.view_rays(3).camera is None
     assert views.select([4, 2]).times.tolist() == [1, 0.25] == views.select([4, 2]).scaled(2).times.tolist()
+    assert views.evenly(3).times.tolist() == [views.times[i].item() for i in (0, len(views) // 3, 2 * len(views) // 3)]
+    assert len(views.evenly(99)) == len(views)
 
 
 def test_rays_are_indexed_and_moved_as_one():

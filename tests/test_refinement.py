@@ -365,6 +365,9 @@ def test_what_is_behind_everything(kind: str, views: Scene) -> None:
     expected = plain.colors + (1 - plain.opacities)[:, None] * behind
     torch.testing.assert_close(out.colors, expected)
     torch.testing.assert_close(out.opacities, plain.opacities)
+    with torch.no_grad(), capture.without_background():
+        torch.testing.assert_close(render(field, StratifiedSampler(64), rays).colors, plain.colors)
+    assert capture.behind is not None
     if kind == "color":
         torch.testing.assert_close(out.colors[1], torch.tensor([-1.0, 0.0, 1.0]).sigmoid())
 

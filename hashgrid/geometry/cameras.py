@@ -148,6 +148,11 @@ class Cameras:
         values = (self.c2w, self.intrinsics, self.sizes, self.distortion, self.times, self.lens)
         return Cameras(*(None if x is None else x[index] for x in values))  # type: ignore[arg-type]
 
+    def evenly(self, most: int) -> Cameras:
+        """``most`` of the cameras at most, evenly spread over all, without any images."""
+        n = min(most, len(self))
+        return self.select([i * len(self) // n for i in range(n)])
+
     def scaled(self, factor: float) -> Cameras:
         """The same views, without any images, in pictures ``factor`` times as wide and as high."""
         sizes = (self.sizes * factor).round().long()

@@ -3,6 +3,8 @@ what is behind everything."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -229,6 +231,15 @@ class Capture(nn.Module):
             return code.expand(len(rays), -1)
         codes = self.codes(rays.camera)
         return codes if self.config.appearance == "code" else codes - self.codes.centre()
+
+    @contextmanager
+    def without_background(self) -> Iterator[None]:
+        """What is seen of the field alone, in the meantime."""
+        behind, self.behind = self.behind, None
+        try:
+            yield
+        finally:
+            self.behind = behind
 
     def finish(self, out: Rendered, rays: Rays, background: Tensor | None, jitter: Jitter = None) -> Rendered:
         """What rays see of a field, as their cameras show it, before ``background`` [C] or [R, C], or before what is

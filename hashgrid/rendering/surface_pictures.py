@@ -77,9 +77,8 @@ def write_surface_pictures(
     """Writes :func:`surface_pictures` of ``n_views`` cameras of one size, evenly spread, a row each; pictures are about
     as large as photos."""
     alike = (cameras.sizes == cameras.sizes[0]).all(-1).nonzero()[:, 0].tolist()
-    n = min(n_views, len(alike))
-    chosen = cameras.select([alike[i * len(alike) // n] for i in range(n)])
-    side = float(chosen.sizes.max())
+    chosen = cameras.select(alike).evenly(n_views)
+    n, side = len(chosen), float(chosen.sizes.max())
     chosen = chosen.scaled(min(max(side, NARROWEST), WIDEST) / side)
     scale = 1.0
     if truth is not None:  # that of what is shown: much of a mesh is inside of it

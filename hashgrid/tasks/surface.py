@@ -22,6 +22,7 @@ from hashgrid.fields.surface_field import SurfaceField
 from hashgrid.geometry.boxes import Placement
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
+from hashgrid.rendering.samplers import SamplerConfig
 from hashgrid.rendering.surface_pictures import write_surface_pictures
 from hashgrid.rendering.surface_scores import compare_surfaces, describe
 from hashgrid.tasks.nerf import Nerf, NerfConfig
@@ -41,6 +42,7 @@ class SurfaceConfig(NerfConfig):
     default_seconds = 600.0
 
     field: Config = Neus.Config()
+    sampling: SamplerConfig = SamplerConfig(steps_per_diagonal=Neus.recipe["steps_per_diagonal"])
     truth: Path | None = None  # mesh to compare with, in the coordinates of the photos
     resolution: int = 256  # cells of the mesh along the longest side of the box
     # what no training view sees of the mesh: whole parts are left out, all such faces, so that it is open, or nothing

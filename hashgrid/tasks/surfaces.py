@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,16 +81,16 @@ class Surface(NamedTuple):
 
 def looks(task: Nerf, n_views: int, size: int) -> tuple[Cameras, Callable[[int], Shown]]:
     """Training views, evenly spread and reduced, and what renders one of them, with a bar."""
-    train = task.scene.train
-    n = min(n_views, len(train))
-    cameras = train.select([i * len(train) // n for i in range(n)])
+    cameras = task.scene.train.evenly(n_views)
+    n, capture = len(cameras), task.model.capture
     cameras = cameras.scaled(min(1.0, size / float(cameras.sizes.max()))) if len(cameras) else cameras
     there, background = cameras.to(task.device), torch.zeros(3, device=task.device)
     bar = optional_import("tqdm").tqdm(total=n, desc="views", unit="view")
 
     def show(view: int) -> Shown:
         bar.update()
-        color, opacity, depth = render_image(task.model, task.sampler, there, view, background)
+        with nullcontext() if capture is None else capture.without_background():
+            color, opacity, depth = render_image(task.model, task.sampler, there, view, background)
         return color / opacity.clamp_min(1e-3)[..., None], opacity, depth  # the surface, without what is behind it
 
     return cameras, show
@@ -97,8 +98,7 @@ def looks(task: Nerf, n_views: int, size: int) -> tuple[Cameras, Callable[[int],
 
 def cameras_of_file(scene: Scene, most: int | None = None) -> Cameras:
     """Training views, evenly spread and at most so many, in the coordinates of the input."""
-    n = min(most or len(scene.train), len(scene.train))
-    cameras = scene.train.select([i * len(scene.train) // n for i in range(n)])
+    cameras = scene.train.evenly(most or len(scene.train))
     places = scene.placement.to_file(cameras.c2w[:, :, 3])[..., None]
     return replace(cameras, c2w=torch.cat((cameras.c2w[:, :, :3].double(), places), dim=2))
 
