@@ -23,6 +23,9 @@ from hashgrid.ops._ngp import Slopes
 from hashgrid.util.device import DTYPES
 
 LEAST = 1e-9  # of what is divided by: intervals of rays that miss the box have no length
+# an interval's opacity is exact for a plane however long it is: with 192 steps instead of 512 as many samples are those
+# of more than twice as many rays
+STEPS = {"target_samples": 1 << 13, "steps_per_diagonal": 192}
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,7 @@ class SurfaceField(RadianceField):
     Config = SurfaceFieldConfig
     boxed = True
     n_color_layers: int | None = None  # hidden ones; one more than those of distances if none
-    # an interval's opacity is exact for a plane however long it is: with 192 steps instead of 512 as many samples are
-    # those of more than twice as many rays
-    recipe = {
-        **{"learning_rate": 2e-2, "final_learning_rate": 5e-4, "decay_start": 0.3},
-        **{"target_samples": 1 << 13, "steps_per_diagonal": 192},
-    }
+    recipe = {"learning_rate": 2e-2, "final_learning_rate": 5e-4, "decay_start": 0.3, **STEPS}
     config: SurfaceFieldConfig
     share: Tensor
     n_asked: Tensor
@@ -88,7 +86,8 @@ class SurfaceField(RadianceField):
     def __init__(self, config: SurfaceFieldConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:
         super().__init__(aabb)
         self.config, self.backend, self.n_codes = config, backend, 0
-        self.finest = config.max_resolution * 2 ** (n_cascades - 1)
+        # of distances the shift is, in sides of the cube
+        self.finest, self.shift = config.max_resolution * 2 ** (n_cascades - 1), config.start_radius
         self.distance = self.make_distance()
         keep_gradients(self.distance)
         self.directions = SphericalHarmonics(config.sh_degree, backend=backend)
@@ -96,7 +95,6 @@ class SurfaceField(RadianceField):
         self.log_sharpness = nn.Parameter(torch.full((1,), math.log(config.start_sharpness)))
         self.register_buffer("share", torch.zeros(1))
         self.register_buffer("n_asked", torch.zeros((), dtype=torch.int64))
-        self.shift = config.start_radius  # in sides of the cube, of distances
         self._seen: tuple[Tensor, Tensor] | None = None  # what was last asked for to be trained, with its gradients
 
     def make_distance(self) -> DistanceField:
@@ -108,11 +106,9 @@ class SurfaceField(RadianceField):
     def see_codes(self, n: int) -> None:
         config, self.n_codes = self.config, n
         n_seen = 6 + self.directions.n_output_dims + config.n_geometry_features + n
-        layers = self.n_color_layers or config.n_hidden_layers + 1
+        sizes = n_seen, 3, config.n_neurons, self.n_color_layers or config.n_hidden_layers + 1
         kinds: Any = {"output_activation": "sigmoid", "compute_dtype": DTYPES[config.compute_dtype]}
-        self.color_mlp = FusedMLP(n_seen, 3, config.n_neurons, layers, backend=self.backend, **kinds).to(
-            self.aabb.device
-        )
+        self.color_mlp = FusedMLP(*sizes, backend=self.backend, **kinds).to(self.aabb.device)
 
     @property
     def sharpness(self) -> Tensor:

@@ -47,6 +47,11 @@ def decided(config: Any, scene: Scene) -> Any:
     return config.replace(**chosen, fixed_size=fixed_size and behind != "field")
 
 
+def placed(config: Any, scene: Scene) -> Scene:
+    """The scene in the coordinates of a field that options, as :func:`decided`, are of."""
+    return (scene.in_box() if config.capture.background_model == "field" else scene).normalized()
+
+
 def make_field(
     kind: Any, config: Config, sampling: SamplerConfig, scene: Scene, backend: str = "native"
 ) -> RadianceField:

@@ -21,7 +21,7 @@ from hashgrid.geometry.rays import Rays
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
 from hashgrid.rendering.capture_scores import score_capture
-from hashgrid.rendering.choices import decided, make_field, make_sampler
+from hashgrid.rendering.choices import decided, make_field, make_sampler, placed
 from hashgrid.rendering.objective import objective
 from hashgrid.rendering.refinement import CaptureConfig, add_capture
 from hashgrid.rendering.samplers import Rendered, SamplerConfig, rays_for
@@ -105,8 +105,7 @@ class Nerf(Task):
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
         ends = {"ends"} if config.depths.depth_weight > 0 and scene.train.ends is not None else set()
         super().__init__(decided(config, scene))
-        config, device = self.config, torch.device(self.config.device)
-        scene = (scene.in_box() if config.capture.background_model == "field" else scene).normalized()
+        scene, config, device = placed(self.config, scene), self.config, torch.device(self.config.device)
         kind = RADIANCE_FIELDS[config.field.name]
         self.model = make_field(kind, config.field, config.sampling, scene, config.backend).to(device)
         self.scene = scene = add_capture(config.capture, self.model, scene, config.learning_rate, config.seed)
