@@ -64,8 +64,7 @@ class RadianceField(nn.Module):
     # whether colours depend on what the density carried on, a tensor [S, G], and on the ray alone, so that neighbours
     # can be asked for one together
     colors_follow_carry: ClassVar[bool] = False
-    # whether it is for things in a box, so that another field is around it in a scene without an end
-    boxed: ClassVar[bool] = False
+    boxed: ClassVar[bool] = False  # whether it is for things in a box: where a scene has no end another is around it
     coarse_weight: ClassVar[float] = 1.0  # of the loss of what was seen at a first look, beside the second
     coarse: RadianceField | None  # another field, asked before to find where to ask this one; None for none
     proposals: nn.ModuleList  # fields of density alone, asked one after the other before all others

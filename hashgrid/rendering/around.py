@@ -10,7 +10,7 @@ from hashgrid.fields.base import RadianceField
 from hashgrid.fields.ngp import Ngp
 from hashgrid.geometry.rays import Rays
 from hashgrid.ops._backend import backend_ops
-from hashgrid.rendering.samplers import FAR, Found, Jitter, StratifiedSampler, distances, look, spacing, uniform
+from hashgrid.rendering.samplers import FAR, Found, Jitter, StratifiedSampler, distances, look, spacing
 
 HIDDEN = 1e-3  # of the light: of less than that nothing is asked
 FIRST_DENSITY = 0.25  # per unit of length, of which the box has 3, before anything is learned
@@ -41,14 +41,12 @@ class OutsideSampler(StratifiedSampler):
         return torch.where(place.isfinite(), place, nearest).clamp(self.near)
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        unit, n = (field.aabb[3:] - field.aabb[:3]).amax() / 2, self.n_samples
+        unit = (field.aabb[3:] - field.aabb[:3]).amax() / 2
         border = spacing((self.border(rays, field.aabb) / unit).clamp(max=FAR / 2))[:, None]
         end = spacing(torch.full_like(unit, FAR)) if self.behind else spacing(self.near / unit)
         low, high = (border, end) if self.behind else (end, border)
-        part = torch.arange(n + 1, device=unit.device, dtype=unit.dtype).repeat(len(rays), 1)
-        if jitter is not None:
-            part[:, 1:-1] += uniform(jitter, (len(rays), n - 1), unit, self.backend) - 0.5
-        return Found(self.pack(distances(low + (high - low) * part / n, unit)))
+        part = self.parts(len(rays), unit, jitter) / self.n_samples
+        return Found(self.pack(distances(low + (high - low) * part, unit)))
 
 
 class Around(nn.Module):

@@ -296,9 +296,7 @@ class StratifiedSampler(Sampler):
         unit = self.unit_of(field)
         if unit is None:
             return self.edges(rays, field.aabb, jitter), None
-        part = torch.arange(self.n_samples + 1, device=unit.device, dtype=unit.dtype).repeat(len(rays), 1)
-        if jitter is not None:
-            part[:, 1:-1] += uniform(jitter, (len(rays), self.n_samples - 1), unit, self.backend) - 0.5
+        part = self.parts(len(rays), unit, jitter)
         low, high = spacing(self.near / unit), spacing(torch.full_like(unit, FAR))
         return low + (high - low) * part / self.n_samples, unit
 
@@ -314,11 +312,15 @@ class StratifiedSampler(Sampler):
         missed = ~(leave.isfinite() & entry.isfinite())
         entry, leave = entry.masked_fill(missed, 0.0), leave.masked_fill(missed, 0.0)
         n = self.n_samples
-        part = torch.arange(n + 1, device=entry.device, dtype=entry.dtype).expand(len(rays), n + 1)
+        return entry[:, None] + (leave - entry)[:, None] * (self.parts(len(rays), entry, jitter) / n)
+
+    def parts(self, n_rays: int, like: Tensor, jitter: Jitter) -> Tensor:
+        """0 to ``n_samples`` on each ray [R, n + 1], all but the ends moved by half at most."""
+        n = self.n_samples
+        part = torch.arange(n + 1, device=like.device, dtype=like.dtype).repeat(n_rays, 1)
         if jitter is not None:
-            part = part.clone()
-            part[:, 1:-1] += uniform(jitter, (len(rays), n - 1), entry, self.backend) - 0.5
-        return entry[:, None] + (leave - entry)[:, None] * (part / n)
+            part[:, 1:-1] += uniform(jitter, (n_rays, n - 1), like, self.backend) - 0.5
+        return part
 
     def pack(self, edges: Tensor) -> RaySamples:
         """Samples of edges [R, n + 1]."""
