@@ -12,6 +12,7 @@ from hashgrid.levels import make_level_table
 from hashgrid.ops import _ngp
 from hashgrid.reference import hash_encode_mlp_gradient as reference
 
+pytestmark = pytest.mark.every_kernel
 LEVELS = make_level_table(3, 3, 8, 4, 24)
 N = 300  # more than a block of the network's kernel
 
@@ -114,6 +115,7 @@ def test_a_buffer_gets_what_the_table_would() -> None:
     torch.testing.assert_close(buffer, 1 + expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.cpu_only
 def test_table_gradients_have_the_same_bits_for_any_number_of_threads() -> None:
     given = problem(torch.float32, n=5000) | {"activation": "silu"}
     found, threads = [], torch.get_num_threads()

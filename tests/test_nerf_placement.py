@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 iio = pytest.importorskip("imageio.v3")
 
+from hashgrid.data.procedural import procedural_scene  # noqa: E402
 from hashgrid.data.scene import Scene, load_scene  # noqa: E402
 from hashgrid.geometry.cameras import look_at  # noqa: E402
 from hashgrid.tasks.nerf import Nerf, NerfConfig  # noqa: E402
@@ -140,3 +142,10 @@ def test_cameras_at_one_place_do_not_give_a_box_of_rounding_noise(tmp_path) -> N
     scene = load_scene(folder)
     assert float((scene.aabb[3:] - scene.aabb[:3]).max()) == pytest.approx(2.0, rel=1e-3)
     assert scene.normalized().train.origins.abs().max() < 0.01
+
+
+def test_a_box_found_in_doubles_is_single_for_a_field() -> None:
+    """Also where the coordinates of the file are the field's already."""
+    given = procedural_scene(n_train=2, n_test=1, resolution=8)
+    scene = replace(given, bounded=False).in_box().normalized()
+    assert scene.aabb.dtype == torch.float32 and torch.equal(scene.aabb, given.aabb)

@@ -11,7 +11,7 @@ namespace hashgrid {
 // directions, of which there may be fewer: one for the Laplacian.
 struct JetShape {
   int64_t n_directions;
-  int64_t n_seconds;
+  int64_t n_seconds;      // on CUDA 0, too
   int64_t n_slabs;        // 1 + n_directions + n_seconds
   const void* operators;  // [n_seconds, n_directions], weights of the sums; null: n_seconds = n_directions, no sums
 };
@@ -23,7 +23,7 @@ struct MlpJetParams {
   JetShape shape;
   const void* directions;     // [n_rows, n_directions, n_in], first derivatives of x
   const void* accelerations;  // [n_rows, n_seconds, n_in], its second ones, in the same sums; null: zero
-  void* first;                // [n_rows, n_directions, n_out]
+  void* first;                // [n_rows, n_directions, n_out]; a backward on CUDA writes it, too, unless it is null
   void* second;               // [n_rows, n_seconds, n_out]
 
   const void* grad_first;    // [n_rows, n_directions, n_out]; null: zero

@@ -50,7 +50,7 @@ struct MlpParams {
   Activation output_activation;  // of the last layer
   MlpLayer layers[kMaxMlpLayers];
   const void* x;         // [n_rows, n_in]
-  void* y;               // [n_rows, n_out]; a backward on the CPU writes it, too, unless it is null
+  void* y;               // [n_rows, n_out]; a backward without `halves` writes it, too, unless it is null
   const void* grad_y;    // [n_rows, n_out]
   void* grad_x;          // [n_rows, n_in] or null
   void* partials;        // [n_partials, partial_size] or null
@@ -74,7 +74,7 @@ struct MlpParams {
   const void* grad_sigmas;   // [n_rows]
   int64_t log_sigmas;        // in `scratch`: [n_block], of the forward, which the backward runs again
 
-  // Second order, CPU, kReal factors.
+  // Second order, kReal factors, of the CPU; CUDA's is a case of MlpJetParams.
   const void* cotangent;      // [n_rows, n_in], of grad_x
   const void* grad_values;    // [n_rows, n_out], of y, whose gradients join those of the second order; or null
   void* grad_grad_y;          // [n_rows, n_out] or null

@@ -6,6 +6,9 @@
 // layer is one product of all slabs with the same weights. Partial sums of parameter gradients run over slices of the
 // slabs' rows, are added to chunk by chunk in stream order, and are reduced in a fixed order: the same bits in every
 // run.
+//
+// The second order of the input gradient is a case of it: v . grad_x = grad_y . (J v), so that its gradients are those of
+// a value and one first derivative, along v, without second ones (cpu/mlp_second.inl).
 #include "cuda/mlp_plain.cuh"
 
 #include "core/activation_jet.h"
@@ -79,6 +82,7 @@ __device__ inline T jet_squares(const JetShape& shape, const T* first, int64_t s
 // What of the gradients of second derivatives, `slab` apart from `second` on, concerns direction k.
 template <typename T>
 __device__ inline T jet_gradient(const JetShape& shape, const T* second, int64_t slab, int64_t k) {
+  if (shape.n_seconds == 0) return T(0);
   if (shape.operators == nullptr) return second[k * slab];
   const T* weights = static_cast<const T*>(shape.operators) + k;
   T total = T(0);
@@ -241,7 +245,7 @@ void launch_jet_parameter_gradient(const MlpJetParams& p, int l, int64_t n_point
                            p.mlp.n_slice, partials + layer.grad_bias, p.mlp.partial_size, accumulate);
 }
 
-// Chunk by chunk: all layers again, then from the last to the first.
+// Chunk by chunk: all layers again, then from the last to the first. Writes `first`, too, unless it is null.
 template <typename T>
 void launch_jet_backward(const MlpJetParams& p, cudaStream_t stream) {
   const MlpParams& mlp = p.mlp;
@@ -253,6 +257,12 @@ void launch_jet_backward(const MlpJetParams& p, cudaStream_t stream) {
   for (int64_t first = 0; first < mlp.n_rows; first += mlp.n_block) {
     const int64_t n_points = std::min<int64_t>(mlp.n_block, mlp.n_rows - first), rows = shape.n_slabs * n_points;
     const T* results = launch_jet_layers<T>(p, first, n_points, stream);
+    if (p.first != nullptr) {
+      const JetRows<T> known = jet_rows<T>(nullptr, p.first, nullptr, first, shape, n_out);
+      HASHGRID_LAUNCH(mlp_jet_export_kernel<T>, blocks_of(rows * n_out, kThreads), stream, results, n_points, shape,
+                      n_out, known);
+    }
+    if (!need_inputs && mlp.partials == nullptr) continue;
     int slot = 1;
     T* gradient = in_scratch<T>(mlp, p.staging[slot]);
     const JetRows<T> given = jet_rows<T>(const_cast<void*>(mlp.grad_y), const_cast<void*>(p.grad_first),

@@ -283,19 +283,25 @@ void launch_hidden_layers(const MlpParams& p, int64_t first, int64_t n_rows, con
   }
 }
 
+// y of a chunk from what its last layer takes.
+template <typename T>
+void launch_last_layer(const MlpParams& p, int64_t first, int64_t n_rows, const T* input, cudaStream_t stream) {
+  const int64_t n_out = p.layers[p.n_layers - 1].n_out;
+  T* y = static_cast<T*>(p.y) + first * n_out;
+  launch_layer(p, p.n_layers - 1, n_rows, input, p.output_activation, y, stream);
+  if (!derivative_reads_sign(p.output_activation)) {
+    launch_activate(y, y, n_rows * n_out, p.output_activation, stream);
+  }
+}
+
 template <typename T>
 void launch_plain_forward(const MlpParams& p, cudaStream_t stream) {
   const T* inputs[kMaxMlpLayers];
   const int last = p.n_layers - 1;
-  const int64_t n_out = p.layers[last].n_out;
   for (int64_t first = 0; first < p.n_rows; first += p.n_block) {
     const int64_t n_rows = std::min<int64_t>(p.n_block, p.n_rows - first);
     launch_hidden_layers(p, first, n_rows, inputs, stream);
-    T* y = static_cast<T*>(p.y) + first * n_out;
-    launch_layer(p, last, n_rows, inputs[last], p.output_activation, y, stream);
-    if (!derivative_reads_sign(p.output_activation)) {
-      launch_activate(y, y, n_rows * n_out, p.output_activation, stream);
-    }
+    launch_last_layer(p, first, n_rows, inputs[last], stream);
   }
 }
 
@@ -331,7 +337,7 @@ struct PlainTarget {
 };
 
 // Chunk by chunk: hidden layers again, then layers from last to first. Each chunk's launches add to the partial sums in
-// stream order.
+// stream order. Fills y, too, unless it is null.
 template <typename T>
 void launch_plain_backward(const MlpParams& p, cudaStream_t stream) {
   const T* inputs[kMaxMlpLayers];
@@ -340,6 +346,7 @@ void launch_plain_backward(const MlpParams& p, cudaStream_t stream) {
   for (int64_t first = 0; first < p.n_rows; first += p.n_block) {
     const int64_t n_rows = std::min<int64_t>(p.n_block, p.n_rows - first);
     launch_hidden_layers(p, first, n_rows, inputs, stream);
+    if (p.y != nullptr) launch_last_layer(p, first, n_rows, inputs[last], stream);
     const T* gradient = static_cast<const T*>(p.grad_y) + first * n_out;
     int slot = 0;
     if (p.output_activation != Activation::kNone) {

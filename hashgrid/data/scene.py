@@ -251,7 +251,8 @@ class Scene:
         """
         low, high = self.aabb.double().split(3)
         unit, centre = float((high - low).max()) / (2 * NORMAL_HALF), (low + high) / 2
-        if abs(unit - 1) < 1e-6 and float(centre.abs().max()) < 1e-6 and self.train.c2w.dtype == torch.float32:
+        single = self.train.c2w.dtype == self.aabb.dtype == torch.float32
+        if single and abs(unit - 1) < 1e-6 and float(centre.abs().max()) < 1e-6:
             return self
         step = Placement(tuple(centre.tolist()), unit)
         train, test = (

@@ -20,7 +20,6 @@ from hashgrid.ops._autograd import (
     no_third_derivative,
     pull_back_transformed,
 )
-from hashgrid.ops._kernels import has_kernel
 from hashgrid.ops._tensors import at_least_fp32, flatten, product_dtype, unflatten, without_autocast
 from hashgrid.ops._vmap import register_vmap
 from hashgrid.util.autograd import apply, is_transformed
@@ -40,8 +39,8 @@ def mlp(
 
     Sums are fp32 (fp64 for fp64 weights); gradients have the same bits for any number of threads. The backward keeps
     only ``x`` and the weights and computes hidden layers again. The second derivative, that of the gradient of ``x``,
-    has a kernel on the CPU without ``compute_dtype``; on CUDA, with ``compute_dtype``, and for derivatives of the
-    parameters' gradients it is composed of PyTorch ops.
+    has a kernel without ``compute_dtype``; with it, and for derivatives of the parameters' gradients, it is composed of
+    PyTorch ops.
 
     Under ``torch.autocast`` a ``compute_dtype`` of None stands for the dtype of autocast, in all derivatives of the
     call; sums and result keep the dtype of the weights.
@@ -268,8 +267,7 @@ def _compute_second_order(
     """Returns the gradients of `_second_order` without a graph: by the kernel where there is one, elsewhere by
     PyTorch's ops."""
     of_x, *of_params = cotangents
-    in_one = options[2] == FACTORS.index(None) and has_kernel("mlp_backward_backward", x.device.type)
-    if in_one and of_x is not None and all(cotangent is None for cotangent in of_params):
+    if options[2] == FACTORS.index(None) and of_x is not None and all(cotangent is None for cotangent in of_params):
         needs = (*wanted[:2], any(wanted[2:]))
         grad_grad_y, grad_x, grad_params = _extension.ops().mlp_backward_backward(
             of_x.contiguous(), None, grad_y, x, params[:n_layers], params[n_layers:], *options[:2], *needs
@@ -310,23 +308,14 @@ def second_order_with_values(
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradients of ``x`` and, flat, of the parameters: of the product of the gradient that ``grad_y`` has
     to ``x`` with ``cotangent``, and of outputs whose gradient is ``grad_values``; either may be missing. Without a
-    graph, by one kernel where there is one."""
-    kinds, n, params = (activation, output_activation), len(weights), (*weights, *biases)
-    network, real = (x, weights, biases, *kinds), FACTORS.index(None)
+    graph, by one kernel."""
+    network = x, weights, biases, activation, output_activation
     if cotangent is None:
+        real = FACTORS.index(None)
         return _extension.ops().mlp_backward(grad_values, *network, real, True, need_params)  # type: ignore[no-any-return]
-    if has_kernel("mlp_backward_backward", x.device.type):
-        return _extension.ops().mlp_backward_backward(  # type: ignore[no-any-return]
-            cotangent, grad_values, grad_y, *network, False, True, need_params
-        )[1:]
-    needs, directions = (False, True, *[need_params] * len(params)), (cotangent, *[None] * len(params))
-    _, grad_x, *parts = _compute_second_order(directions, grad_y, x, params, n, (*kinds, real), needs)
-    flat = torch.cat([part.flatten() for part in parts if part is not None]) if need_params else x.new_empty(0)
-    assert grad_x is not None
-    if grad_values is None:
-        return grad_x, flat
-    of_x, of_params = _extension.ops().mlp_backward(grad_values, *network, real, True, need_params)
-    return grad_x + of_x, flat + of_params
+    return _extension.ops().mlp_backward_backward(  # type: ignore[no-any-return]
+        cotangent, grad_values, grad_y, *network, False, True, need_params
+    )[1:]
 
 
 _Along = make_function("mlp_along", _run_along, _along_gradients)

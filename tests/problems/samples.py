@@ -422,10 +422,9 @@ SAMPLES: dict[str, Callable[[], Iterator[Arguments]]] = {
     "adam_step_foreach": _adam_step_foreach,
 }
 
-# CUDA composes the second order of the MLP of PyTorch's own ops; the CPU, the radiance field, rays through it and its
-# values in cells of several ops.
+# The CPU composes the radiance field, rays through it and its values in cells of several ops.
 CUDA_ONLY = {"radiance_field": _radiance_field, "render_rays": _render_rays, "occupancy_values": _occupancy_values}
 # Below sm_80 CUDA's kernels refuse these ops, and `hashgrid.ops` makes the same of others.
 TENSOR_CORES_ONLY = {*CUDA_ONLY, "radiance_mlp", "radiance_mlp_backward"}
-CPU_ONLY = {"mlp_with_gradient", "mlp_backward_backward", "gather_rows", "visible_cells"}
+CPU_ONLY = {"gather_rows", "visible_cells"}
 ON_CUDA = {name: samples for name, samples in SAMPLES.items() if name not in CPU_ONLY} | CUDA_ONLY

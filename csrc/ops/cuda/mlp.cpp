@@ -50,11 +50,33 @@ std::tuple<Tensor, Tensor> mlp_backward_cuda(const Tensor& grad_y, const Tensor&
   return {grad_x, grad_params};
 }
 
+// y [N, out], and what grad_y [N, out] is as a gradient of x [N, in], by one pass through the layers.
+std::tuple<Tensor, Tensor> mlp_with_gradient_cuda(const Tensor& grad_y, const Tensor& x,
+                                                  const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+                                                  int64_t activation, int64_t output_activation) {
+  const DeviceScope device(x);
+  device.check(grad_y, "grad_y");
+  device.check(weights, "weights");
+  device.check(biases, "biases");
+  MlpParams p =
+      make_mlp_params(x, weights, biases, activation, output_activation, static_cast<int64_t>(MlpFactors::kReal));
+  set_grad_y(grad_y, x, p);
+  Tensor y = torch::stable::new_empty(x, {p.n_rows, grad_y.size(1)});
+  Tensor grad_x = torch::stable::new_empty(x, {p.n_rows, x.size(1)});
+  p.y = y.mutable_data_ptr();
+  p.grad_x = grad_x.mutable_data_ptr();
+  Workspace workspace;
+  plan(x, true, false, p, workspace);
+  launch_mlp_backward(p, device.stream());
+  return {y, grad_x};
+}
+
 }  // namespace
 
 HASHGRID_CUDA_LIBRARY(m) {
   m.impl("mlp", TORCH_BOX(&mlp_cuda));
   m.impl("mlp_backward", TORCH_BOX(&mlp_backward_cuda));
+  m.impl("mlp_with_gradient", TORCH_BOX(&mlp_with_gradient_cuda));
 }
 
 }  // namespace hashgrid

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from hashgrid import _extension
 from hashgrid.levels import LevelTable
-from hashgrid.ops._kernels import has_kernel
 from hashgrid.ops._tensors import flatten
 from hashgrid.ops.hash_encode import encoding_options, is_deterministic
 from hashgrid.ops.mlp import prepare_network, second_order_with_values, split_gradient
 from hashgrid.util.autograd import Function, apply
-from hashgrid.util.choices import ACTIVATIONS, FACTORS
+from hashgrid.util.choices import ACTIVATIONS
 
 
 class Slopes(NamedTuple):
@@ -47,7 +46,6 @@ def hash_encode_mlp_gradient(
 
     What an eikonal loss and a renderer of distances ask for, in the order in which it is cheap: a point's layers run
     once forward for both, and its backward takes first and second order through the layers and into the table together.
-    On CUDA, where networks have no second order of their own, that of the layers is made of PyTorch's ops.
 
     Args:
         positions: [N, D], fp32 or fp64, as all other tensors.
@@ -84,12 +82,7 @@ class _Slopes(Function):
         features = _extension.ops().hash_encode(positions, table, level_weights, *grid)
         network = features, params[:n], params[n:], *kinds
         first = _first(positions.shape[0], params[n - 1])
-        if has_kernel("mlp_with_gradient", positions.device.type):
-            values, of_features = _extension.ops().mlp_with_gradient(first, *network)
-        else:
-            real = FACTORS.index(None)
-            values = _extension.ops().mlp(*network, real)
-            of_features, _ = _extension.ops().mlp_backward(first, *network, real, True, False)
+        values, of_features = _extension.ops().mlp_with_gradient(first, *network)
         wants = True, False, False, False
         gradient, *_ = _extension.ops().hash_encode_backward(
             of_features, positions, table, level_weights, *grid, *wants
