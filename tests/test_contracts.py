@@ -136,6 +136,10 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         name: {**GROWING, "n_density_features": 8, "n_color_features": 8, "n_neurons": 16, "compute_dtype": "float32"}
         for name in ("tensorf", "tensorf_cp", "tensorf_paper", "hexplane")
     },
+    **{
+        name: {"log2_hashmap_size": 8, "n_levels": 2, "max_resolution": 32, "compute_dtype": "float32"}
+        for name in ("ngp_time", "dnerf", "hypernerf")
+    },
 }
 SMALL_SIGNALS: dict[str, dict[str, Any]] = {
     "hash": {"log2_hashmap_size": 8, "n_levels": 4},
@@ -163,7 +167,7 @@ def some_rays(n: int = 64) -> Rays:
     generator = torch.Generator().manual_seed(0)
     directions = nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
     origins = -4 * directions + 0.2 * torch.randn(n, 3, generator=generator)
-    return Rays(origins, directions, radii=torch.full((n,), 0.01))
+    return Rays(origins, directions, time=torch.linspace(0.1, 1, n), radii=torch.full((n,), 0.01))
 
 
 def sampler_of(field: RadianceField, backend: str = "native") -> Sampler:

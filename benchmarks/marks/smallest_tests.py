@@ -2,9 +2,9 @@
 
     python benchmarks/marks/smallest_tests.py --cases dome shell poses --seeds 0 1 2   # all if none are named
 
-Each case trains a method and a simpler one on the same pictures of an exact scene (``analytic_scene.py``), and says by
-how much the method has to be better. Writes results/smallest_tests.json: for each check and seed the figure of the
-method, that of the simpler one, the threshold and whether it is met; cases that are not named keep their rows.
+Each case trains a method and a simpler one on the same pictures of an exact scene (``hashgrid.data.analytic``), and
+says by how much the method has to be better. Writes results/smallest_tests.json: for each check and seed the figure of
+the method, that of the simpler one, the threshold and whether it is met; cases that are not named keep their rows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from analytic_scene import Shape, around, box, checks, floor, plain, scene, seen, shell, sphere, waves
 from radiance_fields import nearest_view_psnr
 from torch import Tensor
 
 from hashgrid.bench.environment import environment, warn_if_busy
+from hashgrid.data.analytic import Shape, around, box, checks, floor, plain, scene, seen, shell, sphere, waves
 from hashgrid.data.scene import Scene, Views
 from hashgrid.geometry.boxes import Box, cube
 from hashgrid.geometry.cameras import Cameras

@@ -87,7 +87,7 @@ def by_density(method: str, trained: Path, found: dict[str, Any], truth: Mesh) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     methods = [*OF_DISTANCES, *OF_DENSITY]
-    parser.add_argument("methods", nargs="*", default=methods, choices=methods, metavar="METHOD")
+    parser.add_argument("methods", nargs="*", choices=[*methods, []], metavar="METHOD", help="all if none")
     parser.add_argument("--seconds", type=float, default=300.0, help="of training, per field")
     parser.add_argument("--steps", type=int, help="of training, per field, instead")
     parser.add_argument("--out", type=Path, default=PATH)
@@ -96,7 +96,7 @@ def main() -> None:
     budget = ["--time-limit", str(args.seconds)] if args.steps is None else ["--steps", str(args.steps)]
     truth, pictures, trained = mesh_of_formulas(), list[Tensor](), None
     with tempfile.TemporaryDirectory() as folder:
-        for i, method in enumerate(args.methods):
+        for i, method in enumerate(args.methods or methods):
             if method in OF_DISTANCES:
                 row, mesh = by_distances(method, Path(folder) / str(i), budget)
             else:
@@ -106,14 +106,14 @@ def main() -> None:
                 row, mesh = by_density(method, next(trained.rglob("checkpoint.safetensors")).parent, of_nerf, truth)
             row["budget"] = " ".join(budget)
             print(json.dumps(row), flush=True)
-            pictures.append(_picture(mesh, truth))
+            pictures.append(picture(mesh, truth))
             rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
             rows = [old for old in rows if (old["method"], old["budget"]) != (method, row["budget"])] + [row]
             atomic_write_json(args.out, {"environment": environment(torch.device("cpu")), "rows": rows})
-    atomic_write_image(args.out.with_suffix(".png"), torch.cat([_picture(truth, truth), *pictures], dim=1))
+    atomic_write_image(args.out.with_suffix(".png"), torch.cat([picture(truth, truth), *pictures], dim=1))
 
 
-def _picture(mesh: Mesh, truth: Mesh) -> Tensor:
+def picture(mesh: Mesh, truth: Mesh) -> Tensor:
     """Normals and errors from one side, one above the other."""
 
     found = surface_pictures(mesh, orbit_cameras(6, 240, 0), 0, None, truth, 0.05)

@@ -73,14 +73,14 @@ def sheet(mesh: Mesh, colors: Any, cameras: Any) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenes", nargs="*", default=[*SCENES], choices=SCENES, metavar="SCENE")
+    parser.add_argument("scenes", nargs="*", choices=[*SCENES, []], metavar="SCENE", help="all if none")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, per field")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     warn_if_busy()
     path, budget = args.out / "surfaces_of_photos.json", ["--time-limit", str(args.seconds)]
-    for scene in args.scenes:
+    for scene in args.scenes or SCENES:
         pictures = []
         for method in args.methods:
             if method == "idr" and scene == "snowmiku":

@@ -7,9 +7,11 @@ from hashgrid.fields.coordinate import CoordinateField
 from hashgrid.fields.coordx import CoordXField
 from hashgrid.fields.deepsdf import DeepSdf, DeepSdfPaper
 from hashgrid.fields.distance import DistanceField, GridDistance, distance_field
+from hashgrid.fields.dnerf import Dnerf
 from hashgrid.fields.encoded import CpField, DenseField, FourierField, FrequencyField, MlpField, PlanesSignal, VmField
 from hashgrid.fields.filters import BaconField, FiltersField
 from hashgrid.fields.hexplane import Hexplane
+from hashgrid.fields.hypernerf import Hypernerf
 from hashgrid.fields.idr import Idr
 from hashgrid.fields.latent import LatentField
 from hashgrid.fields.local_grid import LocalGrid
@@ -18,6 +20,7 @@ from hashgrid.fields.modulated import ModulatedSiren
 from hashgrid.fields.neus import Neus
 from hashgrid.fields.neus_mlp import NeusMlp
 from hashgrid.fields.ngp import Ngp
+from hashgrid.fields.ngp_time import NgpTime
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
 from hashgrid.fields.planes import PlanesExplicit, PlanesField, PlanesTime
 from hashgrid.fields.plenoxels import Plenoxels
@@ -37,6 +40,9 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "planes_explicit": PlanesExplicit,
     "planes_time": PlanesTime,
     "hexplane": Hexplane,
+    "ngp_time": NgpTime,
+    "dnerf": Dnerf,
+    "hypernerf": Hypernerf,
     "zip": Zip,
     "mip": Mip,
     "mip_paper": MipPaper,

@@ -80,8 +80,12 @@ class Ngp(RadianceField):
         dtype = DTYPES[config.table_dtype]
         return make_encoding(3, sizes, self.backend, compute_dtype=dtype, accumulate_grad=True)
 
+    def where(self, at: At) -> Tensor:
+        """Places [S, D] at which the encoding is asked."""
+        return at.unit
+
     def density(self, at: At) -> tuple[Tensor, Tensor]:
-        geometry = encode_and_pass(self.grid, self.density_mlp, at.unit, self.level_weights)
+        geometry = encode_and_pass(self.grid, self.density_mlp, self.where(at), self.level_weights)
         return self.thinned(density_of(geometry)), geometry
 
     def color(self, at: At, carry: Tensor) -> Tensor:
@@ -91,7 +95,7 @@ class Ngp(RadianceField):
         if not to_train:
             sigmas, geometry = self.density(at)
             return sigmas, (at.unit, geometry)
-        encoded = self.grid(at.unit, self.level_weights)
+        encoded = self.grid(self.where(at), self.level_weights)
         return self.thinned(density_of(self.density_mlp(encoded))), (at.unit, encoded)
 
     def radiance(self, at: At, kept: Kept | None = None) -> tuple[Tensor, Tensor]:
@@ -99,14 +103,14 @@ class Ngp(RadianceField):
         if kept is not None and not kept.to_train:
             return kept.sigmas, self.color_mlp(kept.column(1, beside=seen, beside_rows=at.ray_indices))
         if kept is not None and isinstance(self.grid, HashGrid):
-            encoded = self.grid(at.unit, self.level_weights, kept.column(1))
+            encoded = self.grid(self.where(at), self.level_weights, kept.column(1))
         else:
-            encoded = self.grid(at.unit, self.level_weights)
+            encoded = self.grid(self.where(at), self.level_weights)
         sigmas, colors = ngp_ops(self.backend).radiance_mlp(encoded, seen, at.ray_indices, **self._networks())
         return self.thinned(sigmas), colors
 
     def fused(self) -> FusedRadiance | None:
-        if type(self.grid) is not HashGrid:
+        if type(self.grid) is not HashGrid or self.needs:
             return None
         return FusedRadiance(self.grid.table_arguments(), self._networks(), lambda d: self.seen_of(Rays(d, d)))
 

@@ -70,6 +70,16 @@ def se3_exp(twist: Tensor) -> tuple[Tensor, Tensor]:
     return eye + a * cross + b * squared, ((eye + b * cross + c * squared) @ v[..., None])[..., 0]
 
 
+def screw(twist: Tensor, points: Tensor) -> Tensor:
+    """Where points [..., 3] go by screw motions ``twist`` [..., 6], each by its own: ``R x + t`` of :func:`se3_exp`,
+    without the matrices."""
+    v, w = twist.split(3, dim=-1)
+    a, b, c = (factor[..., None] for factor in _factors(w.square().sum(-1)))
+    turned = torch.linalg.cross(w, points)
+    moved = torch.linalg.cross(w, v)
+    return points + v + a * turned + b * (torch.linalg.cross(w, turned) + moved) + c * torch.linalg.cross(w, moved)
+
+
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
     """Angles [...] in radians between rotation matrices [..., 3, 3]; exact where they are small, too."""
     relative = a @ b.mT

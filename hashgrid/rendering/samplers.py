@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from hashgrid.train.profile import OCCUPANCY
 from hashgrid.util.config import Config
 
 FAR = 1000.0  # in units of half the side of the innermost box: where rays through contracted space end
+GOLDEN = (5**0.5 - 1) / 2
+MOMENTS = 4  # times at which a grid of occupancy asks a cell, of what moves
 REFERENCE_CELLS = 1 << 17  # of an occupancy grid, evaluated at a time
 
 
@@ -261,13 +264,22 @@ class OccupancySampler(Sampler):
                 values.append(ops.occupancy_values(*where, field.aabb, **fused.table, **network))
                 continue
             points = ops.occupancy_points(*where)
-            # densities do not depend on the direction; at another time in each update, what moves is found, too
-            times = uniform((self.seed + 2, step), (1, len(points)), points, grid.backend)[0]
-            no_rays = Rays(points, points, time=times if "time" in field.needs else None)
-            at = At(no_rays, field.inside(field.unit(points)), torch.arange(len(points), device=points.device))
             scale = self.step_size * 2.0 ** (part // (grid.n_cells // grid.n_cascades))
-            values.append(field.density(at)[0].float() * scale)
+            unit, index = field.inside(field.unit(points)), torch.arange(len(points), device=points.device)
+            update = step // self.config.occupancy_interval
+            times = moments(part, update) if "time" in field.needs else [None]
+            # densities do not depend on the direction
+            found = [field.density(At(Rays(points, points, time=time), unit, index))[0].float() for time in times]
+            values.append(functools.reduce(torch.maximum, found) * scale)
         return torch.cat(values)
+
+
+def moments(cells: Tensor, update: int) -> list[Tensor]:
+    """Times in 0..1 at which each of the cells [M] is asked in an update. One follows the other by the golden section,
+    from update to update too: whatever is in a cell for a share s of all times is met by 2 / s of them, before it
+    decays, where times at random may miss it for long."""
+    places = 0.754877666 * (cells % (1 << 20)).double()  # neighbours at other times
+    return [((places + GOLDEN * (MOMENTS * update + i)) % 1).float() for i in range(MOMENTS)]
 
 
 class StratifiedSampler(Sampler):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hashgrid.data.errors import SceneError
-from hashgrid.data.loaders.procedural import matches
+from hashgrid.data.loaders.procedural import name_of
 from hashgrid.data.mesh import Mesh, is_watertight, load_mesh
 from hashgrid.data.mesh_files import write_mesh
 from hashgrid.data.procedural import signed_distance
@@ -93,7 +93,7 @@ class Surface(Nerf):
     @classmethod
     def make(cls, config: Any, source: Path | None, notes: dict[str, Any]) -> Surface:
         task: Any = super().make(config, source, notes)
-        task.by_formulas = notes.get("by_formulas", True) if source is None else matches(source)
+        task.by_formulas = notes.get("by_formulas", True) if source is None else name_of(source) == "procedural"
         return task  # type: ignore[no-any-return]
 
     def notes(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Scenes of a few shapes that rays meet in closed form, for ``smallest_tests.py``: what every pixel shows is exact.
+"""Scenes of a few shapes that rays meet in closed form: colour, distance, motion and label of every pixel are exact.
 
 A shape is a function of origins [R, 3], directions [R, 3] of unit length and times [R] that returns how far each ray
 goes until it meets it [R], inf where it does not, and the colours [R, 3] that are seen there.
@@ -66,8 +66,8 @@ def sphere(
     centre: Callable[[Tensor], Tensor] | None = None,
     lobe: tuple[float, float] | None = None,
 ) -> Shape:
-    """A ball around 0, or around ``centre(times)`` [R, 3]. A ``lobe`` of strength and exponent adds a light that is
-    seen from above, the same on all of the ball."""
+    """A ball around 0, or around ``centre(times)`` [R, 3], its texture with it. A ``lobe`` of strength and exponent
+    adds a light that is seen from above, the same on all of the ball."""
 
     def shape(o: Tensor, d: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         o = o if centre is None else o - centre(time)
@@ -109,12 +109,16 @@ def box(
     texture: Texture,
     centre: tuple[float, float, float] = (0.0, 0.0, 0.0),
     turned: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    turning: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Shape:
-    """A box, turned by a vector of rotation."""
+    """A box, turned by a vector of rotation, and before that by another one times the time."""
     rotation = so3_exp(torch.tensor([turned]))[0]
 
     def shape(o: Tensor, d: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         o, d = (o - o.new_tensor(centre)) @ rotation, d @ rotation
+        if any(turning):
+            at_times = so3_exp(time[:, None] * o.new_tensor(turning))
+            o, d = ((x[:, None] @ at_times)[:, 0] for x in (o, d))
         sides = torch.stack([(sign * o.new_tensor(half) - o) / d for sign in (-1.0, 1.0)])
         enter, leave = sides.amin(0).amax(-1), sides.amax(0).amin(-1)
         t = torch.where((enter < leave) & (enter > 0), enter, math.inf)

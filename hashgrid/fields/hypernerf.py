@@ -1,0 +1,78 @@
+"""HyperNeRF (Park et al. 2021) over a hash grid: rigid motions point by point into a template that has a further
+dimension, of which each place and time sees a slice, so that things can part and join."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hashgrid.fields.ngp import Ngp, NgpConfig
+from hashgrid.fields.ngp_time import grid_over
+from hashgrid.geometry.motions import screw
+from hashgrid.geometry.rays import At
+from hashgrid.levels import dense_level_table
+from hashgrid.nn import Frequency, FusedMLP, HashGrid
+
+
+@dataclass(frozen=True)
+class HypernerfConfig(NgpConfig):
+    """Sizes of a :class:`Hypernerf`."""
+
+    name = "hypernerf"
+
+    interpolation: Literal["linear", "smoothstep", "nearest"] = "smoothstep"  # motions follow slopes
+    max_resolution: int = 256  # vertices along the box
+    n_times: int = 24  # codes, evenly in time, between which others are interpolated
+    code_size: int = 8  # numbers of a code
+    place_frequencies: int = 4  # octaves of a place that the networks know
+    motion_neurons: int = 64  # of a hidden layer of the network of motions
+    motion_layers: int = 4  # its hidden layers
+    ambient_dims: int = 1  # further dimensions of the template: 0 for motions alone (Nerfies, Park et al. 2021)
+    ambient_cells: int = 4  # of the finest level along each of them
+
+
+class Hypernerf(Ngp):
+    """Density and colour of a template, at the place and slice that a point and the code of its time are moved to.
+
+    Args:
+        config: sizes of the field.
+        aabb: [6] box the field covers.
+        n_cascades: as of :class:`Ngp`.
+        backend: ``"native"`` or ``"reference"``.
+    """
+
+    Config = HypernerfConfig
+    needs = ("time",)
+
+    def __init__(self, config: HypernerfConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:
+        super().__init__(config, aabb, n_cascades, backend)
+        times = dense_level_table([(config.n_times,)] * (config.code_size // 8))
+        self.codes = HashGrid(1, n_features_per_level=8, level_table=times, backend=backend)
+        nn.init.normal_(self.codes.table, std=0.05)
+        self.place = Frequency(3, config.place_frequencies, backend, identity=True)
+        n = self.place.n_output_dims + self.codes.n_output_dims
+        sizes = config.motion_neurons, config.motion_layers
+        self.motion = _still(FusedMLP(n, 6, *sizes, bias=True, backend=backend), 1e-4)
+        self.slice = None
+        if config.ambient_dims:
+            self.slice = _still(FusedMLP(n, config.ambient_dims, *sizes, bias=True, backend=backend), 1e-5)
+
+    def make_grid(self, config: NgpConfig, n_cascades: int) -> Any:
+        assert isinstance(config, HypernerfConfig)
+        return grid_over(self, config, n_cascades, [(1, config.ambient_cells)] * config.ambient_dims)
+
+    def where(self, at: At) -> Tensor:
+        x, time = at.unit_and_time.split((3, 1), dim=1)
+        seen = torch.cat((self.place(x), self.codes(time)), dim=1)
+        moved = screw(self.motion(seen), x - 0.5) + 0.5
+        return moved if self.slice is None else torch.cat((moved, self.slice(seen) + 0.5), dim=1)
+
+
+def _still(network: FusedMLP, deviation: float) -> FusedMLP:
+    """The network with outputs next to zero."""
+    nn.init.normal_(network.weights[-1], std=deviation)
+    nn.init.zeros_(network.biases[-1])
+    return network
