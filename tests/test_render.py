@@ -233,3 +233,24 @@ def test_render_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     whole, empty = (iio.imread(tmp_path / name / "frames" / "00000.png") for name in ("all", "none"))
     assert whole.min() < 200 and (empty == 255).all()
     assert main([*words, *"1 1 1 0 2 2".split()]) == 1 and "the lower one first" in capsys.readouterr().err
+
+
+def test_moments_of_what_moves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A moment, or some time, along a path; fields that stand still have none."""
+    run, options = tmp_path / "run", ["--steps", "30", "--no-video", "--views", "1", *OPTIONS]
+    scene = "moving:train=6,test=1,resolution=24"
+    assert main(["nerf", scene, "--field", "ngp_time", *options, "--out", str(run)]) == 0
+    of_time = json.loads((run / "results.json").read_text())["test"]["psnr_of_time"]
+    assert [time for time, _ in of_time] == pytest.approx([0.5]) and (run / "psnr_of_time.png").is_file()
+    assert (run / "test_views.csv").read_text().startswith("view,time,psnr")
+    words = ["render", str(run), "--no-video"]
+    paths = {"orbit --frames 3 --size 24x24 --time 0.5": [0.5] * 3, "train --time 0 0.6": [0.12 * i for i in range(6)]}
+    for path, moments in paths.items():
+        assert main([*words, "--out", str(tmp_path / path[:5]), "--path", *path.split()]) == 0
+        assert json.loads((tmp_path / path[:5] / "path.json").read_text())["times"] == pytest.approx(moments)
+    assert main([*words, "--time", "1.5"]) == 1
+    assert "`--time` must be one or two numbers between 0 and 1, got [1.5]" in capsys.readouterr().err
+    still = tmp_path / "still"
+    assert main(["nerf", scene, *options, "--out", str(still)]) == 0
+    assert main(["render", str(still), "--time", "0.5"]) == 1
+    assert "`--time` is for fields that move, the field 'ngp' stands still" in capsys.readouterr().err

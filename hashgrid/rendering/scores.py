@@ -83,9 +83,10 @@ def evaluate(
 
     With ``out``, shows how far it is, and writes for each view ``renders/NAME.png``, ``comparisons/NAME.png`` (truth |
     render | error) and ``depth/NAME.png``, and ``test_views.csv`` for all. Scores are those of the 8-bit image clipped
-    to [0, 1], so that they can be repeated from the files. Masked pixels are not scored: a view without any other has
-    NaN. ``fit`` is called with the cameras and the number of each view before it is shown, may look at its left half,
-    and may move its camera: the right half is scored then.
+    to [0, 1], so that they can be repeated from the files; where views have times, ``psnr_of_time`` has ``[time,
+    PSNR]`` in their order. Masked pixels are not scored: a view without any other has NaN. ``fit`` is called with the
+    cameras and the number of each view before it is shown, may look at its left half, and may move its camera: the
+    right half is scored then.
     """
     begin = time.perf_counter()
     metrics = scoring.metrics()
@@ -115,12 +116,15 @@ def evaluate(
         if out is not None:  # not in a thread: beside the kernels' threads it made two cores three times slower
             write_view(out, pictures[view], truth, color, opacity, depth)
             bar.set_postfix_str(f"PSNR {_spelled(_mean(scores['psnr']), *LOOK['psnr'])}", refresh=False)
+    times = None if views.times is None else [float(views.times[view]) for view in indices]
     if out is not None:
-        columns = ([f"{value:.5f}" for value in values] for values in scores.values())
+        told = scores if times is None else {"time": times, **scores}
+        columns = ([f"{value:.5f}" for value in values] for values in told.values())
         rows = zip(indices, (views.names[view] for view in indices), *columns, strict=True)
-        atomic_write_csv(out / "test_views.csv", ("view", *metrics), [row[1:] for row in sorted(rows)])
+        atomic_write_csv(out / "test_views.csv", ("view", *told), [row[1:] for row in sorted(rows)])
     return {
         **{f"{name}_mean": _mean(values) for name, values in scores.items()},
+        **({} if times is None else {"psnr_of_time": sorted(map(list, zip(times, scores["psnr"], strict=True)))}),
         "views": len(indices),
         "views_total": len(views),
         "seconds": time.perf_counter() - begin,

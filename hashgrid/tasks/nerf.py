@@ -30,7 +30,7 @@ from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
 from hashgrid.train.losses import DepthLosses
 from hashgrid.train.profile import DATA
-from hashgrid.train.report import plot_psnr
+from hashgrid.train.report import plot_psnr, plot_scores
 from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Stepper, Task
 from hashgrid.util.config import Config
@@ -182,6 +182,8 @@ class Nerf(Task):
         found = score_capture(self.model, self.sampler, self.scene, config.background, report.out, n, config.scoring)
         write_masks(report.out / "masks.png", self.scene.train, self.scene.background(config.background))
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, found["test"]["psnr_mean"])
+        if "psnr_of_time" in found["test"]:
+            plot_scores(report.out / "psnr_of_time.png", found["test"]["psnr_of_time"], "time of a test view")
         report.say(scores.describe(found["test"]))
         return {"scene": str(self.scene.path), **found}
 

@@ -37,6 +37,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--frames", type=int, default=120, help="of a path that is made, or has keyframes (default: 120)"
     )
     parser.add_argument("--size", type=_size, help="width and height of pictures, as 1280x720")
+    time_help = "from when to when what moves is seen, evenly over the frames; one number is a moment for all of them"
+    parser.add_argument("--time", type=float, nargs="+", metavar="T", help=time_help)
     parser.add_argument("--fps", type=float, help="frames per second; those of the file, or 30, if none")
     letters = ("X0", "Y0", "Z0", "X1", "Y1", "Z1")
     crop_help = "box in the scene's coordinates, outside of which nothing is shown"
@@ -62,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     with threads_for(task.config.backend):
         out = args.out or folder / f"render_{Path(args.path).stem}"
         path = make_path(task, args.path, args.frames, args.size)
+        if args.time is not None:
+            path.cameras.times = times_of(task, args.time, len(path.cameras))
         crop = path.crop if args.crop is None else corners(args.crop)
         name = args.background or task.config.background
         background = task.scene.background(name) if args.background or path.background is None else None
@@ -71,6 +75,21 @@ def main(argv: Sequence[str]) -> int:
         )
     print(f"results in {out}", flush=True)
     return 0
+
+
+def times_of(task: Nerf, time: Sequence[float], n_frames: int) -> Tensor:
+    """When each frame is seen [N].
+
+    Raises:
+        ValueError: the field knows no time, or there are more than two, or one is not of the training views.
+    """
+    known = task.scene.train.times
+    if known is None or "time" not in task.model.needs:
+        raise ValueError(f"`--time` is for fields that move, the field {task.config.field.name!r} stands still")
+    first, last = (float(x) for x in known.aminmax())
+    if len(time) > 2 or not all(first <= t <= last for t in time):
+        raise ValueError(f"`--time` must be one or two numbers between {first:g} and {last:g}, got {list(time)}")
+    return torch.linspace(time[0], time[-1], n_frames)
 
 
 def make_path(task: Nerf, name: str, n_frames: int, size: tuple[int, int] | None) -> CameraPath:

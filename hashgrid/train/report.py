@@ -113,6 +113,19 @@ def plot_psnr(path: Path, points: Sequence[tuple[float, float]], final: float | 
         figure.savefig(temporary, dpi=150)
 
 
+def plot_scores(path: Path, scores: Sequence[tuple[float, float]], x_label: str) -> None:
+    """Writes a plot of the PSNR of test views over something that they differ in."""
+    figure = optional_import("matplotlib.figure").Figure(figsize=(6.4, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    finite = [score for score in scores if math.isfinite(score[1])]
+    if finite:
+        axes.plot(*zip(*finite, strict=True), color="#d62728", marker="o", markersize=3, linewidth=1)
+    axes.set(xlabel=x_label, ylabel="PSNR [dB]")
+    axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
 def plot_curves(path: Path, lines: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> None:
     """Writes a plot of positive values after 0, 1, 2, ... of something, on a logarithmic scale; what is not finite is
     left out."""
