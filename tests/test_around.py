@@ -25,10 +25,11 @@ BOX = torch.tensor([-1.0, -1, -1, 1, 1, 1])
 
 
 def test_samples_are_outside_of_the_box() -> None:
-    """Of rays from within, through it, past it, and away from it: all of the way but the box; behind it even in the
-    inverse of distances."""
+    """Of rays from within, through it, past it, and away from it: all of the way but the box; behind it, where nothing
+    is, even in the inverse of distances."""
     origins = torch.tensor([[0.0, 0, 0], [-3, 0, 0], [-3, 2, 0], [3, 2, 0]])
     field = Ngp(Ngp.Config(n_levels=2, log2_hashmap_size=8), BOX)
+    field.initial_density = 0.0
     rays = Rays(origins, torch.tensor([[1.0, 0, 0]]).repeat(4, 1))
     ends = {}
     for behind, border in ((False, [0.5, 2.0, 3.0, 0.5]), (True, [1.0, 4.0, 3.0, 0.5])):
@@ -45,6 +46,22 @@ def test_samples_are_outside_of_the_box() -> None:
         assert bool((moved.t_ends >= moved.t_starts).all()) and not torch.equal(moved.t_starts, found.t_starts)
     torch.testing.assert_close(ends[False], torch.full((4,), 0.5))
     torch.testing.assert_close(ends[True], torch.full((4,), FAR), rtol=1e-3, atol=0)
+
+
+def test_most_samples_are_where_something_is() -> None:
+    """A wall from x = 3 to 3.5, in which one of 24 even samples is."""
+
+    class Wall(Fog):
+        def density(self, at: At) -> tuple[torch.Tensor, torch.Tensor]:
+            x = contracted(torch.tensor([3.0, 3.5]))
+            return torch.where((at.unit[:, 0] > x[0]) & (at.unit[:, 0] < x[1]), 20.0, 0.0), at.unit
+
+    def contracted(x: torch.Tensor) -> torch.Tensor:
+        return (2 - 1 / x) / 4 + 0.5
+
+    rays = Rays(torch.zeros(1, 3), torch.tensor([[1.0, 0, 0]]))
+    found = OutsideSampler(24, 0.0, True)(rays, Wall(BOX), None).samples
+    assert int(((found.t_starts > 2.6) & (found.t_ends < 4.1)).sum()) >= 12
 
 
 class Fog(RadianceField):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hashgrid.data.analytic import Shape, around, box, checks, floor, sphere, views, waves
+from hashgrid.data.analytic import Shape, around, box, floor, sphere, views, waves
 from hashgrid.data.scene import NORMAL_HALF, Scene, SceneOptions, make_scene
 from hashgrid.geometry.boxes import Box, cube
 
@@ -19,15 +19,15 @@ ELEVATIONS = (5.0, 60.0)  # of the cameras, in degrees
 def moving_scene(
     n_train: int = 48, n_test: int = 12, resolution: int = 100, seed: int = 0, options: SceneOptions | None = None
 ) -> Scene:
-    """A ball that bounces past a turning box on a floor. One camera sees each moment, from another side each time, as
-    in D-NeRF's pictures; held-out views are at times between theirs, from other sides."""
+    """A ball that rises and falls past a turning box on a floor. One camera sees each moment, from another side each
+    time, as in D-NeRF's pictures; held-out views are at times between theirs, from other sides."""
 
     def path(time: Tensor) -> Tensor:
-        height = 0.55 * torch.sin(2 * math.pi * time).abs() - 0.15
-        return torch.stack((1.4 * time - 0.7, torch.full_like(time, 0.55), height), dim=-1)
+        height = 0.25 - 0.25 * torch.cos(2 * math.pi * time)
+        return torch.stack((time - 0.5, torch.full_like(time, 0.5), height - 0.1), dim=-1)
 
-    turning = box((0.35, 0.35, 0.35), waves(5), (0.1, -0.45, -0.2), turning=(0.0, 0.0, 2.0))
-    shapes = [floor(-0.55, 1.1, checks(0.3)), sphere(0.4, waves(6), path), turning]
+    turning = box((0.42, 0.42, 0.42), waves(4), (0.0, -0.5, -0.13), turning=(0.0, 0.0, 1.5))
+    shapes = [floor(-0.55, 1.1, waves(2.5)), sphere(0.45, waves(4), path), turning]
     return _over_time("moving", shapes, n_train, n_test, resolution, seed, options)
 
 

@@ -8,20 +8,21 @@ from torch import Tensor, nn
 
 from hashgrid.fields.base import RadianceField
 from hashgrid.fields.ngp import Ngp
-from hashgrid.geometry.rays import Rays
+from hashgrid.geometry.rays import At, Rays
 from hashgrid.ops._backend import backend_ops
-from hashgrid.rendering.samplers import FAR, Found, Jitter, StratifiedSampler, distances, look, spacing
+from hashgrid.rendering.proposals import blurred, draw_edges
+from hashgrid.rendering.samplers import FAR, Found, Jitter, StratifiedSampler, distances, look, spacing, weights_of
 
 HIDDEN = 1e-3  # of the light: of less than that nothing is asked
 FIRST_DENSITY = 0.25  # per unit of length, of which the box has 3, before anything is learned
 CALM_DISTANCE = 1.0  # from a camera, up to which gradients are scaled down
-BEFORE, BEHIND = 16, 32  # samples per ray
+BEFORE, BEHIND = 12, 24  # samples per ray
 
 
 class OutsideSampler(StratifiedSampler):
     """As many samples on each ray before it enters the field's box, or behind where it leaves it: even in the measure
-    of contracted space, in units of half the side of the box. A ray that misses the box is parted where it comes
-    nearest to its middle.
+    of contracted space, in units of half the side of the box, and then as many where these say that something is. A ray
+    that misses the box is parted where it comes nearest to its middle.
 
     Args:
         n_samples: per ray.
@@ -45,8 +46,15 @@ class OutsideSampler(StratifiedSampler):
         border = spacing((self.border(rays, field.aabb) / unit).clamp(max=FAR / 2))[:, None]
         end = spacing(torch.full_like(unit, FAR)) if self.behind else spacing(self.near / unit)
         low, high = (border, end) if self.behind else (end, border)
-        part = self.parts(len(rays), unit, jitter) / self.n_samples
-        return Found(self.pack(distances(low + (high - low) * part, unit)))
+        edges = low + (high - low) * self.parts(len(rays), unit, jitter) / self.n_samples
+        with torch.no_grad():
+            samples = self.pack(distances(edges, unit))
+            places = field.inside(samples.positions(field.unit(rays.origins), field.unit_direction(rays.directions)))
+            sigmas = field.density(At(rays, places, samples.ray_indices, samples.intervals()))[0]
+            shape = len(rays), self.n_samples
+            weights = weights_of(sigmas.view(shape), (samples.t_ends - samples.t_starts).view(shape))
+        edges = draw_edges(edges, blurred(weights), self.n_samples, jitter, 0, self.backend)
+        return Found(self.pack(distances(edges, unit)))
 
 
 class Around(nn.Module):
