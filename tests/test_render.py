@@ -250,6 +250,11 @@ def test_moments_of_what_moves(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert json.loads((tmp_path / path[:5] / "path.json").read_text())["times"] == pytest.approx(moments)
     assert main([*words, "--time", "1.5"]) == 1
     assert "`--time` must be one or two numbers between 0 and 1, got [1.5]" in capsys.readouterr().err
+    export = ["export", str(run), str(tmp_path / "points.ply"), "--device", "cpu"]
+    assert main(export) == 1
+    assert "`--time` must say which moment of a field that moves, from 0 to 1, got none" in capsys.readouterr().err
+    assert main([*export, "--time", "0.5", "--views", "3", "--size", "24"]) == 0
+    assert json.loads((tmp_path / "export.json").read_text())["points.ply"]["options"]["time"] == 0.5
     still = tmp_path / "still"
     assert main(["nerf", scene, *options, "--out", str(still)]) == 0
     assert main(["render", str(still), "--time", "0.5"]) == 1

@@ -161,6 +161,25 @@ def test_surface_colors() -> None:
     torch.testing.assert_close(found, color_of(direction), atol=1e-4, rtol=0)
 
 
+def test_surface_of_a_moment() -> None:
+    """A ball that moves along x is where it is at the time, and has its colours there."""
+
+    class Moving(Ball):
+        needs = ("time",)
+
+        def density(self, at) -> tuple[Tensor, Tensor]:
+            time = at.unit_and_time[:, 3:]
+            offset = at.unit * 2 - 1 - MIDDLE - time * torch.tensor([0.25, 0.0, 0.0])
+            return (STEEPNESS * torch.minimum(RADIUS - offset.norm(dim=-1), offset.norm(dim=-1) - 0.3)).exp(), offset
+
+    vertices, _ = density_surface(Moving(), StratifiedSampler(8), BOX, 48, 1.0, 0.8)
+    offset = torch.from_numpy(vertices).float() - MIDDLE - torch.tensor([0.2, 0.0, 0.0])
+    assert float((offset.norm(dim=1) - RADIUS).abs().max()) < 1e-3
+    direction = torch.nn.functional.normalize(offset, dim=-1)
+    found = surface_colors(Moving(), torch.from_numpy(vertices), direction, 0.1, time=0.8)
+    torch.testing.assert_close(found, color_of(direction), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("suffix", ["obj", "glb"])
 def test_texture(suffix: str, tmp_path: Path) -> None:
     """Colours of points of the surface, looked up by another reader, far from the origin, too."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.fields.ngp import Ngp, NgpConfig
+from hashgrid.fields.ngp_time import MOVING
 from hashgrid.geometry.rays import At
 from hashgrid.nn import Frequency, FusedMLP
 
@@ -21,6 +22,7 @@ class DnerfConfig(NgpConfig):
 
     interpolation: Literal["linear", "smoothstep", "nearest"] = "smoothstep"  # a deformation follows slopes
     max_resolution: int = 256  # vertices along the box
+    sh_degree: int = 1  # with more bands a moment that one view has seen could be a direction as well
     place_frequencies: int = 4  # octaves of a place that the deformation knows
     time_frequencies: int = 4  # octaves of a time that it knows
     deformation_neurons: int = 64  # of one of its hidden layers
@@ -69,6 +71,7 @@ class Dnerf(Ngp):
     """
 
     Config = DnerfConfig
+    recipe = {"learning_rate": 5e-3, **MOVING}
     needs = ("time",)
 
     def __init__(self, config: DnerfConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.fields.ngp import Ngp, NgpConfig
-from hashgrid.fields.ngp_time import grid_over
+from hashgrid.fields.ngp_time import MOVING, grid_over
 from hashgrid.geometry.motions import screw
 from hashgrid.geometry.rays import At
 from hashgrid.levels import dense_level_table
@@ -25,6 +25,7 @@ class HypernerfConfig(NgpConfig):
 
     interpolation: Literal["linear", "smoothstep", "nearest"] = "smoothstep"  # motions follow slopes
     max_resolution: int = 256  # vertices along the box
+    sh_degree: int = 1  # with more bands a moment that one view has seen could be a direction as well
     n_times: int = 24  # codes, evenly in time, between which others are interpolated
     code_size: int = 8  # numbers of a code
     place_frequencies: int = 4  # octaves of a place that the networks know
@@ -45,6 +46,7 @@ class Hypernerf(Ngp):
     """
 
     Config = HypernerfConfig
+    recipe = {"learning_rate": 5e-3, **MOVING}
     needs = ("time",)
 
     def __init__(self, config: HypernerfConfig, aabb: Tensor, n_cascades: int = 1, backend: str = "native") -> None:

@@ -12,6 +12,9 @@ from hashgrid.geometry.rays import At
 from hashgrid.nn.hash_grid import HashGrid
 from hashgrid.util.device import DTYPES
 
+# Training on what moves: few samples of many rays, since each moment is one picture
+MOVING: dict[str, Any] = {"target_samples": 1 << 14, "steps_per_diagonal": 192}
+
 
 @dataclass(frozen=True)
 class NgpTimeConfig(NgpConfig):
@@ -20,6 +23,7 @@ class NgpTimeConfig(NgpConfig):
     name = "ngp_time"
 
     max_resolution: int = 256  # vertices along the box
+    sh_degree: int = 1  # with more bands a moment that one view has seen could be a direction as well
     first_times: int = 4  # cells along time of the coarsest level
     n_times: int = 16  # and of the finest: half as many as there are pictures, or fewer
 
@@ -35,6 +39,7 @@ class NgpTime(Ngp):
     """
 
     Config = NgpTimeConfig
+    recipe = MOVING
     needs = ("time",)
 
     def make_grid(self, config: NgpConfig, n_cascades: int) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hashgrid.fields.base import Kept, RadianceField
 from hashgrid.fields.ngp import Ngp, NgpConfig
+from hashgrid.fields.ngp_time import MOVING
 from hashgrid.geometry.rays import At
 from hashgrid.maths import density_of
 from hashgrid.nn import FusedMLP, SphericalHarmonics
@@ -97,6 +98,7 @@ class PlanesTimeConfig(PlanesConfig):
 
     plane_resolutions: tuple[int, ...] = (32, 64, 128)  # vertices along a side
     n_times: int = 16  # vertices along time: about half as many as there are pictures
+    sh_degree: int = 1  # with more bands a moment that one view has seen could be a direction as well
     space_variation: float = 1e-4  # weight of the mean square of differences along space
     time_variation: float = 1e-2  # and of second differences along time
     time_weight: float = 1e-4  # of the mean size of what planes of time differ from 1
@@ -134,7 +136,7 @@ class PlanesTime(Ngp):
     """Density and colour from the product of six planes' features, three of which know the time."""
 
     Config = PlanesTimeConfig
-    recipe = PlanesField.recipe
+    recipe = {**PlanesField.recipe, **MOVING}
     needs = ("time",)
 
     def make_grid(self, config: NgpConfig, n_cascades: int) -> Any:

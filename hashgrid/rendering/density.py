@@ -19,7 +19,12 @@ PORE = 2  # cells: half of what is too narrow to be a way into a surface
 
 @torch.no_grad()
 def density_surface(
-    field: RadianceField, sampler: Sampler, box: Tensor, resolution: int = 192, threshold: float = 30.0
+    field: RadianceField,
+    sampler: Sampler,
+    box: Tensor,
+    resolution: int = 192,
+    threshold: float = 30.0,
+    time: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where the density of a field is ``threshold``, by marching cubes (Lewiner et al. 2003).
 
@@ -34,6 +39,7 @@ def density_surface(
         box: [6], the lower corner first.
         resolution: cells along the longest side.
         threshold: of the density: light goes 1 / threshold far where it is met.
+        time: of what moves.
 
     Returns:
         Vertices [V, 3] float64 in the coordinates of the box, all inside it, and faces [F, 3] int64, normals towards
@@ -63,7 +69,8 @@ def density_surface(
         if isinstance(sampler, OccupancySampler):
             occupied = sampler.grid.occupied_at(points)
             points, index = points[occupied], index[occupied.cpu()]
-        no_rays = Rays(points, points)  # densities do not depend on the direction
+        moments = None if time is None else torch.full_like(points[:, 0], time)
+        no_rays = Rays(points, points, time=moments)  # densities do not depend on the direction
         sigmas = field.density(At(no_rays, field.unit(points), torch.arange(len(points), device=points.device)))[0]
         if bool(sigmas.isnan().any()):
             raise ValueError(f"densities must be numbers, {int(sigmas.isnan().sum())} of {len(sigmas)} are NaN")

@@ -27,7 +27,12 @@ class _NearSampler(StratifiedSampler):
 
 @torch.no_grad()
 def surface_colors(
-    field: RadianceField, points: Tensor, normals: Tensor, reach: float, backend: str = "native"
+    field: RadianceField,
+    points: Tensor,
+    normals: Tensor,
+    reach: float,
+    backend: str = "native",
+    time: float | None = None,
 ) -> Tensor:
     """Colours [N, 3] of points of a surface: of rays against its normal that begin ``reach`` before it and end as far
     behind it, without what is behind a surface through which they pass.
@@ -38,11 +43,13 @@ def surface_colors(
         normals: [N, 3], of unit length, outwards.
         reach: how far from the surface the field may be thought to be.
         backend: ``"native"`` or ``"reference"``.
+        time: of what moves.
     """
     sampler, device = _NearSampler(2 * reach, backend), field.aabb.device
     found = [torch.empty(0, 3)]
     for place, normal in zip(points.float().split(CHUNK), normals.float().split(CHUNK), strict=True):
-        rays = Rays((place + reach * normal).to(device), -normal.to(device).contiguous())
+        moments = None if time is None else torch.full((len(place),), time, device=device)
+        rays = Rays((place + reach * normal).to(device), -normal.to(device).contiguous(), time=moments)
         out = render(field, sampler, rays)
         found.append((out.colors / out.opacities.clamp_min(1e-3)[:, None]).clamp(0, 1).cpu())
     return torch.cat(found)

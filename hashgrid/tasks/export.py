@@ -15,7 +15,8 @@ from hashgrid.data.mesh_files import write_mesh, write_ply
 from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
 from hashgrid.rendering.texture import bake
 from hashgrid.tasks.export_cameras import write_cameras
-from hashgrid.tasks.render import corners
+from hashgrid.tasks.nerf import Nerf
+from hashgrid.tasks.render import corners, times_of
 from hashgrid.tasks.surfaces import ALL_METHODS, UNSEEN, Surface, nerf_surface, sdf_surface, seen_cloud
 from hashgrid.tasks.trained import OF_SCENES, task_of, trained_nerf
 from hashgrid.util.files import atomic_write_json
@@ -31,7 +32,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "size": (400, ("tsdf", "poisson", "points")), "points": (None, ("poisson", "points")),
     "crop": (None, (*MESHES, "points")), "texture": (None, MESHES), "keep": (None, MESHES),
     "faces": (None, MESHES), "method": ("tsdf", ALL_METHODS), "unseen": ("drop_parts", ("distance",)),
-    "speck": (1e-3, ("distance",)),
+    "speck": (1e-3, ("distance",)), "time": (None, (*ALL_METHODS, "points")),
 }  # fmt: skip
 MOST_POINTS = 1_000_000
 
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     points_help = "points of a cloud, at most (default: 1000000; of `--method poisson` by the resolution)"
     parser.add_argument("--points", type=int, help=points_help)
     parser.add_argument("--crop", type=float, nargs=6, metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"), help="box to keep")
+    parser.add_argument("--time", type=float, metavar="T", help="the moment, of a field that moves")
     parser.add_argument("--keep", type=int, metavar="N", help="the N largest parts of the mesh only")
     unseen_help = "what no training view sees of the mesh of a surface (default: drop_parts)"
     parser.add_argument("--unseen", choices=UNSEEN, help=unseen_help)
@@ -91,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
             if kind == "cameras":
                 write_cameras(task, args.out)
                 return 0
+            seen_at(task, options["time"])
             if kind == "points":
                 cloud = seen_cloud(task, options["views"], options["size"], crop, options["points"] or MOST_POINTS)
                 if not len(cloud.points):
@@ -118,9 +121,23 @@ def settled(args: argparse.Namespace, kind: str) -> dict[str, Any]:
         if value is not None and kind not in kinds:
             raise ValueError(f"`--{name}` is for {', '.join(kinds)}; it has no effect on {kind}")
         options[name] = (default if value is None else value) if kind in kinds else None
-        if isinstance(value, (int, float)) and not value > 0:
+        if name != "time" and isinstance(value, (int, float)) and not value > 0:
             raise ValueError(f"`--{name}` must be positive, got {value}")
     return options
+
+
+def seen_at(task: Nerf, time: float | None) -> None:
+    """Makes ``time`` that of the training views, where a field moves.
+
+    Raises:
+        ValueError: it moves and there is none, or it stands still, or the time is not one of the scene.
+    """
+    views = task.scene.train
+    if time is not None:
+        views.times = times_of(task, [time], len(views))
+    elif "time" in task.model.needs and views.times is not None:
+        first, last = views.times.aminmax()
+        raise ValueError(f"`--time` must say which moment of a field that moves, from {first:g} to {last:g}, got none")
 
 
 def _check(out: Path, kind: str, texture: int | None, simpler: bool) -> None:

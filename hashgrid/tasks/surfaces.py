@@ -121,7 +121,7 @@ def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str
     Raises:
         ValueError: distances are asked for of a field that has none.
     """
-    placement, resolution = task.scene.placement, options["resolution"]
+    placement, resolution, time = task.scene.placement, options["resolution"], options.get("time")
     ours = task.scene.aabb if crop is None else torch.cat([placement.from_file(part) for part in crop.split(3)])
     theirs = torch.cat([placement.to_file(part) for part in ours.split(3)]) if crop is None else crop
     voxel = float((ours[3:] - ours[:3]).max()) / resolution
@@ -129,7 +129,8 @@ def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str
     def color(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
         places = placement.from_file(torch.from_numpy(points))
         reach = REACH * voxel
-        return surface_colors(task.model, places, torch.from_numpy(normals), reach, task.config.backend).numpy()
+        how = reach, task.config.backend, time
+        return surface_colors(task.model, places, torch.from_numpy(normals), *how).numpy()
 
     if method == "poisson":
         cloud = seen_cloud(task, options["views"], options["size"], theirs, options["points"] or DENSE * resolution**2)
@@ -141,7 +142,8 @@ def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str
         elif method == "distance":
             vertices, faces = distance_surface(task.model, ours, resolution)
         else:
-            vertices, faces = density_surface(task.model, task.sampler, ours, resolution, options["threshold"])
+            how = resolution, options["threshold"], time
+            vertices, faces = density_surface(task.model, task.sampler, ours, *how)
         low, high = (part.numpy() for part in theirs.double().split(3))
         vertices = np.clip(placement.to_file(torch.from_numpy(vertices)).numpy(), low, high)  # a last bit may be lost
     found = Surface(vertices, faces, None, color, lit=False)
