@@ -221,7 +221,10 @@ def test_wrong_names() -> None:
 
 
 def test_a_scene_without_times_is_refused() -> None:
-    scene = load_scene(Path("procedural:train=2,test=1,resolution=8"), SceneOptions())
+    """And one whose times are no part of the whole: networks and planes know those from 0 to 1."""
     config: Any = Nerf.defaults("dnerf", torch.device("cpu"), set()).replace(steps=1)
-    with pytest.raises(SceneError, match="every view must have a `time`"):
-        Trainer(Nerf(config, scene)).train()
+    scene = load_scene(Path("procedural:train=2,test=1,resolution=8"), SceneOptions())
+    for times, said in ((None, "every view must have a `time`"), ([0.0, 2.5], "must be between 0 and 1 .* 0 to 2.5;")):
+        scene.train.times = None if times is None else torch.tensor(times)
+        with pytest.raises(SceneError, match=said):
+            Trainer(Nerf(config, scene)).train()

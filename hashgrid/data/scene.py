@@ -164,6 +164,16 @@ class Views(Cameras):
             return self
         return self.to(device) if self.data.numel() < torch.cuda.mem_get_info(device)[0] / 2 else self
 
+    def _check_times(self) -> None:
+        if self.times is None:
+            raise SceneError("every view must have a `time`, which the field needs; this scene has none")
+        first, last = (float(x) for x in self.times.aminmax())
+        if not (first >= 0 and last <= 1):
+            raise SceneError(
+                f"the `time` of each view must be between 0 and 1 with a field of moments, got {first:g} to {last:g};"
+                " subtract the first one and divide by the last"
+            )
+
     def sample_rays(
         self,
         n: int,
@@ -177,10 +187,10 @@ class Views(Cameras):
         can: it knows neither camera, time, end nor coverage of a ray, which ``needs`` may name.
 
         Raises:
-            SceneError: a time is needed, and there is none.
+            SceneError: a time is needed, and there is none, or one is outside of 0..1.
         """
-        if "time" in needs and self.times is None:
-            raise SceneError("every view must have a `time`, which the field needs; this scene has none")
+        if "time" in needs:
+            self._check_times()
         if "ends" in needs and self.ends is None:
             raise SceneError("some view must have depths, which are to be learned from; this scene has none")
         if not needs and self.rays_are_tabulated and self.counts is None:
