@@ -236,7 +236,7 @@ def test_pictures_are_those_before_growing(name: str, scene: Scene) -> None:
 
 def test_planes_of_time_that_are_one_are_not_there() -> None:
     """The moving field is bit for bit the one that stands still, and another one where a plane of time says so."""
-    sizes = {"plane_resolutions": (8, 16), "n_plane_features": 8, "plane_axes": (1.0, 1.5, 0.5)}
+    sizes = {"plane_resolutions": (8, 16), "n_plane_features": 8, "plane_axes": (1.0, 1.5, 0.5), "sh_degree": 1}
     still, moving = make("planes", **sizes), make("planes_time", n_times=5, **sizes)
     assert isinstance(still, PlanesField) and isinstance(moving, PlanesTime)
     state = {**moving.state_dict(), **still.state_dict()}

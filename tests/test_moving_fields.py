@@ -55,7 +55,7 @@ def disturb(network: nn.Module) -> None:
 @torch.no_grad()
 def test_no_deformation_at_the_first_moment() -> None:
     """Bit for bit the field that stands still, whatever the network says; at any other time another one."""
-    moving, still = make("dnerf"), make("ngp", interpolation="smoothstep")
+    moving, still = make("dnerf"), make("ngp", interpolation="smoothstep", sh_degree=1)
     assert isinstance(moving, Dnerf) and type(still) is Ngp
     disturb(moving.deformation.network)
     still.load_state_dict({name: value for name, value in moving.state_dict().items() if name in still.state_dict()})
@@ -87,6 +87,23 @@ def test_a_template_is_at_rest_at_first() -> None:
         assert where.shape == (N, 3 + dims) and field.grid.n_input_dims == 3 + dims
         torch.testing.assert_close(where[:, :3], asked(0.0).unit, rtol=0, atol=2e-3)
         torch.testing.assert_close(where[:, 3:], torch.full((N, dims), 0.5), rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_slices_open_after_motions() -> None:
+    """Before, every place and time sees the same one, whatever networks say; a checkpoint knows how far they are."""
+    field, again = make("hypernerf", ambient_begin=0.2, ambient_full=0.5), make("hypernerf")
+    disturb(field.slice)
+    seen = []
+    for progress in (0.0, 0.2, 0.35, 0.5, 1.0):
+        field.grow(progress)
+        seen.append(field.where(asked(0.7))[:, 3] - 0.5)
+    assert not seen[0].any() and not seen[1].any() and bool(seen[3].any())
+    torch.testing.assert_close(seen[2], seen[3] / 2)
+    torch.testing.assert_close(seen[4], seen[3])
+    field.grow(0.35)
+    again.load_state_dict(field.state_dict())
+    torch.testing.assert_close(again.where(asked(0.7))[:, 3] - 0.5, seen[2])
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from hashgrid.util.files import atomic_write_image, atomic_write_json
 
 PATH = Path(__file__).parent / "results" / "moving_fields.json"
 SCENES = ("moving", "splitting")
-SIZES: dict[str, Any] = {"target_samples": 1 << 13}
+SIZES: dict[str, Any] = {"target_samples": 1 << 14, "steps_per_diagonal": 192}
 # name of a row: field, and its options
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "ngp, stands still": ("ngp", {"max_resolution": 256}),
