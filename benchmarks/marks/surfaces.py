@@ -104,7 +104,7 @@ def main() -> None:
                     trained = Path(folder) / "nerf"
                     of_nerf = run(["nerf"], trained, budget)
                 row, mesh = by_density(method, next(trained.rglob("checkpoint.safetensors")).parent, of_nerf, truth)
-            row["budget"] = " ".join(budget)
+            row |= {"budget": " ".join(budget), "capability": environment(torch.device("cpu"))["capability"]}
             print(json.dumps(row), flush=True)
             pictures.append(picture(mesh, truth))
             rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
