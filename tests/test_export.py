@@ -200,6 +200,8 @@ def test_methods_stay_in_the_crop(method: str, run_of_scene: Path, tmp_path: Pat
         ("a.glb --keep 0", "`--keep` must be positive, got 0"),
         ("a.glb --method density --resolution 16 --crop 1.2 1.2 1.2 1.3 1.3 1.3", "there is no surface"),
         ("points.obj", "points are written as ply"),
+        ("a.glb --semantic", "`--semantic` must be left out: the run has learned no labels"),
+        ("points.ply --semantic", "`--semantic` is for tsdf, density, poisson, distance; it has no effect on points"),
         ("export.json --what cameras", "must have another name than export.json"),
     ],
 )

@@ -278,6 +278,17 @@ def nice_slam(folder: Path, images: Images) -> Path:
     return room
 
 
+def semantic_nerf(folder: Path, images: Images, labels: list[np.ndarray]) -> Path:
+    """Pictures that are taken for 90 degrees wide, with maps of labels; numbers are not padded."""
+    lines = []
+    for i, (_, c2w, image) in enumerate(every_view(images)):
+        put(folder / f"rgb/rgb_{i}.png", image)
+        put(folder / f"semantic_class/semantic_class_{i}.png", labels[i])
+        lines.append(matrix_text((c2w @ FLIP).reshape(1, -1)))
+    put(folder / "traj_w_c.txt", "".join(lines))
+    return folder
+
+
 def polycam(folder: Path, images: Images) -> Path:
     """Cameras of the corrected images, and others that are not to be read."""
     for i, (_, c2w, image) in enumerate(every_view(images)):
@@ -407,6 +418,45 @@ def test_images_are_reduced(name: str, dialect: str, images: Images, tmp_path: P
         premultiplied = (rgba[..., :3] * rgba[..., 3:]).mean((1, 3)) / np.maximum(alpha, 1e-9)
         expected = np.concatenate((premultiplied, alpha), axis=-1)
         assert np.abs(views.image(view).numpy() - expected).max() <= 0.5 + 1e-3
+
+
+def label_maps() -> list[np.ndarray]:
+    """Of seven views, each another one, with void and the largest number."""
+    return [np.random.default_rng(i).choice([0, 1, 2, 200, 255], (SIZE, SIZE)).astype(np.uint8) for i in range(7)]
+
+
+@pytest.mark.parametrize("downscale", [1, 3])
+def test_replica_has_labels(downscale: int, opaque: Images, tmp_path: Path) -> None:
+    """0 is void, 1 the first class; reduced pictures have the labels of the middles of their pixels."""
+    given = label_maps()
+    scene = load_scene(semantic_nerf(tmp_path, opaque, given), downscale=downscale, holdout=4)
+    held_out = range(3, 7, 4) if len(scene.test) == 1 else range(0, 7, 4)
+    for views, numbers in ((scene.test, held_out), (scene.train, [i for i in range(7) if i not in held_out])):
+        for view, i in enumerate(numbers):
+            middles = given[i][downscale // 2 :: downscale, downscale // 2 :: downscale].astype(int)
+            expected = np.where(middles == 0, 255, middles - 1)
+            assert np.array_equal(views.label_map(view), expected) and views.names[view] == f"rgb_{i}.png"
+    assert scene.n_classes == 255 and "labels of 255 classes on" in scene.describe()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda labels: labels[1:], r"labels must be one channel .* rgb_2.png, 24x24, got 24x23 and 1 channel\(s\)"),
+        (lambda labels: np.stack((labels, labels), -1), r"labels must be one channel .* got 24x24 and 2 channel\(s\)"),
+        (lambda labels: labels.astype(np.uint16) + 256, r"labels must be at most 255, .* got 511; number the classes"),
+        (None, r"every image must have labels, 1 of 7 have none: rgb_2.png; save them, 0 for void"),
+    ],
+)
+def test_wrong_labels_are_one_error(change: Callable | None, said: str, opaque: Images, tmp_path: Path) -> None:
+    file = semantic_nerf(tmp_path, opaque, label_maps()) / "semantic_class" / "semantic_class_2.png"
+    if change is None:
+        file.unlink()
+    else:
+        put(file, change(label_maps()[2]))
+    with pytest.raises(SceneError, match=said) as error:
+        load_scene(tmp_path)
+    assert str(tmp_path / "semantic_class") in str(error.value)
 
 
 def test_record3d_has_a_lens_for_each_frame(opaque: Images, tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def test_render_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     whole, empty = (iio.imread(tmp_path / name / "frames" / "00000.png") for name in ("all", "none"))
     assert whole.min() < 200 and (empty == 255).all()
     assert main([*words, *"1 1 1 0 2 2".split()]) == 1 and "the lower one first" in capsys.readouterr().err
+    assert main(["render", str(run), "--semantic"]) == 1 and "has learned no labels" in capsys.readouterr().err
 
 
 def test_moments_of_what_moves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

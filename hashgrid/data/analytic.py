@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.data.images import reduce_image
-from hashgrid.data.scene import Scene, Views
+from hashgrid.data.scene import VOID, Scene, Views
 from hashgrid.geometry.boxes import Box
 from hashgrid.geometry.cameras import Cameras, alike, focal_length, look_at
 from hashgrid.geometry.motions import so3_exp
@@ -35,6 +35,12 @@ def waves(scale: float, low: float = 0.1, high: float = 0.9) -> Texture:
         return low + (high - low) * (0.5 + wave / 3)
 
     return texture
+
+
+def tinted(scale: float, color: tuple[float, float, float], swing: float = 0.12) -> Texture:
+    """A colour that varies by ``swing`` in waves of ``scale`` radians per unit."""
+    wave = waves(scale, -swing, swing)
+    return lambda p: p.new_tensor(color) + wave(p)
 
 
 def checks(side: float) -> Texture:
@@ -171,8 +177,14 @@ def _trace(shapes: Sequence[Shape], cameras: Cameras, view: int) -> tuple[Tensor
     return torch.where(distance.isfinite(), which, -1), distance, color
 
 
-def views(shapes: Sequence[Shape], cameras: Cameras) -> Views:
-    """What cameras see, each pixel the mean over its area; transparent where there is nothing."""
+def views(shapes: Sequence[Shape], cameras: Cameras, labels: Sequence[int] | None = None) -> Views:
+    """What cameras see, each pixel the mean over its area; transparent where there is nothing.
+
+    Args:
+        shapes: S of them.
+        cameras: N.
+        labels: number of the class of each shape [S]: a pixel has that of what its middle shows, or `VOID`.
+    """
     factor = torch.tensor([SUPERSAMPLING])
     finer = replace(cameras, intrinsics=cameras.intrinsics * factor, sizes=cameras.sizes * factor)
     pictures = []
@@ -183,7 +195,10 @@ def views(shapes: Sequence[Shape], cameras: Cameras) -> Views:
         pictures.append(torch.from_numpy(reduce_image(to_uint8(rgba.view(height, width, 4)), SUPERSAMPLING)))
     names = tuple(f"view_{view:03d}" for view in range(len(cameras)))
     data = torch.stack(pictures).flatten(0, 2)
-    return Views(cameras.c2w, cameras.intrinsics, cameras.sizes, times=cameras.times, data=data, names=names)
+    known = None if labels is None else torch.tensor([*labels, VOID], dtype=torch.uint8)[seen(shapes, cameras)[0]]
+    return Views(
+        cameras.c2w, cameras.intrinsics, cameras.sizes, times=cameras.times, data=data, names=names, labels=known
+    )
 
 
 def seen(shapes: Sequence[Shape], cameras: Cameras) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from hashgrid.data.errors import SceneError, some, warn_of_scene
 from hashgrid.data.masks import tell_of, warn_if_inverted, with_masks
 from hashgrid.data.photo_store import InMemory, OnDisk, Plan, make_store
-from hashgrid.data.scene import SceneOptions, Views
+from hashgrid.data.scene import VOID, SceneOptions, Views
 from hashgrid.geometry.cameras import Cameras, lit_pixels
 from hashgrid.geometry.lenses import COEFFICIENTS, KINDS
 from hashgrid.util.optional import optional_import
@@ -341,6 +341,7 @@ class Photo:
         alpha: a file whose brightness is the alpha of the image, which has none then.
         circle: radius, in pixels of ``size``, of what counts around the middle of the picture; None for all of it.
         depth: a file of depths along the axis of the camera, integers, and what one of them is long; 0 is unknown.
+        labels: a file with the number of a class, from 1 on, for each pixel of the image; 0 is void.
     """
 
     name: str
@@ -355,6 +356,7 @@ class Photo:
     alpha: Path | None = None
     depth: tuple[Path, float] | None = None
     circle: float | None = None
+    labels: Path | None = None
 
 
 def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
@@ -405,6 +407,10 @@ def read_views(photos: Sequence[Photo], options: SceneOptions) -> Views:
         with _workers() as pool:
             depths = pool.map(_read_depth, photos, [views.size(view) for view in range(len(photos))])
             views.ends = torch.cat([_along_rays(views, view, depth) for view, depth in enumerate(depths)])
+    if any(photo.labels is not None for photo in photos):
+        sizes, factors = [fact["size"] for fact in facts], [options.downscale] * len(photos)
+        with _workers() as pool:
+            views.labels = torch.cat([*pool.map(_read_labels, photos, sizes, factors)])
     warn_if_inverted(views, {i: photo.mask[1] for i, photo in enumerate(photos) if photo.mask})
     return views
 
@@ -594,6 +600,28 @@ def _read_depth(photo: Photo, size: tuple[int, int]) -> np.ndarray:
         for n, m in ((height, stored.shape[0]), (width, stored.shape[1]))
     )
     return stored[rows[:, None], columns, 0].astype(np.float32) * np.float32(unit)
+
+
+def _read_labels(photo: Photo, size: Sequence[int], downscale: int) -> torch.Tensor:
+    """Labels [h*w] uint8 of a picture of this width and height, reduced: those of the middle pixels of its squares,
+    since numbers of classes have no mean."""
+    width, height = size
+    if photo.labels is None:
+        return torch.full(((height // downscale) * (width // downscale),), VOID, dtype=torch.uint8)
+    stored = read_photo(photo.labels, turn=lambda *_: False)
+    if stored.shape != (height, width, 1):
+        raise SceneError(
+            f"{photo.labels}: labels must be one channel of the size of the image {photo.image.name}, {width}x{height},"
+            f" got {stored.shape[1]}x{stored.shape[0]} and {stored.shape[2]} channel(s); resize them without"
+            " interpolation, or save numbers of classes as grey values"
+        )
+    if stored.max() > VOID:
+        raise SceneError(
+            f"{photo.labels}: labels must be at most {VOID}, 0 for void and else the number of a class, from 1 on,"
+            f" got {stored.max()}; number the classes anew"
+        )
+    middles = _blocks(stored, downscale)[:, downscale // 2, :, downscale // 2, 0]
+    return torch.from_numpy((middles.astype(np.int64) - 1) % 256).to(torch.uint8).reshape(-1)
 
 
 def _along_rays(views: Views, view: int, depth: np.ndarray) -> torch.Tensor:

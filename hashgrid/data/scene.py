@@ -37,6 +37,7 @@ LOADERS = (  # modules of `hashgrid.data.loaders`; the first that matches
     *("transforms", "colmap", "llff", "nsvf", "idr", "nerfpp", "mvsnet", "nerfies", "scannet", "replica", "polycam"),
     *("record3d", "procedural"),
 )
+VOID = 255  # the label of pixels of which nobody says what they show
 RUN = 512  # pixels whose flags are looked through for one that is drawn
 NORMAL_HALF = 1.5  # half side of cascade 0 in normalised coordinates: that of NeRF-synthetic
 T = TypeVar("T")
@@ -76,6 +77,8 @@ class Views(Cameras):
         counts: whether a pixel is drawn and scored, by the scene's masks [P] bool; None where there are none.
         ends: how far away along its ray what each pixel shows is [P] fp32, 0 where nobody knows; None where nobody
             knows any.
+        labels: number of the class of what each pixel shows [P] uint8, `VOID` where nobody says; None where there are
+            none.
         note: what masks do, in words.
         pages: to be told of accesses, where the pixels are those of a mapped file; None where they are in memory.
         offsets: first row of each image in ``data`` [N + 1], int64.
@@ -85,6 +88,7 @@ class Views(Cameras):
     names: tuple[str, ...] = ()
     counts: Tensor | None = None
     ends: Tensor | None = None
+    labels: Tensor | None = None
     note: str = ""
     pages: Pages | None = None
 
@@ -103,6 +107,9 @@ class Views(Cameras):
             raise ValueError(f"`counts` must be bool of shape [{len(self.data)}], got {list(self.counts.shape)}")
         if self.ends is not None and self.ends.shape != self.data.shape[:1]:
             raise ValueError(f"`ends` must have shape [{len(self.data)}], got {list(self.ends.shape)}")
+        if self.labels is not None and (self.labels.dtype != torch.uint8 or self.labels.shape != self.data.shape[:1]):
+            got = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise ValueError(f"`labels` must be uint8 of shape [{len(self.data)}], one per pixel, got {got}")
 
     @cached_property
     def _counted(self) -> Tensor:
@@ -142,6 +149,10 @@ class Views(Cameras):
     def mask(self, view: int) -> Tensor | None:
         """Whether the pixels of an image are drawn and scored [H, W] bool; None for all."""
         return None if self.counts is None else self._of(self.counts, view)
+
+    def label_map(self, view: int) -> Tensor | None:
+        """The labels of the pixels of an image [H, W] uint8; None where there are none."""
+        return None if self.labels is None else self._of(self.labels, view)
 
     def _of(self, pixels: Tensor, view: int) -> Tensor:
         begin, end = self.offsets[view : view + 2].tolist()
@@ -184,15 +195,17 @@ class Views(Cameras):
     ) -> tuple[Rays, Tensor, Tensor]:
         """A training batch, a function of ``seed`` and ``step``: rays through random pixels, their RGBA [n, 4], and
         random colours [n, 3] to put behind them. See :func:`hashgrid.ops._ngp.sample_rays`, which is asked wherever it
-        can: it knows neither camera, time, end nor coverage of a ray, which ``needs`` may name.
+        can: it knows neither camera, time, end, coverage nor label of a ray, which ``needs`` may name.
 
         Raises:
-            SceneError: a time is needed, and there is none, or one is outside of 0..1.
+            SceneError: times, ends or labels are needed, and there are none, or a time is outside of 0..1.
         """
         if "time" in needs:
             self._check_times()
         if "ends" in needs and self.ends is None:
             raise SceneError("some view must have depths, which are to be learned from; this scene has none")
+        if "labels" in needs and self.labels is None:
+            raise SceneError("some view must have labels, which are to be learned from; this scene has none")
         if not needs and self.rays_are_tabulated and self.counts is None:
             rays_o, rays_d, rgba, noise = ngp_ops(backend).sample_rays(
                 *(seed, step, n, self.data, self.offsets, self.sizes, self.c2w.float(), self.intrinsics),
@@ -207,6 +220,9 @@ class Views(Cameras):
         rays = self.rays(*locate_pixels(row, self.offsets, self.sizes))
         if self.ends is not None and "ends" in needs:
             rays = replace(rays, ends=self.ends.index_select(0, row))
+        if self.labels is not None and "labels" in needs:
+            labels = self.labels.index_select(0, row).long()
+            rays = replace(rays, labels=labels.masked_fill(labels == VOID, -1))
         colors = pixel_colors(self.data, row)
         if "coverage" in needs:
             rays = replace(rays, coverage=colors[:, 3])
@@ -297,6 +313,13 @@ class Scene:
         return background_color((self.backdrop or "white") if name == "auto" else name)
 
     @property
+    def n_classes(self) -> int:
+        """How many classes the labels of training views name; 0 where there are none."""
+        labels = self.train.labels
+        known = None if labels is None else labels[labels != VOID]
+        return 0 if known is None or not len(known) else int(known.max()) + 1
+
+    @property
     def outer_aabb(self) -> Tensor:
         """Box of the outermost cascade [6]."""
         low, high = self.aabb.split(3)
@@ -319,6 +342,9 @@ class Scene:
         box = " x ".join(f"[{a:.{digits}g}, {b:.{digits}g}]" for a, b in zip(low, high, strict=True))
         if self.train.ends is not None:
             channels += f", {float((self.train.ends > 0).float().mean()):.0%} of depths known"
+        if self.train.labels is not None:
+            share = float((self.train.labels != VOID).float().mean())
+            channels += f", labels of {self.n_classes} classes on {share:.0%} of the pixels"
         masks = f"\nmasks: {self.train.note}" if self.train.note else ""
         return (
             f"{self.name}: {len(self.train)} training and {len(self.test)} test views, {width}x{height} {channels},"

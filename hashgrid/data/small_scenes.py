@@ -4,16 +4,18 @@ labels. Every pixel is exact (:mod:`hashgrid.data.analytic`)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hashgrid.data.analytic import Shape, around, box, floor, sphere, views, waves
+from hashgrid.data.analytic import Shape, around, box, floor, sphere, tinted, views, waves
 from hashgrid.data.scene import NORMAL_HALF, Scene, SceneOptions, make_scene
 from hashgrid.geometry.boxes import Box, cube
 
 ELEVATIONS = (5.0, 60.0)  # of the cameras, in degrees
+LOW = -0.5  # of the floor with labels
 
 
 def moving_scene(
@@ -46,6 +48,26 @@ def splitting_scene(
     return _over_time("splitting", [half(-1.0), half(1.0)], n_train, n_test, resolution, seed, options)
 
 
+def labelled_scene(
+    n_train: int = 30, n_test: int = 8, resolution: int = 64, seed: int = 0, options: SceneOptions | None = None
+) -> Scene:
+    """A floor, three balls and three boxes on it, each a class of its own with a mild texture; nothing else has a
+    label. A ball and the box across from it look alike: classes are told by where things are, too."""
+    colors = [(0.8, 0.25, 0.2), (0.2, 0.45, 0.8), (0.9, 0.75, 0.2)]
+    shapes = [floor(LOW, 1.15, tinted(4, (0.6, 0.55, 0.5), 0.06))]
+    for i in range(2 * len(colors)):
+        angle, texture = math.pi / len(colors) * i + 0.4, tinted(7 + i, colors[i % len(colors)])
+        place = 0.72 * math.cos(angle), 0.72 * math.sin(angle)
+        if i % 2 == 0:
+            radius = 0.24 + 0.03 * i
+            middle = torch.tensor([*place, LOW + radius])
+            shapes.append(sphere(radius, texture, lambda time, middle=middle: middle))  # type: ignore[misc]
+        else:
+            half = 0.2, 0.24, 0.16 + 0.06 * i
+            shapes.append(box(half, texture, (*place, LOW + half[2]), (0.0, 0.0, 0.5 * i)))
+    return _scene("labelled", shapes, (n_train, n_test), resolution, seed, options, range(len(shapes)))
+
+
 def _over_time(
     name: str, shapes: list[Shape], n_train: int, n_test: int, resolution: int, seed: int, options: SceneOptions | None
 ) -> Scene:
@@ -59,17 +81,21 @@ def _over_time(
 def _scene(
     name: str,
     shapes: list[Shape],
-    moments: tuple[Tensor, Tensor],
+    moments: tuple[Tensor, Tensor] | tuple[int, int],
     resolution: int,
     seed: int,
     options: SceneOptions | None,
+    labels: Sequence[int] | None = None,
 ) -> Scene:
+    """The scene of shapes at moments of training and test views, or in so many views where nothing moves."""
     options = options or SceneOptions()
     size = resolution // options.downscale
+    times = [None if isinstance(part, int) else part for part in moments]
+    counts = [part if isinstance(part, int) else len(part) for part in moments]
     parts = [
-        views(shapes, around(len(times), size, 2 * seed + i, elevations=ELEVATIONS, times=times))
-        for i, times in enumerate(moments)
+        views(shapes, around(n, size, 2 * seed + i, elevations=ELEVATIONS, times=times[i]), labels)
+        for i, n in enumerate(counts)
     ]
-    path = Path(f"{name}:train={len(moments[0])},test={len(moments[1])},resolution={resolution},seed={seed}")
+    path = Path(f"{name}:train={counts[0]},test={counts[1]},resolution={resolution},seed={seed}")
     space = Box(cube(torch.zeros(3), NORMAL_HALF))
     return make_scene(parts[0], parts[1], lambda _: space, path, name, options, name)

@@ -73,12 +73,14 @@ class RadianceField(nn.Module):
     initial_density: float = 1.0  # per unit of length, of fields whose densities are exponentials
     level_weights: Tensor | None = None  # [n_levels] of its levels of detail, where they come one after the other
     capture: Any  # what is learned of the pictures beside the scene, hashgrid.rendering.refinement.Capture; or None
+    labeler: Any  # what is seen, of classes, hashgrid.rendering.labels.LabelHead; or None
     aabb: Tensor
     inverse_extent: Tensor
 
     def __init__(self, aabb: Tensor) -> None:
         super().__init__()
         self.capture = None
+        self.labeler = None
         self.coarse = None  # of the class it would hide a module of that name
         self.proposals = nn.ModuleList()
         self.register_buffer("aabb", aabb.float().clone())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -24,6 +24,7 @@ class Rays:
         radii: of the cone through the pixel of each, at a distance of 1 [R]: 1 / sqrt(3) of its side, so that the disc
             varies as much as the square (Barron et al. 2021, section 3.1); None where nobody asks.
         coverage: how opaque the pixel of each is, 0..1 [R]; None where nobody asks.
+        labels: number of the class of what each hits [R] int64, -1 where nobody says; None where nobody asks.
     """
 
     origins: Tensor
@@ -33,6 +34,7 @@ class Rays:
     ends: Tensor | None = None
     radii: Tensor | None = None
     coverage: Tensor | None = None
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.origins)
@@ -44,12 +46,14 @@ class Rays:
             ("ends", ()),
             ("radii", ()),
             ("coverage", ()),
+            ("labels", ()),
         ):
             value = getattr(self, name)
             if value is not None and value.shape != (n, *tail):
                 raise ValueError(f"`{name}` must have shape {[n, *tail]}, got {list(value.shape)}")
-        if self.camera is not None and self.camera.dtype != torch.int64:
-            raise ValueError(f"`camera` must be int64, got {self.camera.dtype}")
+        for name, numbers in (("camera", self.camera), ("labels", self.labels)):
+            if numbers is not None and numbers.dtype != torch.int64:
+                raise ValueError(f"`{name}` must be int64, got {numbers.dtype}")
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -66,8 +70,13 @@ class Rays:
         """The same without gradients."""
         return self._each(lambda x: x.detach()) if self.origins.requires_grad or self.directions.requires_grad else self
 
+    def joined(self, other: Rays) -> Rays:
+        """These rays, then others of which the same is known."""
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        return Rays(*(None if x is None or y is None else torch.cat((x, y)) for x, y in pairs))  # type: ignore[arg-type]
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Rays:
-        others = self.camera, self.time, self.ends, self.radii, self.coverage
+        others = self.camera, self.time, self.ends, self.radii, self.coverage, self.labels
         changed = (None if x is None else change(x) for x in others)
         return Rays(change(self.origins), change(self.directions), *changed)
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from hashgrid.data.camera_files import write_cameras
+from hashgrid.data.masks import write_masks
 from hashgrid.data.scene import Scene, Views
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.cameras import Cameras, nearest_point_to_axes
 from hashgrid.geometry.motions import Similarity, angle_between, so3_exp, umeyama
 from hashgrid.rendering import scores
+from hashgrid.rendering.label_scores import score_labels
 from hashgrid.rendering.refinement import Capture
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render
@@ -30,22 +32,27 @@ def score_capture(
     scene: Scene,
     background: str,
     out: Path,
-    n_views: int,
+    most: int,
     scoring: scores.Scoring,
 ) -> dict[str, Any]:
-    """Scores of test views, how they were scored, and what was learned beside the scene that was trained on: ``test``,
-    ``protocol`` and ``capture``. Writes ``transforms.json`` where cameras are others now."""
+    """Scores of ``most`` test views at most, how they were scored, and what was learned beside the scene that was
+    trained on: ``test``, ``protocol`` and ``capture``, and ``training_views`` where there are labels. Writes
+    ``transforms.json`` where cameras are others now, and ``masks.png`` of masks."""
     capture, seen, color = field.capture, refined(scene, field.capture), scene.background(background)
     fit = fitter(field, sampler, seen.test, color)
+    n_views = most if scoring.views is None else min(most, scoring.views)
     test = scores.evaluate(field, sampler, seen.test, color, out, n_views, scoring, fit)
     if capture is not None:
         capture.code_of_others = None  # what is shown from now on is no test view
+    labels, few = score_labels(field, sampler, seen, n_views, out)
     found, how = figures(scene, capture), protocol(capture)
     lines = [*lines_of(found), *(f"{name} of test views: {text}" for name, text in how.items())]
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
     if capture is not None and capture.config.refines:
         write_cameras(seen, out / "transforms.json")
-    return {"test": test, "protocol": scoring.protocol(scene, background) | how} | ({"capture": found} if found else {})
+    write_masks(out / "masks.png", scene.train, color)
+    known = {"test": test | labels, "protocol": scoring.protocol(scene, background) | how, **few}
+    return known | ({"capture": found} if found else {})
 
 
 @torch.no_grad()

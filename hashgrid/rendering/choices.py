@@ -43,8 +43,19 @@ def decided(config: Any, scene: Scene) -> Any:
         sampler = "proposal" if endless else kind.sampler
     ends = config.depths.depth_weight > 0 and scene.train.ends is not None
     fixed_size = config.fixed_size and sampler == "occupancy" and not ends and not config.capture.learns
+    fixed_size = fixed_size and not config.labelling.semantic
     chosen = {"sampler": sampler, "contraction": contraction, "background_model": behind}
     return config.replace(**chosen, fixed_size=fixed_size and behind != "field")
+
+
+def needed(config: Any, field: RadianceField, scene: Scene) -> set[str]:
+    """What rays of training batches have to know, for a field and what else options have learned."""
+    asked = {
+        "ends": config.depths.depth_weight > 0 and scene.train.ends is not None,
+        "camera": config.capture.learns,
+        "labels": config.labelling.semantic,
+    }
+    return {*field.needs, *(name for name, is_asked in asked.items() if is_asked)}
 
 
 def placed(config: Any, scene: Scene) -> Scene:

@@ -9,12 +9,17 @@ from torch import Tensor
 
 from hashgrid.fields.base import RadianceField
 from hashgrid.ops._backend import ngp_ops
-from hashgrid.rendering.ray_losses import of_histograms, opacity_entropy
+from hashgrid.rendering.ray_losses import of_histograms, of_labels, opacity_entropy
 from hashgrid.rendering.samplers import Rendered
 
 
 def objective(
-    config: Any, field: RadianceField, out: Rendered, background: Tensor, target: Tensor
+    config: Any,
+    field: RadianceField,
+    out: Rendered,
+    background: Tensor,
+    target: Tensor,
+    labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of what rays saw, and the mean of its photometric part and of the squared error [2].
 
@@ -24,6 +29,7 @@ def objective(
         out: of the rays.
         background: [R, 3], what was put behind each.
         target: [R, 3], the pixels before that background.
+        labels: of the pixels [R] int64, -1 for none; None where none are learned from.
     """
     loss, means = photometric(config, field, out, background, target)
     loss = loss + of_histograms(out, config.distortion_weight) + field.penalty()
@@ -31,6 +37,8 @@ def objective(
         loss = loss + config.opacity_entropy_weight * opacity_entropy(out.opacities).mean()
     if field.capture is not None:
         loss = loss + field.capture.penalty()
+    if labels is not None and out.logits is not None:
+        loss = loss + config.labelling.semantic_weight * of_labels(out.logits, labels)
     if out.coarse is not None:
         loss = loss + field.coarse_weight * photometric(config, field, out.coarse, background, target)[0]
     return loss, means

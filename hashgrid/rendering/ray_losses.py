@@ -72,3 +72,10 @@ def orientation(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
         directions: [S, 3], of their rays, away from the camera.
     """
     return weights * (normals * directions).sum(-1).clamp_min(0).square()
+
+
+def of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of composited logits [R, K] and labels [R] int64 of 0..K-1 over the rays that have one, of the
+    others -1; zero where none has."""
+    loss = torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum")
+    return loss / (labels >= 0).sum().clamp_min(1)

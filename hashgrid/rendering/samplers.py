@@ -49,6 +49,7 @@ class Rendered:
     coarse: Rendered | None = None  # what a sampler saw on the way, to be trained, too; None for nothing
     proposals: tuple[Histogram, ...] = ()  # what was thought to be there on the way
     edges: Tensor | None = None  # [R, n + 1] of the samples, as those of the proposals
+    logits: Tensor | None = None  # [R, K] of classes, where they are asked for
 
     @property
     def n_samples(self) -> int:
@@ -68,18 +69,43 @@ def look(
     early_stop_eps: float,
     background: Tensor | None = None,
     n_colors: int | None = None,
+    labelled: bool = False,
 ) -> Rendered:
     """What rays see of a field that is asked at all of their samples, as many on each; for ``n_colors`` colours of as
-    many groups of neighbours on a ray, if it knows how."""
+    many groups of neighbours on a ray, if it knows how. Of its classes, too, where it is ``labelled``."""
     samples, coarse, proposals, edges = found
     unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
     unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
     at = At(rays, unit, samples.ray_indices, samples.intervals())
     grouped = n_colors is not None and field.colors_follow_carry and samples.n_rays > 0
     radiance = in_groups(field, at, samples, n_colors) if grouped else field.radiance(at)
-    composited = composite(*calmed(field, samples, *radiance), samples, early_stop_eps, background)
+    *composited, logits = gathered(field, at, samples, radiance, early_stop_eps, background, labelled)
     n_evaluated = samples.n_samples + (coarse.n_evaluated if coarse is not None else 0)
-    return Rendered(*composited, samples, n_evaluated, coarse, proposals, edges)  # type: ignore[call-arg,arg-type]
+    return Rendered(*composited, samples, n_evaluated, coarse, proposals, edges, logits)  # type: ignore[call-arg,misc,arg-type]
+
+
+def gathered(
+    field: RadianceField,
+    at: At,
+    samples: RaySamples,
+    radiance: tuple[Tensor, Tensor],
+    early_stop_eps: float,
+    background: Tensor | None,
+    labelled: bool,
+) -> tuple[Any, ...]:
+    """What :func:`composite` makes of densities [S] and colours [S, C] of a field, and, where it is ``labelled``,
+    logits [R, K] of its classes, raw ones composited as colours are (Zhi et al. 2021, eq. 3), of nothing 0; else
+    None."""
+    sigmas, features = radiance
+    n_colors = features.shape[1]
+    if labelled:
+        features = torch.cat((features, field.labeler(at, features)), dim=1)
+        extra = features.shape[1] - n_colors
+        background = None if background is None else torch.nn.functional.pad(background, (0, extra))
+    features, *others = composite(*calmed(field, samples, sigmas, features), samples, early_stop_eps, background)
+    if not labelled:
+        return features, *others, None
+    return features[:, :n_colors].contiguous(), *others, features[:, n_colors:]
 
 
 class _Scaled(torch.autograd.Function):

@@ -162,6 +162,8 @@ def describe(test: dict[str, Any]) -> str:
     means = {name: test[f"{name}_mean"] for name in LOOK if f"{name}_mean" in test}
     spelled = ", ".join(f"{name.upper()} {_spelled(mean, *LOOK[name])}" for name, mean in means.items())
     of_all = "" if test["views"] == test["views_total"] else f" of {test['views_total']}"
+    if test.get("miou") is not None:
+        spelled += f", labels {test['label_accuracy']:.1%} right, mIoU {test['miou']:.3f}"
     return f"{test['views']}{of_all} test views: {spelled} in {test['seconds']:.1f} s"
 
 

@@ -13,8 +13,7 @@ from hashgrid.geometry.cameras import Cameras, orbit
 from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.ops._backend import ngp_ops
 from hashgrid.ops._ngp.render_rays import FIRST_WINDOW, GROWTH
-from hashgrid.rendering.composite import composite
-from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler, calmed, look
+from hashgrid.rendering.samplers import OccupancySampler, Rendered, Sampler, gathered, look
 from hashgrid.util.pictures import write_video
 
 Pixels = tuple[Tensor, Tensor, Tensor]  # colours, opacities, depths
@@ -26,6 +25,7 @@ def render(
     rays: Rays,
     background: Tensor | None = None,
     jitter: tuple[int, int] | None = None,
+    labelled: bool = False,
 ) -> Rendered:
     """What rays see of a field; differentiable in its parameters when gradients are enabled.
 
@@ -35,19 +35,25 @@ def render(
         rays: [R], directions of unit length.
         background: [C] or [R, C] behind the scene; None for nothing.
         jitter: (seed, step) of the random places of samples; None for none.
+        labelled: whether logits of classes are wanted, of a field with a ``labeler``.
     """
     if field.capture is None:
-        return _render(field, sampler, rays, background, jitter)
+        return _render(field, sampler, rays, background, jitter, labelled)
     rays = field.capture.rays(rays)
-    return field.capture.finish(_render(field, sampler, rays, None, jitter), rays, background, jitter)
+    return field.capture.finish(_render(field, sampler, rays, None, jitter, labelled), rays, background, jitter)
 
 
 def _render(
-    field: RadianceField, sampler: Sampler, rays: Rays, background: Tensor | None, jitter: tuple[int, int] | None
+    field: RadianceField,
+    sampler: Sampler,
+    rays: Rays,
+    background: Tensor | None,
+    jitter: tuple[int, int] | None,
+    labelled: bool,
 ) -> Rendered:
     found = sampler(rays.detach(), field, jitter)
     if not sampler.prunes:
-        return look(field, rays, found, sampler.early_stop_eps, background, sampler.n_colors)
+        return look(field, rays, found, sampler.early_stop_eps, background, sampler.n_colors, labelled)
     # Behind a surface nothing is seen and no gradient flows: densities first, without gradient, then colours and
     # the backward pass, two thirds of a step, on the samples that count.
     samples, kept, n_evaluated = visible(field, found.samples, rays, sampler.early_stop_eps)
@@ -56,9 +62,9 @@ def _render(
         unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
         unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
     at = At(rays, unit, samples.ray_indices, samples.intervals())
-    radiance = calmed(field, samples, *field.radiance(at, kept))
-    composited = composite(*radiance, samples, sampler.early_stop_eps, background)
-    return Rendered(*composited, samples, n_evaluated)  # type: ignore[call-arg,arg-type]
+    radiance = field.radiance(at, kept)
+    *composited, logits = gathered(field, at, samples, radiance, sampler.early_stop_eps, background, labelled)
+    return Rendered(*composited, samples, n_evaluated, logits=logits)  # type: ignore[call-arg,misc,arg-type]
 
 
 def visible(
@@ -163,6 +169,24 @@ def render_image(
         parts.append(render_pixels(field, of_pixels(begin, end), rays, background))
     colors, opacities, depths = (torch.cat(part) for part in zip(*parts, strict=True))
     return colors.clamp_(0, 1).view(height, width, -1), opacities.view(height, width), depths.view(height, width)
+
+
+@torch.no_grad()
+def render_labels(
+    field: RadianceField, sampler: Sampler, cameras: Cameras, view: int, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits of classes [H, W, K] that one camera sees of a field with a ``labeler``, and opacity [H, W]; arguments are
+    those of :func:`render_image`."""
+    chunk = chunk or (1 << 12 if field.aabb.device.type == "cpu" else 1 << 17)
+    width, height = cameras.size(view)
+    of_pixels, parts = sampler.of_picture(field, cameras, view), list[tuple[Tensor, ...]]()
+    for begin in range(0, width * height, chunk):
+        rays, end = cameras.view_rays(view, begin, begin + chunk), begin + chunk
+        out = render(field, of_pixels(begin, end), rays, labelled=True)
+        assert out.logits is not None
+        parts.append((out.logits, out.opacities))
+    logits, opacities = (torch.cat(part) for part in zip(*parts, strict=True))
+    return logits.view(height, width, -1), opacities.view(height, width)
 
 
 def write_flight(

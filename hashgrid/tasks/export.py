@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hashgrid.data.mesh_files import write_mesh, write_ply
+from hashgrid.rendering.label_scores import label_colors
 from hashgrid.rendering.mesh_facts import mesh_facts, vertex_normals
 from hashgrid.rendering.texture import bake
 from hashgrid.tasks.export_cameras import write_cameras
-from hashgrid.tasks.nerf import Nerf
-from hashgrid.tasks.render import corners, times_of
+from hashgrid.tasks.render import corners
 from hashgrid.tasks.surfaces import ALL_METHODS, UNSEEN, Surface, nerf_surface, sdf_surface, seen_cloud
-from hashgrid.tasks.trained import OF_SCENES, task_of, trained_nerf
+from hashgrid.tasks.trained import OF_SCENES, seen_at, task_of, trained_nerf
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.optional import optional_import
+from hashgrid.util.pictures import hex_color
 from hashgrid.util.threads import threads_for
 
 WHAT = ("mesh", "points", "cameras")
@@ -32,7 +34,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "size": (400, ("tsdf", "poisson", "points")), "points": (None, ("poisson", "points")),
     "crop": (None, (*MESHES, "points")), "texture": (None, MESHES), "keep": (None, MESHES),
     "faces": (None, MESHES), "method": ("tsdf", ALL_METHODS), "unseen": ("drop_parts", ("distance",)),
-    "speck": (1e-3, ("distance",)), "time": (None, (*ALL_METHODS, "points")),
+    "speck": (1e-3, ("distance",)), "time": (None, (*ALL_METHODS, "points")), "semantic": (None, ALL_METHODS),
 }  # fmt: skip
 MOST_POINTS = 1_000_000
 
@@ -62,6 +64,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--speck", type=float, metavar="SHARE", help=speck_help)
     parser.add_argument("--faces", type=int, metavar="N", help="make the mesh simpler, until it has about N faces")
     parser.add_argument("--texture", type=int, metavar="SIZE", help="texels along a side of a texture; OBJ and GLB")
+    semantic_help = "colours of classes, of a run with --semantic"
+    parser.add_argument("--semantic", action="store_const", const=True, help=semantic_help)
     parser.add_argument("--device", default="auto")
     return parser
 
@@ -103,6 +107,9 @@ def main(argv: Sequence[str]) -> int:
                 facts = {"points": len(cloud.points), "low": low, "high": high}
             else:
                 facts = write_surface(args.out, nerf_surface(task, kind, crop, options), options)
+                if options["semantic"]:
+                    colors = label_colors(torch.arange(task.model.labeler.n_classes))
+                    facts["classes"] = {str(number): hex_color(color) for number, color in enumerate(colors.tolist())}
     given = {name: value for name, value in options.items() if value is not None}
     _note(args.out, {**facts, "run": args.run, "kind": kind, "options": given, "seconds": time.perf_counter() - begin})
     print(f"{args.out}: {describe(facts)}", flush=True)
@@ -124,20 +131,6 @@ def settled(args: argparse.Namespace, kind: str) -> dict[str, Any]:
         if name != "time" and isinstance(value, (int, float)) and not value > 0:
             raise ValueError(f"`--{name}` must be positive, got {value}")
     return options
-
-
-def seen_at(task: Nerf, time: float | None) -> None:
-    """Makes ``time`` that of the training views, where a field moves.
-
-    Raises:
-        ValueError: it moves and there is none, or it stands still, or the time is not one of the scene.
-    """
-    views = task.scene.train
-    if time is not None:
-        views.times = times_of(task, [time], len(views))
-    elif "time" in task.model.needs and views.times is not None:
-        first, last = views.times.aminmax()
-        raise ValueError(f"`--time` must say which moment of a field that moves, from {first:g} to {last:g}, got none")
 
 
 def _check(out: Path, kind: str, texture: int | None, simpler: bool) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from hashgrid.data.loaders.transforms import scene_name
-from hashgrid.data.masks import write_masks
 from hashgrid.data.procedural import procedural_folder
 from hashgrid.data.scene import Scene, SceneOptions, load_scene
 from hashgrid.fields import RADIANCE_FIELDS
@@ -21,7 +20,8 @@ from hashgrid.geometry.rays import Rays
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
 from hashgrid.rendering.capture_scores import score_capture
-from hashgrid.rendering.choices import decided, make_field, make_sampler, placed
+from hashgrid.rendering.choices import decided, make_field, make_sampler, needed, placed
+from hashgrid.rendering.labels import SemanticConfig, add_labels
 from hashgrid.rendering.objective import objective
 from hashgrid.rendering.refinement import CaptureConfig, add_capture
 from hashgrid.rendering.samplers import Rendered, SamplerConfig, rays_for
@@ -51,6 +51,7 @@ class NerfConfig(RunConfig):
     sampling: SamplerConfig = SamplerConfig()
     scoring: scores.Scoring = scores.Scoring()
     capture: CaptureConfig = CaptureConfig()
+    labelling: SemanticConfig = SemanticConfig()
     background: str = "auto"  # of test images: white, black, grey, #rrggbb or R,G,B; auto: what opaque images had
     video: bool = True  # write a turntable
     target_samples: int = 1 << 15  # samples that count, per step; the number of rays follows
@@ -103,16 +104,15 @@ class Nerf(Task):
     model: RadianceField
 
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
-        ends = {"ends"} if config.depths.depth_weight > 0 and scene.train.ends is not None else set()
         super().__init__(decided(config, scene))
         scene, config, device = placed(self.config, scene), self.config, torch.device(self.config.device)
         kind = RADIANCE_FIELDS[config.field.name]
         self.model = make_field(kind, config.field, config.sampling, scene, config.backend).to(device)
         self.scene = scene = add_capture(config.capture, self.model, scene, config.learning_rate, config.seed)
-        self.needs = {*self.model.needs, *ends, *(("camera",) if config.capture.learns else ())}
+        self.views = add_labels(config.labelling, self.model, scene, config.seed, config.backend)
+        self.needs = needed(config, self.model, scene)
         self.sampler = make_sampler(config.sampling, self.model, scene, config.seed, config.backend)
         self.schedule = Schedule(config.learning_rate, config.final_learning_rate, config.decay_start)
-        self.views = scene.train.near(device)
         self.n_rays = torch.tensor([min(1024, config.max_rays)])
 
     @classmethod
@@ -162,12 +162,12 @@ class Nerf(Task):
             batch = self.views.sample_rays(n, config.seed, progress.step, config.backend, self.needs)
             rays, (rgba, background) = batch[0].to(self.device), (x.to(self.device) for x in batch[1:])
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
-        out = render(self.model, self.sampler, rays, None, (config.seed, progress.step))
-        loss, means = objective(config, self.model, out, background, target)
-        loss = loss + self.regularization(out, rays)
+        labels = config.labelling.learned(rays, progress.fraction)
+        out = render(self.model, self.sampler, rays, None, (config.seed, progress.step), labels is not None)
+        loss, means = objective(config, self.model, out, background, target, labels)
         self.n_rays.fill_(rays_for(config.target_samples, n, out.n_samples, config.max_rays))
         counts = {"samples": out.n_samples, "samples_evaluated": out.n_evaluated, "rays": n}
-        return Step(loss, {"mse": means[1]}, counts)
+        return Step(loss + self.regularization(out, rays), {"mse": means[1]}, counts)
 
     def regularization(self, out: Rendered, rays: Rays) -> Tensor | float:
         """What is added to the objective that all fields have."""
@@ -178,9 +178,7 @@ class Nerf(Task):
 
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, most = self.config, 4 if report.interrupted else len(self.scene.test)
-        n = most if config.scoring.views is None else min(most, config.scoring.views)
-        found = score_capture(self.model, self.sampler, self.scene, config.background, report.out, n, config.scoring)
-        write_masks(report.out / "masks.png", self.scene.train, self.scene.background(config.background))
+        found = score_capture(self.model, self.sampler, self.scene, config.background, report.out, most, config.scoring)
         plot_psnr(report.out / "psnr_over_time.png", report.psnrs, found["test"]["psnr_mean"])
         if "psnr_of_time" in found["test"]:
             plot_scores(report.out / "psnr_of_time.png", found["test"]["psnr_of_time"], "time of a test view")

@@ -15,10 +15,11 @@ from hashgrid.data.loaders.poses import read_json
 from hashgrid.data.loaders.transforms import ngp_placement
 from hashgrid.geometry.cameras import Cameras, orbit
 from hashgrid.rendering.crop import CroppedSampler
+from hashgrid.rendering.label_scores import NO_LABELS, label_colors, shown_labels
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import render_image
 from hashgrid.tasks.nerf import Nerf
-from hashgrid.tasks.trained import trained_nerf
+from hashgrid.tasks.trained import times_of, trained_nerf
 from hashgrid.util.files import atomic_write_image, atomic_write_json
 from hashgrid.util.optional import optional_import
 from hashgrid.util.pictures import write_depth, write_video
@@ -45,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--crop", type=float, nargs=6, metavar=letters, help=crop_help)
     parser.add_argument("--background", help="white, black, grey, #rrggbb or R,G,B; that of the run if none")
     parser.add_argument("--depth", action="store_true", help="write depth/NNNNN.png, too")
+    parser.add_argument("--semantic", action="store_true", help="write labels/NNNNN.png, too, of a run with --semantic")
     parser.add_argument("--no-video", action="store_true", help="pictures only")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="folder; RUN/render_PATH if none. Frames that are there are kept")
@@ -58,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: the checkpoint, the path or an option is unusable.
     """
     args = make_parser().parse_args(argv)
+    extras = [kind for kind, is_asked in (("depth", args.depth), ("labels", args.semantic)) if is_asked]
     if args.frames < 1 or (args.fps is not None and not args.fps > 0):
         raise ValueError(f"`--frames` and `--fps` must be positive, got {args.frames} and {args.fps}")
     task, folder = trained_nerf(args.run, args.device)
@@ -70,26 +73,9 @@ def main(argv: Sequence[str]) -> int:
         name = args.background or task.config.background
         background = task.scene.background(name) if args.background or path.background is None else None
         background = torch.tensor(path.background) if background is None else background
-        write_path(
-            task, path, crop, background, out, args.depth, None if args.no_video else args.fps or path.fps or 30.0
-        )
+        write_path(task, path, crop, background, out, extras, None if args.no_video else args.fps or path.fps or 30.0)
     print(f"results in {out}", flush=True)
     return 0
-
-
-def times_of(task: Nerf, time: Sequence[float], n_frames: int) -> Tensor:
-    """When each frame is seen [N].
-
-    Raises:
-        ValueError: the field knows no time, or there are more than two, or one is not of the training views.
-    """
-    known = task.scene.train.times
-    if known is None or "time" not in task.model.needs:
-        raise ValueError(f"`--time` is for fields that move, the field {task.config.field.name!r} stands still")
-    first, last = (float(x) for x in known.aminmax())
-    if len(time) > 2 or not all(first <= t <= last for t in time):
-        raise ValueError(f"`--time` must be one or two numbers between {first:g} and {last:g}, got {list(time)}")
-    return torch.linspace(time[0], time[-1], n_frames)
 
 
 def make_path(task: Nerf, name: str, n_frames: int, size: tuple[int, int] | None) -> CameraPath:
@@ -116,11 +102,18 @@ def make_path(task: Nerf, name: str, n_frames: int, size: tuple[int, int] | None
 
 
 def write_path(
-    task: Nerf, path: CameraPath, crop: Tensor | None, background: Tensor, out: Path, depth: bool, fps: float | None
-) -> None:
-    """Writes ``frames/NNNNN.png``, with ``depth`` also ``depth/NNNNN.png``, and with ``fps`` ``video.mp4``. Frames that
-    are there are kept, where the path and what is shown of it are the same."""
+    task: Nerf, path: CameraPath, crop: Tensor | None, background: Tensor, out: Path, extras: Sequence[str],
+    fps: float | None,
+) -> None:  # fmt: skip
+    """Writes ``frames/NNNNN.png``, ``depth/NNNNN.png`` and ``labels/NNNNN.png`` where ``extras`` name them, and with
+    ``fps`` ``video.mp4``. Frames that are there are kept, where the path and what is shown of it are the same.
+
+    Raises:
+        ValueError: there are no labels, sides or sizes are none of a video, or the folder is that of another path.
+    """
     cameras, placement = path.cameras, task.scene.placement
+    if "labels" in extras and task.model.labeler is None:
+        raise ValueError(NO_LABELS)
     if fps is not None and bool((cameras.sizes % 2).any()):
         raise ValueError(f"pictures of a video must have even sides, got {cameras.sizes[0].tolist()}; or `--no-video`")
     if fps is not None and len(sizes := cameras.sizes.unique(dim=0).tolist()) > 1:
@@ -142,19 +135,19 @@ def write_path(
     if crop is not None:
         box = torch.cat([placement.from_file(corner) for corner in crop.double().split(3)])
         sampler = CroppedSampler(sampler, box).to(task.device)
-    pictures, depths = ([out / kind / f"{view:05d}.png" for view in range(len(ours))] for kind in ("frames", "depth"))
-    missing = [
-        view for view in range(len(ours)) if not pictures[view].is_file() or (depth and not depths[view].is_file())
-    ]
+    files = {kind: [out / kind / f"{view:05d}.png" for view in range(len(ours))] for kind in ("frames", *extras)}
+    missing = [view for view in range(len(ours)) if not all(of_kind[view].is_file() for of_kind in files.values())]
     for view in optional_import("tqdm").tqdm(missing, desc="frames", unit="frame"):
         shown = render_image(task.model, sampler, ours, view, background.to(task.device))
         color, opacity, distance = (x.cpu() for x in shown)
-        if depth:
-            write_depth(depths[view], distance / opacity.clamp_min(1e-6), opacity)
-        atomic_write_image(pictures[view], color)
+        if "depth" in files:
+            write_depth(files["depth"][view], distance / opacity.clamp_min(1e-6), opacity)
+        if "labels" in files:
+            atomic_write_image(files["labels"][view], label_colors(shown_labels(task.model, sampler, ours, view)))
+        atomic_write_image(files["frames"][view], color)
     if fps is not None:
         iio = optional_import("imageio.v3")
-        frames = (torch.from_numpy(iio.imread(picture))[..., :3] for picture in pictures)
+        frames = (torch.from_numpy(iio.imread(picture))[..., :3] for picture in files["frames"])
         write_video(out / "video.mp4", frames, fps=fps, n_frames=len(ours))
 
 

@@ -22,8 +22,9 @@ from hashgrid.geometry.cameras import Cameras
 from hashgrid.rendering.density import density_surface
 from hashgrid.rendering.extract import to_mesh
 from hashgrid.rendering.fusion import Shown, fuse
+from hashgrid.rendering.label_scores import NO_LABELS, label_colors
 from hashgrid.rendering.mesh_facts import largest_parts, only_faces, simplified, vertex_normals, without_specks
-from hashgrid.rendering.near_surface import surface_colors
+from hashgrid.rendering.near_surface import surface_colors, surface_labels
 from hashgrid.rendering.oriented import Cloud, poisson_surface, seen_points
 from hashgrid.rendering.surface_scores import seen_faces
 from hashgrid.rendering.volume import render_image
@@ -116,11 +117,13 @@ def seen_cloud(task: Nerf, n_views: int, size: int, crop: Tensor | None, most: i
 
 def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str, Any]) -> Surface:
     """The surface of a radiance field within a box in the coordinates of the input, that of the innermost cascade if
-    none, by one of :data:`ALL_METHODS`.
+    none, by one of :data:`ALL_METHODS`; in the colours of classes where ``options`` say ``semantic``.
 
     Raises:
-        ValueError: distances are asked for of a field that has none.
+        ValueError: distances or classes are asked for of a field that has none.
     """
+    if options.get("semantic") and task.model.labeler is None:
+        raise ValueError(NO_LABELS)
     placement, resolution, time = task.scene.placement, options["resolution"], options.get("time")
     ours = task.scene.aabb if crop is None else torch.cat([placement.from_file(part) for part in crop.split(3)])
     theirs = torch.cat([placement.to_file(part) for part in ours.split(3)]) if crop is None else crop
@@ -128,9 +131,10 @@ def nerf_surface(task: Nerf, method: str, crop: Tensor | None, options: dict[str
 
     def color(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
         places = placement.from_file(torch.from_numpy(points))
-        reach = REACH * voxel
-        how = reach, task.config.backend, time
-        return surface_colors(task.model, places, torch.from_numpy(normals), *how).numpy()
+        where = places, torch.from_numpy(normals), REACH * voxel, task.config.backend, time
+        if options.get("semantic"):
+            return label_colors(surface_labels(task.model, *where)).numpy()
+        return surface_colors(task.model, *where).numpy()
 
     if method == "poisson":
         cloud = seen_cloud(task, options["views"], options["size"], theirs, options["points"] or DENSE * resolution**2)

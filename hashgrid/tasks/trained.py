@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from hashgrid.rendering.capture_scores import refined
 from hashgrid.tasks.nerf import Nerf
@@ -55,3 +59,32 @@ def restored(command: type[T], stored: Checkpoint, device: str = "auto") -> T:
     load_model(task.model, stored.tensors, averaged=True)
     task.load_state(with_prefix(stored.tensors, "state."))
     return task  # type: ignore[no-any-return]
+
+
+def times_of(task: Nerf, time: Sequence[float], n_frames: int) -> Tensor:
+    """When each frame is seen [N].
+
+    Raises:
+        ValueError: the field knows no time, or there are more than two, or one is not of the training views.
+    """
+    known = task.scene.train.times
+    if known is None or "time" not in task.model.needs:
+        raise ValueError(f"`--time` is for fields that move, the field {task.config.field.name!r} stands still")
+    first, last = (float(x) for x in known.aminmax())
+    if len(time) > 2 or not all(first <= t <= last for t in time):
+        raise ValueError(f"`--time` must be one or two numbers between {first:g} and {last:g}, got {list(time)}")
+    return torch.linspace(time[0], time[-1], n_frames)
+
+
+def seen_at(task: Nerf, time: float | None) -> None:
+    """Makes ``time`` that of the training views, where a field moves.
+
+    Raises:
+        ValueError: it moves and there is none, or it stands still, or the time is not one of the scene.
+    """
+    views = task.scene.train
+    if time is not None:
+        views.times = times_of(task, [time], len(views))
+    elif "time" in task.model.needs and views.times is not None:
+        first, last = views.times.aminmax()
+        raise ValueError(f"`--time` must say which moment of a field that moves, from {first:g} to {last:g}, got none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.cameras import Cameras, nearest_point_to_axes, orbit
 from hashgrid.geometry.lenses import KINDS
 from hashgrid.rendering.crop import CroppedSampler
+from hashgrid.rendering.label_scores import label_colors, shown_labels
 from hashgrid.rendering.samplers import Sampler
 from hashgrid.rendering.volume import Pixels, render_image
 from hashgrid.util.pictures import colorize
@@ -56,15 +58,17 @@ class RadianceSubject(SceneSubject):
         background: colour [3] behind it.
     """
 
-    modes = ("colour", "depth", "normals", "accumulation", "error")
+    modes: Sequence[str] = ("colour", "depth", "normals", "accumulation", "error")
 
     def __init__(self, field: RadianceField, sampler: Sampler, scene: Scene, background: Tensor) -> None:
         super().__init__(scene)
         self.field, self.sampler, self.background = field, sampler, background
+        if field.labeler is not None:
+            self.modes = (*self.modes, "labels")
 
     def draw(self, camera: Cameras, mode: str, crop: Tensor | None = None) -> Drawn:
         """Normals are those of the surface of depths; errors are differences to the photo that was taken from nearest,
-        at the place of the surface in it: exact from where it was taken."""
+        at the place of the surface in it: exact from where it was taken. Labels have the colours of their classes."""
         width, height = camera.size(0)
         wide = camera
         if mode == "normals":  # of a pixel and of those to the right and below
@@ -88,14 +92,19 @@ class RadianceSubject(SceneSubject):
             far = torch.where(opacity > SOLID, t, 1e3)
             places = rays.origins + far.view(-1, 1) * rays.directions
             color = self._error(camera, color.view(-1, 3), places).view(height, width, 3)
+        elif mode == "labels":
+            device = self.field.aabb.device
+            color = label_colors(shown_labels(self.field, self._cropped(crop), camera.to(device), 0))
         return Drawn(color, depth)
 
     def _render(self, camera: Cameras, crop: Tensor | None) -> Pixels:
         device = self.field.aabb.device
-        sampler = self.sampler if crop is None else CroppedSampler(self.sampler, crop).to(device)
-        pixels = render_image(self.field, sampler, camera.to(device), 0, self.background.to(device))
+        pixels = render_image(self.field, self._cropped(crop), camera.to(device), 0, self.background.to(device))
         color, opacity, distance = (x.cpu() for x in pixels)
         return color[..., :3], opacity, distance
+
+    def _cropped(self, crop: Tensor | None) -> Sampler:
+        return self.sampler if crop is None else CroppedSampler(self.sampler, crop).to(self.field.aabb.device)
 
     def _error(self, camera: Cameras, color: Tensor, places: Tensor) -> Tensor:
         """Colours [R, 3] of the error of what is seen at places [R, 3]."""

@@ -1,5 +1,5 @@
 """Scenes that the package makes, by name: ``procedural``, or ``procedural:train=60,test=20,resolution=200,seed=0``;
-``moving`` and ``splitting`` likewise."""
+``moving``, ``splitting`` and ``labelled`` likewise."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from hashgrid.data.errors import SceneError
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene, SceneOptions
-from hashgrid.data.small_scenes import moving_scene, splitting_scene
+from hashgrid.data.small_scenes import labelled_scene, moving_scene, splitting_scene
 
 # what makes each scene, and the numbers that it takes
 SCENES: dict[str, tuple[Callable[..., Scene], dict[str, int]]] = {
     "procedural": (procedural_scene, {"train": 60, "test": 20, "resolution": 200, "seed": 0}),
     "moving": (moving_scene, {"train": 48, "test": 12, "resolution": 100, "seed": 0}),
     "splitting": (splitting_scene, {"train": 48, "test": 12, "resolution": 100, "seed": 0}),
+    "labelled": (labelled_scene, {"train": 30, "test": 8, "resolution": 64, "seed": 0}),
 }
 
 

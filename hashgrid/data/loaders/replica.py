@@ -1,7 +1,8 @@
 """Replica as Semantic-NeRF and as NICE-SLAM render it: `rgb` with `traj_w_c.txt`, or `results` with `traj.txt`.
 
 A line of the trajectory is a pose camera to world, 16 numbers, with the axes of OpenCV. Semantic-NeRF's pictures are 90
-degrees wide; NICE-SLAM's lens is in `cam_params.json` one folder above.
+degrees wide, and may have labels, 0 for void, in `semantic_class`; NICE-SLAM's lens is in `cam_params.json` one folder
+above.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hashgrid.data.errors import SceneError
+from hashgrid.data.errors import SceneError, some
 from hashgrid.data.images import Photo
 from hashgrid.data.loaders.boxes import found_box
 from hashgrid.data.loaders.poses import (
@@ -27,6 +28,7 @@ from hashgrid.data.loaders.poses import (
 from hashgrid.data.scene import Scene, SceneOptions, hold_out
 
 FORMS = (("rgb", "traj_w_c.txt"), ("results", "traj.txt"))
+LABELS = "semantic_class"
 
 
 def matches(path: Path) -> bool:
@@ -56,8 +58,16 @@ def load(path: Path, options: SceneOptions) -> Scene:
 
     def photo(image: Path, pose: np.ndarray, i: int) -> Photo:
         where = f"{path / name}, pose {i} ({image.name})"
-        return Photo(image.name, image, from_opencv(rigid(pose, where)), lens, where)
+        labels = maps.get(image.stem.removeprefix("rgb_"))
+        return Photo(image.name, image, from_opencv(rigid(pose, where)), lens, where, labels=labels)
 
+    maps = {file.stem.removeprefix("semantic_class_"): file for file in images_in(path / LABELS)}
+    without = [image.name for image in images if image.stem.removeprefix("rgb_") not in maps]
+    if maps and without:
+        raise SceneError(
+            f"{path / LABELS}: every image must have labels, {len(without)} of {len(images)} have none:"
+            f" {some(without)}; save them, 0 for void, or leave the folder out"
+        )
     photos = [photo(image, pose, i) for i, (image, pose) in enumerate(zip(images, poses, strict=True))]
     return finish(hold_out(photos, options.holdout), found_box(), path, options, one_size=True)
 
