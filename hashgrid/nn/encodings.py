@@ -1,4 +1,4 @@
-"""Encodings without parameters: spherical harmonics of directions, frequencies of coordinates."""
+"""Encodings without parameters: spherical harmonics of directions, frequencies, bins and triangles of coordinates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.ops._backend import backend_ops
+from hashgrid.ops._tensors import at_least_fp32
 from hashgrid.util.choices import BACKENDS, as_integer, check_option
 
 
@@ -94,8 +95,7 @@ class Frequency(nn.Module):
         return torch.cat((x.to(y.dtype), y), dim=-1) if self.identity else y
 
     def _waves(self, x: Tensor) -> Tensor:
-        if x.dim() == 0 or x.shape[-1] != self.n_input_dims:
-            raise ValueError(f"`x` must have shape [..., {self.n_input_dims}], got {list(x.shape)}")
+        check_positions(x, self.n_input_dims)
         return backend_ops(self.backend).frequency_encode(x if self.pi else x / math.pi, self.n_frequencies)
 
     def _scaled(self, y: Tensor, factors: Tensor) -> Tensor:
@@ -146,3 +146,95 @@ class IntegratedFrequency(Frequency):
         octaves = torch.arange(self.n_frequencies, device=x.device, dtype=y.dtype)
         squares = 4.0**octaves * (math.pi**2 if self.pi else 1.0)  # of angular frequencies
         return self._scaled(y, torch.exp(-0.5 * squares * variances.to(y.dtype)[..., None]))
+
+
+class TriangleWave(nn.Module):
+    """``4 |t - floor(t) - 1/2| - 1`` with ``t = 2^(k - 1) x + k / 4`` of every input dimension for k below
+    ``n_frequencies``: the sines of :class:`Frequency`, cheaper and with corners (Müller et al. 2021, Real-time Neural
+    Radiance Caching, section 4.1). tiny-cuda-nn's order and phases. Plain PyTorch.
+
+    Args:
+        n_input_dims: dimensions D of the input.
+        n_frequencies: K, 1..64.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> TriangleWave(1, n_frequencies=3)(torch.tensor([[0.0], [0.25]]))
+        tensor([[1.0000, 0.0000, -1.0000],
+                [0.5000, -1.0000, 1.0000]])
+    """
+
+    n_levels = 0
+
+    def __init__(self, n_input_dims: int, n_frequencies: int = 12) -> None:
+        super().__init__()
+        self.n_input_dims = as_integer("n_input_dims", n_input_dims)
+        self.n_frequencies = as_integer("n_frequencies", n_frequencies)
+        if self.n_input_dims < 1 or not 1 <= self.n_frequencies <= 64:
+            raise ValueError(
+                "`n_input_dims` must be at least 1 and `n_frequencies` in 1..64, got"
+                f" {n_input_dims} and {n_frequencies}"
+            )
+        self.n_output_dims = self.n_input_dims * self.n_frequencies
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Waves [..., D * K] of ``x`` [..., D], channel ``d * K + k``."""
+        check_positions(x, self.n_input_dims)
+        x = at_least_fp32(x)
+        octaves = torch.arange(self.n_frequencies, device=x.device, dtype=x.dtype)
+        t = x.unsqueeze(-1) * 2.0 ** (octaves - 1) + octaves / 4
+        return ((t - t.floor() - 0.5).abs() * 4 - 1).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.n_input_dims}, n_frequencies={self.n_frequencies}"
+
+
+class OneBlob(nn.Module):
+    """How much of a blob around ``x`` lies in each of ``n_bins`` equal parts of [0, 1] (Müller et al. 2019, Neural
+    Importance Sampling, section 4.3): ``C(b + 1) - C(b)``, where ``C(b)`` is the integral up to ``b / B`` of the
+    quartic kernel ``15/16 (1 - u^2)^2``, ``u = B (t - x)``, and what leaves at one end comes in at the other. As in
+    tiny-cuda-nn; plain PyTorch.
+
+    Args:
+        n_input_dims: dimensions D of the input.
+        n_bins: B.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> OneBlob(1, n_bins=4)(torch.tensor([[0.375]]))
+        tensor([[0.1035, 0.7930, 0.1035, 0.0000]])
+    """
+
+    n_levels = 0
+
+    def __init__(self, n_input_dims: int, n_bins: int = 16) -> None:
+        super().__init__()
+        self.n_input_dims = as_integer("n_input_dims", n_input_dims)
+        self.n_bins = as_integer("n_bins", n_bins)
+        if min(self.n_input_dims, self.n_bins) < 1:
+            raise ValueError(f"`n_input_dims` and `n_bins` must be at least 1, got {n_input_dims} and {n_bins}")
+        self.n_output_dims = self.n_input_dims * self.n_bins
+
+    def forward(self, x: Tensor, level_weights: Tensor | None = None) -> Tensor:
+        """Shares [..., D * B] of ``x`` [..., D] in [0, 1], channel ``d * B + b``."""
+        check_positions(x, self.n_input_dims)
+        x = at_least_fp32(x)
+        borders = torch.arange(self.n_bins + 1, device=x.device, dtype=x.dtype) / self.n_bins
+        turns = torch.arange(-1, 2, device=x.device, dtype=x.dtype)
+        u = (borders + turns[:, None] - x[..., None, None]) * self.n_bins  # [..., D, 3, B + 1]
+        square = u * u
+        integrals = (0.9375 * u * (1 - square * (2 / 3 - square / 5)) + 0.5).clamp(0, 1).sum(-2)
+        return integrals.diff(dim=-1).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.n_input_dims}, n_bins={self.n_bins}"
+
+
+def check_positions(x: Tensor, n_input_dims: int) -> None:
+    """Raises `ValueError` unless ``x`` is [..., n_input_dims]."""
+    if x.dim() == 0 or x.shape[-1] != n_input_dims:
+        raise ValueError(f"`x` must have shape [..., {n_input_dims}], got {list(x.shape)}")

@@ -1,0 +1,44 @@
+"""Other libraries' Python modules on hashgrid's kernels, for code that was written for them.
+
+``from hashgrid.compat import tinycudann as tcnn`` instead of ``import tinycudann as tcnn``; :func:`install` for code that
+cannot be edited. Nothing else of hashgrid imports this package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+from hashgrid.util.choices import check_option
+
+# the names under which other code imports a module that is here
+_ALIASES = {"tinycudann": ("tinycudann", "tinycudann.modules")}
+
+
+def install(name: str) -> ModuleType:
+    """Lets ``import`` of the library called ``name`` find the module of this package, for the rest of the process.
+
+    Args:
+        name: ``"tinycudann"``.
+
+    Returns:
+        The module that is imported from now on.
+
+    Raises:
+        ValueError: there is no such module here.
+        ImportError: another module of that name is imported already, and code may hold parts of it.
+
+    Example:
+        >>> import hashgrid.compat
+        >>> module = hashgrid.compat.install("tinycudann")
+        >>> import tinycudann as tcnn
+        >>> tcnn.Network(3, 1, {"otype": "FullyFusedMLP", "n_neurons": 16, "n_hidden_layers": 1}).n_output_dims
+        1
+    """
+    check_option("name", name, _ALIASES)
+    module = importlib.import_module(f"hashgrid.compat.{name}")
+    if sys.modules.get(name, module) is not module:
+        raise ImportError(f"`{name}` is imported already; call hashgrid.compat.install({name!r}) before that")
+    sys.modules.update(dict.fromkeys(_ALIASES[name], module))
+    return module
