@@ -42,7 +42,7 @@ LAYERS = (
     ("fields",),
     ("rendering", "data", "train", "viewer"),
     ("tasks", "bench"),
-    ("cli",),
+    ("cli", "compat"),
 )
 
 
@@ -127,6 +127,11 @@ def test_imports_run_downwards() -> None:
     graph = import_graph()
     assert len(graph) > 80 and "hashgrid.levels" in graph["hashgrid.ops.hash_encode"]
     assert imports_upwards(graph) == set()
+
+
+def test_compat_is_a_leaf() -> None:
+    graph = {name: imports for name, imports in import_graph().items() if not name.startswith("hashgrid.compat")}
+    assert not {(name, x) for name, imports in graph.items() for x in imports if x.startswith("hashgrid.compat")}
 
 
 def test_the_loop_knows_no_field() -> None:

@@ -1,7 +1,7 @@
 """Other libraries' Python modules on hashgrid's kernels, for code that was written for them.
 
-``from hashgrid.compat import tinycudann as tcnn`` instead of ``import tinycudann as tcnn``; :func:`install` for code that
-cannot be edited. Nothing else of hashgrid imports this package.
+``from hashgrid.compat import tinycudann as tcnn`` instead of ``import tinycudann as tcnn``; :func:`install` for code
+that cannot be edited. Nothing else of hashgrid imports this package.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""tiny-cuda-nn's Python module ``tinycudann`` on hashgrid's kernels: the same classes, dictionaries and checkpoints, also
-without a GPU.
+"""tiny-cuda-nn's Python module ``tinycudann`` on hashgrid's kernels: the same classes, dictionaries and checkpoints,
+also without a GPU.
 
 Change ``import tinycudann as tcnn`` to ``from hashgrid.compat import tinycudann as tcnn``. What differs is in
 docs/compat.md.
@@ -254,7 +254,8 @@ class Network(Module):
 
 
 class NetworkWithInputEncoding(Module):
-    """An input encoding and a network behind it; where no gradient is recorded, a grid and its network run as one kernel.
+    """An input encoding and a network behind it. Where no gradient is recorded, a grid and its network run as one
+    kernel.
 
     Args:
         n_input_dims: inputs, in [0, 1].

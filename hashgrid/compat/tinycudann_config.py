@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-from hashgrid.compat.tinycudann_layout import Composite, Empty, Formula, Grid, Layers, Part, grid_levels
+from hashgrid.compat.tinycudann_layout import Composite, Empty, Formula, Grid, Layers, Part, Simplices, grid_levels
 from hashgrid.compat.tinycudann_options import Options, warn
 from hashgrid.levels import FEATURE_COUNTS, MAX_INPUT_DIMS, MAX_LEVELS
 from hashgrid.nn.encodings import Frequency, OneBlob, SphericalHarmonics, TriangleWave
@@ -170,6 +169,21 @@ def _composite(n_input_dims: int, options: Options, backend: str) -> Part:
     return Composite(n_input_dims, parts, reduction)
 
 
+def _permutohedral(n_input_dims: int, options: Options, backend: str) -> Part:
+    """An encoding of ours, with the keys of a hash grid."""
+    n_levels, n_features = options.integer("n_levels", 16, least=1), options.integer("n_features_per_level", 2, least=1)
+    base_resolution = options.number("base_resolution", 16)
+    growth = options.number("per_level_scale", 2.0)
+    if min(base_resolution, growth) <= 0:
+        raise ValueError(
+            f"`{options.called('base_resolution')}` and `per_level_scale` must be positive, got {base_resolution} and"
+            f" {growth}"
+        )
+    n_entries = n_levels << options.integer("log2_hashmap_size", 18, most=30)
+    resolutions = [base_resolution * growth**level for level in range(n_levels)]
+    return Simplices(n_input_dims, resolutions, n_entries, n_features)
+
+
 def _radiance_cache(n_input_dims: int, options: Options, backend: str) -> Part:
     """What Neural Radiance Caching takes: position, then angles and roughness, then the rest."""
     nested = [
@@ -188,6 +202,7 @@ ENCODINGS: dict[str, Callable[[int, Options, str], Part]] = {
     "TriangleWave": _triangle_wave,
     "Identity": _identity,
     "Empty": lambda n_input_dims, options, backend: Empty(n_input_dims),
+    "Permutohedral": _permutohedral,
     "Composite": _composite,
     "OneBlobFrequency": _radiance_cache,
     "NRC": _radiance_cache,

@@ -18,6 +18,7 @@ from torch import Tensor
 from hashgrid.compat.tinycudann_start import Pcg32, sine_bound, uniform_matrix, uniform_table, xavier_bound
 from hashgrid.levels import LevelTable, round_fp32
 from hashgrid.nn.fused_mlp import MAX_HIDDEN_LAYERS
+from hashgrid.nn.permutohedral import permutohedral_encode
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.util.autograd import is_recorded
 from hashgrid.util.choices import ACTIVATIONS
@@ -130,6 +131,23 @@ class Grid(Part):
 
     def initial(self, random: Pcg32) -> list[np.ndarray]:
         return [uniform_table(random, sum(self.sizes))]
+
+
+class Simplices(Part):
+    """Features on a permutohedral lattice, which tiny-cuda-nn does not have."""
+
+    padding = 0.0
+
+    def __init__(self, n_input_dims: int, resolutions: Sequence[float], n_entries: int, n_features: int) -> None:
+        super().__init__(n_input_dims, len(resolutions) * n_features)
+        self.resolutions, self.n_features_per_level = resolutions, n_features
+        self.sizes = (n_entries * n_features,)
+
+    def features(self, x: Tensor, params: Sequence[Tensor]) -> Tensor:
+        return permutohedral_encode(x, params[0].view(-1, self.n_features_per_level), self.resolutions)
+
+    def initial(self, random: Pcg32) -> list[np.ndarray]:
+        return [uniform_table(random, self.sizes[0])]
 
 
 class Composite(Part):

@@ -1,4 +1,4 @@
-"""Reads the JSON dictionaries that configure tiny-cuda-nn: defaults, checks, and warnings about keys it does not know."""
+"""Reads the JSON dictionaries that configure tiny-cuda-nn: defaults, checks, and warnings of keys without effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Options:
     def __init__(self, config: Any, name: str) -> None:
         if not isinstance(config, Mapping):
             raise ValueError(
-                f"`{name}` must be a dictionary such as {{'otype': ...}}, got {config!r}; json.loads makes one of JSON text"
+                f"`{name}` must be a dictionary such as {{'otype': ...}}, got {config!r}; json.loads makes one of text"
             )
         self.config, self.name = config, name
         self._asked: set[str] = set()
@@ -62,7 +62,7 @@ class Options:
     def choice(self, key: str, default: str, allowed: Collection[str]) -> str:
         """One of ``allowed``, in any case, as it is spelled there."""
         value = self.get(key, default)
-        found = {name.lower(): name for name in allowed}.get(value.lower() if isinstance(value, str) else None)
+        found = {name.lower(): name for name in allowed}.get(value.lower() if isinstance(value, str) else "")
         if found is None:
             raise ValueError(f"`{self.called(key)}` must be one of {', '.join(allowed)}, got {value!r}")
         return found

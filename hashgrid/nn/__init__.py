@@ -12,7 +12,7 @@ from hashgrid.nn.derivatives import (
     value_and_jacobian,
     value_and_laplacian,
 )
-from hashgrid.nn.encodings import Frequency, IntegratedFrequency, SphericalHarmonics
+from hashgrid.nn.encodings import Frequency, IntegratedFrequency, OneBlob, SphericalHarmonics, TriangleWave
 from hashgrid.nn.filters import Bacon, MultiplicativeFilterNetwork
 from hashgrid.nn.fourier import LearnedFourier, RandomFourier
 from hashgrid.nn.fused_mlp import FusedMLP
@@ -20,6 +20,7 @@ from hashgrid.nn.hash_grid import HashGrid
 from hashgrid.nn.mlp import MLP, Siren
 from hashgrid.nn.network_with_input_encoding import NetworkWithInputEncoding
 from hashgrid.nn.occupancy_grid import OccupancyGrid
+from hashgrid.nn.permutohedral import Permutohedral
 from hashgrid.nn.planes import Lines, Planes, PlanesAndLines
 from hashgrid.nn.wire import Wire
 
@@ -36,12 +37,15 @@ __all__ = [
     "MultiplicativeFilterNetwork",
     "NetworkWithInputEncoding",
     "OccupancyGrid",
+    "OneBlob",
+    "Permutohedral",
     "Planes",
     "PlanesAndLines",
     "RandomFourier",
     "RaySamples",
     "Siren",
     "SphericalHarmonics",
+    "TriangleWave",
     "Wire",
     "curl",
     "derivatives_along",
