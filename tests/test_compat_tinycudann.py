@@ -409,6 +409,12 @@ def test_free_functions() -> None:
     module.jit_fusion = True
     assert module.jit_fusion is False
     module.loss_scale = 1024.0  # has no effect
+    native = tcnn.NetworkWithInputEncoding(3, 5, HASH, SMALL).native_tcnn_module
+    assert (native.n_input_dims(), native.n_output_dims(), native.n_params()) == (3, 16, 11_264)
+    assert native.param_precision() is native.output_precision() is tcnn.Precision.Fp32
+    assert native.hyperparams() == {"encoding": HASH, "network": SMALL}
+    again = tcnn.NetworkWithInputEncoding(3, 5, HASH, SMALL, seed=7)
+    assert torch.equal(native.initial_params(7), again.params)
 
 
 def test_input_on_another_device_is_copied() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hashgrid import _extension
 from hashgrid.compat.tinycudann_config import read_encoding, read_network
-from hashgrid.compat.tinycudann_layout import NETWORK_MULTIPLE, Formula, Grid, Layers, Part
+from hashgrid.compat.tinycudann_layout import NETWORK_MULTIPLE, Grid, Layers, Part, next_multiple
 from hashgrid.compat.tinycudann_options import Options, warn
 from hashgrid.compat.tinycudann_start import Pcg32
 from hashgrid.ops._tensors import maths_dtype
@@ -98,9 +98,8 @@ class Module(nn.Module):
 
     def __init__(
         self,
-        encoding: Part | None,
+        encoding: Part,
         network: Layers | None,
-        sizes: tuple[int, int],
         seed: int,
         dtype: torch.dtype | None,
         backend: str,
@@ -108,28 +107,22 @@ class Module(nn.Module):
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f"`dtype` must be torch.float32, torch.float16 or None, got {dtype}")
-        self.n_input_dims, self.n_output_dims = sizes
+        self.n_input_dims = encoding.n_input_dims
+        self.n_output_dims = encoding.width if network is None else network.n_output_dims
         self.seed = as_integer("seed", seed)
         self.dtype = dtype or torch.float32
         self.loss_scale = default_loss_scale(Precision.Fp16 if dtype == torch.float16 else Precision.Fp32)
-        self.backend = backend
+        self.backend = check_option("backend", backend, BACKENDS)
         self._encoding, self._network = encoding, network
         self._n_layers = 0 if network is None else len(network.sizes)
         parts = [part for part in (network, encoding) if part is not None]
         self._sizes = [size for part in parts for size in part.sizes]
-        self.params = nn.Parameter(self._start())
+        self.params = nn.Parameter(self.native_tcnn_module.initial_params(self.seed))
 
-    def _start(self) -> Tensor:
-        """The parameters that the seed stands for, where tiny-cuda-nn would have them: on the GPU, if there is one."""
-        device = torch.get_default_device()
-        if device.type == "cpu" and _extension.cuda_module is not None and torch.cuda.is_available():
-            device = torch.device("cuda")
-        if device.type == "meta":
-            return torch.empty(sum(self._sizes), device=device)
-        random = Pcg32(self.seed)
-        parts = [part.initial(random) for part in (self._network, self._encoding) if part is not None]
-        values = [np.empty(0, np.float32), *(flat for part in parts for flat in part)]
-        return torch.from_numpy(np.concatenate(values)).to(device)
+    @property
+    def native_tcnn_module(self) -> Native:
+        """Sizes, and the start of a seed."""
+        return Native(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [..., n_output_dims] of ``x`` [..., n_input_dims], in ``dtype``.
@@ -149,17 +142,13 @@ class Module(nn.Module):
     def _outputs(self, x: Tensor, params: tuple[Tensor, ...]) -> Tensor:
         encoding, network = self._encoding, self._network
         if network is None:
-            assert encoding is not None
             return encoding(x, params)
+        layers, tables = params[: self._n_layers], params[self._n_layers :]
         compute_dtype = torch.float16 if self.dtype == torch.float16 else None
         if isinstance(encoding, Grid):  # whose padding is zero, so that the network can leave it out
             y = network.fused(encoding, x, params, compute_dtype)
-            if y is not None:
-                return y
-            x = encoding.features(x, params[self._n_layers :])
-        elif encoding is not None:
-            x = encoding(x, params[self._n_layers :])
-        return network(x, params[: self._n_layers], compute_dtype)
+            return network(encoding.features(x, tables), layers, compute_dtype) if y is None else y
+        return network(encoding(x, tables), layers, compute_dtype)
 
     @property
     def jit_fusion(self) -> bool:
@@ -173,6 +162,47 @@ class Module(nn.Module):
     def extra_repr(self) -> str:
         sizes = f"n_input_dims={self.n_input_dims}, n_output_dims={self.n_output_dims}"
         return f"{sizes}, seed={self.seed}, dtype={self.dtype}, n_params={sum(self._sizes)}"
+
+
+class Native:
+    """What scripts ask of a module's ``native_tcnn_module``."""
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+
+    def initial_params(self, seed: int) -> Tensor:
+        """Flat parameters that ``seed`` stands for, where tiny-cuda-nn would have them: on the GPU, if there is one."""
+        device, module = torch.get_default_device(), self._module
+        if device.type == "cpu" and _extension.cuda_module is not None and torch.cuda.is_available():
+            device = torch.device("cuda")
+        if device.type == "meta":
+            return torch.empty(self.n_params(), device=device)
+        random = Pcg32(seed)
+        parts = [part.initial(random) for part in (module._network, module._encoding) if part is not None]
+        values = [np.empty(0, np.float32), *(flat for part in parts for flat in part)]
+        return torch.from_numpy(np.concatenate(values)).to(device)
+
+    def n_params(self) -> int:
+        return sum(self._module._sizes)
+
+    def n_input_dims(self) -> int:
+        return self._module.n_input_dims
+
+    def n_output_dims(self) -> int:
+        """With padding, which outputs of modules do not have."""
+        n = self._module.n_output_dims
+        return n if self._module._network is None else next_multiple(n, NETWORK_MULTIPLE)
+
+    def param_precision(self) -> Precision:
+        return Precision.Fp16 if self._module.dtype == torch.float16 else Precision.Fp32
+
+    def output_precision(self) -> Precision:
+        return self.param_precision()
+
+    def hyperparams(self) -> dict[str, Any]:
+        """The dictionaries that the module was made of."""
+        names = ("encoding_config", "network_config")
+        return {name.removesuffix("_config"): getattr(self._module, name, None) for name in names}
 
 
 class Encoding(Module):
@@ -204,10 +234,8 @@ class Encoding(Module):
         *,
         backend: str = "native",
     ) -> None:
-        n_input_dims = _count("n_input_dims", n_input_dims)
-        check_option("backend", backend, BACKENDS)
         encoding = read_encoding(n_input_dims, Options(encoding_config, "encoding_config"), backend)
-        super().__init__(encoding, None, (n_input_dims, encoding.width), seed, dtype, backend)
+        super().__init__(encoding, None, seed, dtype, backend)
         self.encoding_config = encoding_config
 
 
@@ -244,12 +272,9 @@ class Network(Module):
         dtype: torch.dtype | None = None,
         backend: str = "native",
     ) -> None:
-        sizes = _count("n_input_dims", n_input_dims), _count("n_output_dims", n_output_dims)
-        check_option("backend", backend, BACKENDS)
-        padding = Formula(None, sizes[0], sizes[0])
-        padding.pad_to(NETWORK_MULTIPLE)
-        network = read_network(padding.width, sizes[1], Options(network_config, "network_config"), backend)
-        super().__init__(padding, network, sizes, seed, dtype, backend)
+        padding = read_encoding(n_input_dims, Options({"otype": "Identity"}, "Identity"), backend)
+        network = read_network(padding, n_output_dims, Options(network_config, "network_config"), backend)
+        super().__init__(padding, network, seed, dtype, backend)
         self.network_config = network_config
 
 
@@ -288,20 +313,10 @@ class NetworkWithInputEncoding(Module):
         dtype: torch.dtype | None = None,
         backend: str = "native",
     ) -> None:
-        sizes = _count("n_input_dims", n_input_dims), _count("n_output_dims", n_output_dims)
-        check_option("backend", backend, BACKENDS)
-        encoding = read_encoding(sizes[0], Options(encoding_config, "encoding_config"), backend)
-        encoding.pad_to(NETWORK_MULTIPLE)
-        network = read_network(encoding.width, sizes[1], Options(network_config, "network_config"), backend)
-        super().__init__(encoding, network, sizes, seed, dtype, backend)
+        encoding = read_encoding(n_input_dims, Options(encoding_config, "encoding_config"), backend)
+        network = read_network(encoding, n_output_dims, Options(network_config, "network_config"), backend)
+        super().__init__(encoding, network, seed, dtype, backend)
         self.encoding_config, self.network_config = encoding_config, network_config
-
-
-def _count(name: str, value: Any) -> int:
-    count = as_integer(name, value)
-    if count < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {count}")
-    return count
 
 
 _C = sys.modules[__name__]  # scripts ask tinycudann.modules._C

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-from hashgrid.compat.tinycudann_layout import Composite, Empty, Formula, Grid, Layers, Part, Simplices, grid_levels
+from hashgrid.compat.tinycudann_layout import (
+    NETWORK_MULTIPLE,
+    Composite,
+    Empty,
+    Formula,
+    Grid,
+    Layers,
+    Part,
+    Simplices,
+    grid_levels,
+)
 from hashgrid.compat.tinycudann_options import Options, warn
 from hashgrid.levels import FEATURE_COUNTS, MAX_INPUT_DIMS, MAX_LEVELS
 from hashgrid.nn.encodings import Frequency, OneBlob, SphericalHarmonics, TriangleWave
+from hashgrid.util.choices import as_integer
 
 ACTIVATIONS = {
     "None": "none",
@@ -35,13 +47,13 @@ def read_encoding(n_input_dims: int, options: Options, backend: str) -> Part:
         ValueError: a value is out of range or unknown.
     """
     otype = options.choice("otype", "OneBlob", ENCODINGS)
-    part = ENCODINGS[otype](n_input_dims, options, backend)
+    part = ENCODINGS[otype](_count("n_input_dims", n_input_dims), options, backend)
     options.warn_of_unknown()
     return part
 
 
-def read_network(n_inputs: int, n_output_dims: int, options: Options, backend: str) -> Layers:
-    """The network that a dictionary describes.
+def read_network(encoding: Part, n_output_dims: int, options: Options, backend: str) -> Layers:
+    """The network that a dictionary describes, behind an encoding that is then padded.
 
     Raises:
         ValueError: a value is out of range or unknown.
@@ -49,9 +61,10 @@ def read_network(n_inputs: int, n_output_dims: int, options: Options, backend: s
     otype = options.choice("otype", "MLP", NETWORKS)
     for key in ("n_input_dims", "n_output_dims"):
         options.get(key)  # which the module's arguments overrule
+    encoding.pad_to(NETWORK_MULTIPLE)
     layers = Layers(
-        n_inputs,
-        n_output_dims,
+        encoding.width,
+        _count("n_output_dims", n_output_dims),
         options.integer("n_neurons", 128, least=1),
         options.integer("n_hidden_layers", 5, least=1 if otype in NETWORKS[:2] else 0),
         ACTIVATIONS[options.choice("activation", "ReLU", ACTIVATIONS)],
@@ -60,6 +73,13 @@ def read_network(n_inputs: int, n_output_dims: int, options: Options, backend: s
     )
     options.warn_of_unknown()
     return layers
+
+
+def _count(name: str, value: Any) -> int:
+    count = as_integer(name, value)
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {count}")
+    return count
 
 
 def _grid(n_input_dims: int, options: Options, backend: str) -> Part:
