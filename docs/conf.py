@@ -57,17 +57,18 @@ ELSEWHERE = {
     "contributing": HERE.parent / "CONTRIBUTING.md",
     "measuring": HERE.parent / "benchmarks" / "README.md",
 }
-SINGLE = ("hashgrid.optim", "hashgrid.levels")
+SINGLE = ("hashgrid.optim", "hashgrid.levels", "hashgrid.compat", "hashgrid.compat.tinycudann")
 
 
 def public(module: ModuleType) -> list[str]:
     """Classes and functions that a module defines for others, but for what `hashgrid` itself names."""
-    names = [name for name in vars(module) if not name.startswith("_") and name not in hashgrid.__all__]
-    things = {name: getattr(module, name) for name in names}
+    named = {name: getattr(hashgrid, name) for name in hashgrid.__all__}
+    things = {name: thing for name, thing in vars(module).items() if not name.startswith("_")}
     return [
         name
         for name, thing in things.items()
         if (inspect.isclass(thing) or inspect.isfunction(thing))
+        and named.get(name) is not thing
         and thing.__module__ == module.__name__
         and inspect.getdoc(thing)
     ]

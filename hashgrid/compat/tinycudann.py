@@ -222,7 +222,7 @@ class Encoding(Module):
         >>> config = {"otype": "HashGrid", "n_levels": 4, "log2_hashmap_size": 14}
         >>> encoding = Encoding(3, config)
         >>> encoding.n_output_dims, encoding.params.shape
-        (8, torch.Size([53248]))
+        (8, torch.Size([106496]))
     """
 
     def __init__(

@@ -162,8 +162,8 @@ class TriangleWave(nn.Module):
 
     Example:
         >>> TriangleWave(1, n_frequencies=3)(torch.tensor([[0.0], [0.25]]))
-        tensor([[1.0000, 0.0000, -1.0000],
-                [0.5000, -1.0000, 1.0000]])
+        tensor([[ 1.0000,  0.0000, -1.0000],
+                [ 0.5000, -1.0000,  1.0000]])
     """
 
     n_levels = 0
