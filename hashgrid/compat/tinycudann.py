@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from hashgrid import _extension
 from hashgrid.compat.tinycudann_config import read_encoding, read_network
-from hashgrid.compat.tinycudann_layout import NETWORK_MULTIPLE, Grid, Layers, Part, next_multiple
+from hashgrid.compat.tinycudann_layout import Grid, Part, next_multiple
+from hashgrid.compat.tinycudann_network import NETWORK_MULTIPLE, Layers
 from hashgrid.compat.tinycudann_options import Options, warn
 from hashgrid.compat.tinycudann_start import Pcg32
 from hashgrid.ops._tensors import maths_dtype

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from hashgrid.compat.tinycudann_layout import (
-    NETWORK_MULTIPLE,
     Composite,
     Empty,
     Formula,
     Grid,
-    Layers,
     Part,
     Simplices,
     grid_levels,
 )
+from hashgrid.compat.tinycudann_network import NETWORK_MULTIPLE, Layers
 from hashgrid.compat.tinycudann_options import Options, warn
 from hashgrid.levels import FEATURE_COUNTS, MAX_INPUT_DIMS, MAX_LEVELS
 from hashgrid.nn.encodings import Frequency, OneBlob, SphericalHarmonics, TriangleWave
