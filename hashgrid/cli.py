@@ -26,6 +26,7 @@ TASKS = {
     "nerf": ("hashgrid.tasks.nerf", "Nerf", "train a radiance field on posed photographs"),
     "surface": ("hashgrid.tasks.surface", "Surface", "make a coloured mesh from posed photographs"),
     "meta": ("hashgrid.tasks.meta", "Meta", "learn a start from which a few steps fit any of a family of signals"),
+    "generalize": ("hashgrid.tasks.generalize", "Generalize", "train a radiance field across scenes, for others"),
     "compress": ("hashgrid.tasks.compress", "Compress", "write a photo to a small file; also `image --compress BPP`"),
 }
 

@@ -17,12 +17,14 @@ from problems.shapes import small_shapes
 from torch import Tensor, nn
 
 from hashgrid.cli import TASKS, main
+from hashgrid.data.analytic import around
 from hashgrid.data.equations import find_equation
 from hashgrid.data.generated import torus_knot
 from hashgrid.data.mesh import make_mesh
 from hashgrid.data.pictures import generated_picture
 from hashgrid.data.projections import scan_phantom
 from hashgrid.data.scene import Scene, Views
+from hashgrid.data.scene_families import FamilyOptions, generated_scenes
 from hashgrid.data.shape import Shape
 from hashgrid.data.signal_families import generated_family
 from hashgrid.data.sound import generated_sound
@@ -42,6 +44,7 @@ from hashgrid.rendering.volume import render, render_image
 from hashgrid.tasks.audio import Audio
 from hashgrid.tasks.compress import Compress, CompressConfig
 from hashgrid.tasks.ct import Ct
+from hashgrid.tasks.generalize import Generalize
 from hashgrid.tasks.image import Image
 from hashgrid.tasks.meta import Meta, MetaConfig
 from hashgrid.tasks.nerf import Nerf
@@ -95,6 +98,7 @@ def test_encoding(name: str, n_input_dims: int, backend: str) -> None:
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
 GROWING = {"resolutions": (8, 12, 16), "grow_at": (0.3, 0.7)}  # both sides of the checkpoint below
+SOURCES = {"n_features": 4, "encoder_width": 4, "n_coarse": 8, "n_fine": 8}
 SMALL_FIELDS: dict[str, dict[str, Any]] = {
     "ngp": {"log2_hashmap_size": 8, "n_levels": 2, "compute_dtype": "float32"},
     "classic": {"n_neurons": 16, "n_hidden_layers": 5, "n_coarse": 8, "n_fine": 8, "compute_dtype": "float32"},
@@ -140,6 +144,8 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         name: {"log2_hashmap_size": 8, "n_levels": 2, "max_resolution": 32, "compute_dtype": "float32"}
         for name in ("ngp_time", "dnerf", "hypernerf")
     },
+    "pixelnerf": {**SOURCES, "n_neurons": 16, "compute_dtype": "float32"},
+    "ibrnet": SOURCES,
 }
 SMALL_SIGNALS: dict[str, dict[str, Any]] = {
     "hash": {"log2_hashmap_size": 8, "n_levels": 4},
@@ -160,6 +166,8 @@ def make(name: str, backend: str = "native") -> RadianceField:
     field = kind(kind.Config().replace(**SMALL_FIELDS.get(name, {})), BOX, 1, backend)  # type: ignore[call-arg,arg-type]
     if field.sampler == "proposal":
         add_proposals(field, SamplerConfig(), backend)
+    views = around(3, 16, 0)
+    field.see_views(views, lambda view: torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(view)))
     return field
 
 
@@ -369,6 +377,10 @@ def small_task(name: str, scene: Scene, **changes: Any) -> Task:
     if command == "meta":
         sizes = {"method": field, "image_size": 8, "n_neurons": 8, "n_hidden_layers": 1, "device": "cpu"}
         return Meta(MetaConfig().replace(**sizes, **changes), generated_family("images", 8))
+    if command == "generalize":
+        sizes = {**SMALL_FIELDS[field], "rays": 32, "device": "cpu", **changes}
+        family = generated_scenes(FamilyOptions(n_scenes=2, n_views=4, n_unseen=1, n_targets=1, resolution=8), 2)
+        return Generalize(Generalize.defaults(field, torch.device("cpu"), set()).replace(**sizes), family)
     task, signal = SIGNALS[command]
     sizes = {"batch": 256, **SMALL_SIGNALS.get(field or "hash", {"n_neurons": 16}), "device": "cpu", **changes}
     return task(task.defaults(field or None, torch.device("cpu"), set()).replace(**sizes), signal())
@@ -386,6 +398,7 @@ KINDS = [
     *(name for name in SIGNALS if name != "image"),
     "pde",
     *(f"meta {method}" for method in ("metasdf", "reptile", "hypernet", "coinpp")),
+    *(f"generalize {name}" for name in Generalize.Config.fields),
     *(f"compress {name}" for name in CompressConfig.fields),
     *(f"shape {name}" for name in LATENT_FIELDS if name != "deepsdf_paper"),
     *(f"nerf {name}" for name in RADIANCE_FIELDS),

@@ -111,10 +111,10 @@ def bowl(radius: float, outside: Texture, inside: Texture) -> Shape:
 
 
 def box(
-    half: tuple[float, float, float],
+    half: Sequence[float],
     texture: Texture,
-    centre: tuple[float, float, float] = (0.0, 0.0, 0.0),
-    turned: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    centre: Sequence[float] = (0.0, 0.0, 0.0),
+    turned: Sequence[float] = (0.0, 0.0, 0.0),
     turning: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Shape:
     """A box, turned by a vector of rotation, and before that by another one times the time."""
@@ -194,7 +194,7 @@ def views(shapes: Sequence[Shape], cameras: Cameras, labels: Sequence[int] | Non
         width, height = finer.size(view)
         pictures.append(torch.from_numpy(reduce_image(to_uint8(rgba.view(height, width, 4)), SUPERSAMPLING)))
     names = tuple(f"view_{view:03d}" for view in range(len(cameras)))
-    data = torch.stack(pictures).flatten(0, 2)
+    data = torch.stack(pictures).flatten(0, 2) if pictures else torch.empty(0, 4, dtype=torch.uint8)
     known = None if labels is None else torch.tensor([*labels, VOID], dtype=torch.uint8)[seen(shapes, cameras)[0]]
     return Views(
         cameras.c2w, cameras.intrinsics, cameras.sizes, times=cameras.times, data=data, names=names, labels=known

@@ -12,6 +12,7 @@ from hashgrid.fields.encoded import CpField, DenseField, FourierField, Frequency
 from hashgrid.fields.filters import BaconField, FiltersField
 from hashgrid.fields.hexplane import Hexplane
 from hashgrid.fields.hypernerf import Hypernerf
+from hashgrid.fields.ibrnet import Ibrnet
 from hashgrid.fields.idr import Idr
 from hashgrid.fields.latent import LatentField
 from hashgrid.fields.local_grid import LocalGrid
@@ -22,6 +23,7 @@ from hashgrid.fields.neus_mlp import NeusMlp
 from hashgrid.fields.ngp import Ngp
 from hashgrid.fields.ngp_time import NgpTime
 from hashgrid.fields.occupancy import Occupancy, OccupancyPoints
+from hashgrid.fields.pixelnerf import PixelNerf
 from hashgrid.fields.planes import PlanesExplicit, PlanesField, PlanesTime
 from hashgrid.fields.plenoxels import Plenoxels
 from hashgrid.fields.siren import SirenDistance, SirenField
@@ -56,6 +58,8 @@ RADIANCE_FIELDS: dict[str, type[RadianceField]] = {
     "neus_mlp": NeusMlp,
     "volsdf": Volsdf,
     "idr": Idr,
+    "pixelnerf": PixelNerf,
+    "ibrnet": Ibrnet,
 }
 SIGNAL_FIELDS: dict[str, type[SignalField]] = {
     "hash": CoordinateField,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hashgrid.geometry.cameras import Cameras
 from hashgrid.geometry.contraction import Contraction, contract, shrinking
 from hashgrid.geometry.rays import At
 from hashgrid.nn import jets
@@ -150,6 +151,10 @@ class RadianceField(nn.Module):
         """
         name = self.Config.name
         raise ValueError(f"`appearance` must be none, exposure or affine with the field {name!r}: it sees no codes")
+
+    def see_views(self, cameras: Cameras, picture: Callable[[int], Tensor]) -> None:
+        """Called once, before training, with the training views in the field's coordinates; ``picture(view)``
+        [H, W, 3] is what one of them shows, before white where there is nothing. For fields that look at them."""
 
     def sketch(self, at: At, to_train: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Densities [K] without gradients, to find out what is seen, and tensors [K, ...] that :meth:`radiance` can go

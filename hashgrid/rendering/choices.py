@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hashgrid.data.scene import Scene
 from hashgrid.fields.base import RadianceField
@@ -14,6 +16,7 @@ from hashgrid.rendering.error_bounded import ErrorBoundedSampler, laplace_field
 from hashgrid.rendering.first_hit import make_first_hit
 from hashgrid.rendering.proposals import ProposalSampler, TwiceSampler
 from hashgrid.rendering.samplers import CoarseToFineSampler, OccupancySampler, Sampler, SamplerConfig, StratifiedSampler
+from hashgrid.train.checkpoint import load_checkpoint, with_prefix
 from hashgrid.util.config import Config
 
 
@@ -25,8 +28,10 @@ def decided(config: Any, scene: Scene) -> Any:
     what is in a box have another one around it instead, and no end of their own.
 
     Raises:
-        ValueError: space is to be contracted into a box that has a field around it.
+        ValueError: space is to be contracted into a box that has a field around it, or there is no such start.
     """
+    if config.init is not None:
+        config = config.replace(field=start_of(config.init, config.fields[config.field.name])[0])
     kind, on_cpu = config.fields[config.field.name], torch.device(config.device).type == "cpu"
     sampler, contraction = config.sampling.sampler, config.sampling.contraction
     in_box, behind = kind.boxed and not scene.bounded and contraction == "auto", config.capture.background_model
@@ -63,6 +68,36 @@ def placed(config: Any, scene: Scene) -> Scene:
     return (scene.in_box() if config.capture.background_model == "field" else scene).normalized()
 
 
+def field_of(config: Any, scene: Scene) -> RadianceField:
+    """The field that options, as :func:`decided`, name, for a scene that is :func:`placed`; with the parameters that
+    were learned elsewhere, where they say so."""
+    kind = config.fields[config.field.name]
+    field = make_field(kind, config.field, config.sampling, scene, config.backend)
+    if config.init is not None:
+        field.load_state_dict({**field.state_dict(), **start_of(config.init, kind)[1]})
+    return field.to(config.device)
+
+
+def start_of(path: Path, kind: type[RadianceField]) -> tuple[Config, dict[str, Tensor]]:
+    """Options and parameters of a field of the class ``kind`` from a checkpoint of ``hashgrid generalize``; for any
+    box.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or is not of such a field.
+    """
+    if not path.is_file():
+        raise ValueError(f"`--init` must be a checkpoint of `hashgrid generalize`, there is no `{path}`")
+    tensors, metadata = load_checkpoint(path)
+    task, options = metadata.get("task"), metadata.get("config", {}).get("field", {})
+    if (task, options.get("name")) != ("generalize", kind.Config.name):
+        found = f"one of `hashgrid {task}` and the field {options.get('name')!r}"
+        raise ValueError(
+            f"`--init` must be a checkpoint of `hashgrid generalize --field {kind.Config.name}`, `{path}` is {found}"
+        )
+    state = {name: value for name, value in with_prefix(tensors, "model.").items() if name != "aabb"}
+    return kind.Config.from_dict(options, f"`{path}`"), state
+
+
 def make_field(
     kind: Any, config: Config, sampling: SamplerConfig, scene: Scene, backend: str = "native"
 ) -> RadianceField:
@@ -71,6 +106,7 @@ def make_field(
     contracted = sampling.contraction not in ("auto", "none")
     box = (scene.aabb, 1) if contracted else (scene.outer_aabb, scene.n_cascades)
     field = kind(config, *box, backend)
+    field.see_views(scene.train, lambda view: scene.train.image_rgb(view, torch.ones(3)))
     for part in (field, field.coarse):
         if part is not None:
             part.contraction = sampling.contraction if contracted else part.contraction

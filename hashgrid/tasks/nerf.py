@@ -20,7 +20,7 @@ from hashgrid.geometry.rays import Rays
 from hashgrid.optim import Adam
 from hashgrid.rendering import scores
 from hashgrid.rendering.capture_scores import score_capture
-from hashgrid.rendering.choices import decided, make_field, make_sampler, needed, placed
+from hashgrid.rendering.choices import decided, field_of, make_sampler, needed, placed
 from hashgrid.rendering.labels import SemanticConfig, add_labels
 from hashgrid.rendering.objective import objective
 from hashgrid.rendering.refinement import CaptureConfig, add_capture
@@ -30,7 +30,7 @@ from hashgrid.tasks.nerf_graph import FixedStep
 from hashgrid.train.config import RunConfig
 from hashgrid.train.losses import DepthLosses
 from hashgrid.train.profile import DATA
-from hashgrid.train.report import plot_psnr, plot_scores
+from hashgrid.train.report import plot_test
 from hashgrid.train.schedule import Schedule
 from hashgrid.train.task import Progress, Report, Step, Stepper, Task
 from hashgrid.util.config import Config
@@ -47,6 +47,7 @@ class NerfConfig(RunConfig):
     default_seconds = 240.0
 
     field: Config = RADIANCE_FIELDS["ngp"].Config()
+    init: Path | None = None  # checkpoint of `hashgrid generalize` to start from
     scene: SceneOptions = SceneOptions()
     sampling: SamplerConfig = SamplerConfig()
     scoring: scores.Scoring = scores.Scoring()
@@ -105,9 +106,8 @@ class Nerf(Task):
 
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
         super().__init__(decided(config, scene))
-        scene, config, device = placed(self.config, scene), self.config, torch.device(self.config.device)
-        kind = RADIANCE_FIELDS[config.field.name]
-        self.model = make_field(kind, config.field, config.sampling, scene, config.backend).to(device)
+        scene, config = placed(self.config, scene), self.config
+        self.model = field_of(config, scene)
         self.scene = scene = add_capture(config.capture, self.model, scene, config.learning_rate, config.seed)
         self.views = add_labels(config.labelling, self.model, scene, config.seed, config.backend)
         self.needs = needed(config, self.model, scene)
@@ -129,7 +129,8 @@ class Nerf(Task):
         if config.video:
             optional_import("imageio_ffmpeg")
         source = source or (Path(notes["scene"]) if "scene" in notes else procedural_folder())
-        return cls(config, load_scene(source, config.scene))
+        # a run that goes on has learned since, and its start may be gone
+        return cls(config.replace(init=None) if notes else config, load_scene(source, config.scene))
 
     def describe(self) -> str:
         return self.scene.describe()
@@ -179,9 +180,7 @@ class Nerf(Task):
     def evaluate(self, report: Report) -> dict[str, Any]:
         config, most = self.config, 4 if report.interrupted else len(self.scene.test)
         found = score_capture(self.model, self.sampler, self.scene, config.background, report.out, most, config.scoring)
-        plot_psnr(report.out / "psnr_over_time.png", report.psnrs, found["test"]["psnr_mean"])
-        if "psnr_of_time" in found["test"]:
-            plot_scores(report.out / "psnr_of_time.png", found["test"]["psnr_of_time"], "time of a test view")
+        plot_test(report.out, report.psnrs, found["test"])
         report.say(scores.describe(found["test"]))
         return {"scene": str(self.scene.path), **found}
 

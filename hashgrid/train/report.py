@@ -113,6 +113,14 @@ def plot_psnr(path: Path, points: Sequence[tuple[float, float]], final: float | 
         figure.savefig(temporary, dpi=150)
 
 
+def plot_test(out: Path, points: Sequence[tuple[float, float]], test: Mapping[str, Any]) -> None:
+    """Writes ``psnr_over_time.png`` of a run with its score, see :func:`plot_psnr`, and ``psnr_of_time.png`` where test
+    views have times."""
+    plot_psnr(out / "psnr_over_time.png", points, test["psnr_mean"])
+    if "psnr_of_time" in test:
+        plot_scores(out / "psnr_of_time.png", test["psnr_of_time"], "time of a test view")
+
+
 def plot_scores(path: Path, scores: Sequence[tuple[float, float]], x_label: str) -> None:
     """Writes a plot of the PSNR of test views over something that they differ in."""
     figure = optional_import("matplotlib.figure").Figure(figsize=(6.4, 3.0), layout="constrained")
