@@ -87,7 +87,7 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 row, mesh, colors, cameras = surface_of(scene, method, Path(folder), budget)
-            row["budget"] = " ".join(budget)
+            row |= {"budget": " ".join(budget), "capability": environment(torch.device("cpu"))["capability"]}
             print(json.dumps(row), flush=True)
             rows = json.loads(path.read_text())["rows"] if path.exists() else []
             rows = [old for old in rows if (old["scene"], old["method"]) != (scene, method)] + [row]
