@@ -17,6 +17,7 @@ from hashgrid.fields.base import RadianceField
 from hashgrid.fields.dnerf import Dnerf
 from hashgrid.fields.hypernerf import Hypernerf
 from hashgrid.fields.ngp import Ngp
+from hashgrid.geometry.motions import screw
 from hashgrid.geometry.rays import At, Rays
 from hashgrid.nn import OccupancyGrid
 from hashgrid.rendering.samplers import OccupancySampler, moments
@@ -129,6 +130,18 @@ def test_a_screw_moves_points_as_its_matrix_does() -> None:
     at = asked(0.3)
     expected = (at.unit.double() - 0.5) @ matrix[:3, :3].T + matrix[:3, 3] + 0.5
     torch.testing.assert_close(field.where(at).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_screw_has_a_slope_at_rest() -> None:
+    """``v + w x p`` along a twist ``(v, w)``; second derivatives are finite, too."""
+    torch.manual_seed(0)
+    points, twist = torch.randn(5, 3).double(), torch.zeros(5, 6).double().requires_grad_()
+    direction = torch.randn(5, 6).double()
+    _, slope = torch.autograd.functional.jvp(lambda t: screw(t, points), twist, direction)
+    expected = direction[:, :3] + torch.linalg.cross(direction[:, 3:], points)
+    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda t: screw(t, points), twist)
+    assert torch.autograd.gradgradcheck(lambda t: screw(t, points), twist)
 
 
 @pytest.mark.parametrize("name", ["ngp_time", "dnerf", "hypernerf"])
