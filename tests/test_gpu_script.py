@@ -400,7 +400,8 @@ def test_some_sanitized_ops_can_be_chosen(
     assert set(sanitize.ON_CUDA) >= set(sanitize.WORK) - {"occupancy"}
     run = [name.partition(":")[0] for name in sanitize.tasks(["hash_encode", "mlp"], "cuda", [1, 2])]
     backward = [f"hash_encode_{name}" for name in ("backward", "accumulate_table_gradient", "backward_backward")]
-    assert run == ["hash_encode", *backward, "mlp", "mlp_backward", *["hash_encode"] * 2, *["mlp"] * 2]
+    of_mlp = ["mlp", *(f"mlp_{name}" for name in ("backward", "with_gradient", "backward_backward"))]
+    assert run == ["hash_encode", *backward, *of_mlp, *["hash_encode"] * 2, *["mlp"] * 2]
     assert len(sanitize.tasks(None, "cuda", [1])) == len(sanitize.ON_CUDA) + len(sanitize.WORK)
     for seconds, last in (("100", "done"), ("0", "left out after 0 s: pixel_loss: samples, pixel_loss: size 1")):
         options = ["--device", "cpu", "--only", "pixel_loss", "--sizes", "1", "--seconds", seconds]

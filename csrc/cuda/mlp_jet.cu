@@ -7,8 +7,8 @@
 // slabs' rows, are added to chunk by chunk in stream order, and are reduced in a fixed order: the same bits in every
 // run.
 //
-// The second order of the input gradient is a case of it: v . grad_x = grad_y . (J v), so that its gradients are those of
-// a value and one first derivative, along v, without second ones (cpu/mlp_second.inl).
+// The second order of the input gradient is a case of it: v . grad_x = grad_y . (J v), so that its gradients are those
+// of a value and one first derivative, along v, without second ones (cpu/mlp_second.inl).
 #include "cuda/mlp_plain.cuh"
 
 #include "core/activation_jet.h"

@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_jet_backward_cuda(
   return {grads.x, grads.directions, grads.accelerations, grads.params};
 }
 
-// The cotangent [N, in] of mlp's grad_x pulled back to grad_y [N, out] (or [0, out]), x and parameters; added to the last
-// two, the gradients of y that are `grad_values` [N, out].
+// The cotangent [N, in] of mlp's grad_x pulled back to grad_y [N, out] (or [0, out]), x and parameters; added to the
+// last two, the gradients of y that are `grad_values` [N, out].
 std::tuple<Tensor, Tensor, Tensor> mlp_backward_backward_cuda(
     const Tensor& cotangent, const std::optional<Tensor>& grad_values, const Tensor& grad_y, const Tensor& x,
     const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t activation,
