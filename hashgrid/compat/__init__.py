@@ -13,14 +13,17 @@ from types import ModuleType
 from hashgrid.util.choices import check_option
 
 # the names under which other code imports a module that is here
-_ALIASES = {"tinycudann": ("tinycudann", "tinycudann.modules")}
+_ALIASES = {
+    "tinycudann": ("tinycudann", "tinycudann.modules"),
+    "torch_ngp": ("gridencoder", "gridencoder.grid", "shencoder", "freqencoder", "ffmlp", "raymarching"),
+}
 
 
 def install(name: str) -> ModuleType:
     """Lets ``import`` of the library called ``name`` find the module of this package, for the rest of the process.
 
     Args:
-        name: ``"tinycudann"``.
+        name: ``"tinycudann"``, or ``"torch_ngp"`` for its folders ``gridencoder``, ``raymarching`` and so on.
 
     Returns:
         The module that is imported from now on.
@@ -38,7 +41,8 @@ def install(name: str) -> ModuleType:
     """
     check_option("name", name, _ALIASES)
     module = importlib.import_module(f"hashgrid.compat.{name}")
-    if sys.modules.get(name, module) is not module:
-        raise ImportError(f"`{name}` is imported already; call hashgrid.compat.install({name!r}) before that")
+    for alias in _ALIASES[name]:
+        if sys.modules.get(alias, module) is not module:
+            raise ImportError(f"`{alias}` is imported already; call hashgrid.compat.install({name!r}) before that")
     sys.modules.update(dict.fromkeys(_ALIASES[name], module))
     return module
