@@ -133,10 +133,15 @@ def harmonics_twin(d: Tensor) -> Tensor:
             coefficients = torch.tensor([1.0], dtype=torch.float64)
             square = torch.tensor([-1.0, 0, 1], dtype=torch.float64)
             for _ in range(band):  # (z^2 - 1)^l, lowest power first
-                coefficients = torch.stack([
-                    (coefficients[max(0, k - 2) : k + 1] * square[[k - j for j in range(max(0, k - 2), k + 1)
-                     if j < len(coefficients)]]).sum() for k in range(len(coefficients) + 2)
-                ])
+                coefficients = torch.stack(
+                    [
+                        (
+                            coefficients[max(0, k - 2) : k + 1]
+                            * square[[k - j for j in range(max(0, k - 2), k + 1) if j < len(coefficients)]]
+                        ).sum()
+                        for k in range(len(coefficients) + 2)
+                    ]
+                )
             for _ in range(band + n):
                 coefficients = coefficients[1:] * torch.arange(1, len(coefficients))
             legendre = sum(c * z**k for k, c in enumerate(coefficients)) / (2**band * math.factorial(band))

@@ -185,9 +185,8 @@ def test_names_of_its_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     hashgrid.compat.install("torch_ngp")
-    from gridencoder.grid import _grid_encode  # type: ignore[import-not-found]
-
     import raymarching  # type: ignore[import-not-found]
+    from gridencoder.grid import _grid_encode  # type: ignore[import-not-found]
 
     assert _grid_encode.apply is torch_ngp.grid_encode and raymarching.packbits is torch_ngp.packbits
     for name in names:
@@ -283,9 +282,7 @@ def test_rays_that_do_not_fit_have_no_samples() -> None:
     xyzs, _, deltas, table = march(o, d, 1.0, bits, n_cascades, SIDE, near, far, mean_count=total // 2, align=16)
     assert len(xyzs) == total // 2 + 16 - total // 2 % 16 and torch.equal(table, everything[3])
     fits = (table[:, 1] + table[:, 2] <= len(xyzs)) & (table[:, 2] > 0)
-    opacity, _, image = torch_ngp.composite_rays_train(
-        torch.ones(len(xyzs)), torch.ones(len(xyzs), 3), deltas, table
-    )
+    opacity, _, image = torch_ngp.composite_rays_train(torch.ones(len(xyzs)), torch.ones(len(xyzs), 3), deltas, table)
     assert torch.equal(opacity > 0, fits) and torch.equal(image[:, 0] > 0, fits)
     forced = march(o, d, 1.0, bits, n_cascades, SIDE, near, far, mean_count=9, force_all_rays=True, perturb=True)
     assert len(forced[0]) > total // 2
@@ -337,9 +334,7 @@ def test_inference_by_parts_is_training() -> None:
         torch_ngp.composite_rays(len(alive), 5, alive, t, sigmas, rgbs, marched[2], *sums, 1e-4)
         alive = alive[alive >= 0]
         n_calls += 1
-    xyzs, _, deltas, table = torch_ngp.march_rays_train(
-        o, d, 2.0, bits, n_cascades, SIDE, near, far, max_steps=128
-    )
+    xyzs, _, deltas, table = torch_ngp.march_rays_train(o, d, 2.0, bits, n_cascades, SIDE, near, far, max_steps=128)
     sigmas, rgbs = field(xyzs)
     expected = torch_ngp.composite_rays_train(sigmas, rgbs, deltas, table, 1e-4)
     assert n_calls > 3 and int((opacity > 0).sum()) > 30

@@ -58,9 +58,9 @@ class IngpField(RadianceField):
         }
         self.geometry = tcnn.NetworkWithInputEncoding(3, n_geometry, encoding, network, backend=backend)
         self.directions = tcnn.Encoding(3, config["dir_encoding"], backend=backend)
-        # ones fill the encoding up to the network's width, as they do in front of a network here
-        n_seen = self.directions.n_output_dims
-        self.rgb = tcnn.Network(n_geometry + n_seen, 3, rgb, backend=backend)
+        seen = self.directions._encoding
+        seen.pad_to(NETWORK_MULTIPLE)  # ones, whose weights are biases
+        self.rgb = tcnn.Network(n_geometry + seen.width, 3, rgb, backend=backend)
 
     def density(self, at: At) -> tuple[Tensor, Tensor]:
         geometry = self.geometry(at.unit)

@@ -59,9 +59,7 @@ def level_table(
         sizes.append(size)
         hashed.append(not tiled and stride > size)
     shift = 0.0 if align else 0.5
-    return LevelTable(
-        n_input_dims, tuple(scales), tuple(resolutions), shift, offsets[:-1], tuple(sizes), tuple(hashed)
-    )
+    return LevelTable(n_input_dims, tuple(scales), tuple(resolutions), shift, offsets[:-1], tuple(sizes), tuple(hashed))
 
 
 def grid_encode(
@@ -257,4 +255,3 @@ class GridEncoder(nn.Module):
         resolution = f"resolution={self.base_resolution} -> {finest}, per_level_scale={self.per_level_scale:.4f}"
         options = f"gridtype={self.gridtype}, align_corners={self.align_corners}, interpolation={self.interpolation}"
         return f"{sizes}, {resolution}, params={tuple(self.embeddings.shape)}, {options}"
-

@@ -20,9 +20,7 @@ _CHUNK = 2**13  # rays that are
 
 
 @torch.no_grad()
-def near_far_from_aabb(
-    rays_o: Tensor, rays_d: Tensor, aabb: Tensor, min_near: float = 0.2
-) -> tuple[Tensor, Tensor]:
+def near_far_from_aabb(rays_o: Tensor, rays_d: Tensor, aabb: Tensor, min_near: float = 0.2) -> tuple[Tensor, Tensor]:
     """Distances [N] at which rays [N, 3] enter a box [6] and leave it, the former at least ``min_near``; where they
     miss it, both are the largest number."""
     rays_o, rays_d = _rays(rays_o, rays_d)
