@@ -57,7 +57,10 @@ ELSEWHERE = {
     "contributing": HERE.parent / "CONTRIBUTING.md",
     "measuring": HERE.parent / "benchmarks" / "README.md",
 }
-SINGLE = ("hashgrid.optim", "hashgrid.levels", "hashgrid.compat", "hashgrid.compat.tinycudann")
+SINGLE = (
+    *("hashgrid.optim", "hashgrid.levels", "hashgrid.compat", "hashgrid.compat.tinycudann"),
+    *("hashgrid.compat.torch_ngp", "hashgrid.compat.nerfstudio", "hashgrid.compat.ingp"),
+)
 
 
 def public(module: ModuleType) -> list[str]:
