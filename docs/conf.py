@@ -59,7 +59,8 @@ ELSEWHERE = {
 }
 SINGLE = (
     *("hashgrid.optim", "hashgrid.levels", "hashgrid.compat", "hashgrid.compat.tinycudann"),
-    *("hashgrid.compat.torch_ngp", "hashgrid.compat.nerfstudio", "hashgrid.compat.ingp"),
+    *("hashgrid.compat.torch_ngp", "hashgrid.compat.torch_ngp_grid", "hashgrid.compat.torch_ngp_rays"),
+    *("hashgrid.compat.nerfstudio", "hashgrid.compat.ingp"),
 )
 
 
