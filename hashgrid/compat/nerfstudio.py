@@ -419,22 +419,12 @@ class MLPWithHashEncoding(FieldComponent):
     out_dim: int
 
     def __init__(
-        self,
-        num_levels: int = 16,
-        min_res: int = 16,
-        max_res: int = 1024,
-        log2_hashmap_size: int = 19,
-        features_per_level: int = 2,
-        hash_init_scale: float = 0.001,
-        interpolation: Interpolation | None = None,
-        num_layers: int = 2,
-        layer_width: int = 64,
-        out_dim: int | None = None,
-        skip_connections: tuple[int, ...] | None = None,
-        activation: nn.Module | None = nn.ReLU(),  # noqa: B008
-        out_activation: nn.Module | None = None,
-        implementation: Implementation = "torch",
-    ) -> None:
+        self, num_levels: int = 16, min_res: int = 16, max_res: int = 1024, log2_hashmap_size: int = 19,
+        features_per_level: int = 2, hash_init_scale: float = 0.001, interpolation: Interpolation | None = None,
+        num_layers: int = 2, layer_width: int = 64, out_dim: int | None = None,
+        skip_connections: tuple[int, ...] | None = None, activation: nn.Module | None = nn.ReLU(),  # noqa: B008
+        out_activation: nn.Module | None = None, implementation: Implementation = "torch",
+    ) -> None:  # fmt: skip
         check_option("implementation", implementation, IMPLEMENTATIONS)
         super().__init__(3, layer_width if out_dim is None else out_dim)
         self.num_levels, self.min_res, self.max_res = num_levels, min_res, max_res

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,10 +172,27 @@ def _ranks(rays: Tensor, n_rays: int) -> tuple[Tensor, Tensor]:
     return counts, torch.arange(len(rays), device=rays.device) - (counts.cumsum(0) - counts)[rays]
 
 
-def _deltas(begins: Tensor, ends: Tensor, ranks: Tensor, rays: Tensor, start: Tensor, grid: _Grid) -> Tensor:
-    """Lengths [S, 2] of the samples' steps, and of what lies between their ends and the ends before."""
-    before = torch.where(ranks == 0, start[rays], ends.roll(1))
-    return torch.stack((grid.step(begins), ends - before), dim=1)
+class _Samples(NamedTuple):
+    """Rays of samples, distances at which their steps begin and end, and their numbers within the ray, [S] each."""
+
+    rays: Tensor
+    begins: Tensor
+    ends: Tensor
+    ranks: Tensor
+
+    def rows(
+        self, grid: _Grid, rays_o: Tensor, rays_d: Tensor, start: Tensor, where: Tensor, size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions, directions [size, 3] and deltas [size, 2] in rows ``where`` [S], the others zero. Deltas are the
+        lengths of steps, and what lies between their ends and the ends before."""
+        directions = rays_d[self.rays]
+        positions = grid.position(self.begins, rays_o[self.rays], directions)
+        before = torch.where(self.ranks == 0, start[self.rays], self.ends.roll(1))
+        deltas = torch.stack((grid.step(self.begins), self.ends - before), dim=1)
+        xyzs, dirs, lengths = (
+            x.new_zeros(size, x.shape[1]).index_copy_(0, where, x) for x in (positions, directions, deltas)
+        )
+        return xyzs, dirs, lengths
 
 
 @torch.no_grad()
@@ -233,14 +251,8 @@ def march_rays_train(
     size += align - size % align if align > 0 else 0
     where = offsets[of_rays] + ranks
     fits = ((offsets + counts) <= size)[of_rays] if fixed else torch.ones_like(of_rays, dtype=torch.bool)
-    where, of_rays, begins, ends, ranks = (x[fits] for x in (where, of_rays, begins, ends, ranks))
-    direction = rays_d[of_rays]
-    columns = (
-        grid.position(begins, rays_o[of_rays], direction),
-        direction,
-        _deltas(begins, ends, ranks, of_rays, start, grid),
-    )
-    xyzs, dirs, deltas = (x.new_zeros(size, x.shape[1]).index_copy_(0, where, x) for x in columns)
+    kept = _Samples(*(x[fits] for x in (of_rays, begins, ends, ranks)))
+    xyzs, dirs, deltas = kept.rows(grid, rays_o, rays_d, start, where[fits], size)
     numbers = torch.arange(n_rays, device=rays_o.device)
     return xyzs, dirs, deltas, torch.stack((numbers, offsets, counts), dim=1).int()
 
@@ -276,15 +288,8 @@ def march_rays(
     _, ranks = _ranks(of_rays, n_alive)
     size = n_alive * n_step
     size += align - size % align if align > 0 else 0
-    direction = rays_d[of_rays]
-    columns = (
-        grid.position(begins, rays_o[of_rays], direction),
-        direction,
-        _deltas(begins, ends, ranks, of_rays, start, grid),
-    )
     where = of_rays * n_step + ranks
-    xyzs, dirs, deltas = (x.new_zeros(size, x.shape[1]).index_copy_(0, where, x) for x in columns)
-    return xyzs, dirs, deltas
+    return _Samples(of_rays, begins, ends, ranks).rows(grid, rays_o, rays_d, start, where, size)
 
 
 # ---- sums along rays -------------------------------------------------------------------------------------------------
