@@ -259,23 +259,10 @@ def march_rays_train(
 
 @torch.no_grad()
 def march_rays(
-    n_alive: int,
-    n_step: int,
-    rays_alive: Tensor,
-    rays_t: Tensor,
-    rays_o: Tensor,
-    rays_d: Tensor,
-    bound: float,
-    density_bitfield: Tensor,
-    C: int,
-    H: int,
-    near: Tensor,
-    far: Tensor,
-    align: int = -1,
-    perturb: bool = False,
-    dt_gamma: float = 0,
-    max_steps: int = 1024,
-) -> tuple[Tensor, Tensor, Tensor]:
+    n_alive: int, n_step: int, rays_alive: Tensor, rays_t: Tensor, rays_o: Tensor, rays_d: Tensor, bound: float,
+    density_bitfield: Tensor, C: int, H: int, near: Tensor, far: Tensor, align: int = -1, perturb: bool = False,
+    dt_gamma: float = 0, max_steps: int = 1024,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The next ``n_step`` samples of the first ``n_alive`` rays of ``rays_alive``, from distances ``rays_t`` [N] on;
     zeros where a ray has fewer. Arguments and results are those of `march_rays_train`, with ``n_step`` rows a ray."""
     rays_o, rays_d = _rays(rays_o, rays_d)
