@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from hashgrid.bench import SUITES
+from hashgrid.train import ranks
 from hashgrid.version import __version__
 
 # A task is a module with a class: what `hashgrid NAME` runs, and what it does.
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         if traceback:
             raise
-        print(f"hashgrid: error: {error}", file=sys.stderr)
+        which = f" (rank {os.environ['RANK']})" if ranks.wanted() > 1 else ""
+        print(f"hashgrid: error{which}: {error}", file=sys.stderr, flush=True)
         return 1
 
 
@@ -65,6 +68,8 @@ def _run(words: list[str]) -> int:
 
         module, name, _ = TASKS[words[0]]
         return run_task(getattr(importlib.import_module(module), name), words[1:])
+    if ranks.wanted() > 1 and words:
+        ranks.refuse(f"`hashgrid {words[0]}`")
     if words and words[0] == "compare":
         from hashgrid.tasks.compare import main as compare
 

@@ -80,7 +80,7 @@ def test_time_limit_ends_a_run(photo: Path, tmp_path: Path, monkeypatch: pytest.
         step(self)
 
     monkeypatch.setattr(Trainer, "step", count)
-    monkeypatch.setattr("hashgrid.train.loop.time.perf_counter", lambda: float(steps[0]))
+    monkeypatch.setattr("hashgrid.train.ranks.now", lambda: float(steps[0]))
     monkeypatch.setattr("hashgrid.train.run.time.perf_counter", lambda: float(steps[0]))
     assert run(photo, tmp_path / "out", SMALL | {"time_limit": 7.0}) == 0
     assert results_of(tmp_path / "out")["train"]["steps"] == 7

@@ -23,7 +23,7 @@ class _NearSampler(StratifiedSampler):
         super().__init__(N_SAMPLES, backend=backend)
         self.reach = reach
 
-    def edges(self, rays: Rays, aabb: Tensor, jitter: tuple[int, int] | None) -> Tensor:
+    def edges(self, rays: Rays, aabb: Tensor, jitter: tuple[int, ...] | None) -> Tensor:
         return torch.linspace(0, self.reach, N_SAMPLES + 1, device=aabb.device).expand(len(rays), -1)
 
 

@@ -178,5 +178,5 @@ def draw_edges(edges: Tensor, weights: Tensor, n: int, jitter: Jitter, level: in
     steps = torch.nn.functional.pad((mass / mass.sum(1, keepdim=True)).cumsum(1), (1, 0))
     u = torch.arange(n + 1, device=edges.device, dtype=edges.dtype).repeat(len(edges), 1)
     if jitter is not None:
-        u[:, 1:-1] += uniform((jitter[0] + 1 + level, jitter[1]), (len(edges), 1), edges, backend) - 0.5
+        u[:, 1:-1] += uniform((jitter[0] + 1 + level, *jitter[1:]), (len(edges), 1), edges, backend) - 0.5
     return inverse_transform(edges, steps, u / n)

@@ -19,6 +19,7 @@ from hashgrid.geometry.rays import At, Rays, RaySamples
 from hashgrid.nn import OccupancyGrid
 from hashgrid.ops._backend import backend_ops, ngp_ops
 from hashgrid.rendering.composite import composite
+from hashgrid.train import ranks
 from hashgrid.train.profile import OCCUPANCY
 from hashgrid.util.config import Config
 
@@ -154,7 +155,8 @@ def weights_of(sigmas: Tensor, lengths: Tensor) -> Tensor:
     return torch.exp(-before) * -torch.expm1(-thickness)
 
 
-Jitter = tuple[int, int] | None  # (seed, step) of random places; None for the middles
+# (seed, step) of random places, and the number of the first ray where that is not 0; None for the middles
+Jitter = tuple[int, ...] | None
 
 
 class Found(NamedTuple):
@@ -258,8 +260,23 @@ class OccupancySampler(Sampler):
         return {"step_size": self.step_size, "cone_angle": self.cone_angle, "near": self.near}
 
     def forward(self, rays: Rays, field: RadianceField, jitter: Jitter) -> Found:
-        seed, step = jitter if jitter is not None else (None, 0)
-        return Found(self.grid.march(rays.origins, rays.directions, **self.march_arguments(), seed=seed, step=step))
+        if jitter is None or not any(jitter[2:]):
+            seed, step = jitter[:2] if jitter is not None else (None, 0)
+            return Found(self.grid.march(rays.origins, rays.directions, **self.march_arguments(), seed=seed, step=step))
+        how = {**self.march_arguments(), "near": self._begins(rays, jitter)}
+        return Found(self.grid.march(rays.origins, rays.directions, **how))
+
+    def _begins(self, rays: Rays, jitter: tuple[int, ...]) -> Tensor:
+        """Where rays that are not the first of a batch begin [R], moved as the march would in the whole batch."""
+        grid, shape = self.grid, (len(rays), 1)
+        low, high = grid.aabb.split(3)
+        middle, half = (low + high) / 2, (high - low) / 2 * 2.0 ** (grid.n_cascades - 1)
+        box = grid.aabb if grid.n_cascades == 1 else torch.cat((middle - half, middle + half))
+        entry, _ = backend_ops(grid.backend).ray_aabb(rays.origins, rays.directions, box)
+        entry = entry.clamp(min=self.near)
+        largest = (half * 2 / torch.tensor(grid.resolution, device=half.device)).norm().clamp(min=self.step_size)
+        length = (entry * self.cone_angle).clamp(min=self.step_size).minimum(largest)
+        return entry + uniform(jitter, shape, entry, grid.backend).squeeze(1) * length
 
     @torch.no_grad()
     def before_step(self, field: RadianceField, step: int, seconds: float) -> None:
@@ -273,7 +290,7 @@ class OccupancySampler(Sampler):
         with record_function(OCCUPANCY):
             cells = self.grid.choose_cells(step, self.seed, 0, config.occupancy_uniform, config.occupancy_occupied)
             self.grid.raise_cells(cells, self._thickness(field, cells, step))
-        self.seconds += time.perf_counter() - begin
+        self.seconds += ranks.of_first(time.perf_counter() - begin)
 
     def _thickness(self, field: RadianceField, cells: Tensor, step: int) -> Tensor:
         """Optical thickness of a step in each of the cells [M], at a random place of it."""
@@ -399,7 +416,7 @@ class CoarseToFineSampler(StratifiedSampler):
         """Numbers in 0..1 [R, n_fine] for rays of edges [R, n + 1], one in each of as many equal parts."""
         shape = len(edges), self.n_fine
         u = torch.arange(self.n_fine, device=edges.device, dtype=edges.dtype).expand(shape)
-        u = u + (0.5 if jitter is None else uniform((jitter[0] + 1, jitter[1]), shape, edges, self.backend))
+        u = u + (0.5 if jitter is None else uniform((jitter[0] + 1, *jitter[1:]), shape, edges, self.backend))
         return (u / self.n_fine).contiguous()
 
 
@@ -434,10 +451,11 @@ def draw(edges: Tensor, mass: Tensor, shares: Tensor) -> Tensor:
     return inverse_transform(edges, torch.nn.functional.pad(steps, (1, 0)), shares)
 
 
-def uniform(jitter: tuple[int, int], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:
+def uniform(jitter: tuple[int, ...], shape: tuple[int, int], like: Tensor, backend: str) -> Tensor:
     """Numbers in [0, 1) that are a function of (seed, step) and their place."""
-    counter = torch.arange(math.prod(shape), device=like.device)
-    return backend_ops(backend).counter_uniform(*jitter, counter).to(like.dtype).view(shape)
+    first = shape[1] * sum(jitter[2:])
+    counter = torch.arange(first, first + math.prod(shape), device=like.device)
+    return backend_ops(backend).counter_uniform(*jitter[:2], counter).to(like.dtype).view(shape)
 
 
 def rays_for(target: int, n_rays: int, n_samples: int, most: int) -> int:

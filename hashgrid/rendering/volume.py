@@ -24,7 +24,7 @@ def render(
     sampler: Sampler,
     rays: Rays,
     background: Tensor | None = None,
-    jitter: tuple[int, int] | None = None,
+    jitter: tuple[int, ...] | None = None,
     labelled: bool = False,
 ) -> Rendered:
     """What rays see of a field; differentiable in its parameters when gradients are enabled.
@@ -48,7 +48,7 @@ def _render(
     sampler: Sampler,
     rays: Rays,
     background: Tensor | None,
-    jitter: tuple[int, int] | None,
+    jitter: tuple[int, ...] | None,
     labelled: bool,
 ) -> Rendered:
     found = sampler(rays.detach(), field, jitter)

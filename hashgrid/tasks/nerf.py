@@ -27,6 +27,7 @@ from hashgrid.rendering.refinement import CaptureConfig, add_capture
 from hashgrid.rendering.samplers import Rendered, SamplerConfig, rays_for
 from hashgrid.rendering.volume import render, write_flight
 from hashgrid.tasks.nerf_graph import FixedStep
+from hashgrid.train import ranks
 from hashgrid.train.config import RunConfig
 from hashgrid.train.losses import DepthLosses
 from hashgrid.train.profile import DATA
@@ -95,8 +96,7 @@ class Nerf(Task):
     """
 
     name = "nerf"
-    metric = "test.psnr_mean"
-    preview = "comparisons/*.png"
+    metric, preview, splits = "test.psnr_mean", "comparisons/*.png", True
     Config = NerfConfig
     summary = "Trains a radiance field on posed photographs and renders the test views; of a procedural scene if none."
     source_help = "folder of posed photos: transforms.json, COLMAP, LLFF and more, see --format"
@@ -118,7 +118,7 @@ class Nerf(Task):
     @classmethod
     def defaults(cls, field: str | None, device: torch.device, given: set[str]) -> RunConfig:
         config = super().defaults(field, device, given)
-        return config if field in (None, "ngp") else config.replace(fixed_size=False)
+        return config if field in (None, "ngp") and ranks.wanted() == 1 else config.replace(fixed_size=False)
 
     @classmethod
     def folder(cls, source: Path | None, config: NerfConfig) -> str:
@@ -158,17 +158,17 @@ class Nerf(Task):
     def loss(self, progress: Progress) -> Step:
         """Random rays before random colours, of opaque images too: a background that cannot be predicted makes every
         ray end on something."""
-        config, n = self.config, int(self.n_rays)
+        config, n, part = self.config, int(self.n_rays), ranks.part(int(self.n_rays))
         with record_function(DATA):
             batch = self.views.sample_rays(n, config.seed, progress.step, config.backend, self.needs)
-            rays, (rgba, background) = batch[0].to(self.device), (x.to(self.device) for x in batch[1:])
+            rays, (rgba, background) = batch[0][part].to(self.device), (x[part].to(self.device) for x in batch[1:])
             target = torch.lerp(background, rgba[:, :3], rgba[:, 3:])
         labels = config.labelling.learned(rays, progress.fraction)
-        out = render(self.model, self.sampler, rays, None, (config.seed, progress.step), labels is not None)
+        out = render(self.model, self.sampler, rays, None, (config.seed, progress.step, part.start), labels is not None)
         loss, means = objective(config, self.model, out, background, target, labels)
-        self.n_rays.fill_(rays_for(config.target_samples, n, out.n_samples, config.max_rays))
-        counts = {"samples": out.n_samples, "samples_evaluated": out.n_evaluated, "rays": n}
-        return Step(loss + self.regularization(out, rays), {"mse": means[1]}, counts)
+        self.n_rays.fill_(rays_for(config.target_samples, n, ranks.total(out.n_samples), config.max_rays))
+        counts = {"samples": out.n_samples, "samples_evaluated": out.n_evaluated, "rays": len(rays)}
+        return Step(loss + self.regularization(out, rays), {"mse": means[1]}, counts).times(len(rays) / n)
 
     def regularization(self, out: Rendered, rays: Rays) -> Tensor | float:
         """What is added to the objective that all fields have."""

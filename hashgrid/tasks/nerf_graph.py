@@ -13,6 +13,7 @@ from hashgrid.ops._backend import ngp_ops
 from hashgrid.optim import Adam
 from hashgrid.rendering.composite import composite
 from hashgrid.rendering.samplers import OccupancySampler, calmed
+from hashgrid.train import ranks
 from hashgrid.train.task import Progress, Step, Stepper
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class FixedStep(Stepper):
                 f"`fixed_size` must be off for the field {task.config.field.name!r}: its steps vary in size;"
                 " choose `--no-fixed-size`"
             )
+        if ranks.size() > 1:
+            raise ValueError("`fixed_size` must be off in several processes; choose `--no-fixed-size`")
         config = task.config
         super().__init__(task, optimizer)
         self.config, self.model, self.sampler = config, task.model, task.sampler

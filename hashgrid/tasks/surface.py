@@ -76,6 +76,7 @@ class Surface(Nerf):
     Config = SurfaceConfig
     summary = "Makes a coloured mesh from posed photographs; of a procedural scene if none, whose surface is known."
     packages = ("igl", "skimage", *Nerf.packages)
+    splits = False  # its losses are means over samples, of which each part of a batch has another number
     config: SurfaceConfig
     model: SurfaceField
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.profiler import record_function
 
 from hashgrid.nn import HashGrid
 from hashgrid.optim import Adam
+from hashgrid.train import ranks
 from hashgrid.train.checkpoint import CheckpointError, flatten_state, save_checkpoint, unflatten_state, with_prefix
 from hashgrid.train.task import Progress, Task
 
@@ -42,10 +43,12 @@ class Trainer:
         self.task = task
         self.learning_rate = torch.tensor(task.schedule.first, device=task.device)
         self._make_optimizer()
+        seconds_before = ranks.of_first(seconds_before)
+        ranks.tick()
         self.progress = Progress(seconds=seconds_before)
         self.curve: list[dict[str, float]] = []  # of loss and terms over time
         self._unread = 0
-        self._clock = time.perf_counter() - seconds_before
+        self._clock = ranks.now() - seconds_before
         self._mark: tuple[float, dict[str, int]] = (self.progress.seconds, {})
 
     def _make_optimizer(self) -> None:
@@ -68,7 +71,7 @@ class Trainer:
     def update_clock(self) -> float:
         """Notes the time spent; returns the progress of the run in 0..1."""
         config, progress = self.task.config, self.progress
-        progress.seconds = time.perf_counter() - self._clock
+        progress.seconds = ranks.now() - self._clock
         of_steps = progress.step / config.steps if config.steps else float(config.steps == 0)
         of_time = progress.seconds / config.time_limit if config.time_limit else 0.0
         progress.fraction = min(1.0, max(of_steps, of_time))
@@ -82,11 +85,11 @@ class Trainer:
     def pause(self) -> Iterator[None]:
         """What happens inside does not count as time of the run."""
         self.read()  # steps that are still under way do count
-        begin = time.perf_counter()
+        begin = ranks.now()
         try:
             yield
         finally:
-            self._clock += time.perf_counter() - begin
+            self._clock += ranks.now() - begin
 
     def step(self) -> None:
         """One step of the optimiser."""
@@ -135,6 +138,7 @@ class Trainer:
     def train(self, on_step: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> None:
         """Steps until the budget is spent; writes ``checkpoint`` every ``checkpoint_seconds``."""
         saved = self.progress.seconds
+        self._check_same()
         while not self.finished:
             self.step()
             if on_step is not None:
@@ -143,7 +147,15 @@ class Trainer:
                 with record_function(CHECKPOINT):
                     self.save(checkpoint)
                 saved = self.progress.seconds
+            if ranks.interrupted():
+                raise KeyboardInterrupt
         self.read()
+
+    def _check_same(self) -> None:
+        """Whether all processes begin alike."""
+        config = {**self.task.config.to_dict(), "device": "", "checkpoint_seconds": 0}
+        state = {**self.task.model.state_dict(), **self.task.state()}
+        ranks.check_same("the run", state, json.dumps([config, self.progress.step], sort_keys=True))
 
     @torch.no_grad()
     def take_averages(self) -> None:
@@ -195,7 +207,7 @@ class Trainer:
         self.curve = list(metadata["curve"])
         self._unread = 0
         self.stepper.forget(self.progress)
-        self._clock = time.perf_counter() - self.progress.seconds
+        self._clock = ranks.now() - self.progress.seconds
         self._mark = (self.progress.seconds, dict(self.progress.counts))
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 
+from hashgrid.train import ranks
 from hashgrid.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, with_prefix
 from hashgrid.train.config import RunConfig
 from hashgrid.train.loop import Trainer, load_model
@@ -48,6 +49,7 @@ class Options:
     view: bool = _option(False, "show in the browser what is trained: nerf, surface, sdf, volume, image")
     host: str | None = _option(None, "address of the page of `--view`; 127.0.0.1 if none, which only this machine sees")
     port: int | None = _option(None, "port of the page of `--view`; 8080 if none")
+    reduce_dtype: Literal["float32", "bfloat16"] = _option("float32", "of table gradients between torchrun's processes")
 
 
 def main(command: type[Task], argv: Sequence[str]) -> int:
@@ -78,6 +80,8 @@ def run(
 ) -> int:
     """What :func:`main` does with options that are known; ``stored`` is what to go on from, or to evaluate."""
     begin = time.perf_counter() if begin is None else begin
+    if ranks.wanted() > 1:
+        _check_ranks(command, options)
     config = config.with_budget().on_device()
     try:
         config.check()
@@ -93,8 +97,9 @@ def run(
         raise ValueError(f"`--host` and `--port` are of `--view`, got {options.host} and {options.port} without it")
     out = options.eval.parent if options.eval and not options.out else _output_folder(command, options, config)
     _check_writable(out)
-    with threads_for(config.backend):
-        task = command.make(config, options.source, stored.metadata["notes"] if stored else {})
+    with ranks.joined(config.device, options.reduce_dtype), threads_for(config.backend):
+        with ranks.first_of_machine_first():
+            task = command.make(config, options.source, stored.metadata["notes"] if stored else {})
         print(task.describe(), flush=True)
         print(_describe_device(task), flush=True)
         out.mkdir(parents=True, exist_ok=True)
@@ -115,14 +120,21 @@ def _train_and_evaluate(task: Task, options: Options, out: Path, stored: Checkpo
         if stored is not None:
             trainer.load(*stored)
         report = Report(out, trainer.progress, trainer.curve)
-        atomic_write_json(out / CONFIG, task.config.to_dict())
+        if ranks.is_first():
+            atomic_write_json(out / CONFIG, task.config.to_dict())
         report.interrupted = _train(trainer, options, out)
+        if not ranks.is_first():
+            return 130 if report.interrupted else 0
         trainer.save(out / CHECKPOINT)
         if report.interrupted:
             print("interrupted: the checkpoint is written, a short evaluation follows; --resume goes on", flush=True)
         trainer.take_averages()
     peak = None if options.eval else peak_memory()  # memory of an evaluation is not that of training
-    write_results(task, report, task.evaluate(report), peak)
+    figures = task.evaluate(report)
+    if ranks.size() > 1:
+        figures["ranks"] = costs = ranks.costs(report.progress.seconds)
+        print(ranks.describe(costs), flush=True)
+    write_results(task, report, figures, peak)
     if not report.interrupted:
         task.finish(out)
     write_page(out, json.loads((out / RESULTS).read_text()), task.config.to_dict(), report.curve)
@@ -133,6 +145,8 @@ def _train_and_evaluate(task: Task, options: Options, out: Path, stored: Checkpo
 def _train(trainer: Trainer, options: Options, out: Path) -> bool:
     """Whether the user interrupted."""
     reporters: list[Reporter] = []
+    if not ranks.is_first():
+        return _ended_early(trainer, [], None)
     if options.view:  # before the bar: it may refuse, and says where it is
         from hashgrid.viewer.live import HOST, PORT, LiveView  # what it draws with, no other run needs
 
@@ -142,19 +156,34 @@ def _train(trainer: Trainer, options: Options, out: Path) -> bool:
         reporters.append(REPORTERS[options.log](out))
     if options.profile:
         reporters.append(StepProfile(out))
+    return _ended_early(trainer, reporters, out / CHECKPOINT)
+
+
+def _ended_early(trainer: Trainer, reporters: Sequence[Reporter], checkpoint: Path | None) -> bool:
+    """Trains; whether the user interrupted."""
 
     def tell(progress: Progress) -> None:
         for reporter in reporters:
             reporter.step(progress)
 
     try:
-        trainer.train(tell, out / CHECKPOINT)
+        with ranks.noting_signals():
+            trainer.train(tell, checkpoint)
     except KeyboardInterrupt:
         return True
     finally:
         for reporter in reporters:
             reporter.close()
     return False
+
+
+def _check_ranks(command: type[Task], options: Options) -> None:
+    """Refuses what several processes would do several times over."""
+    if not command.splits:
+        ranks.refuse(f"`hashgrid {command.name}`")
+    for name in ("view", "profile", "eval"):
+        if getattr(options, name):
+            ranks.refuse(f"`--{name}`")
 
 
 def read_checkpoint(path: Path, command: type[Task]) -> Checkpoint:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hashgrid.optim import Adam
+from hashgrid.train import ranks
 from hashgrid.train.config import RunConfig
 from hashgrid.train.groups import adam_groups
 from hashgrid.train.schedule import Schedule
@@ -74,6 +75,12 @@ class Step(NamedTuple):
     terms: Mapping[str, Any]  # scalars without gradient
     counts: Mapping[str, int]  # without ``samples`` there is nothing to learn from
 
+    def times(self, share: float) -> Step:
+        """The part that a share of the batch has in the mean over all of it."""
+        if share == 1:
+            return self
+        return Step(self.loss * share, {name: term * share for name, term in self.terms.items()}, self.counts)
+
 
 class Task:
     """What is trained, on what, and how: the command ``hashgrid NAME [SOURCE]``. A task overrides what it needs; random
@@ -94,6 +101,7 @@ class Task:
     preview: ClassVar[str] = ""  # the file of an evaluation that shows it best, or a pattern, of which the first
     model: nn.Module  # what has parameters, on its device
     schedule: Schedule  # of the learning rate
+    splits: ClassVar[bool] = False  # whether each process of torchrun takes its part of a batch; losses are summed
     ema_decay: float | None = None  # of the averages that are evaluated instead of the weights; None for none
 
     def __init__(self, config: RunConfig) -> None:
@@ -188,18 +196,23 @@ class Stepper:
         self._parameters = [param for group in optimizer.param_groups for param in group["params"]]
         skipped = {param for group in optimizer.param_groups if group["skip_zero"] for param in group["params"]}
         self._small = [param for param in self._parameters if param not in skipped]
+        self._tables = [param for param in self._parameters if param in skipped]
         self._reading = Step(0.0, {}, {})
 
     def run(self, progress: Progress) -> None:
         """Takes one step."""
         self.drop_small_gradients()
         self.optimizer.zero_grad()
-        step = self.task.loss(progress)
-        value = float(step.loss.detach())
-        if math.isfinite(value) and step.loss.requires_grad and step.counts.get("samples", 0) > 0:
-            step.loss.backward(inputs=self._parameters)  # not of points, whose gradient may be part of the loss
+        step, alone = self.task.loss(progress), ranks.size() == 1
+        value, terms = float(step.loss.detach()), {name: float(term) for name, term in step.terms.items()}
+        read = Step(value, terms, step.counts) if alone else Step(*ranks.summed(value, terms, step.counts))
+        if math.isfinite(read.loss) and (step.loss.requires_grad or not alone) and read.counts.get("samples", 0) > 0:
+            if step.loss.requires_grad and step.counts.get("samples", 0) > 0:
+                step.loss.backward(inputs=self._parameters)  # not of points, whose gradient may be part of the loss
+            if not alone:
+                ranks.sum_gradients(self._parameters, self._tables)
             self.optimizer.step()
-        self._reading = Step(value, {name: float(term) for name, term in step.terms.items()}, step.counts)
+        self._reading = read
 
     def drop_small_gradients(self) -> None:
         """Lets the next ones be taken anew, not added to; a table's buffer stays, as most of it is zero."""
