@@ -138,7 +138,8 @@ class Trainer:
     def train(self, on_step: Callable[[Progress], None] | None = None, checkpoint: Path | None = None) -> None:
         """Steps until the budget is spent; writes ``checkpoint`` every ``checkpoint_seconds``."""
         saved = self.progress.seconds
-        self._check_same()
+        if ranks.size() > 1:
+            self._check_same()
         while not self.finished:
             self.step()
             if on_step is not None:
