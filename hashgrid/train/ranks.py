@@ -4,6 +4,7 @@ summed, and what a clock or the user decides is decided by the first. In one pro
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -92,6 +93,9 @@ def joined(device: str, dtype: str = "float32") -> Iterator[None]:
             )
         torch.cuda.set_device(local)
         kind = "cpu:gloo,cuda:nccl"
+    # It keeps the team it finds when it is imported as a default argument, PyTorch's compiler imports it at any time,
+    # and threads of a team that is kept abort the process as Python ends, in one run of 20.
+    importlib.import_module("torch.distributed.nn.functional")
     with _naming_the_lost():
         dist.init_process_group(kind, timeout=timeout)
     _team.size, _team.rank, _team.dtype = dist.get_world_size(), dist.get_rank(), DTYPES[dtype]
