@@ -49,6 +49,13 @@ def test_gaussians_of_float32_far_away_do_not_cancel() -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=0)
 
 
+def test_gradients_of_parts_at_the_origin_are_finite() -> None:
+    """Those of the fraction as it is printed are 0 / 0 in float32, from distances of 1e-10 on."""
+    starts, ends = torch.tensor([0.0, 1e-30, 0.0]).requires_grad_(), torch.tensor([0.0, 2e-30, 1e-12]).requires_grad_()
+    sum(x.sum() for x in conical_frustums(starts, ends, torch.tensor([1e-3, 1e-3, 1e10]))).backward()
+    assert starts.grad.isfinite().all() and ends.grad.isfinite().all()
+
+
 def test_the_integrated_encoding_is_the_mean_over_the_part() -> None:
     """Exactly over the Gaussian, nearly over the frustum, which is none. Waves of its mean alone miss by far."""
     starts, ends, radii, direction, points = part_of_a_cone()

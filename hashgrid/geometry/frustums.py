@@ -32,10 +32,10 @@ def conical_frustums(starts: Tensor, ends: Tensor, radii: Tensor) -> Gaussians:
     """
     m, h = (starts + ends) / 2, (ends - starts) / 2
     m2, h2 = m.square(), h.square()
-    both = (3 * m2 + h2).clamp_min(1e-20)
-    t = m + 2 * m * h2 / both
-    t_variances = h2 / 3 - (4 / 15) * h2.square() * (12 * m2 - h2) / both.square()
-    r_variances = radii.square() * (m2 / 4 + (5 / 12) * h2 - (4 / 15) * h2.square() / both)
+    share = h2 / (3 * m2 + h2).clamp_min(1e-20)  # in 0..1; squares of it, not of its parts: they would leave float32
+    t = m + 2 * m * share
+    t_variances = h2 / 3 - (4 / 15) * share.square() * (12 * m2 - h2)
+    r_variances = radii.square() * (m2 / 4 + (5 / 12) * h2 - (4 / 15) * h2 * share)
     return Gaussians(t, t_variances, r_variances)
 
 
