@@ -25,7 +25,7 @@ class Grid:
 
     def __init__(self, n_dims: int, config: dict[str, Any]) -> None:
         n_levels, log2_size = config.get("n_levels", 16), config.get("log2_hashmap_size", 19)
-        growth = np.log2(np.float32(config.get("per_level_scale", 2.0)))
+        growth = np.float32(np.log2(np.float64(np.float32(config.get("per_level_scale", 2.0)))))
         base, self.n_features, self.n_dims = (
             config.get("base_resolution", 16),
             config.get("n_features_per_level", 2),
@@ -33,7 +33,8 @@ class Grid:
         )
         self.levels = []
         for level in range(n_levels):
-            scale = np.float32(np.exp2(np.float32(level * growth)) * np.float32(base) - np.float32(1))
+            factor = np.float32(np.exp2(np.float64(np.float32(level) * growth)))  # each step is rounded to float32
+            scale = factor * np.float32(base) - np.float32(1)
             side = math.ceil(scale) + 1
             self.levels.append((float(scale), side, min(-(-(side**n_dims) // 8) * 8, 2**log2_size)))
         self.n_params = self.n_features * sum(size for _, _, size in self.levels)
@@ -57,7 +58,7 @@ class Grid:
 
     def index(self, vertex: Tensor, side: int, size: int) -> Tensor:
         if side**self.n_dims <= size:
-            return sum(vertex[:, d] * side**d for d in range(self.n_dims)) % size
+            return sum(vertex[:, d] * side**d for d in range(self.n_dims)) % 2**32 % size
         index = torch.zeros_like(vertex[:, 0])
         for d in range(self.n_dims):
             index = index ^ (vertex[:, d] * PRIMES[d] % 2**32)
