@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -157,8 +156,7 @@ def finish(model: nn.Module) -> nn.Module:
     return model
 
 
-def plain(name: str) -> ModuleType:
-    return import_module({"tinycudann": "plain_tcnn", "nerfacc": "plain_nerfacc"}[name])
+PLAIN = {"tinycudann": "plain_tcnn", "nerfacc": "plain_nerfacc", "nerfacc_0_3": "plain_nerfacc_0_3"}
 
 
 def train(name: str, variant: str, folder: Path) -> dict[str, list]:
@@ -169,7 +167,7 @@ def train(name: str, variant: str, folder: Path) -> dict[str, list]:
         if variant == "hashgrid":
             hashgrid.compat.install(layer)
         else:
-            sys.modules[layer] = plain(layer)
+            import_module(PLAIN[layer]).install()
     built, losses = MODELS[name].build(folder), []
     for step in range(STEPS):
         torch.manual_seed(100 + step)

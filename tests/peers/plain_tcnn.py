@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -195,3 +196,8 @@ class NetworkWithInputEncoding(Module):
 
 def free_temporary_memory() -> None:
     pass
+
+
+def install() -> None:
+    """Puts this in tiny-cuda-nn's place."""
+    sys.modules["tinycudann"] = sys.modules[__name__]
