@@ -24,7 +24,8 @@ class OccupancyGrid(nn.Module):
 
     Args:
         aabb: [6], box of cascade 0, (x_min, y_min, z_min, x_max, y_max, z_max).
-        resolution: cells per axis, one number or (X, Y, Z).
+        resolution: cells per axis, one number or (X, Y, Z). With several cascades multiples of 4 are best: else an
+            empty cell that lies across the border of the next finer box hides the part of that box that is in it.
         n_cascades: number of cascades C, 1 for a bounded scene.
         backend: ``"native"`` or ``"reference"`` (plain PyTorch).
 
