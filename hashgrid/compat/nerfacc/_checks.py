@@ -1,0 +1,36 @@
+"""What functions ask of their arguments: one error that names the argument, its contract and what came instead."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+
+def wrong(name: str, contract: str, actual: object, remedy: str = "") -> NoReturn:
+    """Raises the ``ValueError`` of an argument that does not fit."""
+    raise ValueError(f"`{name}` must {contract}, got {actual}" + (f"; {remedy}" if remedy else ""))
+
+
+def check_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Checks that two tensors have one shape."""
+    if x.shape != other.shape:
+        wrong(name, f"have the shape of `{other_name}`, {list(other.shape)}", list(x.shape))
+
+
+def check_indices(name: str, indices: Tensor, size: int | None = None) -> None:
+    """Checks that rays of samples are a vector of integers, of ``size`` if that is given."""
+    if indices.dim() != 1 or (size is not None and len(indices) != size):
+        wrong(name, f"have shape [{'S' if size is None else size}]", list(indices.shape))
+    if indices.dtype not in (torch.int64, torch.int32):
+        wrong(name, "be int64 or int32", indices.dtype, f"convert it with `{name}.long()`")
+
+
+def check_packed(packed_info: Tensor) -> None:
+    """Checks that first samples and counts of rays are two columns of integers."""
+    if packed_info.dim() != 2 or packed_info.shape[1] != 2:
+        remedy = "pack_info(ray_indices, n_rays) makes it"
+        wrong("packed_info", "have shape [R, 2], the first sample and the count", list(packed_info.shape), remedy)
+    if packed_info.dtype not in (torch.int64, torch.int32):
+        wrong("packed_info", "be int64 or int32", packed_info.dtype, "convert it with `packed_info.long()`")

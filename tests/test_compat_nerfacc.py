@@ -1,0 +1,354 @@
+"""nerfacc's functions against loops over rays and samples in float64, and against finite differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hashgrid.compat import nerfacc
+from hashgrid.compat.nerfacc._rows import Rows
+
+COUNTS = (0, 3, 1, 0, 40, 33, 0, 1100, 32, 2, 0)  # one row, several, and rows of rows
+
+
+def rays_of(counts: tuple[int, ...] = COUNTS) -> Tensor:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
+def looped(x: Tensor, rays: Tensor, kind: str, exclusive: bool) -> Tensor:
+    """A scan in Python's floats, in the order of the samples."""
+    neutral = 0.0 if kind == "sum" else 1.0
+    outputs, value, before = [], neutral, None
+    for ray, sample in zip(rays.tolist(), x.tolist(), strict=True):
+        value, before = (value if ray == before else neutral), ray
+        after = value + sample if kind == "sum" else value * sample
+        outputs.append(value if exclusive else after)
+        value = after
+    return torch.tensor(outputs, dtype=torch.float64)
+
+
+SCANS = {
+    (kind, exclusive): getattr(nerfacc, f"{'exclusive' if exclusive else 'inclusive'}_{kind}")
+    for kind in ("sum", "prod")
+    for exclusive in (False, True)
+}
+
+
+@pytest.fixture(params=SCANS, ids=lambda key: f"{key[0]}-{'exclusive' if key[1] else 'inclusive'}")
+def scan(request: pytest.FixtureRequest) -> tuple[Callable, str, bool]:
+    return SCANS[request.param], *request.param
+
+
+# ---- pack_info -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_pack_info(dtype: torch.dtype) -> None:
+    packed = nerfacc.pack_info(rays_of().to(dtype), len(COUNTS))
+    first = [sum(COUNTS[:i]) for i in range(len(COUNTS))]
+    assert packed.dtype == dtype and packed.tolist() == [list(pair) for pair in zip(first, COUNTS, strict=True)]
+    assert nerfacc.pack_info(rays_of().to(dtype)).tolist() == packed[:-1].tolist()  # up to the last that has samples
+    assert nerfacc.pack_info(rays_of((0,)).to(dtype), 2).tolist() == [[0, 0], [0, 0]]
+    assert nerfacc.pack_info(rays_of((0,)).to(dtype)).shape == (0, 2)
+
+
+# ---- scans -----------------------------------------------------------------------------------------------------------
+
+
+def test_scan(scan: tuple[Callable, str, bool]) -> None:
+    function, kind, exclusive = scan
+    torch.manual_seed(0)
+    rays = rays_of()
+    x = torch.rand(len(rays), dtype=torch.float64) * 0.2 + 0.9
+    expected = looped(x, rays, kind, exclusive)
+    packed = nerfacc.pack_info(rays, len(COUNTS))
+    for arguments in ({"indices": rays}, {"packed_info": packed}, {"packed_info": packed.int()}):
+        torch.testing.assert_close(function(x, **arguments), expected, rtol=1e-12, atol=0)
+        single = function(x.float(), **arguments)
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), expected, rtol=2e-5, atol=0)
+    rows = x[:1200].view(3, 2, 200)
+    made = function(rows)
+    again = looped(x[:1200], torch.arange(6).repeat_interleave(200), kind, exclusive)
+    torch.testing.assert_close(made.flatten(), again, rtol=1e-12, atol=0)
+
+
+def test_scan_of_rays_anywhere(scan: tuple[Callable, str, bool]) -> None:
+    """Rays out of order with gaps between them; what is of none becomes zero."""
+    function, kind, exclusive = scan
+    x = torch.rand(12, dtype=torch.float64) + 0.5
+    packed = torch.tensor([[7, 4], [0, 0], [1, 2], [4, 1], [12, 0]])
+    expected = torch.zeros(12, dtype=torch.float64)
+    for first, count in packed.tolist():
+        part = slice(first, first + count)
+        expected[part] = looped(x[part], torch.zeros(count), kind, exclusive)
+    torch.testing.assert_close(function(x, packed_info=packed), expected, rtol=1e-12, atol=0)
+
+
+def test_scan_has_derivatives(scan: tuple[Callable, str, bool]) -> None:
+    """First and second, also where factors are zero: one in a row, two in a row."""
+    function, kind, _ = scan
+    torch.manual_seed(0)
+    rays = rays_of((0, 3, 1, 38, 2))
+    x = torch.rand(len(rays), dtype=torch.float64) * 0.5 + 0.75
+    x[[1, 7, 30, 34]] = 0
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: function(x, indices=rays), x)
+    assert torch.autograd.gradgradcheck(lambda x: function(x, indices=rays), x)
+    packed = torch.tensor([[4, 38], [0, 2]])
+    assert torch.autograd.gradcheck(lambda x: function(x, packed_info=packed), x)
+
+
+@pytest.mark.parametrize("planted", [math.nan, math.inf])
+def test_scan_keeps_rays_apart(scan: tuple[Callable, str, bool], planted: float) -> None:
+    function, *_ = scan
+    rays = rays_of()
+    x = torch.rand(len(rays)) + 0.5
+    clean = function(x, indices=rays)
+    x[rays == 4] = planted
+    x.requires_grad_()
+    made = function(x, indices=rays)
+    others = rays != 4
+    assert torch.equal(made[others], clean[others]) and not made[rays == 4][1:].isfinite().any()
+    (made * others).nan_to_num().sum().backward()
+    assert x.grad is not None and x.grad[others].isfinite().all()
+
+
+def test_sums_do_not_lose_digits_of_earlier_rays() -> None:
+    rays = torch.tensor([0, 1, 1])
+    assert nerfacc.exclusive_sum(torch.tensor([1e8, 0.5, 0.25]), indices=rays).tolist() == [0, 0, 0.5]
+
+
+def test_scan_of_nothing(scan: tuple[Callable, str, bool]) -> None:
+    function, *_ = scan
+    x, none = torch.rand(0, requires_grad=True), torch.zeros(0, dtype=torch.int64)
+    for arguments in ({"indices": none}, {"packed_info": none.view(0, 2)}, {"packed_info": torch.zeros(3, 2).long()}):
+        made = function(x, **arguments)
+        assert made.shape == (0,)
+        made.sum().backward()
+    assert x.grad is not None and function(torch.rand(3, 0)).shape == (3, 0)
+    assert torch.equal(function(torch.rand(4), packed_info=none.view(0, 2)), torch.zeros(4))
+
+
+@pytest.mark.parametrize("counts", [(1,) * 500, (0,) * 300 + (700,) + (0,) * 300, (5,) * 90])
+def test_matrix_of_rows_is_small(counts: tuple[int, ...]) -> None:
+    rays = rays_of(counts)
+    rows = Rows(nerfacc.pack_info(rays, len(counts)), len(rays))
+    assert rows.n_rows * rows.width <= 4 * len(rays)
+    x = torch.rand(len(rays), dtype=torch.float64)
+    expected = looped(x, rays, "sum", False)
+    torch.testing.assert_close(rows.scan(x, "sum", exclusive=False), expected, rtol=1e-12, atol=0)
+
+
+# ---- volume rendering ------------------------------------------------------------------------------------------------
+
+
+def samples(counts: tuple[int, ...] = COUNTS, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    n = sum(counts)
+    t_starts = torch.rand(n, dtype=dtype).cumsum(0)
+    t_ends = t_starts + torch.rand(n, dtype=dtype) * 0.3
+    return {"t_starts": t_starts, "t_ends": t_ends, "sigmas": torch.rand(n, dtype=dtype) * 0.6}
+
+
+def rendered(alphas: Tensor, rays: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weights and transmittances, in a loop."""
+    trans = looped(1 - alphas, rays, "prod", True)
+    trans = trans if prefix is None else trans * prefix
+    return trans * alphas, trans
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_weights(prefixed: bool) -> None:
+    rays, s = rays_of(), samples()
+    alphas = 1 - (-s["sigmas"] * (s["t_ends"] - s["t_starts"])).exp()
+    prefix = torch.rand(len(rays), dtype=torch.float64) if prefixed else None
+    weights, trans = rendered(alphas, rays, prefix)
+    seen = trans >= 0.3
+    packed = nerfacc.pack_info(rays, len(COUNTS))
+    backwards = torch.tensor([[len(rays) - n - first, n] for first, n in packed.tolist()])
+    for place in ({"ray_indices": rays}, {"ray_indices": rays, "n_rays": len(COUNTS)}, {"packed_info": packed}):
+        place = {**place, "prefix_trans": prefix}
+        made = nerfacc.render_weight_from_density(*s.values(), **place)
+        torch.testing.assert_close(made, (weights, trans, alphas), rtol=1e-10, atol=0)
+        torch.testing.assert_close(nerfacc.render_transmittance_from_density(*s.values(), **place), made[1:])
+        made_alpha = nerfacc.render_weight_from_alpha(alphas, **place)
+        torch.testing.assert_close(made_alpha, (weights, trans), rtol=1e-10, atol=0)
+        torch.testing.assert_close(nerfacc.render_transmittance_from_alpha(alphas, **place), trans)
+        visible = nerfacc.render_visibility_from_alpha(alphas, **place, early_stop_eps=0.3, alpha_thre=0.1)
+        assert torch.equal(visible, seen & (alphas >= 0.1)) and visible.any() and not visible.all()
+        visible = nerfacc.render_visibility_from_density(*s.values(), **place, early_stop_eps=0.3, alpha_thre=0.1)
+        assert torch.equal(visible, seen & (alphas >= 0.1))
+        visible = nerfacc.render_visibility_from_alpha(alphas, **place, early_stop_eps=0.3)
+        assert torch.equal(visible, seen)
+    # rays that lie in another order than they are listed take plain products
+    made = nerfacc.render_transmittance_from_alpha(alphas.flip(0), packed_info=backwards)
+    torch.testing.assert_close(made.flip(0), looped((1 - alphas).flip(0), rays.flip(0), "prod", True).flip(0))
+
+
+def test_weights_of_rays_of_one_length() -> None:
+    rays, s = rays_of((50,) * 6), samples((50,) * 6)
+    s = {name: x.view(6, 50) for name, x in s.items()}
+    alphas = 1 - (-s["sigmas"] * (s["t_ends"] - s["t_starts"])).exp()
+    weights, trans = (x.view(6, 50) for x in rendered(alphas.flatten(), rays))
+    made = nerfacc.render_weight_from_density(*s.values())
+    torch.testing.assert_close(made, (weights, trans, alphas), rtol=1e-10, atol=0)
+    torch.testing.assert_close(nerfacc.render_weight_from_alpha(alphas), (weights, trans), rtol=1e-10, atol=0)
+    one = nerfacc.render_transmittance_from_alpha(alphas[0])  # a vector alone is one ray
+    torch.testing.assert_close(one, trans[0], rtol=1e-10, atol=0)
+
+
+def test_weights_have_derivatives() -> None:
+    counts = (2, 0, 35, 1)
+    rays, s = rays_of(counts), samples(counts)
+    inputs = [x.requires_grad_() for x in s.values()]
+    prefix = torch.rand(len(rays), dtype=torch.float64, requires_grad=True)
+
+    def of_density(prefix: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return nerfacc.render_weight_from_density(*inputs, ray_indices=rays, prefix_trans=prefix)
+
+    def of_alpha(alphas: Tensor, prefix: Tensor) -> tuple[Tensor, ...]:
+        return nerfacc.render_weight_from_alpha(alphas, ray_indices=rays, prefix_trans=prefix)
+
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(of_density, (prefix, *inputs))
+    alphas = torch.rand(len(rays), dtype=torch.float64) * 0.5
+    alphas[[0, 10]] = 1.0  # nothing is seen behind these
+    alphas.requires_grad_()
+    assert torch.autograd.gradcheck(of_alpha, (alphas, prefix))
+    assert torch.autograd.gradgradcheck(of_alpha, (alphas, prefix))
+
+
+def test_weights_in_single_precision() -> None:
+    rays, s = rays_of(), samples(dtype=torch.float32)
+    s["sigmas"][::7] *= 1000
+    wide = [x.double() for x in s.values()]
+    made = nerfacc.render_weight_from_density(*s.values(), ray_indices=rays)
+    expected = nerfacc.render_weight_from_density(*wide, ray_indices=rays)
+    for a, b in zip(made, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-6)
+    s["sigmas"][:] = 1e-8  # opacities of next to nothing keep their digits
+    alphas = nerfacc.render_weight_from_density(*s.values(), ray_indices=rays)[2]
+    torch.testing.assert_close(alphas, s["sigmas"] * (s["t_ends"] - s["t_starts"]), rtol=1e-5, atol=0)
+
+
+def field(kind: str, s: dict[str, Tensor], colors: Tensor) -> dict[str, Callable]:
+    alphas = 1 - (-s["sigmas"] * (s["t_ends"] - s["t_starts"])).exp()
+    values = {"rgb_sigma_fn": s["sigmas"], "rgb_alpha_fn": alphas}[kind]
+    return {kind: lambda t_starts, t_ends, ray_indices: (colors, values)}
+
+
+@pytest.mark.parametrize("kind", ["rgb_sigma_fn", "rgb_alpha_fn"])
+@pytest.mark.parametrize("expected_depths", [False, True])
+def test_rendering(kind: str, expected_depths: bool) -> None:
+    rays, s, n_rays = rays_of(), samples(), len(COUNTS)
+    colors, behind = torch.rand(len(rays), 3, dtype=torch.float64), torch.tensor([0.2, 0.5, 1.0]).double()
+    weights, _ = rendered(1 - (-s["sigmas"] * (s["t_ends"] - s["t_starts"])).exp(), rays)
+    made = nerfacc.rendering(
+        s["t_starts"], s["t_ends"], rays, n_rays, **field(kind, s, colors), render_bkgd=behind,
+        expected_depths=expected_depths,
+    )  # fmt: skip
+    assert set(made[3]) == {"weights", "alphas", "trans", "rgbs"} | ({"sigmas"} if kind == "rgb_sigma_fn" else set())
+    torch.testing.assert_close(made[3]["weights"], weights, rtol=1e-10, atol=0)
+    for ray in range(n_rays):
+        w, here = weights[rays == ray], rays == ray
+        opacity = w.sum()
+        depth = (w * (s["t_starts"] + s["t_ends"])[here] / 2).sum()
+        if expected_depths:
+            depth = depth / opacity.clamp_min(torch.finfo(torch.float64).eps)
+        color = (w[:, None] * colors[here]).sum(0) + behind * (1 - opacity)
+        for a, b in zip(made[:3], (color, opacity[None], depth[None]), strict=True):
+            torch.testing.assert_close(a[ray], b)
+
+
+def test_rendering_of_rays_of_one_length_and_of_nothing() -> None:
+    s = {name: x.view(4, 10) for name, x in samples((10,) * 4).items()}
+    colors = torch.rand(4, 10, 3, dtype=torch.float64)
+    made = nerfacc.rendering(s["t_starts"], s["t_ends"], **field("rgb_sigma_fn", s, colors))
+    flat = {name: x.flatten() for name, x in s.items()}
+    functions = field("rgb_sigma_fn", flat, colors.flatten(0, 1))
+    again = nerfacc.rendering(flat["t_starts"], flat["t_ends"], rays_of((10,) * 4), **functions)
+    torch.testing.assert_close(made[:3], again[:3])
+    nothing = samples((0,))
+    functions = field("rgb_sigma_fn", nothing, torch.zeros(0, 3, dtype=torch.float64))
+    behind = torch.ones(3, dtype=torch.float64)
+    arguments = (nothing["t_starts"], nothing["t_ends"], rays_of((0,)))
+    made = nerfacc.rendering(*arguments, 2, **functions, render_bkgd=behind)
+    assert made[0].tolist() == [[1, 1, 1]] * 2 and made[1].tolist() == made[2].tolist() == [[0], [0]]
+    assert nerfacc.rendering(*arguments, **functions)[0].shape == (0, 3)
+
+
+def test_accumulate_along_rays() -> None:
+    rays = torch.tensor([2, 0, 2, 2])
+    weights = torch.tensor([1.0, 2, 3, 4])
+    values = torch.arange(8.0).view(4, 2)
+    expected = [[4.0, 6.0], [0.0, 0.0], [36.0, 44.0]]
+    assert nerfacc.accumulate_along_rays(weights, values, rays, 3).tolist() == expected
+    assert nerfacc.accumulate_along_rays(weights, values, rays).tolist() == expected
+    assert nerfacc.accumulate_along_rays(weights, None, rays, 4).tolist() == [[2], [0], [8], [0]]
+    assert nerfacc.accumulate_along_rays(weights.view(2, 2), values.view(2, 2, 2)).tolist() == [[4, 7], [36, 43]]
+    outputs = torch.ones(3, 2)
+    nerfacc.accumulate_along_rays_(weights, values, rays, outputs)
+    assert outputs.tolist() == [[5, 7], [1, 1], [37, 45]]
+    outputs = torch.ones(2, 1)
+    nerfacc.accumulate_along_rays_(weights.view(2, 2), outputs=outputs)
+    assert outputs.tolist() == [[4], [8]]
+
+
+def test_one_ray_of_nan_stays_alone() -> None:
+    rays, s = rays_of(), samples()
+    s["sigmas"][rays == 4] = math.nan
+    s["sigmas"].requires_grad_()
+    for kind in ("rgb_sigma_fn", "rgb_alpha_fn"):
+        functions = field(kind, s, torch.ones(len(rays), 3, dtype=torch.float64))
+        colors = nerfacc.rendering(s["t_starts"], s["t_ends"], rays, len(COUNTS), **functions)[0]
+        others = torch.arange(len(COUNTS)) != 4
+        assert colors[others].isfinite().all() and colors[4].isnan().all()
+        (grad,) = torch.autograd.grad(colors[others].sum(), s["sigmas"])
+        assert grad[rays != 4].isfinite().all()
+
+
+ONES, RAYS = torch.ones(3), torch.tensor([0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nerfacc.pack_info(ONES), r"`ray_indices` must be int64 or int32, got torch.float32"),
+        (lambda: nerfacc.pack_info(RAYS[None]), r"`ray_indices` must have shape \[S\], got \[1, 3\]"),
+        (lambda: nerfacc.pack_info(RAYS, 1), r"`ray_indices` must be rays 0..0 of `n_rays`, got 0..1"),
+        (lambda: nerfacc.inclusive_sum(ONES, RAYS[:, None]), r"`packed_info` must have shape \[R, 2\].*got \[3, 1\]"),
+        (lambda: nerfacc.inclusive_sum(ONES, torch.tensor([[1, 3]])), r"within the 3 samples, got .* to sample 4"),
+        (
+            lambda: nerfacc.inclusive_sum(ONES, torch.tensor([[-1, 3]])),
+            r"within the 3 samples, got rays from sample -1",
+        ),
+        (lambda: nerfacc.inclusive_sum(ONES, torch.tensor([[0, -1]])), r"the shortest of -1"),
+        (lambda: nerfacc.inclusive_sum(ONES, indices=RAYS[:2]), r"`indices` must have shape \[3\], got \[2\]"),
+        (lambda: nerfacc.inclusive_sum(ONES[None], indices=RAYS), r"`inputs` must have shape \[S\].*\[1, 3\]; flatten"),
+        (lambda: nerfacc.inclusive_sum(ONES, torch.tensor([[0, 3]]), RAYS), "exclude each other"),
+        (lambda: nerfacc.exclusive_prod(torch.tensor(1.0)), "`inputs` must have at least one dimension"),
+        (lambda: nerfacc.render_weight_from_density(ONES, ONES[:2], ONES), r"`t_ends` must have the shape of `sigmas`"),
+        (lambda: nerfacc.render_weight_from_alpha(ONES, None, RAYS, 2, ONES[:1]), "`prefix_trans` must have the shape"),
+        (lambda: nerfacc.render_weight_from_alpha(ONES[None], None, RAYS), r"`samples` must have shape \[S\] beside"),
+        (lambda: nerfacc.render_weight_from_alpha(ONES, RAYS[None, :2], RAYS), "exclude each other"),
+        (
+            lambda: nerfacc.accumulate_along_rays(ONES, ONES, RAYS, 2),
+            r"`values` must have shape \[3, 'D'\].*\[..., None",
+        ),
+        (lambda: nerfacc.accumulate_along_rays(ONES[None], None, RAYS, 2), r"`weights` must have shape \[S\]"),
+        (lambda: nerfacc.accumulate_along_rays_(ONES, None, RAYS), r"`outputs` must have shape \[R, 1\], got None"),
+        (lambda: nerfacc.rendering(ONES, ONES, RAYS, 2), "one of `rgb_sigma_fn` and `rgb_alpha_fn`"),
+        (lambda: nerfacc.rendering(ONES, ONES, RAYS, 2, lambda *x: (ONES, ONES)), r"`rgbs` must have shape \[3, 'C'\]"),
+        (lambda: nerfacc.rendering(ONES, ONES, RAYS, 2, lambda *x: (ONES, ONES[:1])), "`sigmas` must have the shape"),
+        (lambda: nerfacc.rendering(ONES[:2], ONES[:2], RAYS, 2), "`t_starts` must have the shape of `ray_indices`"),
+    ],
+)
+def test_wrong_arguments_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
