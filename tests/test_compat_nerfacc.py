@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+import hashgrid.compat
 from hashgrid.compat import nerfacc
+from hashgrid.compat.nerfacc import pdf as nerfacc_pdf
 from hashgrid.compat.nerfacc._rows import Rows
+from hashgrid.compat.nerfacc.estimators import prop_net
 
 COUNTS = (0, 3, 1, 0, 40, 33, 0, 1100, 32, 2, 0)  # one row, several, and rows of rows
 
@@ -150,7 +155,7 @@ def test_matrix_of_rows_is_small(counts: tuple[int, ...]) -> None:
 def samples(counts: tuple[int, ...] = COUNTS, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     torch.manual_seed(1)
     n = sum(counts)
-    t_starts = torch.rand(n, dtype=dtype).cumsum(0)
+    t_starts = (torch.rand(n, dtype=dtype) + 0.3).cumsum(0)
     t_ends = t_starts + torch.rand(n, dtype=dtype) * 0.3
     return {"t_starts": t_starts, "t_ends": t_ends, "sigmas": torch.rand(n, dtype=dtype) * 0.6}
 
@@ -313,7 +318,282 @@ def test_one_ray_of_nan_stays_alone() -> None:
         assert grad[rays != 4].isfinite().all()
 
 
+# ---- searching and drawing -------------------------------------------------------------------------------------------
+
+
+def neighbours(sequence: list[float], value: float) -> tuple[int, int]:
+    above = sum(x <= value for x in sequence[:-1])
+    return max(above - 1, 0), above
+
+
+def sequences(counts: tuple[int, ...]) -> nerfacc.RayIntervals:
+    """Rising along each ray, without gaps."""
+    rays = rays_of(counts)
+    vals = torch.rand(len(rays), dtype=torch.float64)
+    for ray in range(len(counts)):
+        vals[rays == ray] = vals[rays == ray].sort()[0]
+    edge = torch.arange(len(rays))
+    packed = nerfacc.pack_info(rays, len(counts))
+    first, last = packed[:, 0][rays], packed.sum(dim=1)[rays] - 1
+    return nerfacc.RayIntervals(vals, packed, rays, edge != last, edge != first)
+
+
+def batched(x: nerfacc.RayIntervals, n: int) -> nerfacc.RayIntervals:
+    return nerfacc.RayIntervals(x.vals.view(-1, n))
+
+
+@pytest.mark.parametrize("flat_sequence", [False, True])
+@pytest.mark.parametrize("flat_values", [False, True])
+def test_searchsorted(flat_sequence: bool, flat_values: bool) -> None:
+    torch.manual_seed(0)
+    sequence = sequences((4, 1, 30, 7, 2) if flat_sequence else (9,) * 5)
+    values = sequences((12, 40, 0, 3, 9) if flat_values else (8,) * 5)
+    values.vals = values.vals * 1.4 - 0.2
+    values.vals[3], values.vals[39] = sequence.vals[2], math.nan  # equal to one; beyond everything
+    left, right = nerfacc.searchsorted(
+        sequence if flat_sequence else batched(sequence, 9), values if flat_values else batched(values, 8)
+    )
+    assert left.shape == right.shape == (values.vals.shape if flat_values else (5, 8))
+    assert sequence.packed_info is not None and values.ray_indices is not None
+    for i, (ray, value) in enumerate(zip(values.ray_indices.tolist(), values.vals.tolist(), strict=True)):
+        first, count = sequence.packed_info[ray].tolist()
+        at = neighbours(sequence.vals[first : first + count].tolist(), math.inf if math.isnan(value) else value)
+        found = left.flatten()[i].item(), right.flatten()[i].item()
+        assert found == (tuple(x + first for x in at) if flat_values else at)
+
+
+def test_searchsorted_without_rays_of_values() -> None:
+    torch.manual_seed(0)
+    sequence, values = sequences((5, 6)), sequences((2, 3))
+    expected = nerfacc.searchsorted(sequence, values)
+    values.ray_indices = None
+    for made, again in zip(nerfacc.searchsorted(sequence, values), expected, strict=True):
+        assert torch.equal(made, again)
+    empty = nerfacc.RaySamples(torch.zeros(0).double(), torch.zeros(2, 2).long())
+    assert nerfacc.searchsorted(sequence, empty)[0].shape == (0,)
+
+
+def drawn(edges: list[float], cdfs: list[float], n: int, shift: float) -> tuple[list[float], list[float]]:
+    """Samples of a ray and the edges around them."""
+    middles = []
+    for i in range(n):
+        u = cdfs[0] + (i + shift) * (cdfs[-1] - cdfs[0]) / n
+        low, high = neighbours(cdfs, u)
+        rise = cdfs[high] - cdfs[low]
+        part = (u - cdfs[low]) / rise if rise >= 1e-10 else 0.5
+        middles.append(edges[low] + part * (edges[high] - edges[low]))
+    if n == 1:
+        return middles, [edges[0], edges[-1]]
+    inner = [(a + b) / 2 for a, b in zip(middles, middles[1:], strict=False)]
+    first = max(middles[0] - (middles[1] - middles[0]) / 2, edges[0])
+    last = min(middles[-1] + (middles[-1] - middles[-2]) / 2, edges[-1])
+    return middles, [first, *inner, last]
+
+
+def shifts(n: int, stratified: bool, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Where in their share samples of each ray lie: in the middle, or where a replaced generator says."""
+    if not stratified:
+        return [0.5] * n
+    numbers = torch.rand(n, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand_like", lambda x: numbers.view_as(x))
+    return numbers.tolist()
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("n", [1, 6])
+def test_importance_sampling(flat: bool, stratified: bool, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    counts = (3, 1, 9, 4) if flat else (7,) * 4
+    intervals, cdfs = sequences(counts), sequences(counts).vals
+    cdfs[-3:] = cdfs[-3]  # nothing there
+    shift = shifts(4, stratified, monkeypatch)
+    if flat:
+        made, samples = nerfacc.importance_sampling(intervals, cdfs, n, stratified)
+    else:
+        made, samples = nerfacc.importance_sampling(batched(intervals, 7), cdfs.view(4, 7), n, stratified)
+    assert made.vals.shape == (4, n + 1) and samples.vals.shape == (4, n)
+    for ray in range(4):
+        here = intervals.ray_indices == ray
+        middles, edges = drawn(intervals.vals[here].tolist(), cdfs[here].tolist(), n, shift[ray])
+        torch.testing.assert_close(
+            samples.vals[ray], torch.tensor(middles, dtype=torch.float64), rtol=1e-10, atol=1e-10
+        )
+        torch.testing.assert_close(made.vals[ray], torch.tensor(edges, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_importance_sampling_of_a_number_for_each_ray(
+    flat: bool, stratified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    counts = (3, 1, 9, 0, 4) if flat else (7,) * 5
+    intervals, cdfs = sequences(counts), sequences(counts).vals
+    numbers = torch.tensor([2, 1, 7, 0, 3])
+    shift = shifts(5, stratified, monkeypatch)
+    given = (intervals, cdfs) if flat else (batched(intervals, 7), cdfs.view(5, 7))
+    made, samples = nerfacc.importance_sampling(*given, numbers, stratified)
+    expected: list[list[float]] = [[], []]
+    is_left, is_right = [], []
+    for ray, n in enumerate(numbers.tolist()):
+        if n:
+            here = intervals.ray_indices == ray
+            parts = drawn(intervals.vals[here].tolist(), cdfs[here].tolist(), n, shift[ray])
+            expected = [[*a, *b] for a, b in zip(expected, parts, strict=True)]
+            is_left += [True] * n + [False]
+            is_right += [False] + [True] * n
+    torch.testing.assert_close(samples.vals, torch.tensor(expected[0], dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(made.vals, torch.tensor(expected[1], dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    assert made.is_left is not None and made.is_right is not None
+    assert made.is_left.tolist() == is_left and made.is_right.tolist() == is_right
+    for x, n in ((samples, numbers), (made, torch.tensor([3, 2, 8, 0, 4]))):
+        assert x.ray_indices is not None and torch.equal(x.ray_indices, rays_of(tuple(n.tolist())))
+        assert x.packed_info is not None and torch.equal(x.packed_info, nerfacc.pack_info(x.ray_indices, 5))
+    nothing = nerfacc.importance_sampling(*given, torch.zeros(5).long())
+    assert nothing[0].vals.shape == nothing[1].vals.shape == (0,)
+
+
+def test_samples_of_weights() -> None:
+    """The private function of nerfacc's tests; stratified samples stay in their share."""
+    torch.manual_seed(0)
+    edges = torch.rand(3, 11, dtype=torch.float64).sort(dim=1)[0].requires_grad_()
+    weights = torch.rand(3, 10, dtype=torch.float64, requires_grad=True)
+    cdfs = torch.cat((torch.zeros(3, 1), weights.detach().cumsum(1) / weights.detach().sum(1, keepdim=True)), dim=1)
+    made, samples = nerfacc.importance_sampling(nerfacc.RayIntervals(edges.detach()), cdfs.double(), 6)
+    ends = edges.detach()[:, :1].clone(), edges.detach()[:, -1:].clone()
+    again, middles = nerfacc_pdf._sample_from_weighted(edges, weights, 6, False, *ends)
+    torch.testing.assert_close((again.detach(), middles.detach()), (made.vals, samples.vals), rtol=0, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda edges, weights: nerfacc_pdf._sample_from_weighted(edges, weights, 6, False, *ends), (edges, weights)
+    )
+    for _ in range(20):
+        middles = nerfacc_pdf._sample_from_weighted(torch.tensor([[0.0, 1.0]]), torch.ones(1, 1), 4, True)[1]
+        assert (middles * 4).floor().tolist() == [[0, 1, 2, 3]]
+
+
+# ---- losses and proposals --------------------------------------------------------------------------------------------
+
+
+def test_distortion() -> None:
+    counts = (3, 0, 40, 1)
+    rays, s = rays_of(counts), samples(counts)
+    weights = torch.rand(len(rays), dtype=torch.float64, requires_grad=True)
+    made = nerfacc.distortion(weights, s["t_starts"], s["t_ends"], rays, 4)
+    middles, widths = (s["t_starts"] + s["t_ends"]) / 2, s["t_ends"] - s["t_starts"]
+    pairs = weights[:, None] * weights * (middles[:, None] - middles).abs() * (rays[:, None] == rays)
+    expected = torch.zeros(4, dtype=torch.float64)
+    for ray in range(4):
+        expected[ray] = pairs[rays == ray].sum() + (weights.square() * widths / 3)[rays == ray].sum()
+    torch.testing.assert_close(made, expected[:, None])
+    assert torch.equal(made, nerfacc.distortion(weights, s["t_starts"], s["t_ends"], rays))
+    assert torch.autograd.gradcheck(
+        nerfacc.distortion, (weights, s["t_starts"].requires_grad_(), s["t_ends"].requires_grad_(), rays, 4)
+    )
+    here = slice(3, 43)
+    rows = (x[here].view(1, 40) for x in (weights, s["t_starts"], s["t_ends"]))
+    torch.testing.assert_close(nerfacc.distortion(*rows), made[2:3])
+
+
+def test_loss_of_proposals() -> None:
+    """Against sums over all intervals that touch one another; rays behind one another give the same."""
+    torch.manual_seed(0)
+    query, key = batched(sequences((21,) * 3), 21), batched(sequences((9,) * 3), 9)
+    key.vals = key.vals * 2 - 0.5  # the others lie within
+    cdfs, key_cdfs = sequences((21,) * 3).vals.view(3, 21), sequences((9,) * 3).vals.view(3, 9).requires_grad_()
+    expected = torch.zeros(3, 20, dtype=torch.float64)
+    for ray in range(3):
+        for i in range(20):
+            begin, end = query.vals[ray, i : i + 2].tolist()
+            bound, w = 0.0, (cdfs[ray, i + 1] - cdfs[ray, i]).item()
+            for j in range(8):
+                if key.vals[ray, j] < end and key.vals[ray, j + 1] > begin:
+                    bound += (key_cdfs[ray, j + 1] - key_cdfs[ray, j]).item()
+            expected[ray, i] = max(0.0, w - bound) ** 2 / (w + 1e-7)
+    within = (query.vals[:, :-1] >= key.vals[:, :1]) & (query.vals[:, 1:] < key.vals[:, -1:])
+    assert within.sum() > 30 and (expected[within] > 0).any()
+    made = prop_net._pdf_loss(query, cdfs, key, key_cdfs)
+    torch.testing.assert_close(made[within], expected[within], rtol=1e-9, atol=1e-12)
+    other = prop_net._lossfun_outer(query.vals, cdfs.diff(dim=1), key.vals, key_cdfs.diff(dim=1))
+    torch.testing.assert_close(other[within], expected[within], rtol=1e-4, atol=1e-12)
+    made[within].sum().backward()
+    assert key_cdfs.grad is not None and key_cdfs.grad.abs().sum() > 0
+
+    packed = nerfacc.pack_info(rays_of((21,) * 3))
+    edge = torch.arange(63)
+    flat = nerfacc.RayIntervals(query.vals.flatten(), packed, None, edge % 21 != 20, edge % 21 != 0)
+    again = prop_net._pdf_loss(flat, cdfs.flatten(), key, key_cdfs)
+    torch.testing.assert_close(again, made.flatten())
+
+
+def test_proposals_learn() -> None:
+    """A network that knows nothing finds a wall at a distance of 3, and samples gather there."""
+    torch.manual_seed(0)
+    logits = torch.zeros(50, requires_grad=True)  # density of distances 0.1 n
+
+    def proposal(t_starts: Tensor, t_ends: Tensor) -> Tensor:
+        return logits.exp()[(5 * (t_starts + t_ends)).long().clamp(0, 49)]
+
+    def wall(t_starts: Tensor, t_ends: Tensor) -> Tensor:
+        return (((t_starts + t_ends) / 2 - 3).abs() < 0.2).float() * 20
+
+    optimizer = torch.optim.Adam([logits], lr=0.2)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1000)
+    estimator = nerfacc.PropNetEstimator(optimizer, scheduler)
+    losses, near = [], []
+    for step in range(60):
+        learns = step % 2 == 0
+        t_starts, t_ends = estimator.sampling(
+            [proposal], [24], 16, 8, 0.5, 5.0, "uniform", stratified=True, requires_grad=learns
+        )
+        assert t_starts.shape == t_ends.shape == (8, 16) and not t_starts.requires_grad
+        assert len(estimator.prop_cache) == (2 if learns else 0)
+        trans, _ = nerfacc.render_transmittance_from_density(t_starts, t_ends, wall(t_starts, t_ends))
+        loss = estimator.update_every_n_steps(trans, learns, loss_scaler=2.0)
+        losses += [loss] if learns else []
+        near.append((((t_starts + t_ends) / 2 - 3).abs() < 0.4).float().mean().item())
+        assert isinstance(loss, float) and estimator.prop_cache == []
+    assert losses[-1] < 0.2 * losses[0] and sum(near[-10:]) > 2 * sum(near[:10])
+    assert scheduler.last_epoch == 60
+    assert estimator.compute_loss(trans) == 0  # nothing is left to learn from
+
+
+@pytest.mark.parametrize("kind", ["uniform", "lindisp"])
+def test_samples_divide_what_is_between_planes(kind: str) -> None:
+    t_starts, t_ends = nerfacc.PropNetEstimator().sampling([], [], 4, 2, 0.5, 4.0, kind)
+    edges = torch.cat((t_starts, t_ends[:, -1:]), dim=1)
+    shares = [0, 0.25, 0.5, 0.75, 1]
+    expected = [0.5 + 3.5 * s if kind == "uniform" else 1 / (2 - 1.75 * s) for s in shares]
+    torch.testing.assert_close(edges, torch.tensor([expected] * 2))
+
+
+def test_proposals_learn_ever_more_seldom() -> None:
+    learns = prop_net.get_proposal_requires_grad_fn(target=3.0, num_steps=10)
+    steps = [step for step in range(40) if learns(step)]
+    assert (
+        steps[0] == 1
+        and steps[1] - steps[0] < 4
+        and all(b - a == 4 for a, b in zip(steps[-5:-1], steps[-4:], strict=True))
+    )
+
+
+# ---- names and errors ------------------------------------------------------------------------------------------------
+
+
+def test_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nerfacc"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert hashgrid.compat.install("nerfacc") is nerfacc
+    for part in ("pack", "scan", "volrend", "pdf", "losses", "data_specs", "estimators.base", "estimators.prop_net"):
+        assert importlib.import_module(f"nerfacc.{part}") is importlib.import_module(f"hashgrid.compat.nerfacc.{part}")
+    assert set(nerfacc.__all__) <= set(dir(nerfacc)) and not [name for name in sys.modules if name == "nerfacc._rows"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nerfacc"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 ONES, RAYS = torch.ones(3), torch.tensor([0, 0, 1])
+EDGES, FLAT = nerfacc.RayIntervals(torch.ones(1, 3)), nerfacc.RaySamples(torch.ones(3))
+PACKED = nerfacc.RayIntervals(torch.ones(3), torch.tensor([[0, 2], [2, 1], [3, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -347,6 +627,27 @@ ONES, RAYS = torch.ones(3), torch.tensor([0, 0, 1])
         (lambda: nerfacc.rendering(ONES, ONES, RAYS, 2, lambda *x: (ONES, ONES)), r"`rgbs` must have shape \[3, 'C'\]"),
         (lambda: nerfacc.rendering(ONES, ONES, RAYS, 2, lambda *x: (ONES, ONES[:1])), "`sigmas` must have the shape"),
         (lambda: nerfacc.rendering(ONES[:2], ONES[:2], RAYS, 2), "`t_starts` must have the shape of `ray_indices`"),
+        (
+            lambda: nerfacc.searchsorted(EDGES, FLAT),
+            r"`packed_info` must be given with flat `vals`, got None; pack_info",
+        ),
+        (
+            lambda: nerfacc.searchsorted(EDGES, nerfacc.RaySamples(torch.ones(2, 3))),
+            r"`values` must have shape \[1, 'n'",
+        ),
+        (lambda: nerfacc.searchsorted(EDGES, PACKED), "`values` must be of the 1 rays of `sorted_sequence`, got ray 1"),
+        (
+            lambda: nerfacc.importance_sampling(EDGES, ONES, 2),
+            r"`cdfs` must have the shape of `intervals.vals`, \[1, 3",
+        ),
+        (lambda: nerfacc.importance_sampling(EDGES, ONES[None], 0), "`n_intervals_per_ray` must be positive, got 0"),
+        (lambda: nerfacc.importance_sampling(EDGES, ONES[None], RAYS), r"`n_intervals_per_ray` must have shape \[1\]"),
+        (lambda: nerfacc.importance_sampling(PACKED, ONES, 2), "`intervals` must have an edge of every ray"),
+        (lambda: nerfacc_pdf._sample_from_weighted(ONES, ONES, 2), r"`bins` must have shape \[4\], got \[3\]"),
+        (lambda: nerfacc.distortion(ONES, ONES, ONES, RAYS[:2], 2), "`ray_indices` must have the shape of `weights`"),
+        (lambda: nerfacc.PropNetEstimator().sampling([], [1], 2, 1, 0.1, 1.0), "`prop_samples` must have 0 numbers"),
+        (lambda: nerfacc.PropNetEstimator().sampling([], [], 2, 1, 0.1, 1.0, "log"), "`sampling_type` must be one of"),
+        (lambda: nerfacc.PropNetEstimator().update_every_n_steps(ONES[None], True), "`optimizer` must be given"),
     ],
 )
 def test_wrong_arguments_are_named(call: Callable[[], object], message: str) -> None:

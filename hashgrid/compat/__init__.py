@@ -7,13 +7,15 @@ that cannot be edited. Nothing else of hashgrid imports this package.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from types import ModuleType
 
 from hashgrid.util.choices import check_option
 
-# the names under which other code imports a module that is here
+# the names under which other code imports a module that is here; what is in a package comes with it
 _ALIASES = {
+    "nerfacc": ("nerfacc",),
     "tinycudann": ("tinycudann", "tinycudann.modules"),
     "torch_ngp": ("gridencoder", "gridencoder.grid", "shencoder", "freqencoder", "ffmlp", "raymarching"),
 }
@@ -23,7 +25,8 @@ def install(name: str) -> ModuleType:
     """Lets ``import`` of the library called ``name`` find the module of this package, for the rest of the process.
 
     Args:
-        name: ``"tinycudann"``, or ``"torch_ngp"`` for its folders ``gridencoder``, ``raymarching`` and so on.
+        name: ``"tinycudann"``, ``"nerfacc"``, or ``"torch_ngp"`` for its folders ``gridencoder``, ``raymarching`` and
+            so on.
 
     Returns:
         The module that is imported from now on.
@@ -41,8 +44,13 @@ def install(name: str) -> ModuleType:
     """
     check_option("name", name, _ALIASES)
     module = importlib.import_module(f"hashgrid.compat.{name}")
-    for alias in _ALIASES[name]:
-        if sys.modules.get(alias, module) is not module:
+    modules = dict.fromkeys(_ALIASES[name], module)
+    for found in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
+        alias = found.name.removeprefix("hashgrid.compat.")
+        if "._" not in alias:
+            modules[alias] = importlib.import_module(found.name)
+    for alias, part in modules.items():
+        if sys.modules.get(alias, part) is not part:
             raise ImportError(f"`{alias}` is imported already; call hashgrid.compat.install({name!r}) before that")
-    sys.modules.update(dict.fromkeys(_ALIASES[name], module))
+    sys.modules.update(modules)
     return module

@@ -7,7 +7,10 @@ in docs/compat.md.
 from __future__ import annotations
 
 from hashgrid.compat.nerfacc.data_specs import RayIntervals, RaySamples
+from hashgrid.compat.nerfacc.estimators.prop_net import PropNetEstimator
+from hashgrid.compat.nerfacc.losses import distortion
 from hashgrid.compat.nerfacc.pack import pack_info
+from hashgrid.compat.nerfacc.pdf import importance_sampling, searchsorted
 from hashgrid.compat.nerfacc.scan import exclusive_prod, exclusive_sum, inclusive_prod, inclusive_sum
 from hashgrid.compat.nerfacc.volrend import (
     accumulate_along_rays,
@@ -24,13 +27,16 @@ from hashgrid.compat.nerfacc.volrend import (
 __version__ = "0.5.3"  # whose API this is
 
 __all__ = [
+    "PropNetEstimator",
     "RayIntervals",
     "RaySamples",
     "__version__",
     "accumulate_along_rays",
     "accumulate_along_rays_",
+    "distortion",
     "exclusive_prod",
     "exclusive_sum",
+    "importance_sampling",
     "inclusive_prod",
     "inclusive_sum",
     "pack_info",
@@ -41,4 +47,5 @@ __all__ = [
     "render_weight_from_alpha",
     "render_weight_from_density",
     "rendering",
+    "searchsorted",
 ]

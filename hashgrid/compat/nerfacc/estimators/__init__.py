@@ -1,0 +1,1 @@
+"""Where along rays samples are worth taking."""
