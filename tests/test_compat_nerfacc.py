@@ -103,7 +103,7 @@ def test_scan_has_derivatives(scan: tuple[Callable, str, bool]) -> None:
     x[[1, 7, 30, 34]] = 0
     x.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: function(x, indices=rays), x)
-    assert torch.autograd.gradgradcheck(lambda x: function(x, indices=rays), x)
+    assert torch.autograd.gradgradcheck(lambda x: function(x, indices=rays), x, fast_mode=True)
     packed = torch.tensor([[4, 38], [0, 2]])
     assert torch.autograd.gradcheck(lambda x: function(x, packed_info=packed), x)
 
@@ -216,16 +216,21 @@ def test_weights_have_derivatives() -> None:
     def of_density(prefix: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         return nerfacc.render_weight_from_density(*inputs, ray_indices=rays, prefix_trans=prefix)
 
+    def of_density_alone(sigmas: Tensor) -> tuple[Tensor, ...]:  # by a kernel
+        distances = s["t_starts"].detach(), s["t_ends"].detach()
+        return nerfacc.render_weight_from_density(*distances, sigmas, ray_indices=rays)
+
     def of_alpha(alphas: Tensor, prefix: Tensor) -> tuple[Tensor, ...]:
         return nerfacc.render_weight_from_alpha(alphas, ray_indices=rays, prefix_trans=prefix)
 
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
-        assert check(of_density, (prefix, *inputs))
+        assert check(of_density, (prefix, *inputs), fast_mode=True)
+        assert check(of_density_alone, inputs[-1:], fast_mode=True)
     alphas = torch.rand(len(rays), dtype=torch.float64) * 0.5
     alphas[[0, 10]] = 1.0  # nothing is seen behind these
     alphas.requires_grad_()
-    assert torch.autograd.gradcheck(of_alpha, (alphas, prefix))
-    assert torch.autograd.gradgradcheck(of_alpha, (alphas, prefix))
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(of_alpha, (alphas, prefix), fast_mode=True)
 
 
 def test_weights_in_single_precision() -> None:
@@ -269,6 +274,26 @@ def test_rendering(kind: str, expected_depths: bool) -> None:
         color = (w[:, None] * colors[here]).sum(0) + behind * (1 - opacity)
         for a, b in zip(made[:3], (color, opacity[None], depth[None]), strict=True):
             torch.testing.assert_close(a[ray], b)
+
+
+@pytest.mark.parametrize("kind", ["rgb_sigma_fn", "rgb_alpha_fn"])
+def test_rendering_has_derivatives(kind: str) -> None:
+    """By a kernel, and those of distances, without: the same numbers."""
+    counts = (2, 0, 12, 1)
+    rays, s = rays_of(counts), samples(counts)
+    colors = torch.rand(len(rays), 3, dtype=torch.float64, requires_grad=True)
+
+    def render(t_starts: Tensor, t_ends: Tensor, colors: Tensor, density: Tensor) -> tuple[Tensor, ...]:
+        outputs = nerfacc.rendering(t_starts, t_ends, rays, 4, **{kind: lambda *x: (colors, density)})
+        return *outputs[:3], *(outputs[3][name] for name in ("weights", "trans", "alphas"))
+
+    distances, density = (s["t_starts"], s["t_ends"]), s["sigmas"].requires_grad_()
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda *x: render(*distances, *x), (colors, density), fast_mode=True)
+    expected = render(*distances, colors, density)
+    moving = tuple(x.requires_grad_() for x in distances)
+    assert torch.autograd.gradcheck(render, (*moving, colors, density), fast_mode=True)
+    torch.testing.assert_close(render(*moving, colors, density), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_rendering_of_rays_of_one_length_and_of_nothing() -> None:
@@ -316,6 +341,8 @@ def test_one_ray_of_nan_stays_alone() -> None:
         assert colors[others].isfinite().all() and colors[4].isnan().all()
         (grad,) = torch.autograd.grad(colors[others].sum(), s["sigmas"])
         assert grad[rays != 4].isfinite().all()
+    trans, _ = nerfacc.render_transmittance_from_density(*s.values(), ray_indices=rays)
+    assert (trans[rays == 4] == torch.tensor([1.0] + [0.0] * 39)).all()  # a kernel stops at a NaN
 
 
 # ---- searching and drawing -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,27 +59,36 @@ def rendering(
     if ray_indices is not None:
         check_indices("ray_indices", ray_indices)
         check_shape("t_starts", t_starts, "ray_indices", ray_indices)
-    extras: dict[str, Any]
     if rgb_sigma_fn is not None:
-        rgbs, sigmas = rgb_sigma_fn(t_starts, t_ends, ray_indices)
-        check_shape("sigmas", sigmas, "t_starts", t_starts)
-        weights, trans, alphas = render_weight_from_density(t_starts, t_ends, sigmas, None, ray_indices, n_rays)
-        extras = {"weights": weights, "alphas": alphas, "trans": trans, "sigmas": sigmas, "rgbs": rgbs}
+        rgbs, density = rgb_sigma_fn(t_starts, t_ends, ray_indices)
+        check_shape("sigmas", density, "t_starts", t_starts)
     elif rgb_alpha_fn is not None:
-        rgbs, alphas = rgb_alpha_fn(t_starts, t_ends, ray_indices)
-        check_shape("alphas", alphas, "t_starts", t_starts)
-        weights, trans = render_weight_from_alpha(alphas, None, ray_indices, n_rays)
-        extras = {"weights": weights, "trans": trans, "rgbs": rgbs, "alphas": alphas}
+        rgbs, density = rgb_alpha_fn(t_starts, t_ends, ray_indices)
+        check_shape("alphas", density, "t_starts", t_starts)
     else:
         raise ValueError("one of `rgb_sigma_fn` and `rgb_alpha_fn` must be given, got neither")
     if rgbs.shape[:-1] != t_starts.shape:
         wrong("rgbs", f"have shape {[*t_starts.shape, 'C']}", list(rgbs.shape))
-
-    # one sum along rays for all: colors, opacity and depth side by side
-    middles = ((t_starts + t_ends) / 2)[..., None]
-    values = torch.cat((rgbs, torch.ones_like(middles), middles), dim=-1)
-    sums = accumulate_along_rays(weights, values, ray_indices, n_rays)
+    samples = _Samples.of(t_starts, t_ends, density, rgb_sigma_fn is None, None, ray_indices)
+    if samples.has_kernel:
+        seen, opacities, depths, weights, trans = samples.composite(rgbs.flatten(0, -2))
+        sums = torch.cat((seen, opacities[:, None], depths[:, None]), dim=1)
+        weights, trans = weights.view_as(density), trans.view_as(density)
+        if ray_indices is None:
+            sums = sums.view(*t_starts.shape[:-1], sums.shape[-1])
+        else:
+            first = ray_indices.index_select(0, samples.packed_info[:, 0])  # ray of each run of samples
+            sums = accumulate_along_rays(torch.ones_like(opacities), sums, first, _n_rays(ray_indices, n_rays))
+    else:
+        weights, trans = samples.weights()
+        # one sum along rays for all: colors, opacity and depth side by side
+        middles = ((t_starts + t_ends) / 2)[..., None]
+        values = torch.cat((rgbs, torch.ones_like(middles), middles), dim=-1)
+        sums = accumulate_along_rays(weights, values, ray_indices, n_rays)
     colors, opacities, depths = sums.split((rgbs.shape[-1], 1, 1), dim=-1)
+    extras: dict[str, Any] = {"weights": weights, "alphas": samples.alphas(), "trans": trans, "rgbs": rgbs}
+    if rgb_sigma_fn is not None:
+        extras["sigmas"] = density
     if expected_depths:
         depths = depths / opacities.clamp_min(torch.finfo(rgbs.dtype).eps)
     if render_bkgd is not None:
@@ -113,15 +122,7 @@ def render_transmittance_from_alpha(
         >>> render_transmittance_from_alpha(torch.tensor([0.5, 0.5, 0.1]), ray_indices=torch.tensor([0, 0, 1]))
         tensor([1.0000, 0.5000, 1.0000])
     """
-    packed_info = _packed(alphas, packed_info, ray_indices)
-    if packed_info is not None and _in_order(packed_info):
-        # a kernel whose gradient costs half as much as that of a product of rows; distances play no part
-        features, nowhere = alphas.new_empty(len(alphas), 0), torch.zeros_like(alphas)
-        outputs = composite(
-            None, features, nowhere, nowhere, packed_info.long(), -math.inf, alphas=alphas, return_transmittances=True
-        )
-        return _prefixed(outputs[-1], prefix_trans)
-    return _prefixed(exclusive_prod(1 - alphas, packed_info), prefix_trans)
+    return render_weight_from_alpha(alphas, packed_info, ray_indices, n_rays, prefix_trans)[1]
 
 
 def render_transmittance_from_density(
@@ -147,11 +148,7 @@ def render_transmittance_from_density(
         >>> render_transmittance_from_density(t, t + 1, sigmas, ray_indices=torch.tensor([0, 0, 1]))
         (tensor([1.0000, 0.3679, 1.0000]), tensor([0.6321, 0.8647, 0.9502]))
     """
-    for name, x in (("t_starts", t_starts), ("t_ends", t_ends)):
-        check_shape(name, x, "sigmas", sigmas)
-    thickness = sigmas * (t_ends - t_starts)
-    trans = torch.exp(-exclusive_sum(thickness, _packed(sigmas, packed_info, ray_indices)))
-    return _prefixed(trans, prefix_trans), -torch.expm1(-thickness)
+    return render_weight_from_density(t_starts, t_ends, sigmas, packed_info, ray_indices, n_rays, prefix_trans)[1:]
 
 
 def render_weight_from_alpha(
@@ -168,8 +165,9 @@ def render_weight_from_alpha(
         >>> render_weight_from_alpha(torch.tensor([[0.5, 0.5, 0.1]]))[0]
         tensor([[0.5000, 0.2500, 0.0250]])
     """
-    trans = render_transmittance_from_alpha(alphas, packed_info, ray_indices, n_rays, prefix_trans)
-    return trans * alphas, trans
+    nowhere = torch.zeros_like(alphas)  # distances play no part
+    samples = _Samples.of(nowhere, nowhere, alphas, True, packed_info, ray_indices)
+    return _prefixed(*samples.weights(), prefix_trans)
 
 
 def render_weight_from_density(
@@ -190,10 +188,10 @@ def render_weight_from_density(
         >>> weights
         tensor([[0.6321, 0.2325, 0.0855]])
     """
-    trans, alphas = render_transmittance_from_density(
-        t_starts, t_ends, sigmas, packed_info, ray_indices, n_rays, prefix_trans
-    )
-    return trans * alphas, trans, alphas
+    for name, x in (("t_starts", t_starts), ("t_ends", t_ends)):
+        check_shape(name, x, "sigmas", sigmas)
+    samples = _Samples.of(t_starts, t_ends, sigmas, False, packed_info, ray_indices)
+    return *_prefixed(*samples.weights(), prefix_trans), samples.alphas()
 
 
 # ---- what is seen ----------------------------------------------------------------------------------------------------
@@ -267,9 +265,8 @@ def accumulate_along_rays(
     weighted = _weighted(weights, values, ray_indices)
     if ray_indices is None:
         return weighted.sum(dim=-2)
-    if n_rays is None:
-        n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
-    return weighted.new_zeros(n_rays, weighted.shape[-1]).index_add(0, ray_indices, weighted)
+    sums = weighted.new_zeros(_n_rays(ray_indices, n_rays), weighted.shape[-1])
+    return sums.index_add(0, ray_indices, weighted)
 
 
 def accumulate_along_rays_(
@@ -307,34 +304,87 @@ def _weighted(weights: Tensor, values: Tensor | None, ray_indices: Tensor | None
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _packed(samples: Tensor, packed_info: Tensor | None, ray_indices: Tensor | None) -> Tensor | None:
-    """Checked first samples and counts of rays, None for rays of one length."""
-    if packed_info is None and ray_indices is None:
-        return None
-    if packed_info is not None and ray_indices is not None:
-        raise ValueError("`packed_info` and `ray_indices` exclude each other; give one of them")
-    if samples.dim() != 1:
-        remedy = "flatten them, or leave `packed_info` and `ray_indices` out"
-        wrong("samples", "have shape [S] beside `packed_info` or `ray_indices`", list(samples.shape), remedy)
-    if ray_indices is not None:
-        check_indices("ray_indices", ray_indices, len(samples))
-        return runs(ray_indices)
-    assert packed_info is not None
-    check_packed(packed_info)
-    return packed_info
+class _Samples(NamedTuple):
+    """Samples, and the rays they lie on."""
+
+    t_starts: Tensor
+    t_ends: Tensor
+    density: Tensor
+    is_alpha: bool  # whether `density` is the opacity
+    packed_info: Tensor
+    has_kernel: bool  # rays lie back to back, and no gradient of a distance is asked for
+
+    @classmethod
+    def of(
+        cls,
+        t_starts: Tensor,
+        t_ends: Tensor,
+        density: Tensor,
+        is_alpha: bool,
+        packed_info: Tensor | None,
+        ray_indices: Tensor | None,
+    ) -> _Samples:
+        if packed_info is not None and ray_indices is not None:
+            raise ValueError("`packed_info` and `ray_indices` exclude each other; give one of them")
+        is_flat = packed_info is not None or ray_indices is not None
+        if is_flat and density.dim() != 1:
+            remedy = "flatten them, or leave `packed_info` and `ray_indices` out"
+            wrong("samples", "have shape [S] beside `packed_info` or `ray_indices`", list(density.shape), remedy)
+        has_kernel = not (torch.is_grad_enabled() and (t_starts.requires_grad or t_ends.requires_grad))
+        if packed_info is not None:
+            check_packed(packed_info)
+            starts, counts = packed_info.unbind(dim=1)
+            has_kernel = has_kernel and bool((starts == counts.cumsum(0) - counts).all())
+        elif ray_indices is not None:
+            check_indices("ray_indices", ray_indices, len(density))
+            packed_info = runs(ray_indices)
+        else:
+            if density.dim() == 0:
+                wrong("samples", "have shape [R, n]", list(density.shape))
+            n = density.shape[-1]
+            starts = torch.arange(density.shape[:-1].numel(), device=density.device) * n
+            packed_info = torch.stack((starts, torch.full_like(starts, n)), dim=1)
+        return cls(t_starts, t_ends, density, is_alpha, packed_info, has_kernel)
+
+    def alphas(self) -> Tensor:
+        """Opacities."""
+        return self.density if self.is_alpha else -torch.expm1(-self.density * (self.t_ends - self.t_starts))
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Weights and transmittances, of the shape of the density."""
+        if self.has_kernel:
+            weights, trans = self.composite(self.density.new_empty(self.density.numel(), 0))[-2:]
+            return weights.view_as(self.density), trans.view_as(self.density)
+        alphas = self.alphas()
+        if self.is_alpha:
+            trans = exclusive_prod((1 - alphas).flatten(), self.packed_info)
+        else:
+            thickness = self.density * (self.t_ends - self.t_starts)
+            trans = torch.exp(-exclusive_sum(thickness.flatten(), self.packed_info))
+        trans = trans.view_as(self.density)
+        return trans * alphas, trans
+
+    def composite(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Sums along rays of ``features`` [S, C], of opacities and depths, then weights and transmittances [S]. Nothing
+        stops early, but behind a NaN all is zero."""
+        density = self.density.flatten()
+        kind = (None, density) if self.is_alpha else (density, None)
+        arguments = features, self.t_starts.flatten(), self.t_ends.flatten(), self.packed_info.long()
+        outputs = composite(kind[0], *arguments, -math.inf, alphas=kind[1], return_transmittances=True)
+        return *outputs[:4], outputs[5]  # without the distortion
 
 
-def _in_order(packed_info: Tensor) -> bool:
-    """Whether rays lie back to back."""
-    starts, counts = packed_info.unbind(dim=1)
-    return bool((starts == counts.cumsum(0) - counts).all())
+def _n_rays(ray_indices: Tensor, n_rays: int | None) -> int:
+    if n_rays is not None:
+        return n_rays
+    return int(ray_indices.max()) + 1 if len(ray_indices) else 0
 
 
-def _prefixed(trans: Tensor, prefix_trans: Tensor | None) -> Tensor:
+def _prefixed(weights: Tensor, trans: Tensor, prefix_trans: Tensor | None) -> tuple[Tensor, Tensor]:
     if prefix_trans is None:
-        return trans
+        return weights, trans
     check_shape("prefix_trans", prefix_trans, "samples", trans)
-    return trans * prefix_trans
+    return weights * prefix_trans, trans * prefix_trans
 
 
 def _visible(trans: Tensor, alphas: Tensor, early_stop_eps: float, alpha_thre: float) -> Tensor:
