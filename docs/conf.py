@@ -49,7 +49,11 @@ PACKAGES = {
     "hashgrid.geometry": "Cameras, lenses, rays, boxes.",
     "hashgrid.train": "The loop, checkpoints, configuration, losses: training without what is trained.",
     "hashgrid.tasks": "Commands: configuration, data, loss, evaluation.",
+    "hashgrid.compat.nerfacc": "nerfacc's functions by its modules; most are in the package, too.",
+    "hashgrid.compat.nerfacc.estimators": "Where along rays samples are worth taking.",
 }
+# Not in the reference: its `RaySamples` would make every mention of hashgrid's own ambiguous.
+HIDDEN = ("hashgrid.compat.nerfacc.data_specs",)
 # Pages that lie elsewhere in the repository, by their names here.
 ELSEWHERE = {
     "readme": HERE.parent / "README.md",
@@ -111,7 +115,8 @@ def reference() -> dict[str, str]:
     for name, text in PACKAGES.items():
         package = importlib.import_module(name)
         modules = [f"{name}.{found.name}" for found in pkgutil.iter_modules(package.__path__) if not found.ispkg]
-        parts = [section(module, "##") for module in modules if not module.rpartition(".")[2].startswith("_")]
+        shown = [name for name in modules if name not in HIDDEN and not name.rpartition(".")[2].startswith("_")]
+        parts = [section(module, "##") for module in shown]
         pages[name] = f"# {name}\n\n{text}\n\n" + "\n".join(part for part in parts if part)
     return pages
 

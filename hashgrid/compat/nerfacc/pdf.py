@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from hashgrid.compat.nerfacc import data_specs
 from hashgrid.compat.nerfacc._checks import check_indices, check_packed, check_shape, wrong
-from hashgrid.compat.nerfacc.data_specs import RayIntervals, RaySamples
+from hashgrid.compat.nerfacc.data_specs import RayIntervals
 
 
 @torch.no_grad()
 def searchsorted(
-    sorted_sequence: RayIntervals | RaySamples, values: RayIntervals | RaySamples
+    sorted_sequence: RayIntervals | data_specs.RaySamples, values: RayIntervals | data_specs.RaySamples
 ) -> tuple[Tensor, Tensor]:
     """Returns the neighbours of each value in the sequence of its ray, int64 of the shape of ``values.vals``:
     ``sequence[left] <= value < sequence[right]``. A value from the last one on has the last two, one before the first
@@ -32,7 +33,7 @@ def searchsorted(
 
     Example:
         >>> sequence = RayIntervals(torch.tensor([[0.0, 1.0, 2.0]]))
-        >>> left, right = searchsorted(sequence, RaySamples(torch.tensor([[-1.0, 0.5, 1.0, 3.0]])))
+        >>> left, right = searchsorted(sequence, data_specs.RaySamples(torch.tensor([[-1.0, 0.5, 1.0, 3.0]])))
         >>> left.tolist(), right.tolist()
         ([[0, 0, 1, 1]], [[0, 1, 2, 2]])
     """
@@ -57,7 +58,7 @@ def searchsorted(
 @torch.no_grad()
 def importance_sampling(
     intervals: RayIntervals, cdfs: Tensor, n_intervals_per_ray: Tensor | int, stratified: bool = False
-) -> tuple[RayIntervals, RaySamples]:
+) -> tuple[RayIntervals, data_specs.RaySamples]:
     """Returns new intervals, each with the same share of a cumulative density, and their middles. No gradient passes.
 
     A ray's n samples lie where the density has risen by ``(i + 1/2) / n`` of all it does, or with ``stratified`` by
@@ -95,18 +96,18 @@ def importance_sampling(
     if edges.dim() == 1:
         counts = torch.full((_n_rays(intervals),), n, device=edges.device)
         made, samples = _sample_each(intervals, cdfs, counts, stratified)
-        return RayIntervals(made.vals.view(-1, n + 1)), RaySamples(samples.vals.view(-1, n))
+        return RayIntervals(made.vals.view(-1, n + 1)), data_specs.RaySamples(samples.vals.view(-1, n))
     if edges.shape[-1] < 1:
         wrong("intervals.vals", "have an edge of every ray", list(edges.shape))
     steps = torch.arange(n, device=edges.device) + _shift(cdfs[..., :1], stratified)  # [..., n] or [n]
     u = cdfs[..., :1] + steps * ((cdfs[..., -1:] - cdfs[..., :1]) / n)
     middles = _inverted(edges, cdfs, u)
-    return RayIntervals(_edges_of(middles, edges[..., :1], edges[..., -1:])), RaySamples(middles)
+    return RayIntervals(_edges_of(middles, edges[..., :1], edges[..., -1:])), data_specs.RaySamples(middles)
 
 
 def _sample_each(
     intervals: RayIntervals, cdfs: Tensor, counts: Tensor, stratified: bool
-) -> tuple[RayIntervals, RaySamples]:
+) -> tuple[RayIntervals, data_specs.RaySamples]:
     """Samples of as many intervals of each ray as ``counts`` [R] says, flat."""
     first, last = _bounds(intervals)
     check_indices("n_intervals_per_ray", counts, len(first))
@@ -125,7 +126,7 @@ def _sample_each(
     above = _first_above(cdfs, low, high, u)
     below = torch.maximum((above - 1).minimum(high), low)
     middles = _between(edges[below], edges[above], cdfs[below], cdfs[above], u)
-    samples = RaySamples(middles, torch.stack((starts, counts), dim=1), ray)
+    samples = data_specs.RaySamples(middles, torch.stack((starts, counts), dim=1), ray)
 
     # a ray of n samples has n + 1 edges, one of none has none
     n_edges = counts + (counts > 0)
@@ -211,7 +212,7 @@ def _repeated(counts: Tensor) -> Tensor:
     return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
 
 
-def _n_rays(x: RayIntervals | RaySamples) -> int:
+def _n_rays(x: RayIntervals | data_specs.RaySamples) -> int:
     if x.vals.dim() > 1:
         return x.vals.shape[:-1].numel()
     if x.packed_info is None:
@@ -220,7 +221,7 @@ def _n_rays(x: RayIntervals | RaySamples) -> int:
     return len(x.packed_info)
 
 
-def _bounds(x: RayIntervals | RaySamples) -> tuple[Tensor, Tensor]:
+def _bounds(x: RayIntervals | data_specs.RaySamples) -> tuple[Tensor, Tensor]:
     """First and last value [R] of each ray in the flat ones; of an empty ray the last is the one before its first."""
     n_rays = _n_rays(x)
     if x.vals.dim() > 1:
@@ -232,7 +233,7 @@ def _bounds(x: RayIntervals | RaySamples) -> tuple[Tensor, Tensor]:
     return first, first + counts - 1
 
 
-def _rays(x: RayIntervals | RaySamples) -> Tensor:
+def _rays(x: RayIntervals | data_specs.RaySamples) -> Tensor:
     """Ray of each value, flat."""
     if x.vals.dim() > 1:
         return torch.arange(_n_rays(x), device=x.vals.device).repeat_interleave(x.vals.shape[-1])
