@@ -247,6 +247,9 @@ def test_weights_in_single_precision() -> None:
     torch.testing.assert_close(alphas, s["sigmas"] * (s["t_ends"] - s["t_starts"]), rtol=1e-5, atol=0)
 
 
+EMPTY = {"rgb_sigma_fn": lambda t_starts, t_ends, ray_indices: (torch.zeros(3, 0, 3), t_starts)}
+
+
 def field(kind: str, s: dict[str, Tensor], colors: Tensor) -> dict[str, Callable]:
     alphas = 1 - (-s["sigmas"] * (s["t_ends"] - s["t_starts"])).exp()
     values = {"rgb_sigma_fn": s["sigmas"], "rgb_alpha_fn": alphas}[kind]
@@ -304,6 +307,14 @@ def test_rendering_of_rays_of_one_length_and_of_nothing() -> None:
     functions = field("rgb_sigma_fn", flat, colors.flatten(0, 1))
     again = nerfacc.rendering(flat["t_starts"], flat["t_ends"], rays_of((10,) * 4), **functions)
     torch.testing.assert_close(made[:3], again[:3])
+    moved = s["t_starts"].clone().requires_grad_()  # no kernel
+    again = nerfacc.rendering(moved, s["t_ends"], **field("rgb_sigma_fn", s, colors))
+    torch.testing.assert_close(again[:3], made[:3])
+    torch.testing.assert_close(again[3]["weights"], made[3]["weights"])
+    assert made[3]["trans"].shape == (4, 10) and nerfacc.rendering(*(torch.zeros(3, 0),) * 2, **EMPTY)[0].shape == (
+        3,
+        3,
+    )
     nothing = samples((0,))
     functions = field("rgb_sigma_fn", nothing, torch.zeros(0, 3, dtype=torch.float64))
     behind = torch.ones(3, dtype=torch.float64)
@@ -642,11 +653,15 @@ PACKED = nerfacc.RayIntervals(torch.ones(3), torch.tensor([[0, 2], [2, 1], [3, 0
         (lambda: nerfacc.exclusive_prod(torch.tensor(1.0)), "`inputs` must have at least one dimension"),
         (lambda: nerfacc.render_weight_from_density(ONES, ONES[:2], ONES), r"`t_ends` must have the shape of `sigmas`"),
         (lambda: nerfacc.render_weight_from_alpha(ONES, None, RAYS, 2, ONES[:1]), "`prefix_trans` must have the shape"),
-        (lambda: nerfacc.render_weight_from_alpha(ONES[None], None, RAYS), r"`samples` must have shape \[S\] beside"),
+        (lambda: nerfacc.render_weight_from_alpha(ONES[None], None, RAYS), r"`alphas` must have shape \[S\] beside"),
         (lambda: nerfacc.render_weight_from_alpha(ONES, RAYS[None, :2], RAYS), "exclude each other"),
         (
             lambda: nerfacc.accumulate_along_rays(ONES, ONES, RAYS, 2),
             r"`values` must have shape \[3, 'D'\].*\[..., None",
+        ),
+        (
+            lambda: nerfacc.accumulate_along_rays(ONES, None, RAYS, 1),
+            r"`ray_indices` must be rays 0..0 of `n_rays`, got",
         ),
         (lambda: nerfacc.accumulate_along_rays(ONES[None], None, RAYS, 2), r"`weights` must have shape \[S\]"),
         (lambda: nerfacc.accumulate_along_rays_(ONES, None, RAYS), r"`outputs` must have shape \[R, 1\], got None"),

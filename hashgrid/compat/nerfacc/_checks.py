@@ -27,6 +27,18 @@ def check_indices(name: str, indices: Tensor, size: int | None = None) -> None:
         wrong(name, "be int64 or int32", indices.dtype, f"convert it with `{name}.long()`")
 
 
+def count_rays(ray_indices: Tensor, n_rays: int | None) -> int:
+    """Returns ``n_rays``, or one more than the last ray where that is None, and checks that no ray is beyond."""
+    if n_rays is None:
+        return int(ray_indices.max()) + 1 if len(ray_indices) else 0
+    # on a GPU PyTorch's own assertion finds it without waiting
+    if not ray_indices.is_cuda and len(ray_indices):
+        least, most = torch.aminmax(ray_indices)
+        if least < 0 or most >= n_rays:
+            wrong("ray_indices", f"be rays 0..{n_rays - 1} of `n_rays`", f"{least}..{most}")
+    return n_rays
+
+
 def check_packed(packed_info: Tensor) -> None:
     """Checks that first samples and counts of rays are two columns of integers."""
     if packed_info.dim() != 2 or packed_info.shape[1] != 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashgrid.compat.nerfacc._checks import check_indices, wrong
+from hashgrid.compat.nerfacc._checks import check_indices, count_rays
 
 
 @torch.no_grad()
@@ -25,12 +25,6 @@ def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
         [[0, 2], [2, 3], [5, 0], [5, 1]]
     """
     check_indices("ray_indices", ray_indices)
-    if n_rays is None:
-        n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
-    elif not ray_indices.is_cuda and len(ray_indices):
-        least, most = torch.aminmax(ray_indices)
-        if least < 0 or most >= n_rays:
-            wrong("ray_indices", f"be rays 0..{n_rays - 1} of `n_rays`", f"{least}..{most}")
-    counts = torch.zeros(n_rays, dtype=ray_indices.dtype, device=ray_indices.device)
+    counts = torch.zeros(count_rays(ray_indices, n_rays), dtype=ray_indices.dtype, device=ray_indices.device)
     counts.index_add_(0, ray_indices, torch.ones_like(ray_indices))
     return torch.stack((counts.cumsum(0, dtype=counts.dtype) - counts, counts), dim=1)

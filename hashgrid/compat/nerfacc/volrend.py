@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hashgrid.compat.nerfacc._checks import check_indices, check_packed, check_shape, wrong
+from hashgrid.compat.nerfacc._checks import check_indices, check_packed, check_shape, count_rays, wrong
 from hashgrid.compat.nerfacc._rows import runs
 from hashgrid.compat.nerfacc.scan import exclusive_prod, exclusive_sum
 from hashgrid.ops.composite import composite
@@ -78,7 +78,7 @@ def rendering(
             sums = sums.view(*t_starts.shape[:-1], sums.shape[-1])
         else:
             first = ray_indices.index_select(0, samples.packed_info[:, 0])  # ray of each run of samples
-            sums = accumulate_along_rays(torch.ones_like(opacities), sums, first, _n_rays(ray_indices, n_rays))
+            sums = accumulate_along_rays(torch.ones_like(opacities), sums, first, count_rays(ray_indices, n_rays))
     else:
         weights, trans = samples.weights()
         # one sum along rays for all: colors, opacity and depth side by side
@@ -254,7 +254,7 @@ def accumulate_along_rays(
         n_rays: R beside ``ray_indices``; None is one more than the last ray.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or there is no such ray.
 
     Example:
         >>> accumulate_along_rays(torch.tensor([0.5, 0.25, 1]), ray_indices=torch.tensor([0, 0, 2]), n_rays=3)
@@ -265,7 +265,7 @@ def accumulate_along_rays(
     weighted = _weighted(weights, values, ray_indices)
     if ray_indices is None:
         return weighted.sum(dim=-2)
-    sums = weighted.new_zeros(_n_rays(ray_indices, n_rays), weighted.shape[-1])
+    sums = weighted.new_zeros(count_rays(ray_indices, n_rays), weighted.shape[-1])
     return sums.index_add(0, ray_indices, weighted)
 
 
@@ -326,10 +326,11 @@ class _Samples(NamedTuple):
     ) -> _Samples:
         if packed_info is not None and ray_indices is not None:
             raise ValueError("`packed_info` and `ray_indices` exclude each other; give one of them")
+        name = "alphas" if is_alpha else "sigmas"
         is_flat = packed_info is not None or ray_indices is not None
         if is_flat and density.dim() != 1:
-            remedy = "flatten them, or leave `packed_info` and `ray_indices` out"
-            wrong("samples", "have shape [S] beside `packed_info` or `ray_indices`", list(density.shape), remedy)
+            remedy = "flatten it, or leave `packed_info` and `ray_indices` out"
+            wrong(name, "have shape [S] beside `packed_info` or `ray_indices`", list(density.shape), remedy)
         has_kernel = not (torch.is_grad_enabled() and (t_starts.requires_grad or t_ends.requires_grad))
         if packed_info is not None:
             check_packed(packed_info)
@@ -340,7 +341,7 @@ class _Samples(NamedTuple):
             packed_info = runs(ray_indices)
         else:
             if density.dim() == 0:
-                wrong("samples", "have shape [R, n]", list(density.shape))
+                wrong(name, "have shape [R, n]", list(density.shape))
             n = density.shape[-1]
             starts = torch.arange(density.shape[:-1].numel(), device=density.device) * n
             packed_info = torch.stack((starts, torch.full_like(starts, n)), dim=1)
@@ -372,12 +373,6 @@ class _Samples(NamedTuple):
         arguments = features, self.t_starts.flatten(), self.t_ends.flatten(), self.packed_info.long()
         outputs = composite(kind[0], *arguments, -math.inf, alphas=kind[1], return_transmittances=True)
         return *outputs[:4], outputs[5]  # without the distortion
-
-
-def _n_rays(ray_indices: Tensor, n_rays: int | None) -> int:
-    if n_rays is not None:
-        return n_rays
-    return int(ray_indices.max()) + 1 if len(ray_indices) else 0
 
 
 def _prefixed(weights: Tensor, trans: Tensor, prefix_trans: Tensor | None) -> tuple[Tensor, Tensor]:
