@@ -528,6 +528,9 @@ def test_distortion() -> None:
     assert torch.autograd.gradcheck(
         nerfacc.distortion, (weights, s["t_starts"].requires_grad_(), s["t_ends"].requires_grad_(), rays, 4)
     )
+    far = [(x.detach() + 4096 * (x is not weights)).float() for x in (weights, s["t_starts"], s["t_ends"])]
+    expected = nerfacc.distortion(*(x.double() for x in far), rays, 4)
+    torch.testing.assert_close(nerfacc.distortion(*far, rays, 4).double(), expected, rtol=3e-5, atol=0)
     here = slice(3, 43)
     rows = (x[here].view(1, 40) for x in (weights, s["t_starts"], s["t_ends"]))
     torch.testing.assert_close(nerfacc.distortion(*rows), made[2:3])

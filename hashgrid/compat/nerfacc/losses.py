@@ -35,12 +35,16 @@ def distortion(
     for name, x in (("t_starts", t_starts), ("t_ends", t_ends)):
         check_shape(name, x, "weights", weights)
     middles = (t_starts + t_ends) / 2
+    # from a ray's first middle on, which changes no difference: far from the origin large sums would be subtracted
     if ray_indices is None:
+        middles = middles - middles[..., :1].detach()
         before, placed = exclusive_sum(weights), exclusive_sum(weights * middles)
     else:
         check_indices("ray_indices", ray_indices)
         check_shape("ray_indices", ray_indices, "weights", weights)
-        rows = Rows(runs(ray_indices), len(weights))
+        packed_info = runs(ray_indices)
+        middles = middles - middles.detach()[packed_info[:, 0]].repeat_interleave(packed_info[:, 1])
+        rows = Rows(packed_info, len(weights))
         before, placed = (rows.scan(x, "sum", exclusive=True) for x in (weights, weights * middles))
     between = 2 * weights * (middles * before - placed)
     within = weights.square() * (t_ends - t_starts) / 3
