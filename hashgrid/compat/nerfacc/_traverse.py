@@ -11,7 +11,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hashgrid.ops.march_rays import march_rays
 from hashgrid.ops.ray_aabb import ray_aabb
@@ -130,10 +130,10 @@ def to_packed(ray_indices: Tensor, n_rays: int) -> Tensor:
 
 
 def _is_nest(aabbs: Tensor, resolution: torch.Size, rays_d: Tensor, step: float) -> bool:
-    """Whether `march_rays` goes through the same cells: each of the boxes [m, 6] is twice as large as the one before, no
-    cell of one is on both sides of another's border, steps are shorter than cells, and half a step in front of all is
+    """Whether `march_rays` goes through the same cells: each of the boxes [m, 6] is twice as large as the one before,
+    no cell is on both sides of another box's border, steps are shorter than cells, and half a step in front of all is
     within the next larger box."""
-    if any(size % 4 for size in resolution):  # a box has the middle half of the next one's cells along each axis
+    if len(aabbs) > 1 and any(size % 4 for size in resolution):  # a box is the middle half of the next one's cells
         return False
     boxes = aabbs.double().cpu()
     low, high = boxes[:, :3], boxes[:, 3:]
@@ -160,6 +160,8 @@ def _march(
     first: Tensor,
     last: Tensor,
 ) -> Found:
+    if any(size % 4 for size in binaries.shape[1:]):  # only one box, see _is_nest
+        binaries, aabb = _fill_up(binaries, aabb)
     m, *resolution = binaries.shape
     begin, end = first.maximum(near), last.minimum(far)
     inside = begin < end  # also False for NaN
@@ -175,6 +177,15 @@ def _march(
     if limit:
         reached = _cut_reached(reached, t_ends, packed_info, limit)
     return Found(t_starts, t_ends, rays, packed_info, reached, 0.25 * step)
+
+
+def _fill_up(binaries: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:
+    """A grid [1, X, Y, Z] and its box [6] with empty cells behind, up to multiples of four."""
+    sizes = torch.tensor(binaries.shape[1:], device=aabb.device)
+    more = -sizes % 4
+    x, y, z = more.tolist()
+    low, high = aabb[:3], aabb[3:]
+    return nn.functional.pad(binaries, (0, z, 0, y, 0, x)), torch.cat((low, high + (high - low) / sizes * more))
 
 
 def _step_at(near: Tensor, t: Tensor, step: float) -> Tensor:

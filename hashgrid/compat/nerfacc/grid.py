@@ -79,10 +79,10 @@ def traverse_grids(
     aabbs: Tensor,
     near_planes: Tensor | None = None,
     far_planes: Tensor | None = None,
-    step_size: float | None = 1e-3,
-    cone_angle: float | None = 0.0,
+    step_size: float = 1e-3,
+    cone_angle: float = 0.0,
     traverse_steps_limit: int | None = None,
-    over_allocate: bool | None = False,
+    over_allocate: bool = False,
     rays_mask: Tensor | None = None,
     t_sorted: Tensor | None = None,
     t_indices: Tensor | None = None,
@@ -95,8 +95,8 @@ def traverse_grids(
     are the ways through occupied cells instead.
 
     Where grids overlap, the one that was entered last is valid. One kernel does it if each box is twice as large as the
-    one before, ``cone_angle`` is 0 and ``step_size`` is less than the smallest side of a cell; else it is done in plain
-    PyTorch, many times slower.
+    one before and has a multiple of four cells along each axis, or there is but one box, if ``cone_angle`` is 0, and if
+    ``step_size`` is less than the smallest side of a cell; else it is done in plain PyTorch, many times slower.
 
     Args:
         rays_o: [R, 3], origins.
@@ -142,7 +142,7 @@ def traverse_grids(
         )
     crossings = _given_crossings(t_sorted, t_indices, hits)
     found = sample_grids(
-        rays_o, rays_d, binaries, aabbs, near_planes, far_planes, step_size or 0.0, cone_angle or 0.0, limit, rays_mask,
+        rays_o, rays_d, binaries, aabbs, near_planes, far_planes, step_size, cone_angle, limit, rays_mask,
         crossings,
     )  # fmt: skip
     samples = RaySamples(
@@ -181,7 +181,7 @@ def sample_grids(
         raise ValueError(f"`binaries` must have cells, got the shape {list(binaries.shape)}")
     if binaries.dtype != torch.bool:
         raise ValueError(f"`binaries` must be bool, got {binaries.dtype}; compare values with a threshold")
-    if cone_angle < 0 or math.isnan(step_size) or math.isinf(step_size):
+    if not (0 <= cone_angle < math.inf and math.isfinite(step_size)):
         raise ValueError(
             f"`cone_angle` must be 0 or more and `step_size` finite, got {cone_angle} and {step_size};"
             " a step of 0 is for the ways through cells"
