@@ -102,7 +102,7 @@ def find_samples(
 
     All tensors are of one floating dtype and on one device, and of shapes that fit.
     """
-    step = torch.tensor(step, dtype=rays_o.dtype).item()  # as a kernel reads it
+    step = torch.tensor(step, dtype=rays_o.dtype).item()  # as nerfacc's kernel reads it
     if step > 0 and cone == 0 and _is_nest(aabbs, binaries.shape[1:], rays_d, step):
         # the last box is around the others
         crossings = Crossings.of(rays_o, rays_d, aabbs[-1:]) if crossings is None else crossings
@@ -135,15 +135,18 @@ def _is_nest(aabbs: Tensor, resolution: torch.Size, rays_d: Tensor, step: float)
     within the next larger box."""
     if len(aabbs) > 1 and any(size % 4 for size in resolution):  # a box is the middle half of the next one's cells
         return False
-    boxes = aabbs.double().cpu()
+    boxes = aabbs.double().cpu()  # what follows decides on the host
     low, high = boxes[:, :3], boxes[:, 3:]
     side = high[0] - low[0]
-    growth = 2.0 ** torch.arange(len(boxes), dtype=torch.float64)[:, None]
-    middle, half = (low[0] + high[0]) / 2, side / 2 * growth
+    growth = 2.0 ** torch.arange(len(boxes), dtype=torch.float64)[:, None]  # [m, 1]
+    middle, half = (low[0] + high[0]) / 2, side / 2 * growth  # [3], [m, 3]
     error = torch.maximum((low - (middle - half)).abs(), (high - (middle + half)).abs())
     cell = side / torch.tensor(resolution)
+    # boxes were made in fp32; a step of a whole cell may be a longer one by rounding, and the kernel would then look
+    # into a coarser grid
     if not (bool((side > 0).all()) and bool((error <= 1e-6 * half).all()) and step < (1 - 1e-6) * float(cell.min())):
         return False
+    # directions need not be of unit length
     longest = rays_d.abs().amax(0) if len(rays_d) else rays_d.new_zeros(3)
     return not bool((longest.double().cpu() * step > half[-1]).any())
 
@@ -173,9 +176,7 @@ def _march(
         rays_o, rays_d, aabb, _bits(binaries), (resolution[0], resolution[1], resolution[2]), m + 1,
         step_size=step, near=t_begin, far=t_stop, max_samples_per_ray=limit or _UNLIMITED,
     )  # fmt: skip
-    reached = torch.where(inside, _step_at(near, end, step), near)
-    if limit:
-        reached = _cut_reached(reached, t_ends, packed_info, limit)
+    reached = _reached(torch.where(inside, _step_at(near, end, step), near), t_ends, packed_info, limit)
     return Found(t_starts, t_ends, rays, packed_info, reached, 0.25 * step)
 
 
@@ -190,16 +191,16 @@ def _fill_up(binaries: Tensor, aabb: Tensor) -> tuple[Tensor, Tensor]:
 
 def _step_at(near: Tensor, t: Tensor, step: float) -> Tensor:
     """Begin [R] of the first whole step from ``near`` [R] that has its middle at ``t`` [R] or behind."""
-    start = near.double()
+    start = near.double()  # thousands of steps away, fp32 would be off by a good part of one
     n_steps = ((t.double() - start) / step - 0.5).ceil().clamp(min=0)
     return (start + n_steps * step).to(near.dtype)
 
 
 def _bits(binaries: Tensor) -> Tensor:
     """Cells [m, X, Y, Z] bool, and as many again of an empty box, one bit each, lowest first."""
-    flags = binaries.reshape(-1).view(torch.uint8)
+    flags = binaries.reshape(-1).view(torch.uint8)  # a byte of 0 or 1 each
     n_bytes = ((len(binaries) + 1) * binaries[0].numel() + 7) // 8
-    if len(flags) % 8 or flags.storage_offset() % 8:
+    if len(flags) % 8 or flags.storage_offset() % 8:  # they are read by eights
         flags = torch.cat((flags, flags.new_zeros(-len(flags) % 8)))
     packed = (flags.view(torch.int64) * _PACK >> 56).to(torch.uint8)
     return torch.cat((packed, packed.new_zeros(n_bytes - len(packed))))
@@ -233,22 +234,23 @@ class _Spans:
         self.side = (aabbs[:, 3:] - self.low) / self.sizes  # of a cell, [m, 3]
         m = len(binaries)
         t, index, hits = crossings
-        enters, grid = index < m, index % m
+        enters, grid = index < m, index % m  # [R, 2m]
         # behind where a grid is left, the one that is left next is valid; nothing is if another one is entered next
         self.level = torch.where(enters[:, :-1], grid[:, :-1], grid[:, 1:])
         known = hits.gather(1, grid[:, :-1]) & hits.gather(1, self.level) & (enters[:, :-1] | ~enters[:, 1:])
         begin, end = t[:, :-1].maximum(near[:, None]), t[:, 1:].minimum(far[:, None])
         known &= begin < end
         self.begin, self.end = torch.where(known, begin, 0), torch.where(known, end, 0)
+        # parts in front of a distance are those whose end is not ahead of it: parts are in order
         self.ahead = torch.where(known, end, -math.inf).cummax(1).values
 
     def look_up(self, ray: Tensor, level: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the cells at distances ``t`` [A] are occupied [A], and where rays leave them [A]."""
         origin, direction, low, side = self.rays_o[ray], self.rays_d[ray], self.low[level], self.side[level]
-        place = (origin + direction * t[:, None] - low) / side
+        place = (origin + direction * t[:, None] - low) / side  # in cells, [A, 3]
         # on the side between two cells a ray is in the one that it enters
         cell = torch.where(direction < 0, place.ceil() - 1, place.floor()).long().clamp(min=0).minimum(self.sizes - 1)
-        wall = low + (cell + (direction > 0)) * side
+        wall = low + (cell + (direction > 0)) * side  # the three sides that a ray may leave by
         leaves = torch.where(direction == 0, math.inf, (wall - origin) / direction).amin(-1)
         return self.binaries[level, cell[:, 0], cell[:, 1], cell[:, 2]], leaves
 
@@ -260,7 +262,7 @@ def _step(spans: _Spans, step: float, cone: float, limit: int) -> Found:
         return (t * cone).clamp(step, _LONGEST_STEP)
 
     n_rays, n_spans = spans.ahead.shape
-    ray = torch.arange(n_rays, device=spans.near.device)
+    ray = torch.arange(n_rays, device=spans.near.device)  # those on the way, [A]
     t, reached, n_found = spans.near, spans.near.clone(), torch.zeros_like(ray)
     found = [(t[:0], t[:0], ray[:0])]
     while len(ray):
@@ -276,8 +278,10 @@ def _step(spans: _Spans, step: float, cone: float, limit: int) -> Found:
         occupied, leaves = spans.look_up(ray, level, middle)
         occupied &= middle >= begin
         goal = torch.where(middle < begin, begin, leaves.minimum(end))
+        # steps do not grow on the way out of an empty cell, nor on the way to a grid
         n_steps = ((goal - middle) / length).ceil().clamp(min=1)
 
+        # one iteration is hardly longer for several steps than for one
         edges = [t[occupied]]
         for _ in range(_BLOCK):
             edges.append(edges[-1] + length_at(edges[-1]))
@@ -286,14 +290,14 @@ def _step(spans: _Spans, step: float, cone: float, limit: int) -> Found:
         taken[0] = True  # its middle is here, whatever the rounding of the goal
         if limit:
             taken &= torch.arange(_BLOCK, device=t.device)[:, None] < limit - n_found[occupied]
-        row, column = taken.nonzero(as_tuple=True)
+        row, column = taken.nonzero(as_tuple=True)  # row by row: in the order of the distance
         found.append((edge[row, column], edge[row + 1, column], ray[occupied][column]))
         n_taken = taken.sum(0)
         n_found[occupied] += n_taken
         t = t + n_steps * length
         t[occupied] = edge.gather(0, n_taken[None])[0]
     starts, ends, rays = (torch.cat(parts) for parts in zip(*found, strict=True))
-    rays, order = rays.sort(stable=True)
+    rays, order = rays.sort(stable=True)  # distances of a ray are in order already
     starts, ends = starts[order], ends[order]
     return Found(starts, ends, rays, to_packed(rays, n_rays), reached, 0.25 * step)
 
@@ -308,28 +312,30 @@ def _cross_cells(spans: _Spans, limit: int) -> Found:
         level, begin, end = spans.level[ray], spans.begin[ray][..., None], spans.end[ray][..., None]
         place = spans.low[level][..., None] + spans.side[level][..., None] * planes.minimum(spans.sizes[:, None])
         cuts = (place - spans.rays_o[ray][:, None, :, None]) / spans.rays_d[ray][:, None, :, None]  # [A, n, 3, planes]
+        # infinite where a ray goes along sides, NaN on one of them: neither cuts
         cuts = torch.where(cuts.isfinite(), cuts, 0).flatten(2).maximum(begin).minimum(end)
         cuts = torch.cat((begin, cuts, end), dim=-1).sort(-1).values
-        starts, ends = cuts[..., :-1], cuts[..., 1:]
+        starts, ends = cuts[..., :-1], cuts[..., 1:]  # [A, n, cuts + 1]
         which, part, _ = place_of = (ends - starts > _SLIVER * ends.abs()).nonzero(as_tuple=True)
         starts, ends, which = starts[place_of], ends[place_of], ray[which]
         occupied, _ = spans.look_up(which, spans.level[which, part], (starts + ends) / 2)
         found.append((starts[occupied], ends[occupied], which[occupied]))
     starts, ends, rays = (torch.cat(parts) for parts in zip(*found, strict=True))
     packed_info = to_packed(rays, n_rays)
-    reached = near.maximum(spans.ahead[:, -1])
+    reached = _reached(near.maximum(spans.ahead[:, -1]), ends, packed_info, limit)
     if limit:
-        reached = _cut_reached(reached, ends, packed_info, limit)
         kept = torch.arange(len(rays), device=rays.device) - packed_info[rays, 0] < limit
         starts, ends, rays = starts[kept], ends[kept], rays[kept]
         packed_info = to_packed(rays, n_rays)
     return Found(starts, ends, rays, packed_info, reached, 3 * _SLIVER * ends.abs()[1:])
 
 
-def _cut_reached(reached: Tensor, ends: Tensor, packed_info: Tensor, limit: int) -> Tensor:
-    """``reached`` [R] with the end of the sample number ``limit`` of rays that have one."""
+def _reached(behind: Tensor, ends: Tensor, packed_info: Tensor, limit: int) -> Tensor:
+    """Where rays [R] got to: the end of sample number ``limit`` if there is one, else ``behind`` everything [R]."""
     begins, counts = packed_info.unbind(-1)
-    full = counts >= limit
-    reached = reached.clone()
-    reached[full] = ends[(begins + limit - 1)[full]]
+    some = counts > 0
+    last = ends[(begins + counts.clamp(max=limit or _UNLIMITED) - 1)[some]]
+    reached = behind.clone()
+    # not in front of a sample because of rounding: from there on it would be found again
+    reached[some] = torch.where((counts[some] >= limit) & (limit > 0), last, last.maximum(behind[some]))
     return reached

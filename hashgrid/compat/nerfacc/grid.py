@@ -55,6 +55,7 @@ def ray_aabb_intersect(
         empty = rays_o.new_empty((len(rays_o), 0), dtype=maths_dtype(rays_o))
         return empty, empty.clone(), empty.bool()
     t_mins, t_maxs, hits = cross_boxes(rays_o, rays_d, aabbs)
+    # each by one plane only, as by nerfacc's kernel: an entry may be behind its exit
     t_mins, t_maxs = t_mins.clamp(min=near_plane), t_maxs.clamp(max=far_plane)
     return torch.where(hits, t_mins, miss_value), torch.where(hits, t_maxs, miss_value), hits
 
@@ -153,6 +154,7 @@ def traverse_grids(
     )
     intervals = _to_intervals(found)
     if over_allocate:
+        # a masked ray has no room at all
         room = limit * (torch.ones_like(rays_o[:, 0]) if rays_mask is None else rays_mask).long()
         _spread(samples, room, ("vals", "ray_indices", "is_valid"))
         _spread(intervals, 2 * room, ("vals", "ray_indices", "is_left", "is_right"))
@@ -229,11 +231,11 @@ def _per_ray(name: str, planes: Tensor | None, rays_o: Tensor, default: float) -
 def _to_intervals(found: Found) -> RayIntervals:
     """Edges of samples [S]; one that begins where the one before ends shares its edge."""
     rays, fresh = found.ray_indices, ~found.joined()
-    n_fresh = fresh.cumsum(0)
+    n_fresh = fresh.cumsum(0)  # begins that have an edge of their own, up to each sample
     right = torch.arange(len(rays), device=rays.device) + n_fresh  # where the end of each sample goes
     left = right[fresh] - 1
     n_edges = len(rays) + len(left)
-    vals, of_ray = found.ends.new_empty(n_edges), rays.new_empty(n_edges)
+    vals, of_ray = found.ends.new_empty(n_edges), rays.new_empty(n_edges)  # each is written once
     vals[right], vals[left] = found.ends, found.starts[fresh]
     of_ray[right], of_ray[left] = rays, rays[fresh]
     is_left, is_right = (torch.zeros(n_edges, dtype=torch.bool, device=rays.device) for _ in range(2))
@@ -245,7 +247,7 @@ def _to_intervals(found: Found) -> RayIntervals:
 def _spread(spec: RayIntervals | RaySamples, room: Tensor, names: tuple[str, ...]) -> None:
     """Moves elements of rays to where each ray has ``room`` [R] for them, zeros in between."""
     assert spec.packed_info is not None and spec.ray_indices is not None
-    first, rays = room.cumsum(0) - room, spec.ray_indices
+    first, rays = room.cumsum(0) - room, spec.ray_indices  # [R], [S]
     where = torch.arange(len(rays), device=rays.device) + (first - spec.packed_info[:, 0])[rays]
     for name in names:
         values = getattr(spec, name)
@@ -263,11 +265,12 @@ def _query(x: Tensor, data: Tensor, base_aabb: Tensor) -> tuple[Tensor, Tensor]:
     """Values of ``data`` [m, X, Y, Z] at points [N, 3], of the smallest grid around each, 0 outside of all; and whether
     points are inside [N] bool. Grids are each twice as large as the one before, the first has the box ``base_aabb``."""
     low, high = base_aabb[:3], base_aabb[3:]
-    place = (x - low) / (high - low) - 0.5
+    place = (x - low) / (high - low) - 0.5  # from the middle, in sides of the first box
     # 2^exponent is more than the distance, and the half side of grid k is 2^(k - 1)
     exponent = torch.frexp(place.abs().amax(-1).clamp(min=0.1)).exponent.long()
     level = (exponent + 1).clamp(min=0)
     inside = level < len(data)
+    # of points outside of all the level that there would be: numbers of cells are in range
     sizes = torch.tensor(data.shape[1:], device=x.device)
     cell = ((place / 2.0 ** level[:, None] + 0.5) * sizes).long().minimum(sizes - 1)
     level = level.clamp(max=len(data) - 1)

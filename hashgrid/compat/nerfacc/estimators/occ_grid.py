@@ -13,6 +13,7 @@ from hashgrid.compat.nerfacc._shapes import check_shape
 from hashgrid.compat.nerfacc.estimators.base import AbstractEstimator
 from hashgrid.compat.nerfacc.grid import _enlarge_aabb, sample_grids
 from hashgrid.compat.nerfacc.volrend import render_visibility_from_alpha, render_visibility_from_density
+from hashgrid.ops._tensors import maths_dtype
 from hashgrid.util.choices import as_integer, as_integers
 
 SampleFn = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -132,18 +133,20 @@ class OccGridEstimator(AbstractEstimator):
         Raises:
             ValueError: a shape does not fit, or a function returns another number of values.
         """
-        near, far = (torch.full_like(rays_o[..., 0], plane) for plane in (near_plane, far_plane))
+        dtype = maths_dtype(rays_o)  # half precision has no 1e10
+        near, far = (torch.full_like(rays_o[..., 0], plane, dtype=dtype) for plane in (near_plane, far_plane))
         if t_min is not None:
             check_shape("t_min", t_min, len(rays_o))
             near = near.clamp(min=t_min)
         if t_max is not None:
             check_shape("t_max", t_max, len(rays_o))
             far = far.clamp(max=t_max)
-        if stratified:
+        if stratified:  # all samples of a ray move together
             near = near + torch.rand_like(near) * render_step_size
         found = sample_grids(rays_o, rays_d, self.binaries, self.aabbs, near, far, render_step_size, cone_angle)
         rays, t_starts, t_ends = found.ray_indices, found.starts, found.ends
         value_fn, name = (alpha_fn, "alpha_fn") if sigma_fn is None else (sigma_fn, "sigma_fn")
+        # a network is not asked about no samples
         if value_fn is None or len(rays) == 0 or not (alpha_thre > 0 or early_stop_eps > 0):
             return rays, t_starts, t_ends
 
@@ -224,8 +227,8 @@ class OccGridEstimator(AbstractEstimator):
         check_shape("c2w", c2w, "N", 4 if c2w.dim() == 3 and c2w.shape[1] == 4 else 3, 4)
         if len(K) not in (1, len(c2w)):
             raise ValueError(f"`K` must be of one camera or of all {len(c2w)}, got {len(K)}")
-        rotation = c2w[:, :3, :3].mT
-        shift = -rotation @ c2w[:, :3, 3:]
+        rotation = c2w[:, :3, :3].mT  # from the world to cameras, [N, 3, 3]
+        shift = -rotation @ c2w[:, :3, 3:]  # [N, 3, 1]
         for level, indices in enumerate(self._get_all_cells()):
             low, high = self.aabbs[level, :3], self.aabbs[level, 3:]
             for part in indices.split(chunk):
@@ -233,6 +236,7 @@ class OccGridEstimator(AbstractEstimator):
                 points = (low + place * (high - low)).T  # [3, M]
                 x, y, depth = (K @ (rotation @ points + shift)).unbind(1)  # [N, M] each
                 u, v = x / depth, y / depth
+                # comparisons with what a depth of 0 makes of u and v are false
                 on_picture = (depth >= 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
                 near = depth < near_plane
                 seen = (on_picture & ~near).any(0) & ~(on_picture & near).any(0)
@@ -256,7 +260,7 @@ class OccGridEstimator(AbstractEstimator):
             uniform = torch.randint(self.cells_per_lvl, (n,), device=self.device)
             uniform = uniform[occs[uniform] >= 0]
             occupied = binary.flatten().nonzero()[:, 0]
-            if n < len(occupied):
+            if n < len(occupied):  # with repetitions
                 occupied = occupied[torch.randint(len(occupied), (n,), device=self.device)]
             yield torch.cat((uniform, occupied))
 
@@ -271,6 +275,7 @@ class OccGridEstimator(AbstractEstimator):
     ) -> None:
         """What `update_every_n_steps` does, at any step and in any mode."""
         n = self.cells_per_lvl // 4
+        # random numbers are drawn in nerfacc's order, so that a seed chooses the same cells and positions
         chosen = self._get_all_cells() if step < warmup_steps else self._sample_uniform_and_occupied_cells(n)
         for level, indices in enumerate(chosen):
             low, high = self.aabbs[level, :3], self.aabbs[level, 3:]
@@ -282,7 +287,7 @@ class OccGridEstimator(AbstractEstimator):
                     f"`occ_eval_fn` must return a value for each of [{len(indices)}] positions, got"
                     f" {list(values.shape)}; sum or select features"
                 )
-            values = values.reshape(-1).to(self.occs.dtype)
+            values = values.reshape(-1).to(self.occs.dtype)  # half precision under autocast
             if bool(values.isnan().any()):
                 raise ValueError(
                     f"`occ_eval_fn` must return numbers, got NaN for {int(values.isnan().sum())} of {len(indices)}"
@@ -292,5 +297,6 @@ class OccGridEstimator(AbstractEstimator):
             occs = self.occs[level * self.cells_per_lvl : (level + 1) * self.cells_per_lvl]
             occs[indices] = occs[indices] * ema_decay
             occs.scatter_reduce_(0, indices, values, "amax")
+        # cells that no camera sees are not part of the mean
         threshold = self.occs[self.occs >= 0].mean().clamp(max=occ_thre)
         self.binaries = (self.occs > threshold).view(self.binaries.shape)
