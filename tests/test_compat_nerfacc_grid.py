@@ -46,7 +46,7 @@ def planes(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     near = torch.rand(n, generator=g, dtype=torch.float64) * 2
     far = near + torch.rand(n, generator=g, dtype=torch.float64) * 6
-    near[:5], far[5:12] = 0, math.inf
+    near[:5], near[12:15], far[5:12] = 0, -1.0, math.inf
     return near, far
 
 
@@ -109,6 +109,7 @@ def test_traverse(case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(made, pairs.double().view(-1, 2), rtol=0, atol=max(error, 2e-7 * float(pairs.max())))
     at = torch.tensor([walk.reached for walk in expected], dtype=torch.float64)
     torch.testing.assert_close(reached[right].double(), at[right], rtol=0, atol=2e-6)
+    assert (ends <= reached[samples.ray_indices]).all()
     # edges are shared, at least where nerfacc shares them
     assert (intervals.is_left | intervals.is_right).all() and (intervals.vals.diff()[intervals.is_left[:-1]] > 0).all()
     n_edges = torch.tensor([sum(2 - shared for shared in walk.shared) for walk in expected])
@@ -127,6 +128,20 @@ def test_both_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one.packed_info.equal(other.packed_info)
     torch.testing.assert_close(one.vals, other.vals, rtol=0, atol=1e-10)
     torch.testing.assert_close(reached, also, rtol=0, atol=1e-10)
+
+
+def test_long_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a step in front of a box is in front of the next larger one, too: this is not for the kernel."""
+    binaries, aabbs = scene(1, (4, 4, 4), share=1.0)
+    o, d = rays(100)
+    d, near, far = d * 7, *(x / 10 for x in planes(100))
+    monkeypatch.setattr(_traverse, "_march", None)
+    samples = traverse_grids(o, d, binaries, aabbs, near, far, 0.3)[1]
+    expected = walks(o, d, binaries, aabbs, near, far, step=0.3)
+    assert samples.packed_info[:, 1].tolist() == [len(walk.samples) for walk in expected]
+    pairs = torch.tensor(sum((walk.samples for walk in expected), []), dtype=torch.float64)
+    assert len(pairs) > 5
+    torch.testing.assert_close(samples.vals, pairs.mean(1), rtol=0, atol=1e-10)
 
 
 def test_no_samples_between_boxes_apart() -> None:
@@ -367,6 +382,7 @@ def test_sampling() -> None:
     assert found[0].equal(samples.ray_indices) and len(found[0]) > 300
     torch.testing.assert_close(found[1], intervals.vals[intervals.is_left])
     torch.testing.assert_close(found[2], intervals.vals[intervals.is_right])
+    assert {x.dtype for x in estimator.sampling(o.half(), d.half(), render_step_size=0.05)[1:]} == {torch.float32}
     shifted = estimator.sampling(o, d, render_step_size=0.05, stratified=True, **limits)
     first = torch.stack([shifted[1][shifted[0] == ray][0] for ray in shifted[0].unique()])
     offset = (first - how["near_planes"][shifted[0].unique()]) / 0.05 % 1
