@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hashgrid.compat.nerfacc._checks import wrong
+
 
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
     """Check that ``tensor`` has ``shape``, of which names, ``"R"``, stand for any size.
@@ -13,12 +15,12 @@ def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
         ValueError: it has another one, or is no tensor.
     """
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"`{name}` must be a tensor of shape {_written(shape)}, got {type(tensor).__name__}")
+        wrong(name, f"be a tensor of shape {_written(shape)}", type(tensor).__name__)
     fits = tensor.dim() == len(shape) and all(
         isinstance(size, str) or size == actual for size, actual in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"`{name}` must have shape {_written(shape)}, got {list(tensor.shape)}")
+        wrong(name, f"have shape {_written(shape)}", list(tensor.shape))
 
 
 def check_last(name: str, tensor: Tensor, *sizes: int) -> None:
@@ -29,7 +31,7 @@ def check_last(name: str, tensor: Tensor, *sizes: int) -> None:
     """
     if tensor.dim() == 0 or tensor.shape[-1] not in sizes:
         allowed = " or ".join(str(size) for size in sizes)
-        raise ValueError(f"`{name}` must have shape [..., n], n of {allowed}, got {list(tensor.shape)}")
+        wrong(name, f"have shape [..., n], n of {allowed}", list(tensor.shape))
 
 
 def check_device(device: torch.device, **tensors: Tensor) -> None:
@@ -40,9 +42,7 @@ def check_device(device: torch.device, **tensors: Tensor) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.device != device:
-            raise ValueError(
-                f"`{name}` must be on the device of the rays, {device}, got {tensor.device}; move one with .to()"
-            )
+            wrong(name, f"be on the device of the rays, {device}", tensor.device, "move one with .to()")
 
 
 def _written(shape: tuple[int | str, ...]) -> str:

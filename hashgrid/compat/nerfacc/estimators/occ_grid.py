@@ -156,12 +156,13 @@ class OccGridEstimator(AbstractEstimator):
                 f"`{name}` must return a value for each sample, {list(t_starts.shape)}, got {list(values.shape)};"
                 " squeeze a last dimension of 1"
             )
-        limits = {"early_stop_eps": early_stop_eps, "alpha_thre": min(alpha_thre, self.occs.mean().item())}
+        least = min(alpha_thre, self.occs.mean().item())
+        packed_info = found.packed_info
         if sigma_fn is None:
-            visible = render_visibility_from_alpha(alphas=values, packed_info=found.packed_info, **limits)
+            visible = render_visibility_from_alpha(values, packed_info, None, None, early_stop_eps, least)
         else:
             visible = render_visibility_from_density(
-                t_starts=t_starts, t_ends=t_ends, sigmas=values, packed_info=found.packed_info, **limits
+                t_starts, t_ends, values, packed_info, None, None, early_stop_eps, least
             )
         return rays[visible], t_starts[visible], t_ends[visible]
 
