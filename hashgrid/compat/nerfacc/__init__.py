@@ -7,7 +7,9 @@ in docs/compat.md.
 from __future__ import annotations
 
 from hashgrid.compat.nerfacc.data_specs import RayIntervals, RaySamples
+from hashgrid.compat.nerfacc.estimators.occ_grid import OccGridEstimator
 from hashgrid.compat.nerfacc.estimators.prop_net import PropNetEstimator
+from hashgrid.compat.nerfacc.grid import ray_aabb_intersect, traverse_grids
 from hashgrid.compat.nerfacc.losses import distortion
 from hashgrid.compat.nerfacc.pack import pack_info
 from hashgrid.compat.nerfacc.pdf import importance_sampling, searchsorted
@@ -29,6 +31,7 @@ from hashgrid.compat.nerfacc.volrend import (
 __version__ = "0.5.3"  # whose API this is
 
 __all__ = [
+    "OccGridEstimator",
     "PropNetEstimator",
     "RayIntervals",
     "RaySamples",
@@ -42,6 +45,7 @@ __all__ = [
     "inclusive_prod",
     "inclusive_sum",
     "pack_info",
+    "ray_aabb_intersect",
     "render_transmittance_from_alpha",
     "render_transmittance_from_density",
     "render_visibility_from_alpha",
@@ -50,4 +54,5 @@ __all__ = [
     "render_weight_from_density",
     "rendering",
     "searchsorted",
+    "traverse_grids",
 ]
