@@ -26,8 +26,6 @@ from hashgrid.compat.nerfacc.volrend import (
     rendering,
 )
 
-# MERGE HERE, and into `__all__`: OccGridEstimator of estimators.occ_grid; ray_aabb_intersect, traverse_grids of grid
-
 __version__ = "0.5.3"  # whose API this is
 
 __all__ = [

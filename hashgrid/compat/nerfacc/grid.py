@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hashgrid.compat.nerfacc._shapes import check_device, check_shape
 from hashgrid.compat.nerfacc._traverse import Crossings, Found, cross_boxes, find_samples, to_packed
-from hashgrid.compat.nerfacc.data_specs import RayIntervals, RaySamples
+from hashgrid.compat.nerfacc import data_specs
+from hashgrid.compat.nerfacc.data_specs import RayIntervals
 from hashgrid.ops._tensors import maths_dtype
 
 
@@ -88,7 +89,7 @@ def traverse_grids(
     t_sorted: Tensor | None = None,
     t_indices: Tensor | None = None,
     hits: Tensor | None = None,
-) -> tuple[RayIntervals, RaySamples, Tensor]:
+) -> tuple[RayIntervals, data_specs.RaySamples, Tensor]:
     """Samples of rays in occupied cells. Not differentiable.
 
     A ray advances from its near plane by steps ``max(step_size, cone_angle * t)``; steps whose middle is in an occupied
@@ -146,7 +147,7 @@ def traverse_grids(
         rays_o, rays_d, binaries, aabbs, near_planes, far_planes, step_size, cone_angle, limit, rays_mask,
         crossings,
     )  # fmt: skip
-    samples = RaySamples(
+    samples = data_specs.RaySamples(
         (found.starts + found.ends) * 0.5,
         found.packed_info,
         found.ray_indices,
@@ -244,7 +245,7 @@ def _to_intervals(found: Found) -> RayIntervals:
     return RayIntervals(vals, to_packed(of_ray, len(found.packed_info)), of_ray, is_left, is_right)
 
 
-def _spread(spec: RayIntervals | RaySamples, room: Tensor, names: tuple[str, ...]) -> None:
+def _spread(spec: RayIntervals | data_specs.RaySamples, room: Tensor, names: tuple[str, ...]) -> None:
     """Moves elements of rays to where each ray has ``room`` [R] for them, zeros in between."""
     assert spec.packed_info is not None and spec.ray_indices is not None
     first, rays = room.cumsum(0) - room, spec.ray_indices  # [R], [S]
