@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from hashgrid.compat.nerfacc import data_specs
 from hashgrid.compat.nerfacc._shapes import check_device, check_shape
 from hashgrid.compat.nerfacc._traverse import Crossings, Found, cross_boxes, find_samples, to_packed
-from hashgrid.compat.nerfacc import data_specs
 from hashgrid.compat.nerfacc.data_specs import RayIntervals
 from hashgrid.ops._tensors import maths_dtype
 
