@@ -18,15 +18,19 @@ _ALIASES = {
     "nerfacc": ("nerfacc",),
     "tinycudann": ("tinycudann", "tinycudann.modules"),
     "torch_ngp": ("gridencoder", "gridencoder.grid", "shencoder", "freqencoder", "ffmlp", "raymarching"),
-}
+    "nerfacc_0_3": (
+        "nerfacc", "nerfacc.cdf", "nerfacc.contraction", "nerfacc.grid", "nerfacc.intersection", "nerfacc.losses",
+        "nerfacc.pack", "nerfacc.ray_marching", "nerfacc.version", "nerfacc.vol_rendering",
+    ),
+}  # fmt: skip
 
 
 def install(name: str) -> ModuleType:
     """Lets ``import`` of the library called ``name`` find the module of this package, for the rest of the process.
 
     Args:
-        name: ``"tinycudann"``, ``"nerfacc"``, or ``"torch_ngp"`` for its folders ``gridencoder``, ``raymarching`` and
-            so on.
+        name: ``"tinycudann"``, ``"nerfacc"``, ``"nerfacc_0_3"`` for ``nerfacc`` as it was before 0.5, or
+            ``"torch_ngp"`` for its folders ``gridencoder``, ``raymarching`` and so on.
 
     Returns:
         The module that is imported from now on.
