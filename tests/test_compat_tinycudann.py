@@ -169,6 +169,24 @@ def test_checkpoint_of_a_network(activation: str, n_hidden_layers: int) -> None:
     check(module, x, expected, n_roundings=8 + 4 * n_hidden_layers)
 
 
+def test_backend_of_a_module_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [{"n_dims_to_encode": 3, **HASH}, {"n_dims_to_encode": 3, "otype": "SphericalHarmonics", "degree": 2}]
+    config = {"otype": "FullyFusedMLP", "n_neurons": 16, "n_hidden_layers": 1}
+    module = tcnn.NetworkWithInputEncoding(6, 2, {"otype": "Composite", "nested": parts}, config)
+    x = torch.rand(20, 6)
+    expected = module(x)
+    module.backend = "reference"
+    for name in ("hash_encode", "sh_encode", "mlp"):
+        monkeypatch.delattr(hashgrid.ops, name)
+    torch.testing.assert_close(module(x), expected)
+    assert module.backend == "reference"
+    module.backend = "native"
+    with pytest.raises(AttributeError):
+        module(x)
+    with pytest.raises(ValueError, match="`backend`"):
+        module.backend = "fast"
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_checkpoint_of_a_network_with_encoding(backend: str) -> None:
     """10 features: the 6 weights of zeros are there, too."""

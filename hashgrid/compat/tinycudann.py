@@ -113,12 +113,24 @@ class Module(nn.Module):
         self.seed = as_integer("seed", seed)
         self.dtype = dtype or torch.float32
         self.loss_scale = default_loss_scale(Precision.Fp16 if dtype == torch.float16 else Precision.Fp32)
-        self.backend = check_option("backend", backend, BACKENDS)
         self._encoding, self._network = encoding, network
+        self.backend = backend
         self._n_layers = 0 if network is None else len(network.sizes)
         parts = [part for part in (network, encoding) if part is not None]
         self._sizes = [size for part in parts for size in part.sizes]
         self.params = nn.Parameter(self.native_tcnn_module.initial_params(self.seed))
+
+    @property
+    def backend(self) -> str:
+        """``"native"`` or ``"reference"``; may be assigned at any time."""
+        return self.__dict__["backend"]
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        self.__dict__["backend"] = check_option("backend", backend, BACKENDS)
+        self._encoding.set_backend(backend)
+        if self._network is not None:
+            self._network.backend = backend
 
     @property
     def native_tcnn_module(self) -> Native:

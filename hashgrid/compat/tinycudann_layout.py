@@ -51,6 +51,9 @@ class Part:
     def pad_to(self, multiple: int) -> None:
         self.set_width(next_multiple(self.width, multiple))
 
+    def set_backend(self, backend: str) -> None:
+        """Has features made by the ops of ``backend`` from now on, where there are two."""
+
     def features(self, x: Tensor, params: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError
 
@@ -78,6 +81,10 @@ class Formula(Part):
     ) -> None:
         super().__init__(n_input_dims, n_features)
         self.function, self.scale, self.offset, self.padding_first = function, scale, offset, padding_first
+
+    def set_backend(self, backend: str) -> None:
+        if hasattr(self.function, "backend"):
+            self.function.backend = backend  # type: ignore[union-attr]
 
     def features(self, x: Tensor, params: Sequence[Tensor]) -> Tensor:
         if (self.scale, self.offset) != (1.0, 0.0):
@@ -116,6 +123,9 @@ class Grid(Part):
             "interpolation": self.interpolation,
             "bounds": "none",
         }
+
+    def set_backend(self, backend: str) -> None:
+        self.backend = backend
 
     def features(self, x: Tensor, params: Sequence[Tensor]) -> Tensor:
         return backend_ops(self.backend).hash_encode(**self.op_arguments(x, params))
@@ -177,6 +187,10 @@ class Composite(Part):
             for part, _ in self.parts:
                 part.set_width(width)
         self.width = self.n_features = width
+
+    def set_backend(self, backend: str) -> None:
+        for part, _ in self.parts:
+            part.set_backend(backend)
 
     def features(self, x: Tensor, params: Sequence[Tensor]) -> Tensor:
         outputs, begin = [], 0
