@@ -76,7 +76,7 @@ def build(kind: str, folder: Path) -> tuple[nn.Module, Callable[[int], Tensor]]:
         system.model.update_step(0, step)
         return system.training_step(batch, 0)["loss"]
 
-    return system.model, loss
+    return system, loss
 
 
 @contextlib.contextmanager

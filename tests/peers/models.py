@@ -114,8 +114,21 @@ def nerfacc_ngp(folder: Path) -> Built:
     return Built(model, optimizer, loss, lambda: shown(STEPS)[0])
 
 
-def instant_nsr(folder: Path) -> Built:
-    return import_module("instant_nsr").built(folder)
+def instant_nsr(folder: Path, kind: str) -> Built:
+    """instant-nsr-pl's systems, with nerfacc 0.3: what is replaced is in ``instant_nsr.py``."""
+    system, loss = import_module("instant_nsr").build(kind, folder)
+    finish(system)
+    for name, value in vars(system.dataset).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            setattr(system.dataset, name, place(value))
+    optimizer = torch.optim.AdamW(system.model.parameters(), lr=1e-2 if kind == "nerf" else 1e-3, betas=(0.9, 0.99))
+
+    def look() -> Tensor:
+        torch.manual_seed(STEPS)
+        found = system.model(torch.cat(rays(STEPS, 64), dim=1))
+        return found["comp_rgb" if kind == "nerf" else "comp_rgb_full"]
+
+    return Built(system.model, optimizer, loss, look)
 
 
 class Model(NamedTuple):
@@ -124,6 +137,12 @@ class Model(NamedTuple):
     build: Callable[[Path], Built]
 
 
+NSR = Suite(
+    "bennyguo/instant-nsr-pl",
+    "e5fe3f246cf2d512494a73c727174c3ca1c3c695",
+    "tinycudann,nerfacc_0_3",
+    ("models", "systems", "utils", "configs"),
+)
 MODELS = {
     "co_slam": Model(
         Suite("HengyiWang/Co-SLAM", "3bb904e1c01bb3fd238a279e5ed3cdd291bb23b7", "tinycudann", ("model", "configs")),
@@ -140,11 +159,21 @@ MODELS = {
         ("tinycudann", "nerfacc"),
         nerfacc_ngp,
     ),
+    "instant_nsr_nerf": Model(NSR, ("tinycudann", "nerfacc_0_3"), lambda folder: instant_nsr(folder, "nerf")),
+    "instant_nsr_neus": Model(NSR, ("tinycudann", "nerfacc_0_3"), lambda folder: instant_nsr(folder, "neus")),
 }
 
 
 def finish(model: nn.Module) -> nn.Module:
-    """The model in the precision of the variant; from now on new tensors are of it, too."""
+    """The model in the precision of the variant; from now on new tensors are of it, too.
+
+    Tables start a thousand times as large as tiny-cuda-nn has them: else all densities are the same but for rounding,
+    which then decides which cells are occupied.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("params"):
+                parameter.mul_(torch.where(parameter.abs() <= 1e-4, 1e3, 1.0))
     if os.environ["HASHGRID_PEERS_VARIANT"] != "plain64":
         return model.train()
     model = model.double().train()
