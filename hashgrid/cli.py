@@ -35,6 +35,7 @@ TASKS = {
 # What is done before training and after it: a module with `main`, and what it does.
 COMMANDS = {
     "data": ("hashgrid.tasks.poses", "find the poses of photos or of a video"),
+    "blocks": ("hashgrid.tasks.blocks", "cut a large scene into overlapping boxes, each a run of `nerf` of its own"),
     "render": ("hashgrid.tasks.render", "render a trained scene along a path of cameras"),
     "view": ("hashgrid.tasks.view", "look at a run or a scene in the browser; also `--view` while training"),
     "export": ("hashgrid.tasks.export", "write a coloured mesh, points or cameras of a trained scene"),

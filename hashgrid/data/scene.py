@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.data.backdrop import cut_out, find_backdrop
+from hashgrid.data.blocks import BlockOptions, block_of
 from hashgrid.data.errors import SceneError, SceneWarning, warn_of_scene
 from hashgrid.data.photo_store import Pages
 from hashgrid.geometry.boxes import Box, Placement
@@ -57,6 +58,7 @@ class SceneOptions(Config):
     mask_polarity: Literal["format", "white-kept", "white-hidden"] = "format"  # what is white in files of masks
     transparent: Literal["empty", "masked"] = "empty"  # what transparent pixels are: of empty space, or hidden
     cache: str = "auto"  # where pixels are kept: memory, a folder for a file, or auto: a file from 4 GiB on
+    block: BlockOptions = BlockOptions()
 
     def check(self) -> None:
         super().check()
@@ -380,7 +382,7 @@ def load_scene(path: str | Path, options: SceneOptions | None = None, **changes:
     if not len(scene.test) and options.holdout:
         hint = "add some, or pass a smaller `holdout`" if scene.split == "none" else f"`{scene.split}` leaves none"
         warnings.warn(f"{path}: no test views, nothing will be scored: {hint}", SceneWarning, stacklevel=2)
-    return scene
+    return block_of(scene, options.block)
 
 
 def _loader(name: str) -> ModuleType:

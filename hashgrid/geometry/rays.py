@@ -90,6 +90,7 @@ class At:
         ray_indices: [S] int64; or what makes them.
         intervals: distances [S] where the samples begin, and where they end, or what makes them; None where they are
             points.
+        parts: which of several fields each sample is of [S] int64; None where nobody says.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class At:
         unit: Tensor | Callable[[], Tensor],
         ray_indices: Tensor | Callable[[], Tensor],
         intervals: tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]] | None = None,
+        parts: Tensor | None = None,
     ) -> None:
         self.rays, self._unit, self._ray_indices, self._intervals = rays, unit, ray_indices, intervals
+        self.parts = parts
 
     @cached_property
     def unit(self) -> Tensor:
@@ -130,6 +133,7 @@ class RaySamples:
         ray_indices: [S] int64.
         packed_info: [R, 2] int64, first sample and number of samples of each ray.
         backend: of what is computed from the samples, ``"native"`` or ``"reference"``.
+        parts: which of several fields each is of [S] int64; None where there is one.
     """
 
     t_starts: Tensor
@@ -137,6 +141,7 @@ class RaySamples:
     ray_indices: Tensor
     packed_info: Tensor
     backend: str = "native"
+    parts: Tensor | None = None
 
     @property
     def n_samples(self) -> int:
@@ -150,6 +155,14 @@ class RaySamples:
         """Where samples begin and where they end; those of ``index`` [K] if given."""
         both = self.t_starts, self.t_ends
         return both if index is None else (both[0].index_select(0, index), both[1].index_select(0, index))
+
+    def chosen(self, index: Tensor) -> RaySamples:
+        """The samples of an index [K] int64 in rising order, on the same rays."""
+        starts, ends, of_ray = (x.index_select(0, index) for x in (self.t_starts, self.t_ends, self.ray_indices))
+        counts = torch.bincount(of_ray, minlength=self.n_rays)
+        packed_info = torch.stack((counts.cumsum(0) - counts, counts), dim=1)
+        parts = None if self.parts is None else self.parts.index_select(0, index)
+        return RaySamples(starts, ends, of_ray, packed_info, self.backend, parts)
 
     def positions(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """The middles in space [S, 3], on rays of origins ``rays_o`` and directions ``rays_d`` [R, 3]."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from hashgrid.fields.base import RadianceField
 from hashgrid.geometry.cameras import Cameras
-from hashgrid.geometry.rays import Rays, RaySamples
+from hashgrid.geometry.rays import Rays
 from hashgrid.rendering.samplers import Found, Jitter, Sampler
 
 
@@ -37,7 +36,4 @@ class CroppedSampler(Sampler):
         samples = found.samples
         places = samples.positions(rays.origins, rays.directions)
         kept = ((places >= self.box[:3]) & (places <= self.box[3:])).all(-1).nonzero().squeeze(1)
-        starts, ends, of_ray = (x[kept] for x in (samples.t_starts, samples.t_ends, samples.ray_indices))
-        counts = torch.bincount(of_ray, minlength=len(rays))
-        packed_info = torch.stack((counts.cumsum(0) - counts, counts), dim=1)
-        return Found(RaySamples(starts, ends, of_ray, packed_info, samples.backend), found.coarse)
+        return Found(samples.chosen(kept), found.coarse)

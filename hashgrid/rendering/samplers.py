@@ -77,7 +77,7 @@ def look(
     samples, coarse, proposals, edges = found
     unit_o, unit_d = field.unit(rays.origins), field.unit_direction(rays.directions)
     unit = lambda: field.inside(samples.positions(unit_o, unit_d))  # noqa: E731
-    at = At(rays, unit, samples.ray_indices, samples.intervals())
+    at = At(rays, unit, samples.ray_indices, samples.intervals(), samples.parts)
     grouped = n_colors is not None and field.colors_follow_carry and samples.n_rays > 0
     radiance = in_groups(field, at, samples, n_colors) if grouped else field.radiance(at)
     *composited, logits = gathered(field, at, samples, radiance, early_stop_eps, background, labelled)

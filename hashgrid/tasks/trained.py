@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.rendering.capture_scores import refined
+from hashgrid.tasks.manifest import Composed, manifest_of
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.surface import Surface
 from hashgrid.train.checkpoint import Checkpoint, load_metadata, with_prefix
@@ -22,11 +23,13 @@ OF_SCENES: dict[str, type[Nerf]] = {kind.name: kind for kind in (Nerf, Surface)}
 
 
 def task_of(run: Path) -> str:
-    """The name of the command whose run a folder, or a checkpoint, is of.
+    """The name of the command whose run a folder, or a checkpoint, is of; ``nerf`` of a manifest of blocks.
 
     Raises:
         ValueError: there is no checkpoint.
     """
+    if manifest_of(run) is not None:
+        return Nerf.name
     checkpoint = run / CHECKPOINT if run.is_dir() else run
     if not checkpoint.is_file():
         raise ValueError(f"`RUN` must be the folder of a run, or a checkpoint; there is no `{checkpoint}`")
@@ -37,13 +40,15 @@ def trained_nerf(run: Path, device: str = "auto") -> tuple[Nerf, Path]:
     """The task of a run of ``hashgrid nerf`` or ``surface`` as it ended, with its scene, and the folder of its results.
 
     Args:
-        run: the folder, or the checkpoint in it.
+        run: the folder, or the checkpoint in it; or those of a manifest of `hashgrid blocks`.
         device: where it goes.
 
     Raises:
         ValueError: there is no checkpoint of such a run.
         SceneError: the scene is not where it was.
     """
+    if (manifest := manifest_of(run)) is not None:
+        return Composed(manifest, device), manifest.parent
     checkpoint = run / CHECKPOINT if run.is_dir() else run
     kind = OF_SCENES.get(task_of(run), Nerf)
     task = restored(kind, read_checkpoint(checkpoint, kind), device)

@@ -64,10 +64,10 @@ def main(command: type[Task], argv: Sequence[str]) -> int:
     if checkpoint is None and early.resume and early.out is not None:
         checkpoint = Path(early.out) / CHECKPOINT
     stored = None if checkpoint is None or "--help" in argv else read_checkpoint(Path(checkpoint), command)
-    options, config = parse(command, argv, _base(command, argv, stored))
+    options, config = parse(command, argv, starting_config(command, argv, stored))
     if options.resume and stored is None:
         stored = read_checkpoint(_output_folder(command, options, config) / CHECKPOINT, command)
-        options, config = parse(command, argv, _base(command, argv, stored))
+        options, config = parse(command, argv, starting_config(command, argv, stored))
     return run(command, options, config, stored, begin)
 
 
@@ -224,7 +224,7 @@ def parse(command: type[Task], argv: Sequence[str], base: RunConfig) -> tuple[Op
     return parsed, parsed.recipe
 
 
-def _base(command: type[Task], argv: Sequence[str], stored: Checkpoint | None) -> RunConfig:
+def starting_config(command: type[Task], argv: Sequence[str], stored: Checkpoint | None = None) -> RunConfig:
     """The configuration that the options of a command line change."""
     early = _early(argv)
     field, file = early.field, early.config
