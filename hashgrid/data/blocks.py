@@ -95,7 +95,10 @@ def _seen(views: Views, whole: Tensor, box: Tensor, masked: bool) -> Views:
     views = chosen(views, kept) if len(kept) < len(views) else views
     if not masked:
         return views
-    return replace(views, counts=counts if views.counts is None else counts & views.counts)
+    counts = counts if views.counts is None else counts & views.counts
+    share = float(counts.float().mean()) if len(counts) else 0.0
+    note = f"{len(kept)} of {len(cameras)} views see the block, {share:.0%} of their pixels count"
+    return replace(views, counts=counts, note="; ".join(filter(None, (views.note, note))))
 
 
 def _lattice(width: int, height: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
 """Scenes that the package makes of a few shapes in the box +-1.5: one that moves, one whose topology changes, one with
-labels. Every pixel is exact (:mod:`hashgrid.data.analytic`)."""
+labels. And a street, which is longer than it is wide. Every pixel is exact (:mod:`hashgrid.data.analytic`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from hashgrid.data.analytic import Shape, around, box, floor, sphere, tinted, views, waves
 from hashgrid.data.scene import NORMAL_HALF, Scene, SceneOptions, make_scene
 from hashgrid.geometry.boxes import Box, cube
+from hashgrid.geometry.cameras import Cameras, alike, focal_length, look_at
 
 ELEVATIONS = (5.0, 60.0)  # of the cameras, in degrees
-LOW = -0.5  # of the floor with labels
+LOW = -0.5  # of the floor with labels, and of the street
+STREET = 4.0, 1.2, 0.9  # half length and half width of the street, and height of what stands on it
 
 
 def moving_scene(
@@ -66,6 +68,41 @@ def labelled_scene(
             half = 0.2, 0.24, 0.16 + 0.06 * i
             shapes.append(box(half, texture, (*place, LOW + half[2]), (0.0, 0.0, 0.5 * i)))
     return _scene("labelled", shapes, (n_train, n_test), resolution, seed, options, range(len(shapes)))
+
+
+def street_scene(
+    n_train: int = 80, n_test: int = 16, resolution: int = 100, seed: int = 0, options: SceneOptions | None = None
+) -> Scene:
+    """Eight pairs of houses and domes along a street of a length of 8, seen by cameras that fly along its sides."""
+    (length, width, height), options = STREET, options or SceneOptions()
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [box((length, width, 0.05), waves(9), (0.0, 0.0, LOW - 0.05))]
+    for i in range(16):
+        place, size = (i // 2 - 3.5, 0.72 * (1 - 2 * (i % 2))), 0.24 + 0.1 * float(torch.rand(1, generator=generator))
+        texture = waves(7 + 9 * float(torch.rand(1, generator=generator)))
+        if (i // 2 + i) % 3 == 0:
+            middle = torch.tensor([*place, LOW])
+            shapes.append(sphere(size + 0.06, texture, lambda time, middle=middle: middle))  # type: ignore[misc]
+            continue
+        half = size, 0.3, 0.2 + 0.4 * float(torch.rand(1, generator=generator))
+        shapes.append(box(half, texture, (*place, LOW + half[2]), (0.0, 0.0, 0.3 * (size - 0.29) * i)))
+    size = resolution // options.downscale
+    train, test = (views(shapes, _flight(n, size, 2 * seed + i)) for i, n in enumerate((n_train, n_test)))
+    path = Path(f"street:train={n_train},test={n_test},resolution={resolution},seed={seed}")
+    space = Box(torch.tensor([-length, -width, LOW - 0.1, length, width, LOW + height + 0.4]).double())
+    return make_scene(train, test, lambda _: space, path, "street", options, "street")
+
+
+def _flight(n: int, size: int, seed: int) -> Cameras:
+    """Cameras to both sides of a street, in its order, that look at it, more or less ahead."""
+    generator = torch.Generator().manual_seed(seed)
+    jitter, ahead, aside, up = torch.rand(4, n, generator=generator)
+    x = STREET[0] * 1.05 * (2 * (torch.arange(n) + jitter) / max(n, 1) - 1)
+    side = 1 - 2.0 * (torch.arange(n) % 2)
+    origins = torch.stack((x, side * (1.7 + aside), 0.4 + 1.2 * up), dim=-1)
+    targets = torch.stack((x + 1.6 * ahead - 0.8, 0 * x, torch.full_like(x, -0.25)), dim=-1)
+    c2w = torch.cat([look_at(origins[i : i + 1], targets[i], torch.tensor([0.0, 0.0, 1.0])) for i in range(n)])
+    return alike(c2w.view(n, 3, 4), focal_length(math.radians(60.0), size), (size, size))
 
 
 def _over_time(

@@ -10,16 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hashgrid.data.scene import load_scene
+from hashgrid.data.scene import Scene, load_scene
 from hashgrid.geometry.blocks import Cut
 from hashgrid.tasks.manifest import MANIFEST, Manifest, read_manifest, share_done
 from hashgrid.tasks.nerf import Nerf, NerfConfig
 from hashgrid.train.run import parse, starting_config
 
 LOG, POLL = "log.txt", 0.2  # seconds between two looks at processes
+UNIT = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 # what each block has of its own, or what several processes at once cannot have
 OWN = ("--out", "--resume", "--eval", "--box", "--whole", "--view", "--host", "--port", "--profile")
 
@@ -89,47 +91,56 @@ def manifest_for(args: argparse.Namespace) -> Manifest:
     Raises:
         ValueError: an option is unusable, or another manifest is there.
     """
-    check_options(args.options)
-    path, known = args.out / MANIFEST, None
+    config, cut = check_options(args.options), Cut(UNIT, tuple(args.grid), args.overlap)  # before a scene is read
+    path = args.out / MANIFEST
+    source = str(Path(args.source).resolve()) if Path(args.source).exists() else args.source
     if path.is_file():
         known = read_manifest(path)
-    source = str(Path(args.source).resolve()) if Path(args.source).exists() else args.source
-    if args.bounds is not None:
-        bounds = tuple(args.bounds)
-    elif known is not None and known.source == source:
-        bounds = known.cut.whole  # so that the scene is not read to find the same again
-    else:
-        Cut((0.0, 0.0, 0.0, 1.0, 1.0, 1.0), tuple(args.grid), args.overlap)  # raises before a long look
-        bounds = tuple(load_scene(source, starting_options(args.options).scene).aabb.double().tolist())
-    manifest = Manifest(source, Cut(bounds, tuple(args.grid), args.overlap), tuple(args.options))
-    if known is not None and known != manifest:
-        raise ValueError(
-            f"`--out` must be empty or have the same blocks, `{path}` has others: another scene, grid, overlap, bounds"
-            " or options; choose another folder, or remove it"
-        )
-    if known is None:
-        manifest.write(path)
+        bounds = known.cut.whole if args.bounds is None else tuple(args.bounds)
+        asked = Manifest(source, replace(cut, whole=bounds), tuple(args.options), known.recipe)
+        if known != asked:
+            raise ValueError(
+                f"`--out` must be empty or have the same blocks, `{path}` has others: another scene, grid, overlap,"
+                " bounds or options; choose another folder, or remove it"
+            )
+        return known
+    scene = load_scene(source, config.scene)
+    bounds = tuple(scene.aabb.double().tolist() if args.bounds is None else args.bounds)
+    recipe = recipe_of(config, scene, args.options)
+    manifest = Manifest(source, replace(cut, whole=bounds), tuple(args.options), recipe)
+    manifest.write(path)
     return manifest
 
 
-def starting_options(words: Sequence[str]) -> NerfConfig:
-    """What words say to `hashgrid nerf`; it ends the process where it does not know them."""
-    config: Any = parse(Nerf, words, starting_config(Nerf, words))[1]
-    return config  # type: ignore[no-any-return]
+def recipe_of(config: NerfConfig, scene: Scene, words: Sequence[str]) -> tuple[str, ...]:
+    """What blocks of a scene are trained with where options say nothing else. All that is around a block is contracted
+    into its field. Of a scene with an end boxes around boxes say where there is something, as they do of all of it, and
+    cameras may be near: after 300 steps 22.9 dB, with a calm distance 22.5."""
+    recipe = {"--contraction": "cube"}
+    if scene.bounded and config.fields[config.field.name].sampler == "occupancy":
+        recipe |= {"--sampler": "occupancy", "--calm-distance": "0"}
+    given = {word.partition("=")[0] for word in words}
+    return tuple(word for name, value in recipe.items() if name not in given for word in (name, value))
 
 
-def check_options(words: Sequence[str]) -> None:
-    """Raises ValueError where options of `hashgrid nerf` are not for blocks."""
+def check_options(words: Sequence[str]) -> NerfConfig:
+    """What options of `hashgrid nerf` say.
+
+    Raises:
+        ValueError: some are not for blocks.
+    """
     for word in words:
         if (name := word.partition("=")[0]) in OWN:
             raise ValueError(f"`{name}` must not be given, each block has its own or none")
-    config = starting_options(words)
+    # it ends the process with its own words where it does not know them
+    config: Any = parse(Nerf, words, starting_config(Nerf, words))[1]
     config.check()
     if config.capture.refines or config.capture.background_model not in ("auto", "none") or config.labelling.semantic:
         raise ValueError(
             "`--refine-cameras`, `--refine-lens`, `--background-model` and `--semantic` must be left out: each block"
             " would learn its own, and they would not fit together"
         )
+    return config  # type: ignore[no-any-return]
 
 
 def run_all(lines: dict[str, list[str]], out: Path, jobs: int) -> list[str]:

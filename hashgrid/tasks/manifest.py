@@ -34,11 +34,13 @@ class Manifest:
         source: what finds the scene.
         cut: the blocks, in the coordinates of the scene's file.
         options: words of `hashgrid nerf`, the same for all blocks.
+        recipe: what goes before them, by the scene.
     """
 
     source: str
     cut: Cut
     options: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
 
     def folder(self, number: tuple[int, ...]) -> str:
         """The name of a block's folder, beside the manifest."""
@@ -49,10 +51,8 @@ class Manifest:
         box, whole = ([repr(x) for x in corners] for corners in (self.cut.box(number), self.cut.whole))
         folder = out / self.folder(number)
         resume = ["--resume"] if (folder / CHECKPOINT).is_file() else []
-        # of all that is around the block there is one field, too: that of contracted space
-        contraction = [] if "--contraction" in self.options else ["--contraction", "cube"]
-        words = ["nerf", self.source, "--out", str(folder), "--box", *box, "--whole", *whole, *contraction]
-        return [*words, *self.options, *resume]
+        words = ["nerf", self.source, "--out", str(folder), "--box", *box, "--whole", *whole]
+        return [*words, *self.recipe, *self.options, *resume]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with the boxes of all blocks for whoever reads it."""
@@ -63,7 +63,8 @@ class Manifest:
         ]
         return {
             "format": FORMAT, "version": VERSION, "source": self.source, "bounds": list(cut.whole),
-            "grid": list(cut.grid), "overlap": cut.overlap, "options": list(self.options), "blocks": each,
+            "grid": list(cut.grid), "overlap": cut.overlap, "options": list(self.options),
+            "recipe": list(self.recipe), "blocks": each,
         }  # fmt: skip
 
     def write(self, path: Path) -> None:
@@ -83,7 +84,8 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError(f"it is of {found['format']} {found['version']}")
         numbers = tuple(float(x) for x in found["bounds"]), tuple(int(x) for x in found["grid"])
         cut = Cut(*numbers, float(found["overlap"]))
-        return Manifest(str(found["source"]), cut, tuple(map(str, found["options"])))
+        words = (tuple(map(str, found[name])) for name in ("options", "recipe"))
+        return Manifest(str(found["source"]), cut, *words)
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"`{path}` must be a manifest of `hashgrid blocks`, version {VERSION}: {why}") from error

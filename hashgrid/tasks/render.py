@@ -32,7 +32,9 @@ SETTINGS = "path.json"
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid render", description=__doc__.partition(": ")[2])
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of `hashgrid nerf`, or its checkpoint")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="folder of a run of `hashgrid nerf`, its checkpoint, or blocks.json"
+    )
     parser.add_argument("--path", default="orbit", help=f"{', '.join(WAYS)}, or a file of nerfstudio or instant-ngp")
     parser.add_argument(
         "--frames", type=int, default=120, help="of a path that is made, or has keyframes (default: 120)"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hashgrid.data.scene import load_scene
 from hashgrid.tasks.image import Image
+from hashgrid.tasks.manifest import Composed, manifest_of
 from hashgrid.tasks.nerf import Nerf
 from hashgrid.tasks.sdf import Sdf
 from hashgrid.tasks.surface import Surface
@@ -29,7 +30,7 @@ KINDS: dict[str, type[Task]] = {kind.name: kind for kind in (Nerf, Surface, Sdf,
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="hashgrid view", description=(__doc__ or "").partition(": ")[2])
-    what = "folder of a run of nerf, surface, sdf, volume or image, its checkpoint, or a scene"
+    what = "folder of a run of nerf, surface, sdf, volume or image, its checkpoint, a scene, or blocks.json"
     parser.add_argument("run", type=Path, metavar="RUN", help=what)
     parser.add_argument("--host", default=HOST, help="address to serve at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s")
@@ -47,6 +48,12 @@ def main(argv: Sequence[str]) -> int:
     """
     args = make_parser().parse_args(argv)
     optional_import("viser")
+    if (manifest := manifest_of(args.run)) is not None:
+        composed = Composed(manifest, args.device)
+        with threads_for(composed.config.backend):
+            page = Page(subject_of(composed), args.host, args.port, manifest.parent, "hashgrid blocks")
+            serve(page, args.host, composed.describe())
+        return 0
     checkpoint = args.run / CHECKPOINT if args.run.is_dir() else args.run
     if not (args.run.is_dir() and not checkpoint.is_file()) and args.run.suffix != ".json":
         return view_checkpoint(checkpoint, args.host, args.port, args.device)

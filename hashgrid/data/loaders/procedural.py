@@ -1,5 +1,5 @@
 """Scenes that the package makes, by name: ``procedural``, or ``procedural:train=60,test=20,resolution=200,seed=0``;
-``moving``, ``splitting``, ``labelled`` and ``primitives`` likewise."""
+``moving``, ``splitting``, ``labelled``, ``street`` and ``primitives`` likewise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hashgrid.data.errors import SceneError
 from hashgrid.data.procedural import procedural_scene
 from hashgrid.data.scene import Scene, SceneOptions
 from hashgrid.data.scene_families import random_scene
-from hashgrid.data.small_scenes import labelled_scene, moving_scene, splitting_scene
+from hashgrid.data.small_scenes import labelled_scene, moving_scene, splitting_scene, street_scene
 
 # what makes each scene, and the numbers that it takes
 SCENES: dict[str, tuple[Callable[..., Scene], dict[str, int]]] = {
@@ -18,6 +18,7 @@ SCENES: dict[str, tuple[Callable[..., Scene], dict[str, int]]] = {
     "moving": (moving_scene, {"train": 48, "test": 12, "resolution": 100, "seed": 0}),
     "splitting": (splitting_scene, {"train": 48, "test": 12, "resolution": 100, "seed": 0}),
     "labelled": (labelled_scene, {"train": 30, "test": 8, "resolution": 64, "seed": 0}),
+    "street": (street_scene, {"train": 80, "test": 16, "resolution": 100, "seed": 0}),
     "primitives": (random_scene, {"train": 3, "test": 8, "resolution": 48, "seed": 0}),
 }
 
