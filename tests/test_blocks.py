@@ -110,6 +110,23 @@ def test_one_field_in_blocks_is_that_field(trained: Nerf, scene: Any, grid: tupl
             assert overlap > 0 or float((a - b).abs().max()) < 1e-6
 
 
+@pytest.mark.full
+def test_one_field_of_proposals_in_blocks(scene: Any) -> None:
+    """In contracted space, where samples are long and of all distances, and cameras are outside of all blocks."""
+    block = block_of(scene, BlockOptions((-1.0, -1.0, -1.0, 0.5, 1.0, 1.0)))
+    trainer = nerf_trainer(block, 12, picture_block=1)
+    trainer.train()
+    task: Any = trainer.task
+    assert task.config.sampling.sampler == "proposal" and task.scene.placement.unit != 1
+    whole, views = tuple(block.aabb.tolist()), replace(scene.test, c2w=scene.test.c2w.clone())
+    views.c2w = task.scene.placement.poses_from_file(views.c2w).float()
+    alone = render_image(task.model, task.sampler, views, 0, torch.ones(3))
+    model, sampler = composed([task] * 4, scene, Cut(whole, (2, 1, 2), 0.3))
+    parted = render_image(model, sampler, scene.test, 0, torch.ones(3))
+    for a, b in zip(alone[:2], parted[:2], strict=True):
+        assert float((a - b).abs().max()) < 2e-4
+
+
 class Fog(RadianceField):
     """Of one density and colour, whatever the unit."""
 
@@ -208,6 +225,7 @@ def test_lines_to_run_elsewhere(scene_path: Path, tmp_path: Path, capsys: pytest
     (["--grid", "2", "1", "1", "--bounds", "0", "0", "0", "1", "-1", "1"], "`bounds` must be two corners"),
     (["--grid", "2", "1", "1", "--jobs", "0"], "`--jobs` must be at least 1"),
     (["--grid", "2", "1", "1", "--resume"], "`--resume` must not be given"),
+    (["--grid", "2", "1", "1", "--whole", "0", "0", "0", "1", "1", "1"], "`--whole` must not be given"),
     (["--grid", "2", "1", "1", "--semantic"], "must be left out: each block would learn its own"),
 ])  # fmt: skip
 def test_bad_options(
@@ -215,6 +233,15 @@ def test_bad_options(
 ) -> None:
     assert main(["blocks", str(scene_path), *words, "--out", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_block_is_for_radiance_fields(scene_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--box", "-1", "-1", "-1", "1", "1", "1", "--out", str(tmp_path)]
+    assert main(["surface", str(scene_path), *words]) == 1
+    assert "`box` must be left out" in capsys.readouterr().err
+    words[1:7] = ["1", "1", "1", "-1", "-1", "-1"]
+    assert main(["nerf", str(scene_path), *words]) == 1
+    assert "`box` must be two corners" in capsys.readouterr().err
 
 
 def test_unknown_words(scene_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -59,6 +59,8 @@ class SurfaceConfig(NerfConfig):
 
     def check(self) -> None:
         super().check()
+        if self.scene.block.box is not None:
+            raise ValueError("`box` must be left out: blocks are of `hashgrid nerf`, a surface has a box of its own")
         if self.resolution < 2:
             raise ValueError(f"`resolution` must be at least 2, got {self.resolution}")
 
