@@ -4,8 +4,9 @@
     python packaging/check.py --installed          # the tests alone, on what this Python has
 
 An environment has torch and NumPy when the wheel comes: that installation is timed, without a compiler and with
-nothing on the PATH. The tests are a copy in an empty folder, so that nothing of a checkout is imported. Each torch is
-downloaded from where pip is told to look; those of PyPI bring CUDA and take gigabytes until their tests are over.
+nothing on the PATH. The tests are a copy in an empty folder, so that nothing of a checkout is imported. A torch that
+the named Python has is used from there; another is downloaded from where pip is told to look, and those of PyPI bring
+CUDA: gigabytes, until their tests are over.
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ def wheel_for(python: str, wheels: list[Path]) -> Path:
     raise RuntimeError(f"no wheel for {tag} among {[wheel.name for wheel in wheels]}")
 
 
+def site_with(python: str, torch: str) -> str | None:
+    """Where an interpreter has that release of torch, and no hashgrid; None if it has not."""
+    code = "import importlib.util as u, torch; print(torch.__version__, torch.__path__[0], u.find_spec('hashgrid'))"
+    done = run(python, "-c", code)
+    version, path, other = (done.stdout.split(maxsplit=2) + [""] * 3)[:3]
+    return str(Path(path).parent) if version.partition("+")[0] == torch and other.strip() == "None" else None
+
+
 def copy_tests(folder: Path) -> list[str]:
     """Copies the tests; returns the modules about the ops."""
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -88,7 +97,11 @@ def check(wheel: Path, python: str, torch: str, folder: Path, tests: str) -> dic
     """Installs a wheel beside a torch and runs the tests of the ops; returns what was found."""
     succeed(python, "-m", "venv", folder / "env")
     inside = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    succeed(inside, "-m", "pip", "install", "--quiet", f"torch=={torch}", "numpy")
+    if (site := site_with(python, torch)) is not None:
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        (Path(succeed(inside, "-c", code).strip()) / "torch.pth").write_text(f"{site}\n")
+    else:
+        succeed(inside, "-m", "pip", "install", "--quiet", f"torch=={torch}", "numpy")
     bare = {**os.environ, "PATH": "", "CC": "false", "CXX": "false"}
     begin = time.perf_counter()
     succeed(inside, "-m", "pip", "install", "--quiet", wheel, env=bare)

@@ -273,10 +273,36 @@ def test_sdist_builds_and_is_complete(tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
-    for folder, patterns in {"csrc": ("*.h", "*.inl", "*.cpp"), "hashgrid": ("*.py", "py.typed")}.items():
+    folders = {"csrc": ("*.h", "*.inl", "*.cpp"), "hashgrid": ("*.py", "py.typed"), "tests": ("*.py",)}
+    for folder, patterns in {**folders, "packaging": ("*.py", "*.h")}.items():
         wanted = {str(path.relative_to(copy)) for pattern in patterns for path in (copy / folder).rglob(pattern)}
         assert wanted and wanted <= names, sorted(wanted - names)
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
+
+
+def test_wheels_are_matched_with_pythons_and_tests_are_counted() -> None:
+    """What packaging/check.py says of wheels, which it has no time to say in this suite."""
+    if not (ROOT / "packaging").exists():
+        pytest.skip("not a checkout")
+    check = runpy.run_path(str(ROOT / "packaging" / "check.py"))
+    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    wheels = [Path(f"torch_hashgrid-0.1.0-{t}-{t}-manylinux_2_28_x86_64.whl") for t in ("cp39", "cp399", tag)]
+    assert check["wheel_for"](sys.executable, wheels) == wheels[2]
+    with pytest.raises(RuntimeError, match=f"no wheel for {tag}"):
+        check["wheel_for"](sys.executable, wheels[:2])
+    report = "FAILED a - 4 passed the door\n1 failed, 20 passed, 3 skipped, 7 deselected in 8.90s\n"
+    assert check["count"](report) == {"failed": 1, "passed": 20, "skipped": 3, "deselected": 7}
+
+
+@pytest.mark.parametrize("workflow", ["wheels.yml", "tests.yml"])
+def test_workflows_are_yaml_and_say_that_they_are_untried(workflow: str) -> None:
+    path = ROOT / ".github" / "workflows" / workflow
+    if not path.exists():
+        pytest.skip("not a checkout")
+    yaml = pytest.importorskip("yaml")
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    assert all(job["steps"] for job in jobs.values())
+    assert "ntried" in path.read_text().partition("name:")[0]
 
 
 def test_no_text_names_another_distribution() -> None:
@@ -287,6 +313,8 @@ def test_no_text_names_another_distribution() -> None:
         ("docs", ["*.md"]),
         ("examples", ["*.py"]),
         ("csrc", ["*.h", "*.cpp"]),
+        ("packaging", ["*.py"]),
+        (".github", ["*.yml"]),
     ):
         texts += [file for pattern in patterns for file in (ROOT / folder).rglob(pattern)]
     assert len(texts) > 100
