@@ -38,7 +38,7 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests -name "*.h" -o -name "*.inl" -o -name "*.c*" -not -name "*.pyc")
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc tests packaging -name "*.h" -o -name "*.inl" -o -name "*.c*" -not -name "*.pyc")
 
 # The site, in site/html: pages of docs/ and a reference from docstrings. What leads nowhere in them is an error.
 docs: build

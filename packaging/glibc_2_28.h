@@ -5,13 +5,12 @@
 extern "C" {
 #endif
 
-// glibc 2.29 gave these new versions that no longer set errno, glibc 2.34 moved pthread_once to libc.
+// glibc 2.29 gave exp and pow new versions that do not set errno, glibc 2.34 moved pthread_once to libc.
 __asm__(".symver exp,exp@GLIBC_2.2.5");
-__asm__(".symver log,log@GLIBC_2.2.5");
 __asm__(".symver pow,pow@GLIBC_2.2.5");
 __asm__(".symver pthread_once,pthread_once@GLIBC_2.2.5");
 
-// GCC 12 gave it a new version together with std::condition_variable's wait on a timed lock.
+// Of std::condition_variable::wait GCC 12's library has a new version, which is not noexcept.
 #define HASHGRID_WAIT "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE"
 __asm__(".symver " HASHGRID_WAIT "," HASHGRID_WAIT "@GLIBCXX_3.4.11");
 
