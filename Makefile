@@ -16,7 +16,7 @@ CUDA_TORCH ?= torch==2.14.1
 CUDA_VENV := .venv-cuda
 
 # `make wheel-check` installs wheels beside these releases of PyTorch.
-WHEELS_WITH ?= python3.11=2.10.0,2.13.0,2.14.1 python3.10=2.13.0 python3.12=2.13.0 python3.13=2.14.1
+WHEELS_WITH ?= python3.10=2.10.0 python3.11=2.10.0,2.13.0,2.14.1 python3.12=2.14.1 python3.13=2.14.1
 
 .PHONY: demo test test-full test-all lint docs build bench-check cuda-check arm-check wheel wheels wheel-check clean
 
