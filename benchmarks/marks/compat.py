@@ -88,7 +88,7 @@ def marches() -> Iterator[Pair]:
     origins, directions = rays(4096)
     estimator = nerfacc.OccGridEstimator(roi_aabb=[0.0, 0.0, 0.0, 1.0, 1.0, 1.0], resolution=128)
     estimator.binaries = occupied[None]
-    sample = lambda: estimator.sampling(origins, directions, render_step_size=3e-3)  # noqa: E731
+    sample = lambda: estimator.sampling(origins, directions, render_step_size=1.5e-3)  # noqa: E731
     ray_indices, starts, ends = sample()
     n = len(starts)
     yield f"nerfacc: sampling, 4096 rays, {n} samples", {"layer": sample}
@@ -103,6 +103,8 @@ def marches() -> Iterator[Pair]:
 
         return run
 
+    sample = lambda: estimator.sampling(origins, directions, render_step_size=1.5e-3, cone_angle=1e-3)  # noqa: E731
+    yield "nerfacc: sampling, steps that grow", {"layer": sample}
     counts = torch.bincount(ray_indices, minlength=4096)
     column = torch.arange(n) - (counts.cumsum(0) - counts)[ray_indices]
     info = torch.stack((counts.cumsum(0) - counts, counts), dim=1)
@@ -120,6 +122,36 @@ def marches() -> Iterator[Pair]:
 
     ways = {"layer": by_layer, "plain PyTorch, padded rays": by_padding, "hashgrid.ops.composite": by_op}
     yield f"nerfacc: weights and colours of {n} samples", {name: render(way) for name, way in ways.items()}
+
+    def gradient(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            sigmas.grad = None
+            function().sum().backward()
+            return sigmas.grad
+
+        return run
+
+    spread = lambda: nerfacc.distortion(sigmas, starts, ends, ray_indices, 4096)  # noqa: E731
+    yield f"nerfacc: distortion of {n} weights", {"layer": gradient(spread)}
+    for name in ("exclusive_sum", "exclusive_prod"):
+        scan = lambda name=name: getattr(nerfacc, name)(sigmas, packed_info=info)  # noqa: E731
+        yield f"nerfacc: {name} of {n} samples", {"layer": gradient(scan)}
+    edges = nerfacc.RayIntervals(vals=torch.linspace(0, 1, 65).repeat(4096, 1))
+    places = lambda: nerfacc.importance_sampling(edges, edges.vals.square(), 64)[0].vals  # noqa: E731
+    yield "nerfacc: importance_sampling, 4096 rays, 64 intervals from 64", {"layer": places}
+
+    cells = torch.randint(0, 256, (128**3 // 8,), dtype=torch.uint8, generator=random)
+    cells &= torch.randint(0, 256, cells.shape, dtype=torch.uint8, generator=random)
+    cells &= torch.randint(0, 256, cells.shape, dtype=torch.uint8, generator=random)
+    centred = 2 * origins - 1, directions
+    box = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
+    bounds = torch_ngp.near_far_from_aabb(*centred, box)
+    march = lambda: torch_ngp.march_rays_train(*centred, 1.0, cells, 1, 128, *bounds, max_steps=512)  # noqa: E731
+    _, _, deltas, found = march()
+    yield f"torch-ngp: march_rays_train, 4096 rays, {len(deltas)} samples", {"layer": march}
+    sigmas, colors = torch.rand(len(deltas), requires_grad=True), torch.rand(len(deltas), 3)
+    seen = lambda: torch_ngp.composite_rays_train(sigmas, colors, deltas, found)[2]  # noqa: E731
+    yield f"torch-ngp: composite_rays_train of {len(deltas)} samples", {"layer": gradient(seen)}
 
 
 def main() -> None:
