@@ -192,11 +192,12 @@ def _harmonic_norm(band: int, m: int) -> float:
     return norm if m == 0 else (-1) ** m * math.sqrt(2) * norm
 
 
-def waves(x: Tensor, n_frequencies: int) -> Tensor:
-    """``sin(2^k pi x), cos(2^k pi x)`` [..., D * 2 * K] of ``x`` [..., D], channel ``(d * K + k) * 2`` for the sine."""
+def waves(x: Tensor, n_frequencies: int, pi: bool = True) -> Tensor:
+    """``sin(2^k pi x), cos(2^k pi x)`` [..., D * 2 * K] of ``x`` [..., D], channel ``(d * K + k) * 2`` for the sine;
+    without ``pi`` that factor is left out."""
     half_turns = x.unsqueeze(-1) * 2.0 ** torch.arange(n_frequencies, device=x.device, dtype=x.dtype)  # [..., D, K]
     # whole turns are exact to drop here and no longer are after the product with pi
-    angles = math.pi * (half_turns - 2 * (half_turns.detach() / 2).round())
+    angles = math.pi * (half_turns - 2 * (half_turns.detach() / 2).round()) if pi else half_turns
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
 
 

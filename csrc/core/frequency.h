@@ -1,5 +1,6 @@
 // sin(pi x) and cos(pi x), exact in their argument: whole turns and quadrants come off before pi comes in, so that the
-// error stays near one rounding however large x is. T is a scalar or a vector of scalars S.
+// error stays near one rounding however large x is. T is a scalar or a vector of scalars S. sin(x) and cos(x) are those
+// of x / pi in two numbers: a quotient that is rounded once is off by ten octaves' 1e-4.
 #pragma once
 
 #include <cmath>
@@ -35,6 +36,22 @@ HASHGRID_HD void sin_cos_pi_octant(double f, double* sine, double* cosine) {
 
 HASHGRID_HD float round_even(float x) { return ::rintf(x); }
 HASHGRID_HD double round_even(double x) { return ::rint(x); }
+
+// x / pi, to twice the digits of T.
+HASHGRID_HD void divide_by_pi(float x, float* high, float* low) {
+  *high = x * 0.318309886f;
+  *low = (::fmaf(-*high, 3.14159274f, x) + *high * 8.74227801e-8f) * 0.318309886f;
+}
+HASHGRID_HD void divide_by_pi(double x, double* high, double* low) {
+  *high = x * 0.3183098861837907;
+  *low = (::fma(-*high, 3.141592653589793, x) - *high * 1.2246467991473532e-16) * 0.3183098861837907;
+}
+
+// high + low without the whole turns of high.
+template <typename T>
+HASHGRID_HD T without_turns(T high, T low) {
+  return high - T(2) * round_even(high * T(0.5)) + low;
+}
 
 // NaN for infinite or NaN x.
 template <typename T>

@@ -10,6 +10,15 @@ namespace HASHGRID_ISA {
 
 constexpr int kThreads = 256;
 
+// sin and cos of 2^k pi x, or of 2^k x.
+template <typename T>
+HASHGRID_HD void wave(T x, T scale, bool pi, T* sine, T* cosine) {
+  if (pi) return sin_cos_pi(x * scale, sine, cosine);
+  T high, low;
+  divide_by_pi(x, &high, &low);
+  sin_cos_pi(without_turns(high * scale, low * scale), sine, cosine);
+}
+
 // Thread: frequency i % n_frequencies of input i / n_frequencies. It writes the pair (sin, cos) at 2 i of y [n_inputs,
 // n_frequencies, 2], one vector, next to its neighbour's. Threads share nothing; those of one input read the same x.
 template <typename T>
@@ -18,13 +27,13 @@ __global__ void frequency_encode_forward_kernel(HASHGRID_PARAMS FrequencyEncodeP
   if (i >= p.n_inputs * p.n_frequencies) return;
   const T scale = static_cast<T>(p.scales[i % p.n_frequencies]);
   T pair[2];
-  sin_cos_pi(static_cast<const T*>(p.x)[i / p.n_frequencies] * scale, &pair[0], &pair[1]);
+  wave(static_cast<const T*>(p.x)[i / p.n_frequencies], scale, p.pi, &pair[0], &pair[1]);
   store_row<T, 2>(static_cast<T*>(p.y) + 2 * i, pair);
 }
 
 // Thread: input i of grad_x [n_inputs], from its row of grad_y [n_inputs, n_frequencies, 2]; threads share nothing. It
 // takes sines and cosines again and adds up d x = sum_k 2^k pi (grad_sin cos - grad_cos sin) over the frequencies in
-// order, in T; the factor pi comes last.
+// order, in T; the factor pi, if there is one, comes last.
 template <typename T>
 __global__ void frequency_encode_backward_kernel(HASHGRID_PARAMS FrequencyEncodeParams p) {
   const int64_t i = global_thread();
@@ -34,11 +43,11 @@ __global__ void frequency_encode_backward_kernel(HASHGRID_PARAMS FrequencyEncode
   for (int k = 0; k < p.n_frequencies; ++k) {
     const T scale = static_cast<T>(p.scales[k]);
     T sine, cosine, grad[2];
-    sin_cos_pi(x * scale, &sine, &cosine);
+    wave(x, scale, p.pi, &sine, &cosine);
     load_row<T, 2>(static_cast<const T*>(p.grad_y) + 2 * (i * p.n_frequencies + k), grad);
     total += scale * (grad[0] * cosine - grad[1] * sine);
   }
-  static_cast<T*>(p.grad_x)[i] = total * static_cast<T>(3.141592653589793);
+  static_cast<T*>(p.grad_x)[i] = p.pi ? total * static_cast<T>(3.141592653589793) : total;
 }
 
 }  // namespace HASHGRID_ISA

@@ -10,8 +10,8 @@ namespace {
 
 int64_t grain_of(const FrequencyEncodeParams& p) { return (16384 + p.n_frequencies - 1) / p.n_frequencies; }
 
-Tensor frequency_encode_cpu(const Tensor& x, int64_t n_frequencies) {
-  FrequencyEncodeParams p = make_frequency_encode_params(x, n_frequencies);
+Tensor frequency_encode_cpu(const Tensor& x, int64_t n_frequencies, bool pi) {
+  FrequencyEncodeParams p = make_frequency_encode_params(x, n_frequencies, pi);
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1) * 2 * n_frequencies});
   p.y = y.mutable_data_ptr();
   advise_huge_pages(p.y, y.numel() * (p.dtype == DType::kFloat64 ? 8 : 4));
@@ -20,8 +20,8 @@ Tensor frequency_encode_cpu(const Tensor& x, int64_t n_frequencies) {
   return y;
 }
 
-Tensor frequency_encode_backward_cpu(const Tensor& grad_y, const Tensor& x, int64_t n_frequencies) {
-  FrequencyEncodeParams p = make_frequency_encode_params(x, n_frequencies);
+Tensor frequency_encode_backward_cpu(const Tensor& grad_y, const Tensor& x, int64_t n_frequencies, bool pi) {
+  FrequencyEncodeParams p = make_frequency_encode_params(x, n_frequencies, pi);
   set_grad_y(grad_y, x, p);
   Tensor grad_x = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   p.grad_x = grad_x.mutable_data_ptr();

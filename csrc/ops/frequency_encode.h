@@ -6,7 +6,7 @@
 
 namespace hashgrid {
 
-inline FrequencyEncodeParams make_frequency_encode_params(const Tensor& x, int64_t n_frequencies) {
+inline FrequencyEncodeParams make_frequency_encode_params(const Tensor& x, int64_t n_frequencies, bool pi) {
   FrequencyEncodeParams p = {};
   check_shape(x, "x", {-1, -1});
   STD_TORCH_CHECK(x.is_contiguous(), "`x` must be contiguous");
@@ -15,6 +15,7 @@ inline FrequencyEncodeParams make_frequency_encode_params(const Tensor& x, int64
   p.n_inputs = x.numel();
   p.n_frequencies = static_cast<int32_t>(n_frequencies);
   p.dtype = real_dtype_of(x, "x");
+  p.pi = pi;
   p.x = x.const_data_ptr();
   float scale = 1.0f;
   for (int64_t k = 0; k < n_frequencies; ++k, scale *= 2.0f) p.scales[k] = scale;

@@ -50,8 +50,7 @@ class Frequency(nn.Module):
         n_input_dims: dimensions D of the input.
         n_frequencies: K.
         backend: ``"native"`` or ``"reference"``.
-        pi: False leaves pi out, as the code of that paper does: all frequencies are then lower by 1.65 octaves, and
-            ``x`` is rounded once more before it is doubled.
+        pi: False leaves pi out, as the code of that paper does: all frequencies are then lower by 1.65 octaves.
         identity: whether ``x`` itself comes before the waves, as in that code.
 
     Raises:
@@ -96,7 +95,7 @@ class Frequency(nn.Module):
 
     def _waves(self, x: Tensor) -> Tensor:
         check_positions(x, self.n_input_dims)
-        return backend_ops(self.backend).frequency_encode(x if self.pi else x / math.pi, self.n_frequencies)
+        return backend_ops(self.backend).frequency_encode(x, self.n_frequencies, self.pi)
 
     def _scaled(self, y: Tensor, factors: Tensor) -> Tensor:
         """Waves times ``factors`` [K] or [..., D, K]."""

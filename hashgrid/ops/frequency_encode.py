@@ -14,7 +14,7 @@ from hashgrid.ops._vmap import register_vmap
 MAX_FREQUENCIES = 64
 
 
-def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
+def frequency_encode(x: Tensor, n_frequencies: int = 12, pi: bool = True) -> Tensor:
     """``sin(2^k pi x), cos(2^k pi x)`` for each input dimension and k in 0..K-1. Differentiable any number of times.
 
     Whole turns are taken off ``2^k x`` before pi comes in, which is exact: the error stays near one rounding at every
@@ -23,6 +23,8 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
     Args:
         x: [..., D], fp32 or fp64 (half precision is read as fp32).
         n_frequencies: K, 1..64.
+        pi: whether frequencies have the factor pi. Without it ``x`` is divided by pi in twice its digits, so that the
+            same holds.
 
     Returns:
         [..., D * 2 * K], channel ``(d * K + k) * 2`` for the sine, the next one for the cosine.
@@ -34,7 +36,7 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
         raise ValueError(f"`n_frequencies` must be in 1..{MAX_FREQUENCIES}, got {n_frequencies}")
     batch = x.shape[:-1]
     flat = flatten(at_least_fp32(x), None, "x")
-    return unflatten(_encode(flat, n_frequencies), batch)
+    return unflatten(_encode(flat, n_frequencies, pi), batch)
 
 
 _encode = differentiable_by_formula("frequency_encode", waves)
@@ -44,11 +46,11 @@ def _register() -> None:
     """Registers fake kernels of ``torch.ops.hashgrid.frequency_encode`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::frequency_encode")
-    def _(x, n_frequencies):
+    def _(x, n_frequencies, pi=True):
         return x.new_empty(x.shape[0], x.shape[1] * 2 * n_frequencies)
 
     @torch.library.register_fake("hashgrid::frequency_encode_backward")
-    def _(grad_y, x, n_frequencies):
+    def _(grad_y, x, n_frequencies, pi=True):
         return torch.empty_like(x)
 
     register_vmap("frequency_encode", ["x"])

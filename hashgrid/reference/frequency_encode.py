@@ -8,12 +8,13 @@ from hashgrid.maths import waves
 from hashgrid.ops._tensors import at_least_fp32
 
 
-def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
+def frequency_encode(x: Tensor, n_frequencies: int = 12, pi: bool = True) -> Tensor:
     """``sin(2^k pi x), cos(2^k pi x)`` for each input dimension and k in 0..K-1.
 
     Args:
         x: [..., D] (half precision is read as fp32).
         n_frequencies: K.
+        pi: whether frequencies have the factor pi.
 
     Returns:
         [..., D * 2 * K], channel ``(d * K + k) * 2`` for the sine, the next one for the cosine.
@@ -25,4 +26,4 @@ def frequency_encode(x: Tensor, n_frequencies: int = 12) -> Tensor:
         raise ValueError("`x` must have shape [..., D], got []")
     if n_frequencies < 1:
         raise ValueError(f"`n_frequencies` must be at least 1, got {n_frequencies}")
-    return waves(at_least_fp32(x), n_frequencies)
+    return waves(at_least_fp32(x), n_frequencies, pi)

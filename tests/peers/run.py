@@ -173,10 +173,6 @@ REASONS = {
     "test_pdf_loss": "it compares two losses of nerfacc whose formulas differ where an interval ends before the first"
     " edge of the proposal: the bound is 0 in one, the first weight in the other; some of the CPU's random numbers are"
     " such intervals",
-    "test_pos_enc_10_1e-4": "`Frequency` without pi divides by it first and rounds once more: ten octaves are off by"
-    " 1.4e-4, asked 1e-4",
-    "test_pos_enc_25_2": "25 octaves of float32 are noise; the error has to be less than 2, the largest there is",
-    "test_pos_enc_30_2": "the same of 30 octaves",
 }
 
 
