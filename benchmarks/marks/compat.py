@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hashgrid
-from hashgrid.compat import nerfacc, nerfstudio, tinycudann, torch_ngp
+from hashgrid.compat import nerfacc, nerfacc_0_3, nerfstudio, tinycudann, torch_ngp
 from hashgrid.ops import composite
 from hashgrid.util.files import atomic_write_json
 from hashgrid.util.info import describe
@@ -139,6 +139,13 @@ def marches() -> Iterator[Pair]:
     edges = nerfacc.RayIntervals(vals=torch.linspace(0, 1, 65).repeat(4096, 1))
     places = lambda: nerfacc.importance_sampling(edges, edges.vals.square(), 64)[0].vals  # noqa: E731
     yield "nerfacc: importance_sampling, 4096 rays, 64 intervals from 64", {"layer": places}
+
+    for kind in (nerfacc_0_3.ContractionType.AABB, nerfacc_0_3.ContractionType.UN_BOUNDED_SPHERE):
+        old = nerfacc_0_3.OccupancyGrid([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], 128, kind)
+        old._binary.copy_(occupied)
+        steps = {"grid": old, "near_plane": 0.1, "far_plane": 4.0, "render_step_size": 1.5e-3}
+        look = lambda steps=steps: nerfacc_0_3.ray_marching(origins, directions, **steps)  # noqa: E731
+        yield f"nerfacc 0.3: ray_marching, 4096 rays, {kind.name}, {len(look()[0])} samples", {"layer": look}
 
     cells = torch.randint(0, 256, (128**3 // 8,), dtype=torch.uint8, generator=random)
     cells &= torch.randint(0, 256, cells.shape, dtype=torch.uint8, generator=random)
