@@ -194,6 +194,7 @@ def functions_and_inputs() -> dict[str, tuple[Callable[..., Any], list[Tensor]]]
         ),
         "sh_encode": (lambda x: ops.sh_encode(x, 3), leaves((2, 3))),
         "frequency_encode": (lambda x: ops.frequency_encode(x, 2), leaves((2, 2))),
+        "frequency_encode without pi": (lambda x: ops.frequency_encode(x, 2, pi=False), leaves((2, 2))),
         "line_integrals": (
             lambda values, t_starts, t_ends: ops.line_integrals(values, t_starts, t_ends, rays[2]),
             leaves((4, 2), (4,), (4,)),

@@ -48,8 +48,8 @@ HASHGRID_EXPANDED_LIBRARY(HASHGRID_LIBRARY, m) {
       "-> (Tensor, Tensor, Tensor)");
   m.def("sh_encode(Tensor directions, int degree) -> Tensor");
   m.def("sh_encode_backward(Tensor grad_y, Tensor directions, int degree) -> Tensor");
-  m.def("frequency_encode(Tensor x, int n_frequencies, bool pi=True) -> Tensor");
-  m.def("frequency_encode_backward(Tensor grad_y, Tensor x, int n_frequencies, bool pi=True) -> Tensor");
+  m.def("frequency_encode(Tensor x, int n_frequencies, bool pi) -> Tensor");
+  m.def("frequency_encode_backward(Tensor grad_y, Tensor x, int n_frequencies, bool pi) -> Tensor");
   m.def(
       "adam_step(Tensor(a!) param, Tensor(b!) grad, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) steps, "
       "Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool skip_zero, Tensor(f!)? ema, "

@@ -46,11 +46,11 @@ def _register() -> None:
     """Registers fake kernels of ``torch.ops.hashgrid.frequency_encode`` and its derivative, and vmap over them."""
 
     @torch.library.register_fake("hashgrid::frequency_encode")
-    def _(x, n_frequencies, pi=True):
+    def _(x, n_frequencies, pi):
         return x.new_empty(x.shape[0], x.shape[1] * 2 * n_frequencies)
 
     @torch.library.register_fake("hashgrid::frequency_encode_backward")
-    def _(grad_y, x, n_frequencies, pi=True):
+    def _(grad_y, x, n_frequencies, pi):
         return torch.empty_like(x)
 
     register_vmap("frequency_encode", ["x"])

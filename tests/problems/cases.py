@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -150,7 +151,9 @@ def sh_encode_case(n: int) -> None:
 
 def frequency_encode_case(n: int) -> None:
     x = torch.rand(n, 3)
-    check_derivatives(lambda x: ops.frequency_encode(x, 6), lambda x: reference.frequency_encode(x, 6), [x])
+    for pi in (True, False):
+        ours, theirs = (partial(o.frequency_encode, n_frequencies=6, pi=pi) for o in (ops, reference))
+        check_derivatives(ours, theirs, [x])
 
 
 # ---- MLP ----------------------------------------------------------------------------------------------------------

@@ -217,12 +217,12 @@ def _sh_encode_backward() -> Iterator[Arguments]:
 
 def _frequency_encode() -> Iterator[Arguments]:
     for dtype in (torch.float32, torch.float64):
-        yield _leaf(N_POINTS, 2, dtype=dtype), 5
+        yield from ((_leaf(N_POINTS, 2, dtype=dtype), 5, pi) for pi in (True, False))
 
 
 def _frequency_encode_backward() -> Iterator[Arguments]:
     for dtype in (torch.float32, torch.float64):
-        yield _leaf(N_POINTS, 20, dtype=dtype), _leaf(N_POINTS, 2, dtype=dtype), 5
+        yield from ((_leaf(N_POINTS, 20, dtype=dtype), _leaf(N_POINTS, 2, dtype=dtype), 5, pi) for pi in (True, False))
 
 
 def _rays() -> tuple[Tensor, Tensor, Tensor]:
