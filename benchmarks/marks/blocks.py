@@ -1,7 +1,7 @@
 """A scene as one field and as blocks: PSNR of held-out views, and pictures of both.
 
-    python benchmarks/marks/blocks.py --pictures /tmp/blocks   # a quarter of an hour on one core
-    python benchmarks/marks/blocks.py --steps 20 --train 12 --test 2 --pixels 40 --out /tmp/blocks.json
+    python benchmarks/marks/blocks.py --pictures outputs/blocks   # a quarter of an hour on one core
+    python benchmarks/marks/blocks.py --steps 20 --train 12 --test 2 --pixels 40 --out outputs/blocks.json
 
 The street that the package makes, as long as eight of its pairs of houses. Rows:
 

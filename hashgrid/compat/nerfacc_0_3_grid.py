@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hashgrid.compat.nerfacc._shapes import check_shape
+from hashgrid.compat.nerfacc._checks import check_shape
 from hashgrid.ops._tensors import maths_dtype
 
 _CELLS = 1 << 18  # at which an occupancy function is asked at a time

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hashgrid import ops
-from hashgrid.compat.nerfacc._shapes import check_shape
+from hashgrid.compat.nerfacc._checks import check_shape
 from hashgrid.compat.nerfacc._traverse import find_samples
 from hashgrid.compat.nerfacc_0_3_grid import ContractionType, Grid, query_grid
 from hashgrid.compat.nerfacc_0_3_render import asked, render_visibility

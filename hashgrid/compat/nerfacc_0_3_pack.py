@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.compat.nerfacc import pack
-from hashgrid.compat.nerfacc._shapes import check_shape
+from hashgrid.compat.nerfacc._checks import check_shape
 from hashgrid.compat.nerfacc.scan import exclusive_sum
 
 _LEAST_WEIGHT = 1e-5  # of a ray; what is missing is spread over its samples

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hashgrid.compat.nerfacc import volrend
-from hashgrid.compat.nerfacc._shapes import check_shape
+from hashgrid.compat.nerfacc._checks import check_shape
 
 # of samples: begins [S, 1], ends [S, 1] and rays [S]
 ColorFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -31,4 +31,3 @@ def put_on_cpu() -> None:
     torch.cuda.Event = _Event
     torch.cuda.synchronize = torch.cuda.empty_cache = lambda *where: None
     torch.cuda.device = lambda which: contextlib.nullcontext()
-    torch.cuda.FloatTensor = torch.FloatTensor

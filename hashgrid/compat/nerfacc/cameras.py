@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from hashgrid.compat.nerfacc._shapes import check_last
+from hashgrid.compat.nerfacc._checks import check_last
 from hashgrid.geometry.lenses import COEFFICIENTS, distort, undistort
 
 _MIN_STEPS = 40  # of a damped search, which starts in the middle and not at the point

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.compat.nerfacc import data_specs
-from hashgrid.compat.nerfacc._shapes import check_device, check_shape
+from hashgrid.compat.nerfacc._checks import check_device, check_shape
 from hashgrid.compat.nerfacc._traverse import Crossings, Found, cross_boxes, find_samples, to_packed
 from hashgrid.compat.nerfacc.data_specs import RayIntervals
 from hashgrid.ops._tensors import maths_dtype
@@ -61,16 +61,7 @@ def ray_aabb_intersect(
     return torch.where(hits, t_mins, miss_value), torch.where(hits, t_maxs, miss_value), hits
 
 
-def _ray_aabb_intersect(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    aabbs: Tensor,
-    near_plane: float = -math.inf,
-    far_plane: float = math.inf,
-    miss_value: float = math.inf,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Another name of `ray_aabb_intersect`, which is one in PyTorch there."""
-    return ray_aabb_intersect(rays_o, rays_d, aabbs, near_plane, far_plane, miss_value)
+_ray_aabb_intersect = ray_aabb_intersect  # there the one is a kernel, the other PyTorch
 
 
 @torch.no_grad()

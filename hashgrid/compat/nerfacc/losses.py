@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hashgrid.compat.nerfacc._checks import check_indices, check_shape
+from hashgrid.compat.nerfacc._checks import check_indices, check_same_shape
 from hashgrid.compat.nerfacc._rows import Rows, runs
 from hashgrid.compat.nerfacc.scan import exclusive_sum
 from hashgrid.compat.nerfacc.volrend import accumulate_along_rays
@@ -33,7 +33,7 @@ def distortion(
         tensor([[0.6667]])
     """
     for name, x in (("t_starts", t_starts), ("t_ends", t_ends)):
-        check_shape(name, x, "weights", weights)
+        check_same_shape(name, x, "weights", weights)
     middles = (t_starts + t_ends) / 2
     # from a ray's first middle on, which changes no difference: far from the origin large sums would be subtracted
     if ray_indices is None:
@@ -41,7 +41,7 @@ def distortion(
         before, placed = exclusive_sum(weights), exclusive_sum(weights * middles)
     else:
         check_indices("ray_indices", ray_indices)
-        check_shape("ray_indices", ray_indices, "weights", weights)
+        check_same_shape("ray_indices", ray_indices, "weights", weights)
         packed_info = runs(ray_indices)
         middles = middles - middles.detach()[packed_info[:, 0]].repeat_interleave(packed_info[:, 1])
         rows = Rows(packed_info, len(weights))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgrid.compat.nerfacc import data_specs
-from hashgrid.compat.nerfacc._checks import check_indices, check_packed, check_shape, wrong
+from hashgrid.compat.nerfacc._checks import check_indices, check_packed, check_same_shape, wrong
 from hashgrid.compat.nerfacc.data_specs import RayIntervals
 
 
@@ -87,7 +87,7 @@ def importance_sampling(
         tensor([[0.0000, 0.6250, 1.2500]])
     """
     edges = intervals.vals
-    check_shape("cdfs", cdfs, "intervals.vals", edges)
+    check_same_shape("cdfs", cdfs, "intervals.vals", edges)
     if isinstance(n_intervals_per_ray, Tensor):
         return _sample_each(intervals, cdfs, n_intervals_per_ray, stratified)
     n = n_intervals_per_ray

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hashgrid.compat.nerfacc._checks import check_indices, check_packed, check_shape, count_rays, wrong
+from hashgrid.compat.nerfacc._checks import check_indices, check_packed, check_same_shape, count_rays, wrong
 from hashgrid.compat.nerfacc._rows import runs
 from hashgrid.compat.nerfacc.scan import exclusive_prod, exclusive_sum
 from hashgrid.ops.composite import composite
@@ -55,16 +55,16 @@ def rendering(
         >>> opacities.flatten().tolist(), depths.flatten().tolist()
         ([1.0, 0.0, 1.0], [0.5, 0.0, 0.5])
     """
-    check_shape("t_ends", t_ends, "t_starts", t_starts)
+    check_same_shape("t_ends", t_ends, "t_starts", t_starts)
     if ray_indices is not None:
         check_indices("ray_indices", ray_indices)
-        check_shape("t_starts", t_starts, "ray_indices", ray_indices)
+        check_same_shape("t_starts", t_starts, "ray_indices", ray_indices)
     if rgb_sigma_fn is not None:
         rgbs, density = rgb_sigma_fn(t_starts, t_ends, ray_indices)
-        check_shape("sigmas", density, "t_starts", t_starts)
+        check_same_shape("sigmas", density, "t_starts", t_starts)
     elif rgb_alpha_fn is not None:
         rgbs, density = rgb_alpha_fn(t_starts, t_ends, ray_indices)
-        check_shape("alphas", density, "t_starts", t_starts)
+        check_same_shape("alphas", density, "t_starts", t_starts)
     else:
         raise ValueError("one of `rgb_sigma_fn` and `rgb_alpha_fn` must be given, got neither")
     if rgbs.shape[:-1] != t_starts.shape:
@@ -189,7 +189,7 @@ def render_weight_from_density(
         tensor([[0.6321, 0.2325, 0.0855]])
     """
     for name, x in (("t_starts", t_starts), ("t_ends", t_ends)):
-        check_shape(name, x, "sigmas", sigmas)
+        check_same_shape(name, x, "sigmas", sigmas)
     samples = _Samples.of(t_starts, t_ends, sigmas, False, packed_info, ray_indices)
     return *_prefixed(*samples.weights(), prefix_trans), samples.alphas()
 
@@ -378,7 +378,7 @@ class _Samples(NamedTuple):
 def _prefixed(weights: Tensor, trans: Tensor, prefix_trans: Tensor | None) -> tuple[Tensor, Tensor]:
     if prefix_trans is None:
         return weights, trans
-    check_shape("prefix_trans", prefix_trans, "samples", trans)
+    check_same_shape("prefix_trans", prefix_trans, "samples", trans)
     return weights * prefix_trans, trans * prefix_trans
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashgrid.compat.nerfacc._shapes import check_shape
+from hashgrid.compat.nerfacc._checks import check_shape
 from hashgrid.compat.nerfacc.estimators.base import AbstractEstimator
 from hashgrid.compat.nerfacc.grid import _enlarge_aabb, sample_grids
 from hashgrid.compat.nerfacc.volrend import render_visibility_from_alpha, render_visibility_from_density

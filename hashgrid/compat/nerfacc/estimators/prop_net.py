@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hashgrid.compat.nerfacc._checks import check_shape, wrong
+from hashgrid.compat.nerfacc._checks import check_same_shape, wrong
 from hashgrid.compat.nerfacc.data_specs import RayIntervals
 from hashgrid.compat.nerfacc.estimators.base import AbstractEstimator
 from hashgrid.compat.nerfacc.pdf import importance_sampling, searchsorted
@@ -86,7 +86,7 @@ class PropNetEstimator(AbstractEstimator):
             t_starts, t_ends = t[..., :-1], t[..., 1:]
             with torch.set_grad_enabled(requires_grad):
                 sigmas = sigma_fn(t_starts, t_ends)
-                check_shape("sigmas", sigmas, "t_starts", t_starts)
+                check_same_shape("sigmas", sigmas, "t_starts", t_starts)
                 cdfs = _cdfs(render_transmittance_from_density(t_starts, t_ends, sigmas)[0])
                 if requires_grad:
                     self.prop_cache.append((intervals, cdfs))
